@@ -15,6 +15,10 @@ ROOT = Path(ppll_cli.__file__).parent
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
 
 
+READING_LINES = 1200
+"""Most lines of all files that a reader of PPLL needs. Move what PPLL does not need elsewhere."""
+
+
 class _Access:
     def __init__(self, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
         self.reads, self.writes = reads, writes
@@ -49,3 +53,12 @@ def test_the_order_that_the_page_shows_is_the_schedules() -> None:
     block = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
     lines = [line.split("  #")[0].strip() for line in block.splitlines()]
     assert [line for line in lines if line not in source] == []
+
+
+def test_ppll_can_be_read_in_one_sitting() -> None:
+    """The page's numbers may be off by a few lines, but not by more."""
+    rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", PAGE, re.MULTILINE)
+    assert len(rows) == 8
+    found = {file: len((ROOT / file).read_text().splitlines()) for file, _ in rows}
+    assert sum(found.values()) <= READING_LINES
+    assert [(file, found[file]) for file, said in rows if abs(found[file] - int(said)) > 8] == []

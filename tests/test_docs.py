@@ -21,7 +21,7 @@ FILE = re.compile(r"^`([\w./]+)`:\n\n```(?:python|yaml)\n(.*?)^```$", re.MULTILI
 COMMAND = re.compile(r"^\$ (?:scripts/run|ppll-run)(.*)$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 OWN = "--config-dir="
-"""Options that exist only beside the page's example."""
+"""Commands with this option need the files of an example of the page."""
 
 
 def sections(page: str) -> dict[str, str]:
@@ -34,13 +34,13 @@ EXTENSIONS = sections("extend.md") | sections("watching.md")
 EXTENSIONS |= {METHOD: sections("local_learning.md")[METHOD]}
 
 
-def test_there_is_an_example_of_each_thing() -> None:
+def test_the_page_has_an_example_of_each_extension() -> None:
     watching = "A local method that watches a later unit"
     assert list(EXTENSIONS) == ["A model", "A data set", "A schedule", watching, METHOD]
 
 
 @pytest.mark.parametrize("section", EXTENSIONS)
-def test_an_example_of_ones_own_trains(tmp_path: Path, section: str) -> None:
+def test_every_example_of_an_extension_trains(tmp_path: Path, section: str) -> None:
     text = EXTENSIONS[section]
     files = FILE.findall(text)
     assert len(files) == 2
@@ -67,13 +67,13 @@ COMMANDS = [
 ]
 
 
-def test_there_are_commands() -> None:
+def test_commands_are_found_in_the_pages() -> None:
     assert len(COMMANDS) >= 7
     assert len(COMPARISONS) >= 3
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_commands_compose(page: str, command: str) -> None:
+def test_commands_have_valid_settings(page: str, command: str) -> None:
     """In a sweep, every value of every list is composed."""
     words = [word for word in shlex.split(command, comments=True) if not word.startswith("-")]
     words = [word for word in words if not word.startswith(("resume=", "hydra/", "hydra."))]
@@ -91,7 +91,7 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("page", "command"), PLANS)
-def test_plans_compose(page: str, command: str) -> None:
+def test_plan_commands_have_valid_settings(page: str, command: str) -> None:
     options = plan._options(shlex.split(command))
     assert len(plan.Plan.compose(plan.overrides_of(options)).gpus) > 1
 
@@ -104,7 +104,7 @@ EVALUATIONS = [
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)
-def test_evaluations_are_understood(command: str) -> None:
+def test_evaluation_commands_have_valid_options(command: str) -> None:
     """Options are read as the program reads them.
 
     Overrides name keys that an evaluation may change.
@@ -127,7 +127,7 @@ COMPARISONS = [
 
 
 @pytest.mark.parametrize("command", COMPARISONS)
-def test_comparisons_are_understood(tmp_path: Path, command: str) -> None:
+def test_comparison_commands_have_valid_options(tmp_path: Path, command: str) -> None:
     """The command is right, except that its folders do not exist here."""
     with chdir(tmp_path), pytest.raises(ConfigError, match=r"outputs/.*: there is no such folder"):
         compare._main(shlex.split(command))
@@ -145,7 +145,7 @@ PROGRAMS = {"ppll-run", "ppll-plan", "ppll-compare", "ppll-eval", "tensorboard",
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_is_of_a_program_that_there_is(page: Path) -> None:
+def test_every_command_calls_an_existing_program(page: Path) -> None:
     """Commands of other programs would not be tested."""
     for command in re.findall(r"^\$ (.+)$", page.read_text(), re.MULTILINE):
         program, *arguments = shlex.split(command, comments=True)
@@ -157,7 +157,7 @@ def test_every_command_is_of_a_program_that_there_is(page: Path) -> None:
             assert program.removeprefix(".venv/bin/") in PROGRAMS, command
 
 
-def test_the_table_of_benchmarks_names_each_of_them() -> None:
+def test_the_table_of_benchmarks_is_complete() -> None:
     rows = re.findall(r"^\| `(\w+)` \|", (DOCS / "benchmarks.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted(NAMES)
 
@@ -187,7 +187,7 @@ def test_headings_become_anchors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_existing_targets(page: Path) -> None:
     """A link leads to a file, a folder, a picture, or a heading of this or another page."""
     for link in links(page):
         path, _, anchor = link.partition("#")
@@ -197,7 +197,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-def test_pages_are_short_and_can_be_found() -> None:
+def test_pages_are_short_and_linked_from_readme() -> None:
     """Links lead from README to every page. A page of more than 200 lines should be two pages."""
     seen: set[Path] = set()
     ahead = [ROOT / "README.md"]

@@ -28,7 +28,7 @@ from ppll_cli.errors import (
         (DeadlockError("a message"), "a message"),
     ],
 )
-def test_an_error_says_the_same_in_another_process(error: PpllError, message: str) -> None:
+def test_a_pickled_error_keeps_its_message(error: PpllError, message: str) -> None:
     """Sweeps may run in other processes, and exceptions are pickled to return from there."""
     assert str(error) == message
     copy = pickle.loads(pickle.dumps(error))
@@ -37,7 +37,7 @@ def test_an_error_says_the_same_in_another_process(error: PpllError, message: st
     assert vars(copy) == vars(error)
 
 
-def test_a_value_that_is_no_text_survives() -> None:
+def test_a_pickled_error_keeps_a_value_that_is_not_text() -> None:
     copy = pickle.loads(pickle.dumps(ConfigError("optim.betas", [0.9], "has one", "give two")))
     assert (copy.key, copy.value, copy.problem, copy.remedy) == (
         "optim.betas",

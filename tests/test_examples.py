@@ -11,7 +11,9 @@ from tests.finished import finished_run
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
-def test_the_notebook_on_finished_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_on_finished_runs_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = finished_run(
         tmp_path / "outputs" / "first",
         "model.dim=16",

@@ -127,7 +127,7 @@ WEIGHTS: Mapping[str, Any] = {
     "infopro_resnet110_balanced": BALANCED_WEIGHTS,
     "infopro_resnet110_stl10_balanced": STL10_BALANCED_WEIGHTS,
 }
-"""The weights by K, for the name of a preset without its K."""
+"""The weights by K. The key is the name of a preset without its K."""
 
 CIFAR10 = ([v / 255 for v in (125.3, 123.0, 113.9)], [v / 255 for v in (63.0, 62.1, 66.7)])
 FORMS: Mapping[str, Any] = {
@@ -255,12 +255,15 @@ def first(names: list[str]) -> str:
 
 
 def without_deep(names: Iterable[str]) -> list[Any]:
-    """Cases of a test, of which those of ResNet-110 are slow: it takes seconds to prepare."""
+    """Return parameters of a test.
+
+    Those of ResNet-110 are slow, because preparing takes seconds.
+    """
     deep = "resnet110"
     return [pytest.param(name, marks=[pytest.mark.slow] * (deep in name)) for name in names]
 
 
-def test_these_are_all() -> None:
+def test_every_preset_has_a_test() -> None:
     """Each preset is listed for the test of its network."""
     assert sorted(FILES) == sorted(
         [*VIT, *RESNET, *AUGLOCAL, *MANPP, *MANPP_VIT, *MANPP_RETINANET, *EDSR, *RETINANET]
@@ -269,7 +272,7 @@ def test_these_are_all() -> None:
 
 
 @pytest.mark.parametrize("names", alike(VIT, "_(cifar10|svhn|stl10)"), ids=first)
-def test_vision_transformers(names: list[str]) -> None:
+def test_presets_of_vision_transformers_have_the_papers_settings(names: list[str]) -> None:
     presets = [accepted(name) for name in names]
     for name, preset in zip(names, presets, strict=True):
         assert preset.choices["data"] == name.split("_")[3]
@@ -322,16 +325,16 @@ STARTS = {
     "ppll_resnet32_k16s2": ["layer2.3"],
     "ppll_resnet32_k16s4": ["layer2.2", "layer3.0", "layer3.2"],
 }
-"""The first unit of each stage but the first, for presets whose source gives it."""
+"""The first unit of each stage except the first, for presets whose paper or code gives it."""
 
 
 @pytest.mark.parametrize("names", SAME_RESNET, ids=first)
-def test_residual_networks(names: list[str]) -> None:
+def test_presets_of_residual_networks_have_the_papers_settings(names: list[str]) -> None:
     assert_cut_alike([accepted_residual(name) for name in names])
 
 
 @pytest.mark.parametrize("name", without_deep(map(first, SAME_RESNET)))
-def test_cuts_of_residual_networks(name: str) -> None:
+def test_presets_of_residual_networks_have_the_named_cuts(name: str) -> None:
     config, _ = compose_config([f"experiment={name}"])
     result = prepared(name)
     k, cuts = modules_of(name), config["local"]["cuts"]
@@ -346,7 +349,7 @@ def test_cuts_of_residual_networks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", AUGLOCAL)
-def test_auglocal(name: str) -> None:
+def test_presets_of_auglocal_have_the_papers_settings(name: str) -> None:
     _, model, depth = name.split("_")
     d = int(depth[1:])
     preset = accepted(name)
@@ -362,7 +365,7 @@ def test_auglocal(name: str) -> None:
 
 # The cuts of ResNet-110 differ by d as those of ResNet-32 do.
 @pytest.mark.parametrize("name", without_deep([*AUGLOCAL[:3], "auglocal_resnet110_d5"]))
-def test_cuts_of_auglocal(name: str) -> None:
+def test_presets_of_auglocal_have_the_papers_cuts(name: str) -> None:
     """AugLocal's K = 16 for ResNet-32 means 16 - d modules.
 
     The last one has the last d + 1 units.
@@ -384,7 +387,7 @@ SAME_MANPP = alike(MANPP, "_(stl10|svhn)")
 
 
 @pytest.mark.parametrize("names", SAME_MANPP, ids=first)
-def test_man_plus(names: list[str]) -> None:
+def test_presets_of_man_plus_have_the_papers_settings(names: list[str]) -> None:
     presets = [accepted(name) for name in names]
     for name, preset in zip(names, presets, strict=True):
         config, choices = preset.config, preset.choices
@@ -399,7 +402,7 @@ def test_man_plus(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("name", without_deep(map(first, SAME_MANPP)))
-def test_cuts_of_man_plus(name: str) -> None:
+def test_presets_of_man_plus_have_the_papers_cuts(name: str) -> None:
     config, _ = compose_config([f"experiment={name}"])
     result = prepared(name)
     found = modules(result)
@@ -415,7 +418,7 @@ def test_cuts_of_man_plus(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MANPP_VIT)
-def test_man_plus_of_vision_transformers(name: str) -> None:
+def test_presets_of_man_plus_for_vision_transformers_have_the_papers_settings(name: str) -> None:
     preset = accepted(name)
     size = {"tiny": 192, "small": 384, "base": 768}[name.split("_")[2]]
     assert (preset.choices["data"], preset.choices["local"]) == ("imagenet", "manpp")
@@ -428,7 +431,9 @@ def test_man_plus_of_vision_transformers(name: str) -> None:
 
 
 @pytest.mark.parametrize("names", alike(EDSR[::-1], r"_x\d"), ids=first)
-def test_super_resolution(names: list[str], tmp_path: Path) -> None:
+def test_presets_of_super_resolution_have_the_baselines_settings(
+    names: list[str], tmp_path: Path
+) -> None:
     """All presets train as the baseline does. Those with `fba_` only add modules."""
     presets = [accepted(name) for name in names]
     for name, preset in zip(names, presets, strict=True):
@@ -454,7 +459,9 @@ def test_super_resolution(names: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", alike(RETINANET, "_(voc|coco)"), ids=first)
-def test_detection(names: list[str], tmp_path: Path) -> None:
+def test_presets_of_detection_share_their_settings_and_cuts(
+    names: list[str], tmp_path: Path
+) -> None:
     presets = [accepted(name) for name in names]
     for name, preset in zip(names, presets, strict=True):
         config, choices = preset.config, preset.choices
@@ -474,7 +481,9 @@ def test_detection(names: list[str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MANPP_RETINANET)
-def test_man_plus_of_detectors(name: str, tmp_path: Path) -> None:
+def test_presets_of_man_plus_for_detectors_have_the_papers_settings(
+    name: str, tmp_path: Path
+) -> None:
     preset = accepted(name)
     config, choices = preset.config, preset.choices
     assert (choices["model"], choices["local"], choices["data"]) == ("retinanet", "manpp", "coco")
@@ -488,14 +497,14 @@ def test_man_plus_of_detectors(name: str, tmp_path: Path) -> None:
         assert modules_of_stages(found) == STAGES[name]
 
 
-def test_one_device_trains_the_same_modules() -> None:
+def test_ll_with_a_preset_trains_the_same_modules() -> None:
     name = "ppll_resnet32_k4s2"
     result = prepared(name, "schedule=ll")
     assert modules(result) == modules(prepared(name))
     assert modules_of_stages(result) == [len(modules(result))]
 
 
-def test_the_command_line_has_the_last_word() -> None:
+def test_the_command_line_overrides_a_preset() -> None:
     overrides = [
         *("data=digits", "data.pad=1", "model=resnet110", "local=greedy", "local.cuts=K4"),
         *("partition=params", "partition.cuts=null", "schedule=ll", "optim=adamw", "optim.lr=0.5"),
@@ -512,7 +521,7 @@ def test_the_command_line_has_the_last_word() -> None:
     assert (config["epochs"], config["gpus"]) == (3, 3)
 
 
-def test_a_recipe_can_be_taken_alone() -> None:
+def test_a_recipe_can_be_used_without_a_preset() -> None:
     config, choices = compose_config(["recipe=infopro_cifar10", "model=resnet18", "local=fba"])
     settings.parse(config)
     assert (choices["model"], choices["local"], choices["data"]) == ("resnet18", "fba", "cifar10")
@@ -533,8 +542,10 @@ TRAINED = [
     "retinanet_voc",
     "fba_retinanet_coco",
 ]
-"""One preset for each method and kind of network. The others differ only in cuts, numbers and data,
-which the tests above check."""
+"""One preset for each method and kind of network.
+
+The tests above check the cuts, numbers and data in which the other presets differ.
+"""
 
 ALWAYS = [
     "ppll_vit_base_cifar10_s2",
@@ -544,7 +555,10 @@ ALWAYS = [
     "fba_edsr_div2k_x2",
     "retinanet_voc",
 ]
-"""Of these, one for each kind of data and of network; the others are slow tests."""
+"""Presets that are always trained, one for each kind of data and network.
+
+The others of `TRAINED` are slow tests.
+"""
 
 
 def smallest(name: str, folder: Path) -> list[str]:
@@ -569,7 +583,7 @@ def smallest(name: str, folder: Path) -> list[str]:
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name not in ALWAYS)) for name in TRAINED],
 )
-def test_it_trains(name: str, tmp_path: Path) -> None:
+def test_a_preset_trains(name: str, tmp_path: Path) -> None:
     found = run_inside(tmp_path, *smallest(name, tmp_path))
     job = found.job
     assert [len(job.layout.of(stage)) for stage in range(job.stages)] == STAGES[name]

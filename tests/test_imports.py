@@ -58,7 +58,7 @@ def _named(name: str) -> str:
 
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT)) for file in FILES])
-def test_a_file_imports_from_its_own_folder_and_from_those_below(file: Path) -> None:
+def test_files_import_only_from_their_own_folder_and_those_below(file: Path) -> None:
     own = _folder(file.relative_to(ROOT).parts)
     for other in imported(ast.parse(file.read_text())):
         below = RANK[other] > RANK[own] or RANK[own] == RANK[other] == len(LAYERS) - 1
@@ -73,6 +73,6 @@ def test_pipeline_imports_neither_torch_nor_processes() -> None:
             assert not {name.split(".")[0] for name in names} & {"torch", "multiprocessing"}, file
 
 
-def test_nothing_else_lies_at_the_root() -> None:
+def test_the_package_has_only_the_known_folders() -> None:
     there = {p.name.removesuffix(".py") for p in ROOT.iterdir() if p.name[0] != "."}
     assert there - {"__pycache__", "py.typed", "conf"} == set(RANK)

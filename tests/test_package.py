@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> ZipFile:
     return ZipFile(file)
 
 
-def test_the_wheel_has_code_options_and_the_mark_of_types(wheel: ZipFile) -> None:
+def test_the_wheel_has_code_options_and_py_typed(wheel: ZipFile) -> None:
     files = set(wheel.namelist())
     assert {"ppll_cli/py.typed", "ppll_cli/cli/app.py", "ppll_cli/conf/config.yaml"} <= files
     options = {f"ppll_cli/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
@@ -52,7 +52,7 @@ def test_the_wheel_has_code_options_and_the_mark_of_types(wheel: ZipFile) -> Non
     assert all(".dist-info/" in name for name in others)
 
 
-def test_hydra_composes_from_the_options_as_a_module(
+def test_hydra_can_compose_from_options_in_a_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the wheel the options are in `ppll_cli.conf`.
@@ -67,7 +67,7 @@ def test_hydra_composes_from_the_options_as_a_module(
     assert OmegaConf.to_container(found, resolve=True) == expected
 
 
-def test_what_is_optional_is_an_extra() -> None:
+def test_optional_libraries_are_extras() -> None:
     extras = PROJECT["optional-dependencies"]
     optional = {"wandb": "wandb", "tensorboard": "tensorboard", "detection": "pycocotools"}
     for extra, name in optional.items():
@@ -80,7 +80,7 @@ def test_what_is_optional_is_an_extra() -> None:
     assert 'set_up "[all]"' in (ROOT / "scripts" / "run").read_text()
 
 
-def test_the_wheel_says_what_it_is(wheel: ZipFile) -> None:
+def test_the_wheel_has_complete_metadata(wheel: ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     lines = wheel.read(name).decode().split("\n\n")[0].splitlines()
     assert f"Version: {ppll_cli.__version__}" in lines
@@ -90,7 +90,7 @@ def test_the_wheel_says_what_it_is(wheel: ZipFile) -> None:
     assert any(line.startswith("Keywords: ") for line in lines)
 
 
-def test_types_are_marked_where_they_are() -> None:
+def test_the_package_is_marked_as_typed() -> None:
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert (ROOT / "src" / "ppll_cli" / "py.typed").is_file()
     assert PROJECT["authors"] == [{"name": "the ppll-run authors"}]
@@ -107,7 +107,7 @@ def test_the_citation_has_what_its_format_requires() -> None:
 
 
 @pytest.mark.parametrize("number", PAPERS)
-def test_both_papers_are_cited_alike(number: str) -> None:
+def test_both_citations_of_a_paper_agree(number: str) -> None:
     """CITATION.cff and README's BibTeX have the same title, year and authors, in the same order."""
     (paper,) = [one for one in citation()["references"] if one["url"].endswith(number)]
     assert paper["title"] == PAPERS[number]

@@ -27,33 +27,33 @@ def expand(name: str) -> list[str]:
     return [f"{found[1]}{part}{found[3]}" for part in found[2].split(",")] if found else [name]
 
 
-def test_the_table_of_presets_names_each_of_them() -> None:
+def test_the_table_of_presets_is_complete() -> None:
     rows = re.findall(r"^\| `(\S+)` \|", (DOCS / "presets.md").read_text(), re.MULTILINE)
     named = [name for row in rows for name in expand(row)]
     files = (ROOT / "conf" / "experiment").glob("*.yaml")
     assert sorted(named) == sorted(path.stem for path in files)
 
 
-def test_the_table_of_methods_names_each_of_them() -> None:
+def test_the_table_of_methods_is_complete() -> None:
     text = (DOCS / "local_learning.md").read_text()
     text = text[: text.index("## Momentum auxiliary networks")]
     rows = re.findall(r"^\| `(\S+)` \|", text, re.MULTILINE)
     assert sorted(rows) == sorted(path.stem for path in (ROOT / "conf" / "local").glob("*.yaml"))
 
 
-def test_the_table_of_schedules_names_each_of_them() -> None:
+def test_the_table_of_schedules_is_complete() -> None:
     text = (DOCS / "schedules.md").read_text()
     rows = re.findall(r"^\| `(\S+)` \|", text, re.MULTILINE)
     assert sorted(rows) == sorted(path.stem for path in (ROOT / "conf" / "schedule").glob("*.yaml"))
 
 
-def test_the_picture_of_1f1b_is_that_of_its_docstring() -> None:
+def test_the_picture_of_1f1b_equals_that_in_its_docstring() -> None:
     picture = re.findall(r"^ *(stage \d \|.*)$", OneFOneB.__doc__ or "", re.MULTILINE)
     assert len(picture) == 3
     assert "\n".join(picture) in (DOCS / "schedules.md").read_text()
 
 
-def test_the_model_of_the_loading_example_is_the_default_one() -> None:
+def test_the_loading_example_has_the_default_model() -> None:
     page = (DOCS / "run_directory.md").read_text()
     lines = page[page.index("units = ViT(") :].splitlines()[:2]
     names = {"ViT": ViT, "ImageSpec": ImageSpec, "Classification": Classification}
@@ -72,14 +72,14 @@ def test_the_model_of_the_loading_example_is_the_default_one() -> None:
     "group",
     ["model", "data", "schedule", "local", "partition", "optim", "fba", "transport", "tracker"],
 )
-def test_the_table_names_every_option(group: str) -> None:
+def test_the_table_of_options_is_complete(group: str) -> None:
     lines = (DOCS / "options.md").read_text().splitlines()
     row = next(line for line in lines if line.startswith(f"| `{group}` |"))
     named = set(re.findall(r"`([\w.]+)`", row.split("|")[2]))
     assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
 
 
-def test_accuracies_are_those_that_were_measured() -> None:
+def test_accuracies_in_the_docs_are_the_measured_ones() -> None:
     """The figures of both pages and of README are compared, rounded as they are shown."""
     docs = DOCS / "benchmarks"
     measured = json.loads((docs / "accuracy.json").read_text())["rows"]
@@ -110,7 +110,7 @@ def test_accuracies_are_those_that_were_measured() -> None:
         assert speed == f"{measured[f'{method} {modules} speed']['samples_per_second']:.0f}"
 
 
-def test_speeds_are_those_that_were_measured() -> None:
+def test_speeds_in_the_docs_are_the_measured_ones() -> None:
     """The figures of the page are compared, rounded as they are shown."""
     docs = DOCS / "benchmarks"
     page = (docs / "speed.md").read_text()
@@ -131,7 +131,7 @@ def test_speeds_are_those_that_were_measured() -> None:
     assert (soak["detected"], soak["recovered"], soak["leaks"]) == (soak["runs"], soak["runs"], 0)
 
 
-def test_the_guide_to_schedules_has_the_bounds_of_ppll_plan() -> None:
+def test_the_guide_to_schedules_has_the_right_bounds() -> None:
     page = (DOCS / "which_schedule.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (\d+) \| (0\.\d\d) \| (0\.\d\d) \|$", page, re.MULTILINE)
     assert len(rows) == 4
@@ -140,7 +140,7 @@ def test_the_guide_to_schedules_has_the_bounds_of_ppll_plan() -> None:
         assert bounds == [f"{share:.2f}", f"{share / 3:.2f}"]
 
 
-def test_the_guide_to_schedules_has_the_shares_that_were_counted() -> None:
+def test_the_guide_to_schedules_has_the_counted_shares() -> None:
     page = (DOCS / "which_schedule.md").read_text()
     measured = json.loads((DOCS / "benchmarks" / "accuracy.json").read_text())["rows"]
     methods = re.findall(r"`(\w+)`", next(re.finditer(r"^\| modules \|.*$", page, re.M))[0])
@@ -153,7 +153,7 @@ def test_the_guide_to_schedules_has_the_shares_that_were_counted() -> None:
             assert cell == f"{found['aux_flops'] / found['flops']:.0%}", (method, modules)
 
 
-def test_what_a_slow_link_leaves_is_what_was_measured() -> None:
+def test_speeds_over_slow_links_are_the_measured_ones() -> None:
     """The figures are README's first table, and the speeds on one machine below it."""
     measured = json.loads((DOCS / "benchmarks" / "network.json").read_text())["models"]
     named = {
@@ -200,12 +200,12 @@ def first_run(page: str) -> str:
     return page.split("\n$ scripts/run\n")[1].split("```")[0]
 
 
-def test_the_tutorial_shows_the_first_run_as_readme_does() -> None:
+def test_the_tutorial_and_readme_show_the_same_first_run() -> None:
     assert masked(first_run((DOCS / "tutorial.md").read_text())) == masked(first_run(README))
 
 
 @pytest.mark.slow
-def test_the_output_of_the_first_run_is_todays(
+def test_the_shown_output_of_the_first_run_is_current(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All words are compared. The numbers are from the machine on which the run was made."""

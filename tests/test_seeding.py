@@ -21,7 +21,7 @@ ALL: dict[Callable[..., int], list[tuple[int | str, ...]]] = {
 }
 
 
-def test_no_two_draws_share_a_seed() -> None:
+def test_different_draws_have_different_seeds() -> None:
     seeds = [purpose(*parts) for purpose, cases in ALL.items() for parts in cases]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -40,6 +40,6 @@ def test_no_two_draws_share_a_seed() -> None:
         (seeding.mixing(0, 1, 2), 3705626779466556164),
     ],
 )
-def test_seeds_are_those_of_every_earlier_version(seed: int, expected: int) -> None:
+def test_seeds_equal_those_of_earlier_versions(seed: int, expected: int) -> None:
     """With other seeds, a resumed run would continue with other random numbers."""
     assert seed == expected

@@ -19,16 +19,16 @@ REFERENCE = [
 ]
 
 
-def test_the_reference_has_names() -> None:
+def test_the_reference_lists_names() -> None:
     assert len(REFERENCE) >= 20
 
 
-def test_every_page_has_one_place_in_the_navigation() -> None:
+def test_every_page_is_once_in_the_navigation() -> None:
     nav = re.findall(r"^ +- .+: (\S+\.md)$", SITE[SITE.index("\nnav:") :], re.MULTILINE)
     assert sorted(nav) == sorted(PAGES)
 
 
-def test_every_picture_is_in_the_gallery_above_its_command() -> None:
+def test_the_gallery_shows_every_picture_above_its_command() -> None:
     shown = re.findall(r"^!\[[^]]+\]\(pictures/(\S+)\)$(.*?)(?=^!|^#|\Z)", GALLERY, re.M | re.S)
     pictures = [path.name for path in (DOCS / "pictures").iterdir()]
     assert sorted(name for name, _ in shown) == sorted(pictures)
@@ -36,7 +36,7 @@ def test_every_picture_is_in_the_gallery_above_its_command() -> None:
         assert re.search(r"^\$ scripts/", below, re.MULTILINE), name
 
 
-def test_the_gallery_has_the_commands_of_other_pages() -> None:
+def test_the_gallery_has_the_same_commands_as_other_pages() -> None:
     """The command of the detector's picture is in the benchmark that trained it."""
     rows = json.loads((DOCS / "benchmarks" / "beyond.json").read_text())["rows"]
     given = {*rows["detection fba on 4 trained"]["overrides"]}
@@ -48,7 +48,7 @@ def test_the_gallery_has_the_commands_of_other_pages() -> None:
 
 
 @pytest.mark.parametrize(("page", "name"), REFERENCE)
-def test_the_reference_names_what_there_is(page: str, name: str) -> None:
+def test_the_reference_names_existing_objects(page: str, name: str) -> None:
     """A name is a module, or a part of a module.
 
     The page also names the file, for other viewers.
@@ -63,7 +63,7 @@ def test_the_reference_names_what_there_is(page: str, name: str) -> None:
     assert f"`{file.relative_to(ROOT)}`" in PAGES[page] or f"`{file.name}`" in PAGES[page]
 
 
-def test_the_reference_has_what_examples_import() -> None:
+def test_the_reference_lists_what_examples_import() -> None:
     """The reference lists each class and function that an example in the pages imports."""
     known = {name for _, name in REFERENCE}
     last = {name.rpartition(".")[2] for name in known}
@@ -77,7 +77,7 @@ def test_the_reference_has_what_examples_import() -> None:
     assert [name for module, name in imports if module not in known and name not in last] == []
 
 
-def test_the_search_of_the_site_needs_no_network() -> None:
+def test_the_sites_search_needs_no_network() -> None:
     """Without a script of this name, the plugin `offline` would load one from the network."""
     (script,) = re.findall(r"^ +polyfills: \[(\S+)\]", SITE, re.MULTILINE)
     assert "iframe-worker" in script

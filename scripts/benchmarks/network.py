@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ppll_cli.cli.planning import Planner
+from ppll_cli.cli.planner import Planner
 from ppll_cli.config.settings import Settings
 from ppll_cli.leaves.files import write_json
 from ppll_cli.predict.interconnect import Interconnect, Link

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppll_cli.cli.plan import SCHEDULES, Plan
-from ppll_cli.cli.planning import Planner
+from ppll_cli.cli.planner import Planner
 from scripts.benchmarks.runs import machine, run, source
 
 FOLDER = Path("outputs/benchmark")

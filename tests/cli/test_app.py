@@ -136,7 +136,7 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
         (["data.root=/nonexistent"], "data.root=/nonexistent: is not a folder that can be read"),
     ],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(
+def test_wrong_input_is_refused_in_one_line_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     """A refused run leaves no new files or folders. `test_bad_input` has many more cases."""
@@ -152,7 +152,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
-def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
+def test_a_refused_run_keeps_files_that_existed_before(tmp_path: Path) -> None:
     """A configuration file names the folder.
 
     The program once did not see this, and removed the folder.
@@ -186,7 +186,9 @@ def test_a_refused_run_never_removes_what_was_there(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+def test_commands_that_need_no_model_do_not_import_torch(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     assert imported("ppll_cli.cli.app", ["torch"], arguments, tmp_path) == []
 
 
@@ -204,8 +206,8 @@ def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
-    """This is `ppll-run | head -1`, with standard error closed too.
+def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
+    """The test does what `ppll-run | head -1` does, with standard error closed too.
 
     Rich once ended such a run with status 1.
     """
@@ -233,7 +235,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGHUP]
 )
-def test_a_signal_stops_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_a_run_after_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     """The signal reaches the whole process group, as from `timeout` or a batch system.
 
     When a connection is lost, the signal is SIGHUP, which once ended multiprocessing's resource
@@ -259,7 +261,7 @@ def check_interrupted(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="terminals are others elsewhere")
-def test_a_terminal_shows_the_run_and_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_terminal_shows_the_run_and_is_restored_at_the_end(tmp_path: Path) -> None:
     """The user presses Ctrl-C. The message is printed once. At the end, the display is gone."""
     terminal, theirs = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 90, 0, 0))
@@ -306,7 +308,7 @@ def read_until(terminal: int, text: str | None) -> str:
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
+def test_a_sweep_continues_after_a_refused_job(tmp_path: Path) -> None:
     """Overrides are on both sides of the option `--multirun`, as people write them."""
     sweep = ["schedule=pp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
     result = ppll_run(*sweep, *PLAIN, cwd=tmp_path)
@@ -324,7 +326,7 @@ def test_a_sweep_goes_on_after_a_failed_job(tmp_path: Path) -> None:
     ("override", "end"),
     [("name=null", r"-\d+"), ("name=wide-2", r"-\d+-wide-2"), ("name=../x", r"-\d+-.._x")],
 )
-def test_a_name_ends_the_folders_name(override: str, end: str) -> None:
+def test_the_folders_name_ends_with_the_runs_name(override: str, end: str) -> None:
     """A name with a path cannot lead to another folder, even before it is refused."""
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -333,7 +335,7 @@ def test_a_name_ends_the_folders_name(override: str, end: str) -> None:
         assert re.fullmatch(r"outputs/(sweeps/)?[\d-]+/\d\d-\d\d-\d\d" + end, folder)
 
 
-def test_a_class_that_is_no_local_method_is_refused(tmp_path: Path) -> None:
+def test_a_class_that_is_not_a_local_method_is_refused(tmp_path: Path) -> None:
     arguments = ["local._target_=fractions.Fraction", "device=cpu"]
     result = ppll_run(*arguments, cwd=tmp_path)
     assert result.returncode == 2

@@ -955,7 +955,7 @@ def test_a_wrong_value_is_refused_in_one_line(
     assert possible in line.removeprefix(start)
 
 
-def test_there_are_enough_of_them() -> None:
+def test_the_table_has_at_least_60_cases() -> None:
     assert sum(map(len, TABLE.values())) >= 60
 
 
@@ -970,7 +970,7 @@ def test_there_are_enough_of_them() -> None:
         (2, ["gpus=3"], "gpus=3: there are 2 CUDA devices; use gpus=2, device=cpu, or oversubscri"),
     ],
 )
-def test_too_few_cuda_devices(
+def test_too_few_cuda_devices_are_refused(
     refusal: Callable[[Sequence[str]], str],
     monkeypatch: pytest.MonkeyPatch,
     found: int,
@@ -1048,7 +1048,7 @@ def combinations(draw: st.DrawFn) -> list[str]:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(overrides=combinations())
-def test_any_combination_trains_or_is_refused(
+def test_any_combination_of_values_trains_or_is_refused(
     overrides: list[str], run: Runner, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     started_s = time.monotonic()

@@ -13,7 +13,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
     return ended(monkeypatch, "ppll-compare", main, *arguments)
 
 
-def test_a_sweep_gets_its_comparison(
+def test_comparing_a_sweep_writes_into_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "0", "bp", 100.0, gpus=1)
@@ -28,7 +28,7 @@ def test_a_sweep_gets_its_comparison(
         assert (tmp_path / f"comparison.{end}").stat().st_size > 0
 
 
-def test_a_run_directory_gets_nothing_that_is_not_its_own(
+def test_comparing_a_run_writes_nothing_into_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make(tmp_path / "run", "bp", gpus=1)
@@ -40,7 +40,7 @@ def test_a_run_directory_gets_nothing_that_is_not_its_own(
     assert (tmp_path / "comparison.md").exists()
 
 
-def test_several_folders_are_compared_in_the_current_one(
+def test_comparing_several_folders_writes_into_the_current_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(tmp_path / "one", "bp", gpus=1)
@@ -53,7 +53,7 @@ def test_several_folders_are_compared_in_the_current_one(
     assert (tmp_path / "here" / "new" / "place" / "comparison.png").exists()
 
 
-def test_groups_of_seeds_or_each_run(
+def test_seeds_are_grouped_unless_each_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in range(2):
@@ -69,7 +69,7 @@ def test_groups_of_seeds_or_each_run(
     ]
 
 
-def test_of_jobs_that_were_all_refused_there_is_a_list(
+def test_refused_jobs_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = '{"job": 0, "overrides": ["gpus=0", "~tracker"], "error": "gpus=0: none"}\n'
@@ -90,7 +90,7 @@ def test_of_jobs_that_were_all_refused_there_is_a_list(
         (["run", "--output", "run/config.json"], "--output=run/config.json: cannot be written to"),
     ],
 )
-def test_wrong_input_is_one_line(
+def test_wrong_input_is_refused_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -37,7 +37,7 @@ def results(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_run_is_evaluated(
+def test_evaluating_a_run_repeats_its_test_result(
     run: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch, run.folder) == 0
@@ -57,7 +57,7 @@ def test_a_run_is_evaluated(
         assert picture.width > 800
 
 
-def test_other_data_of_the_task(
+def test_a_run_can_be_evaluated_on_other_data(
     run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The data are normalised like the run's data, unless the command line gives a key."""
@@ -74,7 +74,7 @@ def test_other_data_of_the_task(
     assert results(tmp_path / "out")["test"] != kept["test"]
 
 
-def test_own_pictures_keep_their_size_and_their_names(
+def test_own_pictures_get_the_runs_size_and_class_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -97,7 +97,7 @@ def test_own_pictures_keep_their_size_and_their_names(
     assert results(tmp_path / "again")["test"] == pytest.approx(run.test)
 
 
-def test_pictures_are_predicted(
+def test_predict_prints_a_prediction_for_each_picture(
     run: Finished,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -139,7 +139,7 @@ def test_boxes_and_enlarged_pictures_are_written(
         assert each["picture"] in capsys.readouterr().out
 
 
-def test_classes_of_one_s_own_are_named_again(
+def test_a_users_class_must_be_named_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = own_model("Idle")
@@ -150,7 +150,7 @@ def test_classes_of_one_s_own_are_named_again(
     assert run_main(monkeypatch, run.folder, "model._target_=tests.own_models.Idle") == 0
 
 
-def test_other_names_of_classes_are_told(
+def test_different_class_names_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp", "data.eval_limit=20")
@@ -164,7 +164,7 @@ def test_other_names_of_classes_are_told(
     assert first == "digits: class names differ from those in the run: '3' instead of 'three'"
 
 
-def test_an_option_of_one_s_own_is_found(
+def test_a_users_option_is_found_in_its_config_dir(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = finished_run(
@@ -214,7 +214,7 @@ def test_an_option_of_one_s_own_is_found(
         (["RUN", "--nonsense"], "arguments="),
     ],
 )
-def test_wrong_input_is_one_line(
+def test_wrong_input_is_refused_in_one_line(
     run: Finished,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -235,7 +235,7 @@ def test_wrong_input_is_one_line(
     assert said.startswith(f"ppll-eval: {line}")
 
 
-def test_help_and_refusals_import_no_torch(run: Finished, tmp_path: Path) -> None:
+def test_help_and_refusals_do_not_import_torch(run: Finished, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom ppll_cli.cli.evaluate import main\nrun = sys.argv[1]\n"
         "for given in (['--help'], [run, 'seed=4'], [run, 'data.pad=x']):\n"

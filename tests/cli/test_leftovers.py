@@ -30,12 +30,12 @@ def test_a_sweep_in_which_a_job_ran_stays(sweep: Path) -> None:
     assert len(list(sweep.iterdir())) == 4
 
 
-def test_a_folder_that_was_there_before_stays(sweep: Path) -> None:
+def test_a_folder_that_existed_before_stays(sweep: Path) -> None:
     remove_sweep(sweep, {sweep / "0"})
     assert len(list(sweep.iterdir())) == 3
 
 
-def test_only_folders_that_were_made_for_a_run_go(tmp_path: Path) -> None:
+def test_only_folders_made_for_a_refused_run_are_removed(tmp_path: Path) -> None:
     run_dir = tmp_path / "mine" / "new" / "run"
     (run_dir / ".hydra").mkdir(parents=True)
     (run_dir / "ppll-run.log").write_text("")

@@ -12,8 +12,8 @@ def auto(*overrides: str, sweep: bool = False) -> list[str]:
     return without_auto(overrides, sweep=sweep)
 
 
-def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
-    """Such a folder could once neither be resumed nor used again."""
+def test_files_of_an_early_start_up_do_not_block_a_folder(tmp_path: Path) -> None:
+    """A folder with such files could once neither be resumed nor used again."""
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "ppll-run.log").touch()
     given = [f"hydra.run.dir={tmp_path}"]
@@ -24,7 +24,7 @@ def test_what_a_start_up_has_left_is_no_hindrance(tmp_path: Path) -> None:
         check_run_dir(given)
 
 
-def test_a_folder_named_by_the_environment_beside_an_option_of_ones_own(
+def test_a_folder_named_by_the_environment_works_with_a_users_option(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before Hydra starts, an option from --config-dir is unknown. The check once refused it."""
@@ -37,7 +37,7 @@ def test_a_folder_named_by_the_environment_beside_an_option_of_ones_own(
 
 
 @pytest.mark.parametrize("spelled", ["resume=auto", "resume='auto'", "++resume=auto"])
-def test_auto_begins_where_no_run_is_and_goes_on_where_one_is(
+def test_resume_auto_starts_a_run_or_resumes_an_existing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -53,7 +53,7 @@ def test_auto_begins_where_no_run_is_and_goes_on_where_one_is(
 
 
 @pytest.mark.parametrize("given", [["resume=./auto"], ["resume=null"], ["seed=1"], ["~resume"]])
-def test_other_values_are_left_as_they_are(given: list[str]) -> None:
+def test_overrides_without_resume_auto_do_not_change(given: list[str]) -> None:
     assert auto(*given) == given
 
 
@@ -71,6 +71,8 @@ def test_other_values_are_left_as_they_are(given: list[str]) -> None:
         ),
     ],
 )
-def test_auto_needs_a_folder_and_one_run(given: list[str], sweep: bool, message: str) -> None:
+def test_resume_auto_needs_a_folder_and_a_single_run(
+    given: list[str], sweep: bool, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         auto("resume=auto", *given, sweep=sweep)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 from ppll_cli.cli import plan as planning
 from ppll_cli.cli.plan import GPUS, SCHEDULES, Plan
-from ppll_cli.cli.planning import Planner
+from ppll_cli.cli.planner import Planner, Row
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
 from ppll_cli.predict.interconnect import Interconnect, Link
 from ppll_cli.predict.speed import Prediction, predict
 from tests import program
+from tests.predict import given
+from tests.predict.given import Source
 
 ROOT = Path(__file__).parents[2]
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
@@ -30,7 +33,7 @@ def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
+def test_a_plan_has_a_row_for_every_schedule(tmp_path: Path) -> None:
     result = ppll_plan("--latency=1e-5", "gpus=1,2,64", *TINY, "--bandwidth=1e9", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -85,7 +88,9 @@ def test_a_plan_of_every_schedule(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], line: str) -> None:
+def test_wrong_input_is_refused_in_one_line(
+    tmp_path: Path, arguments: list[str], line: str
+) -> None:
     done = ppll_plan(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (complaint,) = done.stderr.splitlines()
@@ -101,7 +106,9 @@ def test_wrong_input_is_one_line(tmp_path: Path, arguments: list[str], line: str
         *(pytest.param(a, marks=pytest.mark.slow) for a in (["gpus=1,x"], ["model=vti"])),
     ],
 )
-def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[str]) -> None:
+def test_commands_that_need_no_model_do_not_import_torch(
+    tmp_path: Path, arguments: list[str]
+) -> None:
     assert program.imported("ppll_cli.cli.plan", ["torch"], arguments, tmp_path) == []
 
 
@@ -115,11 +122,11 @@ def test_what_needs_no_model_imports_no_torch(tmp_path: Path, arguments: list[st
         (["gpus=range(1,4)"], (1, 2, 3)),
     ],
 )
-def test_lists_of_devices(given: list[str], gpus: tuple[int, ...]) -> None:
+def test_lists_of_gpus_are_parsed(given: list[str], gpus: tuple[int, ...]) -> None:
     assert Plan.compose([*given, "schedule=bp"]).gpus == gpus
 
 
-def test_schedules() -> None:
+def test_a_plan_has_the_given_schedules() -> None:
     plan = Plan.compose(["schedule=gpipe,ppll", "schedule.microbatches=8", "model=resnet32"])
     assert list(plan.configs) == ["gpipe", "ppll"]
     assert plan.settings("gpipe", 4).schedule["microbatches"] == 8
@@ -180,7 +187,7 @@ def test_a_second_plan_measures_nothing(
     assert first["bp"].speed_up == pytest.approx(1.0)
 
 
-def test_obstacles(planner: Make) -> None:
+def test_rows_that_cannot_run_say_why(planner: Make) -> None:
     found = planner("local.modules=3", "schedule.microbatches=9", "schedule=bp,gpipe,ll,ppll")
     rows = {gpus: found.rows(gpus) for gpus in (2, 4, 5)}
     assert [row.obstacle for row in rows[4].values()] == [
@@ -193,8 +200,19 @@ def test_obstacles(planner: Make) -> None:
     found.check()
 
 
+def test_what_is_kept_for_restarts_has_a_column() -> None:
+    """Only where there is something, and empty for schedules that cannot restart a stage."""
+    whole, staged = (predict(given.job(name, 2), Source()) for name in ("bp", "ppll"))
+    kept = replace(staged, recovery_bytes=[2_000_000, 3_500_000])
+    table = planning._table(2, {"bp": Row("bp", whole), "ppll": Row("ppll", kept)})
+    (column,) = [each for each in table.columns if each.header == "recovery MB"]
+    assert [*column.cells] == ["", "2 / 3.5"]
+    plain = planning._table(2, {"bp": Row("bp", whole), "ppll": Row("ppll", staged)})
+    assert "recovery MB" not in [each.header for each in plain.columns]
+
+
 @pytest.mark.parametrize("key", ["compile", "recompute"])
-def test_backwards_in_halves_exclude(planner: Make, key: str) -> None:
+def test_splitting_backwards_excludes_some_settings(planner: Make, key: str) -> None:
     row = planner("schedule=zb_h1", f"{key}=true").rows(2)["zb_h1"]
     assert (
         row.obstacle
@@ -202,7 +220,7 @@ def test_backwards_in_halves_exclude(planner: Make, key: str) -> None:
     )
 
 
-def test_replicas_have_rows_of_their_own(planner: Make) -> None:
+def test_replicas_have_their_own_rows(planner: Make) -> None:
     """Replicas share a batch, so each takes about half as long, and then averages gradients."""
     found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")
     rows = found.rows(2)
@@ -215,7 +233,7 @@ def test_replicas_have_rows_of_their_own(planner: Make) -> None:
     assert "all-reduce takes as long as" in "\n".join(found.notes([2]))
 
 
-def test_the_fastest_layout(cache: Path) -> None:
+def test_the_fastest_layout_depends_on_the_network(cache: Path) -> None:
     """On a slow network, the fastest layout sends no gradients, because they are larger."""
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll", "model.dim=128", "batch_size=4"])
     for network in (1e12, 1e3):
@@ -241,7 +259,7 @@ def test_the_fastest_layout(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("neighbours", [None, 1])
-def test_who_computes_beside_whom_is_reckoned_by_machine(
+def test_neighbours_are_counted_on_each_machine(
     cache: Path, monkeypatch: pytest.MonkeyPatch, neighbours: int | None
 ) -> None:
     """If `neighbours` is given, it is used instead."""
@@ -251,14 +269,14 @@ def test_who_computes_beside_whom_is_reckoned_by_machine(
         asked.append((len({*job.homes}), given[-1]))
         return predict(job, *given)
 
-    monkeypatch.setattr("ppll_cli.cli.planning.predict", spy)
+    monkeypatch.setattr("ppll_cli.cli.planner.predict", spy)
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll"])
     with Planner(plan.settings, ["ppll"], (1,), per_machine=2, neighbours=neighbours) as found:
         found.rows(4)
     assert asked == [(2, neighbours)]
 
 
-def test_many_edges_are_told_together(planner: Make) -> None:
+def test_many_edges_are_described_in_one_line(planner: Make) -> None:
     found = planner("schedule=ppll", "model.depth=6", "replicas=1")
     row = found.fastest(8)
     assert row is not None
@@ -268,7 +286,7 @@ def test_many_edges_are_told_together(planner: Make) -> None:
     assert len(told) == 2
 
 
-def test_a_plan_without_any_row_is_refused(planner: Make) -> None:
+def test_a_plan_in_which_nothing_can_run_is_refused(planner: Make) -> None:
     found = planner("schedule=ppll,pp")
     found.rows(5)
     assert found.fastest(1024) is None
@@ -278,7 +296,7 @@ def test_a_plan_without_any_row_is_refused(planner: Make) -> None:
         found.check()
 
 
-def test_how_the_tables_came_about(planner: Make) -> None:
+def test_notes_explain_the_tables(planner: Make) -> None:
     found = planner("schedule=bp,gpipe")
     found.rows(1)
     notes = "\n".join(found.notes([1, 4096]))
@@ -287,7 +305,7 @@ def test_how_the_tables_came_about(planner: Make) -> None:
     assert "local losses" not in notes
 
 
-def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
+def test_notes_give_the_auxiliary_share_up_to_which_ppll_is_ahead(planner: Make) -> None:
     """The bound is (K - 1) / M against 1F1B, and a third of that against ZB-H1."""
     found = planner("schedule=1f1b,zb_h1,ppll", "schedule.microbatches=6")
     against_1f1b, against_zb = found.notes([1, 2, 8])[-2:]
@@ -298,7 +316,7 @@ def test_up_to_which_auxiliary_share_ppll_is_ahead(planner: Make) -> None:
     assert not [line for line in planner("schedule=1f1b").notes([2]) if "ahead" in line]
 
 
-def test_more_options_for_the_groups(tmp_path: Path) -> None:
+def test_options_from_a_config_dir_can_be_planned(tmp_path: Path) -> None:
     own = tmp_path / "conf, mine"  # Hydra's grammar would read this name as two words
     (own / "model").mkdir(parents=True)
     lines = ["defaults: [vit]", "depth: 5"]

@@ -22,7 +22,7 @@ from tests.conftest import compose_config
         ),
     ],
 )
-def test_a_plugin_that_is_installed_composes(plugin: str, overrides: list[str]) -> None:
+def test_an_installed_plugin_composes(plugin: str, overrides: list[str]) -> None:
     pytest.importorskip(f"hydra_plugins.{plugin}", reason="the plugin is not installed")
     config, _ = compose_config(overrides)
     settings.parse(config)

@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         (["resume=broken"], "resume=broken: it holds no config.json of a run"),
     ],
 )
-def test_a_refusal_is_one_line_and_changes_nothing(
+def test_a_refused_resume_prints_one_line_and_changes_nothing(
     tmp_path: Path, arguments: list[str], line: str
 ) -> None:
     folder = write_config(tmp_path / "run")
@@ -54,7 +54,7 @@ def test_a_refusal_is_one_line_and_changes_nothing(
     assert contents(folder.parent) == before
 
 
-def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
+def test_a_class_named_only_by_the_folder_is_not_imported(tmp_path: Path) -> None:
     """The module is in the current directory, where the program looks for classes of the user."""
     folder = write_config(tmp_path / "run")
     evil = "from pathlib import Path\nPath('touched').touch()\nclass Evil: pass\n"
@@ -73,7 +73,7 @@ def test_nothing_that_a_folder_names_is_imported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
+def test_a_terminated_run_resumes_without_losing_records(tmp_path: Path, run: Runner) -> None:
     """A batch system terminates the run. It resumes with other stages, and no record is lost."""
     case = [*TINY, "epochs=100000", "eval_every=1", "local.modules=3", "model.dropout=0.1"]
     with start(*case, cwd=tmp_path) as process:
@@ -110,7 +110,7 @@ def test_terminated_and_resumed(tmp_path: Path, run: Runner) -> None:
     assert summary["train"]["loss"] == expected.summary["train"]["loss"]
 
 
-def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
+def test_a_users_option_needs_its_config_dir_again(tmp_path: Path) -> None:
     """The run died before its first checkpoint. Resuming completes it."""
     options = tmp_path / "conf" / "model"
     options.mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_options_of_a_users_own_need_their_folder_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_command_begins_a_run_goes_on_with_it_and_finds_it_complete(
+def test_resume_auto_starts_resumes_and_finds_a_run_complete(
     tmp_path: Path,
 ) -> None:
     """A batch system starts the same command again and again. Each time, it stops the run early."""

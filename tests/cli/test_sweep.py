@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ppll_cli.cli.sweep import CompareRuns, refuse
+from ppll_cli.cli.sweep import CompareRuns, refuse, warn_of_tuning
 from ppll_cli.config.commands import command
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.sweeps import record_of, recorded_sweep
@@ -68,7 +69,7 @@ def test_failed_and_refused_jobs_are_counted(folder: Path) -> None:
     assert "- 2 refused: gpus=0: too few\n- 3 refused: gpus=99: too many\n" in text
 
 
-def test_jobs_that_ran_elsewhere_are_counted_by_their_sweep(folder: Path) -> None:
+def test_jobs_of_other_processes_are_counted_in_the_sweep(folder: Path) -> None:
     """A job that was killed before it began has no line in the comparison."""
     jobs = [[f"seed={n}"] for n in range(5)]
     record = record_of(["hydra/launcher=joblib"], jobs, [str(n) for n in range(5)])
@@ -86,7 +87,7 @@ def test_jobs_that_ran_elsewhere_are_counted_by_their_sweep(folder: Path) -> Non
     assert not CompareRuns.interrupted
 
 
-def test_a_search_says_that_it_is_one(folder: Path) -> None:
+def test_a_search_cannot_be_resumed(folder: Path) -> None:
     """A search cannot be resumed, so the program records it, and `resume` explains it."""
     searches = config(folder)
     searches.hydra.runtime.choices["hydra/sweeper"] = "optuna"
@@ -100,7 +101,7 @@ def test_a_search_says_that_it_is_one(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
-def test_a_folder_is_a_sweeps_own_where_it_was_not_there_before(folder: Path) -> None:
+def test_only_new_folders_count_as_made_by_the_sweep(folder: Path) -> None:
     new = folder / "new" / "sweep"
     for place, made in ((folder, set()), (new, {new, new.parent})):
         sweep = config(place)
@@ -109,7 +110,7 @@ def test_a_folder_is_a_sweeps_own_where_it_was_not_there_before(folder: Path) ->
         assert (CompareRuns.folder, CompareRuns.made) == (place, made)
 
 
-def test_a_sweep_of_refused_jobs_alone_has_nothing_to_compare(folder: Path) -> None:
+def test_a_sweep_of_only_refused_jobs_has_no_comparison(folder: Path) -> None:
     refuse(folder, 0, ["gpus=0"], "gpus=0: too few")
     CompareRuns().on_multirun_end(config(folder))
     assert CompareRuns.failed == 1
@@ -126,3 +127,22 @@ def test_a_full_disk_does_not_hide_the_comparison(
     CompareRuns()._compare(folder)
     assert "0    completed  bp" in capsys.readouterr().out
     assert "the comparison could not be written" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "mode", "objective", "warns"),
+    [
+        ("optuna", RunMode.MULTIRUN, "test.accuracy", True),
+        ("optuna", RunMode.MULTIRUN, "test_ema.loss", True),
+        ("optuna", RunMode.MULTIRUN, "val.accuracy", False),
+        ("optuna", RunMode.RUN, "test.accuracy", False),
+        ("basic", RunMode.MULTIRUN, "test.accuracy", False),
+    ],
+)
+def test_a_sweeper_that_tunes_on_the_test_set_gets_a_warning(
+    caplog: pytest.LogCaptureFixture, sweeper: str, mode: RunMode, objective: str, warns: bool
+) -> None:
+    """The basic sweeper runs a grid, and chooses nothing by its results."""
+    runtime = {"choices": {"hydra/sweeper": sweeper}}
+    warn_of_tuning(OmegaConf.create({"runtime": runtime, "mode": mode}), objective)
+    assert [each.getMessage()[:10] for each in caplog.records] == ["objective="] * warns

@@ -122,7 +122,9 @@ def table(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_where_it_was_stopped(main: Main, jobs: Jobs, tmp_path: Path) -> None:
+def test_a_resumed_sweep_continues_where_it_was_stopped(
+    main: Main, jobs: Jobs, tmp_path: Path
+) -> None:
     command = stopped(main, jobs)
     folder = tmp_path / "swept"
     assert arguments_of(command) == ["--multirun", f"resume={folder}"]
@@ -153,7 +155,7 @@ def test_a_sweep_goes_on_where_it_was_stopped(main: Main, jobs: Jobs, tmp_path: 
 
 
 @pytest.mark.slow
-def test_classes_and_a_tracker_are_named_again(main: Main, jobs: Jobs, tmp_path: Path) -> None:
+def test_classes_and_trackers_must_be_named_again(main: Main, jobs: Jobs, tmp_path: Path) -> None:
     """Neither a class nor a tracker is read from the folder.
 
     This is also true for a job that never began.
@@ -179,7 +181,7 @@ def test_classes_and_a_tracker_are_named_again(main: Main, jobs: Jobs, tmp_path:
     assert jobs.trackers["1"] == "tensorboard"
 
 
-def test_one_process_at_a_time_runs_a_sweep(main: Main, jobs: Jobs, tmp_path: Path) -> None:
+def test_only_one_process_can_run_a_sweep(main: Main, jobs: Jobs, tmp_path: Path) -> None:
     jobs.plan["0"] = "interrupted"
     main("-m", "seed=0,1", "hydra.sweep.dir=swept")
     folder, record = tmp_path / "swept", (tmp_path / "swept" / "sweep.json").read_bytes()
@@ -204,7 +206,7 @@ def test_a_refusal_before_the_first_job_leaves_nothing(main: Main, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_where_jobs_are_is_recorded_as_they_are_named(
+def test_the_record_has_the_folder_names_of_all_jobs(
     main: Main, jobs: Jobs, tmp_path: Path
 ) -> None:
     """Names of folders contain the jobs' numbers, which do not change when the sweep is resumed."""

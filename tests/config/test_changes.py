@@ -16,7 +16,7 @@ def of(*overrides: str) -> list[str]:
         return changes(config, choices)
 
 
-def test_the_defaults() -> None:
+def test_the_defaults_need_no_overrides() -> None:
     assert of() == []
     assert of("model=vit", "epochs=15") == []
 
@@ -35,13 +35,13 @@ def test_the_defaults() -> None:
         ["fba=on", "fba.features=2", "fba.fusion=add"],
     ],
 )
-def test_they_make_the_same_configuration(overrides: list[str]) -> None:
+def test_the_overrides_found_give_the_same_configuration(overrides: list[str]) -> None:
     found = of(*overrides)
     assert compose_config(shlex.split(" ".join(found)))[0] == compose_config(overrides)[0]
     assert len(found) <= len(overrides) + 1
 
 
-def test_a_bank_whose_defaults_are_resolved_is_named_once() -> None:
+def test_a_bank_with_resolved_defaults_is_named_once() -> None:
     """In a resumed run the defaults are resolved.
 
     `local.bank` follows `fba`, and cannot be given.
@@ -55,14 +55,14 @@ def test_a_bank_whose_defaults_are_resolved_is_named_once() -> None:
     assert compose_config(found)[0]["local"]["bank"] == bank
 
 
-def test_what_a_preset_sets_is_not_named_again() -> None:
+def test_settings_of_a_preset_are_not_named_again() -> None:
     assert of("experiment=infopro_resnet32_k4", "seed=3") == [
         "experiment=infopro_resnet32_k4",
         "seed=3",
     ]
 
 
-def test_a_preset_with_another_option_of_a_group() -> None:
+def test_a_changed_option_of_a_preset_is_named() -> None:
     assert of("experiment=infopro_resnet32_k4", "optim=adamw")[:2] == [
         "experiment=infopro_resnet32_k4",
         "optim=adamw",

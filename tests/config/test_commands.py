@@ -32,7 +32,7 @@ def read(override: str) -> Any:
 
 
 @given(VALUES)
-def test_hydra_reads_a_setting_as_it_was_meant(value: Any) -> None:
+def test_hydra_reads_back_the_value_of_a_setting(value: Any) -> None:
     found = read(setting("key", value))
     assert found == value
     assert type(found) is type(value)
@@ -42,11 +42,11 @@ def test_hydra_reads_a_setting_as_it_was_meant(value: Any) -> None:
     "value",
     ["true", "NULL", "inf", "nan", "1", "1e3", "0x1", "1_000", "", "${oc.env:HOME}", "a\nb"],
 )
-def test_text_that_looks_like_something_else_stays_text(value: str) -> None:
+def test_text_that_looks_like_another_value_stays_text(value: str) -> None:
     assert read(setting("key", value)) == value
 
 
-def test_a_setting_is_as_short_as_it_can_be() -> None:
+def test_settings_are_quoted_only_if_needed() -> None:
     assert setting("optim.lr", 0.1) == "optim.lr=0.1"
     assert setting("local.cuts", ["blocks.1", "head"]) == "local.cuts=[blocks.1,head]"
     assert setting("data.root", "/data/a-b_c") == "data.root=/data/a-b_c"
@@ -54,7 +54,7 @@ def test_a_setting_is_as_short_as_it_can_be() -> None:
     assert word('resume="/data/a=b c"') == "'resume=\"/data/a=b c\"'"
 
 
-def test_a_shell_reads_words_as_they_were_meant() -> None:
+def test_a_shell_reads_back_quoted_words() -> None:
     texts = ["a b", "it's", '"', "$HOME", "~", "~model.dim", "[a,b]", "a\nb", "\\", "`ls`", "é", ""]
     texts += [
         "tab\t1",
@@ -107,7 +107,7 @@ def programs() -> tuple[str, str]:
     return command("ppll-run", "a=1"), command("ppll-compare", "b c")
 
 
-def test_of_a_script_in_the_path(started: Any, tmp_path: Path) -> None:
+def test_a_script_in_the_path_is_printed_by_its_name(started: Any, tmp_path: Path) -> None:
     script = str(tmp_path / ".venv" / "bin" / "ppll-run")
     started("python", script, script=script, path=str(tmp_path / ".venv" / "bin"))
     assert programs() == ("ppll-run a=1", "ppll-compare 'b c'")
@@ -115,19 +115,21 @@ def test_of_a_script_in_the_path(started: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["ppll-run", "ppll-plan"])
-def test_of_a_script_that_is_named_by_its_path(started: Any, name: str) -> None:
+def test_a_script_called_by_its_path_is_printed_with_the_path(started: Any, name: str) -> None:
     started(".venv/bin/python", f".venv/bin/{name}", "-m", f"{name}=1", script=f".venv/bin/{name}")
     assert programs() == (".venv/bin/ppll-run a=1", ".venv/bin/ppll-compare 'b c'")
     assert command("wandb", "sync") == ".venv/bin/wandb sync"
 
 
-def test_of_a_script_in_the_current_folder(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_in_the_current_folder_is_printed_with_a_dot(
+    started: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(".venv/bin")
     started("python", "ppll-run", script="ppll-run")
     assert programs() == ("./ppll-run a=1", "./ppll-compare 'b c'")
 
 
-def test_of_the_script_that_sets_everything_up(started: Any, tmp_path: Path) -> None:
+def test_scripts_run_is_printed_as_it_was_called(started: Any, tmp_path: Path) -> None:
     script = str(tmp_path / ".venv" / "bin" / "ppll-run")
     started("python", script, script=script, wrapper="scripts/run")
     assert programs() == ("scripts/run a=1", ".venv/bin/ppll-compare 'b c'")
@@ -135,7 +137,7 @@ def test_of_the_script_that_sets_everything_up(started: Any, tmp_path: Path) -> 
     assert command("ppll-run") == "./run"
 
 
-def test_of_a_module(started: Any, tmp_path: Path) -> None:
+def test_a_module_is_printed_with_python_and_its_options(started: Any, tmp_path: Path) -> None:
     path = str(tmp_path / ".venv" / "bin")
     started("python", "-X", "dev", "-m", "ppll_cli", "-m", "seed=1,2", script="x", path=path)
     assert programs() == (
@@ -147,20 +149,22 @@ def test_of_a_module(started: Any, tmp_path: Path) -> None:
     assert command("ppll-run") == f"{python} -Im ppll_cli"
 
 
-def test_of_anything_else(started: Any, tmp_path: Path) -> None:
+def test_other_starts_are_printed_with_a_script_or_module(started: Any, tmp_path: Path) -> None:
     started("python", "-c", "import ppll_cli", script="-c")
     assert command("ppll-run") == ".venv/bin/ppll-run"
     (tmp_path / ".venv" / "bin" / "ppll-run").unlink()
     assert command("ppll-run") == f"{tmp_path / '.venv' / 'bin' / 'python'} -m ppll_cli"
 
 
-def test_a_path_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_starts_with_a_dash_gets_a_dot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert short_path(tmp_path / "-x" / "1") == "./-x/1"
     assert short_path(Path("/elsewhere/1")) == "/elsewhere/1"
 
 
-def test_the_script_says_how_it_was_called() -> None:
+def test_the_script_passes_on_how_it_was_called() -> None:
     """Run the script without its steps that set up an environment."""
     text = (ROOT / "scripts" / "run").read_text()
     text = text.replace('set_up "[all]" "$root"', "").replace("exec", f"echo ${STARTED_AS} #")

@@ -35,7 +35,7 @@ def read(*overrides: str) -> dict[str, Any]:
         ("device", "cpu", "cpu"),
     ],
 )
-def test_it_is_what_the_key_takes(
+def test_an_environment_variable_gets_the_type_of_the_key(
     monkeypatch: pytest.MonkeyPatch, key: str, text: str, value: Any
 ) -> None:
     monkeypatch.setenv("GIVEN", text)
@@ -48,20 +48,22 @@ def test_it_is_what_the_key_takes(
     make("model", config["model"])
 
 
-def test_a_name_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_consists_of_digits_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "123")
     config = read("tracker=wandb", "tracker.name=${oc.env:SLURM_JOB_ID}")
     assert config["tracker"]["name"] == "123"
 
 
 @pytest.mark.parametrize("text", ["abc", "1.5", "true", "", "[1]"])
-def test_what_spells_no_such_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_text_that_is_not_a_number_of_the_right_kind_is_refused(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     monkeypatch.setenv("GIVEN", text)
     with pytest.raises(ConfigError, match="seed"):
         settings.parse(read("seed=${oc.env:GIVEN}"))
 
 
 @pytest.mark.parametrize("text", ["abc", "'1'"])
-def test_text_on_the_command_line_is_text(text: str) -> None:
+def test_quoted_text_on_the_command_line_is_not_a_number(text: str) -> None:
     with pytest.raises(ConfigError, match=f"seed={text.strip(chr(39))}: must be a valid integer"):
         settings.parse(read(f"seed={text}"))

@@ -18,7 +18,7 @@ SUMMARY: dict[str, Any] = {
 BEFORE = {**SUMMARY, "test": None}
 
 
-def test_the_test_metric_unless_something_is_held_out() -> None:
+def test_the_default_objective_is_the_val_metric_or_the_test_metric() -> None:
     assert chosen(None, BEFORE, "accuracy") == "test.accuracy"
     assert chosen(None, {**BEFORE, "val": None}, "accuracy") == "val.accuracy"
 
@@ -35,7 +35,7 @@ def test_the_test_metric_unless_something_is_held_out() -> None:
         ("stages.1.peak_memory_bytes", None),
     ],
 )
-def test_any_number_of_the_summary(key: str, number: float | None) -> None:
+def test_any_number_of_the_summary_can_be_the_objective(key: str, number: float | None) -> None:
     assert chosen(key, BEFORE, "accuracy") == key
     assert value(key, SUMMARY) == number
 
@@ -57,7 +57,7 @@ def test_a_run_that_was_not_evaluated_has_no_metric() -> None:
         ("status", "objective=status: is not a number in summary.json"),
     ],
 )
-def test_what_is_no_number_is_refused(key: str, message: str) -> None:
+def test_keys_that_have_no_number_are_refused(key: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         chosen(key, BEFORE, "accuracy")
     assert str(caught.value).startswith(message)

@@ -24,7 +24,7 @@ def test_each_schedule_has_its_own_name(name: str) -> None:
     assert name in (LOCAL if schedule.local else WHOLE)  # comparisons use the same names
 
 
-def test_a_class_of_several_options_or_of_none_has_its_path() -> None:
+def test_a_class_without_a_single_option_is_named_by_its_path() -> None:
     vit = "ppll_cli.models.vit.ViT"  # `model=vit` and `model=vit_base` both name this class
     assert as_typed("model", vit) == ("model._target_", vit)
     assert as_typed("schedule", "my.Own") == ("schedule._target_", "my.Own")
@@ -49,7 +49,7 @@ def test_a_class_of_several_options_or_of_none_has_its_path() -> None:
     ],
     ids=["option", "path", "local", "key"],
 )
-def test_messages_say_what_was_typed(given: list[str], message: str) -> None:
+def test_messages_name_options_as_they_were_typed(given: list[str], message: str) -> None:
     small = ["data=synthetic", "data.size=8", "data.train_samples=16", "data.test_samples=8"]
     small += ["model.dim=16", "model.depth=6", "model.heads=2", "batch_size=8", "device=cpu"]
     config, _ = compose_config([*small, *given])

@@ -129,7 +129,7 @@ def test_a_wrong_value_is_named_with_its_key(key: str, value: object, problem: s
         ("partition.cuts", ["head", 3], 3),
     ],
 )
-def test_a_wrong_value_in_a_list_is_named_with_the_key_of_the_list(
+def test_a_wrong_value_in_a_list_is_named_with_the_lists_key(
     key: str, value: object, wrong: object
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -143,7 +143,7 @@ def test_manual_partition_needs_cuts() -> None:
     assert parse({"partition.cuts": ["head"]}, "partition=manual").partition.cuts == ["head"]
 
 
-def test_a_missing_key() -> None:
+def test_a_missing_key_is_named() -> None:
     config = deepcopy(composed())
     del config["optim"]["lr"]
     with pytest.raises(ConfigError) as caught:
@@ -160,7 +160,7 @@ def test_a_missing_key() -> None:
         if file.stem != "manual"
     ],
 )
-def test_every_option_that_is_shipped(override: str) -> None:
+def test_every_option_of_the_program_is_accepted(override: str) -> None:
     parse({}, override)
 
 
@@ -204,7 +204,7 @@ def test_right_values_are_kept(changes: dict[str, object]) -> None:
         (8, None, 8),  # the file does not exist
     ],
 )
-def test_usable_cores(
+def test_usable_cores_are_limited_by_affinity_and_quota(
     monkeypatch: pytest.MonkeyPatch, affinity: int, quota: str | None, cores: int
 ) -> None:
     class File:
@@ -231,7 +231,7 @@ def test_usable_cores(
         (8, 4, 3, 3),
     ],
 )
-def test_threads_per_worker(
+def test_cores_are_divided_among_the_given_gpus(
     monkeypatch: pytest.MonkeyPatch,
     cores: int,
     gpus: int | None,
@@ -257,7 +257,7 @@ def test_a_feature_bank_selects_the_method_that_reads_it() -> None:
 
 
 @pytest.mark.parametrize("method", ["greedy", "dgl", "infopro"])
-def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
+def test_a_feature_bank_is_refused_with_another_method(method: str) -> None:
     with pytest.raises(
         ConfigError, match=rf"^fba=on: the local method, .*{method}.*; use local=fba"
     ) as e:
@@ -300,7 +300,9 @@ def test_a_feature_bank_is_refused_beside_another_method(method: str) -> None:
         ),
     ],
 )
-def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -> None:
+def test_wrong_options_of_the_feature_bank_are_refused(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
         parse(changes, "fba=on")
 
@@ -317,14 +319,14 @@ def test_options_of_the_feature_bank(changes: dict[str, object], message: str) -
         ({"features": None, "fusion": None, "shared_head": False}, True, "first", "concatenate"),
     ],
 )
-def test_what_a_bank_leaves_open_is_the_tasks_affair(
+def test_unset_options_of_a_bank_depend_on_the_task(
     given: dict[str, object], first: bool, features: object, fusion: str
 ) -> None:
     bank = sections.FeatureBank.model_validate({"enabled": True, **given}).resolved(first)
     assert (bank.features, bank.fusion) == (features, fusion)
 
 
-def test_records_of_older_runs_mean_the_bank_of_then() -> None:
+def test_records_of_older_runs_get_the_same_bank() -> None:
     config = composed("fba=on")
     new = ("join", "trains", "normalize", "measure_zeroed")
     old = {key: value for key, value in config["fba"].items() if key not in new}
@@ -332,7 +334,7 @@ def test_records_of_older_runs_mean_the_bank_of_then() -> None:
     assert settings.parse(config).fba == settings.parse(composed("fba=on")).fba
 
 
-def test_options_of_a_feature_bank_that_is_off_are_refused() -> None:
+def test_options_of_a_disabled_feature_bank_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^fba\.features=3: applies only with fba=on$"):
         parse({"fba.features": 3}, "local=fba")
     with pytest.raises(ConfigError, match=r"^local\.bank=.*: is set by the group fba, and "):

@@ -96,12 +96,12 @@ def test_every_option_reaches_the_class() -> None:
     assert of(Options, **given).given == given
 
 
-def test_defaults_may_be_left_out() -> None:
+def test_options_with_defaults_may_be_left_out() -> None:
     assert of(Options, count=3).given["rate"] == 0.5
     assert isinstance(of(Nothing), Nothing)
 
 
-def test_a_function_is_as_good_as_a_class() -> None:
+def test_a_target_may_be_a_function() -> None:
     assert of(f"{__name__}.function", count=4) == 8
 
 
@@ -126,13 +126,13 @@ def refusal(target: object, **options: object) -> ConfigError:
         ("ppll_cli.__version__", "is not a class"),
     ],
 )
-def test_paths_that_lead_nowhere(path: object, problem: str) -> None:
+def test_a_target_that_cannot_be_found_is_refused(path: object, problem: str) -> None:
     error = refusal(path)
     assert (error.key, error.value) == ("group._target_", path)
     assert error.problem.startswith(problem)
 
 
-def test_no_path() -> None:
+def test_a_missing_target_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^group\._target_=None: is not the dotted path"):
         make("group", {"count": 1})
 
@@ -155,25 +155,25 @@ def test_no_path() -> None:
         ("depth", "1", "must be a valid integer; or must be a valid list"),
     ],
 )
-def test_values_of_another_type(key: str, value: object, problem: str) -> None:
+def test_values_of_a_wrong_type_are_refused(key: str, value: object, problem: str) -> None:
     error = refusal(Options, **{"count": 1, key: value})
     assert (error.key, error.value) == (f"group.{key}", value)
     assert problem in error.problem
 
 
-def test_an_option_that_does_not_exist() -> None:
+def test_an_unknown_option_is_refused() -> None:
     error = refusal(Closed, own="x", width=3)
     assert str(error) == f"group.width=3: {__name__}.Closed has no such option; it has own"
     assert refusal(Nothing, width=3).remedy == "it has none"
 
 
-def test_a_missing_option() -> None:
+def test_a_missing_option_is_refused() -> None:
     error = refusal(Options, rate=0.1)
     assert str(error) == f"group.count=: {__name__}.Options needs a value for it"
 
 
 @pytest.mark.parametrize("kind", [Child, Grandchild])
-def test_options_of_base_classes(kind: type[Child]) -> None:
+def test_options_of_base_classes_are_accepted_and_checked(kind: type[Child]) -> None:
     made = of(kind, own="x", width=3)
     assert type(made) is kind
     assert (made.own, made.width, made.height) == ("x", 3, 1)
@@ -183,7 +183,7 @@ def test_options_of_base_classes(kind: type[Child]) -> None:
     assert refusal(kind, own="x", width=3, depth=1).remedy == "it has own, width, height"
 
 
-def test_what_the_class_itself_refuses() -> None:
+def test_errors_of_the_class_name_the_option() -> None:
     assert str(refusal(Options, count=-1)) == "group.count=-1: must not be negative"
 
 
@@ -194,14 +194,14 @@ class Odd:
         self.size, self.folder, self.module = size, folder, module
 
 
-def test_values_become_what_the_annotation_says() -> None:
+def test_values_are_converted_to_the_annotated_types() -> None:
     """YAML has no tuples and no paths, so users write lists and text."""
     made = of(Odd, size=[1, 2], folder="here", module=None)
     assert (made.size, made.folder, made.module) == ((1, 2), Path("here"), None)
     assert refusal(Odd, size=[1], folder="here", module=None).key == "group.size"
 
 
-def test_a_class_without_a_signature() -> None:
+def test_a_class_without_a_signature_is_refused() -> None:
     """A class written in C may have no signature. This once ended with a traceback."""
     with pytest.raises(ConfigError, match=r"^group\._target_=collections\.OrderedDict: cannot be"):
         make("group", {"_target_": "collections.OrderedDict"})
@@ -233,7 +233,7 @@ def test_the_current_directory_is_searched_last_and_only_for_a_users_class(
     monkeypatch.delitem(sys.modules, "a_users_own")
 
 
-def test_a_users_class_is_where_the_program_was_started(
+def test_a_users_class_is_searched_where_the_program_was_started(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With hydra.job.chdir=true the current directory is the run directory."""
@@ -249,7 +249,7 @@ def test_a_users_class_is_where_the_program_was_started(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["ppll_cli", "ppll_cli.cli.plan"])
-def test_what_lies_in_the_current_directory_does_not_run(tmp_path: Path, module: str) -> None:
+def test_modules_in_the_current_directory_are_not_imported(tmp_path: Path, module: str) -> None:
     """With `python -m`, Python searches the current directory first."""
     for name in ("hydra", "pydantic", "torch", "logging"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'a')")

@@ -27,7 +27,7 @@ def naive_crops(image: NDArray[np.uint8], pad: int, mode: str) -> list[bytes]:
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
 @pytest.mark.parametrize("pad", [1, 2, 5])
-def test_a_crop_is_one_of_the_possible_and_all_of_them_come(pad: int, mode: str) -> None:
+def test_crops_are_possible_crops_and_all_of_them_occur(pad: int, mode: str) -> None:
     allowed = naive_crops(IMAGES[0].numpy(), pad, mode)
     cropped = random_crop(IMAGES, pad, mode, generator())
     assert cropped.dtype == torch.uint8
@@ -37,7 +37,7 @@ def test_a_crop_is_one_of_the_possible_and_all_of_them_come(pad: int, mode: str)
         assert found == set(allowed)
 
 
-def test_each_image_is_cropped_from_itself() -> None:
+def test_a_crop_has_pixels_of_its_own_image_only() -> None:
     images = torch.arange(64, dtype=torch.uint8).view(64, 1, 1, 1).expand(-1, 3, 4, 4)
     assert torch.equal(random_crop(images, 2, "reflect", generator()), images)
 
@@ -50,7 +50,7 @@ def test_a_flip_mirrors_about_half_of_the_images() -> None:
     assert 150 < mirrored.sum() < 250
 
 
-def test_draws_depend_on_the_generator_alone() -> None:
+def test_draws_depend_only_on_the_generator() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = random_flip(random_crop(IMAGES, 2, "zeros", generator(7)), generator(8))
@@ -61,7 +61,7 @@ def test_draws_depend_on_the_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_images_given_are_left_as_they_are() -> None:
+def test_augmentation_does_not_change_its_input() -> None:
     images = IMAGES.clone()
     random_flip(random_crop(images, 2, "zeros", generator()), generator())
     normalise(images, torch.tensor(0.5), torch.tensor(0.5))
@@ -77,7 +77,7 @@ def test_normalised_pixels_follow_the_formula() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_makes_the_same_images() -> None:
+def test_a_gpu_computes_the_same_images() -> None:
     there = IMAGES.cuda()
     for mode in ("zeros", "reflect"):
         here = random_crop(IMAGES, 2, mode, generator())

@@ -40,11 +40,13 @@ def make(options: Options) -> Callable[..., Batches]:
         (1, 1, False, 1),
     ],
 )
-def test_steps_per_epoch(samples: int, batch_size: int, drop_last: bool, steps: int) -> None:
+def test_steps_per_epoch_count_batches(
+    samples: int, batch_size: int, drop_last: bool, steps: int
+) -> None:
     assert steps_per_epoch(samples, batch_size, drop_last) == steps
 
 
-def test_an_epoch_without_a_batch_is_refused() -> None:
+def test_an_epoch_without_any_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="batch_size=5 at most") as caught:
         steps_per_epoch(5, 6, drop_last=True)
     assert caught.value.key == "data.drop_last"
@@ -80,7 +82,7 @@ def test_a_short_last_batch_can_be_left_out(make: Callable[..., Batches]) -> Non
         assert torch.equal(dropped.train(1, batch)["image"], whole.train(1, batch)["image"])
 
 
-def test_a_batch_does_not_depend_on_what_was_asked_for_before(
+def test_a_batch_does_not_depend_on_earlier_batches(
     make: Callable[..., Batches],
 ) -> None:
     torch.manual_seed(1)
@@ -94,7 +96,7 @@ def test_a_batch_does_not_depend_on_what_was_asked_for_before(
         assert torch.equal(batch["label"], expected[key]["label"])
 
 
-def test_seed_epoch_and_batch_each_make_a_difference(make: Callable[..., Batches]) -> None:
+def test_seed_epoch_and_batch_each_change_the_samples(make: Callable[..., Batches]) -> None:
     zero, one = make(0, **AUGMENTED), make(1, **AUGMENTED)
     four = [zero.train(0, 0), zero.train(0, 1), zero.train(1, 0), one.train(0, 0)]
     assert len({bytes(batch["image"].numpy()) for batch in four}) == 4
@@ -107,7 +109,7 @@ def test_augmentation_differs_between_epochs(make: Callable[..., Batches]) -> No
     assert len({bytes(image.numpy()) for image in epochs}) > 10
 
 
-def test_evaluation_goes_in_order_without_augmentation(make: Callable[..., Batches]) -> None:
+def test_evaluation_is_in_order_and_without_augmentation(make: Callable[..., Batches]) -> None:
     batches = make(**AUGMENTED, val_fraction=0.2)
     for split, samples in (("test", 11), ("val", 5), ("train", 18)):
         count = batches.evaluation_batches(split, 4)
@@ -120,12 +122,12 @@ def test_evaluation_goes_in_order_without_augmentation(make: Callable[..., Batch
         assert torch.equal(labels, batches.splits[split].labels)
 
 
-def test_the_data_stay_bytes(make: Callable[..., Batches]) -> None:
+def test_images_in_memory_are_bytes(make: Callable[..., Batches]) -> None:
     assert {split.images.dtype for split in make().splits.values()} == {torch.uint8}
 
 
 @pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_no_batch_makes_the_host_wait_for_the_device(
+def test_making_a_batch_never_waits_for_the_device(
     options: Options, no_waiting: NoWaiting, mode: str
 ) -> None:
     """A new epoch copies its order.
@@ -143,7 +145,7 @@ def test_no_batch_makes_the_host_wait_for_the_device(
 
 
 @pytest.mark.parametrize("start", [(0, 0), (1, 2), (2, 3)])
-def test_batches_made_ahead_are_the_same(
+def test_batches_made_in_advance_are_the_same(
     make: Callable[..., Batches], start: tuple[int, int]
 ) -> None:
     plain, ahead = make(**AUGMENTED), Ahead(make(**AUGMENTED), threads=1)
@@ -156,7 +158,7 @@ def test_batches_made_ahead_are_the_same(
     assert torch.equal(ahead.evaluation("test", 1, 4)["image"], held_out["image"])
 
 
-def test_the_next_batch_is_made_without_being_asked_for(
+def test_the_next_batch_is_made_in_advance(
     make: Callable[..., Batches], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches, made = make(), Queue[tuple[int, int, str]]()
@@ -175,7 +177,7 @@ def test_the_next_batch_is_made_without_being_asked_for(
     assert threading.main_thread().name not in {name for _, _, name in seen}
 
 
-def test_what_goes_wrong_ahead_is_raised_where_the_batch_is_asked_for(
+def test_an_error_in_advance_is_raised_when_the_batch_is_requested(
     make: Callable[..., Batches], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = make()

@@ -74,7 +74,7 @@ def publish(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CIFAR10.meta, "md5", md5(files["batches.meta"]))
 
 
-def test_files_become_splits_and_stay_as_they_are(
+def test_files_are_read_into_splits_and_not_changed(
     options: Options,
     install: Callable[[Files], str],
     contents: Callable[[Path], Files],
@@ -92,7 +92,7 @@ def test_files_become_splits_and_stay_as_they_are(
     assert contents(Path(root)) == before
 
 
-def test_numpys_complaint_about_old_pickles_is_kept_from_the_user(
+def test_numpys_warning_about_old_pickles_is_not_shown(
     options: Options, install: Callable[[Files], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NumPy 2.4.0 to 2.4.4 warn for each file that `align` is no boolean."""
@@ -106,7 +106,7 @@ def test_numpys_complaint_about_old_pickles_is_kept_from_the_user(
     Cifar10(**options(root=root)).load()  # the test would fail if there were a warning
 
 
-def test_a_file_with_another_sum_is_named_and_not_unpickled(
+def test_a_file_with_a_wrong_checksum_is_refused_before_unpickling(
     options: Options, install: Callable[[Files], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = install(published())
@@ -119,7 +119,7 @@ def test_a_file_with_another_sum_is_named_and_not_unpickled(
 
 
 @pytest.mark.parametrize("name", ["data_batch_5", "test_batch", "batches.meta"])
-def test_a_missing_file_is_named(
+def test_a_missing_file_is_refused_by_name(
     options: Options, install: Callable[[Files], str], name: str
 ) -> None:
     root = install(published())
@@ -143,7 +143,7 @@ def test_a_missing_file_is_named(
         ({"batches.meta": pickle.dumps({})}, "cannot be read"),
     ],
 )
-def test_wrong_contents_are_refused_whatever_their_sum(
+def test_wrong_contents_are_refused_despite_a_right_checksum(
     options: Options, install: Callable[[Files], str], change: Files, problem: str
 ) -> None:
     root = install(published() | change)
@@ -152,7 +152,7 @@ def test_wrong_contents_are_refused_whatever_their_sum(
     assert next(iter(change)) in str(caught.value)
 
 
-def test_the_archive_is_downloaded_unpacked_and_thrown_away(
+def test_the_archive_is_downloaded_unpacked_and_removed(
     options: Options,
     cache: Path,
     serve: Callable[[dict[str, bytes]], str],

@@ -45,7 +45,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     return made
 
 
-def test_fine_labels_are_learnt(options: Options, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_fine_labels_are_used(options: Options, files: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     for name, content in files.items():
         (tmp_path / FOLDER / name).write_bytes(content)

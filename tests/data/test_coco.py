@@ -29,7 +29,7 @@ def make(tmp_path: Path, cache: Path) -> Make:
     return lambda **changes: Coco(**(shipped | {"root": str(root)} | changes))
 
 
-def test_pictures_and_classes_are_in_order_of_their_numbers(make: Make) -> None:
+def test_pictures_and_classes_are_sorted_by_their_ids(make: Make) -> None:
     """Crowds are ignored, boxes without area are dropped, and pictures without objects stay."""
     dataset = make()
     assert dataset.classes == ("person", "cat", "x")
@@ -57,7 +57,7 @@ def test_annotations_are_read_once(make: Make, monkeypatch: pytest.MonkeyPatch) 
     assert dataset.task.boxes == 2
 
 
-def test_what_is_missing_has_an_address(make: Make, tmp_path: Path) -> None:
+def test_missing_files_are_named_with_an_address(make: Make, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     message = r"data.root=.*empty.*instances_train2017.json: is missing; unpack .*"
     message += r"https://cocodataset.org/#download so that .*instances_train2017.json exists"
@@ -113,7 +113,7 @@ WRONG: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "problem"), WRONG)
-def test_wrong_annotations_are_named(
+def test_wrong_annotations_are_refused_by_name(
     make: Make, tmp_path: Path, change: Change, problem: str
 ) -> None:
     """Messages name file, entry and value.
@@ -128,15 +128,15 @@ def test_wrong_annotations_are_named(
 
 
 @pytest.mark.parametrize("content", ["no JSON", "[]", "null", "[" * 100_000, '{"images": 1e'])
-def test_what_is_no_file_of_annotations(make: Make, tmp_path: Path, content: str) -> None:
+def test_a_file_without_annotations_is_refused(make: Make, tmp_path: Path, content: str) -> None:
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match=f"{path}: is not an annotation file"):
         make().load()
 
 
-def test_files_of_other_makers(make: Make, tmp_path: Path) -> None:
-    """Such files have no flags for crowds, and pictures may be in subfolders."""
+def test_annotation_files_of_other_sources_are_read(make: Make, tmp_path: Path) -> None:
+    """These files have no flags for crowds, and their pictures may be in subfolders."""
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
 
     def other(content: Any) -> None:
@@ -154,7 +154,7 @@ def test_files_of_other_makers(make: Make, tmp_path: Path) -> None:
     assert not any(test[number].ignored.any() for number in range(len(test)))
 
 
-def test_both_parts_have_the_same_classes(make: Make, tmp_path: Path) -> None:
+def test_parts_with_different_classes_are_refused(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, lambda content: content["categories"][0].update(name="lion"))
     with pytest.raises(
@@ -164,9 +164,9 @@ def test_both_parts_have_the_same_classes(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> None:
-    """It is refused before training.
+    """The picture is refused before training.
 
-    If the time for this check is over, it is refused when it is decoded.
+    If the time limit of this check is over, it is refused when it is decoded.
     """
     path = tmp_path / "root" / "annotations" / "instances_val2017.json"
     changed(path, of("images", 1, width=40, height=50))
@@ -178,7 +178,7 @@ def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> Non
         make().load()["test"][0]
 
 
-def test_pictures_are_compared_for_a_bounded_time(
+def test_the_check_of_picture_sizes_has_a_time_limit(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed(
@@ -189,7 +189,7 @@ def test_pictures_are_compared_for_a_bounded_time(
     make().prepare()
 
 
-def test_boxes_that_are_left_out_are_counted(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_dropped_boxes_are_counted_in_the_log(make: Make, caplog: pytest.LogCaptureFixture) -> None:
     make().prepare()
     make().prepare()  # this time the index comes from the cache
     said = (
@@ -207,10 +207,10 @@ def test_boxes_that_are_left_out_are_counted(make: Make, caplog: pytest.LogCaptu
         ([30, 20, 60, 60], "4 of 4 boxes lie outside"),
     ],
 )
-def test_boxes_in_another_form_are_refused(
+def test_boxes_in_another_format_are_refused(
     make: Make, tmp_path: Path, box: list[float], problem: str
 ) -> None:
-    """All such boxes were once dropped one by one, and the run trained without objects."""
+    """The program once dropped all of these boxes one by one, and trained without objects."""
     path = tmp_path / "root" / "annotations" / "instances_train2017.json"
 
     def all_alike(content: Any) -> None:
@@ -222,7 +222,7 @@ def test_boxes_in_another_form_are_refused(
         make().load()
 
 
-def test_parts_without_objects_are_told(
+def test_parts_without_objects_are_logged(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A picture that has only crowds counts as one without objects."""
@@ -233,7 +233,7 @@ def test_parts_without_objects_are_told(
     assert "of train" not in caplog.text
 
 
-def test_a_picture_is_in_one_part_and_once(make: Make, tmp_path: Path) -> None:
+def test_a_picture_that_occurs_twice_is_refused(make: Make, tmp_path: Path) -> None:
     root = tmp_path / "root"
     changed(
         root / "annotations" / "instances_train2017.json",

@@ -87,7 +87,7 @@ def test_a_wrong_option_is_refused_by_name(options: Options, key: str, value: ob
     ("key", "value"),
     [("val_fraction", 0), ("eval_limit", 1), ("mean", [0.1, 0.2, 0.3]), ("pad_mode", "reflect")],
 )
-def test_a_right_option_is_taken(options: Options, key: str, value: object) -> None:
+def test_a_right_option_is_accepted(options: Options, key: str, value: object) -> None:
     assert getattr(Numbered(**options(**{key: value})), key) == value
 
 
@@ -101,21 +101,21 @@ def test_the_cache_folder_follows_the_xdg_rules(monkeypatch: pytest.MonkeyPatch)
     assert cache_root() == Path("/var/cache/me/ppll-run/data")
 
 
-def test_a_user_without_a_home_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_home_folder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "nonsense")
     with pytest.raises(ConfigError, match="no home folder"):
         cache_root()
 
 
-def test_a_root_may_begin_with_the_home_folder(
+def test_a_root_may_begin_with_a_tilde(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Numbered(**options(root="~")).folder == tmp_path
 
 
-def test_loading_gives_splits_and_what_models_ask_for(options: Options) -> None:
+def test_loading_gives_splits_task_and_image_spec(options: Options) -> None:
     dataset = Numbered(**options())
     dataset.prepare()
     splits = dataset.load()
@@ -128,7 +128,7 @@ def test_loading_gives_splits_and_what_models_ask_for(options: Options) -> None:
     assert dataset.image_spec(splits) == ImageSpec(3, 4, 4, mean=(0.5,), std=(0.25,))
 
 
-def test_the_held_out_part_is_fixed_and_disjoint(options: Options) -> None:
+def test_held_out_samples_are_fixed_and_disjoint_from_training(options: Options) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     first = Numbered(**options(val_fraction=0.25)).load()
@@ -144,20 +144,22 @@ def test_the_held_out_part_is_fixed_and_disjoint(options: Options) -> None:
     assert first["train"].labels.tolist() == [n % 5 for n in train]
 
 
-def test_the_held_out_samples_are_pinned(options: Options) -> None:
+def test_held_out_samples_are_those_of_earlier_versions(options: Options) -> None:
     """With other held-out samples, results could not be compared with those of older versions."""
     val = Numbered(**options(val_fraction=0.25)).load()["val"]
     assert numbers(val.images) == [10, 34, 9, 7, 8, 2, 30, 35, 32, 18]
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.99])
-def test_both_sides_of_the_division_need_a_sample(options: Options, fraction: float) -> None:
+def test_a_val_fraction_that_leaves_a_part_empty_is_refused(
+    options: Options, fraction: float
+) -> None:
     with pytest.raises(ConfigError, match="of 40 training samples") as caught:
         Numbered(**options(val_fraction=fraction)).load()
     assert caught.value.key == "data.val_fraction"
 
 
-def test_the_limit_takes_the_first_of_val_and_test_and_leaves_train(options: Options) -> None:
+def test_eval_limit_shortens_val_and_test_but_not_train(options: Options) -> None:
     every = Numbered(**options(val_fraction=0.25)).load()
     few = Numbered(**options(val_fraction=0.25, eval_limit=3)).load()
     assert numbers(few["test"].images) == [100, 101, 102]
@@ -191,7 +193,7 @@ IMAGES, LABELS = np.zeros((6, 3, 4, 4), np.uint8), np.arange(6) % 5
         (IMAGES[..., :3], LABELS, "the training images"),
     ],
 )
-def test_wrong_contents_name_their_file(
+def test_wrong_contents_are_refused_with_the_name_of_their_file(
     options: Options,
     monkeypatch: pytest.MonkeyPatch,
     images: np.ndarray[Any, Any],
@@ -218,7 +220,7 @@ def test_options_are_refused_before_torch_is_imported() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_config_makes_its_data_set(path: Path, tmp_path: Path) -> None:
+def test_every_config_of_the_program_makes_its_data_set(path: Path, tmp_path: Path) -> None:
     config = OmegaConf.load(path)
     changes = {"root": str(tmp_path)} if path.stem == "imagefolder" else {}  # has no default root
     dataset = instantiate(config, **changes, _convert_="all")
@@ -229,5 +231,5 @@ def test_every_shipped_config_makes_its_data_set(path: Path, tmp_path: Path) -> 
     assert set(get_type_hints(type(dataset).__init__)) == {*keys, "return"}
 
 
-def test_a_config_is_shipped_for_every_data_set() -> None:
+def test_every_data_set_has_a_config() -> None:
     assert {path.stem for path in CONF.glob("*.yaml")} >= DATA_SETS

@@ -22,14 +22,14 @@ def pairs(images: Tensor, labels: Tensor) -> list[tuple[bytes, int]]:
     return [(bytes(image.numpy()), int(n)) for image, n in zip(images, labels, strict=True)]
 
 
-def test_the_split_is_1437_and_360_and_never_another(options: Options) -> None:
+def test_the_split_is_always_the_same_1437_and_360_digits(options: Options) -> None:
     splits = Digits(**options()).load()
     assert splits["train"].images.shape == (1437, 1, 8, 8)
     assert splits["test"].images.shape == (360, 1, 8, 8)
     assert splits["test"].labels[:12].tolist() == [7, 9, 4, 7, 0, 2, 6, 1, 3, 1, 3, 7]
 
 
-def test_every_digit_is_in_one_part_once(options: Options) -> None:
+def test_every_digit_is_in_exactly_one_part(options: Options) -> None:
     splits = Digits(**options()).load().values()
     ours = [pair for split in splits for pair in pairs(split.images, split.labels)]
     theirs = load_digits()
@@ -44,13 +44,13 @@ def test_grey_values_use_the_whole_range(options: Options) -> None:
     assert values[-1] == 255
 
 
-def test_the_shipped_normalisation_is_that_of_the_training_images(options: Options) -> None:
+def test_the_default_normalisation_is_that_of_the_training_images(options: Options) -> None:
     images = Digits(**options()).load()["train"].images.double() / 255
     assert images.mean().item() == pytest.approx(CONFIG.mean[0], abs=5e-5)
     assert images.std().item() == pytest.approx(CONFIG.std[0], abs=5e-5)
 
 
-def test_they_are_read_without_importing_scikit_learn(options: Options) -> None:
+def test_digits_are_read_without_importing_scikit_learn(options: Options) -> None:
     script = (
         "import sys; from ppll_cli.data.digits import Digits; "
         f"Digits(**{options()!r}).load(); print('sklearn' in sys.modules)"
@@ -61,7 +61,7 @@ def test_they_are_read_without_importing_scikit_learn(options: Options) -> None:
     assert done.stdout.strip() == "False", done.stderr
 
 
-def test_another_place_of_the_file_is_no_matter(
+def test_digits_are_read_if_scikit_learns_file_is_elsewhere(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = Digits(**options()).load()["test"]

@@ -55,7 +55,7 @@ def release(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
             thread.join(10)
 
 
-def test_what_is_missing_is_moved_in_and_nothing_else_is_left(
+def test_missing_files_are_moved_to_the_root_and_nothing_else(
     options: Options, cache: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:
     provide(Pixels(**options()), FILES, URL, fetch)
@@ -63,7 +63,7 @@ def test_what_is_missing_is_moved_in_and_nothing_else_is_left(
     assert [path.name for path in cache.iterdir()] == ["pixels"]
 
 
-def test_all_that_is_downloaded_may_be_wanted(
+def test_all_downloaded_files_can_be_moved_with_the_requested_one_last(
     options: Options,
     cache: Path,
     contents: Callable[[Path], dict[str, bytes]],
@@ -83,7 +83,7 @@ def test_all_that_is_downloaded_may_be_wanted(
     assert moved[-1] == "a.bin"
 
 
-def test_files_that_are_there_are_kept(options: Options, tmp_path: Path) -> None:
+def test_existing_files_are_kept(options: Options, tmp_path: Path) -> None:
     (tmp_path / "pixels").mkdir()
     (tmp_path / "pixels" / "a.bin").write_text("mine")
     dataset = Pixels(**options(root=str(tmp_path)))
@@ -92,7 +92,7 @@ def test_files_that_are_there_are_kept(options: Options, tmp_path: Path) -> None
     provide(dataset, FILES, URL, never)
 
 
-def test_a_forbidden_download_says_what_is_missing(options: Options, tmp_path: Path) -> None:
+def test_a_forbidden_download_names_the_missing_files(options: Options, tmp_path: Path) -> None:
     dataset = Pixels(**options(root=str(tmp_path), download=False))
     with pytest.raises(ConfigError) as caught:
         provide(dataset, FILES, URL, never)
@@ -104,7 +104,9 @@ def test_a_forbidden_download_says_what_is_missing(options: Options, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_download_is_one_line_with_the_way_on(options: Options, cache: Path) -> None:
+def test_a_failed_download_is_reported_in_one_line_with_a_remedy(
+    options: Options, cache: Path
+) -> None:
     def failing(folder: Path) -> None:
         fetch(folder)
         raise URLError("Temporary failure\nin name resolution")
@@ -119,7 +121,7 @@ def test_a_failed_download_is_one_line_with_the_way_on(options: Options, cache: 
     assert not list(cache.iterdir())
 
 
-def test_a_download_that_hangs_is_given_up(
+def test_a_hanging_download_is_abandoned(
     options: Options, cache: Path, release: threading.Event
 ) -> None:
     def hanging(folder: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_download_that_hangs_is_given_up(
     assert [thread.daemon for thread in left] == [True]  # so the process can exit
 
 
-def test_a_download_that_stalls_is_given_up(
+def test_a_stalled_download_is_abandoned(
     options: Options, cache: Path, release: threading.Event
 ) -> None:
     def stalling(folder: Path) -> None:
@@ -142,9 +144,7 @@ def test_a_download_that_stalls_is_given_up(
         provide(Pixels(**options()), FILES, URL, stalling)
 
 
-def test_sockets_have_a_limit_meanwhile_and_the_old_one_afterwards(
-    options: Options, cache: Path
-) -> None:
+def test_sockets_have_a_timeout_only_during_a_download(options: Options, cache: Path) -> None:
     seen: list[float | None] = []
 
     def looking(folder: Path) -> None:
@@ -158,11 +158,11 @@ def test_sockets_have_a_limit_meanwhile_and_the_old_one_afterwards(
     assert socket.getdefaulttimeout() == before
 
 
-def test_limits_leave_time_for_the_message() -> None:
+def test_timeouts_are_shorter_than_20_seconds() -> None:
     assert max(download.SOCKET_TIMEOUT_S, download.FIRST_BYTE_S) < 20
 
 
-def test_a_folder_that_cannot_be_written_is_named(
+def test_a_folder_that_cannot_be_written_is_refused_by_name(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file where a folder should be")

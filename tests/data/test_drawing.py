@@ -33,7 +33,7 @@ def boxes(draw: st.DrawFn) -> Rectangle:
 
 
 @given(st.lists(st.tuples(boxes(), st.integers(10, 90), st.integers(8, 20)), max_size=30))
-def test_labels_lie_inside_and_never_on_one_another(
+def test_labels_are_inside_the_picture_and_do_not_overlap(
     given_labels: list[tuple[Rectangle, int, int]],
 ) -> None:
     taken: list[Rectangle] = []
@@ -48,7 +48,7 @@ def test_labels_lie_inside_and_never_on_one_another(
         taken.append(place)
 
 
-def test_every_label_that_has_room_gets_a_place() -> None:
+def test_labels_get_places_until_there_is_no_room() -> None:
     """All labels are for one box, until the picture is full.
 
     The first places are beside the box.
@@ -62,12 +62,12 @@ def test_every_label_that_has_room_gets_a_place() -> None:
     assert free_place((201, 20), (80, 40, 130, 70), FRAME, []) is None
 
 
-def test_text_is_read_at_the_width_of_a_page() -> None:
+def test_text_is_larger_on_pictures_wider_than_a_page() -> None:
     assert text_size(300) == text_size(PAGE_WIDTH) == 14
     assert text_size(2 * PAGE_WIDTH) == 28
 
 
-def test_what_is_too_wide_is_shortened() -> None:
+def test_text_that_is_too_wide_is_shortened() -> None:
     font = font_of(14)
     text = "a very long name of a class " * 4
     short = shortened(text, font, 14, 100)
@@ -80,7 +80,7 @@ def test_what_is_too_wide_is_shortened() -> None:
 @pytest.mark.parametrize(
     ("ground", "ink"), [(PAPER, INK), ((255, 255, 0), INK), ((90, 60, 255), PAPER)]
 )
-def test_text_stands_out_from_its_ground(
+def test_text_contrasts_with_its_background(
     ground: tuple[int, int, int], ink: tuple[int, int, int]
 ) -> None:
     assert ink_on(ground) == ink
@@ -93,7 +93,7 @@ def test_text_stands_out_from_its_ground(
     assert (pixels == (0, 255, 0)).all()  # nothing is drawn outside of the label
 
 
-def test_dashes_are_seen_on_dark_and_on_light() -> None:
+def test_dashes_are_visible_on_dark_and_light_pictures() -> None:
     picture = Image.new("RGB", (40, 30), (0, 255, 0))
     dashed_rectangle(ImageDraw.Draw(picture), (5, 4, 35, 26), (PAPER, INK), 2)
     pixels = np.array(picture)
@@ -103,7 +103,7 @@ def test_dashes_are_seen_on_dark_and_on_light() -> None:
     assert (pixels == (0, 255, 0)).all()
 
 
-def test_a_line_leads_from_a_label_that_is_far_from_its_box() -> None:
+def test_a_line_connects_a_distant_label_with_its_box() -> None:
     for place, leads in (((0, 0, 20, 10), True), ((50, 20, 70, 30), False)):
         picture = Image.new("RGB", FRAME, (0, 255, 0))
         draw_lead(ImageDraw.Draw(picture), place, (50, 30, 90, 60), (255, 0, 0), 2)

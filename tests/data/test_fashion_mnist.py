@@ -62,7 +62,7 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("place", ["", RAW])
 @pytest.mark.parametrize("files", [plain(), zipped()], ids=["plain", "gz"])
-def test_a_root_may_be_flat_or_torchvisions_and_is_only_read(
+def test_a_root_may_have_either_layout_and_is_not_changed(
     options: Options,
     tmp_path: Path,
     contents: Callable[[Path], Files],
@@ -80,19 +80,21 @@ def test_a_root_may_be_flat_or_torchvisions_and_is_only_read(
         folder.chmod(0o755)
 
 
-def test_debians_folder_serves_the_null_root(options: Options, cache: Path, debian: Path) -> None:
+def test_debians_folder_is_used_without_a_root(options: Options, cache: Path, debian: Path) -> None:
     write(debian, zipped())
     check(FashionMnist(**options(download=False)))
     assert not cache.exists()
 
 
-def test_the_cache_comes_before_debians_folder(options: Options, cache: Path, debian: Path) -> None:
+def test_the_cache_is_used_before_debians_folder(
+    options: Options, cache: Path, debian: Path
+) -> None:
     write(cache / RAW, plain())
     write(debian, dict.fromkeys(zipped(), b"wrong"))
     check(FashionMnist(**options()))
 
 
-def test_a_given_root_is_not_left_for_debians_folder(
+def test_debians_folder_is_not_used_with_a_given_root(
     options: Options, tmp_path: Path, debian: Path
 ) -> None:
     write(debian, zipped())
@@ -147,7 +149,7 @@ def test_a_corrupt_file_is_refused(
         lambda content: b"",
     ],
 )
-def test_a_damaged_gz_is_named(
+def test_a_damaged_gz_file_is_refused_by_name(
     options: Options, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     files = zipped()
@@ -156,7 +158,7 @@ def test_a_damaged_gz_is_named(
         FashionMnist(**options(root=str(tmp_path))).load()
 
 
-def test_the_files_are_downloaded_where_torchvision_looks(
+def test_files_are_downloaded_in_torchvisions_layout(
     options: Options,
     cache: Path,
     debian: Path,
@@ -185,7 +187,7 @@ def test_debians_own_files_are_read(options: Options, cache: Path) -> None:
     assert pixels.std().item() == pytest.approx(config.std[0], abs=5e-5)
 
 
-def test_an_idx_file_is_read_in_its_shape(tmp_path: Path) -> None:
+def test_an_idx_file_is_read_with_its_shape(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     write(tmp_path, {"some-file": idx(array)})
     assert np.array_equal(read_idx(tmp_path / "some-file", 3), array)
@@ -198,7 +200,7 @@ def test_an_idx_file_is_read_in_its_shape(tmp_path: Path) -> None:
         (bytes([0, 0, 8, 3]) + b"\xff" * 12, "4097 bytes of data or more, not 7922816"),
     ],
 )
-def test_a_gz_expands_as_far_as_its_header_may_say(
+def test_a_gz_file_is_expanded_only_up_to_the_size_in_its_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: bytes, problem: str
 ) -> None:
     """Otherwise a small file of zeros could fill the memory."""

@@ -31,7 +31,7 @@ def make(tmp_path: Path, cache: Path) -> Make:
     return lambda **changes: FashionScenes(**(shipped | changes))
 
 
-def test_scenes_are_the_same_everywhere(
+def test_scenes_do_not_depend_on_global_random_numbers(
     make: Make, cache: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:
     torch.manual_seed(1)
@@ -49,7 +49,9 @@ def test_scenes_are_the_same_everywhere(
     assert make().evaluation_form(make().load()) is None  # all scenes have one size
 
 
-def test_scenes_are_painted_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_painted_scenes_are_kept_and_used_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make().prepare()
     monkeypatch.setattr(fashion_scenes, "paint", lambda *_: pytest.fail("painted again"))
     splits = make().load()
@@ -59,7 +61,7 @@ def test_scenes_are_painted_once(make: Make, monkeypatch: pytest.MonkeyPatch) ->
     assert make().task.boxes <= 8
 
 
-def test_the_first_of_many_are_those_of_few(make: Make) -> None:
+def test_more_scenes_do_not_change_the_first_ones(make: Make) -> None:
     few, many = make(pictures=2).load()["train"], make(pictures=4).load()["train"]
     for number in range(2):
         assert (np.array(few[number].pixels) == np.array(many[number].pixels)).all()
@@ -67,7 +69,9 @@ def test_the_first_of_many_are_those_of_few(make: Make) -> None:
     assert (np.array(many[0].pixels) != np.array(many[1].pixels)).any()
 
 
-def test_parts_have_items_of_their_own(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_and_test_scenes_have_different_items(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     brightest = []
 
     def spied(random, items, labels, side):  # type: ignore[no-untyped-def]
@@ -79,7 +83,7 @@ def test_parts_have_items_of_their_own(make: Make, monkeypatch: pytest.MonkeyPat
     assert brightest == [200, 160]  # the test items are darker than the training items
 
 
-def test_boxes_are_inside_and_of_all_sizes() -> None:
+def test_boxes_are_inside_the_scene_and_have_all_sizes() -> None:
     """No two boxes are so similar that a detector would keep only one of them."""
     discs = np.where(np.hypot(*(np.mgrid[:28, :28] - 13.5)) < 12, 200, 0).astype(np.uint8)[None]
     sides = []
@@ -98,7 +102,7 @@ def test_boxes_are_inside_and_of_all_sizes() -> None:
 
 
 @pytest.mark.parametrize("size", [12.0, 30.0, 75.5])
-def test_boxes_are_tight(size: float) -> None:
+def test_boxes_enclose_their_items_tightly(size: float) -> None:
     """The first and last row and column of a cutout contain a pixel of the item."""
     item = np.zeros((28, 28), np.uint8)
     item[4:20, 9:17] = 220
@@ -115,7 +119,7 @@ def test_boxes_are_tight(size: float) -> None:
     assert max(longest.grey.shape) <= 20
 
 
-def test_what_is_painted_is_where_its_box_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_painted_pixels_are_inside_their_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ground is even, without noise and fragments.
 
     So the box contains all pixels that differ from it.
@@ -136,7 +140,7 @@ def test_what_is_painted_is_where_its_box_says(monkeypatch: pytest.MonkeyPatch) 
         assert (label, ignored) == (7, False)
 
 
-def test_an_item_stays_visible() -> None:
+def test_an_item_must_remain_mostly_visible() -> None:
     """Pixels that several other items hide are counted together."""
     owner = np.full((10, 10), -1)
     owner[:, :5] = 0
@@ -148,13 +152,13 @@ def test_an_item_stays_visible() -> None:
     assert not _fits(owner, (slice(0, 10), slice(2, 3)), np.ones((10, 1), bool), [50, 20])
 
 
-def test_an_empty_item_is_no_object() -> None:
+def test_an_empty_item_is_not_an_object() -> None:
     assert _cutout(np.zeros((28, 28), np.uint8), 30, 90, mirrored=False) is None
     scene = paint(fixed_random(0), np.zeros((3, 28, 28), np.uint8), np.arange(3), 64)
     assert not scene.objects
 
 
-def test_a_tint_stands_out() -> None:
+def test_a_tint_contrasts_with_its_background() -> None:
     behind = np.full((4, 4, 3), 128, np.float32)
     cutout = Cutout(np.ones((4, 4), np.float32), np.ones((4, 4), np.float32))
     for number in range(20):
@@ -170,18 +174,18 @@ def test_a_tint_stands_out() -> None:
         ({"test_pictures": 2_000_000}, "data.test_pictures=2000000: is too large"),
     ],
 )
-def test_options_that_cannot_be(make: Make, changes: dict[str, int], message: str) -> None:
+def test_impossible_options_are_refused(make: Make, changes: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**changes)
 
 
-def test_fashion_mnist_is_asked_for_as_ever(make: Make, tmp_path: Path) -> None:
+def test_missing_fashion_mnist_files_are_named(make: Make, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"data.root=.*no FashionMNIST/raw/train-images.*false"):
         make(root=str(tmp_path / "empty"), download=False).prepare()
 
 
-def test_a_cache_that_cannot_be_written_is_named(
+def test_a_cache_that_cannot_be_written_is_refused_by_name(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -191,7 +195,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 
 @pytest.mark.skipif(not DEBIAN.is_dir(), reason=f"there is no {DEBIAN} on this machine")
-def test_scenes_of_debians_files(make: Make) -> None:
+def test_scenes_can_be_painted_from_debians_files(make: Make) -> None:
     dataset = make(root=None, pictures=20, side=160)
     dataset.prepare()
     scenes = dataset.load()["train"]

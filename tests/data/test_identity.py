@@ -50,7 +50,7 @@ def identity(place: Place, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("place", WRITERS)
-def test_a_copy_elsewhere_is_the_same(tmp_path: Path, cache: Path, place: Place) -> None:
+def test_a_copy_elsewhere_has_the_same_identity(tmp_path: Path, cache: Path, place: Place) -> None:
     WRITERS[place](tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     found = [identity(place, tmp_path / name) for name in ("here", "there")]
@@ -59,7 +59,7 @@ def test_a_copy_elsewhere_is_the_same(tmp_path: Path, cache: Path, place: Place)
     assert all(found[0].values())
 
 
-def test_a_picture_that_was_added_is_named(tmp_path: Path) -> None:
+def test_an_added_picture_is_named(tmp_path: Path) -> None:
     """One more picture can move others between the training set and the test set."""
     folder = write_photos(tmp_path / "here", width=128, height=120)
     before = identity(photos, folder)
@@ -71,14 +71,14 @@ def test_a_picture_that_was_added_is_named(tmp_path: Path) -> None:
     assert difference(identity(photos, folder), before).startswith("3.png is new in train")
 
 
-def test_a_picture_that_was_replaced_is_named(tmp_path: Path) -> None:
+def test_a_replaced_picture_is_named(tmp_path: Path) -> None:
     folder = write_photos(tmp_path / "here", width=128, height=120)
     before = identity(photos, folder)
     picture(4, 300, 300).save(folder / "1.png")
     assert difference(identity(photos, folder), before) == "1.png in train has changed"
 
 
-def test_other_annotations_are_other_data(tmp_path: Path, cache: Path) -> None:
+def test_changed_annotations_change_the_identity(tmp_path: Path, cache: Path) -> None:
     root = write_coco(tmp_path / "here")
     before = identity(coco, root)
     path = root / "annotations" / "instances_train2017.json"
@@ -86,7 +86,7 @@ def test_other_annotations_are_other_data(tmp_path: Path, cache: Path) -> None:
     assert difference(identity(coco, root), before) == "boxes in train has changed"
 
 
-def test_other_pixels_are_other_data(tmp_path: Path) -> None:
+def test_changed_pixels_change_the_identity(tmp_path: Path) -> None:
     root = write_fashion(tmp_path / "here")
     before = identity(fashion, root)
     path = root / "t10k-images-idx3-ubyte"

@@ -45,7 +45,7 @@ def colours(dataset: ImageFolder, split: str) -> list[int]:
     return [int(value) for value in images[:, 0, 0, 0]]
 
 
-def test_a_picture_of_ones_own_is_made_ready_as_in_evaluation(
+def test_a_users_picture_is_prepared_as_in_evaluation(
     make: Callable[..., ImageFolder], root: Path
 ) -> None:
     for part in ("train", "test"):
@@ -60,7 +60,7 @@ def test_a_picture_of_ones_own_is_made_ready_as_in_evaluation(
     assert torch.equal(found, evaluated)
 
 
-def test_train_and_test_folders(make: Callable[..., ImageFolder], root: Path) -> None:
+def test_folders_train_and_test_are_the_parts(make: Callable[..., ImageFolder], root: Path) -> None:
     write_classes(root / "train", {"cat": [10, 20], "ant": [30], "bee": [40, 50]})
     write_classes(root / "test", {"cat": [60], "ant": [70], "bee": []})
     dataset = make()
@@ -75,7 +75,9 @@ def test_train_and_test_folders(make: Callable[..., ImageFolder], root: Path) ->
     assert dataset.image_spec(splits).height == dataset.image_spec(splits).width == 8
 
 
-def test_val_alone_is_the_test_set(make: Callable[..., ImageFolder], root: Path) -> None:
+def test_folder_val_is_the_test_set_if_there_is_no_test(
+    make: Callable[..., ImageFolder], root: Path
+) -> None:
     write_classes(root / "train", {"a": [10, 20, 30, 40], "b": [50, 60, 70, 80]})
     write_classes(root / "val", {"a": [90], "b": [100]})
     assert colours(make(), "test") == [90, 100]
@@ -90,7 +92,7 @@ def test_val_alone_is_the_test_set(make: Callable[..., ImageFolder], root: Path)
 
 
 @pytest.mark.parametrize("inner", ["", "train"])
-def test_a_fraction_is_the_test_set_where_there_is_no_other(
+def test_val_fraction_makes_the_test_set_if_there_is_no_other(
     make: Callable[..., ImageFolder], root: Path, inner: str
 ) -> None:
     write_classes(root / inner, {"a": range(0, 50, 10), "b": range(50, 100, 10)})
@@ -105,7 +107,7 @@ def test_a_fraction_is_the_test_set_where_there_is_no_other(
     assert test[:2] == colours(make(val_fraction=0.3, eval_limit=2), "test")
 
 
-def test_pictures_in_folders_of_folders_count_and_other_files_do_not(
+def test_pictures_in_subfolders_are_found_and_other_files_ignored(
     make: Callable[..., ImageFolder], root: Path
 ) -> None:
     write_classes(root, {"a/old": [10], "b": [20], "a/new": [30], ".hidden": [40]})
@@ -130,7 +132,7 @@ CSV = [
 
 
 @pytest.mark.parametrize(("text", "classes"), [each[1:] for each in CSV], ids=[c[0] for c in CSV])
-def test_csv_files(
+def test_csv_files_list_pictures_and_classes(
     make: Callable[..., ImageFolder], root: Path, text: str, classes: dict[str, list[int]]
 ) -> None:
     for name, colour in (("one", 10), ("two", 20), ("class", 5)):
@@ -147,7 +149,7 @@ def test_csv_files(
     assert dataset.load()["test"].labels.tolist() == [1]
 
 
-def test_a_single_csv_file_of_any_name(make: Callable[..., ImageFolder], root: Path) -> None:
+def test_a_single_csv_file_may_have_any_name(make: Callable[..., ImageFolder], root: Path) -> None:
     write_classes(root / "pictures", {"all": range(10, 50, 10)})
     listed = [f"pictures/all/{n:03}.png,{'odd' if n % 2 else 'even'}" for n in range(4)]
     (root / "labels.csv").write_text("\n".join(listed))
@@ -246,7 +248,7 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("write", "line"), [each[1:] for each in WRONG], ids=[w[0] for w in WRONG])
 @pytest.mark.parametrize("loaders", [0, 1])
-def test_what_cannot_be_used_is_named(
+def test_unusable_files_are_refused_by_name(
     make: Callable[..., ImageFolder],
     root: Path,
     write: Callable[[Path], object],
@@ -266,13 +268,15 @@ def test_a_root_must_be_given(options: Options) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("size", 0), ("loaders", -1), ("pad", 8)])
-def test_options_that_cannot_be(make: Callable[..., ImageFolder], key: str, value: object) -> None:
+def test_impossible_options_are_refused(
+    make: Callable[..., ImageFolder], key: str, value: object
+) -> None:
     with pytest.raises(ConfigError) as caught:
         make(**{key: value})
     assert (caught.value.key, caught.value.value) == (f"data.{key}", value)
 
 
-def test_odd_pictures_are_used(make: Callable[..., ImageFolder], root: Path) -> None:
+def test_unusual_pictures_are_used(make: Callable[..., ImageFolder], root: Path) -> None:
     """The pictures are grey, CMYK, 16-bit, tiny or long, or have alpha or a palette.
 
     All become squares.
@@ -289,7 +293,7 @@ def test_odd_pictures_are_used(make: Callable[..., ImageFolder], root: Path) -> 
     assert int((images - 128).abs().max()) < 10  # GIF's palette changes the grey a little
 
 
-def test_a_turned_picture_is_upright_and_its_middle_is_taken(
+def test_a_rotated_picture_becomes_upright_and_is_cropped_at_its_middle(
     make: Callable[..., ImageFolder], root: Path
 ) -> None:
     """The picture is wide: red on the left, green in the middle, blue on the right.
@@ -311,7 +315,7 @@ def test_a_turned_picture_is_upright_and_its_middle_is_taken(
     assert int(image[2, :, 1:-1].max()) == 0
 
 
-def test_images_are_made_once_and_the_root_stays_as_it_is(
+def test_images_are_decoded_once_and_the_root_is_not_changed(
     make: Callable[..., ImageFolder],
     root: Path,
     cache: Path,
@@ -333,7 +337,7 @@ def test_images_are_made_once_and_the_root_stays_as_it_is(
     assert colours(make(), "train") == [99, 20]
 
 
-def test_identity_is_names_and_sizes_wherever_the_files_are(
+def test_the_identity_depends_on_names_and_sizes_and_not_on_the_folder(
     make: Callable[..., ImageFolder], root: Path, tmp_path: Path
 ) -> None:
     both(root)
@@ -347,7 +351,7 @@ def test_identity_is_names_and_sizes_wherever_the_files_are(
 
 
 @pytest.mark.parametrize("bytes_of", [4 << 30, 5000])
-def test_what_does_not_fit_in_memory_is_left_to_loaders(
+def test_loaders_are_used_if_images_do_not_fit_in_memory(
     make: Callable[..., ImageFolder], root: Path, monkeypatch: pytest.MonkeyPatch, bytes_of: int
 ) -> None:
     both(root)  # 4 images of 192 bytes each

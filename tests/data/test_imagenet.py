@@ -40,7 +40,9 @@ def colours(splits: Any, split: str) -> list[int]:
 
 
 @pytest.mark.parametrize("inner", ["", "tiny-imagenet-200"])
-def test_tiny_imagenet(options: Options, cache: Path, tmp_path: Path, inner: str) -> None:
+def test_tiny_imagenet_is_read_in_its_published_layout(
+    options: Options, cache: Path, tmp_path: Path, inner: str
+) -> None:
     write_tiny(tmp_path / "root" / inner)
     dataset = TinyImageNet(**options(root=str(tmp_path / "root"), size=8))
     dataset.prepare()
@@ -53,7 +55,7 @@ def test_tiny_imagenet(options: Options, cache: Path, tmp_path: Path, inner: str
     assert splits["test"].labels.tolist() == [0, 1, 2]
 
 
-def test_tiny_imagenets_val_may_have_been_sorted(
+def test_tiny_imagenets_val_may_be_sorted_into_classes(
     options: Options, cache: Path, tmp_path: Path
 ) -> None:
     write_tiny(tmp_path)
@@ -64,7 +66,9 @@ def test_tiny_imagenets_val_may_have_been_sorted(
     assert colours(splits, "test") == [32, 12, 22, 5, 6]
 
 
-def test_tiny_imagenets_val_must_be_whole(options: Options, cache: Path, tmp_path: Path) -> None:
+def test_tiny_imagenet_with_a_missing_val_picture_is_refused(
+    options: Options, cache: Path, tmp_path: Path
+) -> None:
     write_tiny(tmp_path)
     (tmp_path / "val" / "images" / "001.png").unlink()
     dataset = TinyImageNet(**options(root=str(tmp_path), size=8))
@@ -72,7 +76,7 @@ def test_tiny_imagenets_val_must_be_whole(options: Options, cache: Path, tmp_pat
         dataset.prepare()
 
 
-def test_tiny_imagenet_is_downloaded_unpacked_and_not_fetched_again(
+def test_tiny_imagenet_is_downloaded_once_and_unpacked(
     options: Options,
     cache: Path,
     tmp_path: Path,
@@ -112,7 +116,9 @@ def write_imagenet(root: Path, *, kaggle: bool = False) -> None:
 
 
 @pytest.mark.parametrize("kaggle", [False, True])
-def test_imagenet(options: Options, cache: Path, tmp_path: Path, kaggle: bool) -> None:
+def test_imagenet_is_read_in_both_layouts(
+    options: Options, cache: Path, tmp_path: Path, kaggle: bool
+) -> None:
     write_imagenet(tmp_path, kaggle=kaggle)
     dataset = ImageNet(**options(**OWN, root=str(tmp_path)))
     dataset.prepare()
@@ -127,7 +133,7 @@ def test_imagenet(options: Options, cache: Path, tmp_path: Path, kaggle: bool) -
     assert not cache.exists()
 
 
-def test_imagenets_random_pieces_depend_on_seed_epoch_and_batch_alone(
+def test_imagenets_random_crops_depend_only_on_seed_epoch_and_batch(
     options: Options, tmp_path: Path
 ) -> None:
     write_imagenet(tmp_path)
@@ -148,7 +154,7 @@ def test_imagenets_random_pieces_depend_on_seed_epoch_and_batch_alone(
     assert not torch.equal(first.sort(0).values, batch(1, 1, 0).sort(0).values)
 
 
-def test_what_imagenet_lacks_is_said(options: Options, tmp_path: Path) -> None:
+def test_missing_files_of_imagenet_are_named(options: Options, tmp_path: Path) -> None:
     def line(**changes: object) -> str:
         with pytest.raises(ConfigError) as caught:
             ImageNet(**options(**OWN | changes, root=str(tmp_path))).prepare()

@@ -67,7 +67,7 @@ def photos(tmp_path: Path) -> Callable[..., Photos]:
 
 @pytest.mark.parametrize("name", ["high.npy", "low.npy", "index.json"])
 @pytest.mark.parametrize("damage", [*DAMAGES, a_file])
-def test_decoded_pictures_are_repaired(
+def test_damaged_decoded_pictures_are_decoded_again(
     photos: Callable[..., Photos], tmp_path: Path, name: str, damage: Damage
 ) -> None:
     wanted = [high.tobytes() for high in photos().load()["train"].pictures.high]
@@ -81,7 +81,7 @@ def test_decoded_pictures_are_repaired(
 
 @pytest.mark.parametrize("damage", [*DAMAGES, a_file])
 @pytest.mark.parametrize("name", ["pixels.npy", "objects.npz"])
-def test_painted_scenes_are_repaired(
+def test_damaged_scenes_are_painted_again(
     tmp_path: Path, cache: Path, name: str, damage: Damage
 ) -> None:
     root = str(write_fashion(tmp_path / "root"))
@@ -96,7 +96,7 @@ def test_painted_scenes_are_repaired(
 
 
 @pytest.mark.parametrize("damage", [emptied, cut, longer, a_folder])
-def test_an_index_is_repaired(tmp_path: Path, cache: Path, damage: Damage) -> None:
+def test_a_damaged_index_is_made_again(tmp_path: Path, cache: Path, damage: Damage) -> None:
     given = options("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
     boxes = Voc(**given).load()["train"].objects.boxes.tolist()  # type: ignore[arg-type]
     for path in list((cache / "scenes").iterdir()):
@@ -106,7 +106,7 @@ def test_an_index_is_repaired(tmp_path: Path, cache: Path, damage: Damage) -> No
     assert all(path.is_file() for path in (cache / "scenes").iterdir())
 
 
-def test_an_index_that_cannot_be_kept_is_done_without(
+def test_a_run_works_if_its_index_cannot_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -116,7 +116,7 @@ def test_an_index_that_cannot_be_kept_is_done_without(
     assert "set XDG_CACHE_HOME to another folder" in caplog.text
 
 
-def test_a_cache_for_pictures_that_cannot_be_written_is_named(
+def test_a_cache_of_pictures_that_cannot_be_written_is_refused(
     photos: Callable[..., Photos], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -124,7 +124,9 @@ def test_a_cache_for_pictures_that_cannot_be_written_is_named(
         photos(cache=str(tmp_path / "file")).load()
 
 
-def test_a_folder_is_listed_once(photos: Callable[..., Photos], tmp_path: Path) -> None:
+def test_a_folder_that_is_listed_twice_is_refused(
+    photos: Callable[..., Photos], tmp_path: Path
+) -> None:
     """If it were listed twice, the run would train on its test pictures."""
     folder, link = tmp_path / "photos", tmp_path / "link"
     link.symlink_to(folder)
@@ -137,10 +139,10 @@ def test_a_folder_is_listed_once(photos: Callable[..., Photos], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("side", [1, 10, 15])
-def test_a_small_test_picture_is_named(
+def test_a_test_picture_that_is_too_small_is_refused_by_name(
     photos: Callable[..., Photos], tmp_path: Path, side: int
 ) -> None:
-    """Such a picture once caused a ZeroDivisionError or a RuntimeError."""
+    """A small picture once caused a ZeroDivisionError or a RuntimeError."""
     picture(0, side, side).save(tmp_path / "photos" / "9.png")
     with pytest.raises(ConfigError, match=r"9.png: has .* it needs at least 16x16"):
         photos().load()
@@ -148,7 +150,7 @@ def test_a_small_test_picture_is_named(
     photos().load()
 
 
-def test_samples_have_names_of_their_own() -> None:
+def test_samples_have_unique_and_safe_names() -> None:
     names = [sample_name(number, Path(f"{folder}/0.png")) for number, folder in enumerate("ab")]
     assert names == ["0-0.png", "1-0.png"]
     assert sample_name(3, None) == "3.png"

@@ -44,7 +44,7 @@ def two() -> Iterator[Loaders]:
         yield started
 
 
-def test_loaders_make_what_this_process_would(two: Loaders, files: list[str]) -> None:
+def test_loaders_make_the_same_images_as_this_process(two: Loaders, files: list[str]) -> None:
     draws = tuple((n / 10, 1 - n / 10, n / 10, n / 10) for n in range(10))
     pieces: list[dict[str, Any]] = [{}, {"part": 0.5}, {"scale": (0.1, 0.9), "draws": draws}]
     for count in (1, 2, 3, 20):
@@ -57,7 +57,7 @@ def test_loaders_make_what_this_process_would(two: Loaders, files: list[str]) ->
             loading.release()
 
 
-def test_memory_that_was_given_back_is_used_again(two: Loaders, files: list[str]) -> None:
+def test_released_memory_is_used_again(two: Loaders, files: list[str]) -> None:
     wanted = [Wanted(path) for path in files[:5]]
     for _ in range(2 * AHEAD):
         loading = two.begin(wanted)
@@ -68,7 +68,7 @@ def test_memory_that_was_given_back_is_used_again(two: Loaders, files: list[str]
     assert os.fstat(two.memory.descriptor).st_size == size
 
 
-def test_a_picture_that_cannot_be_read_is_named(
+def test_an_unreadable_picture_is_refused_by_name(
     two: Loaders, files: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
@@ -93,7 +93,7 @@ def batches_of(dataset: ImageFolder) -> Iterator[dict[str, torch.Tensor]]:
     yield batches.train(0, 2)  # a batch out of order
 
 
-def test_batches_are_the_same_from_loaders_and_from_the_cache(
+def test_loaders_and_the_cache_give_the_same_batches(
     options: Options, cache: Path, files: list[str]
 ) -> None:
     own = {"root": str(Path(files[0]).parents[2]), "size": SIDE, "pad": 2, "flip": True}
@@ -106,7 +106,7 @@ def test_batches_are_the_same_from_loaders_and_from_the_cache(
     assert loaded.identity(None) == kept.identity(None)
 
 
-def test_the_next_batches_are_decoded_meanwhile_and_others_given_up() -> None:
+def test_next_batches_are_decoded_in_advance_and_others_are_released() -> None:
     begun: list[int] = []
     released: list[int] = []
 
@@ -132,7 +132,7 @@ def test_the_next_batches_are_decoded_meanwhile_and_others_given_up() -> None:
 
 
 @pytest.mark.parametrize("replica", [0, 1])
-def test_only_a_replicas_own_evaluation_batches_are_decoded_ahead(
+def test_only_a_replicas_own_evaluation_batches_are_decoded_in_advance(
     options: Options, cache: Path, files: list[str], replica: int
 ) -> None:
     """Three replicas take 13 batches in turn, and evaluate again after an epoch."""
@@ -158,7 +158,7 @@ def test_only_a_replicas_own_evaluation_batches_are_decoded_ahead(
     assert begun.count(own[0]) == 2
 
 
-def test_a_loader_that_is_killed_ends_what_it_was_asked_for(files: list[str]) -> None:
+def test_a_killed_loader_is_an_error_for_its_batches(files: list[str]) -> None:
     with Loaders(1, SIDE) as started:
         number = started.processes[0].pid
         os.kill(number, signal.SIGSTOP)
@@ -170,9 +170,7 @@ def test_a_loader_that_is_killed_ends_what_it_was_asked_for(files: list[str]) ->
             started.begin([Wanted(files[0])])
 
 
-def test_a_loader_that_is_stopped_is_given_up(
-    files: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_loader_is_an_error(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "LOOK_S", 0.01)
     monkeypatch.setattr(loaders, "STOPPED_LIMIT_S", 0.05)
     with Loaders(1, SIDE) as started:
@@ -181,7 +179,7 @@ def test_a_loader_that_is_stopped_is_given_up(
             started.begin([Wanted(files[0])]).images()
 
 
-def test_a_loader_that_does_not_answer_is_given_up(
+def test_a_loader_that_does_not_answer_is_an_error(
     files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loaders, "LOOK_S", 0.01)
@@ -194,7 +192,7 @@ def test_a_loader_that_does_not_answer_is_given_up(
             started.begin([Wanted(files[0])]).images()
 
 
-def test_loaders_end_with_what_started_them(files: list[str]) -> None:
+def test_loaders_end_when_their_owner_is_deleted(files: list[str]) -> None:
     started = Loaders(1, SIDE)
     process = started.processes[0]
     started.begin([Wanted(files[0])]).images()
@@ -202,7 +200,7 @@ def test_loaders_end_with_what_started_them(files: list[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path: Path) -> None:
+def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(tmp_path: Path) -> None:
     picture(3, 1000, 700).save(tmp_path / "large.jpg", quality=95)
     image = image_of(Wanted(str(tmp_path / "large.jpg")), 32).astype(int)
     whole = Image.open(tmp_path / "large.jpg").crop((150, 0, 850, 700))
@@ -211,7 +209,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("size", [(100, 50), (50, 100), (1, 1), (1000, 3), (3, 1000)])
-def test_random_pieces_lie_inside_and_have_the_area_and_ratio_asked_for(
+def test_random_crops_have_the_given_areas_and_ratios(
     size: tuple[int, int],
 ) -> None:
     width, height = size
@@ -229,7 +227,7 @@ def test_random_pieces_lie_inside_and_have_the_area_and_ratio_asked_for(
             assert area >= 0.08 - 1e-9
 
 
-def test_random_pieces_differ_by_every_number_drawn() -> None:
+def test_each_drawn_number_changes_a_random_crop() -> None:
     base = (0.5, 0.5, 0.5, 0.5)
     first = crops.random_piece(100, 100, (0.1, 0.5), [base])
     for at in range(4):

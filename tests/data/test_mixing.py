@@ -51,7 +51,7 @@ def same_box(share: float, place: tuple[float, float], height: int, width: int) 
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 0.77, 1.0])
-def test_mixup_adds_the_image_before(share: float) -> None:
+def test_mixup_adds_the_previous_image(share: float) -> None:
     before = images().double().numpy()
     mixed = images()
     assert mix_up(mixed, share) == share
@@ -63,7 +63,7 @@ def test_mixup_adds_the_image_before(share: float) -> None:
 @pytest.mark.parametrize("size", [(6, 9), (1, 4), (8, 8), (5, 1)])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("place", [(0.0, 0.0), (0.5, 0.5), (0.999, 0.3), (0.2, 1 - 2**-53)])
-def test_cutmix_takes_a_box_of_the_image_before(
+def test_cutmix_pastes_a_box_of_the_previous_image(
     size: tuple[int, int], share: float, place: tuple[float, float]
 ) -> None:
     before, mixed = images(*size), images(*size)
@@ -76,7 +76,7 @@ def test_cutmix_takes_a_box_of_the_image_before(
 
 
 @pytest.mark.parametrize("mixing", [Mixing(mixup=0.4), Mixing(cutmix=1.0), Mixing(0.4, 1.0)])
-def test_targets_are_the_pixels_shares(mixing: Mixing) -> None:
+def test_the_share_of_a_target_is_that_of_its_pixels(mixing: Mixing) -> None:
     """Each image has only one grey, so the mixed pixels show how it was mixed."""
     greys = torch.tensor([0.0, 1.0, 10.0, 100.0, 1000.0])
     own = {*zip(LABELS.tolist(), LABELS.roll(1).tolist(), strict=True)}
@@ -99,7 +99,7 @@ def test_targets_are_the_pixels_shares(mixing: Mixing) -> None:
     assert len(seen) == (4 if mixing.mixup and mixing.cutmix else 2), seen
 
 
-def test_with_both_every_batch_has_one_of_them() -> None:
+def test_with_mixup_and_cutmix_each_batch_uses_one_of_them() -> None:
     boxed = []
     for seed in range(300):
         made = Mixing(1.0, 1.0).mixed(batch(), generator(seed))["image"]
@@ -108,7 +108,7 @@ def test_with_both_every_batch_has_one_of_them() -> None:
 
 
 @pytest.mark.parametrize("mixing", [Mixing(mixup=0.4), Mixing(cutmix=1.0)])
-def test_one_image_alone_is_its_own_partner(mixing: Mixing) -> None:
+def test_a_single_image_is_mixed_with_itself(mixing: Mixing) -> None:
     for seed in range(5):
         given = {"image": images()[:1], "label": LABELS[:1]}
         made = mixing.mixed(given, generator(seed))
@@ -117,7 +117,7 @@ def test_one_image_alone_is_its_own_partner(mixing: Mixing) -> None:
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.2, 0.5, 1.0, 3.0, 80.0])
-def test_moments_of_the_beta_distribution(alpha: float) -> None:
+def test_shares_have_the_moments_of_the_beta_distribution(alpha: float) -> None:
     """Midpoints of 60 x 60 equal squares replace random numbers."""
     strata = [(n + 0.5) / 60 for n in range(60)]
     drawn = [symmetric_beta(alpha, u, v) - 0.5 for u in strata for v in strata]
@@ -136,7 +136,7 @@ def test_moments_of_the_beta_distribution(alpha: float) -> None:
         (2.0, lambda x: x * x * (3 - 2 * x)),
     ],
 )
-def test_the_beta_distribution(alpha: float, below: Callable[[float], float]) -> None:
+def test_shares_follow_the_beta_distribution(alpha: float, below: Callable[[float], float]) -> None:
     strata = [(n + 0.5) / 100 for n in range(100)]
     drawn = sorted(symmetric_beta(alpha, u, v) for u in strata for v in strata)
     for number, x in enumerate(drawn):
@@ -144,7 +144,7 @@ def test_the_beta_distribution(alpha: float, below: Callable[[float], float]) ->
 
 
 @pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e-9, 1.0, 1e9, 1.7e308])
-def test_every_alpha_and_every_draw_make_a_share(alpha: float) -> None:
+def test_shares_are_in_0_to_1_for_every_alpha_and_draw(alpha: float) -> None:
     ends = [0.0, 2**-53, 0.25, 0.5, 0.75, 1 - 2**-53]
     drawn = [symmetric_beta(alpha, u, v) for u in ends for v in ends]
     assert all(0 <= share <= 1 for share in drawn)
@@ -152,7 +152,7 @@ def test_every_alpha_and_every_draw_make_a_share(alpha: float) -> None:
         assert {*drawn} <= {0.0, 0.5, 1.0}
 
 
-def test_draws_depend_on_the_generator_alone() -> None:
+def test_draws_depend_only_on_the_generator() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first, again, other = (Mixing(1, 1).mixed(batch(), generator(n)) for n in (3, 3, 4))
@@ -178,7 +178,7 @@ def make(options: Options) -> Callable[..., Batches]:
     return batches
 
 
-def test_batches_are_mixed_after_all_else(make: Callable[..., Batches]) -> None:
+def test_batches_are_mixed_after_all_other_augmentation(make: Callable[..., Batches]) -> None:
     """Images are first cropped, mirrored, augmented and normalised.
 
     A short last batch is mixed too.
@@ -196,7 +196,7 @@ def test_batches_are_mixed_after_all_else(make: Callable[..., Batches]) -> None:
         )
 
 
-def test_seed_epoch_and_batch_each_make_a_difference(make: Callable[..., Batches]) -> None:
+def test_seed_epoch_and_batch_each_change_the_share(make: Callable[..., Batches]) -> None:
     zero, one = make(0, mixup=1.0, cutmix=1.0), make(1, mixup=1.0, cutmix=1.0)
     four = [zero.train(0, 0), zero.train(0, 1), zero.train(1, 0), one.train(0, 0)]
     assert len({batch["label.share"][0].item() for batch in four}) == 4
@@ -204,8 +204,8 @@ def test_seed_epoch_and_batch_each_make_a_difference(make: Callable[..., Batches
     assert all(torch.equal(again[name], four[2][name]) for name in again)
 
 
-def test_what_is_mixed_does_not_depend_on_the_augmentation(make: Callable[..., Batches]) -> None:
-    """A seed of its own: with that of the augmentation, shares would follow crops and flips."""
+def test_mixing_does_not_depend_on_the_augmentation(make: Callable[..., Batches]) -> None:
+    """Mixing has its own seed. With the seed of the augmentation, shares would depend on crops."""
     expected = make().train(2, 1)
     mixed = Mixing(mixup=0.4, cutmix=1.0).mixed(expected, generator(seeding.mixing(0, 2, 1)))
     found = make(mixup=0.4, cutmix=1.0).train(2, 1)
@@ -224,7 +224,7 @@ def test_evaluation_is_never_mixed(make: Callable[..., Batches], split: str) -> 
 
 
 @pytest.mark.parametrize("keys", [{"mixup": 0.5}, {"cutmix": 0.5}])
-def test_the_host_does_not_wait_for_the_device(
+def test_mixing_never_waits_for_the_device(
     options: Options, no_waiting: NoWaiting, keys: dict[str, float]
 ) -> None:
     dataset = Synthetic(**options(**OWN | keys))
@@ -234,7 +234,7 @@ def test_the_host_does_not_wait_for_the_device(
     assert {tensor.device for each in made for tensor in each.values()} == {DEVICE}
 
 
-def test_mixing_says_nothing_about_the_data(options: Options) -> None:
+def test_mixing_does_not_change_the_identity_of_the_data(options: Options) -> None:
     """The identity is still that of the files, and the data set's task is unchanged."""
     plain, mixed = (Synthetic(**options(**OWN, mixup=alpha)) for alpha in (0.0, 0.2))
     assert (plain.mixed, mixed.mixed) == ({}, {"data.mixup": 0.2})
@@ -242,7 +242,7 @@ def test_mixing_says_nothing_about_the_data(options: Options) -> None:
     assert plain.task == mixed.task
 
 
-def test_the_device_changes_nothing() -> None:
+def test_a_gpu_mixes_the_same_images() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     for seed in range(6):

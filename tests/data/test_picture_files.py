@@ -44,14 +44,14 @@ def test_16_bit_channels_keep_their_upper_bits(
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
-def test_16_bit_greys_of_other_files(tmp_path: Path, mode: str) -> None:
+def test_16_bit_greys_of_tiff_files_keep_their_upper_bits(tmp_path: Path, mode: str) -> None:
     kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
     path = tmp_path / "grey.tif"
     Image.frombytes(mode, (16, 16), (257 * GREYS).astype(kind).tobytes()).save(path)
     assert (np.array(decoded(path)) == GREYS[..., None]).all()
 
 
-def test_greys_of_no_known_range_are_refused(tmp_path: Path) -> None:
+def test_greys_of_an_unknown_range_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "grey.tif"
     for pixels, problem in (
         (np.full((4, 4), 70_000, np.int32), "more than 16 bits"),
@@ -82,7 +82,7 @@ def test_transparency_is_dropped_without_a_warning(tmp_path: Path) -> None:
             assert (np.array(decoded(tmp_path / f"{name}.png")) == pixels).all()
 
 
-def test_cmyk_and_the_first_of_several_frames(tmp_path: Path) -> None:
+def test_cmyk_is_converted_and_the_first_frame_is_used(tmp_path: Path) -> None:
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=95)
     assert np.abs(np.array(decoded(tmp_path / "red.jpg")).astype(int) - [255, 0, 0]).max() < 9
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (200, 10)]
@@ -92,7 +92,7 @@ def test_cmyk_and_the_first_of_several_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["png", "jpg"])
-def test_boxes_lie_where_the_objects_are(tmp_path: Path, orientation: int, form: str) -> None:
+def test_boxes_are_rotated_with_their_picture(tmp_path: Path, orientation: int, form: str) -> None:
     """The box is given in the stored and in the upright picture.
 
     Both times the result is the white object.
@@ -117,7 +117,7 @@ def test_boxes_lie_where_the_objects_are(tmp_path: Path, orientation: int, form:
         on_upright(path, (9, 9), boxes)
 
 
-def test_what_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_picture_is_named_in_one_line(tmp_path: Path) -> None:
     whole = tmp_path / "whole.png"
     picture(0, 40, 40).save(whole)
     huge = png_16(0, np.zeros((1, 1, 1)))

@@ -45,7 +45,7 @@ def as_picture(picture: Any) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
-def test_the_last_three_by_name_are_for_the_test(photos: Make) -> None:
+def test_the_last_three_pictures_by_name_are_the_test_set(photos: Make) -> None:
     dataset = photos()
     names = {part: [s.high.name for s in dataset.sources(part)] for part in ("train", "test")}
     assert names == {"train": ["0.png", "1.png", "2.png"], "test": ["3.png", "4.png", "5.png"]}
@@ -54,7 +54,7 @@ def test_the_last_three_by_name_are_for_the_test(photos: Make) -> None:
     assert len(photos(eval_limit=1).load()["test"]) == 4
 
 
-def test_pictures_are_held_out(photos: Make) -> None:
+def test_val_fraction_holds_out_pictures(photos: Make) -> None:
     splits = photos(val_fraction=0.34).load()
     assert [len(split.pictures) for split in splits.values()] == [2, 1, 3]
     with pytest.raises(ConfigError, match="holds out 0 of 3"):
@@ -62,7 +62,7 @@ def test_pictures_are_held_out(photos: Make) -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_small_pictures_are_bicubic_reductions(photos: Make, scale: int) -> None:
+def test_small_pictures_are_bicubic_reductions_of_large_ones(photos: Make, scale: int) -> None:
     split = photos(scale=scale).load()["test"]
     high, low = split.pictures.high[0], split.pictures.low[0]
     width, height = 51 - 51 % scale, 37 - 37 % scale
@@ -76,9 +76,7 @@ def test_small_pictures_are_bicubic_reductions(photos: Make, scale: int) -> None
     assert 0.5 < ssim < 1
 
 
-def test_what_is_kept_is_used_again_and_made_anew_for_other_files(
-    photos: Make, tmp_path: Path
-) -> None:
+def test_kept_pictures_are_used_until_the_files_change(photos: Make, tmp_path: Path) -> None:
     first = photos().load()["train"].pictures
     assert isinstance(first.high[0], np.memmap)
     kept = {path.name for path in (tmp_path / "cache").iterdir()}
@@ -88,12 +86,12 @@ def test_what_is_kept_is_used_again_and_made_anew_for_other_files(
     assert not photos().load()["train"].pictures.high[0].any()
 
 
-def test_large_pictures_are_reduced(photos: Make) -> None:
+def test_longest_side_reduces_large_pictures(photos: Make) -> None:
     pictures = photos(longest_side=32).load()["train"].pictures
     assert [max(high.shape) for high in pictures.high] == [32, 32, 32]
 
 
-def test_patches_are_aligned(photos: Make) -> None:
+def test_small_and_large_patches_are_aligned(photos: Make) -> None:
     """The small patch is the reduced large patch.
 
     Near the border they differ, because bicubic reads pixels outside of the patch.
@@ -110,7 +108,7 @@ def test_patches_are_aligned(photos: Make) -> None:
     assert (shifted[inner] - image[inner]).abs().mean() > 0.05
 
 
-def test_batches_depend_on_seed_epoch_and_number_alone(photos: Make) -> None:
+def test_batches_depend_only_on_seed_epoch_and_number(photos: Make) -> None:
     one, other = batches_of(photos()), batches_of(photos())
     other.train(0, 0)
     assert torch.equal(one.train(1, 2)[TARGET], other.train(1, 2)[TARGET])
@@ -121,8 +119,8 @@ def test_batches_depend_on_seed_epoch_and_number_alone(photos: Make) -> None:
     assert not any(torch.equal(one.train(0, 0)[TARGET], each[TARGET]) for each in different)
 
 
-def test_patches_are_turned(photos: Make) -> None:
-    """There are eight different ways."""
+def test_flip_turns_patches_in_eight_ways(photos: Make) -> None:
+    """Patches are rotated and mirrored."""
     square = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
     ways = {_turned(square, turn).tobytes() for turn in range(8)}
     assert len(ways) == 8
@@ -130,7 +128,7 @@ def test_patches_are_turned(photos: Make) -> None:
     assert not torch.equal(straight, turned)
 
 
-def test_tiles_make_up_the_pictures(photos: Make) -> None:
+def test_tiles_cover_each_pixel_once(photos: Make) -> None:
     """Each pixel inside the border counts exactly once."""
     dataset = photos()
     splits = dataset.load()
@@ -153,7 +151,7 @@ def test_tiles_make_up_the_pictures(photos: Make) -> None:
         assert count.sum() == count[2:-2, 2:-2].size
 
 
-def test_quality_in_tiles_is_that_of_the_whole(photos: Make) -> None:
+def test_the_quality_of_tiles_is_that_of_whole_pictures(photos: Make) -> None:
     """SSIM is compared too, although its windows extend beyond the counted pixels."""
     scores = []
     for tile in (16, 64):
@@ -171,7 +169,7 @@ def test_quality_in_tiles_is_that_of_the_whole(photos: Make) -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_div2k_in_its_published_layout(tmp_path: Path, scale: int) -> None:
+def test_div2k_is_read_in_its_published_layout(tmp_path: Path, scale: int) -> None:
     root = write_div2k(tmp_path / "root" / "DIV2K", scale).parent
     dataset = div2k(tmp_path, root, scale=scale)
     splits = dataset.load()
@@ -189,7 +187,7 @@ def div2k(tmp_path: Path, root: Path | None, **changes: object) -> Div2k:
     return Div2k(**(shipped | given))
 
 
-def test_div2k_says_where_files_belong(tmp_path: Path) -> None:
+def test_missing_div2k_files_are_named_with_their_place(tmp_path: Path) -> None:
     message = r"data.root=.*no pictures in .*DIV2K_train_HR; unpack .*data.vision.ee.ethz.ch"
     with pytest.raises(ConfigError, match=message):
         div2k(tmp_path, tmp_path).load()
@@ -198,7 +196,7 @@ def test_div2k_says_where_files_belong(tmp_path: Path) -> None:
         div2k(tmp_path, root, scale=3).load()
 
 
-def test_folders_that_are_missing_are_named(photos: Make, tmp_path: Path) -> None:
+def test_missing_folders_are_refused_by_name(photos: Make, tmp_path: Path) -> None:
     message = r"there is no folder .*nowhere.*apt-get install lomiri-wallpapers-16.04 mate-backgr"
     with pytest.raises(ConfigError, match=message):
         photos(folders=[str(tmp_path / "nowhere")]).load()
@@ -218,12 +216,14 @@ def test_folders_that_are_missing_are_named(photos: Make, tmp_path: Path) -> Non
         ({"eval_limit": 0}, "data.eval_limit=0: is too small"),
     ],
 )
-def test_options_that_cannot_be(photos: Make, changes: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused(
+    photos: Make, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         photos(**changes)
 
 
-def test_pictures_that_cannot_be_used(photos: Make, tmp_path: Path) -> None:
+def test_unusable_pictures_are_refused_by_name(photos: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"0.png: has 24x20 pixels .* too few for data.patch=21"):
         photos(patch=21).load()
     (tmp_path / "photos" / "0.png").write_bytes(b"no picture")
@@ -231,7 +231,7 @@ def test_pictures_that_cannot_be_used(photos: Make, tmp_path: Path) -> None:
         photos().load()
 
 
-def test_views_of_a_picture_are_aligned() -> None:
+def test_the_views_of_a_picture_are_aligned() -> None:
     """The model doubles each pixel, so its view equals the first one."""
     high = np.array(picture(0, 300, 320))
     low = np.array(Image.fromarray(high).resize((150, 160), Image.Resampling.BICUBIC))
@@ -261,7 +261,7 @@ def test_captions_name_each_view_and_its_psnr() -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_psnr_in_a_caption_is_that_of_the_metric(photos: Make, scale: int) -> None:
+def test_captions_have_the_psnr_of_the_metric(photos: Make, scale: int) -> None:
     """The whole picture is shown, so the caption has the run's own PSNR.
 
     The same holds for bicubic.
@@ -281,7 +281,7 @@ def test_the_psnr_in_a_caption_is_that_of_the_metric(photos: Make, scale: int) -
 
 
 @pytest.mark.parametrize(("width", "height", "scale"), [(20, 24, 2), (400, 300, 2), (300, 90, 4)])
-def test_captions_stand_above_their_panels(width: int, height: int, scale: int) -> None:
+def test_captions_are_above_their_panels(width: int, height: int, scale: int) -> None:
     """Each pixel becomes a square of whole size. The background is white and opaque."""
     high = np.array(picture(0, scale * width, scale * height))
     low = np.array(Image.fromarray(high).resize((width, height), Image.Resampling.BICUBIC))
@@ -304,7 +304,7 @@ def test_captions_stand_above_their_panels(width: int, height: int, scale: int) 
     )
 
 
-def test_no_batch_makes_the_host_wait_for_the_device(photos: Make, no_waiting: NoWaiting) -> None:
+def test_making_a_batch_never_waits_for_the_device(photos: Make, no_waiting: NoWaiting) -> None:
     dataset = photos()
     batches = dataset.batches(dataset.load(), 4, 0, DEVICE)
     with no_waiting:

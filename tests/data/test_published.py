@@ -29,7 +29,7 @@ def _no_debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_without_a_network_one_line_says_what_to_do(
+def test_without_a_network_one_line_gives_a_remedy(
     options: Options, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: type[ImageDataset]
 ) -> None:
     def unreachable(*_: object, **__: object) -> NoReturn:
@@ -47,7 +47,7 @@ def test_without_a_network_one_line_says_what_to_do(
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_a_forbidden_download_touches_nothing(
+def test_a_forbidden_download_creates_no_folder(
     options: Options, cache: Path, kind: type[ImageDataset]
 ) -> None:
     with pytest.raises(ConfigError, match=r"data\.download=false"):
@@ -55,7 +55,7 @@ def test_a_forbidden_download_touches_nothing(
     assert not cache.exists()
 
 
-def test_a_server_that_never_answers_is_given_up(
+def test_a_download_ends_if_the_server_never_answers(
     options: Options, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "SOCKET_TIMEOUT_S", 0.1)

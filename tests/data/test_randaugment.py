@@ -38,7 +38,7 @@ its blurred image."""
 
 @pytest.mark.parametrize("factor", [0.73, 1.27])
 @pytest.mark.parametrize(("operation", "enhancer", "tolerance"), ENHANCERS)
-def test_enhancements_are_pils(
+def test_enhancements_equal_pils(
     operation: Callable[[Tensor, Tensor], Tensor],
     enhancer: Callable[[Image.Image], ImageEnhance.Color],
     tolerance: int,
@@ -61,7 +61,7 @@ def test_enhancements_are_pils(
         (ra.auto_contrast, ImageOps.autocontrast),
     ],
 )
-def test_other_operations_on_colours_are_pils(
+def test_other_operations_on_colours_equal_pils(
     operation: Callable[[Tensor, Tensor], Tensor], theirs: Callable[[Image.Image], Image.Image]
 ) -> None:
     pixels = tensor(*PICTURES, FLAT).int()
@@ -73,7 +73,7 @@ def test_other_operations_on_colours_are_pils(
 
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("kind", range(len(ra.GEOMETRY)))
-def test_pixels_come_from_where_pil_takes_them(kind: int, sign: int) -> None:
+def test_geometric_operations_move_pixels_like_pil(kind: int, sign: int) -> None:
     where = ra.GEOMETRY[kind](sign, 20, 24)
     made = ra.transformed(tensor(PICTURES[0]), torch.tensor([where]))
     moved = PICTURES[0].transform(
@@ -83,7 +83,7 @@ def test_pixels_come_from_where_pil_takes_them(kind: int, sign: int) -> None:
     assert not torch.equal(made, tensor(PICTURES[0]))
 
 
-def test_turns_are_by_the_angle_about_the_middle_and_shears_by_their_slope() -> None:
+def test_rotations_are_about_the_middle_and_shears_have_their_slope() -> None:
     image = tensor(PICTURES[0])
     turned = ra.transformed(image, torch.tensor([ra.GEOMETRY[4](1, 20, 24)]))
     degrees = ra.ANGLE * 180 / np.pi
@@ -94,7 +94,7 @@ def test_turns_are_by_the_angle_about_the_middle_and_shears_by_their_slope() -> 
     assert torch.equal(sheared[..., 19, 0], image[..., 19, int(0.5 + 0.09 * 19.5)])
 
 
-def test_every_operation_comes_and_two_are_drawn_for_each_image() -> None:
+def test_two_operations_are_drawn_for_each_image_and_all_occur() -> None:
     drawn: list[list[int]] = [[] for _ in range(600)]
 
     def noted(images: Tensor, operations: Tensor, signs: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def test_every_operation_comes_and_two_are_drawn_for_each_image() -> None:
     assert counts.min() > 50
 
 
-def test_an_image_is_changed_by_its_own_draws_alone() -> None:
+def test_each_image_is_changed_only_by_its_own_draws() -> None:
     images = tensor(*PICTURES * 20)
     before = images.clone()
     kinds, signs = torch.arange(80) % 14, torch.arange(80) % 2 * 2 - 1
@@ -127,14 +127,14 @@ def test_an_image_is_changed_by_its_own_draws_alone() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5, 1, 1, 1), (9, 1, 8, 8), (9, 3, 2, 7), (9, 5, 6, 6)])
-def test_images_of_any_form(shape: tuple[int, ...]) -> None:
+def test_images_of_any_shape_are_augmented(shape: tuple[int, ...]) -> None:
     images = torch.randint(256, shape, dtype=torch.uint8, generator=generator(3))
     for seed in range(6):
         made = ra.rand_augment(images, generator(seed))
         assert (made.shape, made.dtype) == (images.shape, torch.uint8)
 
 
-def test_what_augment_says_is_done() -> None:
+def test_the_augment_option_selects_the_operations() -> None:
     images = tensor(*PICTURES)
 
     def made(kind: str, pad: int, flip: bool) -> Tensor:
@@ -146,7 +146,7 @@ def test_what_augment_says_is_done() -> None:
     assert not torch.equal(made("randaugment", 2, True), made("basic", 2, True))
 
 
-def test_nothing_waits_for_the_device(no_waiting: NoWaiting) -> None:
+def test_randaugment_never_waits_for_the_device(no_waiting: NoWaiting) -> None:
     images = torch.empty(64, 3, 8, 8, dtype=torch.uint8, device=DEVICE)
     with no_waiting:
         made = ra.rand_augment(images, generator())
@@ -155,7 +155,7 @@ def test_nothing_waits_for_the_device(no_waiting: NoWaiting) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_makes_the_same_images() -> None:
+def test_a_gpu_computes_the_same_images() -> None:
     images = tensor(*PICTURES * 20)
     here = ra.rand_augment(images, generator())
     assert torch.equal(ra.rand_augment(images.cuda(), generator()).cpu(), here)

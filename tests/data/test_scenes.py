@@ -59,7 +59,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_batch_is_what_the_task_asks_for(make: Make) -> None:
+def test_a_batch_has_the_tensors_of_the_task(make: Make) -> None:
     dataset = make()
     for batch in (batches_of(dataset).train(0, 0), batches_of(dataset).evaluation("test", 0, 1)):
         assert {name: spec_of(batch[name]) for name in batch if name != IMAGE} == {
@@ -83,7 +83,7 @@ def test_a_batch_is_what_the_task_asks_for(make: Make) -> None:
         (1, 500, (1, 90)),
     ],
 )
-def test_the_shorter_side_is_given_unless_the_longer_gets_too_long(
+def test_pictures_are_fitted_to_the_short_and_the_long_side(
     height: int, width: int, wanted: tuple[int, int]
 ) -> None:
     assert fitted(height, width, 60, 90) == wanted
@@ -105,7 +105,7 @@ def test_pictures_are_resized_normalised_and_padded(make: Make, tmp_path: Path) 
     torch.testing.assert_close(images[0, :, :60, :75], (pixels - mean) / std, rtol=1e-5, atol=1e-6)
 
 
-def test_boxes_grow_with_their_pictures(make: Make) -> None:
+def test_boxes_are_resized_with_their_pictures(make: Make) -> None:
     """Width and height have their own factors, because both sides are rounded."""
     batch = batches_of(make(short_side=47)).evaluation("test", 0, 4)
     height, width = 47, 59
@@ -122,7 +122,7 @@ def test_boxes_grow_with_their_pictures(make: Make) -> None:
     assert batch[NUMBER].tolist() == [0, 1, 2, 3]
 
 
-def test_evaluation_goes_through_a_split_in_order(make: Make) -> None:
+def test_evaluation_batches_are_in_order(make: Make) -> None:
     batches = batches_of(make())
     parts = [batches.evaluation("test", number, 3) for number in range(2)]
     assert [part[NUMBER].tolist() for part in parts] == [[0, 1, 2], [3]]
@@ -131,7 +131,7 @@ def test_evaluation_goes_through_a_split_in_order(make: Make) -> None:
         assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
 
 
-def test_ignored_boxes_are_not_learnt(make: Make) -> None:
+def test_training_batches_have_no_ignored_boxes(make: Make) -> None:
     batch = batches_of(make()).train(0, 0)
     of = {number: row for row, number in enumerate(batch[NUMBER].tolist())}
     assert sorted(of) == [0, 1, 2, 3]
@@ -141,7 +141,7 @@ def test_ignored_boxes_are_not_learnt(make: Make) -> None:
     assert not batch[IGNORED].any()
 
 
-def test_what_is_ignored_may_come_first(make: Make) -> None:
+def test_ignored_boxes_may_come_first(make: Make) -> None:
     dataset = make()
     splits = dataset.load()
     splits["train"].objects.ignored[0] = True  # ignore the dog, which precedes the difficult person
@@ -152,7 +152,7 @@ def test_what_is_ignored_may_come_first(make: Make) -> None:
     assert batch[BOXES][row, 0].tolist() == [30, 15, 72, 58.5]
 
 
-def test_batches_depend_on_seed_epoch_and_number_alone(make: Make) -> None:
+def test_batches_depend_only_on_seed_epoch_and_number(make: Make) -> None:
     flipping = make(flip=True)
     one, other = batches_of(flipping, batch_size=3), batches_of(flipping, batch_size=3)
     other.train(0, 0)
@@ -206,7 +206,7 @@ def test_pictures_are_held_out_and_limited(make: Make) -> None:
         make(val_fraction=0.01).load()
 
 
-def test_a_broken_picture_is_named(make: Make, tmp_path: Path) -> None:
+def test_a_broken_picture_is_refused_by_name(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "root/VOCdevkit/VOC2007/JPEGImages/test000002.jpg"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ConfigError, match=f"{path}: cannot be read as a picture"):
@@ -226,7 +226,7 @@ def test_a_broken_picture_is_named(make: Make, tmp_path: Path) -> None:
         ({"root": "/nowhere/at/all"}, "data.root=/nowhere/at/all: is no folder"),
     ],
 )
-def test_options_that_cannot_be(make: Make, changes: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**changes)
 
@@ -246,7 +246,7 @@ FINDS = Finds(
 )
 
 
-def test_samples_are_drawn(make: Make, tmp_path: Path) -> None:
+def test_samples_are_drawn_with_found_boxes(make: Make, tmp_path: Path) -> None:
     dataset = make()
     batches, folder = batches_of(dataset), tmp_path / "samples"
     scenes = dataset.load()["test"]
@@ -289,7 +289,7 @@ def crowded(number: int, least: float = 0.3) -> tuple[Scene, Detections]:
 
 @pytest.mark.parametrize("number", range(5))
 @pytest.mark.parametrize("side", [640, 200, 90])
-def test_labels_never_cover_one_another(number: int, side: int) -> None:
+def test_labels_do_not_overlap(number: int, side: int) -> None:
     """Labels are inside the picture. If there is no room for some, the legend says so."""
     scene, found = crowded(number)
     size, text = (side, side), text_size(side)
@@ -308,7 +308,7 @@ def test_labels_never_cover_one_another(number: int, side: int) -> None:
     )
 
 
-def test_true_boxes_have_names_and_a_style_of_their_own() -> None:
+def test_true_boxes_have_names_and_their_own_style() -> None:
     scene, found = crowded(0)
     drawn_marks = marks(scene, found, CLASSES, (640, 640), 10)
     true = [mark for mark in drawn_marks if mark.colour is None]
@@ -322,7 +322,7 @@ def test_true_boxes_have_names_and_a_style_of_their_own() -> None:
     assert words[2] == f"found box, with class and score ({LEAST_SCORE:g} or more)"
 
 
-def test_a_picture_in_which_nothing_is_found_says_so() -> None:
+def test_the_legend_says_that_nothing_was_found() -> None:
     scene, found = crowded(0, least=-0.25)
     drawn_marks = marks(scene, found, CLASSES, (640, 640), 10)
     assert all(mark.colour is None for mark in drawn_marks)
@@ -358,7 +358,7 @@ def test_detections_at_the_border_are_drawn_inside(make: Make) -> None:
         assert made.height > -(-640 // WIDTH) * HEIGHT
 
 
-def test_a_data_set_draws_its_samples(
+def test_a_data_set_draws_samples_of_its_test_set(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = make(eval_limit=1)
@@ -367,7 +367,7 @@ def test_a_data_set_draws_its_samples(
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0-test000001.png"]
 
 
-def test_no_batch_makes_the_host_wait_for_the_device(make: Make, no_waiting: NoWaiting) -> None:
+def test_making_a_batch_never_waits_for_the_device(make: Make, no_waiting: NoWaiting) -> None:
     dataset = make(flip=True)
     batches = dataset.batches(dataset.load(), 2, 0, DEVICE)
     with no_waiting:
@@ -376,8 +376,8 @@ def test_no_batch_makes_the_host_wait_for_the_device(make: Make, no_waiting: NoW
     assert no_waiting.staged_copies >= 2 * len(dataset.task.targets)
 
 
-def test_a_picture_whose_boxes_lie_outside_is_named() -> None:
-    """It is also named if a part of each box is inside, so that no box is dropped."""
+def test_a_picture_with_boxes_outside_is_refused_by_name() -> None:
+    """The picture is also refused if a part of each box is inside, so that no box is dropped."""
     bad = Found(10, 10, [(6.0, 0.0, 16.0, 10.0, 0, False)])
     with pytest.raises(ValueError, match=r"^1 of 1 boxes lie outside .*; bad\.jpg has such boxes$"):
         Index.of(["a"], ["good.jpg", "bad.jpg"], [Found(10, 10, []), bad])

@@ -18,7 +18,7 @@ Options = Callable[..., dict[str, Any]]
 CUDA = torch.device("cuda", 1)
 
 
-def test_nothing_is_copied_on_the_cpu() -> None:
+def test_a_copy_to_the_cpu_returns_the_same_tensor() -> None:
     tensor = torch.arange(3)
     assert to_device(tensor, torch.device("cpu")) is tensor
 
@@ -44,13 +44,13 @@ class FakeTensor:
         self.log.append(f"{self.name} is read by {stream}")
 
 
-def test_a_copy_to_a_device_is_pinned_and_not_waited_for() -> None:
+def test_a_copy_to_a_device_is_pinned_and_does_not_wait() -> None:
     log: list[object] = []
     to_device(FakeTensor(log), CUDA)  # type: ignore[arg-type]
     assert log == ["pin", ((CUDA,), {"non_blocking": True})]
 
 
-def test_what_is_on_a_device_already_is_not_pinned() -> None:
+def test_a_tensor_on_a_device_is_not_pinned() -> None:
     log: list[object] = []
     tensor = FakeTensor(log)
     tensor.device = CUDA
@@ -124,7 +124,7 @@ class OneBatch:
         raise NotImplementedError
 
 
-def test_a_batch_is_made_on_a_stream_of_its_own_and_handed_over(
+def test_a_batch_is_made_on_its_own_stream_and_handed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The worker's stream waits for the batch, but its host does not.
@@ -146,7 +146,7 @@ def test_a_batch_is_made_on_a_stream_of_its_own_and_handed_over(
     ]
 
 
-def test_on_the_cpu_there_is_nothing_to_order() -> None:
+def test_on_the_cpu_a_side_stream_does_nothing() -> None:
     side = SideStream(torch.device("cpu"))
     side.enter()
     made = side.mark()
@@ -155,7 +155,7 @@ def test_on_the_cpu_there_is_nothing_to_order() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_batches_on_cuda_wait_for_nothing_and_are_those_of_the_cpu(options: Options) -> None:
+def test_batches_on_cuda_do_not_wait_and_equal_those_on_the_cpu(options: Options) -> None:
     """The worker's stream is busy, and the host frees memory that this stream still reads."""
     changes: dict[str, Any] = {"size": 32, "channels": 3, "classes": 4, "train_samples": 640}
     changes |= {"test_samples": 8, "pad": 4, "pad_mode": "zeros", "flip": True}

@@ -46,7 +46,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files]
     return write
 
 
-def test_files_become_splits_and_the_unlabelled_images_are_not_asked_for(
+def test_files_are_read_into_splits_without_the_unlabelled_images(
     options: Options, install: Callable[[Files], str], contents: Callable[[Path], Files]
 ) -> None:
     root = install(published())
@@ -62,7 +62,7 @@ def test_files_become_splits_and_the_unlabelled_images_are_not_asked_for(
     assert contents(Path(root)) == before
 
 
-def test_a_file_with_another_sum_is_named(
+def test_a_file_with_a_wrong_checksum_is_refused_by_name(
     options: Options, install: Callable[[Files], str]
 ) -> None:
     root = install(published())
@@ -82,7 +82,7 @@ def test_a_file_with_another_sum_is_named(
         ({"train_X.bin": b"", "train_y.bin": b""}, "holds no images"),
     ],
 )
-def test_wrong_contents_are_refused_whatever_their_sum(
+def test_wrong_contents_are_refused_despite_a_right_checksum(
     options: Options, install: Callable[[Files], str], change: Files, problem: str
 ) -> None:
     root = install(published() | change)

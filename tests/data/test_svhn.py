@@ -65,7 +65,7 @@ def publish(part: str, content: bytes, url: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(SVHN.split_list, part, entry)
 
 
-def test_files_become_splits_and_stay_as_they_are(
+def test_files_are_read_into_splits_and_not_changed(
     options: Options,
     published: Parts,
     install: Callable[[Parts], str],
@@ -84,7 +84,7 @@ def test_files_become_splits_and_stay_as_they_are(
     assert contents(Path(root)) == before
 
 
-def test_a_file_with_another_sum_is_named(
+def test_a_file_with_a_wrong_checksum_is_refused_by_name(
     options: Options, published: Parts, install: Callable[[Parts], str]
 ) -> None:
     root = install(published)
@@ -98,7 +98,7 @@ def test_a_file_with_another_sum_is_named(
     ("labels", "problem"),
     [([1, 2, 3, 11], "holds labels 1 to 11"), ([1, 2, 3], "holds 4 images and 3 labels")],
 )
-def test_wrong_contents_are_refused_whatever_their_sum(
+def test_wrong_contents_are_refused_despite_a_right_checksum(
     options: Options,
     published: Parts,
     install: Callable[[Parts], str],
@@ -112,7 +112,7 @@ def test_wrong_contents_are_refused_whatever_their_sum(
 
 
 @pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file, or so it says", b"\0" * 500])
-def test_what_is_no_matlab_file_is_refused(
+def test_a_file_that_is_not_a_matlab_file_is_refused(
     options: Options, published: Parts, install: Callable[[Parts], str], content: bytes
 ) -> None:
     root = install(published | {"train": content})
@@ -120,7 +120,7 @@ def test_what_is_no_matlab_file_is_refused(
         Svhn(**options(root=root)).load()
 
 
-def test_only_the_missing_part_is_downloaded(
+def test_only_a_missing_part_is_downloaded(
     options: Options,
     published: Parts,
     install: Callable[[Parts], str],

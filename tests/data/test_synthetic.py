@@ -11,7 +11,7 @@ Options = Callable[..., dict[str, Any]]
 OWN = {"size": 6, "channels": 2, "classes": 3, "train_samples": 50, "test_samples": 20}
 
 
-def test_images_are_as_asked_for_and_the_same_every_time(options: Options) -> None:
+def test_images_have_the_given_shape_and_are_always_the_same(options: Options) -> None:
     splits = Synthetic(**options(**OWN)).load()
     again = Synthetic(**options(**OWN)).load()
     assert splits["train"].images.shape == (50, 2, 6, 6)
@@ -30,6 +30,6 @@ def test_a_wrong_option_is_refused_by_name(options: Options, key: str) -> None:
     assert caught.value.key == f"data.{key}"
 
 
-def test_shared_options_are_checked_too(options: Options) -> None:
+def test_options_of_all_data_sets_are_checked(options: Options) -> None:
     with pytest.raises(ConfigError, match="2 channels"):
         Synthetic(**options(**OWN, mean=[0.1, 0.2, 0.3]))

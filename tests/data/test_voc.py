@@ -48,7 +48,7 @@ def said(scene: Scene) -> list[tuple[str, list[float], bool]]:
     ]
 
 
-def test_boxes_are_counted_from_zero_and_their_last_pixel_is_inside(make: Make) -> None:
+def test_boxes_count_from_zero_and_include_their_last_pixel(make: Make) -> None:
     """Difficult objects are ignored, and boxes without area are dropped.
 
     Pictures without objects stay.
@@ -75,7 +75,7 @@ def test_boxes_are_counted_from_zero_and_their_last_pixel_is_inside(make: Make) 
         ("07+12", ["2007/trainval", "2012/trainval"], ["2007/test"]),
     ],
 )
-def test_years_stand_for_lists(
+def test_years_select_lists_of_pictures(
     make: Make, years: str | int, train: list[str], test: list[str]
 ) -> None:
     splits = make(years=years).load()
@@ -84,13 +84,13 @@ def test_years_stand_for_lists(
         assert names(splits[split]) == files
 
 
-def test_the_task_knows_the_classes_and_most_boxes(make: Make) -> None:
+def test_the_task_has_the_classes_and_the_largest_number_of_boxes(make: Make) -> None:
     task = make().task
     assert (len(task.classes), task.boxes, task.crowds) == (20, 2, False)
     assert (task.height, task.width, task.anchor) == (1024, 1024, 32)
 
 
-def test_annotations_are_read_once_and_again_where_they_changed(
+def test_only_changed_annotations_are_read_again(
     make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cache: Path
 ) -> None:
     before = make().load()["train"]
@@ -107,14 +107,14 @@ def test_annotations_are_read_once_and_again_where_they_changed(
     assert len(read) == 8
 
 
-def test_a_broken_index_is_made_again(make: Make, cache: Path) -> None:
+def test_a_truncated_index_is_made_again(make: Make, cache: Path) -> None:
     make().load()
     for path in (cache / "scenes").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert len(make().load()["train"]) == 8
 
 
-def test_the_root_is_only_read(
+def test_the_root_is_not_changed(
     make: Make, tmp_path: Path, contents: Callable[[Path], dict[str, bytes]]
 ) -> None:
     before = contents(tmp_path / "root")
@@ -142,7 +142,7 @@ def test_the_root_is_only_read(
         ("<?xml version='1.0' encoding='martian'?><annotation/>", "unknown encoding"),
     ],
 )
-def test_a_wrong_annotation_is_named(
+def test_a_wrong_annotation_is_refused_by_name(
     make: Make, tmp_path: Path, content: str, problem: str
 ) -> None:
     path = tmp_path / "root/VOCdevkit/VOC2007/Annotations/test000002.xml"
@@ -160,13 +160,17 @@ def test_a_wrong_annotation_is_named(
         ("JPEGImages/test000001.jpg", "test000001.jpg: is missing, but test.txt lists it; unpack"),
     ],
 )
-def test_what_is_missing_is_named(make: Make, tmp_path: Path, name: str, problem: str) -> None:
+def test_missing_files_are_refused_by_name(
+    make: Make, tmp_path: Path, name: str, problem: str
+) -> None:
     (tmp_path / "root/VOCdevkit/VOC2007" / name).unlink()
     with pytest.raises(ConfigError, match=problem):
         make().load()
 
 
-def test_without_files_and_downloads_the_place_is_named(make: Make, tmp_path: Path) -> None:
+def test_without_files_and_downloads_the_message_names_the_place(
+    make: Make, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     message = r"data.root=.*: no VOCdevkit/VOC2007/ImageSets/Main/trainval.txt \(and 2 more\) in .*"
     message += r"allow data.download=true, fetch http.*VOC/ by hand, so that .*trainval.txt exists"
@@ -174,7 +178,7 @@ def test_without_files_and_downloads_the_place_is_named(make: Make, tmp_path: Pa
         make(root=str(tmp_path / "empty"), download=False).prepare()
 
 
-def test_unknown_years(make: Make) -> None:
+def test_unknown_years_are_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"data.years=2011: is unknown; choose 07, 07\+12, 12"):
         make(years="2011")
 
@@ -189,7 +193,7 @@ def packed(root: Path, lists: tuple[str, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def test_what_is_missing_is_downloaded_and_put_beside_what_is_there(
+def test_missing_files_are_downloaded_beside_existing_ones(
     make: Make,
     tmp_path: Path,
     serve: Callable[[dict[str, bytes]], str],
@@ -215,15 +219,13 @@ def test_what_is_missing_is_downloaded_and_put_beside_what_is_there(
     assert [path.name for path in full.iterdir()] == ["VOCdevkit"]
 
 
-def test_every_year_has_both_parts() -> None:
+def test_every_choice_of_years_has_both_parts() -> None:
     assert all(set(parts) == {"train", "test"} for parts in YEARS.values())
     assert len(set(CLASSES)) == 20
     assert sorted(CLASSES) == list(CLASSES)
 
 
-def test_what_a_data_set_offers_is_checked_before_its_files_are_there(
-    make: Make, tmp_path: Path
-) -> None:
+def test_a_data_set_is_checked_before_its_files_exist(make: Make, tmp_path: Path) -> None:
     """The check once read the property `task` only to see whether it exists.
 
     But `task` needs the files.
@@ -243,7 +245,7 @@ def test_a_picture_of_another_size_is_refused(make: Make, tmp_path: Path) -> Non
         make(years="07").prepare()
 
 
-def test_a_picture_is_on_one_list_and_once(make: Make, tmp_path: Path) -> None:
+def test_a_picture_that_occurs_twice_is_refused(make: Make, tmp_path: Path) -> None:
     lists = tmp_path / "root/VOCdevkit/VOC2007/ImageSets/Main"
     for name, more in (("test", "trainval000001\n"), ("trainval", "trainval000002\n")):
         before = (lists / f"{name}.txt").read_text()

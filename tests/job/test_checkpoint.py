@@ -22,9 +22,9 @@ from ppll_cli.job.checkpoint import (
     newest,
     save_stage,
     unfinished_folder,
-    write_model,
 )
 from ppll_cli.job.manifest import Manifest, SavedFile
+from ppll_cli.job.model_file import write_model
 from ppll_cli.leaves.files import digest_of
 
 TENSORS = {
@@ -63,13 +63,13 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "parts", [[NAMES], [NAMES[:2], NAMES[2:]], [NAMES[:1], [], NAMES[1:]]], ids=len
 )
-def test_every_partition_saves_the_same(tmp_path: Path, parts: list[list[str]]) -> None:
+def test_every_partition_saves_the_same_tensors(tmp_path: Path, parts: list[list[str]]) -> None:
     folder = save(tmp_path, 3, parts)
     assert folder == tmp_path / "checkpoints" / "step-3"
     assert_equal(saved(folder), TENSORS)
 
 
-def test_manifest(tmp_path: Path) -> None:
+def test_the_manifest_describes_the_checkpoint(tmp_path: Path) -> None:
     folder = save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
     found = json.loads((folder / "manifest.json").read_text())
     assert {key: found[key] for key in ("format", "step", "epoch")} == {
@@ -88,7 +88,7 @@ def test_manifest(tmp_path: Path) -> None:
     ]
 
 
-def test_there_is_no_checkpoint_before_it_is_finished(tmp_path: Path) -> None:
+def test_a_checkpoint_exists_only_once_it_is_finished(tmp_path: Path) -> None:
     save(tmp_path, 3, [NAMES])
     save_stage(tmp_path, 4, 0, TENSORS)
     checkpoints = tmp_path / "checkpoints"
@@ -96,12 +96,12 @@ def test_there_is_no_checkpoint_before_it_is_finished(tmp_path: Path) -> None:
     assert (checkpoints / "last").resolve().name == "step-3"
 
 
-def test_nothing_unfinished_is_left(tmp_path: Path) -> None:
+def test_saving_leaves_no_unfinished_files(tmp_path: Path) -> None:
     save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-3", "last"}
 
 
-def test_the_newest_are_kept_and_last_leads_to_the_newest(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept_and_last_is_the_newest(tmp_path: Path) -> None:
     """The order is by number: step-10 is newer than step-9."""
     checkpoints = tmp_path / "checkpoints"
     for step, names in [(8, [8]), (9, [8, 9]), (10, [9, 10]), (100, [10, 100])]:
@@ -111,7 +111,7 @@ def test_the_newest_are_kept_and_last_leads_to_the_newest(tmp_path: Path) -> Non
         assert (checkpoints / "last").readlink() == Path(f"step-{step}")
 
 
-def test_a_step_that_is_saved_again_never_ceases_to_exist(tmp_path: Path) -> None:
+def test_saving_a_step_again_never_removes_its_checkpoint(tmp_path: Path) -> None:
     """A resumed run that does no step saves the step from which it resumed once more."""
     folder = save(tmp_path, 3, [NAMES[:2], NAMES[2:]])
     inode = folder.stat().st_ino
@@ -139,23 +139,8 @@ def test_tensors_of_every_kind_can_be_saved(tmp_path: Path) -> None:
     )
 
 
-def test_the_model_is_the_backbone_under_its_own_names(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    write_model(save(tmp_path, 3, [NAMES[:2], NAMES[2:]]), path)
-    backbone = {
-        name.removeprefix("model."): tensor
-        for name, tensor in TENSORS.items()
-        if name.startswith("model.")
-    }
-    assert len(backbone) == 3
-    assert_equal(load_file(path), backbone)
-    write_model(save(tmp_path, 4, [NAMES]), path)  # again, over the old file
-    assert_equal(load_file(path), backbone)
-    assert {entry.name for entry in tmp_path.iterdir()} == {"checkpoints", "model.safetensors"}
-
-
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
-def test_files_have_the_mode_that_the_umask_says(tmp_path: Path, umask: int) -> None:
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
     """The library safetensors creates files that only their owner can read."""
     before = os.umask(umask)
     try:
@@ -170,7 +155,9 @@ def test_files_have_the_mode_that_the_umask_says(tmp_path: Path, umask: int) -> 
 @pytest.mark.parametrize(
     "parts", [[NAMES], [NAMES[:2], NAMES[2:]], [NAMES[:1], [], NAMES[1:]]], ids=len
 )
-def test_every_partition_is_read_the_same(tmp_path: Path, parts: list[list[str]]) -> None:
+def test_a_checkpoint_of_any_partition_has_the_same_tensors(
+    tmp_path: Path, parts: list[list[str]]
+) -> None:
     with SavedTensors(save(tmp_path, 3, parts)) as tensors:
         assert set(tensors.names) == set(NAMES)
         assert_equal({name: tensors[name] for name in tensors.names}, TENSORS)
@@ -181,13 +168,13 @@ def test_every_partition_is_read_the_same(tmp_path: Path, parts: list[list[str]]
 # The newest undamaged checkpoint
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
+def test_newest_returns_none_without_a_checkpoint(tmp_path: Path) -> None:
     assert newest(tmp_path) is None
     save_stage(tmp_path, 4, 0, TENSORS)
     assert newest(tmp_path) is None
 
 
-def test_the_newest_is_found_with_what_it_says(tmp_path: Path) -> None:
+def test_newest_returns_the_newest_checkpoint_and_its_manifest(tmp_path: Path) -> None:
     save(tmp_path, 9, [NAMES])
     file = save_stage(tmp_path, 10, 0, TENSORS)
     state = {"number": 2, "loss": 0.1 + 0.2, "samples": 7}
@@ -245,7 +232,7 @@ def text(content: str) -> Callable[[Path], None]:
     ],
 )
 @pytest.mark.parametrize("others", [1, 0])
-def test_what_is_broken_is_told_and_not_used(
+def test_a_broken_checkpoint_is_reported_and_not_used(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     name: str,
@@ -264,7 +251,7 @@ def test_what_is_broken_is_told_and_not_used(
     assert "\n" not in record.getMessage()
 
 
-def test_a_manifest_has_a_checksum_of_its_own(tmp_path: Path) -> None:
+def test_a_changed_manifest_does_not_match_its_checksum(tmp_path: Path) -> None:
     """With a flipped bit in a number, the file is still JSON.
 
     The summary would have a wrong loss.
@@ -302,7 +289,7 @@ def names(run_dir: Path) -> set[str]:
     return {path.name for path in (run_dir / "checkpoints").iterdir() if path.exists()}
 
 
-def test_going_back_removes_what_is_later(tmp_path: Path) -> None:
+def test_going_back_removes_later_checkpoints(tmp_path: Path) -> None:
     for step in (8, 9, 10):
         save(tmp_path, step, [NAMES], keep=3)
     (tmp_path / "checkpoints" / "step-10" / "manifest.json").unlink()
@@ -323,7 +310,7 @@ def test_going_back_to_the_start_removes_everything(tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
-def test_going_back_needs_no_links(tmp_path: Path) -> None:
+def test_going_back_works_without_links(tmp_path: Path) -> None:
     """A copy of a run may lack links, because some file systems have none."""
     save(tmp_path, 8, [NAMES])
     (tmp_path / "checkpoints" / "last").unlink()
@@ -332,7 +319,7 @@ def test_going_back_needs_no_links(tmp_path: Path) -> None:
     assert names(tmp_path) == {"step-8", "last"}
 
 
-def test_a_moved_run_is_whole(tmp_path: Path) -> None:
+def test_a_moved_run_keeps_its_checkpoints(tmp_path: Path) -> None:
     save(tmp_path / "here", 8, [NAMES])
     shutil.move(tmp_path / "here", tmp_path / "there")
     found = newest(tmp_path / "there")
@@ -341,7 +328,7 @@ def test_a_moved_run_is_whole(tmp_path: Path) -> None:
     assert_equal(saved(tmp_path / "there" / "checkpoints" / "last"), TENSORS)
 
 
-def test_nothing_is_saved_through_a_link(tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_folder_is_not_written_through(tmp_path: Path) -> None:
     """Otherwise anybody who can write into the folder could have a file of the user overwritten."""
     run_dir, victim = tmp_path / "run", tmp_path / "victim"
     unfinished = unfinished_folder(run_dir, 3)

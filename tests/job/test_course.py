@@ -28,12 +28,12 @@ def never() -> bool:
 
 
 def after(batches: int) -> Callable[[], bool]:
-    """Return a function that answers False so many times, then True."""
+    """Return a function that returns False for the given number of calls, then True."""
     answers = iter([False] * batches)
     return lambda: next(answers, True)
 
 
-def test_everything_in_order() -> None:
+def test_a_course_yields_all_items_in_order() -> None:
     def evaluation(step: int, epoch: int) -> list[Item]:
         return [
             EvaluationBatch("val", batch=0, samples=2),
@@ -98,7 +98,7 @@ def line(course: Course, start: int = 0, stop: Callable[[], bool] = never) -> st
         (replace(COURSE, samples={"train": 4, "test": 1}), "4 t c 4 t c end"),
     ],
 )
-def test_course(course: Course, expected: str) -> None:
+def test_batches_evaluations_and_checkpoints_come_in_order(course: Course, expected: str) -> None:
     assert line(course) == expected
 
 
@@ -111,19 +111,19 @@ def test_course(course: Course, expected: str) -> None:
         (6, "4 4 2 v t c 4 4 2 v t c end"),
     ],
 )
-def test_stopped(batches: int, expected: str) -> None:
+def test_a_stopped_course_ends_with_a_checkpoint(batches: int, expected: str) -> None:
     assert line(COURSE, stop=after(batches)) == expected
 
 
 @pytest.mark.parametrize(("batches", "epoch"), [(1, 1), (3, 1), (4, 2), (6, 2)])
-def test_epoch_of_the_last_checkpoint(batches: int, epoch: int) -> None:
+def test_the_last_checkpoint_has_the_epoch_of_the_last_step(batches: int, epoch: int) -> None:
     """The checkpoint has the epoch of the last step, counted from 1."""
     *_, last, end = COURSE.items(after(batches))
     assert (last, end) == (Checkpoint(batches, epoch), End(batches))
 
 
 @given(st.integers(0, 6))
-def test_no_step_is_saved_twice(batches: int) -> None:
+def test_a_stop_does_not_save_a_step_twice(batches: int) -> None:
     """A stop at the end of an epoch once made two marks for one step. This mixed up their files."""
     items = COURSE.items(after(batches))
     saved = [item.step for item in items if isinstance(item, Checkpoint)]
@@ -148,7 +148,7 @@ courses = st.builds(
 
 
 @given(courses)
-def test_resumed_from_any_checkpoint_the_rest_is_the_same(course: Course) -> None:
+def test_a_course_resumed_at_a_checkpoint_has_the_same_rest(course: Course) -> None:
     items = list(course.items(never))
     for index, item in enumerate(items[:-2]):
         if isinstance(item, Checkpoint):
@@ -156,7 +156,7 @@ def test_resumed_from_any_checkpoint_the_rest_is_the_same(course: Course) -> Non
 
 
 @given(courses, st.integers(0, 99))
-def test_stopped_anywhere_the_rest_is_trained_once(course: Course, stop: int) -> None:
+def test_a_course_stopped_and_resumed_trains_every_batch_once(course: Course, stop: int) -> None:
     """No evaluation or checkpoint of the uninterrupted run is missing."""
     stop = min(stop, course.steps)
     whole = list(course.items(never))
@@ -188,17 +188,19 @@ def test_stopped_anywhere_the_rest_is_trained_once(course: Course, stop: int) ->
         (replace(COURSE, drop_last=True), 3, "4 v t c end"),
     ],
 )
-def test_resumed(course: Course, start: int, expected: str) -> None:
+def test_a_resumed_course_continues_after_its_start(
+    course: Course, start: int, expected: str
+) -> None:
     assert line(course, start) == expected
 
 
 @pytest.mark.parametrize(("start", "epoch"), [(1, 1), (3, 1), (4, 2)])
-def test_stopped_at_once_after_resuming(start: int, epoch: int) -> None:
+def test_a_course_stopped_right_after_resuming_saves_its_start(start: int, epoch: int) -> None:
     assert list(COURSE.items(after(0), start)) == [Checkpoint(start, epoch), End(start)]
 
 
 @given(courses)
-def test_steps(course: Course) -> None:
+def test_steps_and_samples_add_up(course: Course) -> None:
     items = list(course.items(never))
     batches = [item for item in items if isinstance(item, TrainBatch)]
     assert [batch.step for batch in batches] == list(range(course.steps))
@@ -215,7 +217,7 @@ def test_steps(course: Course) -> None:
 
 
 @given(st.integers(1, 200), st.integers(1, 50))
-def test_split_batch(samples: int, microbatches: int) -> None:
+def test_a_batch_is_split_into_almost_equal_parts(samples: int, microbatches: int) -> None:
     sizes = split_batch(samples, microbatches)
     assert sum(sizes) == samples
     assert len(sizes) == min(samples, microbatches)
@@ -228,12 +230,16 @@ def test_split_batch(samples: int, microbatches: int) -> None:
     ("samples", "microbatches", "sizes"),
     [(8, 4, [2, 2, 2, 2]), (10, 4, [3, 3, 2, 2]), (3, 4, [1, 1, 1]), (5, 1, [5])],
 )
-def test_split_batch_by_hand(samples: int, microbatches: int, sizes: list[int]) -> None:
+def test_larger_parts_of_a_batch_come_first(
+    samples: int, microbatches: int, sizes: list[int]
+) -> None:
     assert split_batch(samples, microbatches) == sizes
 
 
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(1, 5), st.integers(1, 6))
-def test_evaluation_batches_that_go_together(val: int, test: int, size: int, together: int) -> None:
+def test_evaluation_batches_are_grouped_into_items(
+    val: int, test: int, size: int, together: int
+) -> None:
     """Each batch comes once, with its number.
 
     Each item has one of the announced numbers of batches.

@@ -37,7 +37,7 @@ def found(monkeypatch: pytest.MonkeyPatch, *programs: str, triton: bool = True) 
         ("cpu", ["gcc", "clang"], r"needs a C\+\+ compiler for workers on CPU.*variable CXX"),
     ],
 )
-def test_a_compiler_is_looked_for(
+def test_compile_is_refused_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, device: str, programs: list[str], missing: str
 ) -> None:
     found(monkeypatch, *programs)
@@ -49,7 +49,9 @@ def test_a_compiler_is_looked_for(
     check_processors(settings("compile=false"), (device,), [])
 
 
-def test_the_compiler_that_cc_names_is_the_one_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_on_cuda_uses_only_the_compiler_named_by_cc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found(monkeypatch, "gcc", "mycc")
     monkeypatch.setenv("CC", "mycc")
     check_processors(settings("compile=true"), ("cuda:0",), [])
@@ -58,7 +60,7 @@ def test_the_compiler_that_cc_names_is_the_one_for_cuda(monkeypatch: pytest.Monk
         check_processors(settings("compile=true"), ("cuda:0",), [])
 
 
-def test_triton_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_on_cuda_is_refused_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     found(monkeypatch, "gcc", triton=False)
     with pytest.raises(ConfigError, match="needs Triton"):
         check_processors(settings("compile=true"), ("cuda:0",), [])
@@ -66,7 +68,7 @@ def test_triton_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_tf32_is_refused_on_cpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    """This holds for a run, and for a plan of a run."""
+    """Both a run and a plan are refused."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for check in (prepared, lambda *overrides: device_of(settings(*overrides))):
         with pytest.raises(ConfigError, match="precision=tf32: is for CUDA devices") as caught:
@@ -74,5 +76,5 @@ def test_tf32_is_refused_on_cpu(monkeypatch: pytest.MonkeyPatch, device: str) ->
         assert "use precision=fp32" in str(caught.value)
 
 
-def test_tf32_is_for_cuda() -> None:
+def test_tf32_is_accepted_on_cuda() -> None:
     check_processors(settings("precision=tf32"), ("cuda:0", "cuda:1"), [])

@@ -136,7 +136,7 @@ def gradients(network: nn.Module, split: bool) -> Sequence[Tensor | None]:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_halves_have_the_bits_of_the_whole(name: str) -> None:
+def test_two_halves_give_the_same_bits_as_a_whole_backward(name: str) -> None:
     torch.manual_seed(0)
     network = NETWORKS[name]()
     whole, halves = gradients(network, split=False), gradients(network, split=True)
@@ -147,7 +147,7 @@ def test_halves_have_the_bits_of_the_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["layers", "block", "shared", "tokens", "frozen"])
-def test_nothing_large_is_computed_twice(name: str) -> None:
+def test_halves_do_not_repeat_expensive_operations(name: str) -> None:
     """Matrix products and attention take most of the time of a backward."""
     network = NETWORKS[name]()
 
@@ -179,7 +179,7 @@ class _Held(torch.autograd.Function):
 
 @pytest.mark.parametrize("runs", [True, False])
 @pytest.mark.parametrize("name", ["block", "loop"])
-def test_nothing_of_the_graph_is_left(name: str, runs: bool) -> None:
+def test_the_graph_is_freed_after_the_second_half(name: str, runs: bool) -> None:
     """The graph is freed after the second half has run.
 
     It is also freed if the second half is dropped.
@@ -198,7 +198,7 @@ def test_nothing_of_the_graph_is_left(name: str, runs: bool) -> None:
     assert gone() is None
 
 
-def test_an_output_that_depends_on_no_input_still_trains_its_weights() -> None:
+def test_an_output_without_inputs_still_trains_its_weights() -> None:
     network = nn.Linear(WIDTH, WIDTH)
     x, given = torch.rand(SAMPLES, WIDTH), torch.rand(SAMPLES, WIDTH)
     half = backward_to_inputs([network(x)], [given], [], network.parameters())
@@ -216,7 +216,7 @@ def _count(come: Counter[int], parameter: Tensor) -> None:
     come[id(parameter)] += 1
 
 
-def test_hooks_of_parameters_come_once_for_each_half() -> None:
+def test_hooks_of_parameters_run_once_in_the_second_half() -> None:
     """Averaging over replicas waits for these hooks."""
     network = Shared()
     come = Counter[int]()

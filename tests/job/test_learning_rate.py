@@ -36,21 +36,21 @@ def rates(settings: Optim, steps_per_epoch: int, epochs: int) -> list[float]:
     return [learning_rate(settings, step, steps_per_epoch, epochs) for step in steps]
 
 
-def test_constant() -> None:
+def test_the_constant_schedule_has_a_single_rate() -> None:
     assert rates(optim(), 3, 2) == [0.8] * 6
 
 
-def test_step_falls_as_a_milestone_is_reached() -> None:
+def test_the_step_schedule_falls_at_each_milestone() -> None:
     settings = optim(schedule="step", milestones=[1, 2.5])
     assert rates(settings, 2, 4) == pytest.approx([0.8] * 2 + [0.08] * 3 + [0.008] * 3)
 
 
-def test_milestones_in_any_order_with_another_factor() -> None:
+def test_milestones_may_have_any_order_and_factor() -> None:
     settings = optim(schedule="step", milestones=[2, 1, 1], gamma=0.5)
     assert rates(settings, 1, 3) == pytest.approx([0.8, 0.2, 0.1])
 
 
-def test_cosine_ends_at_zero_one_step_behind_the_last() -> None:
+def test_cosine_is_zero_one_step_after_the_last_step() -> None:
     settings = optim(schedule="cosine")
     assert rates(settings, 2, 2) == pytest.approx(
         [0.8, 0.4 * (1 + cos(pi / 4)), 0.4, 0.4 * (1 - cos(pi / 4))]
@@ -58,7 +58,7 @@ def test_cosine_ends_at_zero_one_step_behind_the_last() -> None:
     assert learning_rate(settings, 4, 2, 2) == pytest.approx(0.0)
 
 
-def test_warmup_rises_in_even_steps_to_the_first_full_one() -> None:
+def test_warmup_rises_in_equal_steps_to_the_full_rate() -> None:
     rising = [0.2, 0.4, 0.6]
     assert rates(optim(warmup_epochs=1), 3, 2) == pytest.approx([*rising, 0.8, 0.8, 0.8])
     cosine = optim(warmup_epochs=1, schedule="cosine")
@@ -66,16 +66,16 @@ def test_warmup_rises_in_even_steps_to_the_first_full_one() -> None:
     assert rates(cosine, 3, 2) == pytest.approx([*rising, *falling])
 
 
-def test_warmup_of_a_part_of_an_epoch() -> None:
+def test_a_warmup_may_be_a_part_of_an_epoch() -> None:
     assert rates(optim(warmup_epochs=0.5), 6, 1) == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
 
 
-def test_milestones_count_from_the_start_and_not_from_the_warmup() -> None:
+def test_milestones_count_from_the_start_and_not_after_the_warmup() -> None:
     settings = optim(schedule="step", milestones=[2], warmup_epochs=1)
     assert rates(settings, 1, 4) == pytest.approx([0.4, 0.8, 0.08, 0.08])
 
 
-def test_a_run_that_stops_early_had_the_same_rates() -> None:
+def test_max_steps_does_not_change_the_rates() -> None:
     course = Course({"train": 8}, 2, False, 2, epochs=5, max_steps=None, eval_every=1,
                     checkpoint_every=None)  # fmt: skip
     short = replace(course, max_steps=3)
@@ -95,7 +95,7 @@ def published(epoch: int) -> float:
     return cosine
 
 
-def test_a_cosine_by_epoch_is_that_of_infopros_code() -> None:
+def test_cosine_by_epoch_equals_infopros_code() -> None:
     found = rates(optim(**INFOPRO), 3, 160)
     expected = [published(step // 3 + 1) for step in range(3 * 160)]
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
@@ -104,7 +104,7 @@ def test_a_cosine_by_epoch_is_that_of_infopros_code() -> None:
     assert found[-3:] == [0.0] * 3  # the last epoch
 
 
-def test_a_cosine_behind_the_warmup_trains_eight_per_cent_more() -> None:
+def test_cosine_after_the_warmup_adds_eight_per_cent_to_the_rates() -> None:
     """The sum over all epochs is larger. Presets named after InfoPro once used this schedule."""
     by_epoch = sum(rates(optim(**INFOPRO), 49, 160)) / 49
     behind = sum(rates(optim(**INFOPRO | {"schedule": "cosine"}), 49, 160)) / 49
@@ -113,12 +113,12 @@ def test_a_cosine_behind_the_warmup_trains_eight_per_cent_more() -> None:
     assert behind / by_epoch == pytest.approx(1.080, abs=1e-3)
 
 
-def test_a_cosine_by_epoch_needs_no_warmup() -> None:
+def test_cosine_by_epoch_works_without_a_warmup() -> None:
     found = rates(optim(schedule="cosine_by_epoch"), 2, 3)
     assert found == pytest.approx([0.6, 0.6, 0.2, 0.2, 0, 0])
 
 
-def test_a_warmup_that_begins_above_the_learning_rate_is_refused() -> None:
+def test_a_warmup_that_starts_above_the_learning_rate_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         optim(**INFOPRO, lr=0.001)
     message = "optim.warmup_lr=0.01: a warm-up cannot begin above optim.lr=0.001"
@@ -138,7 +138,7 @@ def test_a_warmup_that_begins_above_the_learning_rate_is_refused() -> None:
     st.integers(1, 6),
     st.integers(1, 8),
 )
-def test_rates_rise_in_the_warmup_and_fall_behind_it(
+def test_rates_rise_during_the_warmup_and_never_after_it(
     settings: Optim, steps_per_epoch: int, epochs: int
 ) -> None:
     found = rates(settings, steps_per_epoch, epochs)

@@ -40,7 +40,7 @@ def trained(optim: Optim) -> Tensor:
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.75, False), (0.75, True)])
 @pytest.mark.parametrize("decay", [0.0, 0.25])
-def test_sgd(momentum: float, nesterov: bool, decay: float) -> None:
+def test_sgd_follows_its_formula(momentum: float, nesterov: bool, decay: float) -> None:
     expected, speed = START, torch.zeros_like(START)
     for rate, gradient in zip(RATES, GRADIENTS, strict=True):
         gradient = gradient + decay * expected
@@ -51,7 +51,7 @@ def test_sgd(momentum: float, nesterov: bool, decay: float) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25])
-def test_adamw(decay: float) -> None:
+def test_adamw_follows_its_formula(decay: float) -> None:
     expected = START
     mean = square = torch.zeros_like(START)
     for step, (rate, gradient) in enumerate(zip(RATES, GRADIENTS, strict=True), start=1):
@@ -65,7 +65,7 @@ def test_adamw(decay: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_parameter_is_stepped_the_same_in_every_company(name: str) -> None:
+def test_a_step_does_not_depend_on_the_other_parameters(name: str) -> None:
     """The bits are equal, because the grouping of modules into stages must not matter."""
     optim = Optim(**PLAIN | {"name": name, "momentum": 0.9, "weight_decay": 0.1})
     sizes = [1, 3, 64, 1000]
@@ -102,7 +102,7 @@ SIZES = [1, 3, 64, 1000]
 
 
 @pytest.mark.parametrize(("changed", "torch_optimizer"), TORCH, ids=["adamw", "nesterov", "sgd"])
-def test_bits_and_states_are_those_of_torch(
+def test_weights_and_states_have_the_bits_of_torch(
     changed: dict[str, Any], torch_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 ) -> None:
     """There are two dtypes, and some parameters lack a gradient in some steps.
@@ -133,7 +133,7 @@ def test_bits_and_states_are_those_of_torch(
 
 @pytest.mark.parametrize("changed", [each for each, _ in TORCH], ids=["adamw", "nesterov", "sgd"])
 @pytest.mark.parametrize("skipped", [0, 2])
-def test_a_step_that_the_device_skips_leaves_no_trace(
+def test_a_step_skipped_on_the_device_changes_nothing(
     changed: dict[str, Any], skipped: int
 ) -> None:
     def trained(skips: bool) -> tuple[list[nn.Parameter], FusedOptimizer]:
@@ -158,8 +158,8 @@ def test_a_step_that_the_device_skips_leaves_no_trace(
 
 
 @pytest.mark.parametrize("changed", [each for each, _ in TORCH[:2]], ids=["adamw", "nesterov"])
-def test_a_restored_state_is_used_by_the_next_step(changed: dict[str, Any]) -> None:
-    """Although the optimizer has grouped the states of earlier steps."""
+def test_the_next_step_uses_a_restored_state(changed: dict[str, Any]) -> None:
+    """The optimizer has already grouped the states of earlier steps."""
     parameter = nn.Parameter(START.clone())
     optimizer = FusedOptimizer(Optim(**PLAIN | changed), [parameter])
 
@@ -197,19 +197,19 @@ def with_gradients(*gradients: list[float] | None) -> list[nn.Parameter]:
     return parameters
 
 
-def test_squared_norm() -> None:
+def test_the_squared_norm_sums_all_gradients() -> None:
     squared = squared_norm(with_gradients([3.0, 0.0], None, [4.0], [12.0]))
     assert squared.dtype == torch.float64
     assert squared.shape == ()
     assert squared.item() == 169.0
 
 
-def test_squared_norm_of_nothing() -> None:
+def test_the_squared_norm_without_gradients_is_zero() -> None:
     assert squared_norm(with_gradients(None)).item() == 0.0
     assert squared_norm([]).item() == 0.0
 
 
-def test_clip_scales_down_to_the_limit() -> None:
+def test_clipping_scales_gradients_down_to_the_limit() -> None:
     parameters = with_gradients([3.0, 0.0], None, [4.0])
     clip(parameters, 1.0, squared_norm(parameters))
     assert squared_norm(parameters).item() == pytest.approx(1.0, rel=1e-5)
@@ -217,14 +217,14 @@ def test_clip_scales_down_to_the_limit() -> None:
     torch.testing.assert_close(parameters[0].grad, torch.tensor([0.6, 0.0]))
 
 
-def test_clip_by_the_norm_of_more_than_these() -> None:
+def test_clipping_may_use_a_norm_of_more_parameters() -> None:
     parameters = with_gradients([3.0])
     clip(parameters, 1.0, torch.tensor(100.0, dtype=torch.float64))
     assert parameters[0].grad is not None
     torch.testing.assert_close(parameters[0].grad, torch.tensor([0.3]))
 
 
-def test_clip_leaves_every_bit_below_the_limit() -> None:
+def test_clipping_changes_no_bit_below_the_limit() -> None:
     gradient = torch.randn(100).tolist()
     parameters = with_gradients(gradient)
     clip(parameters, 1e3, squared_norm(parameters))

@@ -38,7 +38,7 @@ def counted(batches: int, wall_s: float, peak: int | None = 5) -> Worker:
     }
 
 
-def test_a_part_says_what_it_did(job: Prepared) -> None:
+def test_a_part_lists_its_steps_speed_and_conditions(job: Prepared) -> None:
     parts = Parts(job.job, "ring", job.units)
     assert parts.listed(0, 1.0, []) == []
     (part,) = parts.listed(7, 2.5, [counted(4, 1.0), counted(4, 2.0)])
@@ -56,7 +56,7 @@ def test_a_part_says_what_it_did(job: Prepared) -> None:
     }
 
 
-def test_what_alike_parts_counted_is_added_up(job: Prepared) -> None:
+def test_counts_of_parts_with_equal_conditions_are_added(job: Prepared) -> None:
     first = Parts(job.job, "ring", job.units)
     kept = first.counted([counted(4, 1.0, 7), counted(4, 2.0)])
     kept = json.loads(json.dumps(kept))  # as JSON, like a manifest
@@ -74,7 +74,7 @@ def test_what_alike_parts_counted_is_added_up(job: Prepared) -> None:
     assert rate([counted(0, 0.0)], 1) is None
 
 
-def test_speeds_with_and_without_recompute_are_kept_apart(job: Prepared) -> None:
+def test_counts_with_and_without_recompute_are_not_added(job: Prepared) -> None:
     mine = [counted(1, 1.0), counted(1, 1.0)]
     kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
     again = Parts(with_settings(job.job, recompute=True), "ring", job.units, (), kept)
@@ -84,7 +84,7 @@ def test_speeds_with_and_without_recompute_are_kept_apart(job: Prepared) -> None
     assert "recompute" not in kept[0]["conditions"]  # older programs did not record it
 
 
-def test_counts_with_names_of_older_programs_are_kept_apart(job: Prepared) -> None:
+def test_counts_with_names_of_older_programs_are_not_added(job: Prepared) -> None:
     """If they were added, predictions would use means in which their times are missing."""
     kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
     kept[0]["workers"][0]["instruction_s"] = {"LocalUpdate(chunk=0, micro_batch=0)": 1.0}
@@ -100,7 +100,7 @@ def parts(result: Result) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_totals_are_over_all_parts(run: Runner) -> None:
+def test_the_summary_has_totals_over_all_parts(run: Runner) -> None:
     """The second part is like the first.
 
     The third is too short for a speed; the fourth uses one GPU.
@@ -152,8 +152,8 @@ def seconds_at(result: Result) -> float:
     return seconds
 
 
-def test_work_that_is_done_again_is_not_counted(run: Runner) -> None:
-    """This happens after a kill between two checkpoints."""
+def test_work_after_the_last_checkpoint_is_not_counted(run: Runner) -> None:
+    """A kill between two checkpoints makes the run repeat this work."""
     killed = run(*SHORT, "gpus=2", "max_steps=15", "checkpoint.keep=9")
     shutil.rmtree(killed.run_dir / "checkpoints" / "step-15")
     (killed.run_dir / "summary.json").unlink()
@@ -163,7 +163,7 @@ def test_work_that_is_done_again_is_not_counted(run: Runner) -> None:
     assert sum(part["samples"] for part in parts(again)) == 4 * 37
 
 
-def test_a_run_of_before_there_were_parts_goes_on(run: Runner) -> None:
+def test_a_run_whose_manifest_has_no_parts_can_be_resumed(run: Runner) -> None:
     old = run(*SHORT, "gpus=2", "max_steps=5")
     path = old.run_dir / "checkpoints" / "step-5" / "manifest.json"
     said = json.loads(path.read_text())
@@ -189,14 +189,14 @@ def git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None) -> 
 @pytest.mark.parametrize(
     "script", [None, "exit 1", "echo no commit", "printf '\\377'", "while true; do :; done"]
 )
-def test_git_that_cannot_say_the_commit_holds_nothing_up(
+def test_a_failing_git_does_not_stop_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None
 ) -> None:
     git(tmp_path, monkeypatch, script)
     assert _git_commit() is None
 
 
-def test_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git(tmp_path, monkeypatch, "echo " + "ab" * 20)
     root = Path(__file__).parents[2]
     assert _git_commit() == ("ab" * 20 if (root / ".git").exists() else None)

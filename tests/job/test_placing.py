@@ -16,7 +16,7 @@ class Halves(nn.Module):
         return x / 2
 
 
-def test_maps_are_channels_last_whatever_the_image_is() -> None:
+def test_maps_are_channels_last_for_any_image() -> None:
     network = placed(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), CPU, compiled=False)
     made = network(torch.rand(2, 3, 6, 6))
     assert made.is_contiguous(memory_format=torch.channels_last)
@@ -26,7 +26,7 @@ def test_maps_are_channels_last_whatever_the_image_is() -> None:
     assert weight.grad.stride() == weight.stride()
 
 
-def test_what_has_no_parameters_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_without_parameters_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(self))
     linear, halves = nn.Linear(2, 2), Halves()
@@ -38,7 +38,7 @@ def test_what_has_no_parameters_is_not_compiled(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the C++ compiler is slow
-def test_a_compiled_network_computes_the_same_for_every_size() -> None:
+def test_a_compiled_network_computes_the_same_for_any_batch_size() -> None:
     prepare_compiler()
     from torch._inductor import codecache
 

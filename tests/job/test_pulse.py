@@ -1,4 +1,4 @@
-"""Timestamps of workers that do not advance, and whose fault it is."""
+"""Timestamps of workers that stop advancing, and which worker is blamed."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_a_stopped_process_is_found_after_its_limit(clock: Time) -> None:
 
 @given(beat_s=st.floats(0, 1), looks_s=st.lists(st.floats(0.5, 3), min_size=20, max_size=20))
 def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: list[float]) -> None:
-    """On a busy machine it was once found only after 11 s, because the parent checked late."""
+    """On a busy machine this once took 11 s, because the parent checked late."""
     with pytest.MonkeyPatch.context() as patch:
         clock = Time(patch)
         one, other = begun(), begun()
@@ -71,7 +71,7 @@ def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: l
         assert clock.now_s - stopped_s < 10
 
 
-def test_a_process_that_starts_may_be_silent_for_a_minute(clock: Time) -> None:
+def test_a_starting_process_may_be_silent_for_a_minute(clock: Time) -> None:
     """While CUDA starts on a device, or on a neighbour's device, Python's lock can be held."""
     one, other = begun(started=False), begun(started=False)
     watch = Watch([one, other])
@@ -84,12 +84,12 @@ def test_a_process_that_starts_may_be_silent_for_a_minute(clock: Time) -> None:
     assert late == [(0, "the worker process is stopped: no sign of life for 7 s")]
 
 
-def test_a_process_that_has_not_begun_to_live_is_not_stopped(clock: Time) -> None:
+def test_a_process_without_a_first_sign_of_life_is_not_stopped(clock: Time) -> None:
     """The fork server may still be importing modules."""
     assert not clock.pass_by(100, Watch([Pulse()]))
 
 
-def test_a_parent_that_was_stopped_itself_declares_nobody_dead(clock: Time) -> None:
+def test_a_parent_that_was_stopped_reports_no_worker_as_stopped(clock: Time) -> None:
     """Ctrl-Z stops all processes of a run. After `fg` all timestamps are old."""
     one = begun(limit_s=60)
     watch = Watch([one])
@@ -100,7 +100,7 @@ def test_a_parent_that_was_stopped_itself_declares_nobody_dead(clock: Time) -> N
     assert [stage for stage, _ in clock.pass_by(8, watch)] == [0, 0]
 
 
-def test_a_beat_just_before_all_was_stopped_changes_nothing(clock: Time) -> None:
+def test_a_sign_of_life_just_before_a_stop_of_all_changes_nothing(clock: Time) -> None:
     """At its next check, an hour later, the parent sees this sign of life for the first time."""
     one = begun(limit_s=60)
     watch = Watch([one])
@@ -123,7 +123,7 @@ def test_a_worker_that_stops_after_its_parent_was_stopped_is_found(clock: Time) 
     assert [stage for stage, _ in clock.pass_by(1, watch)] == [0]
 
 
-def test_whoever_computes_for_too_long_is_late_and_whoever_waits_is_not(clock: Time) -> None:
+def test_a_worker_that_computes_too_long_is_late(clock: Time) -> None:
     stuck, waiting, endless = begun(limit_s=20), begun(limit_s=20), begun(limit_s=None)
     watch = Watch([stuck, waiting, endless])
     late = []
@@ -156,7 +156,7 @@ class Changing(Pulse):
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize(("limits_s", "passed_s"), [((10.0, None), 5.0), ((None, 2.0), 100.0)])
-def test_a_worker_that_begins_another_activity_meanwhile_is_not_late(
+def test_a_worker_that_begins_a_new_activity_is_not_late(
     clock: Time, limits_s: tuple[Any, Any], passed_s: float, at: int, after: bool
 ) -> None:
     changing = Changing(started=True)
@@ -169,7 +169,7 @@ def test_a_worker_that_begins_another_activity_meanwhile_is_not_late(
     assert not list(watch.late())
 
 
-def test_what_a_worker_does_is_told_as_far_as_there_is_room() -> None:
+def test_a_long_description_of_an_activity_is_shortened() -> None:
     made = Pulse()
     assert str(made) == "starting"
     made.begin("Forward" + "(0)" * 100, None)

@@ -36,7 +36,7 @@ class Watched(nn.Module):
         return made
 
 
-def test_what_is_between_is_gone_until_the_backward() -> None:
+def test_tensors_inside_a_unit_are_freed_until_the_backward() -> None:
     network = Watched()
     made = recomputed(network, SEED, torch.rand(3, 4))
     assert (network.passes, network.between()) == (1, None)
@@ -64,7 +64,9 @@ def iterating() -> nn.Module:
 
 
 @pytest.mark.parametrize("build", [drawing, normed, iterating])
-def test_several_batches_wait_for_their_backward(build: Callable[[], nn.Module]) -> None:
+def test_several_forwards_before_their_backwards_are_recomputed_right(
+    build: Callable[[], nn.Module],
+) -> None:
     """Micro-batches do this. Each is recomputed with the buffers of its own forward."""
 
     def trained(run: Callable[..., Tensor]) -> dict[str, Tensor]:

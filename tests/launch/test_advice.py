@@ -1,4 +1,4 @@
-"""The commands that a run offers do what they say: each is read back as the program reads it."""
+"""The commands that a run prints. The tests read them as the program would read them."""
 
 import shlex
 from functools import partial
@@ -22,7 +22,7 @@ SMALL += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8"]
 
 
 def offered(*overrides: str, resumed: bool = False) -> str | None:
-    """What is offered at the end of a run."""
+    """Return the command that a run with these overrides prints at its end to compare schedules."""
     config, choices = compose_config([*SMALL, *overrides])
     parsed = settings.parse(config)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -31,14 +31,14 @@ def offered(*overrides: str, resumed: bool = False) -> str | None:
 
 
 def arguments(line: str) -> list[str]:
-    """Of a command, without the program, as a shell has them."""
+    """Return the arguments of a command, as a shell splits them."""
     words = shlex.split(line)
     first = next(n for n, word in enumerate(words) if word == "--multirun" or "=" in word)
     return words[first:]
 
 
 def start_each(line: str) -> list[str]:
-    """Prepare each run of the sweep that a command starts; the schedules."""
+    """Prepare each run of a sweep, given its command, and return the schedules of the runs."""
     option, listed, *others = arguments(line)
     assert option == "--multirun"
     names = listed.removeprefix("schedule=").split(",")
@@ -67,11 +67,11 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         (1, ["schedule=bp", "gpus=1", "device=cuda"], ["bp", "ll"]),
         slow(1, ["schedule=ppll", "gpus=1"], ["bp", "ll"]),
         (1, ["gpus=2", "oversubscribe=true"], ALL),
-        (1, [], ALL),  # on CPU, as this run
+        (1, [], ALL),  # on CPU, like this run
         slow(2, [], ALL),
     ],
 )
-def test_the_next_command_starts(
+def test_each_job_of_the_comparison_command_can_start(
     monkeypatch: pytest.MonkeyPatch, devices: int, overrides: list[str], expected: list[str] | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
@@ -79,7 +79,7 @@ def test_the_next_command_starts(
     assert (None if line is None else start_each(line)) == expected
 
 
-def test_the_next_command_trains_the_same_on_the_same_devices(
+def test_the_comparison_command_keeps_settings_and_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -87,10 +87,10 @@ def test_the_next_command_trains_the_same_on_the_same_devices(
     assert line is not None
     found = compose_config(arguments(line)[2:])[0]
     assert (found["seed"], found["model"]["dropout"]) == (7, 0.1)
-    assert found["device"] == "cpu"  # where bp alone would take the CUDA device
+    assert found["device"] == "cpu"  # by default, bp alone would use the CUDA device
 
 
-def test_the_next_command_of_a_resumed_run_has_its_modules() -> None:
+def test_the_comparison_command_of_a_resumed_run_fixes_its_modules() -> None:
     line = offered("gpus=3", "resume=/some/run", resumed=True)
     assert line is not None
     assert not any(word.startswith("resume=") for word in arguments(line))
@@ -98,7 +98,7 @@ def test_the_next_command_of_a_resumed_run_has_its_modules() -> None:
     start_each(line)
 
 
-def test_the_next_command_quotes() -> None:
+def test_the_comparison_command_quotes_special_characters() -> None:
     root = Path("/cache") / "a=b c,${x} $HOME 'é'"
     config, choices = compose_config([*SMALL, "device=cpu"])
     config["data"]["cache"] = str(root)
@@ -113,7 +113,7 @@ def test_the_next_command_quotes() -> None:
 
 
 @pytest.mark.parametrize("name", ["run", "a b=c", "it's [1],2", "${oc.env:HOME}", "é\"'x", "a\nb"])
-def test_the_command_that_goes_on_finds_its_folder(tmp_path: Path, name: str) -> None:
+def test_the_resume_command_finds_a_run_directory_of_any_name(tmp_path: Path, name: str) -> None:
     folder = write_config(tmp_path / name)
     line = advice.go_on(folder, ["--config-dir=c d"], [], {}, {})
     option, *given = shlex.split(line.replace("\\012", "\n").replace("$'", "'"))[-2:]
@@ -124,17 +124,17 @@ def test_the_command_that_goes_on_finds_its_folder(tmp_path: Path, name: str) ->
     compose_config(before.arguments(given))
 
 
-def test_the_command_that_goes_on_names_the_tracker_again(tmp_path: Path) -> None:
+def test_the_resume_command_repeats_the_tracker(tmp_path: Path) -> None:
     line = advice.go_on(tmp_path, [], [], {}, {"tracker": "wandb"})
     assert arguments(line) == [f"resume={tmp_path}", "tracker=wandb"]
 
 
-def test_the_command_that_goes_on_names_classes_again(tmp_path: Path) -> None:
+def test_the_resume_command_repeats_a_users_classes(tmp_path: Path) -> None:
     config = {"schedule": {"_target_": "my.Own"}, "model": {"_target_": "ppll_cli.models.vit.ViT"}}
     config["local"] = {"_target_": "my.Loss"}
     given = ["schedule._target_=my.Own", "+model.width=3"]
     known = advice.go_on(tmp_path, [], given, config, {})
-    assert arguments(known)[1:] == ["schedule._target_=my.Own"]  # an option names the other one
+    assert arguments(known)[1:] == ["schedule._target_=my.Own"]  # the option names the other class
     for changed, choices in ((None, {}), (given, {"recipe": "mine"})):
         again = advice.go_on(tmp_path, [], changed, config, choices)
         assert arguments(again)[1:] == ["schedule._target_=my.Own", "local._target_=my.Loss"]

@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a checkpoint or of metrics: it is passed over, and removed."""
+"""Anything in the place of a checkpoint or of metrics that is not valid is skipped and removed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ STAGE = "stage-0.safetensors"
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Path:
-    """Those of steps 8 and 9."""
+    """Write checkpoints of steps 8 and 9, and return their folder."""
     for step in (8, 9):
         make(tmp_path, step)
     return tmp_path / "checkpoints"
@@ -41,10 +41,10 @@ def found(checkpoints: Path) -> int | None:
 
 @pytest.mark.parametrize("kind", [*KINDS, Path.touch, Path.mkdir])
 @pytest.mark.parametrize("name", ["step-10", "step-9"])
-def test_what_has_the_name_of_a_checkpoint_is_passed_over(
+def test_resume_skips_and_removes_other_things_named_like_a_checkpoint(
     checkpoints: Path, kind: Callable[[Path], None], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`rmtree` once ended the run at a link."""
+    """For a link, `rmtree` once raised an error that ended the run."""
     if (checkpoints / name).exists():
         shutil.rmtree(checkpoints / name)
     kind(checkpoints / name)
@@ -57,7 +57,7 @@ def test_what_has_the_name_of_a_checkpoint_is_passed_over(
     assert found(checkpoints) == 10
 
 
-def test_a_link_to_a_checkpoint_is_one_and_only_the_link_is_removed(
+def test_a_linked_checkpoint_is_used_and_only_the_link_is_removed(
     checkpoints: Path, tmp_path: Path
 ) -> None:
     shutil.move(checkpoints / "step-9", tmp_path / "elsewhere")
@@ -68,7 +68,9 @@ def test_a_link_to_a_checkpoint_is_one_and_only_the_link_is_removed(
 
 
 @pytest.mark.parametrize("name", ["step-", "step-x", "step-\u0663", "step-007", "step-9" * 20])
-def test_other_names_are_none(checkpoints: Path, name: str) -> None:
+def test_a_folder_with_another_name_is_no_checkpoint_and_stays(
+    checkpoints: Path, name: str
+) -> None:
     (checkpoints / name).mkdir()
     assert found(checkpoints) == 9
     go_back(checkpoints.parent, None)
@@ -77,7 +79,7 @@ def test_other_names_are_none(checkpoints: Path, name: str) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, Path.mkdir, Path.touch])
 @pytest.mark.parametrize("name", ["manifest.json", STAGE])
-def test_a_file_of_another_kind_is_damage(
+def test_a_checkpoint_with_something_else_in_place_of_a_file_is_damaged(
     checkpoints: Path, kind: Callable[[Path], None], name: str
 ) -> None:
     (checkpoints / "step-9" / name).unlink()
@@ -86,7 +88,7 @@ def test_a_file_of_another_kind_is_damage(
 
 
 @pytest.mark.parametrize("kind", [*KINDS, Path.touch])
-def test_something_else_may_not_be_where_checkpoints_are(
+def test_resume_is_refused_if_checkpoints_is_no_folder(
     checkpoints: Path, kind: Callable[[Path], None]
 ) -> None:
     shutil.rmtree(checkpoints)
@@ -119,8 +121,8 @@ FILE = {"name": STAGE, "size_bytes": 1, "sha256": "0"}
     ],
     ids=str,
 )
-def test_a_manifest_of_wrong_types_is_damage(checkpoints: Path, changes: dict[str, Any]) -> None:
-    """With the right checksum of what it says."""
+def test_a_manifest_with_wrong_types_is_damaged(checkpoints: Path, changes: dict[str, Any]) -> None:
+    """The checksum is right for the changed content."""
     rewrite(checkpoints / "step-9" / "manifest.json", changes)
     assert found(checkpoints) == 8
 
@@ -131,7 +133,7 @@ def rewrite(path: Path, changes: dict[str, Any]) -> None:
     path.write_text(json.dumps({**said, "sha256": digest_of(said)}))
 
 
-def test_more_keys_are_no_damage(checkpoints: Path) -> None:
+def test_a_manifest_with_unknown_keys_is_accepted(checkpoints: Path) -> None:
     path = checkpoints / "step-9" / "manifest.json"
     files = [{**file, "more": 1} for file in json.loads(path.read_text())["files"]]
     rewrite(path, {"more": {"and": "more"}, "files": files})
@@ -139,13 +141,13 @@ def test_more_keys_are_no_damage(checkpoints: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[" * 99999, '{"a":' * 99999, "9" * 9999, "\udcff", ""])
-def test_a_manifest_that_is_no_json_is_damage(checkpoints: Path, content: str) -> None:
+def test_a_manifest_that_is_no_json_is_damaged(checkpoints: Path, content: str) -> None:
     path = checkpoints / "step-9" / "manifest.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
     assert found(checkpoints) == 8
 
 
-def test_a_file_that_no_stage_wrote_is_not_read(checkpoints: Path) -> None:
+def test_a_file_that_the_manifest_does_not_list_is_not_read(checkpoints: Path) -> None:
     os.mkfifo(checkpoints / "step-9" / "stage-7.safetensors")
     with SavedTensors(checkpoints / "step-9") as tensors:
         assert [*tensors.names] == ["model.head.weight"]
@@ -170,7 +172,7 @@ def test_a_file_that_no_stage_wrote_is_not_read(checkpoints: Path) -> None:
     ],
     ids=lambda line: line[:60],
 )
-def test_lines_that_no_run_wrote_are_dropped(tmp_path: Path, line: str) -> None:
+def test_malformed_lines_of_the_metrics_file_are_dropped(tmp_path: Path, line: str) -> None:
     good = '{"step": 9, "split": "test", "module": null, "loss": 1.0, "accuracy": 0.5}'
     path = tmp_path / "metrics.jsonl"
     path.write_text(f"{line}\n{good}\n{line}\n")

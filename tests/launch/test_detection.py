@@ -1,4 +1,7 @@
-"""Detection: what must be equal is equal, bit for bit; `worker/test_pipelines.py` has more."""
+"""Detection: equal results have the same bits.
+
+`worker/test_pipelines.py` has more of these tests.
+"""
 
 import json
 from pathlib import Path
@@ -12,14 +15,14 @@ from tests.data.scene_files import write_fashion
 from tests.worker.inside import run_inside
 
 RETINANET = ["model=retinanet", "model.width=8"]
-COURSE = ["batch_size=4", "epochs=1", "eval_every=1", "max_steps=3"]  # 4 + 4 + 2 scenes
+COURSE = ["batch_size=4", "epochs=1", "eval_every=1", "max_steps=3"]  # batches of 4, 4 and 2 scenes
 TARGETS = ["boxes", "count", "frame", "ignored", "labels", "number"]
-CUTS = "local.cuts=[layer2.1,layer3.1,layer4.1]"  # maps of stride 8, 16 and 32 are banked
+CUTS = "local.cuts=[layer2.1,layer3.1,layer4.1]"  # the bank gets maps of stride 8, 16 and 32
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides: small scenes."""
+    """Return overrides for small scenes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return [
         "data=fashion_scenes",
@@ -43,7 +46,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_ppll_is_sequential_local_learning(
     run: Runner, tmp_path: Path, data: list[str], method: str, bank: list[str]
 ) -> None:
-    """The first cut of stages is behind stride 8: what is banked there is read later."""
+    """The first cut between stages is behind stride 8.
+
+    A module behind the cut reads its banked map.
+    """
     case = [*RETINANET, *COURSE, *data, method, CUTS]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     pipelined = run(
@@ -55,7 +61,7 @@ def test_ppll_is_sequential_local_learning(
 
 
 @pytest.mark.slow
-def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> None:
+def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) -> None:
     case = [*RETINANET, *COURSE, *data, "fba=on", "fba.fusion=add", CUTS, "partition=flops"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=4", *case)
@@ -70,7 +76,7 @@ ALWAYS = [
     ("local=auglocal", "pyramid", 10),
     ("local=manpp", "level", 10),
 ]
-"""Methods, heads and numbers of modules that are always tried; the rest are slow tests."""
+"""Methods, heads and numbers of modules that are always tested. All others are slow tests."""
 
 LEVEL = {
     "greedy": ["local=greedy", "local.detection_head=level"],
@@ -82,10 +88,10 @@ LEVEL = {
 @pytest.mark.parametrize(
     "method", ["bank", *(pytest.param(m, marks=pytest.mark.slow) for m in ("greedy", "manpp"))]
 )
-def test_level_heads_are_trained_alike_by_ll_and_ppll(
+def test_ll_and_ppll_train_level_heads_the_same(
     tmp_path: Path, data: list[str], method: str
 ) -> None:
-    """Each module has anchors of its own levels, and is evaluated with these."""
+    """Each module has anchors only for its own levels, also when it is evaluated."""
     case = [*RETINANET, *COURSE, *data, *LEVEL[method], CUTS, "partition=flops"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=3", *case)
@@ -94,15 +100,17 @@ def test_level_heads_are_trained_alike_by_ll_and_ppll(
 
 
 @pytest.mark.slow
-def test_level_heads_with_replicas(tmp_path: Path, data: list[str]) -> None:
+def test_ll_and_ppll_train_level_heads_the_same_with_replicas(
+    tmp_path: Path, data: list[str]
+) -> None:
     case = [*RETINANET, *COURSE, *data, *LEVEL["bank"], CUTS, "replicas=2"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=4", *case)
     assert_same(found.tensors, expected.tensors)
 
 
-def test_level_heads_cost_less(data: list[str]) -> None:
-    """They have no copies of later stages, and one level in place of five."""
+def test_level_heads_cost_less_than_pyramids(data: list[str]) -> None:
+    """Level heads have no copies of later stages, and one level instead of five."""
     case = [*RETINANET, *data, "batch_size=4", "schedule=ll", CUTS, "local=fba"]
     costs = {
         head: prepared(*case, f"local.detection_head={head}").auxiliary_costs
@@ -116,7 +124,7 @@ def test_level_heads_cost_less(data: list[str]) -> None:
 
 @pytest.mark.slow
 def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list[str]) -> None:
-    """Each replica has other numbers of boxes; of the last batch each has one scene."""
+    """The replicas have different numbers of boxes. Each has one scene of the last batch."""
     case = [*RETINANET, *COURSE, *data, "replicas=2", "local.modules=2"]
     expected = run("schedule=ll", *case)
     pipelined = run("schedule=ppll", "gpus=4", *case)
@@ -126,7 +134,10 @@ def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list
 
 @pytest.mark.slow
 def test_the_gradients_of_skips_travel_back(run: Runner, tmp_path: Path, data: list[str]) -> None:
-    """c3 and c4 are read by the next unit and by the head: one backward call has both."""
+    """The next unit and the head both read c3 and c4.
+
+    One backward call gets the gradients of both.
+    """
     case = [*RETINANET, *COURSE, *data, "optim.clip_norm=0.5"]
     expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
     cuts = ["partition=manual", "partition.cuts=[layer3.0,layer4.1]"]
@@ -137,7 +148,7 @@ def test_the_gradients_of_skips_travel_back(run: Runner, tmp_path: Path, data: l
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
+def test_a_resumed_run_continues_where_it_stopped(run: Runner, data: list[str]) -> None:
     case = ["fba=on", CUTS, *RETINANET, *COURSE, *data]
     whole = run("schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=1")
@@ -145,8 +156,10 @@ def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
     assert_same_run(continued, whole)
 
 
-def test_what_is_reported(run: Runner, data: list[str]) -> None:
-    """COCO's numbers and VOC's, of each module; nothing but the loss in training; pictures."""
+def test_a_run_reports_detection_metrics_and_writes_sample_pictures(
+    run: Runner, data: list[str]
+) -> None:
+    """Each module has the metrics of COCO and VOC. In training, only the loss is reported."""
     result = run("schedule=ppll", "gpus=2", "max_steps=2", "batch_size=4", *RETINANET, *data)
     names = ["loss", "ap", "ap50", "ap75", "voc_ap50", "voc07_ap50"]
     assert list(result.test) == names
@@ -177,7 +190,7 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
         (["model=edsr"], "model=edsr: is for super-resolution"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_settings_that_do_not_apply_to_detection_are_refused(
     data: list[str], overrides: list[str], message: str
 ) -> None:
     model = [] if overrides[0].startswith("model") else RETINANET
@@ -194,7 +207,9 @@ def test_what_makes_no_sense_is_refused(
         for k in (2, 10)
     ],
 )
-def test_any_number_of_modules(data: list[str], method: str, head: str, modules: int) -> None:
+def test_a_detector_can_have_any_number_of_modules(
+    data: list[str], method: str, head: str, modules: int
+) -> None:
     case = [method, f"local.detection_head={head}", f"local.modules={modules}"]
     job = prepared(*RETINANET, *data, "gpus=2", "batch_size=4", *case).job
     assert len(job.layout.modules) == modules

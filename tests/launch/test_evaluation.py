@@ -1,4 +1,4 @@
-"""Evaluating a finished run gives the numbers that the run had."""
+"""Evaluating a finished run gives the run's own numbers."""
 
 from pathlib import Path
 
@@ -52,8 +52,10 @@ def photos(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_what_is_no_number_is_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """JSON has no NaN: a model that has diverged is evaluated all the same."""
+def test_scores_that_are_nan_are_reported_as_null(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON has no NaN. A model that has diverged can still be evaluated."""
     finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
     run = load_run(tmp_path / "run")
     with torch.no_grad():
@@ -83,7 +85,9 @@ SCHEDULES = {
         pytest.param("photos", "back-propagation", marks=pytest.mark.slow),
     ],
 )
-def test_the_numbers_are_those_of_the_run(tmp_path: Path, task: str, schedule: str) -> None:
+def test_an_evaluation_repeats_the_runs_own_scores(
+    tmp_path: Path, task: str, schedule: str
+) -> None:
     before = torch.get_num_threads()
     run = finished_run(tmp_path / "run", *TASKS[task](tmp_path), *SCHEDULES[schedule])
     found = evaluate(load_run(run.folder), "test")
@@ -93,12 +97,14 @@ def test_the_numbers_are_those_of_the_run(tmp_path: Path, task: str, schedule: s
 
 
 @pytest.mark.parametrize("options", [["precision=bf16"], ["schedule=gpipe", "gpus=2"]])
-def test_precision_and_micro_batches_are_the_run_s(tmp_path: Path, options: list[str]) -> None:
+def test_an_evaluation_uses_the_runs_precision_and_micro_batches(
+    tmp_path: Path, options: list[str]
+) -> None:
     run = finished_run(tmp_path / "run", *DIGITS, *options)
     assert evaluate(load_run(run.folder), "test").result == run.test
 
 
-def test_batch_norm_s_running_statistics_are_used(tmp_path: Path) -> None:
+def test_an_evaluation_uses_batch_norms_running_statistics(tmp_path: Path) -> None:
     small = ["model=resnet32", "max_steps=2", "schedule=bp", "data.eval_limit=70"]
     run = finished_run(tmp_path / "run", "data=digits", *small)
     loaded = load_run(run.folder)
@@ -106,7 +112,7 @@ def test_batch_norm_s_running_statistics_are_used(tmp_path: Path) -> None:
     assert evaluate(loaded, "test").result == run.test
 
 
-def test_averaged_weights_give_the_run_s_numbers_of_them(tmp_path: Path) -> None:
+def test_an_evaluation_of_averaged_weights_repeats_the_runs_scores(tmp_path: Path) -> None:
     small = ["model=resnet32", "max_steps=2", "schedule=bp", "data.eval_limit=70", "optim.ema=0.9"]
     run = finished_run(tmp_path / "run", "data=digits", *small)
     assert evaluate(load_run(run.folder, ema=True), "test").result == run.test_ema
@@ -136,7 +142,7 @@ def test_details_by_class_add_up_to_the_metric(tmp_path: Path) -> None:
         evaluate(loaded, "dev")
 
 
-def test_details_of_scenes_are_by_class(tmp_path: Path) -> None:
+def test_detection_has_details_of_each_class(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", *scenes(tmp_path), "schedule=bp")
     found = evaluate(load_run(run.folder), "train")
     assert found.details is not None
@@ -147,8 +153,8 @@ def test_details_of_scenes_are_by_class(tmp_path: Path) -> None:
     assert there == load_run(run.folder).data.splits["train"].asked_for  # type: ignore[attr-defined]
 
 
-def test_details_of_photos_are_by_picture(tmp_path: Path) -> None:
-    """Of the pictures that are trained on as well, which are loaded as patches."""
+def test_super_resolution_has_details_of_each_picture(tmp_path: Path) -> None:
+    """The training pictures have details too, although training loads only patches of them."""
     run = finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
     loaded = load_run(run.folder)
     for split, names in (("test", ["3.png", "4.png"]), ("train", ["0.png", "1.png", "2.png"])):
@@ -159,7 +165,7 @@ def test_details_of_photos_are_by_picture(tmp_path: Path) -> None:
         assert mean == pytest.approx(found.result["psnr"])
 
 
-def test_batches_may_be_of_another_size(tmp_path: Path) -> None:
+def test_an_evaluation_accepts_another_batch_size(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp")
     loaded = load_run(run.folder)
     other = evaluate(loaded, "test", batch_size=7)

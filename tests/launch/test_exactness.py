@@ -1,7 +1,7 @@
-"""Runs with processes and channels end with the bits that the same workers have as threads.
+"""Runs with processes and channels have the same bits as runs with threads.
 
-`tests/worker/test_exactness.py` holds the schedules, methods and models against one another, with
-threads. What is left to say here is that processes and their channels change nothing.
+`tests/worker/test_exactness.py` compares schedules, methods and models with one another in threads.
+So these tests only show that processes and their channels change nothing.
 """
 
 from pathlib import Path
@@ -24,28 +24,33 @@ CASES = {
 
 
 SLOW = ["every unit", "gpipe", "1f1b"]
-"""The other cases have their kinds of messages: forward alone and both ways, in chunks, banks."""
+"""Slow cases. The other cases have the same kinds of messages: one way, both ways, and banks."""
 
 
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n, c in CASES.items()],
 )
-def test_processes_change_nothing(run: Runner, tmp_path: Path, case: list[str]) -> None:
-    """What the threads of the other tests end with is what real workers end with."""
+def test_worker_processes_train_the_same_as_threads(
+    run: Runner, tmp_path: Path, case: list[str]
+) -> None:
+    """Most other tests use threads. This one shows that real workers end with the same bits."""
     expected = run_inside(tmp_path / "inside", FEW_STEPS, *DATA, *case)
     found = run(FEW_STEPS, *DATA, *case)
     assert_same(found.tensors(), expected.tensors)
     (_, last), (loss, _) = max(expected.test.items())
     assert found.summary["modules"] == last + 1
-    assert found.test["loss"] == loss / 7  # a sum over the samples
+    assert found.test["loss"] == loss / 7  # the sum over all samples
 
 
 @pytest.mark.parametrize(
     "schedule", ["ppll", "1f1b", pytest.param("gpipe", marks=pytest.mark.slow)]
 )
 def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: str) -> None:
-    """In place or mapped anew, with strides and a short last batch; gradients too."""
+    """Messages are read in place or mapped.
+
+    They have strides, gradients, and a short last batch.
+    """
     case = [f"schedule={schedule}", "gpus=3", FEW_STEPS, *DATA, *own_model("Skipping")]
     ring, queue = (run(f"transport={name}", *case) for name in ("ring", "queue"))
     assert_same(queue.tensors(), ring.tensors())
@@ -59,7 +64,7 @@ def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: s
     [
         pytest.param("predsim", [["label", "x"]] * 2, marks=pytest.mark.slow),
         ("slm", [["label", "x"]] * 2),
-        # By default the last of eight modules' auxiliary networks has no decoder.
+        # By default, the auxiliary network of the seventh of eight modules has no decoder.
         ("infopro", [["image", "label", "x"], ["label", "x"]]),
         pytest.param(
             *("fba", [[*(f"bank.{n}" for n in range(m)), "label", "x"] for m in (3, 6)]),
@@ -68,15 +73,15 @@ def test_transports_carry_the_same_bits(run: Runner, tmp_path: Path, schedule: s
         ("fba last two", [[f"bank.{m - 2}", f"bank.{m - 1}", "label", "x"] for m in (3, 6)]),
     ],
 )
-def test_what_a_method_asks_for_travels_and_nothing_else(
+def test_only_tensors_that_a_later_module_reads_are_sent(
     run: Runner, method: str, names: list[list[str]]
 ) -> None:
-    """Stages of 3, 3 and 2 modules. What travels has a size, and that is what is reported."""
+    """The stages have 3, 3 and 2 modules. The reported bytes are the size of the sent tensors."""
     case = [*METHODS[method], *RESNET, *SGD, "local.modules=8", "max_steps=5", "eval_every=9"]
     summary = run("gpus=3", *DATA, *case, "data.drop_last=true").summary
     edges = summary["edges"]
     assert [edge["names"] for edge in edges] == names
-    channels = {0: 16, 1: 16, 2: 16, 3: 32, 4: 32, 5: 64}  # of what each module makes
+    channels = {0: 16, 1: 16, 2: 16, 3: 32, 4: 32, 5: 64}  # channels of each module's output
     side = {2: 8, 5: 2}
     for edge, last in zip(edges, (2, 5), strict=True):
         values = {"image": 3 * 8 * 8, "x": channels[last] * side[last] ** 2, "label": 2}
@@ -84,5 +89,5 @@ def test_what_a_method_asks_for_travels_and_nothing_else(
             values[name] if name in values else channels[int(name.removeprefix("bank."))]
             for name in edge["names"]
         )
-        samples = 5 * 8 + 7  # five batches, and the test set once
+        samples = 5 * 8 + 7  # five training batches, and the test set once
         assert edge["bytes_sent"] == 4 * size * samples

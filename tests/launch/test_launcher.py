@@ -1,4 +1,4 @@
-"""Workers that fail, and what the parent makes of it."""
+"""Failures of workers, and how the parent reports them."""
 
 import json
 import multiprocessing
@@ -20,7 +20,7 @@ DATA = ["data=synthetic", "data.size=4", "data.train_samples=64", "data.test_sam
 
 
 RAISING = [("first", "ppll"), ("second", "ll"), ("third", "gpipe")]
-"""Each unit and each schedule once; the other pairs are slow tests."""
+"""Each unit and each schedule occurs once. All other pairs are slow tests."""
 
 
 def faulty(unit: str, act: str) -> list[str]:
@@ -41,7 +41,7 @@ def faulty(unit: str, act: str) -> list[str]:
 def test_a_worker_that_raises_ends_the_run(
     run: Runner, schedule: str, unit: str, stage: int
 ) -> None:
-    """The others would wait for it for ever: the parent must end them."""
+    """The other workers would wait for ever for the failed one, so the parent must end them."""
     with pytest.raises(WorkerFailedError, match="the third pass is too much") as failure:
         run(f"schedule={schedule}", "gpus=3", *faulty(unit, "raise"))
     report = failure.value.report
@@ -54,22 +54,22 @@ def test_a_worker_that_raises_ends_the_run(
 
 
 class FailsToStart(Synthetic):
-    """Whose files are gone by the time that a worker wants them."""
+    """A data set whose files are gone when a worker loads them."""
 
     def load(self) -> dict[str, Split]:
-        """In the parent only."""
+        """Load the data in the parent. In a worker, raise an error."""
         if multiprocessing.parent_process() is not None:
             raise ArithmeticError("the files are gone")
         return super().load()
 
 
 class FailsToLoad(Synthetic):
-    """Whose third batch cannot be made."""
+    """A data set whose third batch raises an error."""
 
     def batches(
         self, splits: dict[str, Split], batch_size: int, seed: int, device: torch.device
     ) -> Batches:
-        """With two batches that can."""
+        """Return batches of which the first two can be made."""
         made = super().batches(splits, batch_size, seed, device)
         train = made.train
 
@@ -83,12 +83,16 @@ class FailsToLoad(Synthetic):
 
 
 class FailsToLearn(Greedy):
-    """Whose first loss cannot be computed in a worker."""
+    """A local method whose first loss raises an error in a worker."""
 
     def criterion(self, site: Site) -> Criterion:
-        """The smallest head, and what fails behind the first one."""
+        """Return a criterion with the smallest head.
+
+        On the first module, it fails behind the head.
+        """
         head = super().criterion(site).head
-        if site.module == 0:  # later ones could fail sooner: what they need is sent before
+        # Later modules could fail earlier, because their inputs are sent before.
+        if site.module == 0:
             head = nn.Sequential(head, _Fails())
         return Criterion(head, (site.feature,), site.task)
 
@@ -109,7 +113,7 @@ class _Fails(nn.Module):
         ("local._target_=tests.launch.test_launcher.FailsToLearn", 0, "Loss", "the loss"),
     ],
 )
-def test_whatever_raises_in_a_worker_ends_the_run(
+def test_an_exception_of_a_users_class_ends_the_run(
     run: Runner, override: str, stage: int, phase: str, error: str
 ) -> None:
     with pytest.raises(WorkerFailedError, match=error) as failure:
@@ -119,7 +123,7 @@ def test_whatever_raises_in_a_worker_ends_the_run(
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_without_memory_says_what_needs_less(run: Runner) -> None:
+def test_a_worker_out_of_memory_suggests_settings_that_need_less(run: Runner) -> None:
     with pytest.raises(
         WorkerFailedError, match=r"; out of memory: try a smaller batch_size, "
     ) as failure:
@@ -156,7 +160,7 @@ def test_a_worker_that_computes_for_ever_ends_the_run(run: Runner) -> None:
         WorkerFailedError, match=r"no progress for \d+ s; the limit is 4 s"
     ) as failure:
         run("schedule=gpipe", "gpus=3", "progress_limit=4", *faulty("third", "hang"))
-    assert failure.value.report["stage"] == 2  # and not those that wait for it
+    assert failure.value.report["stage"] == 2  # and not a stage that waits for stage 2
 
 
 def norm_of(message: str) -> float:
@@ -165,11 +169,11 @@ def norm_of(message: str) -> float:
     return float(found[1])
 
 
-# Under ppll a stage sends before it looks at its own loss: the next one may be the first to tell.
+# Under ppll a stage sends its outputs before it reads its loss, so the next stage may report first.
 @pytest.mark.parametrize(
     ("schedule", "module"), [("ppll", "[12]"), ("ll", "1"), ("bp", "0"), ("gpipe", "0")]
 )
-def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
+def test_a_nonfinite_loss_ends_the_run_and_its_step_is_not_saved(
     run: Runner, tmp_path: Path, schedule: str, module: str
 ) -> None:
     case = [*faulty("second", "blow_up"), "local.modules=3", "checkpoint.every=1"]
@@ -181,7 +185,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
 
 
 @pytest.mark.parametrize("clip", [pytest.param("null", marks=pytest.mark.slow), "0.5"])
-def test_a_step_that_is_skipped_is_skipped_on_all_stages(
+def test_a_skipped_step_is_skipped_on_all_stages(
     run: Runner, caplog: pytest.LogCaptureFixture, clip: str
 ) -> None:
     case = [*faulty("second", "blow_up"), "optim.nonfinite=skip", f"optim.clip_norm={clip}"]
@@ -193,7 +197,7 @@ def test_a_step_that_is_skipped_is_skipped_on_all_stages(
     assert_same(piped.tensors(), whole.tensors())
 
 
-def test_a_module_skips_alone(run: Runner) -> None:
+def test_only_the_module_with_nonfinite_gradients_skips_a_step(run: Runner) -> None:
     case = [*faulty("third", "blow_up"), "optim.nonfinite=skip", "local.modules=3", "epochs=1"]
     one, piped = run("schedule=ll", *case), run("schedule=ppll", "gpus=3", *case)
     assert_same(piped.tensors(), one.tensors())
@@ -217,7 +221,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(run: Runner, tmp_path:
     assert "Checkpoint" in failure.value.report["phase"]
 
 
-def test_a_failed_run_leaves_a_summary_that_says_so(run: Runner, tmp_path: Path) -> None:
+def test_the_summary_of_a_failed_run_says_why_it_failed(run: Runner, tmp_path: Path) -> None:
     with pytest.raises(WorkerFailedError) as failure:
         run("schedule=ppll", "gpus=2", *faulty("second", "raise"))
     summary = json.loads((tmp_path / "run-0" / "summary.json").read_text())

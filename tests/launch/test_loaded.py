@@ -1,4 +1,4 @@
-"""`load_run`: a finished run as an object."""
+"""`load_run` returns a finished run as an object."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished_run(tmp_path_factory.mktemp("digits") / "run", *DIGITS, "schedule=bp")
 
 
-def test_a_run_is_loaded_in_one_line(run: Finished) -> None:
+def test_load_run_returns_the_final_model(run: Finished) -> None:
     loaded = load_run(run.folder)
     assert loaded.step == run.step == 3
     assert loaded.classes == tuple("0123456789")
@@ -33,7 +33,7 @@ def test_a_run_is_loaded_in_one_line(run: Finished) -> None:
     assert all(torch.equal(saved[n], t) for n, t in loaded.model.state_dict().items())
 
 
-def test_a_picture_is_made_ready_as_the_run_s_batches_are(run: Finished) -> None:
+def test_preprocess_prepares_a_picture_like_the_runs_batches(run: Finished) -> None:
     loaded = load_run(run.folder)
     splits, dataset = loaded.data.splits, loaded.data.dataset
     batches = dataset.batches(splits, 1, 0, torch.device("cpu"))
@@ -47,7 +47,9 @@ def test_a_picture_is_made_ready_as_the_run_s_batches_are(run: Finished) -> None
     assert loaded.preprocess(large).shape == (1, 1, 8, 8)
 
 
-def test_labels_come_with_probabilities(run: Finished, tmp_path: Path) -> None:
+def test_classification_predicts_the_probability_of_each_class(
+    run: Finished, tmp_path: Path
+) -> None:
     loaded = load_run(run.folder)
     file = tmp_path / "grey.png"
     Image.new("L", (8, 8), 90).save(file)
@@ -62,7 +64,9 @@ def test_labels_come_with_probabilities(run: Finished, tmp_path: Path) -> None:
     assert found["class"] == loaded.classes[found["label"]]
 
 
-def test_boxes_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detection_predicts_boxes_and_draws_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = finished_run(tmp_path / "run", *scenes(tmp_path), "schedule=bp")
     loaded = load_run(run.folder)
@@ -80,8 +84,8 @@ def test_boxes_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert picture.width >= 640
 
 
-def test_pictures_are_enlarged_as_the_whole_is(tmp_path: Path) -> None:
-    """Tile by tile, each pixel as in one pass over the whole picture."""
+def test_enlarging_by_tiles_equals_enlarging_the_whole_picture(tmp_path: Path) -> None:
+    """Each pixel is the same as if the whole picture were enlarged at once."""
     run = finished_run(tmp_path / "run", *photos(tmp_path), "schedule=bp")
     loaded = load_run(run.folder)
     assert loaded.classes == ()
@@ -96,7 +100,7 @@ def test_pictures_are_enlarged_as_the_whole_is(tmp_path: Path) -> None:
     assert np.abs(np.asarray(picture).astype(int) - expected).max() <= 1
 
 
-def test_a_model_of_one_s_own_is_named_again(tmp_path: Path) -> None:
+def test_a_users_own_model_must_be_passed_to_load_run(tmp_path: Path) -> None:
     own = own_model("Idle")
     run = finished_run(tmp_path / "run", "data=digits", *own, "schedule=bp", "max_steps=1")
     with pytest.raises(ConfigError, match=r"model._target_=tests.own_models.Idle: a class of your"):
@@ -122,9 +126,7 @@ def test_a_copied_model_needs_no_checkpoints(run: Finished, tmp_path: Path) -> N
         ("../run", "checkpoint=../run: the run has no such checkpoint"),
     ],
 )
-def test_a_checkpoint_that_is_not_there_is_refused(
-    run: Finished, name: str | int, message: str
-) -> None:
+def test_a_missing_checkpoint_is_refused(run: Finished, name: str | int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_run(run.folder, checkpoint=name)
     assert load_run(run.folder, checkpoint=3).step == 3
@@ -150,7 +152,7 @@ def test_weights_of_another_model_are_refused(run: Finished, tmp_path: Path) -> 
         load_run(tmp_path)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^RUN_DIR=.*: there is no such folder"):
         load_run(tmp_path / "nowhere")
     (tmp_path / "x").write_text("")
@@ -158,5 +160,5 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-def test_the_package_offers_it() -> None:
+def test_the_package_exports_load_run() -> None:
     assert "load_run" in ppll_cli.__all__

@@ -1,4 +1,4 @@
-"""What `precision` and `deterministic` switch in torch, and what a run says of it."""
+"""The switches of torch that `precision` and `deterministic` set, and the record of them."""
 
 import subprocess
 import sys
@@ -22,15 +22,17 @@ TINY += ["batch_size=8", "model.dim=16", "model.depth=2", "model.heads=2", "epoc
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """Whatever a test switches is switched back."""
+    """Restore all switches after the test."""
     with Numerics("fp32", False).applied(CPU):
         yield
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_switches_on_cuda(precision: str, deterministic: bool) -> None:
-    """By torch's defaults fp32 was true fp32 in matrix products and TF32 in convolutions."""
+def test_precision_and_deterministic_set_torchs_switches_on_cuda(
+    precision: str, deterministic: bool
+) -> None:
+    """With torch's own defaults, fp32 meant fp32 in matrix products, but TF32 in convolutions."""
     Numerics(precision, deterministic).apply(CUDA)
     tf32 = precision == "tf32"
     assert torch.backends.cuda.matmul.allow_tf32 is tf32
@@ -47,7 +49,7 @@ def test_switches_on_cuda(precision: str, deterministic: bool) -> None:
     }
 
 
-def test_what_is_applied_for_a_while_is_switched_back() -> None:
+def test_applied_restores_torchs_switches() -> None:
     before = in_force(CUDA)
     with Numerics("tf32", True).applied(CUDA):
         assert in_force(CUDA) != before
@@ -55,13 +57,13 @@ def test_what_is_applied_for_a_while_is_switched_back() -> None:
     assert MEMORY.fill_uninitialized_memory
 
 
-def test_nothing_of_cuda_is_in_force_on_cpu() -> None:
+def test_no_cuda_switch_is_in_force_on_cpu() -> None:
     Numerics("fp32", False).apply(CUDA)
     assert not any(in_force(CPU).values())
 
 
-def test_old_names_warn_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some versions of torch warn when they are used, from 2.9 on."""
+def test_torchs_warning_about_allow_tf32_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From version 2.9 on, some versions of torch warn if these switches are used."""
 
     def benchmark_that_warns(*_: object) -> bool:
         warnings.warn("Please use the new API settings to control TF32 behavior", stacklevel=1)
@@ -74,8 +76,8 @@ def test_old_names_warn_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
         Numerics("tf32", False).apply(CUDA)
 
 
-def test_a_compiler_reads_the_switches() -> None:
-    """Where TF32 is switched by its new names alone, torch.compile of some versions fails."""
+def test_old_and_new_tf32_switches_of_torch_agree() -> None:
+    """If only the new switches enable TF32, torch.compile fails in some versions of torch."""
     program = (
         "import torch\n"
         "from ppll_cli.job.numerics import Numerics\n"
@@ -89,7 +91,7 @@ def test_a_compiler_reads_the_switches() -> None:
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_the_summary_says_what_was_in_force(run: Runner, deterministic: bool) -> None:
+def test_the_summary_records_torchs_switches(run: Runner, deterministic: bool) -> None:
     summary = run(*TINY, f"deterministic={str(deterministic).lower()}").summary
     assert summary["precision"] == "fp32"
     assert summary["numerics"] == {

@@ -1,4 +1,4 @@
-"""A run goes on with the data that it was started with, wherever they are now."""
+"""A resumed run uses the data with which it was started, wherever they are now."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ CASE += ["schedule=bp", "epochs=2", "optim.schedule=constant"]
 
 @pytest.fixture
 def started(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> Result:
-    """A run that was started in a folder in which its data are."""
+    """Return a run that was started in the folder that contains its data."""
     write_fashion(tmp_path / "work" / "data")
     monkeypatch.chdir(tmp_path / "work")
     result = run(*CASE, "data.root=data", "max_steps=3")
@@ -29,8 +29,10 @@ def spoil(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
 
 
-def test_a_run_goes_on_from_another_folder(tmp_path: Path, started: Result, run: Runner) -> None:
-    """Where other data have the relative name that was given."""
+def test_a_run_is_resumed_from_another_current_directory(
+    tmp_path: Path, started: Result, run: Runner
+) -> None:
+    """In the other directory, the relative path leads to other data."""
     record = json.loads((started.run_dir / "config.json").read_text())
     assert record["data"]["root"] == str(tmp_path / "work" / "data")
     write_fashion(tmp_path / "data")
@@ -39,7 +41,7 @@ def test_a_run_goes_on_from_another_folder(tmp_path: Path, started: Result, run:
     assert_same(resumed(started, "max_steps=null").tensors(), expected.tensors())
 
 
-def test_the_same_files_may_be_elsewhere(tmp_path: Path, started: Result) -> None:
+def test_a_run_is_resumed_after_its_data_were_moved(tmp_path: Path, started: Result) -> None:
     shutil.move(tmp_path / "work" / "data", tmp_path / "moved")
     with pytest.raises(ConfigError, match=r"data\.root=.*: is not a folder that can be read"):
         resumed(started, "max_steps=6")
@@ -47,8 +49,10 @@ def test_the_same_files_may_be_elsewhere(tmp_path: Path, started: Result) -> Non
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_other_files_are_refused(tmp_path: Path, started: Result, known: bool) -> None:
-    """By the entry that differs, as long as it is known."""
+def test_resuming_with_changed_data_is_refused(
+    tmp_path: Path, started: Result, known: bool
+) -> None:
+    """The message names the entry that differs, if the record lists the entries."""
     spoil(tmp_path / "work" / "data")
     if not known:
         (started.run_dir / "data-files.json").write_text('{"train": 1}')
@@ -62,7 +66,7 @@ def test_other_files_are_refused(tmp_path: Path, started: Result, known: bool) -
     )
 
 
-def test_a_run_of_before_there_was_a_record_goes_on(tmp_path: Path, started: Result) -> None:
+def test_a_run_without_a_data_digest_is_resumed_unchecked(tmp_path: Path, started: Result) -> None:
     path = started.run_dir / "config.json"
     record = json.loads(path.read_text())
     for key in ("sha256", "data_sha256"):

@@ -1,4 +1,7 @@
-"""What a start-up imports: the large parts of torch and torchvision cost seconds of a core."""
+"""The modules that a start-up imports.
+
+Large parts of torch and torchvision take seconds to import.
+"""
 
 import subprocess
 import sys
@@ -24,8 +27,11 @@ print("torchvision" in sys.modules)
 """
 
 
-def test_what_only_some_runs_need_is_not_imported_for_all(tmp_path: Path) -> None:
-    """The fork server, of which all workers are made, has no compiler; no process torchvision."""
+def test_starting_up_imports_no_compiler_and_no_torchvision(tmp_path: Path) -> None:
+    """Workers are forked from the fork server, which must not import torch's compiler.
+
+    No process imports torchvision.
+    """
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True, timeout=200
     )

@@ -1,4 +1,4 @@
-"""The record of a run: whole, or refused by name; and nothing that it says is taken on trust."""
+"""The record of a run is complete, or it is refused by name. No content of it is trusted."""
 
 import json
 import os
@@ -19,13 +19,13 @@ Composed = tuple[dict[str, Any], dict[str, str]]
 
 @pytest.fixture(scope="module")
 def composed() -> Composed:
-    """A configuration and its choices, which no test changes."""
+    """Return a configuration and its choices. No test changes them."""
     return compose_config(["data=synthetic", "optim.lr=0.25", "seed=7"])
 
 
 @pytest.fixture
 def folder(composed: Composed, tmp_path: Path) -> Path:
-    """A run directory with the record of a run, as the program writes it."""
+    """Return a run directory with a record that the program has written."""
     config, choices = composed
     folder = tmp_path / "run"
     folder.mkdir()
@@ -33,7 +33,7 @@ def folder(composed: Composed, tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_was_written_is_read(folder: Path) -> None:
+def test_a_written_record_is_read_back(folder: Path) -> None:
     record = read_record(folder)
     before = recorded([f"resume={folder}"])
     assert before is not None
@@ -43,11 +43,12 @@ def test_what_was_written_is_read(folder: Path) -> None:
 
 
 def test_a_flipped_bit_is_refused_or_changes_nothing(folder: Path) -> None:
-    """183 of 16,736 such flips once changed a number, and were trained with silently."""
+    """Of 16,736 flips, 183 once changed a number, and the run trained with it without a message."""
     path = folder / "config.json"
     whole, written = path.read_bytes(), read_record(folder)
     refused = []
-    for bit in range(0, 8 * len(whole), 13):  # prime to 8: every bit of a byte is met
+    # 13 and 8 have no common divisor, so every bit of a byte is flipped
+    for bit in range(0, 8 * len(whole), 13):
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
@@ -76,13 +77,13 @@ def test_a_record_without_its_digest_is_refused(folder: Path) -> None:
         recorded([f"resume={folder}"])
 
 
-def test_how_a_record_is_laid_out_does_not_matter(folder: Path) -> None:
+def test_the_order_and_layout_of_a_records_keys_do_not_matter(folder: Path) -> None:
     record = read_record(folder)
     (folder / "config.json").write_text(json.dumps(dict(reversed(record.items()))))
     assert read_record(folder) == record
 
 
-def test_a_record_is_written_once(folder: Path) -> None:
+def test_a_second_record_in_a_folder_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="is in use by another run"):
         write_record(folder, {})
 
@@ -102,7 +103,7 @@ def astray(path: Path) -> None:
 def a_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as made:
         here = Path.cwd()
-        os.chdir(path.parent)  # its name may have only 108 bytes
+        os.chdir(path.parent)  # the path of a socket may have only 108 bytes
         try:
             made.bind(path.name)
         finally:
@@ -118,10 +119,10 @@ KINDS = [fifo, loop, astray, a_socket, device]
 
 @pytest.mark.parametrize("name", OWN_FILES + OWN_FOLDERS)
 @pytest.mark.parametrize("make", [*KINDS, Path.mkdir, Path.touch])
-def test_what_is_of_another_kind_is_refused_before_it_is_opened(
+def test_something_else_in_place_of_a_runs_file_is_refused_unopened(
     folder: Path, name: str, make: Callable[[Path], None]
 ) -> None:
-    """A FIFO was waited for, without an end."""
+    """The program once waited for a FIFO for ever."""
     path = folder / name
     path.unlink(missing_ok=True)
     make(path)
@@ -169,7 +170,7 @@ def test_a_record_that_cannot_be_read_is_refused(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_run_directory_of_another_kind_is_refused(
+def test_a_run_directory_that_is_no_folder_is_refused(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
     make(tmp_path / "run")
@@ -178,20 +179,24 @@ def test_a_run_directory_of_another_kind_is_refused(
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a/" * 3000])
-def test_no_folder_has_such_a_name(tmp_path: Path, name: str) -> None:
+def test_a_run_directory_with_an_impossible_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="there is no such folder"):
         recorded([f"resume={tmp_path / name}"])
 
 
 @pytest.mark.parametrize("name", ["last", "best"])
-def test_a_folder_in_place_of_a_link_is_left_alone(folder: Path, name: str) -> None:
-    """As in a copy that followed links: it may be all that is left of a checkpoint."""
+def test_a_folder_in_place_of_a_checkpoint_link_is_refused_and_kept(
+    folder: Path, name: str
+) -> None:
+    """A copy that followed links has such a folder, and it may hold the only checkpoint."""
     (folder / "checkpoints" / name).mkdir(parents=True)
     with pytest.raises(ConfigError, match=f"its checkpoints/{name} is not a link to a checkpoint"):
         recorded([f"resume={folder}"])
 
 
-def test_paths_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absolute_resolves_relative_paths_and_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     there = [str(tmp_path / "a"), "/home/me/b", "/c"]

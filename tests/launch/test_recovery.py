@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,26 @@ def test_a_worker_that_fails_once_starts_again(
     lines = [json.loads(line) for line in written]
     keys = [(line["step"], line["split"], line["module"]) for line in lines]
     assert len(keys) == len({*keys})
-    assert "restarts" not in plain.summary
+    assert result.summary["recover"] == {"every": 2}
+    assert not {"recover", "restarts"} & plain.summary.keys()
     assert not multiprocessing.active_children()
 
 
 def test_a_worker_that_hangs_starts_again(run: Runner, tmp_path: Path) -> None:
-    result = hurt(run, tmp_path, "hang", "progress_limit=4")
+    result = hurt(run, tmp_path, "hang", "progress_limit=4", "timeline=true")
     (restart,) = result.summary["restarts"]
     assert restart["error"].startswith("no progress for ")
+    events = json.loads((result.run_dir / "timeline.json").read_text())["traceEvents"]
+    bars = [event for event in events if event["ph"] == "X"]
+    (event,) = [bar for bar in bars if bar["name"] == "restart"]
+    assert event["tid"] == restart["stage"]
+    assert event["args"] == {key: restart[key] for key in ("error", "phase", "batch")}
+    assert event["dur"] == pytest.approx(1e6 * restart["seconds"], abs=1)
+    assert {bar["tid"] for bar in bars} == {0, 1, 2}
+    own = sorted((bar["ts"], bar["dur"]) for bar in bars if bar["tid"] == restart["stage"])
+    assert all(one[0] + one[1] <= other[0] + 0.01 for one, other in pairwise(own))
+    for stage in result.summary["stages"]:
+        assert 0 < stage["snapshot_fraction"] < 1
 
 
 def test_a_fault_that_comes_back_ends_the_run_as_ever(

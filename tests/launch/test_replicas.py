@@ -1,4 +1,4 @@
-"""Replicas of every stage: what must be equal is equal, and what goes wrong is found."""
+"""Replicas of stages: which results are equal, and which faults are found."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from ppll_cli.errors import ConfigError, WorkerFailedError
 from ppll_cli.transport.averages import BUCKET_BYTES
 from tests.conftest import Runner, assert_same, prepared, resumed
 
-FEW_STEPS = "max_steps=9"  # an epoch, with its short last batch, and the start of another
+FEW_STEPS = "max_steps=9"  # an epoch with its short last batch, and the start of another epoch
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
 DATA += ["data.test_samples=23", "batch_size=8", "epochs=4", "eval_every=1"]  # 53 = 6 * 8 + 5
 VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
@@ -27,10 +27,13 @@ SYNCED = ["schedule=bp", REPLICAS, "sync_batchnorm=true"]
     ],
     ids=["plain", "clipped"],
 )
-def test_two_replicas_are_two_micro_batches(
+def test_two_replicas_train_the_same_as_two_micro_batches(
     run: Runner, more: list[str], pipelined: list[str]
 ) -> None:
-    """Without BatchNorm; dropout and the shorter last batch, of 3 and 2 samples, included."""
+    """There is no BatchNorm.
+
+    There is dropout, and a last batch that is split into 3 and 2 samples.
+    """
     one = ["schedule=bp", "gpus=1", "schedule.microbatches=2"]
     expected = run(*one, *SPLIT, *more)
     for name, *others in (["bp"], pipelined):
@@ -43,7 +46,7 @@ def test_two_replicas_are_two_micro_batches(
         assert found.test["accuracy"] == expected.test["accuracy"]
 
 
-def test_gradients_of_several_buckets(run: Runner) -> None:
+def test_gradients_in_several_buckets_are_averaged(run: Runner) -> None:
     common = ["schedule=bp", *SPLIT, "model.dim=128", "max_steps=3"]
     expected = run(*common, "schedule.microbatches=2")
     found = run(*common, REPLICAS)
@@ -54,7 +57,7 @@ def test_gradients_of_several_buckets(run: Runner) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [VIT, RESNET], ids=["vit", "resnet"])
 def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None:
-    """BatchNorm's buffers are the first replica's, in what is evaluated and in what is saved."""
+    """The buffers of BatchNorm that are evaluated and saved are those of the first replica."""
     common = [REPLICAS, "local.modules=4", FEW_STEPS, *case, *DATA]
     expected = run("schedule=ll", *common)
     found = run("schedule=ppll", "gpus=4", *common)
@@ -64,11 +67,14 @@ def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None
     assert places == [(0, 0), (0, 1), (1, 0), (1, 1)]
     (edge,) = found.summary["edges"]
     whole = run("schedule=ppll", "gpus=2", *common, "replicas=1").summary["edges"][0]
-    assert edge == whole  # the replicas' shares make up the batch
+    assert edge == whole  # together, the replicas send what one worker sends
 
 
 def test_weights_travel_upstream_in_each_replica(run: Runner) -> None:
-    """Each replica of a stage watches its own next stage; the averages are equal in all."""
+    """Each replica of a stage watches its own next stage.
+
+    The moving averages are equal in all replicas.
+    """
     common = [REPLICAS, "local=manpp", "local.modules=2", "max_steps=7", *RESNET, *DATA]
     expected = run("schedule=ll", *common)
     found = run("schedule=ppll", "gpus=4", *common)
@@ -82,7 +88,7 @@ def test_weights_travel_upstream_in_each_replica(run: Runner) -> None:
 
 
 def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
-    """As one device does that has all of it, but for rounding; the shares are uneven, 3 and 2."""
+    """Results equal those of one device, except for rounding. The replicas have 3 and 2 samples."""
     common = ["schedule=ll", "local=dgl", "local.modules=3", *RESNET, *DATA, "max_steps=7"]
     common += ["optim.lr=0.005"]
     found = run("sync_batchnorm=true", "replicas=2", *common).tensors()
@@ -95,8 +101,8 @@ def test_synced_batch_norm_sees_the_whole_batch(run: Runner) -> None:
         assert apart <= 1e-3 * tensor.double().norm() + 1e-4, name
 
 
-def test_more_replicas_than_divide_a_batch(run: Runner) -> None:
-    """Three replicas have 3, 3 and 2 of 8 samples, and 2, 2 and 1 of 5."""
+def test_replicas_can_have_shares_of_different_sizes(run: Runner) -> None:
+    """Three replicas split 8 samples into 3, 3 and 2, and 5 samples into 2, 2 and 1."""
     common = ["schedule=bp", "optim=sgd", "optim.lr=0.1", *SPLIT]
     found = run("replicas=3", *common)
     others = run("gpus=1", "schedule.microbatches=3", *common).tensors()
@@ -107,14 +113,14 @@ def test_more_replicas_than_divide_a_batch(run: Runner) -> None:
 
 
 @pytest.mark.slow
-def test_resumed(run: Runner) -> None:
+def test_a_resumed_run_with_replicas_trains_the_same(run: Runner) -> None:
     common = ["schedule=ppll", "gpus=2", REPLICAS, *RESNET, *DATA, "checkpoint.every=4"]
     expected = run(*common, FEW_STEPS)
     stopped = run(*common, "max_steps=4")
     assert_same(resumed(stopped, FEW_STEPS).tensors(), expected.tensors())
 
 
-def test_a_loss_that_is_no_number_stops_all_replicas(run: Runner) -> None:
+def test_a_nonfinite_loss_stops_all_replicas(run: Runner) -> None:
     with pytest.raises(WorkerFailedError, match=r"stage 0 replica \d .*is not finite"):
         run("schedule=bp", REPLICAS, *VIT, *DATA, "max_steps=9", "optim=sgd", "optim.lr=1e30")
 
@@ -137,6 +143,6 @@ def test_a_loss_that_is_no_number_stops_all_replicas(run: Runner) -> None:
         (["sync_batchnorm=true", "compile=true"], "sync_batchnorm=True: torch.compile cannot"),
     ],
 )
-def test_refused(overrides: list[str], message: str) -> None:
+def test_invalid_settings_of_replicas_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepared(*overrides)

@@ -1,4 +1,4 @@
-"""Runs of earlier versions that cannot go on are refused, and say why."""
+"""Runs of earlier versions that cannot resume are refused with the reason."""
 
 import json
 import re
@@ -23,7 +23,7 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def rewrite(run_dir: Path, change: Change) -> None:
-    """Have the last checkpoint hold other tensors, with files that are whole."""
+    """Change the tensors of the last checkpoint, and write it again with correct checksums."""
     folder = (run_dir / "checkpoints" / "last").resolve()
     manifest = json.loads((folder / "manifest.json").read_text())
     step = manifest["step"]
@@ -43,7 +43,7 @@ def cut_short(pattern: str) -> Change:
 
 
 def refusal(result: Result) -> str:
-    """What it says, after a check that it left the run directory as it was."""
+    """Return the message with which a run refuses to resume, and check that no file changed."""
     before = {path: path.stat().st_mtime_ns for path in result.run_dir.rglob("*")}
     with pytest.raises(ConfigError) as caught:
         resumed(result, "max_steps=3")
@@ -55,8 +55,8 @@ def refusal(result: Result) -> str:
     return message
 
 
-def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
-    """Or the other tests would be refused for another reason."""
+def test_a_checkpoint_rewritten_without_change_can_be_resumed(run: Runner) -> None:
+    """Other tests rewrite a checkpoint too. Their runs are not refused because of the rewriting."""
     result = run(*RESNET, "local=dgl")
     rewrite(result.run_dir, lambda held: held)
     assert resumed(result, "max_steps=3").summary["steps"] == 3
@@ -65,7 +65,8 @@ def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
 @pytest.mark.parametrize(
     ("method", "change", "reason"),
     [
-        # Linears had no biases, and where maps were no multiple of four they were narrower.
+        # Linear layers had no biases. They were narrower if the size of a map was no multiple of
+        # four.
         ("dgl", without(r"^auxiliary\.0\.head\.\d+\.bias$"), "their pooling was corrected"),
         ("dgl", cut_short(r"^auxiliary\.0\..*weight$"), "their pooling was corrected"),
         (
@@ -75,7 +76,7 @@ def test_a_rewritten_checkpoint_is_whole(run: Runner) -> None:
         ),
     ],
 )
-def test_auxiliary_networks_of_before(
+def test_a_run_with_older_auxiliary_networks_is_refused_with_the_reason(
     run: Runner, method: str, change: Change, reason: str
 ) -> None:
     result = run(*RESNET, f"local={method}")
@@ -85,7 +86,7 @@ def test_auxiliary_networks_of_before(
     assert reason in message
 
 
-def test_edsr_that_computed_in_0_to_1(run: Runner, tmp_path: Path) -> None:
+def test_a_run_of_an_older_edsr_is_refused_with_the_reason(run: Runner, tmp_path: Path) -> None:
     root = write_div2k(tmp_path / "root", 2)
     data = ["data=div2k", f"data.root={root}", f"data.cache={tmp_path / 'cache'}", "data.patch=8"]
     small = ["model=edsr", "model.depth=1", "model.width=4", "data.patches_per_epoch=16"]
@@ -94,13 +95,13 @@ def test_edsr_that_computed_in_0_to_1(run: Runner, tmp_path: Path) -> None:
     assert "this version's model differs: it computes in [0, 255] now" in refusal(result)
 
 
-def test_versions_that_losses_watch_are_there(run: Runner) -> None:
+def test_a_checkpoint_without_watched_weights_is_refused(run: Runner) -> None:
     result = run(*RESNET, "local=man")
     rewrite(result.run_dir, without(r"^watched\.layer3\.0\.1\.conv1\.weight$"))
     assert "it cannot be resumed: watched.layer3.0.1.conv1.weight is missing" in refusal(result)
 
 
-def test_what_has_no_reason_names_the_tensor(run: Runner) -> None:
+def test_a_refusal_without_a_known_reason_names_the_tensor(run: Runner) -> None:
     result = run(*RESNET, "local=greedy")
     rewrite(result.run_dir, cut_short(r"^model\.stem\.conv1\.weight$"))
     assert (

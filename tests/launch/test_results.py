@@ -1,4 +1,4 @@
-"""How a run ends when its results cannot be written."""
+"""The end of a run whose results cannot be written."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ GO_ON = command("ppll-run", "resume=")
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Has a run end as a fake launcher says, in `tmp_path / "run"`."""
+    """Return a function that runs with a fake launcher, in `tmp_path / "run"`."""
 
     def end(launch: Callable[[Path], Any]) -> Any:
         folder = tmp_path / "run"
@@ -77,7 +77,7 @@ def test_a_run_directory_that_is_gone_does_not_hide_the_root_cause(
 
 
 def spoil_stage(folder: Path) -> None:
-    """A bit of a weight flips; safetensors has no checksum, and reads it as it is."""
+    """Flip a bit of a weight. safetensors has no checksum, so it reads the changed weight."""
     path = folder / "stage-0.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
 
@@ -93,14 +93,14 @@ def spoil_manifest(folder: Path) -> None:
         (spoil_manifest, "DamagedError: its manifest cannot be read"),
     ],
 )
-def test_a_model_that_cannot_be_trusted_is_not_written(
+def test_no_model_is_written_from_a_damaged_checkpoint(
     end: Callable[..., Any],
     tmp_path: Path,
     caplog: Log,
     damage: Callable[[Path], None],
     problem: str,
 ) -> None:
-    """The run has failed then, and its summary says so."""
+    """The run counts as failed, and its summary has the error."""
 
     def damaged(folder: Path) -> Ending:
         file = checkpoint.save_stage(folder, 3, 0, {"model.head.weight": torch.ones(2)})
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_trusted_is_not_written(
     assert not list((tmp_path / "run").glob("*.unfinished"))
 
 
-def test_what_is_no_fault_of_the_disk_is_a_failure_in_one_line(
+def test_an_unexpected_exception_is_reported_as_a_failed_run(
     end: Callable[..., Any], tmp_path: Path
 ) -> None:
     def fail(_: Path) -> None:
@@ -153,11 +153,11 @@ def test_pictures_that_fail_do_not_fail_the_run(
         (ValueError("[Errno 28] full"), "ValueError: [Errno 28] full; a disk is full: make room"),
     ],
 )
-def test_a_disk_is_named_where_it_is_the_cause(error: Exception, said: str) -> None:
+def test_the_message_blames_the_disk_only_for_disk_errors(error: Exception, said: str) -> None:
     assert str(failure.run_failed(error, Path("/r"))).startswith(said)
 
 
-def test_a_worker_that_met_a_full_disk_says_what_helps(tmp_path: Path, caplog: Log) -> None:
+def test_a_workers_error_about_a_full_disk_comes_with_a_remedy(tmp_path: Path, caplog: Log) -> None:
     report = {"stage": 0, "device": "cpu", "error": "SafetensorError: I/O error (os error 28)"}
     error: PpllError = WorkerFailedError(report)
     failure.tell(error, tmp_path, "ppll-run")

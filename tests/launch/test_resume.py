@@ -1,4 +1,4 @@
-"""`resume=RUN_DIR` on the command line: what may change, and what is refused or never touched."""
+"""`resume=RUN_DIR` on the command line: what may change, and what is refused or left alone."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,8 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
-from ppll_cli.launch.resume import ADDED, FREE, GROUPS, Recorded, recorded
+from ppll_cli.launch.changeable import FREE
+from ppll_cli.launch.resume import ADDED, GROUPS, Recorded, recorded
 from tests.conftest import compose_config, own_model
 
 STARTED = ["data=synthetic", "model.depth=2", "max_steps=7", "checkpoint.keep=5", "data.pad=1"]
@@ -28,7 +29,7 @@ def composed(*overrides: str) -> tuple[Config, dict[str, str]]:
 
 
 def write_config(folder: Path, *overrides: str, **changes: object) -> Path:
-    """A run directory that has what is needed to be resumed."""
+    """Write the files of a run directory that resuming needs."""
     config, choices = composed(*overrides)
     folder.mkdir(exist_ok=True)
     record = {**config, "threads": 3, "choices": choices, "format": 1, **changes}
@@ -43,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, *overrides: str) -> tuple[Config, dict[str, str]]:
-    """The configuration and choices with which a run is resumed."""
+    """Return the configuration and choices with which a run resumes."""
     given = [f"resume={folder}", *overrides]
     before = recorded(given)
     assert before is not None
@@ -51,7 +52,7 @@ def change(folder: Path, *overrides: str) -> tuple[Config, dict[str, str]]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The configuration by keys with dots."""
+    """Return a configuration with a single level, whose keys contain dots."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -62,7 +63,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(folder: Path, *overrides: str) -> dict[str, Any]:
-    """What is another way than the run was started with."""
+    """Return the keys and values that differ from those with which the run was started."""
     record = json.loads((folder / "config.json").read_text())
     config, _ = change(folder, *overrides)
     assert config.pop("resume") == str(folder)
@@ -73,11 +74,11 @@ def differences(folder: Path, *overrides: str) -> dict[str, Any]:
     return {key: value for key, value in after.items() if value != before[key]}
 
 
-# What is taken from where
+# Sources of the configuration
 
 
 @pytest.mark.parametrize("overrides", [[], ["resume=null"], ["~resume"], ["seed=1"]])
-def test_nothing_is_resumed_unasked(overrides: list[str]) -> None:
+def test_without_resume_no_run_is_resumed(overrides: list[str]) -> None:
     assert recorded(overrides) is None
 
 
@@ -91,7 +92,7 @@ def test_nothing_is_resumed_unasked(overrides: list[str]) -> None:
         ["fba=off", "threads=3", "hydra.verbose=true"],
     ],
 )
-def test_what_is_as_it_was_is_no_change(
+def test_repeated_settings_are_no_changes(
     folder: Path, caplog: pytest.LogCaptureFixture, overrides: list[str]
 ) -> None:
     assert differences(folder, *overrides) == {}
@@ -101,7 +102,7 @@ def test_what_is_as_it_was_is_no_change(
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["gpus=4"], {"gpus": 4}),  # and the threads are those that there were
+        (["gpus=4"], {"gpus": 4}),  # the number of threads stays
         (["max_steps=null"], {"max_steps": None}),
         (["name=mine", "tags=[a,b]"], {"name": "mine", "tags": ["a", "b"]}),
         (["max_steps=9", "seed=0"], {"max_steps": 9}),
@@ -111,7 +112,7 @@ def test_what_is_as_it_was_is_no_change(
         (["device=cpu", "oversubscribe=true"], {"device": "cpu", "oversubscribe": True}),
         (["eval_every=1", "progress_limit=5"], {"eval_every": 1, "progress_limit": 5}),
         (["checkpoint.every=3"], {"checkpoint.every": 3}),
-        (["checkpoint={every:3}"], {"checkpoint.every": 3}),  # keep is not set back
+        (["checkpoint={every:3}"], {"checkpoint.every": 3}),  # `keep` is not reset
         (["transport.depth=4"], {"transport.depth": 4}),
         (["transport={depth:4}"], {"transport.depth": 4}),
         (
@@ -127,11 +128,13 @@ def test_what_is_as_it_was_is_no_change(
         (["gpus=${batch_size}"], {"gpus": 64}),
     ],
 )
-def test_what_may_be_changed(folder: Path, overrides: list[str], expected: Config) -> None:
+def test_resume_applies_allowed_changes(
+    folder: Path, overrides: list[str], expected: Config
+) -> None:
     assert differences(folder, *overrides) == expected
 
 
-def test_a_run_of_before_drop_path_goes_on_without(folder: Path) -> None:
+def test_a_run_older_than_drop_path_resumes_without_it(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     assert record["model"].pop("drop_path") == 0.0
     (folder / "config.json").write_text(json.dumps(record))
@@ -141,8 +144,8 @@ def test_a_run_of_before_drop_path_goes_on_without(folder: Path) -> None:
         change(folder, "model.drop_path=0.1")
 
 
-def test_a_run_of_before_recompute_goes_on_with_or_without(folder: Path) -> None:
-    """It has no such key; whether it gets one changes nothing in what is trained."""
+def test_a_run_older_than_recompute_resumes_with_or_without_it(folder: Path) -> None:
+    """An older record lacks this key. Its value does not change what is trained."""
     record = json.loads((folder / "config.json").read_text())
     assert record.pop("recompute") is False
     (folder / "config.json").write_text(json.dumps(record))
@@ -154,19 +157,21 @@ def test_a_run_of_before_recompute_goes_on_with_or_without(folder: Path) -> None
 
 
 @pytest.mark.parametrize("value", ["2", "null"])
-def test_other_threads_are_told(folder: Path, caplog: pytest.LogCaptureFixture, value: str) -> None:
+def test_resume_warns_about_another_number_of_threads(
+    folder: Path, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
     assert differences(folder, f"threads={value}") == {"threads": json.loads(value)}
     assert f"threads={value}: sums may be computed in another order than before" in caplog.text
 
 
-def test_the_choice_of_a_group_follows(folder: Path) -> None:
+def test_changed_options_replace_the_recorded_choices(folder: Path) -> None:
     _, choices = change(folder, "partition=params", "transport=queue", "model=vit")
     assert (choices["partition"], choices["transport"]) == ("params", "queue")
     assert (choices["model"], choices["data"]) == ("vit", "synthetic")
 
 
 def older(folder: Path) -> Config:
-    """Make a run directory look as a program wrote it that had `transport=naive`."""
+    """Change a record to that of an older program with `transport=naive`, and return it."""
     record: Config = json.loads((folder / "config.json").read_text())
     target = "ppll_cli.transport.naive.NaiveTransport"
     record["transport"] = {"_target_": target, "depth": 3}
@@ -175,8 +180,8 @@ def older(folder: Path) -> Config:
     return record
 
 
-def test_a_run_of_before_images_were_mixed(tmp_path: Path) -> None:
-    """It has no keys for it, and goes on without."""
+def test_a_run_older_than_mixup_and_cutmix_resumes_without_them(tmp_path: Path) -> None:
+    """The record of the run lacks these keys, and it resumes without mixing."""
     folder = write_config(tmp_path / "run")
     record: Config = json.loads((folder / "config.json").read_text())
     for key in ("mixup", "cutmix"):
@@ -189,8 +194,8 @@ def test_a_run_of_before_images_were_mixed(tmp_path: Path) -> None:
         change(folder, "data.mixup=0.2")
 
 
-def test_a_transport_that_was_replaced(folder: Path) -> None:
-    """A run with `transport=naive` goes on with queues, and keeps its own depth."""
+def test_a_run_with_the_removed_transport_naive_resumes_with_queue(folder: Path) -> None:
+    """The run resumes with queues, and keeps the depth of its channels."""
     before = older(folder)
     config, choices = change(folder)
     assert config["transport"] == {
@@ -205,7 +210,7 @@ def test_a_transport_that_was_replaced(folder: Path) -> None:
     assert choices["transport"] == "ring"
 
 
-def test_a_run_of_before_a_key_existed_has_its_default(folder: Path) -> None:
+def test_a_key_that_an_older_record_lacks_gets_its_default(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     for key in ("log_every", "log_grad_norm"):
         del record[key]
@@ -215,7 +220,7 @@ def test_a_run_of_before_a_key_existed_has_its_default(folder: Path) -> None:
     assert parse(change(folder, "log_every=3")[0]).log_every == 3
 
 
-def test_every_name_that_moved_leads_to_one_of_today() -> None:
+def test_every_moved_name_maps_to_an_existing_one() -> None:
     for target in TARGETS.values():
         module, _, name = target.rpartition(".")
         assert isinstance(getattr(import_module(module), name), type)
@@ -226,7 +231,7 @@ def test_every_name_that_moved_leads_to_one_of_today() -> None:
         assert before not in options
 
 
-def test_names_that_moved_are_found_anywhere() -> None:
+def test_moved_names_are_replaced_anywhere_in_a_configuration() -> None:
     (before, now), *_ = TARGETS.items()
     config = {"a": {"b": [{"_target_": before, "x": before}]}, "_target_": 1, "c": None}
     expected = {"a": {"b": [{"_target_": now, "x": before}]}, "_target_": 1, "c": None}
@@ -237,8 +242,8 @@ def test_names_that_moved_are_found_anywhere() -> None:
     }
 
 
-def test_an_experiment_is_not_read_again(tmp_path: Path) -> None:
-    """What it said then is recorded, with what the command line changed in it."""
+def test_resume_uses_the_recorded_values_of_an_experiment(tmp_path: Path) -> None:
+    """The record has the experiment's values of that time, and the changes of the command line."""
     name = "experiment=dgl_resnet32_k2"
     folder = write_config(tmp_path / "run", name, "optim.lr=0.5")
     assert differences(folder) == {}
@@ -246,7 +251,7 @@ def test_an_experiment_is_not_read_again(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    # A change, and the complaint about it, without the key.
+    # Changes, and the start of each message after the key
     ("seed=5", "5: the run was started with 0;"),
     ("replicas=2", "2: the run was started with 1;"),
     ("transport.wire_dtype=bf16", "bf16: the run was started with null;"),
@@ -285,33 +290,35 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("override", "complaint"), REFUSED, ids=[o for o, _ in REFUSED])
-def test_what_is_trained_stays(
+def test_a_change_of_what_is_trained_is_refused(
     folder: Path, caplog: pytest.LogCaptureFixture, override: str, complaint: str
 ) -> None:
-    """Also where something may be changed beside it."""
+    """The change is refused even if other, allowed changes are given with it."""
     with pytest.raises(ConfigError) as error:
         change(folder, "threads=2", override, "gpus=4")
     key = override.lstrip("+~").partition("=")[0]
-    keys = [key, f"{key}.depth", f"{key}.lr"]  # of a dictionary, what is in it
+    keys = [key, f"{key}.depth", f"{key}.lr"]  # for a dictionary, the message may name a key in it
     assert any(str(error.value).startswith(f"{key}={complaint}") for key in keys)
     assert all(key in str(error.value) for key in FREE)
     assert "\n" not in str(error.value)
-    assert not caplog.records  # the log file is the run's
+    assert not caplog.records  # nothing may be logged, because the log file is that of the run
 
 
-def test_epochs_may_change_where_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
+def test_epochs_may_change_if_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
     folder = write_config(tmp_path / "run", "optim.schedule=step")
     assert differences(folder, "epochs=30") == {"epochs": 30}
 
 
 @pytest.mark.parametrize("override", ["+partition.deep.est=1", "+gpus.of=1", "+tracker.extra=1"])
-def test_what_is_free_is_still_checked_later(folder: Path, override: str) -> None:
-    """A key that does not exist is refused as ever, by what knows the keys."""
+def test_resume_leaves_unknown_keys_in_free_groups_to_later_checks(
+    folder: Path, override: str
+) -> None:
+    """A later check refuses keys that do not exist, as in a new run."""
     config, _ = change(folder, override)
     assert flat(config)[override.lstrip("+").partition("=")[0]] == 1
 
 
-# Folders
+# Run directories
 
 
 def spoil(folder: Path, **changes: object) -> None:
@@ -340,7 +347,7 @@ def spoil_choice(folder: Path, group: str, choice: object) -> None:
         b'{"choices": {"model": "vit"}}',
     ],
 )
-def test_a_folder_that_is_no_run_is_refused(folder: Path, text: bytes) -> None:
+def test_a_config_json_that_is_no_record_is_refused(folder: Path, text: bytes) -> None:
     (folder / "config.json").write_bytes(text)
     with pytest.raises(
         ConfigError, match=r"resume=.*: it holds no config\.json of a run \(.+\); give"
@@ -353,15 +360,17 @@ def test_a_folder_that_is_no_run_is_refused(folder: Path, text: bytes) -> None:
     "choice",
     [None, 1, ["vit"], "", "../../evil", "/tmp/evil", "evil/../../x", "./x", "vit,vit", "vit\n"],
 )
-def test_an_option_is_a_name_inside_its_group(folder: Path, group: str, choice: object) -> None:
-    """A path would have Hydra compose, and interpolate, a file that someone else put there."""
+def test_a_recorded_option_that_is_a_path_is_refused(
+    folder: Path, group: str, choice: object
+) -> None:
+    """With a path, Hydra would compose and interpolate a file that someone else put there."""
     spoil_choice(folder, group, choice)
     with pytest.raises(ConfigError, match=r"it holds no config\.json of a run"):
         recorded([f"resume={folder}"])
 
 
 @pytest.mark.parametrize("choice", ["mine/vit", "vit.v2", "a/b-1/c_2"])
-def test_an_option_may_be_in_a_folder(folder: Path, choice: str) -> None:
+def test_a_recorded_option_may_be_in_a_subfolder_of_its_group(folder: Path, choice: str) -> None:
     spoil_choice(folder, "model", choice)
     before = recorded([f"resume={folder}"])
     assert before is not None
@@ -369,7 +378,7 @@ def test_an_option_may_be_in_a_folder(folder: Path, choice: str) -> None:
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group not in ADDED])
-def test_a_run_has_every_group(folder: Path, group: str) -> None:
+def test_a_record_without_one_of_the_groups_is_refused(folder: Path, group: str) -> None:
     record = json.loads((folder / "config.json").read_text())
     del record[group]
     (folder / "config.json").write_text(json.dumps(record))
@@ -378,13 +387,13 @@ def test_a_run_has_every_group(folder: Path, group: str) -> None:
 
 
 @pytest.mark.parametrize("version", [3, 99, 0, -1, "1", None, True])
-def test_a_later_format_is_refused(folder: Path, version: object) -> None:
+def test_a_record_of_a_later_format_is_refused(folder: Path, version: object) -> None:
     spoil(folder, format=version)
     with pytest.raises(ConfigError, match=f"its config.json has format {version}, and this pro"):
         recorded([f"resume={folder}"])
 
 
-def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
+def test_a_missing_run_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="resume='': is empty; give a run directory"):
@@ -406,7 +415,7 @@ def test_what_does_not_exist_is_refused(tmp_path: Path) -> None:
         "hydra.mode=MULTIRUN",
     ],
 )
-def test_where_results_go_is_settled(folder: Path, override: str) -> None:
+def test_overrides_of_the_output_folder_are_refused(folder: Path, override: str) -> None:
     key, _, value = override.lstrip("+").partition("=")
     with pytest.raises(ConfigError) as error:
         recorded([override, f"resume={folder}"])
@@ -429,14 +438,14 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", [*NAMES, "".join(NAMES)])
-def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
-    """Hydra reads it as a value of its own grammar, and OmegaConf once more."""
+def test_a_run_directory_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Hydra parses the name by its own grammar, and then OmegaConf parses it too."""
     before = Recorded(tmp_path / name, *composed())
     seen, _ = compose_config([*before.arguments([]), "+seen=${hydra:run.dir}"])
     assert seen["seen"] == str(tmp_path / name)
 
 
-def test_a_relative_folder_is_one_of_the_current_directory(
+def test_a_relative_run_directory_is_found_in_the_current_directory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -445,14 +454,16 @@ def test_a_relative_folder_is_one_of_the_current_directory(
     assert before.run_dir == folder
 
 
-# Classes
+# Classes of users
 
 EVIL = "evil_module.Evil"
 MAKERS = ("model", "data", "schedule", "local", "transport")
 
 
 @pytest.mark.parametrize("group", MAKERS)
-def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> None:
+def test_a_users_class_is_imported_only_if_the_command_line_names_it(
+    folder: Path, group: str
+) -> None:
     record = json.loads((folder / "config.json").read_text())
     spoil(folder, **{group: {**record[group], "_target_": EVIL}})
     key = f"{group}._target_"
@@ -463,19 +474,21 @@ def test_a_class_comes_from_the_command_line_alone(folder: Path, group: str) -> 
         f"give {key}={EVIL} again on the command line"
     )
     assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
-    if group != "transport":  # which may be another one
+    if group != "transport":  # this may be another class
         with pytest.raises(ConfigError, match=f"{key}=.*: the run was started with {EVIL}"):
             change(folder, f"{key}=another.Evil")
 
 
-def test_a_class_that_is_not_used_any_more_is_not_asked_for(folder: Path) -> None:
+def test_a_class_that_an_override_replaces_need_not_be_named(folder: Path) -> None:
     spoil(folder, transport={"_target_": EVIL, "depth": 2})
     config, _ = change(folder, "transport=queue")
     assert EVIL not in str(config)
 
 
 @pytest.mark.parametrize("target", ["ppll_cli.models.resnet.ResNet", None, 1, ["ppll_cli"], {}])
-def test_nor_is_one_of_ours_that_its_option_does_not_name(folder: Path, target: object) -> None:
+def test_a_class_that_the_recorded_option_does_not_name_is_refused(
+    folder: Path, target: object
+) -> None:
     record = json.loads((folder / "config.json").read_text())
     spoil(folder, model={**record["model"], "_target_": target})
     with pytest.raises(
@@ -484,7 +497,7 @@ def test_nor_is_one_of_ours_that_its_option_does_not_name(folder: Path, target: 
         change(folder)
 
 
-def test_nor_one_inside_of_an_option(folder: Path) -> None:
+def test_a_users_class_nested_in_an_option_is_refused(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     inside = {"deep": {"_target_": EVIL}}
     spoil(folder, model={**record["model"], "extra": inside})
@@ -492,8 +505,8 @@ def test_nor_one_inside_of_an_option(folder: Path) -> None:
         change(folder)
 
 
-def test_own_classes_need_no_keys_again(folder: Path) -> None:
-    """What was added and taken away then is so again, and may be repeated."""
+def test_a_users_class_is_named_again_without_its_arguments(folder: Path) -> None:
+    """Keys that were added or removed are so again. They may be repeated."""
     model = own_model("Skipping", width=4)
     folder = write_config(folder, *model)
     assert differences(folder, model[0]) == {}
@@ -509,10 +522,10 @@ def test_own_classes_need_no_keys_again(folder: Path) -> None:
         (["tracker._target_=my.Own"], "my.Own; add tracker._target_=my.Own"),
     ],
 )
-def test_a_tracker_is_told_only_where_it_is_named_again(
+def test_a_resumed_run_is_tracked_only_if_the_tracker_is_named_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], again: str
 ) -> None:
-    """Else a folder could have a run sent elsewhere."""
+    """Otherwise a folder could decide where the records of a run are sent."""
     caplog.set_level("INFO")
     folder = write_config(tmp_path / "run", *overrides)
     config, choices = change(folder, "max_steps=9")
@@ -526,7 +539,7 @@ def test_a_tracker_is_told_only_where_it_is_named_again(
     assert caplog.messages == []
 
 
-def test_a_run_without_a_tracker_says_nothing_of_one(
+def test_resuming_an_untracked_run_logs_nothing_about_trackers(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on is the run that was never stopped."""
+"""A run that was stopped and resumed is equal to a run that was never stopped."""
 
 import fcntl
 import json
@@ -32,10 +32,10 @@ DATA += [
 ]
 VIT = ["model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
 RESNET = ["model=resnet32", "model.depth=14", "optim=sgd", "optim.lr=0.05"]  # BatchNorm
-CLIPPED = "optim.clip_norm=0.1"  # which is less than the norms are
+CLIPPED = "optim.clip_norm=0.1"  # smaller than all norms
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
-    # How a run is started, and what is another way from when it is resumed.
+    # Overrides with which a run is started, and changes with which it is resumed
     "bp": (["schedule=bp", *VIT, CLIPPED], []),
     "ll": (["schedule=ll", "local=dgl", "local.modules=4", *RESNET, CLIPPED], []),
     "ll, modules as stages": (["schedule=ll", *VIT], ["gpus=3", "partition=params"]),
@@ -56,7 +56,10 @@ def train(run_dir: Path, *overrides: str) -> Result:
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result]:
-    """The run of a case that was never stopped, made once, by whichever process of pytest."""
+    """Return a function that makes an uninterrupted run of a case.
+
+    Each run is made once, by one of the processes of pytest-xdist.
+    """
     made: dict[str, Result] = {}
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "unbroken"
@@ -66,7 +69,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Result
         if name not in made:
             run_dir = folder / name
             with (folder / f"{name}.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # until it is made, or its maker has failed
+                # held until the run is made, or its process has failed
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 if not run_dir.exists():
                     attempt = tmp_path_factory.mktemp("attempt") / "run"
                     train(attempt, *CASES[name][0])
@@ -85,7 +89,7 @@ def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture
 def copied(unbroken: Callable[[str], Result], tmp_path: Path) -> Callable[[str], Result]:
-    """A copy of it, to be damaged."""
+    """Return a function that copies an uninterrupted run, so that a test can damage it."""
 
     def copied(name: str) -> Result:
         result = unbroken(name)
@@ -97,14 +101,14 @@ def copied(unbroken: Callable[[str], Result], tmp_path: Path) -> Callable[[str],
 
 
 def lines(result: Result) -> list[dict[str, Any]]:
-    """Of the metrics file, without what depends on time or on the partition."""
+    """Return the lines of the metrics file without the keys that depend on time or partition."""
     found = [json.loads(x) for x in (result.run_dir / "metrics.jsonl").read_text().splitlines()]
     without = {"samples_per_second", "seconds", "stage"}
     return [{k: line[k] for k in line if k not in without} for line in found]
 
 
 def assert_each_once(result: Result) -> None:
-    """Nothing was measured twice."""
+    """Check that no step was measured twice."""
     seen = Counter((line["step"], line["split"], line["module"]) for line in lines(result))
     assert set(seen.values()) == {1}
 
@@ -119,7 +123,7 @@ def assert_as_if_unbroken(result: Result, expected: Result) -> None:
     assert_each_once(result)
     found, wanted = lines(result), lines(expected)
     assert all(line in found for line in wanted)
-    # It may have been evaluated where it stopped as well; training is in the same pieces.
+    # There may be an additional evaluation where the run stopped. Training reports are the same.
     assert all(line in wanted for line in found if line["split"] == "train")
     assert mine.get("test_ema") == other.get("test_ema")
     models = sorted(path.name for path in expected.run_dir.glob("*.safetensors"))
@@ -128,8 +132,8 @@ def assert_as_if_unbroken(result: Result, expected: Result) -> None:
         assert (result.run_dir / model).read_bytes() == (expected.run_dir / model).read_bytes()
 
 
-def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -> None:
-    """Or that it is equal would say little."""
+def test_the_cases_save_all_kinds_of_state(unbroken: Callable[[str], Result]) -> None:
+    """Otherwise equal checkpoints would show little."""
     names = {name: unbroken(name).tensors() for name in ("bp", "ppll", "bank")}
     assert any(name.endswith(".exp_avg_sq") for name in names["bp"])
     assert any(name.endswith(".momentum_buffer") for name in names["bank"])
@@ -147,10 +151,13 @@ def test_the_cases_have_what_has_to_be_kept(unbroken: Callable[[str], Result]) -
         pytest.param("ppll", 22, id="ppll, middle"),
     ],
 )
-def test_resuming_is_as_if_never_stopped(
+def test_a_resumed_run_ends_like_an_unbroken_one(
     unbroken: Callable[[str], Result], tmp_path: Path, name: str, stop: int
 ) -> None:
-    """After two epochs, or in the middle of the last one, whose mean loss is in the summary."""
+    """The run stops after two epochs, or within the last epoch.
+
+    The summary has this epoch's mean loss.
+    """
     stopped = train(tmp_path / "run", *CASES[name][0], f"max_steps={stop}")
     assert stopped.summary["steps"] == stop
     assert stopped.tensors().keys() == unbroken(name).tensors().keys()
@@ -167,8 +174,10 @@ def test_resuming_is_as_if_never_stopped(
         "bank",
     ],
 )
-def test_stages_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path, name: str) -> None:
-    """The modules stay, whatever the stages are; it stops twice, and has other stages twice."""
+def test_a_run_can_resume_with_other_stages(
+    unbroken: Callable[[str], Result], tmp_path: Path, name: str
+) -> None:
+    """The modules do not change. The run stops twice, and has other stages each time."""
     start, change = CASES[name]
     stopped = train(tmp_path / "run", *start, "max_steps=4")
     again = resumed(stopped, *change, "max_steps=13")
@@ -178,8 +187,10 @@ def test_stages_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_stages_may_be_cut_by_hand(unbroken: Callable[[str], Result], tmp_path: Path) -> None:
-    """Between modules that once followed other stages."""
+def test_a_run_can_resume_with_manual_cuts(
+    unbroken: Callable[[str], Result], tmp_path: Path
+) -> None:
+    """The cuts are between modules that were made from the stages of the first start."""
     name = "ppll, modules as stages"
     stopped = train(tmp_path / "run", *CASES[name][0], "max_steps=4")
     starts = [module["units"][0] for module in stopped.summary["per_module"]]
@@ -196,10 +207,13 @@ def test_stages_may_be_cut_by_hand(unbroken: Callable[[str], Result], tmp_path: 
     [("ppll", [signal.SIGTERM]), ("gpipe", [signal.SIGINT, signal.SIGTERM])],
     ids=["once", "twice"],
 )
-def test_a_signal_stops_anywhere(
+def test_a_run_stopped_by_a_signal_can_be_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, signals: list[signal.Signals]
 ) -> None:
-    """It comes while the second checkpoint is made; another one ends the run before that is."""
+    """The signal comes while the second checkpoint is written.
+
+    A second signal ends the run at once.
+    """
     on_report = Run._on_report
     left = list(signals)
 
@@ -223,7 +237,9 @@ def test_a_signal_stops_anywhere(
     assert_as_if_unbroken(resumed(Result(stopped, run_dir), end), expected)
 
 
-def test_intervals_may_be_others(unbroken: Callable[[str], Result], tmp_path: Path) -> None:
+def test_a_run_can_resume_with_other_intervals(
+    unbroken: Callable[[str], Result], tmp_path: Path
+) -> None:
     stopped = train(tmp_path / "run", *CASES["ppll"][0], "max_steps=7")
     change = ["eval_every=1", "checkpoint.every=3", "checkpoint.keep=3", "max_steps=null"]
     result = resumed(stopped, *change)
@@ -235,7 +251,7 @@ def test_intervals_may_be_others(unbroken: Callable[[str], Result], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_epochs_may_be_added_where_the_learning_rate_does_not_depend_on_them(
+def test_epochs_may_be_added_if_the_learning_rate_does_not_depend_on_them(
     tmp_path: Path,
 ) -> None:
     case = [*CASES["ppll"][0], "optim.schedule=step", "optim.milestones=[1,3]"]
@@ -245,8 +261,8 @@ def test_epochs_may_be_added_where_the_learning_rate_does_not_depend_on_them(
 
 
 @pytest.mark.slow
-def test_own_classes_are_named_again(run: Runner) -> None:
-    """With all that stood beside them, or alone: what they were given is recorded."""
+def test_a_run_with_a_users_class_resumes_if_the_class_is_named_again(run: Runner) -> None:
+    """All overrides are repeated, or only the class. Its arguments are recorded."""
     model = own_model("Skipping", width=4)
     case = [*[key for key in DATA if not key.startswith("model")], *model, "gpus=3"]
     expected = run(*case)
@@ -258,7 +274,7 @@ def test_own_classes_are_named_again(run: Runner) -> None:
     assert_as_if_unbroken(result, expected)
 
 
-# What is broken
+# Broken checkpoints
 
 
 def checkpoint(result: Result, step: int) -> Path:
@@ -290,7 +306,10 @@ def test_the_checkpoint_before_a_broken_one_is_used(
     damage: Callable[[Path], None],
     problem: str,
 ) -> None:
-    """As after a machine that went down; the last line of the metrics file is a half one."""
+    """A machine that crashes can leave such files.
+
+    The last line of the metrics file is incomplete.
+    """
     broken = copied("ppll")
     damage(checkpoint(broken, 25) / file)
     metrics = broken.run_dir / "metrics.jsonl"
@@ -309,7 +328,7 @@ def break_all(result: Result) -> None:
 
 
 def remove_all(result: Result) -> None:
-    """It died before the first one, while the second of its stages wrote."""
+    """Remove all checkpoints, as if the run had died while stage 1 wrote the first one."""
     folder = result.run_dir / "checkpoints"
     shutil.rmtree(folder)
     (folder / ".step-5.unfinished").mkdir(parents=True)
@@ -319,7 +338,7 @@ def remove_all(result: Result) -> None:
 
 
 @pytest.mark.parametrize("damage", [break_all, pytest.param(remove_all, marks=pytest.mark.slow)])
-def test_without_a_checkpoint_it_starts_again(
+def test_a_run_without_a_usable_checkpoint_starts_again(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
     caplog: pytest.LogCaptureFixture,
@@ -327,27 +346,27 @@ def test_without_a_checkpoint_it_starts_again(
 ) -> None:
     broken = copied("ppll")
     damage(broken)
-    result = resumed(broken, "gpus=1")  # its modules are fixed
+    result = resumed(broken, "gpus=1")  # its modules are in the record
     assert caplog.text.count("the run starts again at step 0") == 1
     assert caplog.text.count("is not used") == (2 if damage is break_all else 0)
     assert_as_if_unbroken(result, unbroken("ppll"))
     assert sorted(lines(result), key=str) == sorted(lines(unbroken("ppll")), key=str)
 
 
-def test_modules_that_followed_the_stages_are_kept_without_a_checkpoint_too(
+def test_a_run_without_a_checkpoint_keeps_its_modules(
     unbroken: Callable[[str], Result], copied: Callable[[str], Result]
 ) -> None:
-    """Other stages would be other modules, and so another training."""
+    """Modules follow the stages in this case. Other modules would train something else."""
     name = "ppll, modules as stages"
     broken = copied(name)
     remove_all(broken)
     assert_as_if_unbroken(resumed(broken, "gpus=2"), unbroken(name))
 
 
-def test_what_a_dead_run_left_unfinished_is_not_taken_for_a_part(
+def test_files_of_an_unfinished_checkpoint_are_not_reused(
     unbroken: Callable[[str], Result], copied: Callable[[str], Result]
 ) -> None:
-    """There is no stage 1 now that would write over it."""
+    """The resumed run has no stage 1 that would replace this file."""
     broken = copied("ppll")
     shutil.rmtree(checkpoint(broken, 25))
     left = checkpoint(broken, 25).with_name(".step-25.unfinished")
@@ -362,7 +381,7 @@ def test_what_a_dead_run_left_unfinished_is_not_taken_for_a_part(
 
 
 def test_a_checkpoint_of_a_later_program_is_refused(copied: Callable[[str], Result]) -> None:
-    """And the run is left as it is."""
+    """The run directory is not changed."""
     result = copied("ppll")
     manifest = checkpoint(result, 25) / "manifest.json"
     manifest.write_text(json.dumps({"format": 2, "what": "ever"}))
@@ -373,11 +392,11 @@ def test_a_checkpoint_of_a_later_program_is_refused(copied: Callable[[str], Resu
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Of all files in a folder."""
+    """Return the content of each file in a folder, by path."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# A run that is over
+# Completed runs
 
 
 @pytest.mark.parametrize(
@@ -389,13 +408,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
     ids=["same", "stages", "intervals"],
 )
-def test_a_completed_run_is_left_as_it_is(
+def test_resuming_a_completed_run_changes_nothing(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
     capsys: pytest.CaptureFixture[str],
     change: list[str],
 ) -> None:
-    """It once lost its speed, its shares of time and the predictions, and was evaluated again."""
+    """The run was once evaluated again, and lost its measured speed and its predictions."""
     completed = copied("ppll")
     before = contents(completed.run_dir)
     assert resumed(completed, *change).summary == unbroken("ppll").summary
@@ -419,7 +438,7 @@ def failed_at_the_end(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [without_summary, of_another_kind, failed_at_the_end])
-def test_an_ending_that_failed_is_made_again_and_measured_figures_stay(
+def test_missing_results_are_written_again_with_the_measured_speeds(
     unbroken: Callable[[str], Result],
     copied: Callable[[str], Result],
     damage: Callable[[Path], None],
@@ -437,10 +456,10 @@ def test_an_ending_that_failed_is_made_again_and_measured_figures_stay(
         assert [now[key] for key in shares] == [then[key] for key in shares]
 
 
-def test_a_run_that_went_further_than_it_was_asked_at_first_is_evaluated_where_it_is(
+def test_a_run_beyond_its_recorded_max_steps_is_only_evaluated(
     unbroken: Callable[[str], Result], tmp_path: Path
 ) -> None:
-    """What it was asked the second time is not recorded."""
+    """The record does not get the `max_steps` of the second start."""
     stopped = train(tmp_path / "run", *CASES["ppll"][0], "max_steps=4")
     further = resumed(stopped, "max_steps=7")
     again = resumed(stopped)
@@ -452,7 +471,7 @@ def test_a_run_that_went_further_than_it_was_asked_at_first_is_evaluated_where_i
     assert_each_once(again)
 
 
-def test_only_one_process_goes_on_with_a_run(copied: Callable[[str], Result]) -> None:
+def test_only_one_process_can_resume_a_run(copied: Callable[[str], Result]) -> None:
     result = copied("ppll")
     before = contents(result.run_dir)
     with locked(result.run_dir), pytest.raises(ConfigError, match="another process is continuing"):
@@ -461,7 +480,7 @@ def test_only_one_process_goes_on_with_a_run(copied: Callable[[str], Result]) ->
     resumed(result)
 
 
-def test_a_run_that_goes_on_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_run_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_report = Run._on_report
     refused: list[str] = []
 
@@ -480,8 +499,8 @@ def test_a_run_that_goes_on_is_locked(tmp_path: Path, monkeypatch: pytest.Monkey
     assert refused == ["resume"]
 
 
-def test_a_refused_change_leaves_the_run_as_it_is(copied: Callable[[str], Result]) -> None:
-    """Here it is refused by what knows the model, after the checkpoint was read."""
+def test_a_refused_change_leaves_the_run_unchanged(copied: Callable[[str], Result]) -> None:
+    """This change is refused late: it needs the model, after the checkpoint has been read."""
     result = copied("ppll")
     before = contents(result.run_dir)
     with pytest.raises(ConfigError, match="gpus=5: makes 5 stages, but there are only 4 modules"):

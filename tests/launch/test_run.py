@@ -1,4 +1,4 @@
-"""What a run leaves behind, and the corners of the configuration that are legal."""
+"""The files that a run writes, and unusual but valid configurations."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ TINY += ["batch_size=6", "max_steps=5"]
 
 
 def digits_accuracy(model: torch.nn.Module) -> float:
-    """Computed without anything that trains."""
+    """Return the test accuracy on digits, computed without the program's training code."""
     config, _ = compose_config(["data=digits"])
     dataset: Digits = make("data", config["data"])
     test = dataset.load()["test"]
@@ -37,7 +37,7 @@ def digits_accuracy(model: torch.nn.Module) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["ppll", "1f1b"])
 def test_the_model_file_loads_into_the_plain_model(run: Runner, schedule: str) -> None:
-    """Auxiliary networks stay out, and the accuracy is the one that was reported."""
+    """The file has no auxiliary networks, and its accuracy is the one that was reported."""
     result = run(f"schedule={schedule}", "gpus=3", "epochs=4", "batch_size=16", *DIGITS)
     vit = ViT(dim=32, depth=2, heads=2, patch=2)
     model = PlainModel(vit.units(ImageSpec(1, 8, 8), Classification(10))).eval()
@@ -46,7 +46,7 @@ def test_the_model_file_loads_into_the_plain_model(run: Runner, schedule: str) -
     assert digits_accuracy(model) == pytest.approx(result.summary["test"]["accuracy"], abs=1e-6)
 
 
-def test_seeds_decide_everything(run: Runner) -> None:
+def test_the_seed_determines_the_weights(run: Runner) -> None:
     one, same, other = (run(f"seed={seed}", *TINY, "model.depth=2") for seed in (1, 1, 2))
     assert_same(one.tensors(), same.tensors())
     assert not torch.equal(
@@ -65,7 +65,7 @@ def test_a_stage_can_be_a_single_unit(run: Runner) -> None:
     ]
 
 
-def test_held_out_samples_are_a_split_of_their_own(run: Runner) -> None:
+def test_val_fraction_makes_a_validation_split(run: Runner) -> None:
     result = run("data.val_fraction=0.25", "data.eval_limit=4", *TINY, "model.depth=2")
     lines = (result.run_dir / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(line)["split"] for line in lines} == {"train", "val", "test"}
@@ -106,10 +106,10 @@ def test_fashion_mnist_trains_from_its_read_only_folder(run: Runner) -> None:
     data = ["data=fashion_mnist", "data.root=/usr/share/datasets/fashion-mnist"]
     small = ["model=resnet32", "model.depth=8", "optim=sgd", "max_steps=20", "data.eval_limit=200"]
     result = run("schedule=ppll", "local=dgl", *data, *small)
-    assert result.summary["train"]["loss"] < 2.2  # ten classes; chance is 2.3
+    assert result.summary["train"]["loss"] < 2.2  # guessing: 2.3 for ten classes
 
 
-def test_checkpoints_are_kept_as_asked(run: Runner) -> None:
+def test_checkpoint_every_and_keep_are_obeyed(run: Runner) -> None:
     result = run("checkpoint.every=2", "checkpoint.keep=2", *TINY, "model.depth=2")
     folder = result.run_dir / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["last", "step-4", "step-5"]
@@ -118,8 +118,11 @@ def test_checkpoints_are_kept_as_asked(run: Runner) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_frequent_checkpoints_leave_a_steady_state(run: Runner, every: int) -> None:
-    """Batches that are left out after each one once were all that there were."""
+def test_speed_is_measured_despite_frequent_checkpoints(run: Runner, every: int) -> None:
+    """Batches right after a checkpoint are not measured.
+
+    Once, these were all batches of such a run.
+    """
     result = run(f"checkpoint.every={every}", "gpus=3", *TINY, "model.depth=2")
     assert result.summary["train"]["samples_per_second"] > 0
     assert 0 <= result.summary["pipeline"]["bubble_fraction"] < 1
@@ -135,14 +138,16 @@ def test_frequent_checkpoints_leave_a_steady_state(run: Runner, every: int) -> N
         pytest.param(["schedule=ppll", "gpus=1", "eval_every=100"], marks=pytest.mark.slow),
     ],
 )
-def test_what_a_schedule_does_not_use_does_not_matter(run: Runner, overrides: list[str]) -> None:
+def test_settings_that_a_schedule_does_not_use_are_accepted(
+    run: Runner, overrides: list[str]
+) -> None:
     result = run(*overrides, *TINY, "model.depth=2")
     assert result.summary["test"]["loss"] > 0
 
 
 @pytest.mark.parametrize("schedule", ["ppll", "pp"])
 def test_a_stage_may_have_nothing_to_train(run: Runner, schedule: str) -> None:
-    """One stage only flattens the images, and the last has a module without parameters."""
+    """The first stage only flattens the images. The last one has a module without parameters."""
     result = run(f"schedule={schedule}", "gpus=3", *own_model("Idle"), *TINY)
     assert result.summary["status"] == "completed"
     assert result.summary["stages"][0]["units"] == ["flat"]
@@ -163,7 +168,10 @@ def test_models_that_cannot_be_run_are_refused(run: Runner, name: str, message: 
 def test_a_run_without_room_in_shared_memory_is_refused(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is found before a worker starts: memory that is not there would kill one later."""
+    """The program checks the room before workers start.
+
+    Otherwise the missing memory would kill a worker later.
+    """
     shared_memory(monkeypatch, 1000)
     full = "transport=ring: its slots take 0 MiB, but /dev/shm has 0 MiB left; enlarge /dev/shm to"
     with pytest.raises(ConfigError, match=full):
@@ -171,9 +179,9 @@ def test_a_run_without_room_in_shared_memory_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a C++ compiler works here
-def test_a_compiled_run_trains_as_a_plain_one(run: Runner) -> None:
-    """A last batch of another size included."""
+@pytest.mark.timeout(900)  # the C++ compiler is slow
+def test_a_compiled_run_trains_like_an_uncompiled_one(run: Runner) -> None:
+    """The last batch has another size."""
     case = [*TINY, "data.train_samples=16", "model.dim=16", "model.depth=1", "max_steps=6"]
     plain, compiled = run(*case), run(*case, "compile=true")
     assert compiled.summary["train"]["loss"] == pytest.approx(
@@ -202,7 +210,7 @@ def test_the_best_checkpoint_is_kept(run: Runner) -> None:
 
 
 @pytest.mark.parametrize("steps", [4, 5])
-def test_figures_of_the_steady_state_need_five_steps(run: Runner, steps: int) -> None:
+def test_speed_and_memory_are_measured_from_five_steps_on(run: Runner, steps: int) -> None:
     summary = run(*TINY, "schedule=gpipe", "model.depth=2", f"max_steps={steps}").summary
     assert (summary["status"], summary["steps"]) == ("completed", steps)
     assert summary["test"]["loss"] > 0
@@ -212,7 +220,7 @@ def test_figures_of_the_steady_state_need_five_steps(run: Runner, steps: int) ->
     assert all((stage["peak_memory_bytes"] is not None) == known for stage in summary["stages"])
 
 
-def test_what_is_only_shown_cannot_fail_a_run(
+def test_a_failure_to_list_the_settings_does_not_fail_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unknown() -> list[str]:
@@ -228,9 +236,7 @@ def test_what_is_only_shown_cannot_fail_a_run(
     assert "settings: " not in out
 
 
-def test_an_objective_that_does_not_exist_is_refused_before_anything_starts(
-    run: Runner, tmp_path: Path
-) -> None:
+def test_an_unknown_objective_is_refused_before_training(run: Runner, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"objective=test\.acc: test has no 'acc'; there are "):
         run(*TINY, "objective=test.acc")
     assert not list(tmp_path.glob("run-*/*"))

@@ -1,4 +1,4 @@
-"""A checkpoint becomes the best one only if its metric is above that of the best one so far."""
+"""A checkpoint becomes the best one only if its metric is above that of the best one before."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,15 +29,15 @@ COUNTED: dict[str, Any] = {
     ("accuracies", "best"),
     [
         ([0.25, 0.5, 0.25], [1, 2, 2]),
-        ([0.5, 0.5, 0.75], [1, 1, 3]),  # of two equal ones the first stays
-        ([None, 0.0, None], [None, 2, 2]),  # a metric may be unknown, as where it is not finite
+        ([0.5, 0.5, 0.75], [1, 1, 3]),  # if two metrics are equal, the first checkpoint stays
+        ([None, 0.0, None], [None, 2, 2]),  # a metric is None if it is not finite
     ],
 )
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_the_best_checkpoint_so_far(
+def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_higher(
     tmp_path: Path, split: str, accuracies: list[float | None], best: list[int | None]
 ) -> None:
-    """The validation set decides if there is one, else the test set."""
+    """If there is a validation set, it decides. Otherwise the test set decides."""
     job = SimpleNamespace(
         course=SimpleNamespace(samples={"train": 8, split: 8, "test": 8}),
         run_dir=str(tmp_path),
@@ -54,7 +54,7 @@ def test_the_best_checkpoint_so_far(
             measured = {"step": step, "epoch": 1, "stage": 0, "module": 0, "seconds": 1.0}
             measured |= {"loss": 1.0, "samples": 1}
             score = float("nan") if accuracy is None else accuracy
-            if split == "val":  # the test set would choose the last one
+            if split == "val":  # the test set would select the last checkpoint
                 metrics.add({**measured, "split": "test", "scores": {"accuracy": step / 8}})
             metrics.add({**measured, "split": split, "scores": {"accuracy": score}})
             file = checkpoint.save_stage(str(tmp_path), step, 0, {"model.x": torch.ones(1)})

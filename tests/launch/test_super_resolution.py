@@ -1,4 +1,4 @@
-"""Super-resolution: equal where it must be, bit for bit; `worker/test_pipelines.py` has more."""
+"""Super-resolution: equal results have the same bits. `worker/test_pipelines.py` has more tests."""
 
 import json
 from pathlib import Path
@@ -26,12 +26,12 @@ from tests.program import ppll_plan
 from tests.worker.inside import run_inside
 
 EDSR = ["model=edsr", "model.depth=3", "model.width=4"]
-COURSE = ["batch_size=4", "epochs=2", "eval_every=1", "max_steps=5"]  # 4 + 4 + 2 patches an epoch
+COURSE = ["batch_size=4", "epochs=2", "eval_every=1", "max_steps=5"]  # batches of 4, 4 and 2
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> list[str]:
-    """Overrides: small pictures, each in several tiles."""
+    """Return overrides for small pictures, each of which is divided into several tiles."""
     folder = write_photos(tmp_path / "photos", width=72, height=64)
     return [
         "data=photos",
@@ -50,7 +50,7 @@ OTHERS = ["greedy", "fba", "fba add"]
 METHODS = {
     "greedy": (["local=greedy"], []),
     "slm": (["local=fba"], []),
-    "fba": (["fba=on"], []),  # the long skip travels in any case
+    "fba": (["fba=on"], []),  # the long skip is always sent
     "fba every": (["fba=on", "fba.features=every"], BANK),
     "fba add": (["fba=on", "fba.features=every", "fba.fusion=add"], BANK),
 }
@@ -61,7 +61,7 @@ METHODS = {
     ["slm", "fba every", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)],
 )
 def test_ppll_is_sequential_local_learning(tmp_path: Path, data: list[str], name: str) -> None:
-    """Each unit is a module, and the long skip travels beside the map; so does the bank."""
+    """Each unit is a module. The long skip is sent with the map, and so are banked maps."""
     method, bank = METHODS[name]
     case = [*EDSR, *COURSE, *data, *method, "local.modules=5"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
@@ -73,7 +73,7 @@ def test_ppll_is_sequential_local_learning(tmp_path: Path, data: list[str], name
     assert pipelined.test == expected.test
 
 
-def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> None:
+def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) -> None:
     case = [*EDSR, *COURSE, *data, "fba=on", "local.cuts=[body.0,body.2,tail]", "partition=flops"]
     expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
     for gpus in (3, 4):
@@ -81,14 +81,14 @@ def test_modules_may_be_grouped_in_any_way(tmp_path: Path, data: list[str]) -> N
         assert_same(found.tensors, expected.tensors)
 
 
-def test_two_modules_have_a_long_skip(data: list[str]) -> None:
-    """The first module's own first features; there is nothing to tell of a bank without readers."""
+def test_two_modules_get_no_note_about_an_unused_bank(data: list[str]) -> None:
+    """The bank is only the long skip from the first features, so a note would mean nothing."""
     notes = prepared(*EDSR, *data, "fba=on", "local.modules=2", "batch_size=4", "gpus=2").notes
     assert not any(note.startswith("fba") for note in notes)
 
 
-def test_the_record_of_a_run_leaves_nothing_open(tmp_path: Path, data: list[str]) -> None:
-    """Defaults may change: who goes on with a run, or compares it, sees what its bank was."""
+def test_the_record_has_all_settings_of_the_bank_resolved(tmp_path: Path, data: list[str]) -> None:
+    """Defaults may change later. Then the record still says which bank the run had."""
     case = [*EDSR, *data, "fba=on", "batch_size=4", "gpus=2"]
     config, choices = compose_config(case)
     assert (config["fba"]["features"], config["local"]["bank"]["fusion"]) == (None, None)
@@ -101,8 +101,10 @@ def test_the_record_of_a_run_leaves_nothing_open(tmp_path: Path, data: list[str]
 
 
 @pytest.mark.parametrize("keys", [{"features": "every", "fusion": "concatenate"}, {}])
-def test_a_run_of_before_reads_whole_modules(data: list[str], keys: dict[str, str]) -> None:
-    """Its record has `every`, or an older one no such key."""
+def test_an_older_record_means_a_bank_of_every_modules_features(
+    data: list[str], keys: dict[str, str]
+) -> None:
+    """The older record has `every`. A still older one lacks the key."""
     case = [*EDSR, *data, "fba=on", "local.modules=4", "batch_size=4", "schedule=ll"]
     config, _ = compose_config(case)
     config["fba"] = {"enabled": True, **keys, "shared_head": True}
@@ -114,7 +116,7 @@ def test_a_run_of_before_reads_whole_modules(data: list[str], keys: dict[str, st
     assert old.auxiliary_costs != prepared(*case).auxiliary_costs
 
 
-def test_the_long_skip_s_gradient_travels_back(
+def test_the_gradient_of_the_long_skip_travels_back(
     run: Runner, tmp_path: Path, data: list[str]
 ) -> None:
     case = [*EDSR, *COURSE, *data, "optim.clip_norm=0.5"]
@@ -125,7 +127,7 @@ def test_the_long_skip_s_gradient_travels_back(
     assert [edge["names"] for edge in back] == [["first", "x"]] * 2
 
 
-def test_a_run_goes_on_where_it_stopped(run: Runner, data: list[str]) -> None:
+def test_a_resumed_run_continues_where_it_stopped(run: Runner, data: list[str]) -> None:
     case = ["fba=on", "local.modules=3", *EDSR, *COURSE, *data]
     whole = run("schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=2")
@@ -141,13 +143,16 @@ def image_bytes(path: Path) -> tuple[tuple[int, int], bytes]:
         return image.size, image.tobytes()
 
 
-def test_the_last_line_of_a_run_compares_with_bicubic(data: list[str]) -> None:
+def test_the_last_line_of_a_run_compares_its_score_with_bicubic(data: list[str]) -> None:
     shown = facts(prepared(*EDSR, *data, "gpus=2", "batch_size=4"))
     assert (shown.metric, shown.reference) == ("psnr", "bicubic")
 
 
-def test_what_is_reported(run: Runner, data: list[str]) -> None:
-    """Of each module, with bicubic's beside; tiles of 31 and whole pictures give the same."""
+def test_a_run_reports_its_scores_beside_those_of_bicubic(run: Runner, data: list[str]) -> None:
+    """Each module has its scores, and bicubic's.
+
+    Tiles of 31 pixels give the same as whole pictures.
+    """
     case = [
         "schedule=ppll",
         "gpus=2",
@@ -160,7 +165,7 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
     tiled, whole = run(*case), run(*case, "data.tile=64")
     assert_same(tiled.tensors(), whole.tensors())
     assert list(tiled.test) == ["loss", "psnr", "ssim", "bicubic_psnr", "bicubic_ssim", "rgb_psnr"]
-    # Pixels are rounded to 8 bits: where float32 rounds otherwise, one may become its neighbour.
+    # Results are rounded to 8 bits. A different rounding error in float32 can change a value by 1.
     assert tiled.test["psnr"] == pytest.approx(whole.test["psnr"], abs=1e-2)
     assert tiled.test["rgb_psnr"] == pytest.approx(whole.test["rgb_psnr"], abs=1e-2)
     assert tiled.test["ssim"] == pytest.approx(whole.test["ssim"], abs=1e-4)
@@ -175,14 +180,17 @@ def test_what_is_reported(run: Runner, data: list[str]) -> None:
 
 
 def test_slots_fit_the_larger_of_patches_and_tiles(data: list[str]) -> None:
-    """Of 8x8 and 30x31 pixels of four channels; the skip and the tile's targets beside."""
+    """A patch has 8x8 pixels, and a tile 30x31 of four channels.
+
+    The skip and the targets of the tile are sent too.
+    """
     job = prepared(*EDSR, *data, "gpus=2", "batch_size=4").job
     (room,) = job.channels.values()
     assert job.course.evaluation_size == 1
     assert job.course.samples == {"train": 10, "test": len(tiles(job.settings.data))}
-    pixels = 30 * 31  # the pictures are 30 and 29 high
+    pixels = 30 * 31  # the pictures are 30 and 29 pixels high
     least = 4 * pixels * (4 + 4 + 3 * 4)  # x, first, target
-    assert least <= room.size < least + 5 * 512  # each is aligned
+    assert least <= room.size < least + 5 * 512  # each tensor is aligned
 
 
 def tiles(data: object) -> tuple[object, ...]:
@@ -203,7 +211,7 @@ def tiles(data: object) -> tuple[object, ...]:
         (["batch_size=11"], "batch_size=11: the training set has 10 samples"),
     ],
 )
-def test_what_makes_no_sense_is_refused(
+def test_settings_that_do_not_apply_to_super_resolution_are_refused(
     data: list[str], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -223,7 +231,7 @@ def test_auglocal_copies_units_and_the_head(data: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_plans_are_made_of_it(
+def test_ppll_plan_plans_super_resolution(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "profiles"))

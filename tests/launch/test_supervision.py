@@ -1,4 +1,4 @@
-"""A run and its processes, of which some are killed, stopped or told to end, from outside."""
+"""A run whose processes are killed, stopped or terminated from outside."""
 
 import csv
 import json
@@ -36,13 +36,13 @@ Start = Callable[[list[str]], Session]
 
 @pytest.fixture
 def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder for temporary files."""
+    """Return the folder for temporary files."""
     return tmp_path_factory.mktemp("t")
 
 
 @pytest.fixture
 def start(tmp_path: Path, temporary: Path) -> Iterator[Start]:
-    """Starts a program in a session of its own, of which nothing outlives the test."""
+    """Return a function that starts a program in its own session. It ends with the test."""
     with ExitStack() as sessions:
 
         def start(command: list[str]) -> Session:
@@ -55,7 +55,7 @@ def start(tmp_path: Path, temporary: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The run directory."""
+    """Return the run directory."""
     return tmp_path / "run"
 
 
@@ -68,7 +68,7 @@ def wait_for_training(session: Session) -> None:
 
 
 def wait_for_server(session: Session) -> None:
-    """Wait until the fork server is in the midst of its imports."""
+    """Wait until the fork server is importing modules."""
 
     def imports() -> bool:
         server = session.server()
@@ -78,7 +78,7 @@ def wait_for_server(session: Session) -> None:
 
 
 def left_in(temporary: Path) -> list[Path]:
-    """Temporary files; torch's cache of compiled code stays on purpose."""
+    """Return the temporary files that are left, without torch's cache of code, which may stay."""
     return [path for path in temporary.iterdir() if not path.name.startswith("torchinductor")]
 
 
@@ -88,7 +88,9 @@ def status_of(folder: Path) -> object:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["start-up", "training"])
-def test_a_killed_parent_takes_everything_with_it(start: Start, folder: Path, moment: str) -> None:
+def test_all_processes_end_when_the_parent_is_killed(
+    start: Start, folder: Path, moment: str
+) -> None:
     session = start(training(folder, *VIT, "gpus=2"))
     if moment == "training":
         wait_for_training(session)
@@ -100,22 +102,20 @@ def test_a_killed_parent_takes_everything_with_it(start: Start, folder: Path, mo
     assert session.left() == []
 
 
-def test_a_worker_that_stumbles_over_the_end_of_its_parent_prints_nothing(
+def test_a_worker_that_fails_because_its_parent_is_gone_prints_nothing(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It once printed how it could not report that it could not report."""
+    """The worker once printed an error about its failed attempt to report an error."""
     monkeypatch.setattr(process, "_stay_with_parent", lambda *_: None)
     here, there = Pipe()
     here.close()
-    job: Any = SimpleNamespace(device=lambda _: "cpu")  # fails as soon as it is used
+    job: Any = SimpleNamespace(device=lambda _: "cpu")  # fails at its first use
     with pytest.raises(SystemExit):
         process.main(job, Seat(0), Links({}, {}, there, RawValue("b", 0), Pulse()))
     assert capfd.readouterr().err == ""
 
 
-def test_a_killed_worker_ends_the_run_and_one_screen_says_what_to_know(
-    start: Start, folder: Path
-) -> None:
+def test_a_killed_worker_ends_the_run_with_a_short_message(start: Start, folder: Path) -> None:
     session = start(training(folder, *VIT, "gpus=3"))
     wait_for_training(session)
     session.signal(signal.SIGKILL, session.workers()[1].pid)
@@ -154,7 +154,7 @@ def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
     session.signal(signal.SIGKILL, loaders[1].pid if killed == "loader" else first)
     assert session.wait() == 1
     there = {each.pid for each in session.processes()}
-    assert not there & {each.pid for each in loaders}  # the program has waited for them
+    assert not there & {each.pid for each in loaders}  # the program waited for these processes
     assert session.left() == []
     reason = (
         "the worker process is gone"
@@ -168,7 +168,7 @@ def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
 
 @pytest.mark.slow
 def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> None:
-    """The others wait for it, and are not blamed."""
+    """The other workers only wait for it, and the message does not blame them."""
     session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
     wait_for_training(session)
     session.signal(signal.SIGSTOP, session.workers()[2].pid)
@@ -184,10 +184,10 @@ def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["forkserver", "resource_tracker"])
-def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
+def test_a_killed_helper_process_of_multiprocessing_ends_the_run(
     start: Start, folder: Path, name: str
 ) -> None:
-    """Without the fork server all workers seem to be dead, and are not."""
+    """If the fork server is gone, all workers look dead, although they live."""
     session = start(training(folder, *VIT, "gpus=2"))
     wait_for_training(session)
     (found,) = [
@@ -207,7 +207,10 @@ def test_the_end_of_a_process_of_multiprocessings_own_ends_the_run(
 
 @pytest.mark.slow
 def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path) -> None:
-    """Replicas stop after the same batch, or they would wait for each other for ever."""
+    """Replicas must stop after the same batch.
+
+    Otherwise they would wait for each other for ever.
+    """
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={folder}"]
     session = start(ppll_run(*DATA, *VIT, "gpus=4", "replicas=2", *sweep))
     wait_for_training(session)
@@ -220,10 +223,8 @@ def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path)
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_compares_as_one_that_was_never_stopped(
-    start: Start, folder: Path
-) -> None:
-    """One job was complete, one was in the midst of its training, and one had not begun."""
+def test_a_killed_sweep_can_be_resumed_and_compared(start: Start, folder: Path) -> None:
+    """One job was complete, one was in training, and one had not begun."""
     case = [*(each for each in DATA if not each.startswith("epochs=")), *VIT, "epochs=30"]
     case += ["eval_every=30", "checkpoint.every=10", "--multirun", "schedule=bp,gpipe,ppll"]
     session = start(ppll_run(*case, f"hydra.sweep.dir={folder}"))
@@ -251,7 +252,7 @@ def test_a_killed_sweep_goes_on_and_compares_as_one_that_was_never_stopped(
 
 
 def compared(sweep: Path) -> list[list[str]]:
-    """The comparison that a sweep ended with, without what depends on time, memory or place."""
+    """Return a sweep's final comparison, without values that depend on time, memory or place."""
     keys = ("run", "status", "comparable", "schedule", "gpus", "threads", "settings", "best_metric")
     rows = list(csv.DictReader((sweep / "comparison.csv").read_text().splitlines()))
     return [[row[key] for key in keys] for row in rows]
@@ -259,7 +260,7 @@ def compared(sweep: Path) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> None:
-    """The first one waits for a batch that never ends."""
+    """After the first interrupt, the program waits for a batch that never ends."""
     model = own_model("Faulty", unit="second", act="hang")
     session = start(training(folder, *model, "gpus=3", "checkpoint.every=2"))
     assert session.wait_until((folder / "checkpoints" / "step-2").exists), session.printed()
@@ -274,7 +275,7 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_start_up_ends_it_at_once_and_leaves_nothing(
+def test_a_signal_during_startup_ends_the_program_and_leaves_nothing(
     start: Start, folder: Path, temporary: Path, number: signal.Signals
 ) -> None:
     session = start(training(folder, *VIT, "gpus=2"))
@@ -287,10 +288,10 @@ def test_a_signal_in_start_up_ends_it_at_once_and_leaves_nothing(
 
 
 @pytest.mark.slow
-def test_a_fork_server_that_is_stopped_in_start_up_ends_the_run(
+def test_a_fork_server_stopped_during_startup_ends_the_run(
     start: Start, folder: Path, temporary: Path
 ) -> None:
-    """It was waited for without a bound."""
+    """The program once waited for the stopped server for ever."""
     session = start(training(folder, *VIT, "gpus=2"))
     wait_for_server(session)
     server = session.server()

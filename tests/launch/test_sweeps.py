@@ -17,7 +17,7 @@ Damage = Callable[[dict[str, Any]], object]
 
 
 def write(folder: Path, *launcher: str, **changes: object) -> Path:
-    """The folder of a sweep that ran nothing yet."""
+    """Write the record of a sweep in which no job has run yet, and return the folder."""
     record = record_of(launcher or ["hydra/launcher=basic"], JOBS, ["0", "1"])
     folder.mkdir(exist_ok=True)
     (folder / "sweep.json").write_text(json.dumps({**record, **changes}))
@@ -30,11 +30,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("overrides", [[], ["resume=null"], ["~resume"], ["seed=1,2"]])
-def test_nothing_goes_on_unasked(overrides: list[str]) -> None:
+def test_without_resume_no_sweep_is_resumed(overrides: list[str]) -> None:
     assert recorded_sweep(overrides) is None
 
 
-def test_what_a_sweep_goes_on_with(folder: Path) -> None:
+def test_a_resumed_sweep_has_its_recorded_jobs_and_launcher(folder: Path) -> None:
     given = [f"resume={folder}", "model._target_=a.A,b.B", "tracker=wandb", "hydra.verbose=true"]
     sweep = recorded_sweep(given)
     assert sweep is not None
@@ -46,7 +46,7 @@ def test_what_a_sweep_goes_on_with(folder: Path) -> None:
     assert sweep.arguments(given) == [*launched, f"hydra.sweep.dir={folder}"]
 
 
-def test_how_far_a_job_is(folder: Path) -> None:
+def test_a_job_tells_whether_it_began_and_its_status(folder: Path) -> None:
     def how() -> list[tuple[bool, str]]:
         return [(job.began, job.status) for job in read_sweep(folder).jobs]
 
@@ -71,7 +71,9 @@ def test_how_far_a_job_is(folder: Path) -> None:
         ("hydra.run.dir=there", "hydra.run.dir=there: a resumed sweep keeps its folder"),
     ],
 )
-def test_other_overrides_are_refused_by_name(folder: Path, override: str, problem: str) -> None:
+def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(
+    folder: Path, override: str, problem: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         recorded_sweep([override, f"resume={folder}"])
     assert str(error.value).startswith(problem)
@@ -108,10 +110,10 @@ def test_other_overrides_are_refused_by_name(folder: Path, override: str, proble
         ({"launcher_settings": "none"}, "the settings of its launcher are not"),
     ],
 )
-def test_a_record_that_was_edited_is_refused(
+def test_an_edited_sweep_record_is_refused(
     tmp_path: Path, changes: dict[str, object], problem: str
 ) -> None:
-    """Folders of jobs that never began are cleared: none may lie elsewhere."""
+    """Resuming clears folders of jobs that never began, so all of them must be inside the sweep."""
     folder = write(tmp_path / "swept", **changes)
     (tmp_path / "precious").mkdir()
     (folder / "link").symlink_to(tmp_path / "precious")
@@ -119,7 +121,7 @@ def test_a_record_that_was_edited_is_refused(
         recorded_sweep([f"resume={folder}"])
 
 
-def test_what_is_no_sweep_is_refused(tmp_path: Path, folder: Path) -> None:
+def test_a_folder_without_a_sweep_is_refused(tmp_path: Path, folder: Path) -> None:
     make(tmp_path / "run", "bp")
     (tmp_path / "empty").mkdir()
     (folder / "sweep.json").rename(tmp_path / "elsewhere.json")
@@ -138,13 +140,13 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path, folder: Path) -> None:
         recorded_sweep(["resume="])
 
 
-def test_a_sweep_is_no_run(folder: Path) -> None:
+def test_a_sweep_cannot_be_resumed_as_a_run(folder: Path) -> None:
     with pytest.raises(ConfigError, match="is the folder of a sweep; give one of its runs"):
         recorded([f"resume={folder}"])
 
 
-def test_a_launcher_goes_on_by_numbers_and_words_alone(tmp_path: Path) -> None:
-    """Some launchers have a shell execute their settings."""
+def test_only_numbers_and_words_are_taken_from_recorded_launcher_settings(tmp_path: Path) -> None:
+    """Some launchers execute their settings in a shell."""
     plain = ["hydra/launcher=submitit_slurm", "hydra.launcher.gpus_per_node=4"]
     plain += ["hydra.launcher.partition=gpu-long", "hydra.sweeper.max_batch_size=2"]
     folder = write(tmp_path / "swept", *plain)

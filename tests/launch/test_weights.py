@@ -1,4 +1,4 @@
-"""What a run records of the weights that it began with, and how it goes on."""
+"""The record of the initial weights of a run, and how the run resumes."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.prepare.test_weights import saved, tiny_model
 COURSE = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "schedule=bp"]
 
 
-def test_a_run_says_what_it_began_with_and_goes_on_without_it(
+def test_a_run_records_its_weights_file_and_resumes_without_it(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = saved(tmp_path, tiny_model())
@@ -34,6 +34,6 @@ def test_a_run_says_what_it_began_with_and_goes_on_without_it(
     file.unlink()
     with pytest.raises(ConfigError, match="weights=other: the run was started with"):
         resumed(result, "weights=other")
-    continued = resumed(result, "weights=w.safetensors", "max_steps=3")  # as it was given
+    continued = resumed(result, "weights=w.safetensors", "max_steps=3")  # as the user gave it
     assert continued.summary["steps"] == 3
     assert continued.summary["weights"] == used

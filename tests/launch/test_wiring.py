@@ -1,4 +1,4 @@
-"""Workers whose channels go over the network learn the same as those that share memory."""
+"""Workers that are connected over the network learn the same as workers with shared memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +22,7 @@ Place = Callable[..., None]
 
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Says which machine each worker is taken to be on."""
+    """Return a function that sets the machine of each worker."""
 
     def place(*homes: int) -> None:
         def placed(*arguments: object) -> Prepared:
@@ -54,7 +54,7 @@ def place(monkeypatch: pytest.MonkeyPatch) -> Place:
     ],
     ids=["ppll, bank", "ppll, image", "gpipe, norms", "1f1b", "interleaved", "pp"],
 )
-def test_channels_over_the_network_change_nothing(
+def test_network_channels_train_the_same_as_shared_memory(
     run: Runner, place: Place, case: list[str]
 ) -> None:
     common = ["gpus=4", "max_steps=9", *DATA, *case]
@@ -74,7 +74,7 @@ def test_channels_over_the_network_change_nothing(
         pytest.param("gpipe", ["gpus=4", "replicas=2"], (0, 1, 1, 2), marks=pytest.mark.slow),
     ],
 )
-def test_bytes_in_groups_of_their_own_change_nothing(
+def test_separate_groups_for_bytes_train_the_same(
     run: Runner,
     place: Place,
     monkeypatch: pytest.MonkeyPatch,
@@ -82,7 +82,7 @@ def test_bytes_in_groups_of_their_own_change_nothing(
     case: list[str],
     homes: tuple[int, ...],
 ) -> None:
-    """As on CUDA, but for what carries them: gloo, by another of its names."""
+    """On CUDA, tensors travel in groups of their own. Here gloo under another name carries them."""
     common = [f"schedule={schedule}", "max_steps=9", "optim.clip_norm=0.1", *DATA, *VIT, *case]
     expected = run(*common)
     monkeypatch.setattr(wiring, "backend", lambda places: "cpu:gloo")
@@ -91,15 +91,17 @@ def test_bytes_in_groups_of_their_own_change_nothing(
 
 
 @pytest.mark.parametrize("homes", [(0, 0, 1, 1), (0, 1, 0, 1)], ids=["stages", "replicas"])
-def test_replicas_over_the_network(run: Runner, place: Place, homes: tuple[int, ...]) -> None:
+def test_replicas_on_several_machines_train_the_same(
+    run: Runner, place: Place, homes: tuple[int, ...]
+) -> None:
     common = ["gpus=4", "replicas=2", "max_steps=9", *DATA, *VIT]
     expected = run(*common)
     place(*homes)
     assert_same_run(run(*common), expected)
 
 
-def test_half_as_much_may_cross(run: Runner, place: Place) -> None:
-    """The labels stay what they are; what is learnt is nearly the same."""
+def test_wire_dtype_bf16_halves_the_bytes_between_machines(run: Runner, place: Place) -> None:
+    """Labels are sent without a loss of bits. The learned weights differ only a little."""
     common = ["gpus=2", "max_steps=9", *DATA, *VIT]
     expected = run(*common)
     place(0, 1)
@@ -112,10 +114,13 @@ def test_half_as_much_may_cross(run: Runner, place: Place) -> None:
 
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("schedule", ["ppll", "gpipe", "1f1b"])
-def test_channels_over_the_network_change_nothing_on_cuda(
+def test_network_channels_train_the_same_on_cuda(
     run: Runner, place: Place, monkeypatch: pytest.MonkeyPatch, schedule: str, devices: int
 ) -> None:
-    """Through NCCL where each end has a device of its own; on one, by way of the host."""
+    """NCCL is used if each worker has its own device.
+
+    On a shared device, messages go over the host.
+    """
     if devices > torch.cuda.device_count():
         pytest.skip(f"there are {torch.cuda.device_count()} CUDA devices, and this takes {devices}")
     common = [f"schedule={schedule}", "gpus=2", "max_steps=9", *DATA, *RESNET]
@@ -130,10 +135,10 @@ def test_channels_over_the_network_change_nothing_on_cuda(
     assert found.summary["edges"] == expected.summary["edges"]
 
 
-def test_bytes_go_from_device_to_device_where_each_end_has_its_own(
+def test_nccl_sends_bytes_if_each_end_has_its_own_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What tells other replicas what comes next has no bytes."""
+    """The channel that tells other replicas the next item sends no tensors."""
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
     job = prepared("gpus=4", "replicas=2", "schedule=gpipe", *DATA, *VIT).job
     on_cuda = replace(job, homes=(0, 1, 1, 1), devices=("cuda:0", "cuda:0", "cuda:1", "cuda:2"))
@@ -151,4 +156,4 @@ def test_bytes_go_from_device_to_device_where_each_end_has_its_own(
     on_cpu = wiring._groups(replace(on_cuda, devices=("cpu",) * 4))
     assert {group.backend for group in on_cpu.values()} == {"gloo"}
     assert [*on_cpu] == [name for name in groups if not name.endswith("bytes")]
-    assert fourth not in "".join(groups)  # on the machine of what sends to it
+    assert fourth not in "".join(groups)  # the sender is on the same machine

@@ -62,7 +62,7 @@ def test_a_run_leaves_nothing_in_tmp(tmp_path: Path, environment: dict[str, str]
 
 
 @pytest.mark.slow
-def test_a_folder_that_the_user_names_is_taken(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_a_folder_named_by_the_user_is_used(tmp_path: Path, environment: dict[str, str]) -> None:
     own = {INDUCTOR: str(tmp_path / "own"), "TRITON_CACHE_DIR": str(tmp_path / "triton")}
     found = output_of({**environment, **own}, "-c", IMPORTS)
     assert found == [str(tmp_path / "own"), str(tmp_path / "triton")]
@@ -85,7 +85,9 @@ def test_without_a_cache_folder_code_is_kept_until_the_end(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_choosing_a_folder_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choosing_the_folder_does_not_create_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(INDUCTOR, "")
     keep_compiled_code()
@@ -93,7 +95,7 @@ def test_choosing_a_folder_makes_none(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_xdg_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
     for elsewhere in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", elsewhere)

@@ -39,7 +39,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "_lazy_init", lazy_init)
 
 
-def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_gives_names_and_peer_access(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_driver", Driver)
     assert cuda.device_name("cuda:1") == "Model 11"
     assert cuda.device_name("cuda") == "Model 10"
@@ -47,13 +47,13 @@ def test_the_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cuda.can_access_peer("cuda:0", "cuda:2")
 
 
-def test_a_driver_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_driver_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_driver", lambda: Driver(error=101))
     with pytest.raises(RuntimeError, match="error 101"):
         cuda.device_name("cuda:7")
 
 
-def test_without_the_driver_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_asked_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     """ROCm's driver has another name, so it is not found."""
     monkeypatch.setattr(cuda, "_driver", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"torch's {device}")

@@ -15,7 +15,7 @@ def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
         assert [*tmp_path.iterdir()] == [path]
 
 
-def test_what_was_there_stays_where_writing_fails(
+def test_the_old_file_stays_if_writing_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
@@ -31,20 +31,20 @@ def test_what_was_there_stays_where_writing_fails(
     assert [*tmp_path.iterdir()] == [path]
 
 
-def test_json_has_no_nan(tmp_path: Path) -> None:
+def test_nan_is_not_written_as_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "file", float("nan"))
     assert not [*tmp_path.iterdir()]
 
 
-def test_lines_that_are_no_whole_objects_are_left_out(tmp_path: Path) -> None:
+def test_lines_that_are_not_complete_objects_are_skipped(tmp_path: Path) -> None:
     file = tmp_path / "lines.jsonl"
     assert list(read_json_lines(file)) == []
     file.write_text('{"a": 1}\n[2]\nnot JSON\n\n{"a": 3}\n{"a": 4')
     assert list(read_json_lines(file)) == [{"a": 1}, {"a": 3}]
 
 
-def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     """Otherwise anybody who can write into the folder could have a file of the user overwritten."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -56,7 +56,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     assert not (tmp_path / "file").is_symlink()
 
 
-def test_a_link_is_no_folder_to_write_in(tmp_path: Path) -> None:
+def test_writing_into_a_linked_folder_is_refused(tmp_path: Path) -> None:
     make_folder(tmp_path / "a" / "b")
     make_folder(tmp_path / "a" / "b")
     (tmp_path / "link").symlink_to(tmp_path / "a")

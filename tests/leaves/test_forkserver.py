@@ -43,7 +43,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return made
 
 
-def test_signals_of_a_terminal_do_not_reach_what_is_started(recorded: Recorded) -> None:
+def test_started_processes_block_signals_of_the_terminal(recorded: Recorded) -> None:
     """SIGHUP of a lost connection once ended multiprocessing's resource tracker, and so the run."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     forkserver.start()
@@ -53,7 +53,7 @@ def test_signals_of_a_terminal_do_not_reach_what_is_started(recorded: Recorded) 
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
-def test_what_is_started_does_not_import_from_the_current_directory(
+def test_started_processes_do_not_import_from_the_current_directory(
     recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def test_what_is_started_does_not_import_from_the_current_directory(
     assert recorded.environments[2:] == [None] * 2
 
 
-def test_its_socket_is_in_a_folder_of_ours(
+def test_the_socket_is_in_the_programs_own_folder(
     recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config: dict[str, Any] = {}
@@ -103,7 +103,7 @@ class Waits:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
-def test_a_stopped_fork_server_is_not_waited_for_without_a_bound(
+def test_a_stopped_fork_server_is_killed_and_reported(
     sleeper: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forkserver, "STOPPED_LIMIT_S", 0.05)
@@ -113,7 +113,7 @@ def test_a_stopped_fork_server_is_not_waited_for_without_a_bound(
         forkserver.begin(worker)
 
 
-def test_a_fork_server_that_never_answers_is_given_up(
+def test_a_fork_server_that_never_answers_is_killed_and_reported(
     sleeper: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forkserver, "ANSWER_LIMIT_S", 0.05)
@@ -122,7 +122,7 @@ def test_a_fork_server_that_never_answers_is_given_up(
         forkserver.begin(worker)
 
 
-def test_a_fork_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_fork_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def start() -> None:
         raise ConnectionRefusedError
 
@@ -131,7 +131,9 @@ def test_a_fork_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> 
         forkserver.begin(worker)
 
 
-def test_time_in_which_all_were_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_during_which_all_processes_were_stopped_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """After Ctrl-Z for an hour, this process notices only one long interval."""
     times = iter([0.0, 3600.0, 3600.5])
     monkeypatch.setattr(forkserver, "monotonic", lambda: next(times))
@@ -146,7 +148,7 @@ def test_time_in_which_all_were_stopped_does_not_count(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("ignored", [None, signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
-def test_ignored_signals_stay_ignored(ignored: signal.Signals | None) -> None:
+def test_signals_ignored_at_the_start_stay_ignored(ignored: signal.Signals | None) -> None:
     """`nohup` starts programs with SIGHUP ignored, a shell script's `&` with SIGINT ignored."""
     before = {number: signal.getsignal(number) for number in forkserver.STOPPING}
     try:
@@ -159,7 +161,7 @@ def test_ignored_signals_stay_ignored(ignored: signal.Signals | None) -> None:
             signal.signal(number, handler)
 
 
-def test_the_watch_ends_with_the_start_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_watch_ends_once_the_worker_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Event()
 
     def watched(ended: Event, _: list[str]) -> None:

@@ -16,16 +16,16 @@ from ppll_cli.leaves.printable import lines, printable
         ("name-\udcff", r"name-\udcff"),
     ],
 )
-def test_what_a_terminal_obeys_is_escaped(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert shown.encode()
 
 
-def test_lines_stay_lines() -> None:
+def test_lines_keeps_line_breaks() -> None:
     assert lines("a\n\tb \x1b[2J\n") == "a\n        b \\x1b[2J\n"
 
 
-def test_a_long_text_keeps_its_ends() -> None:
+def test_a_long_text_is_shortened_in_its_middle() -> None:
     shown = printable("a" + 5000 * "\n" + "z", 90)
     assert shown.startswith(r"a\n")
     assert shown.endswith(r"\nz")
@@ -33,7 +33,7 @@ def test_a_long_text_keeps_its_ends() -> None:
     assert len(shown) < 220
 
 
-def test_a_refusal_is_one_short_line_whatever_was_given() -> None:
+def test_a_config_error_is_one_short_line_for_any_value() -> None:
     long = 5000 * "\x1b]0;title\x07\n"
     message = str(ConfigError(long, long, long, long))
     assert message.isprintable()

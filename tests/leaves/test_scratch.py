@@ -29,7 +29,7 @@ def base(place: Path) -> Path:
     return place / f"ppll-run-{os.getuid()}"
 
 
-def test_all_is_in_one_folder_that_nobody_else_reads_and_that_goes(place: Path) -> None:
+def test_temporary_files_are_in_one_private_folder_that_is_removed(place: Path) -> None:
     sockets = socket_folder()
     assert socket_folder() == sockets
     with scratch() as folder:
@@ -50,7 +50,7 @@ def test_a_signal_handler_removes_folders_that_are_in_use(place: Path) -> None:
         assert [*place.iterdir()] == []
 
 
-def test_the_folder_goes_after_multiprocessings_own_sockets(tmp_path: Path) -> None:
+def test_the_folder_is_removed_after_multiprocessings_sockets(tmp_path: Path) -> None:
     """A listener removes its socket at exit.
 
     If the folder was removed first, it printed a traceback.
@@ -79,7 +79,7 @@ def left(place: Path, name: str) -> Path:
     return folder
 
 
-def test_the_next_start_clears_what_nobody_holds(place: Path) -> None:
+def test_the_next_start_removes_folders_of_dead_processes(place: Path) -> None:
     """Folders of another machine stay, because this machine does not see its locks."""
     dead, alive = left(place, "dead"), left(place, "alive")
     elsewhere = base(place) / "00000000-dead"
@@ -97,7 +97,7 @@ def test_the_next_start_clears_what_nobody_holds(place: Path) -> None:
     assert stranger.exists()
 
 
-def test_a_folder_of_this_process_is_held(place: Path) -> None:
+def test_a_folder_of_this_process_is_not_removed(place: Path) -> None:
     """Another start opens the lock file again, and must not regard the folder as a leftover."""
     own = socket_folder()
     folders._clear(base(place))
@@ -115,7 +115,7 @@ def test_a_lock_file_that_is_a_link_is_not_followed(place: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["link", "file"])
-def test_what_somebody_else_put_in_its_place_is_not_used(place: Path, kind: str) -> None:
+def test_something_else_in_place_of_the_folder_is_not_used(place: Path, kind: str) -> None:
     victim = place / "victim"
     victim.mkdir()
     if kind == "link":
@@ -131,14 +131,14 @@ def test_what_somebody_else_put_in_its_place_is_not_used(place: Path, kind: str)
     assert sorted(place.iterdir()) == sorted([victim, base(place)])
 
 
-def test_a_folder_that_others_could_write_in_is_closed_to_them(place: Path) -> None:
+def test_a_folder_that_others_can_write_is_made_private(place: Path) -> None:
     base(place).mkdir()
     base(place).chmod(0o777)
     socket_folder()
     assert base(place).stat().st_mode & 0o777 == 0o700
 
 
-def test_sockets_go_to_a_shorter_place_and_files_stay(
+def test_sockets_move_to_a_shorter_path_and_files_stay(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clusters often have a long TMPDIR.
@@ -160,7 +160,9 @@ def test_sockets_go_to_a_shorter_place_and_files_stay(
         socket_folder()
 
 
-def test_a_place_without_room_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_folder_for_temporary_files_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(place / "not-there"))
     with pytest.raises(ConfigError, match=r"^TMPDIR=.*no temporary folder can be made"), scratch():
         pass

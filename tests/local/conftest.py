@@ -1,4 +1,4 @@
-"""What the tests of local methods share."""
+"""Fixtures and helpers for tests of local methods."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -30,14 +30,14 @@ SHAPES = {
 
 @pytest.fixture(params=SHAPES.values(), ids=list(SHAPES))
 def shape(request: pytest.FixtureRequest) -> tuple[int, ...]:
-    """Of a feature, without the batch."""
+    """Return the shape of a feature, without the batch dimension."""
     shape: tuple[int, ...] = request.param
     return shape
 
 
 @pytest.fixture
 def site(shape: tuple[int, ...]) -> Site:
-    """The end of the first of two modules."""
+    """Return the end of the first of two modules."""
     return Site(
         module=0,
         modules=(range(1), range(1, 2)),
@@ -49,7 +49,7 @@ def site(shape: tuple[int, ...]) -> Site:
 
 
 def batch_at(site: Site) -> dict[str, Tensor]:
-    """The feature, which takes a gradient, with labels and normalised images."""
+    """Return a feature that requires a gradient, labels, and normalised images."""
     feature = torch.randn(BATCH, *site.spec.shape, requires_grad=True)
     image = site.image
     pixels = torch.rand(BATCH, image.channels, image.height, image.width)
@@ -59,7 +59,7 @@ def batch_at(site: Site) -> dict[str, Tensor]:
 
 
 def mixed(site: Site, values: Mapping[str, Tensor]) -> tuple[Site, dict[str, Tensor]]:
-    """The same site and batch where images are mixed; one pair is of one class."""
+    """Return the same site and batch with mixed images. One of the pairs is of the same class."""
     others = values[LABEL].roll(1)
     others[2] = values[LABEL][2]
     targets = {OTHER_LABEL: others, SHARE: torch.full((BATCH,), 0.7, dtype=torch.float64)}
@@ -68,7 +68,7 @@ def mixed(site: Site, values: Mapping[str, Tensor]) -> tuple[Site, dict[str, Ten
 
 
 def shares_of(values: Mapping[str, Tensor]) -> list[list[float]]:
-    """How much of each target is a class's, in plain Python."""
+    """Return the share of each class in each target, computed in plain Python."""
     rows = []
     for label, other in zip(values[LABEL].tolist(), values[OTHER_LABEL].tolist(), strict=True):
         rows.append([0.7 * (label == n) + 0.3 * (other == n) for n in range(CLASSES)])
@@ -76,7 +76,7 @@ def shares_of(values: Mapping[str, Tensor]) -> list[list[float]]:
 
 
 def assert_trained(criterion: Criterion, values: Mapping[str, Tensor]) -> None:
-    """Check that a backward pass reaches every parameter, and the feature."""
+    """Check that a backward pass gives gradients to every parameter and to the feature."""
     loss, prediction = criterion(values)
     assert prediction.shape == (BATCH, CLASSES)
     loss.backward()
@@ -94,9 +94,9 @@ Train = Callable[[LocalMethod, Site], tuple[Criterion, Tensor]]
 
 @pytest.fixture
 def train() -> Train:
-    """One backward pass through a method's criterion, after its outputs were checked.
+    """Return a function that checks a criterion's outputs, and runs one backward pass.
 
-    Returns the criterion and the feature, both with gradients.
+    It returns the criterion and the feature, both with gradients.
     """
 
     def train(method: LocalMethod, site: Site) -> tuple[Criterion, Tensor]:

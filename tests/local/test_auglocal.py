@@ -1,4 +1,4 @@
-"""Auxiliary networks of units copied from the rest of the model."""
+"""Auxiliary networks that copy later units of the model."""
 
 from fractions import Fraction
 from functools import partial
@@ -34,7 +34,7 @@ LINEAR = partial(nn.Linear, 8, 8)
 
 
 def sites(model: CifarResNet | ResNet | ViT, image: ImageSpec) -> list[Site]:
-    """Every unit a module of its own, without the last, which has no auxiliary network."""
+    """Return sites at which each unit is a module. The last unit has no auxiliary network."""
     units = model.units(image, TASK)
     batch = {IMAGE: ValueSpec((image.channels, image.height, image.width), torch.float32)}
     features = [unit.outputs[0] for unit in trace(units, batch)]
@@ -44,7 +44,7 @@ def sites(model: CifarResNet | ResNet | ViT, image: ImageSpec) -> list[Site]:
 
 
 def row(units: int, *stops: int) -> list[Site]:
-    """The sites of modules that end before these units, in a row of like units and a head."""
+    """Return the sites of modules that end before the units `stops`, in a chain of equal units."""
     row = [Unit(f"unit.{n}", LINEAR, writes=("x",)) for n in range(units)]
     row.append(Unit("head", partial(nn.Linear, 8, CLASSES), writes=("prediction",)))
     modules = tuple(range(a, b) for a, b in pairwise([0, *stops, units + 1]))
@@ -57,7 +57,7 @@ def row(units: int, *stops: int) -> list[Site]:
     ("depth", "chosen"),
     [
         (1, [7]),
-        (2, [4, 7]),  # 4.5 and 7, halves to the even number
+        (2, [4, 7]),  # 4.5 and 7; halves are rounded to the even number
         (3, [4, 5, 7]),  # 3.67, 5.33, 7
         (4, [3, 4, 6, 7]),  # 3.25, 4.5, 5.75, 7
         (5, [3, 4, 5, 6, 7]),
@@ -65,20 +65,21 @@ def row(units: int, *stops: int) -> list[Site]:
     ],
 )
 def test_units_are_chosen_at_equal_distances(depth: int, chosen: list[int]) -> None:
-    """Behind units 0 to 2 there are five, 3 to 7."""
+    """Behind units 0 to 2 there are five units, 3 to 7."""
     (site,) = row(8, 3)
     assert AugLocal(depth=depth)._chosen(site) == chosen
 
 
 def published(end: int, last: int, depth: int) -> list[int]:
-    """The units that the paper's code copies: round(j + i (L - j) / d), in exact arithmetic."""
+    """Return the units that the paper's code copies: round(j + i (L - j) / d), computed exactly."""
     if depth >= last - end:
         return list(range(end + 1, last + 1))
     chosen = []
     for number in range(1, depth + 1):
         twice = Fraction(2 * (end * depth + number * (last - end)), depth)
         below, odd = divmod(twice.numerator // twice.denominator, 2)
-        if odd and (twice.denominator > 1 or below % 2):  # above a half, or a half behind an odd
+        # more than a half, or a half after an odd number
+        if odd and (twice.denominator > 1 or below % 2):
             below += 1
         chosen.append(below)
     return chosen
@@ -86,7 +87,7 @@ def published(end: int, last: int, depth: int) -> list[int]:
 
 @pytest.mark.parametrize(("last", "cases", "moved"), [(15, 135, 6), (54, 486, 98)])
 def test_the_whole_index_is_rounded_and_not_the_distance(last: int, cases: int, moved: int) -> None:
-    """On ResNet-32 and ResNet-110, the rounded distance gave other units in some of the cases."""
+    """On ResNet-32 and ResNet-110, rounding the distance gave other units in some cases."""
     seen = other = 0
     for end in range(last):
         (site,) = row(last + 1, end + 1)
@@ -107,7 +108,7 @@ def test_units_are_those_of_the_formula(units: int, stop: int, depth: int) -> No
     assert AugLocal(depth=depth)._chosen(site) == expected
 
 
-def test_only_the_head_is_left_behind_the_last_of_the_units() -> None:
+def test_after_the_last_unit_only_the_head_is_copied() -> None:
     (site,) = row(8, 8)
     assert AugLocal(depth=3)._chosen(site) == []
     network = AugLocal(depth=3).criterion(site).head
@@ -131,14 +132,15 @@ def test_chosen_units_are_in_order_each_once_and_end_with_the_last(
     ("depth", "tau", "depths"),
     [
         (2, 0.5, [2, 2, 2, 2, 2]),
-        (6, 0.5, [6, 5, 5, 4, 4]),  # 6, 5.375, 4.75, 4.125, 3.5, halves to the even number
+        # 6, 5.375, 4.75, 4.125, 3.5; halves are rounded to the even number
+        (6, 0.5, [6, 5, 5, 4, 4]),
         (4, 0.0, [4, 4, 4, 4, 4]),
         (4, 1.0, [4, 3, 2, 2, 1]),
         (1, 0.5, [1, 1, 1, 1, 1]),
     ],
 )
 def test_depth_falls_along_the_modules(depth: int, tau: float, depths: list[int]) -> None:
-    found = row(40, 1, 2, 3, 4, 5)  # units enough behind each
+    found = row(40, 1, 2, 3, 4, 5)  # there are enough units behind each module
     method = AugLocal(depth=depth, tau=tau)
     assert [len(method._chosen(site)) for site in found] == depths
 
@@ -148,7 +150,7 @@ def test_depth_falls_along_the_modules(depth: int, tau: float, depths: list[int]
     [(1, [1] * 14), (3, [3] * 6 + [2] * 6), (5, [5] * 3 + [4] * 4 + [3] * 3)],
 )
 def test_depths_are_those_of_the_papers_commands(depth: int, depths: list[int]) -> None:
-    """ResNet-32 with "K=16" and a pyramid coefficient of 0.5; that is 16 - d modules."""
+    """A command with "K=16" and a pyramid coefficient of 0.5 means 16 - d modules of ResNet-32."""
     model = CifarResNet(depth=32)
     units = model.units(GREY, TASK)
     names = [unit.name for unit in units]
@@ -159,7 +161,7 @@ def test_depths_are_those_of_the_papers_commands(depth: int, depths: list[int]) 
 
 
 def test_a_single_copy_is_followed_by_batch_norm_as_in_the_papers_code() -> None:
-    """There it stands between the pooled vector and the Linear, and only there."""
+    """The paper's code has BatchNorm between pooling and Linear only if there is a single copy."""
     site = sites(CifarResNet(depth=14), GREY)[0]
 
     def norms(depth: int) -> list[int]:
@@ -178,7 +180,7 @@ def test_a_single_copy_is_followed_by_batch_norm_as_in_the_papers_code() -> None
 
 
 def test_convolutions_are_drawn_by_hes_rule() -> None:
-    """A standard deviation of sqrt(2 / fan out)."""
+    """The standard deviation is sqrt(2 / fan out)."""
     site = sites(CifarResNet(depth=14), GREY)[0]
     layers = AugLocal(depth=5).criterion(site).head.modules()
     found = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
@@ -194,8 +196,8 @@ def test_a_single_auxiliary_network_has_the_whole_depth() -> None:
 
 
 def everything_is_trained(site: Site, train: Train, depth: int) -> list[nn.Module]:
-    """One backward pass; the parts of the auxiliary network."""
-    torch.manual_seed(0)  # some other seed may leave a whole layer behind its ReLU
+    """Run a backward pass, check all gradients, and return the parts of the auxiliary network."""
+    torch.manual_seed(0)  # with some other seeds, a ReLU could zero a whole layer
     criterion, feature = train(AugLocal(depth=depth), site)
     for name, parameter in criterion.named_parameters():
         assert parameter.grad is not None, name
@@ -222,8 +224,8 @@ def test_residual_networks(
         assert isinstance(head, NormedHead if normed else ResNetHead)
 
 
-def test_copies_take_maps_of_any_size_to_the_heads_width() -> None:
-    """layer2.1 and layer3.1 behind the stem: each halves the maps that it gets, once."""
+def test_copies_are_adapted_to_maps_of_any_size() -> None:
+    """layer2.1 and layer3.1 are copied behind the stem. Each halves its maps once."""
     stem = sites(CifarResNet(depth=14), ODD)[0]
     assert AugLocal()._chosen(stem) == [3, 6]
     x = torch.randn(2, *stem.spec.shape)
@@ -235,7 +237,10 @@ def test_copies_take_maps_of_any_size_to_the_heads_width() -> None:
 
 
 class AwakeHead(ViTHead):
-    """Its Linear does not start at zero, where nothing before it would have a gradient."""
+    """A head whose Linear is not zero at first.
+
+    Otherwise no layer before it would get a gradient.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # passed on as they are
@@ -276,7 +281,7 @@ def test_units_that_cannot_be_copied_are_refused() -> None:
         "local=auglocal: cannot copy 'embed', which takes [4, 8, 8], for features [4, 16, 16]; "
         "use local=greedy, or give the Unit `adapt`"
     )
-    AugLocal(depth=2).criterion(site)  # with `strided` before it, it fits
+    AugLocal(depth=2).criterion(site)  # with `strided` before it, the unit fits
 
 
 @pytest.mark.parametrize(
@@ -289,7 +294,7 @@ def test_units_that_cannot_be_copied_are_refused() -> None:
         ({"tau": float("nan")}, "local.tau=nan: is out of range; give 0 <= tau <= 1"),
     ],
 )
-def test_options_out_of_range(options: dict[str, float], message: str) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         AugLocal(**options)  # type: ignore[arg-type]  # depth is whole in each
     assert str(refusal.value) == message
@@ -302,7 +307,7 @@ def test_options_out_of_range(options: dict[str, float], message: str) -> None:
         ["model=vit", "model.dim=16", "model.depth=6", "model.heads=2"],
     ],
 )
-def test_it_trains_in_a_pipeline(run: Runner, model: list[str]) -> None:
+def test_auglocal_trains_in_a_pipeline(run: Runner, model: list[str]) -> None:
     data = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
     options = ["local=auglocal", "local.modules=4", "batch_size=6", "max_steps=4"]
     summary = run(*model, *data, *options).summary

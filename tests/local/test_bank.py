@@ -1,4 +1,4 @@
-"""What feature banks hold, and the networks that read them."""
+"""The tensors in feature banks, and the networks that read them."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ PICTURES = SuperResolution(scale=2, patch=8, mean=(0.4, 0.5, 0.6), overlap=4)
 
 
 class _Head(ClassifierHead):
-    """Width 4, three classes."""
+    """A head for features of width 4 and three classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ def test_add_sums_the_projected_bank_and_the_heads_own_vector() -> None:
 
 
 @pytest.mark.parametrize("shared_head", [True, False])
-def test_concatenate_joins_them(shared_head: bool) -> None:
+def test_concatenate_joins_the_projected_bank_and_the_heads_own_vector(shared_head: bool) -> None:
     head = _Head()
     fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=shared_head)
     assert head.fc.in_features == (4 if shared_head else 12)
@@ -83,8 +83,8 @@ def test_normalized_vectors_do_not_depend_on_the_scale_of_activations() -> None:
 
 
 @pytest.mark.parametrize("task", [TASK, OtherTask()])
-def test_a_bank_keeps_vectors(task: Task) -> None:
-    """For a task of a user's own as well."""
+def test_the_bank_holds_pooled_vectors(task: Task) -> None:
+    """The task may be a user's own."""
     x, form = torch.randn(2, 3, 4, 5), bank_of(task).form((3, 4, 5))
     assert form is not None
     assert torch.equal(form(x), Pool(3)(x))
@@ -92,7 +92,7 @@ def test_a_bank_keeps_vectors(task: Task) -> None:
 
 
 class _PictureHead(PictureHead):
-    """The map as it is."""
+    """A head that returns the map unchanged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ BANK = FeatureBank(enabled=True, features="every", fusion="concatenate", shared_
 
 
 def bank_head(head: nn.Module, banked: list[Shape], bank: FeatureBank) -> nn.Module:
-    """The head of an auxiliary network without copied units."""
+    """Return the head of an auxiliary network that has no copied units."""
     network = bank_of(PICTURES).network(Copies([], [(4, 5, 7)], head), banked, bank)
     assert isinstance(network, CopiedNetwork)
     return network.head
@@ -126,7 +126,7 @@ def test_a_concatenated_bank_begins_without_effect() -> None:
 
 
 def test_an_added_bank_is_the_long_skip() -> None:
-    """Upsampler(SLM(x) + x_0), with no parameters besides where the channels are the same."""
+    """The result is Upsampler(SLM(x) + x_0). With equal channels there are no other parameters."""
     head = _PictureHead()
     fused = bank_head(head, [(4, 5, 7)], BANK.model_copy(update={"fusion": "add"}))
     x, first = torch.rand(2, 4, 5, 7), torch.rand(2, 4, 5, 7)
@@ -135,7 +135,7 @@ def test_an_added_bank_is_the_long_skip() -> None:
     assert sum(parameter.numel() for parameter in fused.parameters()) == count
 
 
-def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
+def test_without_shared_head_the_upsampler_reads_the_concatenated_maps() -> None:
     fused = bank_head(_PictureHead(), [(4, 5, 7)], BANK.model_copy(update={"shared_head": False}))
     assert isinstance(fused, FusedPictureHead)
     assert fused.mix is None
@@ -144,7 +144,7 @@ def test_an_upsampler_of_its_own_reads_all_that_is_joined() -> None:
     assert fused(x, x).shape == (2, 3, 10, 14)
 
 
-def test_features_that_are_no_maps_and_other_heads_are_refused() -> None:
+def test_a_bank_of_maps_refuses_other_features_and_heads() -> None:
     with pytest.raises(ConfigError, match="fba=on: makes pictures from maps"):
         bank_of(PICTURES).form((16, 8))
     with pytest.raises(ConfigError, match=r"derive it from .*PictureHead, or use fba=off"):

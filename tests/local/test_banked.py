@@ -1,4 +1,4 @@
-"""Losses beside a feature bank, and what evaluations measure of it."""
+"""Losses with a feature bank, and their measurements in evaluations."""
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ def values() -> dict[str, Tensor]:
 
 
 def reader() -> FusedHead:
-    """A head that has learned to use its bank."""
+    """Return a head that uses its bank, as if it had been trained."""
     head = FusedHead(VectorHead(4, 3), [2, 5], "concatenate", True)
     assert head.mix is not None
     nn.init.normal_(head.mix.weight)
@@ -48,8 +48,8 @@ def test_a_module_without_a_bank_has_nothing_to_set_to_zero() -> None:
     assert (criterion.further, criterion.predict_further(values())) == ((), {})
 
 
-def test_a_probe_trains_itself_alone() -> None:
-    """The module and the Simple Local Module have the gradients that they have without a bank."""
+def test_a_probe_trains_only_itself() -> None:
+    """The module and the Simple Local Module get the gradients that they get without a bank."""
     criterion, network = probed(False)
     given = values()
     given["x"].requires_grad_()

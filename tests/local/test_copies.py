@@ -1,4 +1,4 @@
-"""Units of the backbone copied to where other features are."""
+"""Copies of the model's units that read other features than the original units."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,19 +22,19 @@ IMAGES = ImageSpec(3, 16, 16)
 
 
 def of(units: list[Unit], image: ImageSpec = IMAGES) -> Site:
-    """The site behind the first unit."""
+    """Return the site behind the first unit."""
     batch = {IMAGE: ValueSpec((image.channels, image.height, image.width), torch.float32)}
     features = [unit.outputs[0] for unit in trace(units, batch)]
     return Site(0, (range(1), range(1, len(units))), units, features, image, TASK)
 
 
 def resnet(image: ImageSpec = IMAGES) -> Site:
-    """The stem, and behind it layer1.0, layer2.0, layer3.0 and the head."""
+    """Return the site behind the stem. Behind it are layer1.0, layer2.0, layer3.0 and the head."""
     return of(list(CifarResNet(depth=8).units(image, TASK)), image)
 
 
 def shapes(network: nn.Sequential, x: torch.Tensor) -> list[tuple[int, ...]]:
-    """What each part makes."""
+    """Return the shape of each part's output."""
     found = []
     for part in network:
         x = part(x)
@@ -43,7 +43,7 @@ def shapes(network: nn.Sequential, x: torch.Tensor) -> list[tuple[int, ...]]:
 
 
 def units_of(site: Site, indices: Sequence[int], method: str) -> nn.Sequential:
-    """The copies in a row."""
+    """Return the copies as a sequence."""
     return nn.Sequential(*copies_of(site, indices, method).units)
 
 
@@ -54,7 +54,7 @@ def test_later_units_are_those_before_the_head() -> None:
     assert not later_units(whole)
 
 
-def test_a_unit_that_fits_is_built_as_it_is() -> None:
+def test_a_unit_that_fits_is_copied_without_adapt() -> None:
     site = resnet()
     network = units_of(site, [1, 2, 3], "test")
     built = [site.units[index].build() for index in (1, 2, 3)]
@@ -70,8 +70,8 @@ def test_a_unit_may_be_copied_several_times() -> None:
 
 
 @pytest.mark.parametrize(("index", "rate"), [(1, set()), (2, {0.15}), (3, {0.3})])
-def test_a_copy_keeps_the_rate_of_its_unit(index: int, rate: set[float]) -> None:
-    """Of stochastic depth; the last two units are adapted to the stem's maps."""
+def test_a_copy_keeps_its_units_stochastic_depth(index: int, rate: set[float]) -> None:
+    """The last two units are adapted to the maps of the stem."""
     model = CifarResNet(depth=8, drop_path=0.3)
     (copy,) = units_of(of(list(model.units(IMAGES, TASK))), [index], "test")
     found = {layer._rate for layer in copy.modules() if isinstance(layer, DropPath)}
@@ -79,19 +79,22 @@ def test_a_copy_keeps_the_rate_of_its_unit(index: int, rate: set[float]) -> None
 
 
 def test_a_unit_that_does_not_fit_is_adapted() -> None:
-    """layer3.0 takes [32, 8, 8]; it gets the stem's [16, 16, 16] and halves it once."""
+    """layer3.0 usually reads [32, 8, 8].
+
+    Its copy reads the stem's [16, 16, 16], and halves it once.
+    """
     network = units_of(resnet(), [3], "test")
     assert isinstance(network[0], BasicUnit)
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8)]
 
 
-def test_each_copy_follows_what_the_one_before_it_made() -> None:
-    """The second copy of layer3.0 still finds larger maps than its own, the third does not."""
+def test_each_copy_is_adapted_to_the_output_of_the_previous_copy() -> None:
+    """The second copy of layer3.0 reads maps that are too large for it. The third one does not."""
     network = units_of(resnet(), [3, 3, 3], "test")
     assert shapes(network, torch.randn(2, 16, 16, 16)) == [(64, 8, 8), (64, 4, 4), (64, 4, 4)]
 
 
-def test_adapt_is_told_both_shapes() -> None:
+def test_adapt_gets_the_input_and_output_shapes() -> None:
     told: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
 
     def adapt(given: tuple[int, ...], wanted: tuple[int, ...]) -> nn.Module:
@@ -111,7 +114,7 @@ def test_adapt_is_told_both_shapes() -> None:
     assert told == [((768,), (7,))]
 
 
-def test_no_units_pass_the_features_on() -> None:
+def test_copying_no_units_leaves_the_features_unchanged() -> None:
     x = torch.randn(2, 16, 16, 16)
     assert torch.equal(units_of(resnet(), [], "test")(x), x)
 
@@ -123,8 +126,8 @@ def test_the_head_is_the_models_with_fresh_weights() -> None:
     assert not torch.equal(one.state_dict()["fc.weight"], other.state_dict()["fc.weight"])
 
 
-def test_construction_leaves_no_trace() -> None:
-    """A sample of zeros goes through the copies, in evaluation mode."""
+def test_making_copies_changes_no_statistics_or_gradients() -> None:
+    """Copying runs a sample of zeros through the copies, in evaluation mode."""
     network = units_of(resnet(), [1, 3], "test")
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms
@@ -139,8 +142,8 @@ def test_construction_leaves_no_trace() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_nothing_is_drawn_beside_the_weights() -> None:
-    """Or what is drawn later would depend on how shapes are found."""
+def test_making_copies_draws_random_numbers_only_for_weights() -> None:
+    """Otherwise, later random numbers would depend on how shapes are found."""
     units = [
         Unit("first", nn.Identity, (IMAGE,)),
         Unit("dropout", nn.Dropout),
@@ -161,7 +164,7 @@ def test_nothing_is_computed_on_the_meta_device(indices: list[int]) -> None:
     assert all(parameter.is_meta for parameter in network.parameters())
 
 
-def test_a_unit_without_adapt_is_refused_where_features_differ() -> None:
+def test_a_unit_without_adapt_is_refused_if_features_differ() -> None:
     site = of(
         [
             Unit("first", nn.Identity, (IMAGE,)),
@@ -180,7 +183,7 @@ def test_a_unit_without_adapt_is_refused_where_features_differ() -> None:
 
 
 class Pair(nn.Module):
-    """Two outputs."""
+    """Returns two outputs."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return x, x
@@ -195,7 +198,7 @@ class Pair(nn.Module):
     ],
     ids=["two inputs", "reads another", "two outputs"],
 )
-def test_units_that_are_no_link_of_a_chain_are_refused(odd: Unit) -> None:
+def test_units_with_several_inputs_or_outputs_are_refused(odd: Unit) -> None:
     units = [
         Unit("first", nn.Identity, (IMAGE,)),
         odd,
@@ -219,7 +222,7 @@ def test_units_that_are_no_link_of_a_chain_are_refused(odd: Unit) -> None:
         Unit("head", nn.Flatten, writes=("prediction", "more")),
     ],
 )
-def test_a_head_that_is_not_the_end_of_a_chain_is_refused(head: Unit) -> None:
+def test_a_head_with_several_inputs_or_outputs_is_refused(head: Unit) -> None:
     first = Unit("first", nn.Identity, (IMAGE,))
     spec = ValueSpec((3, 16, 16), torch.float32)
     modules = (range(1), range(1, 2))

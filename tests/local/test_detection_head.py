@@ -1,4 +1,4 @@
-"""`local.detection_head`: which levels each module of a detector is trained on."""
+"""`local.detection_head` selects the levels on which each module of a detector is trained."""
 
 from itertools import pairwise
 from typing import Any
@@ -45,7 +45,7 @@ def model() -> tuple[list[Unit], list[ValueSpec]]:
 
 
 def sites(model: tuple[list[Unit], list[ValueSpec]], cuts: tuple[str, ...]) -> list[Site]:
-    """The ends of all modules but the last."""
+    """Return the ends of all modules except the last."""
     units, features = model
     starts = [0, *([unit.name for unit in units].index(cut) for cut in cuts), len(units)]
     modules = tuple(range(a, b) for a, b in pairwise(starts))
@@ -53,11 +53,11 @@ def sites(model: tuple[list[Unit], list[ValueSpec]], cuts: tuple[str, ...]) -> l
 
 
 def levels_of(method: LocalMethod, site: Site) -> list[str]:
-    """The levels of the anchors that a module's prediction has."""
+    """Return the levels to which the anchors of a module's prediction belong."""
     with torch.device("meta"):
         criterion = method.criterion(site)
     (head,) = (each for each in criterion.modules() if isinstance(each, LevelHead))
-    assert head.head.classification_head.conv[0][0].in_channels == 8  # the model's width
+    assert head.head.classification_head.conv[0][0].in_channels == 8  # the width of the model
     return [f"P{3 + level}" for level in head.anchors.levels]
 
 
@@ -83,11 +83,13 @@ def method_of(name: str, head: DetectionHead | None) -> LocalMethod:
         ("fba", BY_STAGE, [8, 8, 16]),
         ("fba", INSIDE, [8, 16, 32]),
         ("auglocal", BY_STAGE, [16, 32, 32]),
-        ("manpp", BY_STAGE, [8, 16, 32]),  # as its authors have it
+        ("manpp", BY_STAGE, [8, 16, 32]),  # as in the authors' code
         ("man", INSIDE, [8, 16, 32]),
     ],
 )
-def test_levels(model: Any, name: str, cuts: tuple[str, ...], strides: list[int]) -> None:
+def test_level_trains_the_levels_for_the_stride_of_each_map(
+    model: Any, name: str, cuts: tuple[str, ...], strides: list[int]
+) -> None:
     method = method_of(name, "level")
     found = [levels_of(method, site) for site in sites(model, cuts)]
     assert found == [LEVELS[stride] for stride in strides]
@@ -111,8 +113,8 @@ def test_pyramid_trains_all_levels(model: Any, name: str, kind: type[nn.Module])
 
 
 @pytest.mark.parametrize("name", ["greedy", "fba", "auglocal"])
-def test_a_run_of_before_has_pyramids(model: Any, name: str) -> None:
-    """Its record has no such key."""
+def test_an_older_record_means_pyramids(model: Any, name: str) -> None:
+    """An older record lacks the key `detection_head`."""
     target = type(method_of(name, None))
     options = {"bank": {"enabled": False}} if name == "fba" else {}
     before = make("local", {"_target_": f"{target.__module__}.{target.__name__}", **options})
@@ -127,7 +129,7 @@ def test_a_run_of_before_has_pyramids(model: Any, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["man", "manpp"])
 def test_momentum_networks_have_level_heads_by_default(model: Any, name: str) -> None:
-    """Over copies of the next stage's first unit, of which one is trained and one follows it."""
+    """Heads read two copies of the next stage's first unit: one is trained, one follows it."""
     for module, site in enumerate(sites(model, BY_STAGE)):
         criterion = method_of(name, None).criterion(site)
         assert isinstance(criterion.head, Mixture)
@@ -140,7 +142,7 @@ def test_momentum_networks_have_level_heads_by_default(model: Any, name: str) ->
         assert prediction.shape[1] == 9 * [64, 16, 4 + 1 + 1][module]
 
 
-def test_where_it_makes_no_sense(model: Any) -> None:
+def test_detection_head_is_refused_for_other_tasks(model: Any) -> None:
     for chosen in ("level", "pyramid"):
         message = rf"^local\.detection_head={chosen}: is for detection; choose a data set with box"
         for name in ALL:
@@ -157,7 +159,7 @@ def test_losses_for_classification_are_refused(model: Any, loss: Any) -> None:
         MAN(loss=loss).criterion(sites(model, BY_STAGE)[0])
 
 
-def test_a_head_that_does_not_say_how_wide_it_is(model: Any) -> None:
+def test_a_head_that_is_no_pyramid_head_is_refused(model: Any) -> None:
     units, features = model
     units = [*units[:-1], Unit("head", nn.Identity, ("c5",), ("prediction",))]
     site = Site(0, (range(3), range(3, len(units))), units, features, IMAGES, TASK)

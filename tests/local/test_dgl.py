@@ -1,4 +1,4 @@
-"""Decoupled greedy learning's auxiliary network."""
+"""The auxiliary network of decoupled greedy learning (DGL)."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from tests.local.conftest import Train
 
 @pytest.mark.parametrize("hidden", [None, 20])
 def test_everything_is_trained(site: Site, train: Train, hidden: int | None) -> None:
-    torch.manual_seed(0)  # some other seed may leave a whole layer behind its ReLU
+    torch.manual_seed(0)  # with some other seeds, a ReLU could zero a whole layer
     criterion, feature = train(DGL(hidden=hidden), site)
     for parameter in criterion.parameters():
         assert parameter.grad is not None
@@ -27,7 +27,7 @@ def test_everything_is_trained(site: Site, train: Train, hidden: int | None) -> 
 
 
 def test_the_feature_is_not_changed_in_place(site: Site, shape: tuple[int, ...]) -> None:
-    """Its ReLUs work in place; the next module reads the same tensor."""
+    """The network's ReLUs work in place, but the next module reads the same feature."""
     feature = torch.randn(6, *shape)
     before = feature.clone()
     DGL().criterion(site).head(feature)
@@ -40,7 +40,7 @@ def layers(site: Site, hidden: int | None = None) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("shape", [(8, 16, 12)])
-def test_layers(site: Site) -> None:
+def test_the_network_has_the_published_layers(site: Site) -> None:
     convolutions = [(8, 8, 1, 1)] * 3
     assert layers(site) == [*convolutions, (32, 8 * 4), (32, 32), (32, 32), (5, 32)]
     assert layers(site, hidden=20) == [*convolutions, (20, 8 * 4), (20, 20), (20, 20), (5, 20)]
@@ -54,7 +54,7 @@ def test_layers(site: Site) -> None:
 def test_parameters_are_those_of_the_authors_network(
     site: Site, channels: int, side: int, parameters: int
 ) -> None:
-    """Of "mlp-sr" in github.com/eugenium/DGL, for ten classes, added up by hand."""
+    """The numbers are those of "mlp-sr" in github.com/eugenium/DGL, for ten classes, by hand."""
     here = replace(
         site,
         features=[ValueSpec((channels, side, side), torch.float32)] * 2,
@@ -71,7 +71,7 @@ def test_parameters_are_those_of_the_authors_network(
 def test_convolutions_see_a_quarter_of_the_side_rounded_up(
     site: Site, side: int, pooled: int
 ) -> None:
-    """Rounded down, maps of 7, which Fashion-MNIST's last stage has, became a single pixel."""
+    """Rounding down once made a single pixel of maps of 7. Fashion-MNIST's last stage has these."""
     here = replace(site, features=[ValueSpec((8, side, side), torch.float32)] * 2)
     seen: list[torch.Size] = []
     network = DGL().criterion(here).head
@@ -120,7 +120,7 @@ def test_pooling_never_enlarges(
 
 
 def test_pooling_needs_no_adaptive_pooling() -> None:
-    """Whose backward on CUDA is refused under deterministic=true."""
+    """On CUDA, deterministic=true refuses the backward of torch's adaptive pooling."""
     x = torch.randn(2, 3, 7, 5, requires_grad=True)
     y = AdaptivePool(size=2)(x)
     assert "Adaptive" not in str(y.grad_fn)

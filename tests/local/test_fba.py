@@ -32,7 +32,7 @@ VIT = ViT(dim=8, depth=4, heads=2, patch=4, mlp_ratio=2.0)
 
 
 def sites(model: Model, size: int = 12) -> list[Site]:
-    """Every unit a module, but the head, which belongs to the last."""
+    """Return sites at which each unit is a module. The head belongs to the last module."""
     image = ImageSpec(1, size, size)
     units = model.units(image, TASK)
     batch = {IMAGE: ValueSpec((1, size, size), torch.float32)}
@@ -48,7 +48,7 @@ def bank(**options: object) -> FeatureBank:
 
 
 def copied(method: FBA, site: Site) -> list[nn.Module]:
-    """The units that the Simple Local Module is made of."""
+    """Return the copied units of which the Simple Local Module consists."""
     network = method.criterion(site).head
     assert isinstance(network, CopiedNetwork)
     return list(network.units.children())
@@ -74,7 +74,7 @@ def test_the_local_module_has_the_first_unit_of_each_later_resolution_stage() ->
 
 
 def test_deeper_local_modules() -> None:
-    """More units of each later stage, as many as it has."""
+    """The local module has up to `depth` units of each later stage."""
     method = FBA(bank=OFF, depth=3)
     assert widths(copied(method, sites(RESNET)[0])) == [32, 32, 64, 64]
     assert widths(copied(method, sites(RESNET)[3])) == [64, 64]
@@ -89,7 +89,7 @@ def test_a_shape_that_comes_back_is_another_resolution_stage() -> None:
 
 
 def test_the_stem_of_a_bottleneck_net_is_a_resolution_stage_of_its_own() -> None:
-    """It makes 64 channels and the first group four times as many."""
+    """The stem returns 64 channels, and the first group four times as many."""
     site = sites(ResNet(depth=50), size=16)[0]
     assert len(copied(FBA(bank=OFF), site)) == 4
 
@@ -121,8 +121,10 @@ def test_the_head_is_a_copy_of_the_models(model: Model, head: type) -> None:
         ({"enabled": False}, [[]] * 6, []),
     ],
 )
-def test_what_is_banked(options: dict[str, object], read: list[list[int]], made: list[int]) -> None:
-    """Stem and layer1 make one shape, layer2 another, layer3 a third."""
+def test_the_bank_holds_the_features_that_the_settings_choose(
+    options: dict[str, object], read: list[list[int]], made: list[int]
+) -> None:
+    """There are three shapes: that of the stem and layer1, that of layer2, and that of layer3."""
     at = sites(RESNET)
     method = FBA(bank=bank(**options))
     assert [names_read(method, site) for site in at[:-1]] == [
@@ -134,7 +136,10 @@ def test_what_is_banked(options: dict[str, object], read: list[list[int]], made:
 
 
 def test_nothing_is_banked_that_no_auxiliary_network_reads() -> None:
-    """The last module with an auxiliary network has no later one; the model's head reads none."""
+    """No later auxiliary network reads the feature of the last one.
+
+    The model's head reads no bank.
+    """
     at = sites(RESNET)
     assert exported(FBA(bank=bank()), at[-2]) == []
     two = Site(0, (range(3), range(3, 8)), at[0].units, at[0].features, at[0].image, TASK)
@@ -169,7 +174,7 @@ def test_every_parameter_has_a_gradient(model: Model, options: dict[str, object]
     at = sites(model)
     for site in at[:-1]:
         criterion = FBA(bank=bank(**options)).criterion(site)
-        for parameter in criterion.parameters():  # a ViT's head starts at zero
+        for parameter in criterion.parameters():  # at first, the head of a ViT is zero
             nn.init.normal_(parameter, std=0.1)
         values: dict[str, Tensor] = {"label": torch.arange(6) % 5}
         for name in criterion.features:
@@ -194,7 +199,7 @@ def test_features_that_are_joined_at_the_input_are_banked_unpooled(model: Model)
 
 
 def test_the_weights_of_todays_bank_keep_their_names() -> None:
-    """Or checkpoints of older versions could not be restored."""
+    """Otherwise, checkpoints of older versions could not be restored."""
     names = {
         n.split(".units.")[0] for n in FBA(bank=bank()).criterion(sites(RESNET)[2]).state_dict()
     }
@@ -261,7 +266,7 @@ EDSR_NET = EDSR(depth=3, width=4)  # first, body.0 body.1 body.2, tail
 
 
 def picture_sites() -> list[Site]:
-    """Every unit a module of its own."""
+    """Return sites at which each unit is a module."""
     image = ImageSpec(3, 8, 8)
     units = EDSR_NET.units(image, PICTURES)
     batch = {IMAGE: ValueSpec((3, 8, 8), torch.float32)}
@@ -275,7 +280,7 @@ OPEN = {"features": None, "fusion": None}
 
 
 def test_the_long_skip_of_pictures_is_the_nets_first_features() -> None:
-    """Upsampler(tail(SLM_j(x_j)) + stop-gradient(x_0)), for each module; nothing is banked."""
+    """Each module has Upsampler(tail(SLM_j(x_j)) + stop-gradient(x_0)). Nothing is banked."""
     method = FBA(bank=bank(**OPEN))
     at = picture_sites()
     for site in at[:-1]:
@@ -284,7 +289,8 @@ def test_the_long_skip_of_pictures_is_the_nets_first_features() -> None:
         assert criterion.features == (site.feature, "first")
         assert exported(method, site) == []
         torch.manual_seed(0)
-        alone = FBA(bank=OFF).criterion(site)  # the same weights: a skip has none
+        # the weights are the same, because a skip has no weights
+        alone = FBA(bank=OFF).criterion(site)
         alone.load_state_dict(
             {n.replace("head.head.head", "head.head"): w for n, w in criterion.state_dict().items()}
         )
@@ -304,7 +310,7 @@ def test_the_long_skip_of_pictures_is_the_nets_first_features() -> None:
         assert not torch.allclose(prediction, network(x))
         (gradient,) = torch.autograd.grad(loss, x)
         mean = (expected - values["target"]).abs().mean()
-        (wanted,) = torch.autograd.grad(mean, x)  # none of it through the skip
+        (wanted,) = torch.autograd.grad(mean, x)  # no gradient goes through the skip
         torch.testing.assert_close(gradient, wanted)
 
 
@@ -317,7 +323,7 @@ def test_no_gradient_reaches_first_features_through_the_skip() -> None:
     assert values["x"].grad is not None
 
 
-def test_maps_of_whole_modules_can_be_asked_for() -> None:
+def test_features_every_banks_the_maps_of_all_earlier_modules() -> None:
     site = picture_sites()[3]
     method = FBA(bank=bank(features="every", fusion=None))
     assert method.criterion(site).features == ("x", "bank.0", "bank.1", "bank.2")

@@ -1,4 +1,4 @@
-"""The smallest head."""
+"""The smallest auxiliary head, which is one Linear layer."""
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ def test_everything_is_trained(site: Site, train: Train) -> None:
     assert feature.grad.any()
 
 
-def test_it_is_one_linear_layer_on_the_mean(site: Site, shape: tuple[int, ...]) -> None:
+def test_the_head_is_one_linear_layer_on_the_mean(site: Site, shape: tuple[int, ...]) -> None:
     criterion = Greedy().criterion(site)
     assert sum(parameter.numel() for parameter in criterion.parameters()) == 8 * CLASSES + CLASSES
     (linear,) = (module for module in criterion.modules() if isinstance(module, nn.Linear))

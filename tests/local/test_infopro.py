@@ -1,4 +1,4 @@
-"""Information propagation: reconstruction beside classification."""
+"""InfoPro: an auxiliary loss of reconstruction and classification."""
 
 import math
 import statistics
@@ -32,7 +32,7 @@ COLOUR = ImageSpec(3, 6, 5, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
 
 
 def sites(modules: int, shape: tuple[int, ...] = (8, 4, 4)) -> list[Site]:
-    """The ends of modules of one unit each, without the last, which has no auxiliary network."""
+    """Return the ends of modules of one unit each. The last module has no auxiliary network."""
     units = [Unit(f"unit.{n}", nn.Identity) for n in range(modules)]
     ranges = tuple(range(n, n + 1) for n in range(modules))
     features = [ValueSpec(shape, torch.float32)] * modules
@@ -54,7 +54,7 @@ def built(method: InfoPro, site: Site) -> InfoProCriterion:
 def test_everything_is_trained(
     site: Site, loss: Loss, weights: list[float] | None, convolutions: int
 ) -> None:
-    torch.manual_seed(0)  # some other seed may leave a whole layer behind its ReLU
+    torch.manual_seed(0)  # with some other seeds, a ReLU could zero a whole layer
     method = InfoPro(loss=loss, weights=weights, convolutions=convolutions)
     assert_trained(method.criterion(site), batch_at(site))
 
@@ -68,7 +68,7 @@ def test_neither_feature_nor_image_is_changed_in_place(site: Site, loss: Loss) -
 
 
 def layers(network: nn.Module) -> list[tuple[int, ...]]:
-    """Shapes of the weights, and of convolutions the stride."""
+    """Return the shapes of the weights. For convolutions, the stride is added."""
     return [
         (*m.weight.shape, *(m.stride[:1] if isinstance(m, nn.Conv2d) else ()))
         for m in network.modules()
@@ -102,7 +102,7 @@ def test_layers_of_the_classifier(
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_convolutions_are_drawn_by_hes_rule(loss: Loss) -> None:
-    """As in the paper's code: a standard deviation of sqrt(2 / fan out)."""
+    """As in the paper's code, the standard deviation is sqrt(2 / fan out)."""
     torch.manual_seed(0)
     (site,) = sites(2, (32, 4, 4))
     criterion = built(InfoPro(loss=loss), site)
@@ -147,7 +147,7 @@ def test_weights_change_linearly(modules: int, expected: list[tuple[float, float
     ("modules", "like"),
     [(5, 4), (6, 4), (7, 8), (11, 8), (12, 8), (13, 16), (40, 16)],
 )
-def test_other_numbers_of_modules_have_the_nearest_ones_weights(modules: int, like: int) -> None:
+def test_other_numbers_of_modules_use_the_nearest_entrys_weights(modules: int, like: int) -> None:
     found, expected = weights(InfoPro(), modules), weights(InfoPro(), like)
     assert (found[0], found[-1]) == (expected[0], expected[-1])
 
@@ -159,12 +159,12 @@ def test_weights_can_be_given() -> None:
 
 
 @pytest.mark.parametrize("modules", range(2, 20))
-def test_null_trains_every_module(modules: int) -> None:
+def test_default_weights_train_every_module(modules: int) -> None:
     assert all(any(pair) for pair in weights(InfoPro(), modules))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_image_is_read_only_where_it_is_painted(loss: Loss) -> None:
+def test_only_modules_with_a_decoder_read_the_image(loss: Loss) -> None:
     found = [built(InfoPro(loss=loss), site) for site in sites(8)]
     assert [IMAGE in criterion.reads for criterion in found] == [True] * 6 + [False]
     assert [criterion.decoder is not None for criterion in found] == [True] * 6 + [False]
@@ -185,9 +185,7 @@ def test_the_loss_is_the_weighted_sum(site: Site, l1: float, l2: float) -> None:
 
 
 @pytest.mark.parametrize(("l1", "l2"), [(0.5, 2.0), (0.0, 2.0), (3.0, 0.0)])
-def test_the_probes_loss_stands_beside_the_contrastive_one(
-    site: Site, l1: float, l2: float
-) -> None:
+def test_the_probes_loss_is_added_to_the_contrastive_loss(site: Site, l1: float, l2: float) -> None:
     torch.manual_seed(0)
     values = batch_at(site)
     feature, image = values[site.feature], values[IMAGE]
@@ -209,7 +207,7 @@ def gradient(output: Tensor, feature: Tensor) -> Tensor | None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_reconstruction_alone_trains_the_module_where_l2_is_zero(site: Site, loss: Loss) -> None:
+def test_reconstruction_alone_trains_the_module_if_l2_is_zero(site: Site, loss: Loss) -> None:
     values = batch_at(site)
     feature = values[site.feature]
     criterion = built(InfoPro(loss=loss, weights=[2, 0, 0, 0]), site)
@@ -230,23 +228,23 @@ def test_only_softmax_trains_the_module_by_its_prediction(site: Site, loss: Loss
 
 
 @pytest.mark.parametrize("image", [COLOUR, replace(COLOUR, mean=(0.3,), std=(0.2,))])
-def test_what_is_painted_are_the_original_pixels(image: ImageSpec) -> None:
-    """All values that a byte has, in every channel."""
+def test_the_decoders_targets_are_the_original_pixels(image: ImageSpec) -> None:
+    """All byte values are tested, in every channel."""
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (image.mean, image.std))
     target = Decoder(8, image, 12).pixels(normalise(pixels, mean, std))
     torch.testing.assert_close(target, pixels / 255, atol=1e-6, rtol=0)
 
 
-def test_pixels_outside_the_range_are_taken_to_its_ends() -> None:
-    """A user's own data set may pad with what is neither black nor white."""
+def test_pixels_outside_the_range_are_clamped() -> None:
+    """A user's own data set may pad images with values below black or above white."""
     image = torch.tensor([-0.6, -0.5, 0.0, 1.5, 1.6]).view(1, 1, 1, 5)
     pixels = Decoder(8, ImageSpec(1, 1, 5, (0.25,), (0.5,)), 12).pixels(image)
     assert pixels.flatten().tolist() == [0, 0, 0.25, 1, 1]
 
 
 def test_the_decoders_loss_is_cross_entropy_with_the_pixels(site: Site) -> None:
-    """A decoder that has painted everything in one grey of logit 1."""
+    """The decoder returns a logit of 1 for each pixel."""
     image = batch_at(site)[IMAGE]
     decoder = Decoder(8, site.image, 12)
     *_, last = decoder.network.children()
@@ -261,7 +259,7 @@ def test_the_decoders_loss_is_cross_entropy_with_the_pixels(site: Site) -> None:
     assert loss.item() == pytest.approx(statistics.fmean(expected), rel=1e-5)
 
 
-def test_features_are_laid_over_the_image_corner_on_corner() -> None:
+def test_features_are_enlarged_with_aligned_corners() -> None:
     decoder = Decoder(1, ImageSpec(1, 5, 9), 1)
     decoder.network = nn.Sequential(nn.Identity())
     x = torch.tensor([[0.0, 4.0], [8.0, 12.0]])[None, None]
@@ -275,7 +273,7 @@ def test_features_are_laid_over_the_image_corner_on_corner() -> None:
 def slow_contrastive(
     vectors: Sequence[Sequence[float]], targets: Sequence[Sequence[float]], temperature: float
 ) -> float:
-    """The loss, one pair of samples after the other."""
+    """Return the contrastive loss, computed from each pair of samples."""
     total_loss, counted = 0.0, 0.0
     for anchor, vector in enumerate(vectors):
         others = [n for n in range(len(vectors)) if n != anchor]
@@ -308,7 +306,7 @@ def test_contrastive_loss(labels: list[int], temperature: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 7, 5), (7, 8)])
-def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
+def test_the_similarity_of_mixed_images_comes_from_their_class_shares(site: Site) -> None:
     torch.manual_seed(0)
     site, values = mixed(site, batch_at(site))
     method = InfoPro(loss="contrastive", weights=[0, 2, 0, 2], temperature=0.2)
@@ -321,8 +319,8 @@ def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_partner_with_a_tiny_share_changes_next_to_nothing() -> None:
-    """Where no two images have more in common than that, there is next to nothing to learn."""
+def test_a_tiny_share_hardly_changes_the_contrastive_loss() -> None:
+    """If no two images have more than this share in common, the loss and its gradient are tiny."""
     vectors = F.normalize(torch.randn(4, 5), dim=1).requires_grad_()
     for share in (1e-6, 1e-20, 1e-38, 1e-44, 1e-60):
         shares = torch.eye(4) + share * torch.eye(4).roll(1, 1)
@@ -333,8 +331,9 @@ def test_a_partner_with_a_tiny_share_changes_next_to_nothing() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0], [0, 1, 2]])
-@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")  # slower is fine here
-def test_a_batch_in_which_no_two_are_alike_has_no_contrastive_loss(labels: list[int]) -> None:
+# a slower computation is allowed here
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
+def test_a_batch_without_two_samples_of_a_class_has_no_contrastive_loss(labels: list[int]) -> None:
     vectors = F.normalize(torch.randn(len(labels), 4), dim=1).requires_grad_()
     with torch.autograd.detect_anomaly():
         loss = contrastive_loss(vectors, one_hot(labels), 0.07)
@@ -352,7 +351,7 @@ def test_a_low_temperature_does_not_overflow() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("given", [None, [0, 1, 0, 0], [1, 0, 0, 0]])
-def test_it_is_measured_with_one_sample_on_the_meta_device(
+def test_the_loss_accepts_one_sample_on_the_meta_device(
     site: Site, loss: Loss, given: list[float] | None
 ) -> None:
     with torch.device("meta"):
@@ -400,7 +399,7 @@ def test_losses_are_computed_in_float32_under_autocast(site: Site, loss: Loss) -
         ({"temperature": math.nan}, "local.temperature=nan: must be finite and above 0"),
     ],
 )
-def test_bad_options(options: dict[str, object], message: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         InfoPro(**options)  # type: ignore[arg-type]
     assert str(caught.value) == message
@@ -416,7 +415,7 @@ def test_bad_options(options: dict[str, object], message: str) -> None:
         ([math.nan, 1, 1, 1], "must be finite and not negative"),
     ],
 )
-def test_bad_weights(given: list[float], problem: str) -> None:
+def test_invalid_weights_are_refused(given: list[float], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         InfoPro(weights=given)
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""The feature bank that is joined at the input of the Simple Local Module."""
+"""A feature bank that is joined to the input of the Simple Local Module."""
 
 import pytest
 import torch
@@ -20,7 +20,10 @@ FEATURES: dict[str, tuple[Shape, list[Shape]]] = {
 
 
 def network(own: Shape, banked: list[Shape], fusion: str = "concatenate") -> JoinedAtInput:
-    """A network without copied units and head: its prediction is what they would read."""
+    """Return a network without copied units and head.
+
+    It returns the tensor that they would read.
+    """
     bank = BANK.model_copy(update={"fusion": fusion})
     made = InputBank().network(Copies([], [own], nn.Identity()), banked, bank)
     assert isinstance(made, JoinedAtInput)
@@ -45,7 +48,8 @@ def test_training_begins_with_the_modules_features_alone(kind: str) -> None:
     width = own[0] if kind == "maps" else own[-1]
     banks = torch.split(joined.mix.weight.grad.flatten(1).any(dim=0), width)
     assert len(banks) == 1 + len(banked)
-    assert all(used.any() for used in banks)  # after the first step every banked tensor is read
+    # after the first step, every banked tensor has an effect
+    assert all(used.any() for used in banks)
     torch.testing.assert_close(x.grad, torch.ones_like(x))
 
 

@@ -1,4 +1,4 @@
-"""The head for a map's own levels, against layers, anchors and losses that are typed anew here."""
+"""The head for the levels of a map, compared with layers, anchors and a loss written here."""
 
 import math
 from collections.abc import Mapping
@@ -29,13 +29,13 @@ def head_of(stride: int, channels: int = 4) -> LevelHead:
     torch.manual_seed(0)
     made = LEVEL.smallest_head((channels, HEIGHT // stride, WIDTH // stride))
     assert isinstance(made, LevelHead)
-    for parameter in made.parameters():  # as they begin, deltas are next to nothing
+    for parameter in made.parameters():  # otherwise the initial deltas are almost zero
         nn.init.normal_(parameter, std=0.2)
     return made
 
 
 def typed_anew(head: LevelHead, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-    """Anchors [A, 4], deltas [B, A, 4] and logits [B, A, C], and the strides of the levels."""
+    """Return anchors [A, 4], deltas [B, A, 4], logits [B, A, C], and the strides of the levels."""
     weights = head.state_dict()
 
     def convolved(name: str, y: Tensor, **how: int) -> Tensor:
@@ -65,7 +65,7 @@ def typed_anew(head: LevelHead, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list
         steps = HEIGHT // level.shape[2], WIDTH // level.shape[3]
         for row in range(level.shape[2]):
             for column in range(level.shape[3]):
-                for shape in (0.5, 1.0, 2.0):  # height by width
+                for shape in (0.5, 1.0, 2.0):  # height times width
                     for third in range(3):
                         side = int(ANCHOR * step / 8 * 2 ** (third / 3))
                         half = side / math.sqrt(shape) / 2, side * math.sqrt(shape) / 2
@@ -86,7 +86,10 @@ def typed_anew(head: LevelHead, x: Tensor) -> tuple[Tensor, Tensor, Tensor, list
 def loss_typed_anew(
     anchors: Tensor, deltas: Tensor, logits: Tensor, boxes: list[list[float]], labels: list[int]
 ) -> Tensor:
-    """Of one picture. An anchor without half of a box has none, whatever else that box has."""
+    """Return the loss of one picture.
+
+    An anchor that overlaps no box by half belongs to no box, even if a box has no other anchor.
+    """
     total, positives = torch.zeros(()), 0
     for anchor, delta, logit in zip(anchors.tolist(), deltas, logits, strict=True):
         overlaps = [_overlap(anchor, box) for box in boxes] or [0.0]
@@ -125,7 +128,7 @@ LABELS = [2, 0, 1]
 
 
 def batch(pictures: list[int]) -> dict[str, Tensor]:
-    """Pictures with the first so many of the boxes each."""
+    """Return targets. Each number says how many of the boxes a picture has."""
     room = [*BOXES, [0.0, 0.0, 1.0, 1.0]]
     return {
         d.BOXES: torch.tensor([room] * len(pictures)),
@@ -170,7 +173,7 @@ def test_anchors_are_those_of_the_whole_pyramid(stride: int) -> None:
 
 
 def test_a_box_that_fits_no_level_trains_nothing() -> None:
-    """A large box overlaps no anchor of P3 by half: it is background there, and forced on none."""
+    """A large box overlaps no anchor of P3 by half. It counts as background, and gets no anchor."""
     prediction = head_of(8)(map_of(8)).detach()
     values = batch([1, 1])
     values[d.BOXES][:, 0] = torch.tensor(BOXES[2])
@@ -180,7 +183,7 @@ def test_a_box_that_fits_no_level_trains_nothing() -> None:
     assert not torch.isclose(TASK.loss(prediction, values), TASK.loss(prediction, nothing))
 
 
-def test_convolutions_begin_as_the_authors_code_has_them() -> None:
+def test_convolutions_are_initialized_as_in_the_authors_code() -> None:
     torch.manual_seed(0)
     head = LEVEL.smallest_head((64, 2, 3))
     convolutions = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
@@ -215,7 +218,7 @@ def test_a_map_that_is_too_coarse_is_refused() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted(d.Detection):
-    """A user's own detection."""
+    """A user's own detection task."""
 
     weight: float = 1.0
 
@@ -223,7 +226,7 @@ class Weighted(d.Detection):
         return self.weight * super().loss(prediction, values)
 
 
-def test_a_task_of_ones_own_keeps_its_class_and_values() -> None:
+def test_a_users_own_task_keeps_its_class_and_values() -> None:
     own = Weighted(**{**vars(TASK), "weight": 3.0})
     made = with_levels(own, HeadStyle(6))
     assert isinstance(made, Weighted)

@@ -1,4 +1,4 @@
-"""Momentum auxiliary networks: what they compute, and in which order averages and steps come."""
+"""Momentum auxiliary networks: their computations, and the order of averages and steps."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -34,14 +34,14 @@ STEPS, RATE, MOMENTUM = 3, 0.1, 0.9
 
 @dataclass(frozen=True)
 class Exact(Classification):
-    """With a loss that is not rounded to float32."""
+    """Classification with a loss that is not rounded to float32."""
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         return F.cross_entropy(prediction, values[LABEL])
 
 
 def site_of(model: Model, starts: Sequence[int], task: Any = None) -> Site:
-    """The end of the first module; modules 2 to k begin at these units."""
+    """Return the end of the first module. Modules 2 to k begin at the units `starts`."""
     task = task or Classification(CLASSES)
     units = list(model.units(IMAGES, task))
     batch = {IMAGE: ValueSpec((3, 8, 8), torch.float32), LABEL: ValueSpec((), torch.int64)}
@@ -60,7 +60,7 @@ def batches(count: int) -> list[dict[str, Tensor]]:
 
 
 class Ours:
-    """Modules that are trained one after the other, each stepped at once, as workers do it."""
+    """Modules that are trained one after the other. Each does its step at once, like a worker."""
 
     def __init__(self, method: MAN, site: Site) -> None:
         torch.manual_seed(0)
@@ -95,7 +95,7 @@ class Ours:
                 known.append(weights_of(unit))
 
     def show(self, module: int, step: int) -> None:
-        """Show a loss what the batch after so many steps is to read."""
+        """Give a loss the version of the watched weights that it reads in the next batch."""
         watch, steps = self.criteria[module].watches, step - self.lag + 1
         assert watch is not None
         with torch.no_grad():
@@ -107,14 +107,14 @@ class Ours:
 
 
 Read = Callable[[Criterion, Tensor, Mapping[str, Tensor]], Tensor]
-"""The local loss of a criterion's base, given y."""
+"""Returns the local loss of a criterion's base, given y."""
 
 
 def published(ours: Ours, scaled: bool, loss: Read, given: Sequence[Mapping[str, Tensor]]) -> None:
     """Train in the order of the authors' code.
 
-    For each module: forward, the loss on y, backward, detach, then the average. One step of one
-    optimizer after all modules.
+    Each module computes forward, its loss on y, backward, and the average. Its output is detached.
+    After all modules there is one step of a single optimizer.
     """
     step = optimizer([*ours.units, *ours.criteria])
     for batch in given:
@@ -148,13 +148,13 @@ def weights_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def through_the_head(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy of a DGL network, or of pool and Linear."""
+    """Return the cross-entropy of a DGL network, or of pooling and a Linear layer."""
     base: Any = criterion
     return F.cross_entropy(base.base.head(y), batch[LABEL])
 
 
 def through_a_block(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy of a second block, LayerNorm, class token and Linear."""
+    """Return the cross-entropy after a second block, LayerNorm, class token and Linear layer."""
     base: Any = criterion
     block, head = base.base.head
     tokens = block(y)
@@ -162,10 +162,10 @@ def through_a_block(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]
 
 
 def information(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """(5, 0.5) times reconstruction and classification; with a scale also times 1 - r."""
+    """Return 5 times reconstruction plus 0.5 times classification; with a scale, times 1 - r."""
     base: Any = criterion
     stage = {"16": 0, "32": 1, "64": 2}[str(base.head.learned.conv1.in_channels)]
-    # Of four modules r is the stage by three, the number of stages, and not by K - 2.
+    # With four modules, r is the stage divided by three, the number of stages, and not by K - 2.
     left = 1 - stage / 3 if base.head.scale is not None else 1
     enlarged = F.interpolate(y, (8, 8), mode="bilinear", align_corners=True)
     painted = base.base.decoder.network(enlarged)
@@ -188,16 +188,20 @@ def information(criterion: Criterion, y: Tensor, batch: Mapping[str, Tensor]) ->
 def test_three_steps_are_those_of_the_published_algorithm(
     method: type[MAN], model: Model, loss: Any, read: Read
 ) -> None:
-    """In float64. Four modules: of the ResNet the last one has the last unit and the head."""
+    """Both compute in float64, with four modules.
+
+    A ResNet's last module has the last unit and the head.
+    """
     weights = [5.0, 0.5, 5.0, 0.5] if method is MAN and loss == "infopro" else None
     ours = Ours(method(loss=loss, weights=weights), site_of(model, [1, 2, 3], Exact(CLASSES)))
     theirs = copy.deepcopy(ours)
     given = batches(STEPS)
     ours.train(given)
     published(theirs, method.scaled, read, given)
-    for module in range(3):  # the published average is taken behind a batch, ours before the next
+    # published code updates the average after a batch, our code before the next one
+    for module in range(3):
         ours.show(module, STEPS)
-    # InfoPro's decoder works in float32; so does the loss of its pixels.
+    # InfoPro's decoder computes in float32, and so does its loss of pixels.
     rtol, atol = (1e-4, 1e-6) if loss == "infopro" else (1e-9, 1e-12)
     for mine, other in zip(
         [*ours.units, *ours.criteria], [*theirs.units, *theirs.criteria], strict=True
@@ -208,7 +212,7 @@ def test_three_steps_are_those_of_the_published_algorithm(
             torch.testing.assert_close(tensor, expected, rtol=rtol, atol=atol, msg=name)
 
 
-def test_another_lag_is_another_training() -> None:
+def test_another_lag_trains_other_weights() -> None:
     site = site_of(RESNET, [1, 2, 3], Exact(CLASSES))
     found = [Ours(MANPlus(loss="ce", lag=lag), site) for lag in (1, 2)]
     for ours in found:
@@ -221,8 +225,8 @@ def test_another_lag_is_another_training() -> None:
     assert not torch.equal(*averages)
 
 
-def test_the_average_starts_anew_and_is_not_trained() -> None:
-    """Neither network starts as the other one, or as the unit."""
+def test_the_average_has_fresh_weights_and_is_not_trained() -> None:
+    """The two networks start with different weights, and not with those of the unit."""
     site = site_of(RESNET, [1, 2, 3])
     criterion = MANPlus().criterion(site)
     assert isinstance(criterion, MomentumCriterion)
@@ -235,7 +239,7 @@ def test_the_average_starts_anew_and_is_not_trained() -> None:
     assert criterion.watches == Watch(1, 2)
     before = {name: buffer.clone() for name, buffer in mixture.average.named_buffers()}
     weights = weights_of(site.units[1].build())
-    criterion.see(weights, -1)  # stands in: there was no such version
+    criterion.see(weights, -1)  # there is no such version, so the average stays
     assert torch.equal(weights_of(mixture.average)["conv1.weight"], average)
     criterion.see(weights, 0)
     expected = 0.995 * average + 0.005 * weights["conv1.weight"]
@@ -252,7 +256,7 @@ def test_gradients_reach_the_module_and_all_that_is_trained(
     torch.manual_seed(0)
     site = site_of(model, [1, 2, 3]).at(module)
     criterion = method(loss=loss).criterion(site)
-    for layer in criterion.modules():  # the head of a ViT starts at zero
+    for layer in criterion.modules():  # at first, the head of a ViT is zero
         if isinstance(layer, nn.Linear) and not layer.weight.any():
             nn.init.normal_(layer.weight)
     frozen = [p for p in criterion.parameters() if not p.requires_grad]
@@ -272,17 +276,17 @@ def test_gradients_reach_the_module_and_all_that_is_trained(
 
 
 def loss_reads_image(loss: str | None, model: Model) -> bool:
-    """InfoPro's decoder paints it; that is the loss by default, but for tokens."""
+    """InfoPro's decoder reads the image. InfoPro's loss is the default, except for tokens."""
     return loss == "infopro" or (loss is None and model is RESNET)
 
 
 def test_the_network_of_manpp_over_dgl() -> None:
-    """Pool to 8x8, convolutions of 128 channels, pool to a pixel, hidden layers of 512."""
+    """It pools to 8x8, convolves with 128 channels, pools to 1x1, and has hidden layers of 512."""
     criterion: Any = MANPlus(loss="dgl").criterion(site_of(RESNET, [1, 2, 3]).at(1))
     layers = list(criterion.base.head)
     convolutions = [n for n in layers if isinstance(n, nn.Conv2d)]
     assert [(n.in_channels, n.out_channels, n.kernel_size) for n in convolutions] == [
-        (32, 128, (1, 1)),  # the second group makes 32 channels of what this module ends with
+        (32, 128, (1, 1)),  # the second group returns 32 channels, and this module ends in it
         (128, 128, (1, 1)),
         (128, 128, (1, 1)),
     ]
@@ -301,10 +305,10 @@ def test_the_network_of_manpp_over_dgl() -> None:
         (32, range(1, 16), 5, 1.0),  # the last unit of the first group
         (32, range(1, 16), 6, 1 - 1 / 14),
         (32, range(1, 16), 14, 1 - 2 / 14),
-        (8, [1, 3], 1, 1 - 1 / 3),  # not by K - 2 = 1, which would leave nothing
+        (8, [1, 3], 1, 1 - 1 / 3),  # division by K - 2 = 1 would give 0
     ],
 )
-def test_the_weights_of_manpp_hardly_move(
+def test_manpps_loss_weights_fall_with_the_resolution_stage(
     depth: int, starts: Sequence[int], module: int, expected: float
 ) -> None:
     site = site_of(CifarResNet(depth=depth), starts).at(module)
@@ -321,8 +325,8 @@ def test_given_weights_change_from_module_to_module() -> None:
         assert [each.base.weights for each in made] == [(4, 1), (3, 2), (2, 3)]
 
 
-def test_in_front_of_the_head_there_is_nothing_to_copy() -> None:
-    """The last module is the head alone: the module before it has the local loss alone."""
+def test_a_module_before_the_head_has_only_the_local_loss() -> None:
+    """The last module has only the head. So the module before it has only its local loss."""
     for model, loss in ((RESNET, "infopro"), (RESNET, "ce"), (VIT, None)):
         site = site_of(model, [1, 4]).at(1)
         criterion = MANPlus(loss=loss).criterion(site)  # type: ignore[arg-type]
@@ -344,7 +348,7 @@ def test_in_front_of_the_head_there_is_nothing_to_copy() -> None:
         ({"weights": [1.0]}, "local.weights=[1.0]: has 1 numbers, not 4"),
     ],
 )
-def test_options_out_of_range(options: dict[str, Any], problem: str) -> None:
+def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:
     for method in (MAN, MANPlus):
         with pytest.raises(ConfigError) as caught:
             method(**options)
@@ -359,7 +363,7 @@ def test_other_tasks_are_refused() -> None:
 
 
 def test_in_a_run_the_average_has_seen_each_version_once(tmp_path: Path) -> None:
-    """A run of n steps ends with the weights after n steps; four runs show what the fifth saw."""
+    """After 4 steps, the average has used the initial weights, and those after 1 and 2 steps."""
     case = ["local=manpp", "schedule=ppll", "gpus=2", "model=resnet32", "model.depth=8"]
     case += ["local.cuts=[layer1.0,layer3.0]", "data=synthetic", "data.size=8", "batch_size=8"]
     case += ["data.train_samples=64", "data.test_samples=4", "optim=sgd", "optim.lr=0.05"]
@@ -368,7 +372,8 @@ def test_in_a_run_the_average_has_seen_each_version_once(tmp_path: Path) -> None
     average = {n: t.clone() for n, t in ends[0].items() if n.startswith(start) and "conv" in n}
     assert len(average) == 2
     initial = run_inside(tmp_path / "0", *case, "optim.lr=1e-30", "max_steps=1").tensors
-    for seen in [initial, *ends[:2]]:  # the forward of batch 3 has seen two steps, with lag 2
+    # with lag 2, the last forward uses the weights after two steps
+    for seen in [initial, *ends[:2]]:
         for name, tensor in average.items():
             weight = seen[f"model.layer1.0.{name.removeprefix(start)}"]
             average[name] = 0.995 * tensor + 0.005 * weight

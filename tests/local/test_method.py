@@ -1,4 +1,4 @@
-"""Where auxiliary networks stand, and what trains a module."""
+"""The positions of auxiliary networks, and the loss that trains each module."""
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ def test_the_task_trains_the_last_module() -> None:
     assert torch.equal(loss, TASK.loss(prediction, values))
 
 
-def test_one_module_is_the_last() -> None:
+def test_a_single_module_is_the_last_module() -> None:
     whole = Site(0, (range(4),), UNITS, FEATURES, IMAGES, TASK)
     assert not list(module_criterion(Greedy(), whole).parameters())
 
@@ -66,7 +66,7 @@ class Doubled(nn.Module):
         return 2 * x
 
 
-def test_the_loss_is_taken_of_what_the_head_predicts() -> None:
+def test_the_loss_is_computed_from_the_heads_prediction() -> None:
     values = {"x": torch.randn(4, 3), "label": torch.tensor([0, 1, 2, 0]), "more": torch.ones(1)}
     loss, prediction = Criterion(Doubled(), ("x",), TASK)(values)
     assert torch.equal(prediction, 2 * values["x"])

@@ -1,4 +1,4 @@
-"""What several local methods are made of."""
+"""Functions and layers that several local methods use."""
 
 import pytest
 import torch
@@ -10,11 +10,12 @@ from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
 @pytest.mark.parametrize(
     ("tokens", "size"), [(16, (4, 4)), (17, (4, 4)), (7, (7, 1)), (1, (1, 1)), (2, (1, 1))]
 )
-def test_tokens_are_laid_out_as_they_were_cut(tokens: int, size: tuple[int, int]) -> None:
+def test_tokens_are_arranged_like_their_patches(tokens: int, size: tuple[int, int]) -> None:
     x = torch.randn(2, tokens, 3)
     as_map = AsMap()(x)
     assert as_map.shape == (2, 3, *size)
-    patches = x[:, 1:] + x[:, :1] if tokens in (17, 2) else x  # a class token is added to each
+    # a class token is added to each picture
+    patches = x[:, 1:] + x[:, :1] if tokens in (17, 2) else x
     for patch in range(size[0] * size[1]):
         row, column = divmod(patch, size[1])
         assert torch.equal(as_map[:, :, row, column], patches[:, patch])
@@ -35,12 +36,14 @@ def test_vectors_are_maps_of_one_pixel() -> None:
         ((3,), (3, 1, 1)),
     ],
 )
-def test_shape_of_a_map(features: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def test_map_shape_returns_the_shape_of_a_map(
+    features: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
     assert map_shape(features) == expected
     assert AsMap()(torch.empty(2, *features)).shape == (2, *expected)
 
 
-def test_a_probe_trains_itself_alone() -> None:
+def test_a_probe_trains_only_itself() -> None:
     x = torch.randn(4, 3, requires_grad=True)
     linear = nn.Linear(3, 2)
     y = Probe(linear)(x)

@@ -1,4 +1,4 @@
-"""Prediction and similarity matching."""
+"""Prediction and similarity matching (predsim)."""
 
 import math
 import statistics
@@ -33,7 +33,7 @@ def test_the_feature_is_not_changed_in_place(site: Site) -> None:
 
 
 def rows_alike(rows: list[list[float]]) -> list[list[float]]:
-    """Cosines of the rows, each less its own mean, one entry after the other."""
+    """Return the cosines of all pairs of rows, after each row's mean is subtracted."""
     centred = [[x - statistics.fmean(row) for x in row] for row in rows]
     lengths = [math.sqrt(sum(x * x for x in row)) for row in centred]
     return [
@@ -44,13 +44,13 @@ def rows_alike(rows: list[list[float]]) -> list[list[float]]:
 
 
 def similarity_loss(maps: Tensor, labels: Tensor) -> float:
-    """The loss of a batch of maps of eight channels, in plain Python."""
+    """Return the similarity loss of a batch of maps, computed in plain Python from labels."""
     one_hot = [[float(label == n) for n in range(CLASSES)] for label in labels.tolist()]
     return likeness_loss(maps, one_hot)
 
 
 def likeness_loss(maps: Tensor, targets: list[list[float]]) -> float:
-    """The same, given how much of each target is a class's."""
+    """Return the similarity loss of a batch of maps, given the class shares of each target."""
     rows = []
     for channels in maps.double().flatten(2).tolist():
         if len(channels[0]) > 1:
@@ -76,7 +76,7 @@ def test_the_loss_is_the_weighted_sum(
 
 
 @pytest.mark.parametrize("shape", [(8, 7, 5), (7, 8)])
-def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
+def test_the_similarity_of_mixed_images_comes_from_their_class_shares(site: Site) -> None:
     site, values = mixed(site, batch_at(site))
     criterion = PredSim(similarity=0.75).criterion(site)
     assert isinstance(criterion, PredSimCriterion)
@@ -88,7 +88,7 @@ def test_mixed_images_are_as_alike_as_their_shares_are(site: Site) -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_without_weight_there_is_no_similarity(site: Site) -> None:
+def test_weight_0_leaves_out_the_similarity_loss(site: Site) -> None:
     criterion = PredSim(similarity=0.0).criterion(site)
     assert type(criterion) is Criterion
     assert not [m for m in criterion.modules() if isinstance(m, nn.Conv2d)]
@@ -110,16 +110,16 @@ def test_the_prediction_trains_the_module_only_if_it_has_weight(
     assert (gradient is None) == (similarity == 1)
 
 
-def test_what_samples_are_compared_by() -> None:
-    """One number a channel, where that makes a vector; else everything."""
+def test_summary_converts_maps_to_vectors() -> None:
+    """A map becomes one number per channel if this gives a vector. Otherwise all values stay."""
     many, few, pixel = torch.randn(2, 4, 3, 2), torch.randn(2, 3, 3, 2), torch.randn(2, 4, 1, 1)
     torch.testing.assert_close(summary(many), many.std(dim=(2, 3)))
     assert torch.equal(summary(few), few.flatten(1))
     assert torch.equal(summary(pixel), pixel.flatten(1))
 
 
-def test_nothing_is_like_nothing() -> None:
-    """A vector of equal entries has no direction: no division by zero, forwards or backwards."""
+def test_constant_vectors_have_similarity_0() -> None:
+    """Such a vector has no direction. Neither forward nor backward may divide by zero."""
     x = torch.ones(2, 4, requires_grad=True)
     alike = similarities(x)
     assert torch.equal(alike, torch.zeros(2, 2))
@@ -148,7 +148,8 @@ def test_dead_features_do_not_spoil_the_gradient(site: Site) -> None:
         ((16, 12), 12, (4, 4)),  # 8 x 12, 8 x 6, 4 x 6, 4 x 3
         ((7, 5), 6, (4, 2)),  # 4 x 5, 4 x 3, 2 x 3
         ((4, 4), 1, (4, 4)),
-        ((4, 4), 0, (4, 4)),  # more channels than values: one position is the least
+        # there are more channels than values, so the smallest size is used: one position
+        ((4, 4), 0, (4, 4)),
         ((5, 1), 1, (5, 1)),
         ((1, 6), 2, (1, 4)),
     ],
@@ -180,7 +181,7 @@ def test_the_classifier_reads_means_of_windows(site: Site, width: int) -> None:
 
 
 @pytest.mark.parametrize("similarity", [0.0, 0.99, 1.0])
-def test_it_is_measured_with_one_sample_on_the_meta_device(site: Site, similarity: float) -> None:
+def test_the_loss_accepts_one_sample_on_the_meta_device(site: Site, similarity: float) -> None:
     with torch.device("meta"):
         criterion = PredSim(similarity=similarity).criterion(site)
     specs = {site.feature: site.spec, **site.task.targets}
@@ -204,7 +205,7 @@ def test_similarity_is_computed_in_float32_under_autocast(site: Site) -> None:
 
 
 @pytest.mark.parametrize("similarity", [-0.01, 1.01, math.nan])
-def test_similarity_is_a_fraction(similarity: float) -> None:
+def test_similarity_outside_0_to_1_is_refused(similarity: float) -> None:
     with pytest.raises(ConfigError) as caught:
         PredSim(similarity=similarity)
     assert str(caught.value) == (

@@ -1,4 +1,4 @@
-"""Pyramids and heads for one level, made from a module's map and banked ones."""
+"""Pyramids and heads for one level that read a module's map and banked maps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ def network(copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> Banke
 
 @pytest.mark.parametrize(("fusion", "width"), [("concatenate", 8), ("add", 4)])
 def test_banked_maps_are_a_pyramids_finer_ones(fusion: str, width: int) -> None:
-    """A module of stride 16 behind one of 8 and another of 16; a copied unit makes stride 32."""
+    """The module has stride 16. Earlier modules have strides 8 and 16, and a copied unit has 32."""
     unit = nn.Conv2d(4, 5, 3, stride=2, padding=1)
     copies = Copies([unit], [(4, 4, 6), (5, 2, 3)], HEAD)
     banked = [(6, 8, 12), (4, 4, 6)]
@@ -64,7 +64,7 @@ def test_maps_that_no_pyramid_reads_are_not_banked() -> None:
     assert isinstance(bank_of(TASK).form((64, 8, 12)), nn.Identity)
 
 
-def test_other_heads_and_heads_of_their_own_are_refused() -> None:
+def test_other_heads_and_shared_head_false_are_refused() -> None:
     copies = Copies([], [(4, 8, 12)], nn.Identity())
     with pytest.raises(ConfigError, match=r"derive it from .*PyramidHead, or use local=greedy"):
         bank_of(TASK).network(copies, [], BANK)
@@ -74,15 +74,18 @@ def test_other_heads_and_heads_of_their_own_are_refused() -> None:
 
 
 def copies_at(stride: int) -> Copies:
-    """Two copied units to stride 8 from 4, one to 16 and one to 32."""
+    """Return copied units that lead to strides 8, 16 and 32.
+
+    From stride 4, two of them lead to 8.
+    """
     strides = [stride, *(s for s in (8, 8, 16, 32) if s > stride)]
-    shapes = [(s, HEIGHT // s, WIDTH // s) for s in strides]  # as many channels as the stride
+    shapes = [(s, HEIGHT // s, WIDTH // s) for s in strides]  # the number of channels is the stride
     units = [nn.Conv2d(a[0], b[0], 3, stride=a[1] // b[1], padding=1) for a, b in pairwise(shapes)]
     return Copies(units, shapes, HEAD)
 
 
 def network_at(stride: int, banked: list[int], **bank: str) -> CopiedNetwork:
-    """Banked maps have twice as many channels as their stride."""
+    """Return a network whose banked maps have twice as many channels as their stride."""
     shapes = [(2 * s, HEIGHT // s, WIDTH // s) for s in banked]
     made = bank_of(LEVEL).network(copies_at(stride), shapes, BANK.model_copy(update=bank))
     assert isinstance(made, CopiedNetwork)
@@ -90,7 +93,7 @@ def network_at(stride: int, banked: list[int], **bank: str) -> CopiedNetwork:
 
 
 @pytest.mark.parametrize(("stride", "units", "level"), [(4, 2, 8), (8, 0, 8), (16, 0, 16)])
-def test_a_local_module_goes_down_to_the_finest_level_and_no_further(
+def test_copied_units_coarser_than_the_finest_level_are_dropped(
     stride: int, units: int, level: int
 ) -> None:
     network = network_at(stride, [])
@@ -111,8 +114,11 @@ def test_banked_maps_are_averaged_down_to_the_level() -> None:
     torch.testing.assert_close(seen[0], torch.cat((x, fine, bank[1]), dim=1))
 
 
-def test_added_maps_have_as_many_channels() -> None:
-    """A banked map of stride 8 has the 16 channels of the module's map, that of stride 16 not."""
+def test_add_uses_only_banked_maps_with_the_same_number_of_channels() -> None:
+    """The module's map and the banked map of stride 8 have 16 channels.
+
+    That of stride 16 has 32.
+    """
     network, x, bank = (
         network_at(16, [8, 16], fusion="add"),
         map_of(16, 16),

@@ -52,7 +52,7 @@ def test_every_parameter_has_a_gradient(pooling: str, depth: int, train: Train) 
         assert head.pooling == pooling
 
 
-def test_depth_by_module() -> None:
+def test_a_list_gives_the_depth_of_each_module() -> None:
     method = ViTBlocks(depth=[2, 1, 0])
     found = [blocks(module_criterion(method, site)) for site in sites(small(), MODULES)]
     assert [len(module) for module in found] == [2, 1, 0, 0]
@@ -69,13 +69,13 @@ def test_depth_falls_along_the_modules(depth: str, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("depth", ["2", "2-", "a-b", "-1-0", "2-1-0"])
-def test_what_is_no_schedule(depth: str) -> None:
+def test_an_invalid_front_back_text_is_refused(depth: str) -> None:
     with pytest.raises(ConfigError, match=r"is not FRONT-BACK; give two numbers, for example 2-0$"):
         ViTBlocks(depth=depth)
 
 
-def test_blocks_are_shaped_like_the_one_behind_the_module() -> None:
-    """And like the last one, where only the head is behind it."""
+def test_blocks_have_the_sizes_of_the_block_after_the_module() -> None:
+    """If only the head is behind the module, the blocks are like its last block."""
 
     def block(hidden: int) -> partial[Block]:
         return partial(Block, 8, 2, hidden, 0.0, 0.0)
@@ -107,14 +107,14 @@ def test_weights_are_fresh() -> None:
         ("0-5000", "local.depth=5000: are too many layers to build; use at most 4096"),
     ],
 )
-def test_depths_that_cannot_be(depth: int | list[int] | str, line: str) -> None:
+def test_invalid_depths_are_refused(depth: int | list[int] | str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ViTBlocks(depth=depth)
     assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("depth", [[], [1, 1], [1, 1, 1, 1]])
-def test_depths_that_do_not_fit_the_modules(depth: list[int]) -> None:
+def test_a_list_with_a_wrong_number_of_depths_is_refused(depth: list[int]) -> None:
     with pytest.raises(ConfigError) as caught:
         ViTBlocks(depth=depth).criterion(sites(small(), MODULES)[0])
     assert (caught.value.key, caught.value.value) == ("local.depth", depth)

@@ -42,7 +42,7 @@ def rates_of(unit: Unit) -> set[float]:
     return {m._rate for m in build_unit(unit, 0).modules() if isinstance(m, DropPath)}
 
 
-def test_a_sample_is_left_out_as_a_whole_or_its_mean_is_kept() -> None:
+def test_a_branch_is_dropped_for_whole_samples_and_scaled_for_others() -> None:
     torch.manual_seed(0)
     x = torch.rand(400, 3, 4, 4).to(memory_format=torch.channels_last)
     layer = DropPath(0.25)
@@ -55,7 +55,7 @@ def test_a_sample_is_left_out_as_a_whole_or_its_mean_is_kept() -> None:
     assert layer.eval()(x) is x
 
 
-def test_it_keeps_the_type_of_numbers() -> None:
+def test_drop_path_keeps_the_dtype() -> None:
     assert DropPath(0.5)(torch.rand(4, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
@@ -63,13 +63,13 @@ def test_it_keeps_the_type_of_numbers() -> None:
     ("last", "blocks", "expected"),
     [(0.3, 4, [0.0, 0.1, 0.2, 0.3]), (0.3, 1, [0.0]), (0.0, 3, [0.0] * 3), (0.5, 2, [0.0, 0.5])],
 )
-def test_rates_grow_evenly(last: float, blocks: int, expected: list[float]) -> None:
+def test_rates_increase_evenly(last: float, blocks: int, expected: list[float]) -> None:
     assert rates(last, blocks) == pytest.approx(expected)
     assert rates(last, blocks)[-1] in (last, 0.0)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_from_the_first_block_to_the_last(name: str) -> None:
+def test_rates_increase_from_the_first_block_to_the_last(name: str) -> None:
     units = units_of(name, 0.2)
     blocks = [unit for unit in units if unit.name.startswith(("blocks", "layer"))]
     assert len(blocks) >= 6
@@ -82,7 +82,7 @@ def test_from_the_first_block_to_the_last(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_flops_and_costs_stay(name: str) -> None:
+def test_drop_path_changes_no_weights_flops_or_costs(name: str) -> None:
     without, dropping = units_of(name, 0.0), units_of(name, 0.2)
     batch = {IMAGE: ValueSpec((3, 32, 32), torch.float32)}
     assert trace(dropping, batch) == trace(without, batch)
@@ -91,7 +91,7 @@ def test_weights_flops_and_costs_stay(name: str) -> None:
         assert_same(built.state_dict(), build_unit(other, 0).state_dict())
 
 
-def test_blocks_that_differ_in_the_rate_alone_are_measured_once() -> None:
+def test_blocks_that_differ_only_in_the_rate_have_the_same_structure() -> None:
     blocks = units_of("vit", 0.2)[2:-1]
     assert len({structure(build_unit(unit, 0)) for unit in blocks}) == 1
 
@@ -105,7 +105,7 @@ def test_blocks_that_differ_in_the_rate_alone_are_measured_once() -> None:
     ],
     ids=["transformer", "basic", "bottleneck"],
 )
-def test_without_its_branches_a_block_is_its_skip(
+def test_a_block_without_its_branches_is_its_skip(
     block: partial[nn.Module], shape: tuple[int, ...]
 ) -> None:
     x = torch.randn(shape)
@@ -116,7 +116,7 @@ def test_without_its_branches_a_block_is_its_skip(
     assert not torch.equal(block()(x), skip)
 
 
-def test_a_shortcut_is_never_left_out() -> None:
+def test_a_shortcut_is_never_dropped() -> None:
     """If a unit changes the shape, the shortcut is its skip."""
     unit = BasicUnit(4, 8, 2, rate=SURE)
     x = torch.rand(3, 4, 6, 6)
@@ -125,7 +125,7 @@ def test_a_shortcut_is_never_left_out() -> None:
     assert torch.equal(made, unit.downsample(x).relu())
 
 
-def test_an_adapted_unit_has_the_rate_of_its_model() -> None:
+def test_an_adapted_unit_keeps_its_rate() -> None:
     """Auxiliary networks copy a unit for larger maps."""
     (*_, last, _) = units_of("cifar", 0.2)
     assert last.adapt is not None
@@ -135,7 +135,7 @@ def test_an_adapted_unit_has_the_rate_of_its_model() -> None:
 
 @pytest.mark.parametrize("value", [1.0, -0.1, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_no_probability_below_1_is_refused(name: str, value: float) -> None:
+def test_a_rate_that_is_no_probability_below_1_is_refused(name: str, value: float) -> None:
     refused = f"model.drop_path={value}: is not a probability below 1; give 0 <= p < 1"
     with pytest.raises(ConfigError, match=refused):
         units_of(name, value)

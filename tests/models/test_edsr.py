@@ -23,14 +23,14 @@ def net(scale: int, **options: int) -> PlainModel:
 
 
 @pytest.mark.parametrize(("scale", "parameters"), [(2, 1369859), (3, 1554499), (4, 1517571)])
-def test_the_baseline_has_as_many_parameters_as_the_paper_s(scale: int, parameters: int) -> None:
+def test_the_baseline_has_the_papers_number_of_parameters(scale: int, parameters: int) -> None:
     """The numbers are those of the authors' code. Its fixed mean shifts are not counted."""
     with torch.device("meta"):
         found = net(scale)
     assert sum(parameter.numel() for parameter in found.parameters()) == parameters
 
 
-def test_the_large_one_has_41_million() -> None:
+def test_the_large_model_has_41_million_parameters() -> None:
     units = EDSR(depth=32, width=256, res_scale=0.1).units(IMAGE, TASK)
     with torch.device("meta"):
         count = sum(p.numel() for unit in units for p in unit.build().parameters())
@@ -38,7 +38,7 @@ def test_the_large_one_has_41_million() -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_the_mean_is_taken_off_and_added_again(scale: int) -> None:
+def test_the_mean_is_subtracted_first_and_added_last(scale: int) -> None:
     """With all weights zero, every pixel of the enlarged picture is the mean."""
     model = net(scale, depth=1, width=4)
     for parameter in model.parameters():
@@ -48,7 +48,7 @@ def test_the_mean_is_taken_off_and_added_again(scale: int) -> None:
     assert torch.equal(made[0, :, 0, 0], torch.tensor(TASK.mean))
 
 
-def test_inside_the_net_pictures_have_values_up_to_255() -> None:
+def test_the_network_computes_with_values_up_to_255() -> None:
     """Input and output are in [0, 1]. A network that computes in [0, 1] learns more slowly."""
     model = net(2, depth=1, width=4)
     seen: list[torch.Tensor] = []
@@ -60,7 +60,7 @@ def test_inside_the_net_pictures_have_values_up_to_255() -> None:
     torch.testing.assert_close(seen[0], 255 * (picture - mean))
 
 
-def test_weights_of_a_net_that_computed_in_0_to_1_are_refused() -> None:
+def test_weights_of_a_network_that_computed_in_0_to_1_are_refused() -> None:
     """These weights have the same shapes, but would make wrong pictures."""
     model = net(2, depth=1, width=4)
     saved = {k: v for k, v in model.state_dict().items() if not k.endswith("levels.levels")}
@@ -69,7 +69,7 @@ def test_weights_of_a_net_that_computed_in_0_to_1_are_refused() -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_tiles_are_pieces_of_the_whole(scale: int) -> None:
+def test_enlarged_tiles_equal_the_enlarged_whole_picture(scale: int) -> None:
     """A smaller overlap gives other pixels.
 
     The comparison uses float64, because sums over tiles are added in another order.
@@ -119,7 +119,7 @@ def test_tiles_that_overlap_too_little_are_refused() -> None:
         ({"res_scale": 0.0}, "model.res_scale=0.0: is out of range"),
     ],
 )
-def test_refusals(options: dict[str, float], message: str) -> None:
+def test_wrong_options_are_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EDSR(**options)  # type: ignore[arg-type]
 

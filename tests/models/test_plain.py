@@ -49,7 +49,7 @@ each_model = pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 
 
 @each_model
-def test_every_parameter_is_under_the_name_of_its_unit(model: Model) -> None:
+def test_names_of_parameters_begin_with_their_unit(model: Model) -> None:
     units = model.units(IMAGE, TASK)
     expected = {
         f"{unit.name}.{key}": value
@@ -69,7 +69,7 @@ def test_names_of_units_are_unique(model: Model) -> None:
 
 
 @each_model
-def test_initial_weights_depend_on_seed_and_name_alone(model: Model) -> None:
+def test_initial_weights_depend_only_on_seed_and_name(model: Model) -> None:
     unit = model.units(IMAGE, TASK)[2]
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -115,7 +115,7 @@ def test_units_never_change_their_inputs(model: Model, training: bool) -> None:
 
 
 @each_model
-def test_everything_builds_and_trains_without_storage(model: Model) -> None:
+def test_every_model_runs_on_the_meta_device(model: Model) -> None:
     with torch.device("meta"):
         plain = PlainModel(model.units(IMAGE, TASK))
         prediction = plain(torch.empty(2, 3, 32, 32))
@@ -141,7 +141,7 @@ class _Sum(nn.Module):
         return torch.stack(values).sum(dim=0)
 
 
-def test_named_tensors_go_where_they_are_read() -> None:
+def test_named_tensors_reach_the_units_that_read_them() -> None:
     units = [
         Unit("split", _Split, reads=("image",), writes=("x", "skip")),
         Unit("a.b.first", _Sum, reads=("x", "image")),
@@ -152,14 +152,14 @@ def test_named_tensors_go_where_they_are_read() -> None:
     assert PlainModel(units)(image).item() == 26.0
 
 
-def test_several_predictions_come_as_a_tuple() -> None:
+def test_several_predictions_are_returned_as_a_tuple() -> None:
     units = [Unit("split", _Split, reads=("image",), writes=("boxes", "scores"))]
     boxes, scores = PlainModel(units)(torch.tensor([5.0]))
     assert (boxes.item(), scores.item()) == (6.0, 10.0)
 
 
 @pytest.mark.parametrize(("first", "second"), [("a", "a"), ("a", "a.b"), ("a.b", "a")])
-def test_names_that_collide(first: str, second: str) -> None:
+def test_clashing_names_of_units_are_refused(first: str, second: str) -> None:
     with pytest.raises(
         ConfigError, match=f"^model={second}: clashes with the unit name '{first}'; "
     ):
@@ -185,11 +185,11 @@ def test_every_config_builds_and_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_lists_every_legal_key(name: str) -> None:
+def test_every_config_lists_all_options_of_its_model(name: str) -> None:
     config = compose(name)
     options = inspect.signature(get_class(config._target_)).parameters
     assert set(config) == {"_target_", *options}
 
 
-def test_resnet_is_resnet32() -> None:
+def test_option_resnet_is_resnet32() -> None:
     assert compose("resnet") == compose("resnet32")

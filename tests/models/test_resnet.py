@@ -70,7 +70,7 @@ def test_resnet152_has_torchvisions_keys_and_shapes() -> None:
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-def test_weights_start_like_torchvisions() -> None:
+def test_initial_weights_are_distributed_like_torchvisions() -> None:
     theirs = from_torchvision(reference(18).state_dict())
     ours = PlainModel(
         ResNet(depth=18, stem="imagenet").units(IMAGE, Classification(CLASSES))
@@ -83,7 +83,7 @@ def test_weights_start_like_torchvisions() -> None:
             assert torch.equal(ours[key], value), key
 
 
-def test_units_in_order() -> None:
+def test_units_are_in_order() -> None:
     units = ResNet(depth=18).units(IMAGE, Classification(CLASSES))
     assert [unit.name for unit in units] == [
         "stem",
@@ -105,7 +105,9 @@ def test_units_in_order() -> None:
         (ResNet(depth=50, stem="imagenet"), 23528522),
     ],
 )
-def test_number_of_parameters(model: CifarResNet | ResNet, parameters: int) -> None:
+def test_models_have_the_expected_numbers_of_parameters(
+    model: CifarResNet | ResNet, parameters: int
+) -> None:
     with torch.device("meta"):
         plain = PlainModel(model.units(IMAGE, Classification(10)))
     assert sum(parameter.numel() for parameter in plain.parameters()) == parameters
@@ -123,7 +125,7 @@ def test_number_of_parameters(model: CifarResNet | ResNet, parameters: int) -> N
         ),
     ],
 )
-def test_shapes_of_the_maps(
+def test_maps_have_the_expected_shapes(
     model: CifarResNet | ResNet, size: int, shapes: list[tuple[int, int]]
 ) -> None:
     seen: list[tuple[int, int]] = []
@@ -141,13 +143,13 @@ def test_shapes_of_the_maps(
 @pytest.mark.parametrize(
     ("depth", "nearest"), [(33, "32, 38"), (31, "26, 32"), (2, "8, 14"), (-7, "8, 14")]
 )
-def test_cifar_depths_that_do_not_exist(depth: int, nearest: str) -> None:
+def test_impossible_cifar_depths_are_refused(depth: int, nearest: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         CifarResNet(depth=depth)
     assert str(refusal.value) == f"model.depth={depth}: is not 6n + 2; nearest: {nearest}"
 
 
-def test_depths_that_do_not_exist() -> None:
+def test_impossible_depths_are_refused() -> None:
     with pytest.raises(ConfigError) as refusal:
         ResNet(depth=32)
     assert str(refusal.value) == (
@@ -155,7 +157,7 @@ def test_depths_that_do_not_exist() -> None:
     )
 
 
-def test_unknown_stem() -> None:
+def test_an_unknown_stem_is_refused() -> None:
     with pytest.raises(ConfigError) as refusal:
         ResNet(depth=18, stem="large")  # type: ignore[arg-type]  # a wrong value
     assert str(refusal.value) == "model.stem=large: is unknown; possible: cifar, imagenet"
@@ -184,14 +186,16 @@ def test_unknown_stem() -> None:
         ),
     ],
 )
-def test_images_that_are_too_small(model: CifarResNet | ResNet, size: int, message: str) -> None:
+def test_images_that_are_too_small_are_refused(
+    model: CifarResNet | ResNet, size: int, message: str
+) -> None:
     with pytest.raises(ConfigError) as refusal:
         model.units(ImageSpec(3, size, 40), Classification(CLASSES))
     assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize(("stem", "size"), [("cifar", 8), ("imagenet", 32)])
-def test_the_smallest_images(stem: StemKind, size: int) -> None:
+def test_the_smallest_possible_images_work(stem: StemKind, size: int) -> None:
     image = ImageSpec(1, size, size)
     plain = PlainModel(ResNet(depth=18, stem=stem).units(image, Classification(CLASSES)))
     assert plain(torch.randn(2, 1, size, size)).shape == (2, CLASSES)
@@ -217,16 +221,14 @@ RESIDUAL = [
 
 
 @pytest.mark.parametrize(("model", "size"), RESIDUAL)
-def test_residual_units_can_be_adapted_and_nothing_else(
-    model: CifarResNet | ResNet, size: int
-) -> None:
+def test_only_residual_units_can_be_adapted(model: CifarResNet | ResNet, size: int) -> None:
     (stem, _), *residual, (head, _) = chain(model, size)
     assert (stem.adapt, head.adapt) == (None, None)
     assert all(unit.adapt is not None for unit, _ in residual)
 
 
 @pytest.mark.parametrize(("model", "size"), RESIDUAL)
-def test_adapted_to_its_own_maps_a_unit_is_what_it_was(
+def test_a_unit_adapted_to_its_own_maps_does_not_change(
     model: CifarResNet | ResNet, size: int
 ) -> None:
     for (unit, given), (_, made) in pairwise(chain(model, size)[1:]):
@@ -258,7 +260,7 @@ def test_an_adapted_unit_halves_its_maps_at_most_once(
     assert adapted(torch.randn(2, *given)).shape == (2, *made)
 
 
-def test_an_adapted_bottleneck_makes_four_times_its_width() -> None:
+def test_an_adapted_bottleneck_returns_four_times_its_width() -> None:
     unit = chain(ResNet(depth=50), 32)[-2][0]
     assert unit.adapt is not None
     adapted = unit.adapt((256, 8, 8), (2048, 4, 4))
@@ -323,12 +325,14 @@ def test_infopros_sixteen_modules_of_resnet32_are_the_stem_and_each_residual_uni
         ),
     ],
 )
-def test_partitions_have_names(depth: int, balanced: list[str], man: list[str]) -> None:
+def test_partitions_have_the_expected_names(
+    depth: int, balanced: list[str], man: list[str]
+) -> None:
     auglocal = [f"auglocal_d{d}" for d in range(1, 7)]
     names = ["K2", "K4", "K8", "K16", *balanced, *auglocal, *man]
     assert list(CifarResNet(depth=depth).partitions) == names
 
 
 @pytest.mark.parametrize("depth", [8, 20, 56])
-def test_other_depths_have_no_partitions(depth: int) -> None:
+def test_other_depths_have_no_named_partitions(depth: int) -> None:
     assert not CifarResNet(depth=depth).partitions

@@ -74,7 +74,7 @@ def values() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("depth", "norm"), [(18, "group"), pytest.param(50, "none", marks=pytest.mark.slow)]
 )
-def test_it_is_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -> None:
+def test_the_model_equals_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -> None:
     """With the same weights, outputs, losses and detections are equal."""
     torch.manual_seed(0)
     other = theirs(depth, norm)
@@ -108,7 +108,7 @@ def test_it_is_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -
     torch.testing.assert_close(TASK.loss(prediction, values), total.detach())
 
 
-def test_what_there_is_not() -> None:
+def test_impossible_options_and_tasks_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.depth=200: no RetinaNet has this depth"):
         RetinaNet(depth=200)
     with pytest.raises(ConfigError, match=r"model.width=0: must be at least 1"):
@@ -122,7 +122,7 @@ def test_what_there_is_not() -> None:
         RetinaNet().units(IMAGE, Classification(3))
 
 
-def test_the_maps_that_the_pyramid_reads() -> None:
+def test_the_pyramid_reads_the_maps_c3_to_c5() -> None:
     units = RetinaNet(depth=18, width=64).units(IMAGE, TASK)
     ways = {unit.name: (unit.reads, unit.writes) for unit in units}
     assert ways["layer2.1"] == (("x",), ("c3",))
@@ -131,7 +131,7 @@ def test_the_maps_that_the_pyramid_reads() -> None:
     assert ways["head"] == (("c5", "c4", "c3"), ("prediction",))
 
 
-def test_norms_of_the_head() -> None:
+def test_heads_have_group_norms() -> None:
     """Heads that local learning makes from it have the same norms."""
     head = RetinaNet(width=64, norm="group").units(IMAGE, TASK)[-1]
     assert head.adapt is not None

@@ -23,7 +23,7 @@ def their_vit() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
-def test_every_depth_keeps_its_tensors(name: str) -> None:
+def test_renaming_keeps_all_tensors_of_every_depth(name: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name, num_classes=5).state_dict()
         ours = from_torchvision(theirs)
@@ -33,7 +33,7 @@ def test_every_depth_keeps_its_tensors(name: str) -> None:
     assert len(ours) == len(theirs)
 
 
-def test_a_vision_transformer_fits_ours() -> None:
+def test_weights_of_a_vision_transformer_fit_ours() -> None:
     theirs = their_vit()
     ours = PlainModel(
         ViT(dim=16, depth=12, heads=2, patch=8, mlp_ratio=2.5).units(
@@ -45,7 +45,7 @@ def test_a_vision_transformer_fits_ours() -> None:
     assert torch.equal(ours.state_dict()["blocks.11.mlp.3.weight"], theirs[key])
 
 
-def test_names_that_old_transformer_files_have() -> None:
+def test_old_names_of_transformer_weights_are_read() -> None:
     theirs = their_vit()
     old = {
         key.replace(".mlp.0.", ".mlp.linear_1.").replace(".mlp.3.", ".mlp.linear_2."): value
@@ -57,7 +57,7 @@ def test_names_that_old_transformer_files_have() -> None:
     assert all(seen[key] is value for key, value in expected.items())
 
 
-def test_counters_that_old_files_lack_start_at_zero() -> None:
+def test_counters_missing_in_old_files_start_at_zero() -> None:
     with torch.device("meta"):
         theirs = torchvision.models.resnet18().state_dict()
     counter = "num_batches_tracked"
@@ -75,7 +75,7 @@ def test_counters_that_old_files_lack_start_at_zero() -> None:
         ("swin_t", "these weights are of no known model: they begin with 'features.0.0.weight'"),
     ],
 )
-def test_other_models(name: str, problem: str) -> None:
+def test_weights_of_other_models_are_refused(name: str, problem: str) -> None:
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()
     with pytest.raises(ConfigError) as refusal:
@@ -86,14 +86,14 @@ def test_other_models(name: str, problem: str) -> None:
     )
 
 
-def test_no_weights_at_all() -> None:
+def test_an_empty_file_is_refused() -> None:
     with pytest.raises(
         ConfigError, match="these weights are of no known model: they begin with 'nothing'"
     ):
         from_torchvision({})
 
 
-def test_another_number_of_residual_units() -> None:
+def test_another_number_of_residual_units_is_refused() -> None:
     with torch.device("meta"):
         theirs = torchvision.models.resnet18().state_dict()
     fewer = {key: value for key, value in theirs.items() if not key.startswith("layer2.1.")}
@@ -101,7 +101,7 @@ def test_another_number_of_residual_units() -> None:
         from_torchvision(fewer)
 
 
-def test_a_missing_and_an_unknown_tensor() -> None:
+def test_missing_and_unknown_tensors_are_refused() -> None:
     theirs = their_vit()
     with pytest.raises(ConfigError, match="these weights have an unknown tensor 'extra'"):
         from_torchvision(theirs | {"extra": torch.zeros(1)})

@@ -37,7 +37,9 @@ BATCH = {IMAGE: ValueSpec((2, 6, 5), torch.float32)}
         (nn.ReLU, (2, 6, 5), 0, 0),
     ],
 )
-def test_counts(build: partial[nn.Module], shape: tuple[int, ...], params: int, flops: int) -> None:
+def test_parameters_and_flops_equal_counts_by_hand(
+    build: partial[nn.Module], shape: tuple[int, ...], params: int, flops: int
+) -> None:
     _, cost = measure(build, lambda module: module(empty(ValueSpec(shape, torch.float32))))
     assert cost == Cost(params, flops, cost.single_valued)
 
@@ -53,7 +55,7 @@ def test_counts(build: partial[nn.Module], shape: tuple[int, ...], params: int, 
         (partial(nn.LayerNorm, 4), (4,), False),
     ],
 )
-def test_batch_norm_that_cannot_be_trained_on_one_sample(
+def test_batch_norm_that_would_see_a_single_value_is_found(
     norm: partial[nn.Module], shape: tuple[int, ...], single: bool
 ) -> None:
     feature = empty(ValueSpec(shape, torch.float32))
@@ -69,7 +71,7 @@ class Two(nn.Module):
         return image[..., :3].double(), x.flatten(1)
 
 
-def test_outputs_are_followed_by_name() -> None:
+def test_outputs_are_traced_by_name() -> None:
     units = [
         Unit("conv", partial(nn.Conv2d, 2, 4, 1), reads=(IMAGE,)),
         Unit("two", Two, reads=(IMAGE, "x"), writes=("part", "x")),
@@ -98,7 +100,7 @@ class Watched(nn.Module):
         return x
 
 
-def test_nothing_is_trained_or_given_memory() -> None:
+def test_tracing_trains_nothing_and_uses_no_memory() -> None:
     seen: list[tuple[bool, bool, str]] = []
     trace([Unit("watched", partial(Watched, seen), reads=(IMAGE,))], BATCH)
     assert seen == [(False, False, "meta")]
@@ -111,7 +113,9 @@ def test_nothing_is_trained_or_given_memory() -> None:
     [ViT(dim=8, depth=2, heads=2, patch=4, dropout=0.5), CifarResNet(depth=8)],
     ids=["vit", "resnet"],
 )
-def test_random_numbers_and_real_models_stay_as_they_are(model: ViT | CifarResNet) -> None:
+def test_tracing_changes_neither_random_numbers_nor_initial_weights(
+    model: ViT | CifarResNet,
+) -> None:
     units = model.units(ImageSpec(1, 8, 8), Classification(3))
     before = torch.get_rng_state()
     traced = trace(units, {IMAGE: ValueSpec((1, 8, 8), torch.float32)})

@@ -105,7 +105,7 @@ def test_dropout_is_where_torchvision_has_it(
     assert torch.allclose(ours(image), same_weights(theirs)(image)) == (not training)
 
 
-def test_mean_pooling_is_the_mean_of_the_patches_alone() -> None:
+def test_mean_pooling_is_the_mean_of_the_patches_only() -> None:
     theirs = reference()
     model = replace(SMALL, pooling="mean")
     ours = PlainModel(model.units(IMAGE, Classification(CLASSES))).double()
@@ -121,7 +121,7 @@ def test_mean_pooling_is_the_mean_of_the_patches_alone() -> None:
     torch.testing.assert_close(ours(image), expected)
 
 
-def test_a_block_starts_with_torchvisions_weights() -> None:
+def test_a_block_has_torchvisions_initial_weights() -> None:
     torch.manual_seed(1)
     theirs = EncoderBlock(2, 32, 64, dropout=0.0, attention_dropout=0.0).state_dict()
     torch.manual_seed(1)
@@ -131,7 +131,7 @@ def test_a_block_starts_with_torchvisions_weights() -> None:
         assert torch.equal(ours[key], value), key
 
 
-def test_embedding_and_head_start_like_torchvisions() -> None:
+def test_initial_embedding_and_head_are_distributed_like_torchvisions() -> None:
     theirs = VisionTransformer(
         image_size=32, patch_size=4, num_layers=1, num_heads=2, hidden_dim=256, mlp_dim=8
     ).state_dict()
@@ -147,7 +147,7 @@ def test_embedding_and_head_start_like_torchvisions() -> None:
         torch.testing.assert_close(ours[key].mean(), value.mean(), rtol=0.0, atol=0.01, msg=key)
 
 
-def test_units_in_order() -> None:
+def test_units_are_in_order() -> None:
     units = SMALL.units(IMAGE, Classification(CLASSES))
     assert [(unit.name, unit.reads, unit.writes) for unit in units] == [
         ("embed", ("image",), ("x",)),
@@ -168,7 +168,7 @@ def test_channels_and_shape_follow_the_image(pooling: Pooling, tokens: int) -> N
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_tokens_lie_in_order_in_memory(
+def test_tokens_are_contiguous_in_memory(
     pooling: Pooling, memory_format: torch.memory_format
 ) -> None:
     """Adding the position embedding once kept the transposed strides of the convolution."""
@@ -205,14 +205,14 @@ def test_tokens_lie_in_order_in_memory(
         ),
     ],
 )
-def test_options_that_cannot_be(options: dict[str, object], message: str) -> None:
+def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
     legal: dict[str, object] = {"dim": 32, "depth": 2, "heads": 2, "patch": 8}
     with pytest.raises(ConfigError) as refusal:
         ViT(**(legal | options))  # type: ignore[arg-type]  # wrong values
     assert str(refusal.value) == message
 
 
-def test_a_patch_that_does_not_divide_the_image() -> None:
+def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
     with pytest.raises(ConfigError) as refusal:
         SMALL.units(ImageSpec(3, 28, 42), Classification(CLASSES))
     assert str(refusal.value) == (

@@ -76,7 +76,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(as_csv(compare([folder])))))
 
 
-def test_speed_ups_are_over_the_fastest_of_the_same_conditions(tmp_path: Path) -> None:
+def test_speed_ups_are_relative_to_the_fastest_comparable_baseline(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", 80.0, gpus=1)
     make(tmp_path / "1", "bp", 100.0, gpus=1, threads=2)
     make(tmp_path / "2", "ll", 50.0, gpus=1)
@@ -91,7 +91,7 @@ def test_speed_ups_are_over_the_fastest_of_the_same_conditions(tmp_path: Path) -
     assert not [note for note in compare([tmp_path]).notes if "flatters" in note]
 
 
-def test_local_learning_is_compared_to_that_of_the_same_modules(tmp_path: Path) -> None:
+def test_local_learning_is_compared_only_with_the_same_modules(tmp_path: Path) -> None:
     make(tmp_path / "0", "ll", 50.0, gpus=1)
     make(tmp_path / "1", "ppll", 100.0, modules=4)
     make(tmp_path / "2", "ppll", 100.0, config={"local": {"_target_": "l.Other"}})
@@ -100,7 +100,7 @@ def test_local_learning_is_compared_to_that_of_the_same_modules(tmp_path: Path) 
     assert [row["speed_up_over_ll"] for row in rows(tmp_path)] == ["1.0", "", "", "2.0", ""]
 
 
-def test_modules_are_what_they_became_however_they_were_asked_for(tmp_path: Path) -> None:
+def test_modules_are_compared_by_their_cuts(tmp_path: Path) -> None:
     """Modules may be given by number, by default or by a partition.
 
     They are equal if their cuts are.
@@ -114,7 +114,7 @@ def test_modules_are_what_they_became_however_they_were_asked_for(tmp_path: Path
     assert [row["speed_up_over_ll"] for row in rows(tmp_path)] == ["1.0", "2.0", "", "2.0"]
 
 
-def test_on_cpu_back_propagation_has_all_threads_or_a_note_says_so(tmp_path: Path) -> None:
+def test_a_note_says_that_bp_had_fewer_threads_on_cpu(tmp_path: Path) -> None:
     make(tmp_path / "bp", "bp", 80.0, gpus=1)
     make(tmp_path / "ppll", "ppll", 120.0)
     notes = [note for note in compare([tmp_path]).notes if "flatters" in note]
@@ -138,7 +138,7 @@ def test_on_cpu_back_propagation_has_all_threads_or_a_note_says_so(tmp_path: Pat
         ({"steps": 40}, "steps is 40 instead of 20"),
     ],
 )
-def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
+def test_a_run_that_is_not_comparable_is_marked_and_left_out(
     tmp_path: Path, other: dict[str, Any], said: str
 ) -> None:
     make(tmp_path / "0", "bp", 100.0, gpus=1, threads=2, accuracies=(0.5,))
@@ -152,7 +152,7 @@ def test_what_is_not_comparable_is_marked_and_counts_for_nobody(
     assert [row["comparable"] for row in rows(tmp_path)] == ["True", "True", "False"]
 
 
-def test_what_is_unknown_of_a_run_speaks_against_nothing(tmp_path: Path) -> None:
+def test_unknown_settings_do_not_make_a_run_incomparable(tmp_path: Path) -> None:
     """A run that has just begun has no device yet, and a run of an older program has fewer keys."""
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "ppll", 150.0, config={"model": {"_target_": "m.M", "depth": 4, "new": 1}})
@@ -164,7 +164,7 @@ def test_what_is_unknown_of_a_run_speaks_against_nothing(tmp_path: Path) -> None
     assert [row.over_bp for row in found.rows] == [1.0, 1.5, None, 1.5]
 
 
-def test_of_another_option_only_the_option_is_named(tmp_path: Path) -> None:
+def test_a_different_option_is_named_without_its_settings(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "ppll")
     other = {"config": {"model": {"depth": 8}}, "choices": {"model": "resnet32"}}
@@ -172,7 +172,7 @@ def test_of_another_option_only_the_option_is_named(tmp_path: Path) -> None:
     assert [*compare([tmp_path]).rows[2].unequal] == ["model"]
 
 
-def test_where_most_runs_have_begun_only_those_that_ended_count_as_most(tmp_path: Path) -> None:
+def test_ended_runs_decide_which_runs_are_comparable(tmp_path: Path) -> None:
     for number, device in enumerate(["cuda", "cpu", "cpu"]):
         make(tmp_path / str(number), "ppll", device=device)
     for number in (3, 4, 5):
@@ -180,7 +180,7 @@ def test_where_most_runs_have_begun_only_those_that_ended_count_as_most(tmp_path
     assert [row.name for row in compare([tmp_path]).rows] == ["0*", "1", "2", "3", "4", "5"]
 
 
-def test_the_baseline_is_named(tmp_path: Path) -> None:
+def test_a_note_names_the_baseline(tmp_path: Path) -> None:
     make(tmp_path / "slow", "bp", 80.0, gpus=1)
     make(tmp_path / "fast", "bp", 100.0, gpus=1, threads=2)
     make(tmp_path / "ppll", "ppll", 150.0)
@@ -192,13 +192,15 @@ def test_the_baseline_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other", [{"config": {"data": {"_target_": "d.D", "root": "/there"}}}, {"threads": 2}]
 )
-def test_what_changes_nothing_is_comparable(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_runs_that_differ_in_irrelevant_settings_are_comparable(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "ppll", **other)
     assert [row.name for row in compare([tmp_path]).rows] == ["0", "1"]
 
 
-def test_the_time_to_what_every_comparable_run_reached(tmp_path: Path) -> None:
+def test_the_target_is_a_value_that_all_comparable_runs_reached(tmp_path: Path) -> None:
     """Timing each run to its own last value would favour runs that end badly."""
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75, 0.875))
     make(tmp_path / "1", "ppll", accuracies=(0.25, 0.5, 0.8, 0.7))
@@ -219,7 +221,7 @@ def test_a_run_that_did_not_complete_sets_no_target(tmp_path: Path) -> None:
     assert [row.seconds_to_target for row in found.rows] == [4.0, None, 2.0]
 
 
-def test_another_metric_is_not_timed_against_this_one(tmp_path: Path) -> None:
+def test_a_run_with_another_metric_has_no_time_to_the_target(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75))
     make(tmp_path / "1", "ppll", accuracies=(0.75,))
     make(tmp_path / "2", "ppll", accuracies=(30.0,))
@@ -232,13 +234,13 @@ def test_another_metric_is_not_timed_against_this_one(tmp_path: Path) -> None:
     assert f"* 2 is not comparable to most runs: {said}" in found.notes
 
 
-def test_settings_that_differ_are_shown(tmp_path: Path) -> None:
+def test_different_settings_are_shown(tmp_path: Path) -> None:
     make(tmp_path / "0", "ppll", config={"optim": {"lr": 0.1}})
     make(tmp_path / "1", "bp", config={"optim": {"lr": 0.2}}, gpus=1)
     assert [row.differs for row in compare([tmp_path]).rows] == ["optim.lr=0.1", "optim.lr=0.2"]
 
 
-def test_what_a_run_records_beside_its_settings_is_none_of_them(tmp_path: Path) -> None:
+def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> None:
     """Settings that change no result are not listed either.
 
     Runs that differ only in them are one group.
@@ -259,7 +261,7 @@ def test_what_a_run_records_beside_its_settings_is_none_of_them(tmp_path: Path) 
     assert len(found.groups) == 1
 
 
-def test_another_option_of_a_group_is_named_and_not_spelled_out(tmp_path: Path) -> None:
+def test_a_different_option_is_named_instead_of_its_own_settings(tmp_path: Path) -> None:
     other = {"_target_": "l.Deep", "modules": 4, "depth": 2}
     make(tmp_path / "0", "ppll")
     make(tmp_path / "1", "ppll", config={"local": other}, choices={"local": "deep"})
@@ -267,7 +269,7 @@ def test_another_option_of_a_group_is_named_and_not_spelled_out(tmp_path: Path) 
     assert found == ["local=greedy", "local=deep local.modules=4"]
 
 
-def test_a_run_without_local_losses_is_not_told_by_its_local_method(tmp_path: Path) -> None:
+def test_the_local_method_of_a_run_without_local_losses_is_not_shown(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", choices={"fba": "off"})
     make(tmp_path / "1", "ppll", choices={"local": "dgl", "fba": "off"})
     make(tmp_path / "2", "ppll", choices={"local": "fba", "fba": "on"})
@@ -275,7 +277,7 @@ def test_a_run_without_local_losses_is_not_told_by_its_local_method(tmp_path: Pa
     assert found == ["", "local=dgl fba=off", "local=fba fba=on"]
 
 
-def test_runs_that_train_the_whole_model_are_alike_whatever_their_local_method(
+def test_the_local_method_does_not_separate_runs_of_back_propagation(
     tmp_path: Path,
 ) -> None:
     other = {"_target_": "l.Other", "modules": 4}
@@ -302,20 +304,20 @@ def test_runs_that_train_the_whole_model_are_alike_whatever_their_local_method(
         {"stages": [1]},
     ],
 )
-def test_what_an_edited_summary_lacks_is_unknown(tmp_path: Path, damage: dict[str, Any]) -> None:
+def test_wrong_values_in_a_summary_count_as_unknown(tmp_path: Path, damage: dict[str, Any]) -> None:
     make(tmp_path / "0", "ppll")
     make(tmp_path / "1", "ppll", config={"seed": 1}, **damage)
     assert [row.run.name for row in compare([tmp_path]).rows] == ["0", "1"]
 
 
 @pytest.mark.parametrize("choices", [[], "ppll", 3])
-def test_what_an_edited_configuration_lacks_is_unknown(tmp_path: Path, choices: Any) -> None:
+def test_a_run_with_a_damaged_configuration_is_not_listed(tmp_path: Path, choices: Any) -> None:
     make(tmp_path / "0", "ppll")
     write(tmp_path / "1", config={**CONFIG, "choices": choices}, summary={})
     assert [row.run.name for row in compare([tmp_path]).rows] == ["0"]
 
 
-def test_a_run_that_was_stopped_at_its_start_and_goes_on_is_running(tmp_path: Path) -> None:
+def test_a_run_with_more_steps_than_its_summary_is_running(tmp_path: Path) -> None:
     make(tmp_path / "0", "ppll", status="interrupted", steps=0, accuracies=(0.5,))
     (row,) = compare([tmp_path]).rows
     assert row.run.status == "running"
@@ -336,13 +338,13 @@ def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
     assert found.rows[4].differs == "gpus=0"
 
 
-def test_no_run_at_all(tmp_path: Path) -> None:
+def test_a_comparison_may_have_no_run(tmp_path: Path) -> None:
     found: Comparison = compare([tmp_path])
     assert (list(found.rows), found.failed, found.target) == ([], [], None)
 
 
 @pytest.mark.slow
-def test_real_runs(run: Runner, tmp_path: Path) -> None:
+def test_trained_runs_can_be_compared(run: Runner, tmp_path: Path) -> None:
     small = ["model.depth=2", "max_steps=10", "data.eval_limit=8"]
     bp = run("schedule=bp", "gpus=1", *small)
     ppll = run("schedule=ppll", *small)

@@ -7,7 +7,7 @@ from ppll_cli.observe.comparison_labels import labels, shared, with_unit
 from tests.observe.test_comparison import make
 
 
-def test_a_label_says_what_a_run_is_and_not_where_it_lies(tmp_path: Path) -> None:
+def test_labels_have_settings_and_no_folders(tmp_path: Path) -> None:
     long = tmp_path / "2026-11-28"
     make(long / "04-32-10", "bp", gpus=1, config={"replicas": 1})
     make(long / "04-33-10", "ppll", gpus=4, config={"replicas": 2}, choices={"local": "predsim"})
@@ -19,7 +19,7 @@ def test_a_label_says_what_a_run_is_and_not_where_it_lies(tmp_path: Path) -> Non
     ]
 
 
-def test_a_sweeps_numbers_stand_before_the_labels(tmp_path: Path) -> None:
+def test_labels_of_a_sweep_begin_with_the_numbers_of_jobs(tmp_path: Path) -> None:
     make(tmp_path / "0", "ll", gpus=1)
     make(tmp_path / "1", "ppll", gpus=1, config={"epochs": 3})
     make(tmp_path / "2", "ppll", gpus=1)
@@ -30,14 +30,14 @@ def test_a_sweeps_numbers_stand_before_the_labels(tmp_path: Path) -> None:
     ]
 
 
-def test_runs_with_the_same_settings_are_told_apart_by_their_whole_names(tmp_path: Path) -> None:
+def test_labels_of_equal_settings_have_the_whole_names_of_runs(tmp_path: Path) -> None:
     names = ["a" * 40 + "/0", "a" * 40 + "/1"]
     for name in names:
         make(tmp_path / name, "ppll")
     assert labels(compare([tmp_path], each=True).groups) == [f"ppll in {name}" for name in names]
 
 
-def test_what_all_runs_share_stands_above(tmp_path: Path) -> None:
+def test_settings_that_all_runs_share_are_in_the_line_above(tmp_path: Path) -> None:
     make(tmp_path / "0", "ppll")
     make(tmp_path / "1", "gpipe", config={"batch_size": 32})
     groups = compare([tmp_path]).groups
@@ -48,7 +48,7 @@ def test_what_all_runs_share_stands_above(tmp_path: Path) -> None:
     )
 
 
-def test_a_groups_runs_are_counted_where_groups_differ_in_that(tmp_path: Path) -> None:
+def test_labels_have_the_number_of_runs_only_if_groups_differ(tmp_path: Path) -> None:
     """If all groups have equally many runs, the line above the panels says how many."""
     for number in range(4):
         schedule = "ll" if number < 2 else "ppll"
@@ -71,7 +71,7 @@ def test_a_metric_has_its_unit() -> None:
     assert with_unit("test distance") == "test distance"
 
 
-def test_names_and_tags_that_differ_stand_in_the_labels(tmp_path: Path) -> None:
+def test_labels_have_names_and_tags_that_differ(tmp_path: Path) -> None:
     make(tmp_path / "0", "ppll", config={"name": "wide", "tags": ["new"]})
     make(tmp_path / "1", "ppll", config={"name": "deep", "tags": []})
     groups = compare([tmp_path]).groups

@@ -31,7 +31,7 @@ def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return made[0]
 
 
-def test_a_bar_is_as_long_as_its_run_is_fast(tmp_path: Path) -> None:
+def test_the_length_of_a_bar_is_the_speed_of_its_run(tmp_path: Path) -> None:
     """There are no memory and no curves, so above the legend only the bars have these colours."""
     make(tmp_path / "0", "bp", 100.0, gpus=1, stages=[])
     make(tmp_path / "1", "ppll", 150.0, stages=[])
@@ -57,10 +57,8 @@ def test_axes_have_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(40, marks=pytest.mark.slow)])
-def test_labels_do_not_cover_one_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    """Nor do labels cover the legend or the panels.
+def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Labels do not overlap the legend or the panels either.
 
     Few curves are named one by one. If there are many, the legend names schedules and methods.
     """
@@ -108,7 +106,7 @@ def seeds(folder: Path, count: int = 3) -> None:
             number += 1
 
 
-def test_a_group_has_a_bar_with_its_deviation_and_a_point_for_each_run(
+def test_a_group_has_a_bar_with_a_deviation_and_a_point_for_each_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds(tmp_path)
@@ -137,7 +135,7 @@ def test_a_schedule_has_a_colour_and_a_method_a_hatch(
     assert len({*hatches[1:]}) == 3
 
 
-def test_numbers_stand_beside_the_bars_and_not_on_them(
+def test_numbers_do_not_overlap_bars_and_points(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds(tmp_path)
@@ -171,7 +169,7 @@ def test_a_users_dark_style_changes_nothing(tmp_path: Path) -> None:
     assert (image[:, :, 3:] == 1).all()
 
 
-def test_one_run_and_a_dozen_are_drawn(tmp_path: Path) -> None:
+def test_a_picture_of_more_runs_is_higher(tmp_path: Path) -> None:
     make(tmp_path / "one" / "0", "ppll")
     for number in range(12):
         make(tmp_path / "dozen" / str(number), "ppll", accuracies=(0.5, 0.6))
@@ -182,7 +180,7 @@ def test_one_run_and_a_dozen_are_drawn(tmp_path: Path) -> None:
     assert heights[0] < heights[1]
 
 
-def test_what_never_ran_has_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_speed_has_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused job is only counted above the panels.
 
     A run that failed without a speed keeps its place.
@@ -200,7 +198,7 @@ def test_what_never_ran_has_no_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert figure._suptitle.get_text().splitlines()[1:] == ["1 refused run not drawn"]
 
 
-def test_a_name_is_no_formula(tmp_path: Path) -> None:
+def test_a_name_with_dollar_signs_is_not_drawn_as_a_formula(tmp_path: Path) -> None:
     """Text between two dollar signs is a formula for matplotlib, and usually a wrong one."""
     make(tmp_path / "_$x_{$", "ppll", accuracies=(0.5,))
     picture(tmp_path / "comparison.png", compare([tmp_path]))

@@ -11,7 +11,7 @@ from ppll_cli.observe.comparison_tables import as_markdown, tables
 from tests.observe.test_comparison import make, rows
 
 
-def test_a_cell_of_which_nothing_is_known_is_empty(tmp_path: Path) -> None:
+def test_unknown_values_are_empty_cells(tmp_path: Path) -> None:
     make(tmp_path / "0", "ppll", None, pipeline={}, stages=[], test=None)
     assert compare([tmp_path]).metric == "metric"
     (row,) = rows(tmp_path)
@@ -32,7 +32,7 @@ def test_a_cell_of_which_nothing_is_known_is_empty(tmp_path: Path) -> None:
     }
 
 
-def test_markdown_has_the_columns_that_hold_something(tmp_path: Path) -> None:
+def test_markdown_leaves_out_empty_columns(tmp_path: Path) -> None:
     make(tmp_path / "a|b", "ppll", 150.4, accuracies=(0.5,))
     text = as_markdown(compare([tmp_path])).splitlines()
     assert text[0] == (
@@ -42,7 +42,7 @@ def test_markdown_has_the_columns_that_hold_something(tmp_path: Path) -> None:
     assert text[2] == ("| a\\|b | completed | ppll | 2 | 150 | 0.125 | 2.0 | 0.5000 | 0 | 0.125 |")
 
 
-def test_names_and_tags_that_users_gave_have_columns(tmp_path: Path) -> None:
+def test_names_and_tags_of_users_have_columns(tmp_path: Path) -> None:
     for number in range(2):
         config = {"name": f"wide-{number}", "tags": ["b", "a"], "seed": number}
         make(tmp_path / str(number), "ppll", config=config)
@@ -68,7 +68,7 @@ def printed(comparison: Comparison, width: int) -> list[str]:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_in_a_narrow_window_tables_stand_one_below_the_other(tmp_path: Path, width: int) -> None:
+def test_a_narrow_window_shows_several_tables(tmp_path: Path, width: int) -> None:
     """Every number stays whole at every width."""
     for number in range(3):
         config = {"optim": {"lr": number}}
@@ -86,7 +86,7 @@ def test_in_a_narrow_window_tables_stand_one_below_the_other(tmp_path: Path, wid
     assert width != 200 or len(lines) == 4
 
 
-def test_a_long_name_is_broken_and_not_cut(tmp_path: Path) -> None:
+def test_a_long_name_is_wrapped_and_not_cut(tmp_path: Path) -> None:
     name = "a-name-of-a-run-that-is-longer-than-a-third-of-the-window"
     make(tmp_path / name, "ppll")
     lines = printed(compare([tmp_path]), 60)

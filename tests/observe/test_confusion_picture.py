@@ -30,7 +30,7 @@ def test_rows_are_true_classes_shaded_by_share(
     assert axes.get_ylabel() == "true class"
 
 
-def test_of_many_classes_some_are_named_and_none_is_numbered(
+def test_with_many_classes_only_some_are_named_and_cells_have_no_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     axes = drawn(tmp_path, monkeypatch, np.eye(150, dtype=int), [str(n) for n in range(150)])

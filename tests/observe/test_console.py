@@ -72,7 +72,7 @@ def test_an_evaluation_is_shown_with_the_training_before_it(capsys: Capture) -> 
     ]
 
 
-def test_an_evaluation_with_no_training_before_it(capsys: Capture) -> None:
+def test_an_evaluation_can_be_shown_without_training_before_it(capsys: Capture) -> None:
     Console(replace(FACTS, metric="psnr")).metrics({**LINE, "split": "test", "psnr": 30.0})
     expected = "epoch 4/8  step 40  test loss 0.2500  test psnr 30.0000\n"
     assert capsys.readouterr().out == expected
@@ -85,7 +85,7 @@ def test_local_modules_are_not_shown(capsys: Capture) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_the_end(capsys: Capture) -> None:
+def test_the_end_shows_speed_and_result(capsys: Capture) -> None:
     Console(FACTS).end(SUMMARY, Path("outputs/x"))
     *_, first, last = capsys.readouterr().out.splitlines()
     assert first == (
@@ -95,8 +95,8 @@ def test_the_end(capsys: Capture) -> None:
     assert last == "test accuracy 0.8750 in outputs/x"
 
 
-def test_the_last_line_names_what_the_metric_is_compared_with(capsys: Capture) -> None:
-    """It is the result whose name begins with the task's reference.
+def test_the_last_line_has_the_reference_of_the_metric(capsys: Capture) -> None:
+    """The reference is the result whose name begins with the task's reference.
 
     A result with another beginning, but the same end, is not used.
     """
@@ -114,7 +114,7 @@ def test_the_last_line_names_what_the_metric_is_compared_with(capsys: Capture) -
     assert said == [with_reference, with_reference, alone, alone, alone]
 
 
-def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
+def test_the_end_can_be_shown_with_unknown_values(capsys: Capture) -> None:
     unknown = {
         **SUMMARY,
         "status": "interrupted",
@@ -133,7 +133,7 @@ def test_the_end_of_a_run_of_which_little_is_known(capsys: Capture) -> None:
     assert last == "test accuracy unknown in outputs/x"
 
 
-def test_a_path_is_printed_as_it_is(capsys: Capture) -> None:
+def test_a_path_is_printed_without_changes(capsys: Capture) -> None:
     """The path stays in one line, even if it is long.
 
     No part of it is read as a colour or an emoji.
@@ -143,7 +143,7 @@ def test_a_path_is_printed_as_it_is(capsys: Capture) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == f"test accuracy 0.8750 in {path}"
 
 
-def test_the_beginning(capsys: Capture) -> None:
+def test_the_beginning_shows_stages_and_the_folder(capsys: Capture) -> None:
     Console(FACTS).begin(Path("outputs/x"))
     names, first, second, output = capsys.readouterr().out.splitlines()
     assert names.split() == ["stage", "device", "units", "modules", "parameters", "FLOPs"]
@@ -164,14 +164,14 @@ def test_the_beginning(capsys: Capture) -> None:
     assert output == "output: outputs/x"
 
 
-def test_settings(capsys: Capture) -> None:
+def test_settings_are_shown_in_a_line(capsys: Capture) -> None:
     Console(FACTS).settings(["schedule=ll", "epochs=8"])
     Console(FACTS).settings([])
     said = capsys.readouterr().out.splitlines()
     assert said == ["settings: schedule=ll epochs=8", "settings: the defaults"]
 
 
-def test_the_end_says_what_stages_did_and_modules_learned(capsys: Capture) -> None:
+def test_the_end_has_tables_of_stages_and_modules(capsys: Capture) -> None:
     Console(FACTS).end(SUMMARY, Path("outputs/x"), then="ppll-run schedule=bp")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[:-2] == [
@@ -185,12 +185,12 @@ def test_the_end_says_what_stages_did_and_modules_learned(capsys: Capture) -> No
     ]
 
 
-def test_one_module_has_no_table(capsys: Capture) -> None:
+def test_a_single_module_has_no_table(capsys: Capture) -> None:
     Console(FACTS).end({**SUMMARY, "per_module": SUMMARY["per_module"][:1]}, Path("outputs/x"))
     assert capsys.readouterr().out.startswith("stage ")
 
 
-def test_several_machines_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_stages_names_several_machines(capsys: pytest.CaptureFixture[str]) -> None:
     stages = [{**stage, "machine": n} for n, stage in enumerate(SUMMARY["stages"])]
     summary = {**SUMMARY, "per_module": [], "stages": stages, "machines": 2}
     Console(FACTS).end(summary, Path("outputs/x"))
@@ -198,7 +198,7 @@ def test_several_machines_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert ("machine 0 cuda:0" in first, "machine 1 cuda:1" in second) == (True, True)
 
 
-def test_replicas_have_rows_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replicas_have_their_own_rows(capsys: pytest.CaptureFixture[str]) -> None:
     stages = [
         {**stage, "index": 0, "replica": index, "average_fraction": 0.25}
         for index, stage in enumerate(SUMMARY["stages"])
@@ -240,7 +240,7 @@ def show_everything(console: Console) -> None:
 
 
 @pytest.mark.parametrize("make", [Broken, lambda: None])
-def test_a_broken_stream_ends_no_run(
+def test_a_broken_stream_does_not_end_a_run(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], Any]
 ) -> None:
     """Rich would end the program when a pipe is broken."""
@@ -248,7 +248,7 @@ def test_a_broken_stream_ends_no_run(
     show_everything(Console(FACTS))
 
 
-def test_a_failing_display_is_told_once(
+def test_a_failing_display_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     console = Console(FACTS)
@@ -258,7 +258,7 @@ def test_a_failing_display_is_told_once(
     assert caplog.messages == [expected]
 
 
-def test_a_signal_ends_a_run_while_it_shows_something(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_during_printing_ends_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise Interrupted(2)
 
@@ -270,7 +270,7 @@ def test_a_signal_ends_a_run_while_it_shows_something(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("columns", ["0", "1", "19"])
 @pytest.mark.parametrize("term", ["xterm", "dumb", ""])
-def test_a_terminal_of_hardly_any_width_is_written_to_in_lines(
+def test_a_very_narrow_terminal_gets_plain_lines(
     monkeypatch: pytest.MonkeyPatch, columns: str, term: str
 ) -> None:
     terminal = Terminal()
@@ -299,7 +299,7 @@ def test_the_log_file_has_the_same_lines(tmp_path: Path, capsys: Capture) -> Non
     assert (tmp_path / "log").read_text().splitlines() == printed
 
 
-def test_names_that_a_terminal_would_obey_are_escaped_and_shortened(capsys: Capture) -> None:
+def test_control_characters_are_escaped_and_long_names_shortened(capsys: Capture) -> None:
     stage = StageFacts("0", "cpu", [5000 * "u", "\x1b[2J"], [0], 1, 1, 0)
     console = Console(replace(FACTS, stages=[stage]))
     console.settings([f"data.root={5000 * 'x'}"])

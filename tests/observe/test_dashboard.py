@@ -25,7 +25,7 @@ def panels(page: dict[str, Any]) -> list[dict[str, Any]]:
     return [panel for section in sections for panel in section["panels"]]
 
 
-def test_its_panels_read_what_runs_record() -> None:
+def test_panels_read_keys_that_runs_record() -> None:
     result = make("--dry-run", "--metric", "accuracy", "--baseline", "abc", "--entity", "me")
     assert (result.returncode, result.stderr) == (0, "")
     page = json.loads(result.stdout)
@@ -48,20 +48,22 @@ def test_its_panels_read_what_runs_record() -> None:
     assert page["section"]["runSets"][0]["baselineRunId"]
 
 
-def test_without_a_metric_panels_show_whichever_the_runs_have() -> None:
+def test_without_a_metric_panels_show_the_metrics_of_all_tasks() -> None:
     page = json.loads(make("--dry-run", "--entity", "me").stdout)
     shown = [panel["config"].get("metrics") for panel in panels(page)]
     assert shown.count([f"test/{metric}" for metric in ("accuracy", "ap", "psnr")]) == 2
 
 
-def test_without_a_key_it_says_so_in_a_line() -> None:
+def test_a_missing_key_is_reported_in_one_line() -> None:
     result = make()
     assert (result.returncode, result.stdout) == (2, "")
     (complaint,) = result.stderr.splitlines()
     assert complaint.endswith("wandb login, or set WANDB_API_KEY; --dry-run needs none")
 
 
-def test_without_its_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
     with pytest.raises(
         ConfigError, match=r"is not installed; .*python\S* -m pip install wandb-workspaces$"
@@ -69,7 +71,7 @@ def test_without_its_library_it_says_what_to_install(monkeypatch: pytest.MonkeyP
         dashboard.main(["--dry-run"])
 
 
-def test_the_script_installs_what_it_needs() -> None:
+def test_the_script_installs_the_library() -> None:
     root = Path(__file__).parents[2]
     assert 'set_up "[all]"' in (root / "scripts" / "wandb_dashboard").read_text()
     assert "\ndashboard = [" in (root / "pyproject.toml").read_text()

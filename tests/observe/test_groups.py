@@ -29,7 +29,7 @@ def cells(found: Comparison, head: str) -> list[str]:
     return [line[place] for line in lines[2 : 2 + len(found.groups)]]
 
 
-def test_runs_that_differ_in_their_seed_alone_are_one_group(tmp_path: Path) -> None:
+def test_runs_that_differ_only_in_their_seed_are_one_group(tmp_path: Path) -> None:
     for seed in range(3):
         seeded(tmp_path / str(2 * seed), "bp", seed, 90.0 + 10 * seed, gpus=1)
         accuracies = (0.5, 0.6 + 0.1 * seed)
@@ -57,7 +57,7 @@ def test_the_baseline_is_the_mean_of_its_seeds(tmp_path: Path) -> None:
     assert [row.over_bp for row in compare([tmp_path], each=True).rows] == [0.8, 1.0, 1.2, 1.5]
 
 
-def test_an_interrupted_back_propagation_is_a_baseline_only_where_none_completed(
+def test_an_interrupted_bp_run_is_a_baseline_only_if_none_completed(
     tmp_path: Path,
 ) -> None:
     seeded(tmp_path / "0", "bp", 0, 100.0, gpus=1)
@@ -84,7 +84,9 @@ def test_an_interrupted_back_propagation_is_a_baseline_only_where_none_completed
         {"per_module": [{"units": ["a"]}, {"units": ["b"]}]},
     ],
 )
-def test_what_differs_in_more_is_another_group(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_runs_that_differ_in_more_than_the_seed_are_another_group(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
     parts = [{"units": ["a"]}, {"units": ["c"]}]
     same: dict[str, Any] = {
         "name": None,
@@ -98,14 +100,14 @@ def test_what_differs_in_more_is_another_group(tmp_path: Path, other: dict[str, 
     assert names(compare([tmp_path])) == ["0, 1", "2"]
 
 
-def test_names_that_end_in_the_seed_are_one_name(tmp_path: Path) -> None:
+def test_names_that_differ_only_in_the_seed_are_one_group(tmp_path: Path) -> None:
     for seed in (0, 1, 10):
         seeded(tmp_path / str(seed), "ppll", seed, config={"name": f"vit-s{seed}"})
     seeded(tmp_path / "11", "ppll", 3, config={"name": "vit-s4"})
     assert names(compare([tmp_path])) == ["0, 1, 10", "11"]
 
 
-def test_where_data_lie_and_who_is_told_makes_no_other_group(tmp_path: Path) -> None:
+def test_the_place_of_data_and_the_tracker_do_not_separate_groups(tmp_path: Path) -> None:
     seeded(tmp_path / "0", "ppll", 0)
     elsewhere = {"data": {"_target_": "d.D", "root": "/there"}, "tracker": {"_target_": "t.T"}}
     seeded(tmp_path / "1", "ppll", 1, config=elsewhere)
@@ -114,7 +116,7 @@ def test_where_data_lie_and_who_is_told_makes_no_other_group(tmp_path: Path) -> 
     assert names(compare([tmp_path])) == ["0-2"]
 
 
-def test_runs_that_did_not_complete_are_counted_and_not_averaged(tmp_path: Path) -> None:
+def test_runs_that_are_not_complete_are_counted_but_not_averaged(tmp_path: Path) -> None:
     seeded(tmp_path / "0", "ppll", 0, 100.0)
     seeded(tmp_path / "1", "ppll", 1, 900.0, status="failed", error="it broke", steps=3)
     seeded(tmp_path / "2", "ppll", 2, 110.0)
@@ -129,7 +131,7 @@ def test_runs_that_did_not_complete_are_counted_and_not_averaged(tmp_path: Path)
     assert [row.run.name for row in found.failed] == ["1"]
 
 
-def test_of_runs_none_of_which_completed_each_is_shown(tmp_path: Path) -> None:
+def test_a_group_without_completed_runs_is_shown_run_by_run(tmp_path: Path) -> None:
     for seed in range(2):
         seeded(tmp_path / str(seed), "ppll", seed, 100.0 + seed, status="interrupted")
     found = compare([tmp_path])
@@ -137,7 +139,7 @@ def test_of_runs_none_of_which_completed_each_is_shown(tmp_path: Path) -> None:
     assert cells(found, "samples/s") == ["100", "101"]
 
 
-def test_runs_of_one_seed_are_no_two_seeds(tmp_path: Path) -> None:
+def test_runs_with_the_same_seed_count_as_one(tmp_path: Path) -> None:
     """Two equal runs have equal accuracies, as if there were no noise."""
     for number, (seed, rate) in enumerate(((0, 100.0), (0, 120.0), (1, 130.0))):
         seeded(tmp_path / str(number), "ppll", seed, rate)
@@ -166,7 +168,7 @@ def test_differences_within_noise_are_marked(tmp_path: Path) -> None:
     assert any(note.startswith("~ marks a difference from 0-2 that noise") for note in found.notes)
 
 
-def test_without_back_propagation_groups_are_set_against_the_best(tmp_path: Path) -> None:
+def test_without_back_propagation_groups_are_compared_with_the_best(tmp_path: Path) -> None:
     number = 0
     for method, base in (("greedy", 0.80), ("dgl", 0.90), ("predsim", 0.905)):
         for seed in range(3):
@@ -180,7 +182,7 @@ def test_without_back_propagation_groups_are_set_against_the_best(tmp_path: Path
     assert cells(found, "settings") == ["local=greedy", "local=dgl", "local=predsim"]
 
 
-def test_one_seed_is_said_to_tell_nothing_of_noise(tmp_path: Path) -> None:
+def test_a_note_says_that_one_seed_shows_no_noise(tmp_path: Path) -> None:
     seeded(tmp_path / "0", "bp", 0, gpus=1)
     seeded(tmp_path / "1", "ppll", 0)
     (alone,) = [note for note in compare([tmp_path]).notes if note.startswith("one seed")]
@@ -190,7 +192,7 @@ def test_one_seed_is_said_to_tell_nothing_of_noise(tmp_path: Path) -> None:
     assert alone.endswith("differences of 0 are not tested")
 
 
-def test_each_run_can_be_shown(tmp_path: Path) -> None:
+def test_runs_can_be_shown_without_groups(tmp_path: Path) -> None:
     for seed in range(3):
         seeded(tmp_path / str(seed), "ppll", seed)
     found = compare([tmp_path], each=True)
@@ -199,13 +201,13 @@ def test_each_run_can_be_shown(tmp_path: Path) -> None:
     assert not [note for note in found.notes if "±" in note]
 
 
-def test_long_names_are_counted(tmp_path: Path) -> None:
+def test_a_group_of_long_names_shows_one_name_and_a_count(tmp_path: Path) -> None:
     for seed in range(3):
         seeded(tmp_path / f"2026-11-28-{seed}/12-00-00", "ppll", seed)
     assert names(compare([tmp_path])) == ["2026-11-28-0/12-00-00 +2"]
 
 
-def test_plain_numbers_of_runs_and_of_groups(tmp_path: Path) -> None:
+def test_csv_files_have_numbers_of_runs_and_of_groups(tmp_path: Path) -> None:
     for seed in range(3):
         seeded(tmp_path / str(seed), "ppll", seed, 90.0 + 10 * seed)
     found = compare([tmp_path])

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -60,7 +61,7 @@ def _without_escapes(text: str) -> str:
     return text
 
 
-def test_a_wide_window() -> None:
+def test_a_wide_window_shows_all_columns() -> None:
     head, results, names, first, second, legend = shown(NOW, 120, results="train loss 0.25")
     assert head == (
         f"epoch 3/10  {'━' * (BAR // 4)}{'─' * (BAR - BAR // 4)}  step 50/200  800 samples/s  "
@@ -76,39 +77,48 @@ def test_a_wide_window() -> None:
 
 
 @pytest.mark.parametrize("width", [24, 40, 62, 64, 80, 99, 100, 200])
-def test_any_window_has_room_for_every_line(width: int) -> None:
+def test_lines_fit_windows_of_any_width(width: int) -> None:
     lines = shown(NOW, width, results="train loss 0.25  " * 10)
     assert len(lines) == 6
     assert all(len(line) <= width for line in lines)
     assert ("units" in lines[2], "queue" in lines[2]) == (width >= 100, width >= 64)
 
 
-def test_a_terminal_without_such_characters_gets_letters() -> None:
+def test_an_ascii_terminal_gets_ascii_bars() -> None:
     *_, first, second, legend = shown(NOW, 120, encoding="ascii")
     assert first.endswith("#" * (BAR // 2) + "+" * (BAR // 4))
     assert second.endswith("#" * (BAR // 4) + "." * (BAR // 2) + "x" * (BAR // 4))
     assert legend == "# compute  + auxiliary  . starved  x blocked"
 
 
-def test_before_anything_is_known() -> None:
+def test_the_display_works_before_the_first_step() -> None:
     nothing = Now(0, None, None, (StageNow(None, 0, None),) * 2)
     head, _, first, _, _ = shown(nothing, 80)
     assert head == f"epoch 1/10  {'─' * BAR}  step 0/200"
     assert first.endswith("not known yet")
 
 
-def test_a_plain_line() -> None:
+def test_a_stage_that_restarts_says_so_in_place_of_its_bar() -> None:
+    hurt = replace(NOW, stages=(NOW.stages[0], replace(NOW.stages[1], restarts=True)))
+    for width in (40, 120):
+        *_, first, second, _ = shown(hurt, width)
+        assert first == shown(NOW, width)[-3]
+        assert second.endswith("restarts")
+        assert not {*second} & {*"█▓░▒"}
+
+
+def test_a_plain_line_shows_the_progress() -> None:
     assert line(FACTS, NOW) == "epoch 3/10  step 50/200  800 samples/s  1:02:03 left"
 
 
-def test_the_last_epoch_stays_the_last() -> None:
+def test_after_the_last_step_the_last_epoch_is_shown() -> None:
     assert epoch(FACTS, Now(200, None, None, ())) == "10/10"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, ""), (0.4, "0:00:00 left"), (59.6, "0:01:00 left")]
 )
-def test_what_is_left(seconds: float | None, text: str) -> None:
+def test_the_remaining_time_is_shown_as_text(seconds: float | None, text: str) -> None:
     assert left(Now(1, None, seconds, ())) == text
 
 
@@ -130,7 +140,7 @@ def test_a_ticker_ticks_until_it_is_stopped() -> None:
     assert len(times) == seen
 
 
-def test_a_tick_that_takes_long_is_made_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_tick_is_done_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """The display uses at most a hundredth of a core."""
     spent = iter([0.0, 0.25])
     monkeypatch.setattr(time, "thread_time", lambda: next(spent))

@@ -20,7 +20,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
     handler.close()
 
 
-def test_the_file_alone_gets_what_the_terminal_has(
+def test_to_file_writes_only_to_the_log_file(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to_file("one\ntwo r\u00e9sum\u00e9 \udcff")
@@ -30,7 +30,7 @@ def test_the_file_alone_gets_what_the_terminal_has(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from its buffer
-def test_a_full_disk_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     """Python would print a traceback for each line."""
     handler = LogFile("/dev/full")
     logger = logging.Logger("alone")
@@ -43,7 +43,7 @@ def test_a_full_disk_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no font\nat all"), SystemExit(3)])
-def test_what_is_for_show_is_told_in_a_line(
+def test_an_error_in_an_optional_picture_is_logged_in_one_line(
     error: BaseException, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with for_show("no picture"):
@@ -54,12 +54,12 @@ def test_what_is_for_show_is_told_in_a_line(
     assert "Traceback" in file.read_text()
 
 
-def test_a_signal_is_not_for_show() -> None:
+def test_a_signal_during_an_optional_picture_is_raised() -> None:
     with pytest.raises(Interrupted), for_show("no picture"):
         raise Interrupted(2)
 
 
-def test_a_link_is_not_written_through(tmp_path: Path) -> None:
+def test_a_log_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
     """Otherwise anybody who can write into the folder could have a file of the user overwritten."""
     (tmp_path / "run.log").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="Too many levels of symbolic links"):

@@ -44,7 +44,7 @@ def written(metrics: Metrics) -> list[dict[str, Any]]:
     return [json.loads(line) for line in metrics.path.read_text().splitlines()]
 
 
-def test_a_line(metrics: Metrics) -> None:
+def test_a_report_becomes_a_line(metrics: Metrics) -> None:
     line = metrics.add(report(1, "train"))
     assert line == {
         "step": 40,
@@ -60,14 +60,14 @@ def test_a_line(metrics: Metrics) -> None:
     assert written(metrics) == [line]  # immediately, not only when the file is closed
 
 
-def test_a_line_of_training_tells_of_its_last_step(metrics: Metrics) -> None:
+def test_a_line_of_training_has_values_of_its_last_step(metrics: Metrics) -> None:
     line = metrics.add(report(2, "train", last_step={"lr": 0.1, "grad_norm": inf}))
     assert (line["lr"], line["grad_norm"]) == (0.1, None)
     assert written(metrics) == [line]
     assert metrics.result("train") == {"loss": 2.0, "accuracy": 0.4}
 
 
-def test_seconds_of_training_go_on_where_they_were(
+def test_seconds_continue_from_the_checkpoint_of_a_resumed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Start-up does not count.
@@ -103,7 +103,7 @@ def test_seconds_of_training_go_on_where_they_were(
         (False, True, []),
     ],
 )
-def test_what_stays_of_the_step_from_which_a_run_goes_on(
+def test_evaluations_that_will_be_repeated_are_dropped_on_resuming(
     tmp_path: Path, evaluated: bool, incomplete: bool, stay: list[str]
 ) -> None:
     """If the evaluation is repeated, its lines are dropped, also those of averaged weights."""
@@ -118,7 +118,7 @@ def test_what_stays_of_the_step_from_which_a_run_goes_on(
     assert lines == [(10, "train"), (10, "test"), (10, "test_ema"), *((20, each) for each in stay)]
 
 
-def test_the_last_modules_lines_are_the_models_own(metrics: Metrics) -> None:
+def test_lines_of_the_last_module_count_as_those_of_the_model(metrics: Metrics) -> None:
     modules = [metrics.add(report(module, "test"))["module"] for module in range(MODULES)]
     assert modules == [0, 1, None]
 
@@ -131,7 +131,7 @@ def test_lines_are_appended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [nan, inf, -inf])
-def test_a_loss_that_is_no_number_is_null(metrics: Metrics, loss: float) -> None:
+def test_a_nonfinite_loss_is_null(metrics: Metrics, loss: float) -> None:
     metrics.add(report(2, "train", loss=loss))
     assert written(metrics)[0]["loss"] is None
     assert metrics.train_loss is None
@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_is_null(metrics: Metrics, loss: float) -> None
     assert finite(-0.5) == -0.5
 
 
-def test_no_time_at_all(metrics: Metrics) -> None:
+def test_a_report_of_zero_seconds_has_a_positive_speed(metrics: Metrics) -> None:
     assert metrics.add(report(0, "test", seconds=0.0))["samples_per_second"] > 0
 
 
@@ -154,7 +154,7 @@ def test_train_loss_is_the_models_mean_over_the_last_epoch(metrics: Metrics) -> 
     assert metrics.train_loss == 21.0 / 12
 
 
-def test_result_is_of_the_latest_evaluation(metrics: Metrics) -> None:
+def test_the_result_is_that_of_the_latest_evaluation(metrics: Metrics) -> None:
     metrics.add(report(2, "test", loss=90.0))
     metrics.add(report(2, "test", loss=30.0))
     metrics.add(report(2, "val", loss=10.0))
@@ -167,7 +167,7 @@ def test_result_is_of_the_latest_evaluation(metrics: Metrics) -> None:
     assert metrics.result("train") is None
 
 
-def test_last_step_is_the_latest_of_any_line(metrics: Metrics) -> None:
+def test_the_last_step_is_the_highest_of_any_line(metrics: Metrics) -> None:
     assert metrics.last_step == 0
     for step in (10, 50, 40):  # a late stage may report after an early stage that is ahead
         metrics.add(report(0, "train", step=step))
@@ -209,7 +209,7 @@ def test_going_back_drops_lines_past_a_step(tmp_path: Path, step: int, kept: int
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_going_back_finds_what_there_was(tmp_path: Path, step: int) -> None:
+def test_going_back_restores_the_state_of_a_step(tmp_path: Path, step: int) -> None:
     before, states = recorded(tmp_path)
     metrics = again(before)
     metrics.go_back(step, states[step], evaluated=True)
@@ -220,7 +220,7 @@ def test_going_back_finds_what_there_was(tmp_path: Path, step: int) -> None:
     assert metrics.result("val") is None
 
 
-def test_the_loss_of_half_an_epoch_is_kept(tmp_path: Path) -> None:
+def test_going_back_keeps_the_loss_of_a_part_of_an_epoch(tmp_path: Path) -> None:
     with Metrics(tmp_path / "m", Classification(3), MODULES) as before:
         before.add(report(2, "train", epoch=1, step=9, loss=1e9))
         before.add(report(2, "train", epoch=2, step=12, loss=20.0))
@@ -234,7 +234,7 @@ def test_the_loss_of_half_an_epoch_is_kept(tmp_path: Path) -> None:
     assert [line["step"] for line in written(metrics)] == [9, 12, 20]
 
 
-def test_an_incomplete_line_is_forgotten_when_its_steps_come_again(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_dropped_on_resuming(tmp_path: Path) -> None:
     """The run stopped after step 13, between two complete reports.
 
     The incomplete line counts until the run resumes.
@@ -263,7 +263,7 @@ def test_an_incomplete_line_may_begin_an_epoch(metrics: Metrics) -> None:
     assert metrics.train_loss == 3.0
 
 
-def test_an_evaluation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:
+def test_going_back_drops_an_evaluation_that_is_repeated(tmp_path: Path) -> None:
     """Earlier evaluations and the training until this step are kept."""
     before, states = recorded(tmp_path)
     metrics = again(before)
@@ -275,7 +275,7 @@ def test_an_evaluation_that_is_made_again_is_forgotten(tmp_path: Path) -> None:
     assert metrics.last_step == 20
 
 
-def test_going_back_to_the_start_forgets_everything(tmp_path: Path) -> None:
+def test_going_back_to_the_start_drops_everything(tmp_path: Path) -> None:
     before, _ = recorded(tmp_path)
     with before:  # only another program's file could have lines of step 0
         before.add(report(2, "train", step=0))
@@ -288,7 +288,7 @@ def test_going_back_to_the_start_forgets_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "end", [b'{"step": 20, "ep', b'{"step": 20}'[:-1], b"\0" * 9, b"\xff\n", b"7\n", b"[]\n", b"\n"]
 )
-def test_what_is_no_line_is_dropped(tmp_path: Path, end: bytes) -> None:
+def test_going_back_drops_incomplete_lines_at_the_end(tmp_path: Path, end: bytes) -> None:
     """A killed run leaves half a line. After a power failure, the end can be any bytes."""
     before, states = recorded(tmp_path)
     whole = before.path.read_bytes()
@@ -301,7 +301,7 @@ def test_what_is_no_line_is_dropped(tmp_path: Path, end: bytes) -> None:
     assert len(written(metrics)) == 13
 
 
-def test_there_may_be_no_file(tmp_path: Path) -> None:
+def test_going_back_works_without_a_file(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "m", Classification(3), MODULES)
     metrics.go_back(10, {}, evaluated=True)
     assert metrics.path.read_text() == ""

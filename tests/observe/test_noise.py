@@ -9,7 +9,7 @@ from scipy import stats
 from ppll_cli.observe.noise import Spread, spread, within_noise
 
 
-def test_the_deviation_is_that_of_a_sample() -> None:
+def test_the_deviation_is_a_sample_deviation() -> None:
     found = spread([1.0, 2.0, 4.0])
     assert found is not None
     assert (found.mean, found.count) == (7 / 3, 3)
@@ -25,7 +25,7 @@ values = st.lists(st.integers(0, 40).map(float), min_size=2, max_size=40)
 @pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")
 @given(values, values)
 @example([0.0, 2.0], [4.0, 6.0])  # 2 degrees of freedom; with 4, noise would not explain it
-def test_it_is_welchs_test(one: list[float], other: list[float]) -> None:
+def test_the_test_is_welchs_test(one: list[float], other: list[float]) -> None:
     """The result equals scipy's, except if the p-value is so near 5 % that rounding decides."""
     mine, theirs = spread(one), spread(other)
     assert mine is not None
@@ -38,14 +38,14 @@ def test_it_is_welchs_test(one: list[float], other: list[float]) -> None:
         assert within_noise(mine, theirs) is bool(p > 0.05)
 
 
-def test_the_same_difference_counts_with_more_seeds() -> None:
+def test_with_more_seeds_the_same_difference_is_not_noise() -> None:
     few, many = ([0.90, 0.92], [0.90, 0.92] * 5)
     higher = [[value + 0.02 for value in each] for each in (few, many)]
     pairs = [(spread(one), spread(other)) for one, other in zip((few, many), higher, strict=True)]
     assert [within_noise(a, b) for a, b in pairs if a and b] == [True, False]
 
 
-def test_one_value_says_nothing_of_noise() -> None:
+def test_one_value_is_not_enough_for_the_test() -> None:
     one, several = Spread(1.0, None, 1), Spread(9.0, 0.1, 3)
     assert within_noise(one, several) is None
     assert within_noise(several, one) is None

@@ -18,7 +18,7 @@ def test_nothing_is_known_before_the_first_step() -> None:
     assert [stage.shares for stage in now.stages] == [None, None]
 
 
-def test_the_rest_takes_as_long_as_what_was_done() -> None:
+def test_the_remaining_time_follows_the_measured_speed() -> None:
     """The first step does not count, because it may include compilation."""
     progress = Progress(0, 100)
     progress.update(0.0, [look(0)])
@@ -27,14 +27,14 @@ def test_the_rest_takes_as_long_as_what_was_done() -> None:
     assert now.left_s == pytest.approx(79 * 10 / 20)
 
 
-def test_the_last_stage_says_how_far_the_run_is() -> None:
+def test_progress_is_that_of_the_last_stage() -> None:
     progress = Progress(0, 100)
     progress.update(0.0, [look(9), look(4)])
     now = progress.update(2.0, [look(13), look(8)])
     assert (now.step, now.steps_per_second) == (8, 2.0)
 
 
-def test_a_run_that_goes_on_starts_where_it_was() -> None:
+def test_a_resumed_run_starts_at_its_checkpoints_step() -> None:
     progress = Progress(50, 100)
     assert progress.update(0.0, [look(0)]).step == 50
     progress.update(1.0, [look(51)])
@@ -42,7 +42,7 @@ def test_a_run_that_goes_on_starts_where_it_was() -> None:
     assert (now.steps_per_second, now.left_s) == (1.0, 48.0)
 
 
-def test_the_speed_is_that_of_late() -> None:
+def test_the_speed_is_that_of_recent_steps() -> None:
     progress = Progress(0, 1000)
     for second in range(int(WINDOW_S) + 1):
         progress.update(float(second), [look(10 * second)])
@@ -52,7 +52,7 @@ def test_the_speed_is_that_of_late() -> None:
     assert now.steps_per_second == 1.0
 
 
-def test_shares_are_of_the_time_between_looks_and_stay_when_nothing_is_counted() -> None:
+def test_shares_are_those_of_recent_counted_time() -> None:
     progress = Progress(0, 100)
     assert progress.update(0.0, [look(1)]).stages[0].shares is None
     progress.update(1.0, [look(2, counted_s=2.0, compute=1.0, starved=0.5)])
@@ -75,7 +75,19 @@ def test_shares_never_exceed_the_whole() -> None:
     assert sum(shares.values()) == pytest.approx(1.0)
 
 
-def test_what_is_queued_was_sent_and_not_received() -> None:
+def test_queued_batches_were_sent_but_not_received() -> None:
     looks = [look(5, sent=7), look(4, sent=4, received=5), look(4, received=4)]
     now = Progress(0, 100).update(0.0, looks)
     assert [stage.queued for stage in now.stages] == [0, 2, 0]
+
+
+def test_a_worker_that_restarts_is_marked() -> None:
+    """It starts to count its time again from its snapshot, so its last fractions stay."""
+    progress = Progress(0, 100)
+    before, after = (look(n, counted_s=2.0 * n, compute=1.0 * n) for n in (1, 2))
+    progress.update(0.0, [look(1), before])
+    now = progress.update(1.0, [look(2), after._replace(restarts=True)])
+    assert [stage.restarts for stage in now.stages] == [False, True]
+    again = progress.update(2.0, [look(3), look(2, counted_s=1.5, compute=0.1)])
+    assert not again.stages[1].restarts
+    assert again.stages[1].shares == now.stages[1].shares

@@ -7,7 +7,7 @@ from typing import Any
 from ppll_cli.observe.runs import Evaluation, find
 
 CONFIG: dict[str, Any] = {"choices": {}}
-"""By these keys a folder is recognised as that of a run."""
+"""A config.json with these keys marks a folder as a run."""
 
 
 def write(folder: Path, **files: object) -> Path:
@@ -24,7 +24,7 @@ def line(step: int, value: float | None, split: str = "test", **more: object) ->
     return json.dumps({**fields, "accuracy": value, "samples_per_second": 1.0, **more}) + "\n"
 
 
-def test_runs_lie_anywhere_and_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_runs_are_found_in_subfolders_in_order_of_numbers(tmp_path: Path) -> None:
     for number in (10, 2, 1):
         write(tmp_path / "sweep" / str(number), config=CONFIG)
     write(tmp_path / "sweep" / ".hydra", config=CONFIG)
@@ -34,12 +34,12 @@ def test_runs_lie_anywhere_and_come_in_the_order_of_their_numbers(tmp_path: Path
     assert [run.name for run in find([tmp_path / "sweep"])] == ["1", "2", "3", "10"]
 
 
-def test_what_is_inside_a_run_is_no_run(tmp_path: Path) -> None:
+def test_folders_inside_a_run_are_not_runs(tmp_path: Path) -> None:
     write(write(tmp_path / "run", config=CONFIG) / "wandb", config=CONFIG)
     assert len(find([tmp_path])) == 1
 
 
-def test_how_a_run_ended(tmp_path: Path) -> None:
+def test_the_status_of_each_run_is_found(tmp_path: Path) -> None:
     write(tmp_path / "a", config=CONFIG, summary={"status": "completed", "schedule": "bp"})
     write(tmp_path / "b", config={"choices": {"schedule": "ll"}})
     write(tmp_path / "c", config=CONFIG, summary={"status": "failed", "error": "stage 1: it broke"})
@@ -55,7 +55,7 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     assert refusal.overrides == ["gpus=0", "seed=1"]
 
 
-def test_evaluations_are_those_of_the_models_own_head(tmp_path: Path) -> None:
+def test_evaluations_are_those_of_the_models_head(tmp_path: Path) -> None:
     metrics = [
         line(10, 0.9, "train", seconds=1.0),
         line(10, 0.5, seconds=2.0),
@@ -68,27 +68,27 @@ def test_evaluations_are_those_of_the_models_own_head(tmp_path: Path) -> None:
     assert run.evaluations == [Evaluation(10, 2.0, 0.5), Evaluation(30, 4.0, 0.75)]
 
 
-def test_a_held_out_part_goes_before_the_test_set(tmp_path: Path) -> None:
+def test_the_validation_metric_has_priority_over_the_test_metric(tmp_path: Path) -> None:
     metrics = line(10, 0.5) + line(10, 0.25, "val")
     (run,) = find([write(tmp_path / "run", config=CONFIG, metrics=metrics)])
     assert run.evaluations == [Evaluation(10, None, 0.25)]
     assert run.metric == "val accuracy"
 
 
-def test_the_metric_is_known_from_the_summary_too(tmp_path: Path) -> None:
+def test_the_summary_can_name_the_metric(tmp_path: Path) -> None:
     summary = {"status": "completed", "schedule": "bp", "test": {"loss": 1.0, "psnr": 30.0}}
     (run,) = find([write(tmp_path / "run", summary=summary)])
     assert run.metric == "test psnr"
 
 
-def test_times_of_a_run_that_an_older_program_began_are_unknown(tmp_path: Path) -> None:
+def test_times_of_a_run_that_an_older_program_started_are_unknown(tmp_path: Path) -> None:
     """Times in its later lines count from where the newer program resumed it."""
     metrics = line(10, 0.5) + line(20, 0.75, seconds=2.0)
     (run,) = find([write(tmp_path / "run", config=CONFIG, metrics=metrics)])
     assert run.evaluations == [Evaluation(10, None, 0.5), Evaluation(20, None, 0.75)]
 
 
-def test_a_run_that_goes_on_after_its_summary_is_running(tmp_path: Path) -> None:
+def test_a_run_with_steps_after_its_summary_is_running(tmp_path: Path) -> None:
     summary = {"status": "interrupted", "schedule": "bp", "steps": 20}
     for name, step in (("ended", 20), ("resumed", 21)):
         metrics = line(step, 0.5, "train")
@@ -96,7 +96,7 @@ def test_a_run_that_goes_on_after_its_summary_is_running(tmp_path: Path) -> None
     assert [run.status for run in find([tmp_path])] == ["interrupted", "running"]
 
 
-def test_other_programs_have_a_config_json_as_well(tmp_path: Path) -> None:
+def test_config_json_files_of_other_programs_are_not_runs(tmp_path: Path) -> None:
     write(tmp_path / "other", config={"architectures": ["ViT"]})
     write(tmp_path / "list", config=[1])
     write(tmp_path / "ours" / "0", config=CONFIG)
@@ -120,7 +120,7 @@ def test_a_run_that_is_found_twice_is_listed_once(tmp_path: Path) -> None:
     assert [run.name for run in found] == ["sweep/1", "sweep/0"]
 
 
-def test_a_job_that_ran_in_the_end_was_not_refused(tmp_path: Path) -> None:
+def test_a_refused_job_that_ran_later_is_not_listed_as_refused(tmp_path: Path) -> None:
     """A sweep may be run again in the same folder."""
     write(tmp_path, refused='{"job": 0}\n{"job": 1, "overrides": ["schedule=ll"]}\n')
     write(tmp_path / "0", config=CONFIG)
@@ -129,7 +129,7 @@ def test_a_job_that_ran_in_the_end_was_not_refused(tmp_path: Path) -> None:
     assert found[1].schedule == "ll"
 
 
-def test_two_folders_are_told_apart(tmp_path: Path) -> None:
+def test_names_of_runs_in_two_folders_differ(tmp_path: Path) -> None:
     write(tmp_path / "one" / "0", config=CONFIG)
     write(tmp_path / "two", config=CONFIG)
     assert [run.name for run in find([tmp_path / "one", tmp_path / "two"])] == ["one/0", "two"]

@@ -38,14 +38,14 @@ def run(redirection: str, **environment: str) -> "subprocess.CompletedProcess[st
     "redirection",
     ["> >(true)", ">/dev/full", ">&-", "2>&-", "2>/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full"],
 )
-def test_a_stream_that_breaks_ends_nothing(redirection: str) -> None:
+def test_a_broken_stream_does_not_end_the_program(redirection: str) -> None:
     """Python itself would end with status 120, and print that an exception was ignored."""
     done = run(redirection)
     assert done.returncode == 0
     assert done.stderr == ("" if "2>" in redirection else "an error\n")
 
 
-def test_a_character_that_the_encoding_lacks_is_shown_by_its_number() -> None:
+def test_unencodable_characters_are_printed_as_escapes() -> None:
     done = run("", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "an error\n")
     assert done.stdout.splitlines()[-1] == r"\u2588 r\xe9sum\xe9"
@@ -63,7 +63,7 @@ class Broken(io.StringIO):
         raise self.error
 
 
-def test_the_first_failure_is_the_last_try_and_is_logged_once(
+def test_after_a_failure_nothing_more_is_written_and_it_is_logged_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -77,7 +77,7 @@ def test_the_first_failure_is_the_last_try_and_is_logged_once(
     assert output_failure() == "Input/output error"
 
 
-def test_a_slow_reader_is_not_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_reader_does_not_count_as_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Broken(BlockingIOError(errno.EAGAIN, "try again"))
     shown = Shown(broken, "stdout")
     shown.write("one")
@@ -86,9 +86,7 @@ def test_a_slow_reader_is_not_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(errno.EPIPE, "broken"), ValueError("closed")])
-def test_who_reads_no_further_misses_nothing(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_pipe_is_not_a_failure(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Shown(Broken(error), "stdout"))
     sys.stdout.write("one\n")
     assert output_failure() is None

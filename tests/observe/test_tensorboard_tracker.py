@@ -43,7 +43,7 @@ def tracked(run_dir: Path, **changes: Any) -> Tracked:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_run_is_recorded(tmp_path: Path, elsewhere: bool) -> None:
+def test_metrics_pictures_and_summary_are_recorded(tmp_path: Path, elsewhere: bool) -> None:
     draw(tmp_path / "timeline.png")
     folder = tmp_path / "mine" if elsewhere else None
     guarded = guard(folder)
@@ -69,7 +69,7 @@ def test_a_run_is_recorded(tmp_path: Path, elsewhere: bool) -> None:
     assert "    test.accuracy: 0.75" in text(events, "summary").splitlines()
 
 
-def test_what_a_resumed_run_had_done_after_its_checkpoint_is_hidden(tmp_path: Path) -> None:
+def test_steps_after_the_checkpoint_are_hidden_on_resuming(tmp_path: Path) -> None:
     guarded = guard()
     guarded.start(tracked(tmp_path))
     for step in (1, 2, 3, 4):
@@ -83,7 +83,7 @@ def test_what_a_resumed_run_had_done_after_its_checkpoint_is_hidden(tmp_path: Pa
     assert scalars(tmp_path / "tensorboard", "train/loss") == expected
 
 
-def test_a_finished_sweep(tmp_path: Path) -> None:
+def test_the_comparison_of_a_sweep_is_recorded(tmp_path: Path) -> None:
     draw(tmp_path / "comparison.png")
     (tmp_path / "comparison.csv").write_text("schedule,speedup\nbp,1.0\n")
     guard().sweep(tmp_path, "2026-11-25/12-00-00")
@@ -92,7 +92,7 @@ def test_a_finished_sweep(tmp_path: Path) -> None:
     assert text(events, "comparison") == "    schedule,speedup\n    bp,1.0"
 
 
-def test_a_run_of_the_program(run: Runner) -> None:
+def test_a_real_run_is_recorded(run: Runner) -> None:
     """The run is stopped and resumed."""
     result = run("tracker=tensorboard", "local.modules=2", "max_steps=4", *TINY)
     ((step, value),) = scalars(result.run_dir / "tensorboard", "test/accuracy")

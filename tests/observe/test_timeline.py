@@ -1,6 +1,7 @@
 """Timelines: the content of the file, and what the picture shows."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from ppll_cli.observe import timeline
-from ppll_cli.observe.timeline import COLOURS, LEGEND, Span
+from ppll_cli.observe.timeline import COLOURS, LEGEND, RARE, Restart, Span
 from ppll_cli.pipeline.instructions import (
     Backward,
     BackwardInput,
@@ -64,6 +65,7 @@ LANES = [
         ("starved", None, "idle"),
         ("starved", RECEIVE, "idle"),  # on CUDA, the device waits while it receives
         ("blocked", None, "idle"),
+        ("snapshot", None, "snapshot"),
     ],
 )
 def test_what_a_span_counts_as(kind: str, instruction: Any, category: str) -> None:
@@ -142,10 +144,60 @@ def test_the_picture_shows_the_time_in_which_all_stages_were_traced() -> None:
     assert timeline.window(apart) == (0.0, 4.0)
 
 
+RESTART = Restart(1, 12.5, 13.5, "the worker is gone", "Loss", "batch 3")
+
+
+def _overlapping(events: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Return the pairs of bars of a track that overlap, which viewers refuse or draw wrongly."""
+    bars = sorted((e["tid"], e["ts"], e["dur"], e["name"]) for e in events if e["ph"] == "X")
+    return [
+        (one, other)
+        for one, other in pairwise(bars)
+        if one[0] == other[0] and one[1] + one[2] > other[1] + 0.01
+    ]
+
+
+def test_a_restart_is_an_event_on_the_track_of_its_stage() -> None:
+    """It may be the first event of all; a worker that lost its trace still has a track."""
+    early = Restart(1, 8.0, 9.5, "first", "starting", None)
+    late = Restart(1, 17.0, 19.0, "second", "Loss", "batch 3")
+    for lanes in (LANES, [LANES[0], []]):
+        made = timeline.trace(lanes, ["0", "1"], ["cpu"] * 2, "", restarts=[early, late])
+        events = made["traceEvents"]
+        found = [event for event in events if event["name"] == "restart"]
+        assert [(e["ph"], e["pid"], e["tid"], e["ts"], e["dur"]) for e in found] == [
+            ("X", 1, 1, 0.0, 1.5e6),
+            ("X", 1, 1, 9e6, 2e6),
+        ]
+        assert found[0]["args"] == {"error": "first", "phase": "starting", "batch": None}
+        assert found[1]["args"] == {"error": "second", "phase": "Loss", "batch": "batch 3"}
+        assert min(event["ts"] for event in events if event["ph"] == "X") == 0
+        assert not _overlapping(events)
+        json.dumps(made)
+
+
+def test_the_picture_shows_a_restart_in_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It never widens the picture, and the legend names it only if it is to be seen."""
+    made = kept_figures(monkeypatch, timeline)
+    file, known = tmp_path / "timeline.png", (["0", "1"], ["cpu"] * 2, "")
+    later = RESTART._replace(start_s=100.0, end_s=101.0)
+    for restarts in ([RESTART], [later]):
+        timeline.picture(file, [LANES[0], []], *known, restarts)
+    black = np.abs(imread(file)[:, :, :3]).max(axis=2) < 0.02
+    seen, unseen = ([text.get_text() for text in f.legends[0].get_texts()] for f in made)
+    assert ("restart of the stage" in seen, "restart of the stage" in unseen) == (True, False)
+    timeline.picture(file, [LANES[0], []], *known, [RESTART])
+    more = np.abs(imread(file)[:, :, :3]).max(axis=2) < 0.02
+    assert more.sum() > black.sum() + 2000
+    assert made[0].axes[0].get_xlim() == made[1].axes[0].get_xlim()
+
+
 def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
     timeline.write(tmp_path, LANES, ["0", "1"], ["cpu", "cpu"], "a title")
     image = imread(tmp_path / "timeline.png")[:, :, :3]
-    for category in COLOURS:
+    for category in COLOURS.keys() - RARE:
         near = np.abs(image - np.array(to_rgb(COLOURS[category]))).max(axis=2) < 0.02
         found = int(near.sum())
         assert found > 200, f"{category}: {found} pixels"  # the legend alone has 300 pixels
@@ -165,7 +217,8 @@ def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
         text.get_text(): patch.get_facecolor()[:3]
         for text, patch in zip(legend.get_texts(), legend.get_patches(), strict=True)
     }
-    expected = {LEGEND.get(name, name): to_rgb(colour) for name, colour in COLOURS.items()}
+    usual = {name: colour for name, colour in COLOURS.items() if name not in RARE}
+    expected = {LEGEND.get(name, name): to_rgb(colour) for name, colour in usual.items()}
     assert entries == expected
     stages = [tick.get_text() for tick in axes.get_yticklabels()]
     assert stages == ["stage 0\ncpu", "stage 1\ncuda:1"]

@@ -79,7 +79,7 @@ def told_of_a_run(tracker: Noted, run_dir: Path) -> None:
     guard.end(SUMMARY)
 
 
-def test_everything_is_told_in_order_by_one_thread(tmp_path: Path) -> None:
+def test_one_thread_sends_all_records_in_order(tmp_path: Path) -> None:
     tracker = Noted()
     told_of_a_run(tracker, tmp_path)
     assert [name for name, _ in tracker.told] == ["start", "metrics", "stages", "metrics", "end"]
@@ -89,7 +89,7 @@ def test_everything_is_told_in_order_by_one_thread(tmp_path: Path) -> None:
     assert 0 <= last.unix_s - one.unix_s < 60
 
 
-def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
+def test_training_waits_until_a_tracker_has_started(tmp_path: Path) -> None:
     """Otherwise the tracker's imports would slow down the steps whose speed is measured."""
     tracker = Noted()
     guard = Guarded(tracker, "noted")
@@ -98,10 +98,10 @@ def test_training_waits_for_the_start_of_a_tracker(tmp_path: Path) -> None:
     guard.end(SUMMARY)
 
 
-def test_times_are_those_of_the_measurement(
+def test_records_have_the_times_of_the_measurements(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are not the times at which a tracker that starts slowly gets the records."""
+    """A tracker that starts slowly gets the records later than they were measured."""
     monkeypatch.setattr(module, "START_LIMIT_S", 0.01)
     goes_on = threading.Event()
     tracker = Noted(lambda name: _wait(goes_on) if name == "start" else None)
@@ -117,7 +117,7 @@ def test_times_are_those_of_the_measurement(
 
 @pytest.mark.parametrize("method", ["start", "metrics", "stages", "end"])
 @pytest.mark.parametrize("error", [ArithmeticError, SystemExit])
-def test_what_a_tracker_raises_is_told_once(
+def test_an_error_of_a_tracker_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, method: str, error: type[BaseException]
 ) -> None:
     def act(name: str) -> None:
@@ -132,9 +132,7 @@ def test_what_a_tracker_raises_is_told_once(
     assert [name for name, _ in tracker.told].index(method) == len(tracker.told) - 1
 
 
-def test_a_tracker_that_hangs_is_left_and_ends_what_it_started(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_hanging_tracker_is_abandoned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     released = threading.Event()
 
     class Hanging(Noted):
@@ -153,7 +151,7 @@ def test_a_tracker_that_hangs_is_left_and_ends_what_it_started(
     assert [name for name, _ in tracker.told] == ["start", "metrics", "abandon"]
 
 
-def test_what_is_tidied_up_after_a_hang_is_not_the_next_runs(tmp_path: Path) -> None:
+def test_a_run_waits_until_an_abandoned_tracker_has_ended(tmp_path: Path) -> None:
     """For example, wandb closes resources that belong to the whole process."""
     released, tidied = threading.Event(), threading.Event()
 
@@ -181,14 +179,14 @@ def _break(released: threading.Event) -> None:
     raise ConnectionError("its other end is gone")  # not reported: the tracker is already lost
 
 
-def test_a_sweep_is_told_of_alone(tmp_path: Path) -> None:
+def test_a_sweep_is_recorded_without_a_run(tmp_path: Path) -> None:
     tracker = Noted()
     Guarded(tracker, "noted").sweep(tmp_path, "2026-11-25/12-00-00")
     assert tracker.told == [("sweep", (tmp_path, "2026-11-25/12-00-00"))]
 
 
 @pytest.mark.parametrize("depth", ["0", "ppll/4"])
-def test_the_runs_of_a_sweep_know_it(tmp_path: Path, depth: str) -> None:
+def test_runs_of_a_sweep_know_its_name(tmp_path: Path, depth: str) -> None:
     folder = tmp_path / "2026-11-25" / "12-00-00-77"
     (folder / depth).mkdir(parents=True)
     assert tracked(folder / depth).sweep is None
@@ -196,7 +194,7 @@ def test_the_runs_of_a_sweep_know_it(tmp_path: Path, depth: str) -> None:
     assert tracked(folder / depth).sweep == "2026-11-25/12-00-00-77"
 
 
-def test_keys() -> None:
+def test_records_have_the_documented_keys() -> None:
     assert line_scalars(line(3)) == {"train/loss": 1.5, "train/accuracy": 0.5}
     local = line(3, module=2, split="test", loss=None, samples_per_second=10.0)
     assert line_scalars(local) == {
@@ -219,14 +217,14 @@ def test_keys() -> None:
     assert stage_scalars([]) == {}
 
 
-def test_a_summary_as_pairs() -> None:
+def test_a_summary_is_converted_to_pairs() -> None:
     nested = {"a": {"b": None, "c": [1, {"d": 0}]}, "e": ["x", "y"], "f": []}
     assert tree(nested) == {"a": {"c": {"0": 1, "1": {"d": 0}}}, "e": "x, y", "f": ""}
     assert flat(tree(nested)) == {"a.c.0": 1, "a.c.1.d": 0, "e": "x, y", "f": ""}
 
 
 @pytest.mark.slow
-def test_nothing_heavy_is_imported_before_a_run_starts() -> None:
+def test_trackers_libraries_are_not_imported_before_a_run() -> None:
     """The trackers' libraries are not imported.
 
     Otherwise runs without them would become slower too.
@@ -265,14 +263,16 @@ def test_nothing_heavy_is_imported_before_a_run_starts() -> None:
         (["tracker=tensorboard", "tracker.dir=3"], "tracker.dir=3: must be a valid string"),
     ],
 )
-def test_wrong_options_are_refused(overrides: list[str], complaint: str) -> None:
+def test_wrong_options_of_trackers_are_refused(overrides: list[str], complaint: str) -> None:
     config, choices = compose_config([f"++{o}" if "." in o else o for o in overrides])
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         guarded(choices["tracker"], config["tracker"])
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_library_is_reported_with_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     config, _ = compose_config([f"tracker={name}"])
     with pytest.raises(ConfigError) as caught:
@@ -281,7 +281,7 @@ def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, name: 
     assert str(caught.value) == said
 
 
-def test_a_run_of_an_older_program_goes_on(run: Runner) -> None:
+def test_a_run_of_an_older_program_can_be_resumed(run: Runner) -> None:
     """The config.json of an older program has the name of a tracker where a class is now."""
     result = run("max_steps=2", *TINY)
     file = result.run_dir / "config.json"
@@ -314,7 +314,7 @@ class Broken(NoTracker):
         raise OSError("nobody there")
 
 
-def test_the_tracker_of_the_page_is_told_of_a_run(
+def test_the_example_tracker_of_the_docs_records_a_run(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = re.search(r"```python\n(# my_tracker\.py\n.*?)```", PAGE, re.DOTALL)
@@ -332,14 +332,14 @@ def test_the_tracker_of_the_page_is_told_of_a_run(
     assert any(",module_0/train/loss," in row for row in rows)
 
 
-def test_the_page_names_every_option() -> None:
+def test_the_docs_name_every_option() -> None:
     config, _ = compose_config(["tracker=wandb"])
     upload = {f"upload.{key}" for key in config["tracker"]["upload"]}
     keys = {*config["tracker"], *upload} - {"_target_", "upload"}
     assert {key for key in keys if f"`tracker.{key}`" not in PAGE} == set()
 
 
-def test_what_the_environment_says_to_wandb_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandbs_environment_variables_set_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {
         "PROJECT": "p",
         "ENTITY": "e",
@@ -355,7 +355,7 @@ def test_what_the_environment_says_to_wandb_is_the_default(monkeypatch: pytest.M
     assert [config["tracker"][key] for key in keys] == ["p", "e", "offline", "mine", "g", "/d"]
 
 
-def test_a_run_is_called_by_its_name_or_by_what_it_is(tmp_path: Path) -> None:
+def test_a_run_is_named_by_its_name_or_its_settings(tmp_path: Path) -> None:
     folder = tmp_path / "DATE" / "TIME" / "4"
     choices = {"schedule": "ppll", "model": "vit", "data": "digits", "local": "dgl"}
     plain = Tracked(folder, {"gpus": 4, "seed": 2}, choices, "accuracy")

@@ -57,7 +57,7 @@ def track(run_dir: Path, *steps: int, resumed: bool = False, **options: Any) -> 
         ({"name": "theirs", "tags": ["three"]}, ("theirs", ["three"])),
     ],
 )
-def test_a_runs_name_and_tags_stand_in_for_the_trackers(
+def test_a_runs_name_and_tags_are_the_trackers_defaults(
     tmp_path: Path, options: dict[str, Any], shown: tuple[str, list[str]]
 ) -> None:
     guarded = guard(**options)
@@ -86,7 +86,9 @@ def services() -> list[int]:
     return found
 
 
-def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_metrics_pictures_and_summary_are_recorded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "sweeps" / "2026-11-25" / "12-00-00" / "0"
     folder.mkdir(parents=True)
     (folder.parent / "multirun.yaml").touch()
@@ -146,7 +148,7 @@ def test_a_run_is_recorded(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize(("status", "code"), [("failed", 1), ("interrupted", 255)])
-def test_how_a_run_ended(
+def test_the_exit_code_shows_how_a_run_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, code: int
 ) -> None:
     monkeypatch.setitem(SUMMARY, "status", status)
@@ -155,7 +157,7 @@ def test_how_a_run_ended(
     assert found.run.run_group == ""
 
 
-def test_files_are_uploaded_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_files_are_uploaded_on_request(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-9").mkdir(parents=True)
     (tmp_path / "checkpoints" / "last").symlink_to("step-9")
     for name in ("checkpoints/step-9/stage-0.safetensors", "model.safetensors", "timeline.json"):
@@ -169,7 +171,7 @@ def test_files_are_uploaded_where_that_is_asked_for(tmp_path: Path) -> None:
     assert entries == ["model.safetensors", "step-9/stage-0.safetensors"]
 
 
-def test_a_resumed_run_goes_on_with_the_same_one(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_same_wandb_run(tmp_path: Path) -> None:
     track(tmp_path, 1, 2)
     (folder,) = (path for path in (tmp_path / "wandb").glob("offline-run-*"))
     # The folder's name contains the second of its start, and both runs may start in the same
@@ -183,7 +185,7 @@ def test_a_resumed_run_goes_on_with_the_same_one(tmp_path: Path) -> None:
     assert fresh.run.run_id != first.run.run_id
 
 
-def test_a_finished_sweep_is_a_run_of_its_own(tmp_path: Path) -> None:
+def test_the_comparison_of_a_sweep_is_its_own_run(tmp_path: Path) -> None:
     draw(tmp_path / "comparison.png")
     (tmp_path / "comparison.csv").write_text("schedule,speedup,note\nbp,1.0,\nppll,1.75,fast\n")
     guard().sweep(tmp_path, "2026-11-25/12-00-00")
@@ -197,7 +199,7 @@ def test_a_finished_sweep_is_a_run_of_its_own(tmp_path: Path) -> None:
     assert services() == []
 
 
-def test_the_environment_of_older_programs_is_heeded(
+def test_wandb_disabled_and_older_modes_are_obeyed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", wandb_tracker.__name__)
@@ -224,14 +226,14 @@ def test_the_environment_of_older_programs_is_heeded(
         ("dryrun", "", "offline"),
     ],
 )
-def test_modes(
+def test_the_mode_is_chosen_from_options_and_environment(
     monkeypatch: pytest.MonkeyPatch, given: str | None, disabled: str, expected: str | None
 ) -> None:
     monkeypatch.setenv("WANDB_DISABLED", disabled)
     assert wandb_tracker._mode(given) == expected
 
 
-def test_disabled_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_mode_disabled_records_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     guarded = guard(mode="disabled")
     guarded.start(tracked(tmp_path))
     guarded.metrics(line(1))
@@ -253,7 +255,7 @@ def test_without_a_key_a_run_is_recorded_offline(
     assert last == f"to upload what wandb recorded: {command('wandb', 'sync', str(folder))}"
 
 
-def test_a_server_that_does_not_answer(
+def test_a_run_is_recorded_offline_if_the_server_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run is recorded offline.
@@ -283,7 +285,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield server
 
 
-def test_with_a_key_a_run_is_online(
+def test_with_a_key_a_run_is_recorded_online(
     tmp_path: Path, server: Server, capfd: pytest.CaptureFixture[str]
 ) -> None:
     track(tmp_path, 1, 2, entity="me", tags=["a"])
@@ -296,7 +298,7 @@ def test_with_a_key_a_run_is_online(
     assert services() == []
 
 
-def test_a_network_that_is_gone_at_the_end(
+def test_no_record_is_lost_if_the_network_fails_at_the_end(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The run waits for the allowed time. No record is lost."""
@@ -325,7 +327,7 @@ def _wait_until(true: Callable[[], bool], limit_s: float = 30.0) -> None:
         time.sleep(0.01)
 
 
-def test_a_folder_that_cannot_be_written_to(
+def test_a_folder_that_cannot_be_written_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     guarded = guard()
@@ -335,7 +337,7 @@ def test_a_folder_that_cannot_be_written_to(
     assert said.startswith("tracker=wandb has failed: FileNotFoundError: ")
 
 
-def test_a_process_of_wandb_that_hangs_is_ended(
+def test_a_hanging_wandb_process_is_ended(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the run nor the end of the program waits for ever."""
@@ -378,7 +380,7 @@ signal.pause()
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
-def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> None:
+def test_wandbs_process_ends_if_the_parent_is_killed(tmp_path: Path) -> None:
     """The records stay on disk."""
     (tmp_path / "run").mkdir()
     root = Path(__file__).parents[2]
@@ -400,7 +402,7 @@ def test_a_killed_parent_takes_the_process_of_wandb_with_it(tmp_path: Path) -> N
     assert [row["step"] for row in found.rows] == [1]
 
 
-def test_a_run_of_the_program(run: Runner) -> None:
+def test_a_real_run_is_recorded(run: Runner) -> None:
     """The run is stopped and resumed."""
     result = run("tracker=wandb", "local.modules=2", "max_steps=4", *TINY)
     (found,) = recorded(result.run_dir)

@@ -18,7 +18,7 @@ NAMES = ["stem", "a", "b", "head"]
         (["a", "b", "head"], [range(1), range(1, 2), range(2, 3), range(3, 4)]),
     ],
 )
-def test_cut_at(starts: list[str], expected: list[range]) -> None:
+def test_cuts_are_found_by_name(starts: list[str], expected: list[range]) -> None:
     assert cut_at(NAMES, starts, "local.cuts") == expected
 
 
@@ -31,20 +31,20 @@ def test_cut_at(starts: list[str], expected: list[range]) -> None:
         (["a", "a"], "local.cuts=[a,a]: the units must be in the model's order, each once; reor"),
     ],
 )
-def test_cuts_that_cannot_be(starts: list[str], message: str) -> None:
+def test_impossible_cuts_are_refused(starts: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         cut_at(NAMES, starts, "local.cuts")
     assert str(caught.value).startswith(message)
     assert caught.value.key == "local.cuts"
 
 
-def test_group_keeps_atoms_whole() -> None:
+def test_grouping_never_splits_an_atom() -> None:
     atoms = [range(3), range(3, 4), range(4, 6), range(6, 10)]
     assert group(atoms, [5, 1, 2, 4], 2) == [range(4), range(4, 10)]
     assert group(atoms, [5, 1, 2, 4], 4) == atoms
 
 
-def test_group_makes_room_for_what_a_stage_sends() -> None:
+def test_grouping_counts_the_cost_of_sending() -> None:
     """If a stage began with the third atom, the stage before it would cost 9 more."""
     atoms = [range(n, n + 1) for n in range(4)]
     assert group(atoms, [1, 1, 1, 1], 2) == [range(2), range(2, 4)]
@@ -60,7 +60,7 @@ ROUND = Layout.spread([range(n, n + 1) for n in range(4)], [0, 1, 0, 1])
 V_SHAPED = Layout.spread([range(2), range(2, 3), range(3, 5), range(5, 6)], [0, 1, 1, 0])
 
 
-def test_chunks_are_the_modules_of_a_stage() -> None:
+def test_each_module_on_a_stage_is_a_chunk() -> None:
     assert LOCAL.chunks == (
         Chunk(range(2), 0, 0, True),
         Chunk(range(2, 3), 0, 1, True),
@@ -69,7 +69,7 @@ def test_chunks_are_the_modules_of_a_stage() -> None:
     assert LOCAL.modules == MODULES
 
 
-def test_a_module_over_several_stages_ends_in_the_last() -> None:
+def test_a_module_over_several_stages_ends_on_the_last_one() -> None:
     assert WHOLE.chunks == (
         Chunk(range(2), 0, 0, False),
         Chunk(range(2, 3), 1, 0, False),
@@ -78,7 +78,7 @@ def test_a_module_over_several_stages_ends_in_the_last() -> None:
     assert WHOLE.modules == (range(6),)
 
 
-def test_a_stage_that_ends_inside_a_module_has_a_part_of_it() -> None:
+def test_a_stage_that_ends_inside_a_module_gets_a_chunk_of_it() -> None:
     layout = Layout.contiguous([range(2), range(2, 6)], [range(3), range(3, 6)])
     assert layout.chunks == (
         Chunk(range(2), 0, 0, True),
@@ -89,7 +89,7 @@ def test_a_stage_that_ends_inside_a_module_has_a_part_of_it() -> None:
     assert [layout.modules_of(stage) for stage in range(2)] == [[0, 1], [1]]
 
 
-def test_runs_that_are_spread_are_one_module() -> None:
+def test_an_interleaved_layout_is_a_single_module() -> None:
     assert ROUND.chunks == (
         Chunk(range(1), 0, 0, False),
         Chunk(range(1, 2), 1, 0, False),
@@ -99,7 +99,7 @@ def test_runs_that_are_spread_are_one_module() -> None:
     assert ROUND.modules == (range(4),)
 
 
-def test_as_many_runs_as_stages_are_given() -> None:
+def test_a_layout_needs_a_stage_for_each_run() -> None:
     with pytest.raises(ValueError, match="shorter"):
         Layout.spread([range(1), range(1, 2)], [0])
 
@@ -113,7 +113,7 @@ def test_as_many_runs_as_stages_are_given() -> None:
         (V_SHAPED, [(0, 3), (1, 2)], [[0, 1, 5], [2, 3, 4]], [[0], [0]]),
     ],
 )
-def test_what_is_on_a_stage(
+def test_a_layout_knows_chunks_units_and_modules_of_each_stage(
     layout: Layout, chunks: list[tuple[int, ...]], units: list[list[int]], modules: list[list[int]]
 ) -> None:
     assert layout.stages == len(chunks)
@@ -132,7 +132,7 @@ def test_what_is_on_a_stage(
         (V_SHAPED, [2, 5], [False, True, False, True]),
     ],
 )
-def test_cuts_lie_between_chunks_of_two_stages(
+def test_cuts_are_between_chunks_of_two_stages(
     layout: Layout, cuts: list[int], crosses: list[bool]
 ) -> None:
     assert layout.cuts() == cuts
@@ -157,7 +157,7 @@ def test_chunks_cover_every_unit_once(count: int, data: st.DataObject) -> None:
     assert layout.cuts() == [units.start for units in stages[1:]]
 
 
-def test_units_of_a_stage_come_in_runs() -> None:
+def test_units_of_neighbouring_chunks_are_one_run() -> None:
     """There are two runs if a schedule interleaves, and one if the chunks are neighbours."""
     layout = Layout.spread([range(2), range(2, 3), range(3, 5), range(5, 6)], [0, 1, 0, 0])
     assert [layout.units(stage) for stage in (0, 1)] == [[0, 1, 3, 4, 5], [2]]

@@ -174,7 +174,7 @@ replicated = st.sampled_from([1, 3])
 
 @settings(max_examples=100)
 @given(st.data(), any_routes(), st.integers(1, 4), st.booleans(), replicated)
-def test_any_legal_order_trains_what_one_device_trains(
+def test_any_legal_order_trains_the_same_as_one_device(
     data: st.DataObject, routes: Routes, count: int, norms: bool, replicas: int
 ) -> None:
     split = data.draw(st.sets(st.sampled_from(range(len(routes.into)))))
@@ -192,7 +192,7 @@ def test_any_legal_order_trains_what_one_device_trains(
     replicated,
     st.sampled_from([CHAIN, SKIP]),
 )
-def test_our_schedules_train_what_one_device_trains(
+def test_our_schedules_train_the_same_as_one_device(
     kind: type[Schedule],
     stages: int,
     asked: int,
@@ -213,7 +213,7 @@ def test_our_schedules_train_what_one_device_trains(
 
 @settings(max_examples=60)
 @given(st.data(), any_routes(), st.integers(1, 3), st.integers(1, 3))
-def test_another_order_is_refused_or_trains_the_same(
+def test_a_changed_order_is_refused_or_trains_the_same(
     data: st.DataObject, routes: Routes, count: int, changes: int
 ) -> None:
     """Some instructions are moved to another place in their stage's stream."""

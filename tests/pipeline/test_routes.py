@@ -41,20 +41,20 @@ EACH = [1, 2, 3]
 """Modules that consist of one unit each."""
 
 
-def test_in_a_chain_its_tensor_and_the_targets_cross() -> None:
+def test_a_chain_sends_its_tensor_and_the_targets() -> None:
     assert crossing(*CHAIN, ends={3: LOSS}) == ["label x / x"] * 3
 
 
-def test_no_gradient_travels_between_modules() -> None:
+def test_no_gradient_is_sent_between_modules() -> None:
     assert crossing(*CHAIN, ends={3: LOSS}, modules=EACH) == ["label x /"] * 3
 
 
-def test_gradients_travel_inside_a_module_alone() -> None:
+def test_gradients_are_sent_only_inside_a_module() -> None:
     ends = {1: ["x label >"], 3: LOSS}
     assert crossing(*CHAIN, ends=ends, modules=[2]) == ["label x / x", "label x /", "label x / x"]
 
 
-def test_a_skip_takes_gradients_back_to_where_its_own_module_made_it() -> None:
+def test_gradients_of_a_skip_are_sent_back_inside_its_module() -> None:
     """The bank of the first module is sent on, but only its own module trains it."""
     arrows = ["image > x bank", "x > x skip", "x > x", "x bank skip > prediction"]
     ends = {0: ["x label >"], 3: LOSS}
@@ -65,12 +65,12 @@ def test_a_skip_takes_gradients_back_to_where_its_own_module_made_it() -> None:
     ]
 
 
-def test_what_only_the_stage_itself_reads_does_not_cross() -> None:
+def test_a_tensor_that_only_its_stage_reads_is_not_sent() -> None:
     ends = {0: ["x label >"], 1: ["x label image >"], 3: ["prediction >"]}
     assert crossing(*CHAIN, ends=ends, modules=EACH) == ["image label x /", "x /", "x /"]
 
 
-def test_a_skip_travels_to_its_last_reader() -> None:
+def test_a_skip_is_sent_up_to_its_last_reader() -> None:
     arrows = ["image > x c3", "x > x", "x c3 > x", "x c3 > x", "x > prediction"]
     assert crossing(*arrows, ends={4: LOSS}) == [
         "c3 label x / c3 x",
@@ -80,12 +80,12 @@ def test_a_skip_travels_to_its_last_reader() -> None:
     ]
 
 
-def test_a_name_that_is_bound_anew_does_not_cross_before() -> None:
+def test_a_tensor_is_not_sent_if_its_name_is_written_again() -> None:
     arrows = ["image > x c", "x > x", "x > x c", "x c > prediction"]
     assert crossing(*arrows, ends={3: ["prediction >"]}) == ["x / x", "x / x", "c x / c x"]
 
 
-def test_what_a_batch_brings_has_no_gradient_unless_a_unit_made_it() -> None:
+def test_only_tensors_made_by_units_have_gradients() -> None:
     arrows = ["image > x", "x image > x", "x image > x image", "x image > prediction"]
     assert crossing(*arrows, ends={3: LOSS}) == [
         "image label x / x",
@@ -94,7 +94,7 @@ def test_what_a_batch_brings_has_no_gradient_unless_a_unit_made_it() -> None:
     ]
 
 
-def test_a_loss_that_reads_an_early_output() -> None:
+def test_an_early_output_is_sent_to_the_loss_that_reads_it() -> None:
     arrows = ["image > x", "x > x early", "x > x", "x > prediction"]
     assert crossing(*arrows, ends={3: ["prediction label early >"]}) == [
         "label x / x",
@@ -103,7 +103,7 @@ def test_a_loss_that_reads_an_early_output() -> None:
     ]
 
 
-def test_what_a_module_makes_for_later_losses_crosses_to_the_last_of_them() -> None:
+def test_an_export_is_sent_up_to_the_last_loss_that_reads_it() -> None:
     ends = {
         0: ["x > bank.0", "x label >"],
         1: ["x > bank.1", "x bank.0 label >"],
@@ -117,12 +117,12 @@ def test_what_a_module_makes_for_later_losses_crosses_to_the_last_of_them() -> N
     ]
 
 
-def test_what_a_loss_reads_of_its_own_module_does_not_cross() -> None:
+def test_an_export_that_only_its_own_loss_reads_is_not_sent() -> None:
     ends = {0: ["x > bank.0", "bank.0 label >"], 3: ["prediction >"]}
     assert crossing(*CHAIN, ends=ends, modules=EACH) == ["x /"] * 3
 
 
-def test_what_a_chunk_reads_makes_and_hands_on() -> None:
+def test_a_chunk_knows_what_it_reads_makes_and_passes_on() -> None:
     """Tensors that the loss reads count if the chunk receives them.
 
     They do not count if the chunk makes them.
@@ -146,7 +146,7 @@ def test_what_a_chunk_reads_makes_and_hands_on() -> None:
     assert found.out_of(3) == Route()
 
 
-def test_a_chunk_of_several_units_reads_what_comes_from_outside() -> None:
+def test_a_chunk_reads_only_tensors_from_outside() -> None:
     units = [part(arrow) for arrow in ("image > x", "x > y", "y c > x", "x > prediction")]
     layout = Layout.spread([range(1), range(1, 3), range(3, 4)], [0, 1, 0])
     found = find_routes(layout, units, {3: [part("prediction label >")]})
@@ -167,7 +167,7 @@ def test_one_chunk_has_no_routes() -> None:
     assert found.passing(0) == frozenset()
 
 
-def test_a_loss_watches_a_unit_of_a_later_chunk() -> None:
+def test_a_loss_can_watch_a_unit_of_a_later_chunk() -> None:
     """The watches are given by units. Modules have the units 0 and 1; 2; and 3 and 4."""
     units = [part(arrow) for arrow in (*CHAIN[:-1], "x > x", "x > prediction")]
     modules = [range(2), range(2, 3), range(3, 5)]
@@ -180,7 +180,7 @@ def test_a_loss_watches_a_unit_of_a_later_chunk() -> None:
         assert found.into == find_routes(found.layout, units, ends).into
 
 
-def test_weights_are_sent_two_batches_before_they_are_read_at_most() -> None:
+def test_weights_are_sent_at_most_two_batches_early() -> None:
     assert [Watch(1, lag).ahead for lag in (1, 2, 3, 64)] == [1, 2, 2, 2]
     assert Watch(1).lag == 2
 
@@ -190,7 +190,7 @@ models = st.lists(st.builds(Part, names, names), min_size=1, max_size=8)
 
 
 @given(models, st.dictionaries(st.integers(0, 9), names), st.data())
-def test_a_name_crosses_if_a_reader_behind_the_cut_sees_what_was_bound_before_it(
+def test_a_tensor_is_sent_if_a_chunk_behind_the_cut_reads_it(
     units: list[Part], readers: dict[int, tuple[str, ...]], data: st.DataObject
 ) -> None:
     count = len(units)

@@ -65,7 +65,7 @@ from ppll_cli.pipeline.rules import Channel, Message
         (SendMark(5, 1), ReceiveMark(4, 2), Channel(4, 5, "activations", 2), Message("mark")),
     ],
 )
-def test_a_send_and_its_receive_mean_the_same_message(
+def test_a_send_and_its_receive_have_the_same_message(
     send: Instruction, receive: Instruction, channel: Channel, message: Message
 ) -> None:
     assert rules.sends(4, send) == (channel, message) == rules.receives(5, receive)
@@ -85,12 +85,14 @@ def test_a_send_and_its_receive_mean_the_same_message(
         (ReceiveGradients(4, 2, 0), None),
     ],
 )
-def test_what_gives_a_slot_back(instruction: Instruction, channel: Channel | None) -> None:
+def test_each_releasing_instruction_has_its_channel(
+    instruction: Instruction, channel: Channel | None
+) -> None:
     assert rules.gives_back(5, instruction) == channel
 
 
 @pytest.mark.parametrize("rule", [rules.sends, rules.receives, rules.gives_back])
-def test_computing_needs_no_channel(rule: Callable[[int, Instruction], object]) -> None:
+def test_computing_instructions_use_no_channel(rule: Callable[[int, Instruction], object]) -> None:
     parts = (Forward, Loss, Backward, BackwardInput, BackwardWeight, Measure)
     marks = (Evaluate("test", 1, 1), Checkpoint(1, 1), End(1))
     of_chunks = (kind(0) for kind in (Step, StartAverage, FinishAverage, ReadWeights))

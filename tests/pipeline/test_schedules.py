@@ -115,12 +115,12 @@ TABLES: dict[str, tuple[Schedule, int, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_instructions_of_each_stage(name: str) -> None:
+def test_each_schedule_yields_the_instructions_of_its_table(name: str) -> None:
     schedule, stages, options, expected = TABLES[name]
     assert [words(stream) for stream in batches(schedule, stages, **options)] == table(expected)
 
 
-def test_one_stage_adds_its_norms_alone() -> None:
+def test_a_single_stage_adds_norms_without_sending() -> None:
     assert [*map(words, batches(BackPropagation(), norms=True))] == ["N F0a L0a B0a n+ Sa"]
 
 
@@ -137,7 +137,7 @@ def test_one_stage_adds_its_norms_alone() -> None:
         (PPLL, True, False, 1),
     ],
 )
-def test_what_a_schedule_is(
+def test_schedules_have_the_expected_properties(
     kind: type[Schedule], local: bool, one_stage: bool, microbatches: int
 ) -> None:
     schedule = kind(microbatches=5)
@@ -147,7 +147,7 @@ def test_what_a_schedule_is(
     assert [*schedule.layout(3)] == several
 
 
-def test_interleaved_has_as_many_chunks_a_stage_as_it_is_told() -> None:
+def test_interleaved_has_the_given_number_of_chunks_per_stage() -> None:
     assert Interleaved(chunks=3).layout(2) == [0, 1, 0, 1, 0, 1]
     streams = batches(Interleaved(microbatches=2, chunks=3), 1)
     assert [*map(words, streams)] == [
@@ -160,7 +160,7 @@ sizes = st.integers(1, 6)
 
 @settings(max_examples=50)
 @given(st.sampled_from(KINDS), sizes, st.integers(1, 12), st.integers(1, 3))
-def test_every_schedule_keeps_the_order_of_the_micro_batches(
+def test_every_schedule_keeps_the_order_of_micro_batches(
     kind: type[Schedule], stages: int, asked: int, modules: int
 ) -> None:
     """The order of summing gradients decides their bits."""
@@ -176,7 +176,7 @@ def test_every_schedule_keeps_the_order_of_the_micro_batches(
 
 
 @pytest.mark.parametrize("kind", [BackPropagation, NaivePipeline, GPipe, OneFOneB, ZeroBubbleH1])
-def test_evaluation_of_a_chain(kind: type[Schedule]) -> None:
+def test_a_chain_is_evaluated_stage_by_stage(kind: type[Schedule]) -> None:
     found = [words(passes.evaluation(place, kind())) for place in places(routes_of(kind(), 3))]
     assert found == table("""
         N     F0a x0a>1 M0a
@@ -185,7 +185,7 @@ def test_evaluation_of_a_chain(kind: type[Schedule]) -> None:
     """)
 
 
-def test_evaluation_of_modules() -> None:
+def test_each_module_is_evaluated() -> None:
     """The next module's loss reads a name that this module only passes on."""
     found = [words(passes.evaluation(place, PPLL())) for place in pipeline(PPLL(), 2, 2)]
     assert found == table("""
@@ -194,7 +194,7 @@ def test_evaluation_of_modules() -> None:
     """)
 
 
-def test_evaluation_batches_go_round_together() -> None:
+def test_interleaved_evaluates_several_batches_together() -> None:
     schedule = Interleaved()
     for count, expected in {
         1: """
@@ -213,7 +213,7 @@ def test_evaluation_batches_go_round_together() -> None:
 
 
 @pytest.mark.parametrize("mark", [Evaluate("test", 7, 1), Checkpoint(7, 1), End(7)])
-def test_a_mark_is_handed_on_before_it_is_acted_on(mark: Mark) -> None:
+def test_a_mark_is_sent_on_before_a_stage_acts_on_it(mark: Mark) -> None:
     assert [words(passes.mark(place, mark)) for place in pipeline(GPipe(), 3)] == table("""
               ma>1 !
         mb<0  mb>2 !
@@ -255,7 +255,7 @@ def draw(schedule: Schedule, stages: int, count: int, modules: int = 1) -> str:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Schedule) else None,
 )
-def test_the_picture_in_the_docstring_is_what_is_drawn(
+def test_docstrings_have_the_pictures_that_show_draws(
     schedule: Schedule, stages: int, count: int
 ) -> None:
     lines = [line.strip() for line in (inspect.getdoc(type(schedule)) or "").splitlines()]
@@ -263,12 +263,12 @@ def test_the_picture_in_the_docstring_is_what_is_drawn(
     assert draw(schedule, stages, count) == picture
 
 
-def test_chunks_are_told_apart_in_the_picture() -> None:
+def test_pictures_have_a_letter_for_each_chunk() -> None:
     assert draw(PPLL(), stages=2, count=2, modules=2).splitlines() == [
         "stage 0 | F0a B0a Sa  F0b B0b Sb  F1a B1a Sa  F1b B1b Sb  .   .   .   .",
         "stage 1 | .   .   .   .   F0a B0a Sa  F0b B0b Sb  F1a B1a Sa  F1b B1b Sb",
     ]
 
 
-def test_nothing_to_draw() -> None:
+def test_show_draws_empty_stages() -> None:
     assert show([[], []]) == "stage 0 | .\nstage 1 | ."

@@ -52,7 +52,7 @@ def computing(_: int, instruction: Instruction) -> float:
 
 
 @pytest.mark.parametrize(("lag", "period"), [(1, 12.25), (2, 12.0), (5, 12.0)])
-def test_what_watches_the_next_stage_waits_for_its_step(lag: int, period: float) -> None:
+def test_a_stage_waits_for_the_step_of_the_stage_that_it_watches(lag: int, period: float) -> None:
     """Stage 0 takes 1 + 2 + 4 seconds, and stage 1 takes 4.5 + 6.5 + 1.
 
     With a lag of 1, stage 0 waits for the step of stage 1, so its forward and the copy of the
@@ -75,7 +75,7 @@ def test_what_watches_the_next_stage_waits_for_its_step(lag: int, period: float)
     assert makespan(9) - makespan(8) == pytest.approx(period)
 
 
-def test_a_deadlock_report() -> None:
+def test_a_deadlock_error_says_what_each_stage_waits_for() -> None:
     with pytest.raises(DeadlockError) as caught:
         simulate(batches(GPipe(microbatches=2), 2), computing, lambda _: 1)
     assert caught.value.full == (Channel(0, 1, "activations", 1),)
@@ -88,7 +88,7 @@ def test_a_deadlock_report() -> None:
     ]
 
 
-def test_a_message_that_is_not_the_next_one_deadlocks() -> None:
+def test_receiving_a_message_out_of_order_deadlocks() -> None:
     sender: list[Instruction] = [Forward(0, 0), SendActivations(1, 0, 0)]
     with pytest.raises(DeadlockError) as caught:
         simulate([sender, [ReceiveActivations(0, 1, 1)]], computing, lambda _: MANY)
@@ -103,7 +103,7 @@ def test_a_message_that_is_not_the_next_one_deadlocks() -> None:
 
 @pytest.mark.parametrize("stages", range(1, 7))
 @pytest.mark.parametrize("microbatches", range(1, 7))
-def test_live_forwards_are_those_that_the_schedule_holds(stages: int, microbatches: int) -> None:
+def test_each_schedule_has_its_number_of_live_forwards(stages: int, microbatches: int) -> None:
     of_1f1b = [min(microbatches, stages - stage) for stage in range(stages)]
     zero_bubble = [of_1f1b[0], *[min(microbatches, stages) for _ in range(1, stages)]]
     for kind, live in (
@@ -116,7 +116,7 @@ def test_live_forwards_are_those_that_the_schedule_holds(stages: int, microbatch
 
 
 @pytest.mark.parametrize("kind", [BackPropagation, LocalLearning, PPLL, NaivePipeline])
-def test_one_forward_is_live_at_a_time(kind: type[Schedule]) -> None:
+def test_bp_ll_pp_and_ppll_have_one_live_forward_per_stage(kind: type[Schedule]) -> None:
     schedule = kind(microbatches=4)
     stages = 1 if kind.one_stage else 3
     run = simulate(batches(schedule, stages, 4), computing, lambda _: MANY)
@@ -158,7 +158,7 @@ def ppll_cost(forward: list[float], update: list[float], send: list[float]) -> C
 
 @settings(max_examples=50)
 @given(st.data(), sizes, sizes)
-def test_ppll_takes_what_the_formula_says(data: st.DataObject, stages: int, count: int) -> None:
+def test_ppll_takes_the_time_of_its_formula(data: st.DataObject, stages: int, count: int) -> None:
     """The simulated time of PPLL equals the formula of its paper, for random costs.
 
     T is the maximum, over stages m, of the time that the slowest of the stages up to m allows.
@@ -229,7 +229,7 @@ def equal(forward_s: float, backward_s: float, weight_s: float = 0.0) -> Cost:
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB])
 @settings(max_examples=40)
 @given(times_s, times_s, st.integers(1, 8), st.integers(1, 8), st.integers(1, 2))
-def test_bubble_of_balanced_stages(
+def test_balanced_stages_have_the_bubble_of_the_formula(
     kind: type[Schedule], f: float, b: float, stages: int, microbatches: int, depth: int
 ) -> None:
     """The bubble of K stages and M micro-batches is (K - 1) / (M + K - 1) of the time."""
@@ -241,7 +241,9 @@ def test_bubble_of_balanced_stages(
 
 @settings(max_examples=40)
 @given(times_s, times_s, st.integers(1, 5), st.integers(0, 8), st.integers(1, 4))
-def test_bubble_of_balanced_chunks(f: float, b: float, stages: int, more: int, chunks: int) -> None:
+def test_balanced_chunks_have_the_bubble_of_the_formula(
+    f: float, b: float, stages: int, more: int, chunks: int
+) -> None:
     """With enough slots, the bubble is (K - 1) / (v M + K - 1) for every M >= K."""
     microbatches = stages + more
     streams = batches(Interleaved(microbatches=microbatches, chunks=chunks), stages)
@@ -251,7 +253,7 @@ def test_bubble_of_balanced_chunks(f: float, b: float, stages: int, more: int, c
 
 @settings(max_examples=40)
 @given(times_s, times_s, st.integers(1, 5), st.integers(1, 3), st.integers(1, 4))
-def test_bubble_of_balanced_chunks_in_whole_rounds(
+def test_whole_rounds_of_chunks_have_the_bubble_of_the_formula(
     f: float, b: float, stages: int, rounds: int, chunks: int
 ) -> None:
     """If M is a multiple of K, one slot more than needed is enough."""
@@ -263,7 +265,7 @@ def test_bubble_of_balanced_chunks_in_whole_rounds(
 
 @settings(max_examples=60)
 @given(times_s, times_s, st.floats(0.01, 1.0), sizes, st.integers(1, 12), st.integers(0, 2))
-def test_zero_bubble_takes_what_the_formula_says(
+def test_zero_bubble_takes_the_time_of_its_formula(
     f: float, b: float, share: float, stages: int, microbatches: int, depth: int
 ) -> None:
     """The time is M (F + B + W) + (K - 1) (F + B - W) for W <= F and W <= B.
@@ -282,7 +284,7 @@ def test_zero_bubble_takes_what_the_formula_says(
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB])
 @settings(max_examples=50)
 @given(st.data(), sizes, sizes)
-def test_unequal_costs(
+def test_unequal_costs_follow_the_recurrence(
     kind: type[Schedule], data: st.DataObject, stages: int, microbatches: int
 ) -> None:
     """Each micro-batch has other costs on each stage, and so has each copy."""
@@ -337,7 +339,7 @@ def test_unequal_costs(
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL, Interleaved, ZeroBubbleH1])
 @settings(max_examples=20)
 @given(st.randoms(use_true_random=False), st.integers(1, 5), sizes, st.integers(0, 3))
-def test_more_slots_never_make_it_slower(
+def test_more_slots_never_make_a_run_slower(
     kind: type[Schedule], random: Random, stages: int, microbatches: int, depth: int
 ) -> None:
     streams = batches(kind(microbatches=microbatches), stages, 2)
@@ -352,7 +354,7 @@ def test_more_slots_never_make_it_slower(
     assert run(depth + 1).makespan_s <= run(depth).makespan_s * (1 + 1e-12)
 
 
-def test_waiting_is_no_part_of_an_event() -> None:
+def test_events_do_not_include_waiting() -> None:
     run = simulate(batches(PPLL(), 2), computing, lambda _: 1)
     first, second = run.events
     received = next(e for e in second if isinstance(e.instruction, ReceiveActivations))
@@ -361,7 +363,7 @@ def test_waiting_is_no_part_of_an_event() -> None:
     assert [events[-1].end_s for events in run.events] == [2.0, 3.0]
 
 
-def test_averages_of_two_chunks_share_the_connection_of_the_replicas() -> None:
+def test_averages_of_two_chunks_share_one_connection() -> None:
     """An average waits for the computation of its chunk, and for the average before it."""
     (stream,) = batches(LocalLearning(), modules=2, replicas=2)
     journeys = {StartAverage(0): Journey(5.0, 1.0), StartAverage(1): Journey(5.0)}

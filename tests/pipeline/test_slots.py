@@ -38,7 +38,9 @@ def needed(schedule: Schedule, stages: int, kind: str = "activations") -> list[i
 
 @pytest.mark.parametrize("microbatches", range(1, 7))
 @pytest.mark.parametrize("stages", range(2, 7))
-def test_a_channel_has_as_many_slots_as_its_receiver_holds(stages: int, microbatches: int) -> None:
+def test_a_channel_has_a_slot_for_each_message_that_its_receiver_holds(
+    stages: int, microbatches: int
+) -> None:
     later = range(1, stages)
     for schedule, inputs in (
         (PPLL(), [1 for _ in later]),
@@ -56,7 +58,7 @@ def test_a_channel_has_as_many_slots_as_its_receiver_holds(stages: int, microbat
         assert needed(schedule, stages, "gradients") == gradients
 
 
-def test_a_channel_for_each_route() -> None:
+def test_each_route_has_its_own_channel() -> None:
     """Chunks 0 and 2 are on stage 0, chunks 1 and 3 on stage 1."""
     assert {*slots_needed(batches(Interleaved(), 2, norms=True))} == {
         Channel(0, 1, "activations", 1),
@@ -73,10 +75,8 @@ def test_a_channel_for_each_route() -> None:
 
 @pytest.mark.parametrize("lag", [1, 2, 3, 64])
 @pytest.mark.parametrize("stages", [2, 3, 5])
-def test_a_channel_for_weights_has_a_slot_for_each_batch_that_they_are_early(
-    stages: int, lag: int
-) -> None:
-    """There are at most two such batches, because the sender keeps older versions."""
+def test_a_channel_for_weights_has_a_slot_per_batch_ahead(stages: int, lag: int) -> None:
+    """Weights are sent at most two batches ahead, because the sender keeps older versions."""
     watches = {n: Watch(n + 1, lag) for n in range(stages - 1)}
     streams = trained(PPLL(), places(routes_of(PPLL(), stages, watches=watches)))
     found = slots_needed(streams)
@@ -106,7 +106,7 @@ def test_interleaved_runs_for_any_number_of_micro_batches(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_schedule_runs_with_the_slots_that_are_found(kind: type[Schedule]) -> None:
+def test_every_schedule_runs_with_the_slots_found(kind: type[Schedule]) -> None:
     sizes = [(1, 1), (1, 3)] if kind.one_stage else product((2, 3, 5, 8), (1, 2, 3, 5, 8))
     for stages, microbatches in sizes:
         schedule = kind(microbatches=microbatches)
@@ -114,7 +114,7 @@ def test_every_schedule_runs_with_the_slots_that_are_found(kind: type[Schedule])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_slots_of_all_kinds_of_items_let_them_follow_each_other(kind: type[Schedule]) -> None:
+def test_the_slots_are_enough_for_items_of_all_kinds_in_turn(kind: type[Schedule]) -> None:
     """The items are a batch, evaluation batches, a mark and a shorter batch.
 
     The pipeline is not drained between them.
@@ -134,7 +134,7 @@ def test_the_slots_of_all_kinds_of_items_let_them_follow_each_other(kind: type[S
 
 
 @pytest.mark.parametrize("kind", [GPipe, OneFOneB, NaivePipeline, PPLL, ZeroBubbleH1])
-def test_one_slot_fewer_than_a_stage_holds_deadlocks(kind: type[Schedule]) -> None:
+def test_one_slot_fewer_than_a_stage_holds_causes_a_deadlock(kind: type[Schedule]) -> None:
     for stages, microbatches in product((2, 3, 5), (1, 2, 5)):
         streams = batches(kind(microbatches=microbatches), stages)
         enough = slots_needed(streams)
@@ -156,7 +156,7 @@ def test_one_slot_fewer_than_a_stage_holds_deadlocks(kind: type[Schedule]) -> No
             assert all(" waits for " in line or line.endswith(": done") for line in report)
 
 
-def test_a_channel_grows_where_what_its_receiver_holds_is_too_little() -> None:
+def test_a_channel_gets_more_slots_if_its_receiver_empties_another_first() -> None:
     """Stage 0 fills two channels. Stage 1 empties the second one first."""
     first, second = Channel(0, 1, "activations", 1), Channel(0, 1, "activations", 3)
     sender: list[Instruction] = [SendActivations(1, 0, m) for m in range(3)]
@@ -168,7 +168,7 @@ def test_a_channel_grows_where_what_its_receiver_holds_is_too_little() -> None:
     assert slots_needed(streams) == {first: 3, second: 1}
 
 
-def test_of_several_full_channels_that_of_the_first_stage_grows() -> None:
+def test_of_several_full_channels_the_first_stages_gets_more_slots() -> None:
     """Both stages wait for a free slot, and one more slot in either channel is enough."""
     streams = batches(Interleaved(microbatches=5, chunks=3), 2)
     first, other = Channel(0, 1, "gradients", 3), Channel(1, 0, "activations", 2)
@@ -200,7 +200,7 @@ def test_streams_that_can_never_end_are_refused(streams: Streams) -> None:
         slots_needed(streams)
 
 
-def test_most_of_several() -> None:
+def test_most_returns_the_largest_number_per_channel() -> None:
     one, other = Channel(0, 1), Channel(1, 2)
     assert most([{one: 2}, {one: 1, other: 3}, {}]) == {one: 2, other: 3}
     assert most([]) == {}

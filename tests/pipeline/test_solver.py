@@ -30,7 +30,7 @@ def problems(draw: st.DrawFn, cost: st.SearchStrategy[float]) -> tuple[list[floa
 
 
 @given(problems(st.integers(0, 20)))
-def test_whole_costs_have_the_best_partition(problem: tuple[list[float], int]) -> None:
+def test_integer_costs_get_the_best_partition(problem: tuple[list[float], int]) -> None:
     """The result is exact, even in the choice among equal partitions.
 
     Whole numbers below 2**53 are not rounded.
@@ -75,5 +75,7 @@ def test_equal_costs_are_divided_evenly(items: int, data: st.DataObject, cost: f
         ([0.1] * 7, 3, [range(3), range(3, 5), range(5, 7)]),  # 0.1 * 3 is rounded differently
     ],
 )
-def test_small_cases(costs: list[float], groups: int, expected: list[range]) -> None:
+def test_small_cases_get_the_partition_found_by_hand(
+    costs: list[float], groups: int, expected: list[range]
+) -> None:
     assert balance(costs, groups) == expected

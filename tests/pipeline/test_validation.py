@@ -49,13 +49,13 @@ def streams(kind: type[Schedule]) -> Iterator[tuple[Place, list[Compute]]]:
 
 
 @every_schedule
-def test_the_shipped_schedules_are_valid(kind: type[Schedule]) -> None:
+def test_the_programs_schedules_are_valid(kind: type[Schedule]) -> None:
     for place, stream in streams(kind):
         assert validate(place, iter(stream)) == stream
 
 
 @every_schedule
-def test_an_instruction_too_few_or_twice_is_refused(kind: type[Schedule]) -> None:
+def test_a_missing_or_repeated_instruction_is_refused(kind: type[Schedule]) -> None:
     for place, stream in streams(kind):
         for index, instruction in enumerate(stream):
             with pytest.raises(ScheduleError):
@@ -93,7 +93,7 @@ def test_an_instruction_of_another_kind_is_refused(kind: type[Schedule]) -> None
 
 
 @every_schedule
-def test_two_micro_batches_in_the_other_order_are_refused(kind: type[Schedule]) -> None:
+def test_two_swapped_micro_batches_are_refused(kind: type[Schedule]) -> None:
     """The order of summing gradients decides their bits."""
     for place, stream in streams(kind):
         for one, other in permutations(range(len(stream)), 2):
@@ -186,7 +186,7 @@ BAD: dict[str, tuple[Place, list[Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_is_said(name: str) -> None:
+def test_the_error_says_what_is_wrong(name: str) -> None:
     place, stream, said = BAD[name]
     with pytest.raises(ScheduleError) as refused:
         validate(place, stream)
@@ -224,7 +224,7 @@ def evaluations(kind: type[Schedule]) -> Iterator[tuple[Place, list[Forward | Me
 
 
 @every_schedule
-def test_an_evaluation_that_is_not_whole_or_in_order_is_refused(kind: type[Schedule]) -> None:
+def test_an_incomplete_or_unordered_evaluation_is_refused(kind: type[Schedule]) -> None:
     """An instruction is missing, repeated, or exchanged with one of the same kind or chunk."""
     for place, stream in evaluations(kind):
         assert validate_evaluation(place, iter(stream)) == stream
@@ -268,7 +268,7 @@ def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
         ([F, L, Measure(0, 0)], "a schedule yields only Forward and Measure"),
     ],
 )
-def test_what_is_wrong_with_an_evaluation_is_said(stream: list[Any], said: str) -> None:
+def test_the_error_says_what_is_wrong_with_an_evaluation(stream: list[Any], said: str) -> None:
     with pytest.raises(ScheduleError) as refused:
         validate_evaluation(ALONE, stream)
     assert said in str(refused.value)

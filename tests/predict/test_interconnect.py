@@ -17,7 +17,7 @@ DOWN, UP = 8 * (TOKENS + 8), 8 * TOKENS
 """Bytes of a batch that cross a cut: activations with labels, and gradients."""
 
 
-def test_a_link_carries_while_stages_compute() -> None:
+def test_links_send_while_stages_compute_only_under_ppll() -> None:
     """Under ppll, the link carries a message while stages compute. Under pp, they wait for it."""
     fast, slow = (Link(DOWN / seconds, latency_s=2.0) for seconds in (4.0, 100.0))
     for link, pace_s in ((fast, 9.0), (slow, 100.0)):
@@ -26,7 +26,7 @@ def test_a_link_carries_while_stages_compute() -> None:
         assert batch_s(predict(job("pp", 2), Source(), Interconnect(link))) == approx(18.0 + way_s)
 
 
-def test_latency_costs_where_too_few_messages_are_underway() -> None:
+def test_latency_costs_time_if_a_channel_has_few_slots() -> None:
     """The channel has two slots, so two batches pass in a little more than 100 s."""
     made = with_settings(job("ppll", 2), transport={"depth": 1})
     found = batch_s(predict(made, Source(), Interconnect(Link(1e12, latency_s=100.0))))
@@ -37,7 +37,7 @@ def approx(seconds: float) -> Any:
     return pytest.approx(seconds)
 
 
-def test_what_crosses_the_cuts() -> None:
+def test_the_bytes_between_stages_are_predicted() -> None:
     found = predict(job("ppll", 3, per_machine=2), Source(), Interconnect(Link(10.0), Link(5.0)))
     assert [edge.bytes_per_batch for edge in found.edges] == [DOWN, DOWN]
     assert [edge.between_machines for edge in found.edges] == [False, True]
@@ -51,14 +51,14 @@ def test_what_crosses_the_cuts() -> None:
     assert edge.bytes_per_batch == DOWN // 2 + UP // 2
 
 
-def test_copies_for_a_network_take_the_sender_time() -> None:
+def test_copies_for_a_network_take_time_of_the_sender() -> None:
     source, link = Source(copy_s=0.5), Link(1e12)
     within = predict(job("ppll", 2), source, Interconnect(link, link))
     between = predict(job("ppll", 2, per_machine=1), source, Interconnect(link, link))
     assert [within.stage_s[0], between.stage_s[0]] == [approx(9.0), approx(9.5)]
 
 
-def test_edges_that_leave_a_machine_share_its_link() -> None:
+def test_messages_that_leave_a_machine_share_its_link() -> None:
     """Two replicas of a stage are on one machine. Each sends half as much as a single worker."""
     link = Interconnect(between=Link(1.0))
     alone = predict(job("ppll", 2, per_machine=1), Source(), link)
@@ -69,7 +69,7 @@ def test_edges_that_leave_a_machine_share_its_link() -> None:
     assert batch_s(apart) == approx(batch_s(alone) / 2)
 
 
-def test_an_average_of_one_bucket_follows_the_backward() -> None:
+def test_an_average_of_one_bucket_comes_after_the_backward() -> None:
     """All gradients are in one bucket.
 
     It is complete when the backward ends, and is then averaged.
@@ -91,7 +91,9 @@ def test_an_average_of_one_bucket_follows_the_backward() -> None:
     assert predict(job("bp", 1), Source()).averaged_bytes == 0
 
 
-def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_averages_of_many_buckets_hide_behind_the_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """There are 100 buckets, which take 3 s.
 
     The first ones are complete early in the backward of 6 s. Only the last bucket is sent after the
@@ -106,7 +108,7 @@ def test_many_buckets_hide(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch_s(predict(job("bp", 2, replicas=2), Source(), slow)) == approx(63.0 + 2.1 / 60)
 
 
-def test_buckets_are_complete_as_the_backward_reaches_their_parameters(
+def test_a_bucket_is_complete_when_the_backward_has_its_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """There are two buckets of 100 parameters and one of 10.

@@ -21,7 +21,7 @@ RECORDS = {
 }
 
 
-def test_what_was_written_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_written_records_are_read_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept = Kept(tmp_path / "a" / "b")
     assert kept.read("x.json") == {}
     kept.write("x.json", RECORDS)
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_replaced(
 
 
 @pytest.mark.parametrize("kind", ["bytes", "folder", "full folder", "fifo", "device", "loop"])
-def test_what_is_no_file_of_ours_is_replaced(
+def test_anything_else_in_place_of_the_file_is_replaced(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """Reading a FIFO would wait for ever, and /dev/zero has no end."""
@@ -102,7 +102,7 @@ def test_what_is_no_file_of_ours_is_replaced(
         assert (tmp_path / "x.json.aside" / "theirs").read_text() == "kept"
 
 
-def test_a_folder_that_cannot_be_written_is_done_without(
+def test_times_are_not_kept_if_the_folder_cannot_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -115,7 +115,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(
 
 
 @pytest.mark.parametrize("damage", ["files", "folder"])
-def test_a_run_goes_on_without_them(
+def test_a_run_is_prepared_despite_damaged_records(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

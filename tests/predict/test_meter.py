@@ -59,7 +59,7 @@ def asked() -> Iterator[Meter]:
         yield made
 
 
-def test_one_process_answers_everything(asked: Meter) -> None:
+def test_one_process_answers_all_requests(asked: Meter) -> None:
     """Each request sets the number of threads. The parent's number does not change."""
     assert not active_children()
     threads = torch.get_num_threads()
@@ -73,7 +73,7 @@ def test_one_process_answers_everything(asked: Meter) -> None:
 
 
 @pytest.mark.slow
-def test_measured_as_workers_compute(asked: Meter) -> None:
+def test_the_process_uses_the_numerics_of_workers(asked: Meter) -> None:
     assert not asked.ask(Do("deterministic"))
     with closing(Meter("cpu", Numerics("fp32", deterministic=True))) as other:
         assert other.ask(Do("deterministic"))
@@ -86,21 +86,23 @@ def test_measured_as_workers_compute(asked: Meter) -> None:
         ("die", r"^measuring \(cpu\): the process is gone \(killed by SIGKILL; if nobody did, "),
     ],
 )
-def test_a_failure_is_told_once(asked: Meter, what: str, line: str) -> None:
+def test_a_failure_of_the_process_is_reported(asked: Meter, what: str, line: str) -> None:
     with pytest.raises(WorkerFailedError, match=line) as told:
         asked.ask(Do(what))
     assert ("in measure" in told.value.report.get("traceback", "")) == (what == "fail")
     assert not active_children()
 
 
-def test_silence_has_a_limit(asked: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_answer_is_ended(
+    asked: Meter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(meter, "LIMIT_S", 0.2)
     with pytest.raises(WorkerFailedError, match="nothing was measured in 0 s"):
         asked.ask(Do("hang"))
     assert not active_children()
 
 
-def test_a_fork_server_that_is_gone(asked: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_fork_server_is_reported(asked: Meter, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(_: object) -> None:
         raise EOFError
 
@@ -123,7 +125,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
-def test_it_leaves_with_its_parent_in_the_midst_of_measuring(tmp_path: Path) -> None:
+def test_the_process_ends_if_its_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     root = str(Path(__file__).parents[2])
@@ -141,7 +143,7 @@ def test_it_leaves_with_its_parent_in_the_midst_of_measuring(tmp_path: Path) -> 
         assert ended
 
 
-def test_no_process_is_left_when_the_workers_start(tmp_path: Path, monkeypatch: Any) -> None:
+def test_the_process_has_ended_when_workers_start(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     asked: list[str] = []
     ask = Meter.ask
@@ -158,7 +160,7 @@ def test_no_process_is_left_when_the_workers_start(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("peers", "by_host"), [(True, False), (False, True)])
-def test_the_parent_makes_no_cuda_context(
+def test_the_parent_creates_no_cuda_context(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peers: bool, by_host: bool
 ) -> None:
     """A context would hold memory of the first device during the whole run."""

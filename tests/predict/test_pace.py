@@ -68,7 +68,7 @@ def slots_of(streams: Sequence[Sequence[Instruction]], depth: int) -> dict[Chann
 
 @pytest.mark.slow
 @given(st.data(), st.sampled_from(KINDS), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3))
-def test_the_pace_is_that_of_many_batches(
+def test_the_pace_of_a_few_batches_is_that_of_many(
     data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
 ) -> None:
     """For any costs of instructions, a few batches show the pace of a long run."""
@@ -93,7 +93,7 @@ def test_the_pace_is_that_of_many_batches(
 @pytest.mark.slow
 @settings_of(deadline=None)
 @given(st.data(), st.sampled_from(KINDS), st.integers(2, 4), st.integers(1, 3), st.integers(1, 3))
-def test_the_pace_with_a_long_way_between_stages(
+def test_the_pace_is_right_if_messages_take_long(
     data: st.DataObject, kind: type[Schedule], stages: int, microbatches: int, depth: int
 ) -> None:
     """If messages take long, batches arrive in groups, one group after another."""
@@ -121,7 +121,7 @@ def test_the_pace_with_a_long_way_between_stages(
     assert found.batch_s == pytest.approx(expected_s, rel=1e-2, abs=1e-6)
 
 
-def test_company() -> None:
+def test_company_is_the_average_number_of_other_computing_stages() -> None:
     """Two stages have a pace of 10 s.
 
     The first one works from 0 to 6 s. The second one works from 4 to 9 s and from 9 to 11 s, which
@@ -140,7 +140,7 @@ def test_company() -> None:
     assert second == {Forward(0, 0): pytest.approx(2 / 5), Loss(0, 0): pytest.approx(0.5)}
 
 
-def test_company_has_a_limit() -> None:
+def test_company_is_at_most_the_given_number() -> None:
     """An instruction that takes no time has no entry."""
     stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(0), 1.0, 1.0)]
     steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
@@ -149,7 +149,7 @@ def test_company_has_a_limit() -> None:
     assert company(steady, 9, here) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
 
 
-def test_company_is_that_of_a_machine() -> None:
+def test_company_counts_only_stages_of_the_same_machine() -> None:
     """If a stage has workers on two machines, the machine with more other workers counts."""
     steady = Steady(1.0, [[Event(Forward(0, 0), 0.0, 1.0)] for _ in range(4)], [1] * 4)
     crews = [{0: 1, 1: 1}, {1: 2}, {2: 1}, {3: 3}]

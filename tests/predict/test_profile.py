@@ -115,7 +115,7 @@ def cut_after(run: Prepared) -> list[str]:
     return [UNITS[cut] for cut in run.job.layout.cuts()]
 
 
-def test_what_is_alike_is_measured_once(cache: Path) -> None:
+def test_equal_units_are_measured_once(cache: Path) -> None:
     """The six units are of three kinds.
 
     Two of these are also measured as the first unit of a module. There are two kinds of losses.
@@ -131,7 +131,7 @@ def test_what_is_alike_is_measured_once(cache: Path) -> None:
     assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.2)  # AdamW's state and counters
 
 
-def test_structure_is_what_decides_the_cost() -> None:
+def test_networks_of_equal_structure_have_equal_costs() -> None:
     def layers(width: int = 8, dropout: float = 0.1) -> nn.Sequential:
         return nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Dropout(dropout))
 
@@ -142,7 +142,7 @@ def test_structure_is_what_decides_the_cost() -> None:
     assert len({structure(network) for network in (layers(), *others)}) == 5
 
 
-def test_nothing_of_the_run_is_touched() -> None:
+def test_profiling_changes_neither_random_numbers_nor_threads() -> None:
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     prepared("gpus=2", "local=dgl")
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -150,7 +150,7 @@ def test_nothing_of_the_run_is_touched() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_trained_is_what_its_cuts_train(run: Runner) -> None:
+def test_a_profiled_run_trains_the_same_as_a_run_with_its_cuts(run: Runner) -> None:
     """Measuring builds and trains copies.
 
     The run's own weights and random numbers do not change.
@@ -170,7 +170,9 @@ def no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_neighbours")
-def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_times_are_kept_and_used_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = prepared("gpus=2")
     with monkeypatch.context() as patched:
 
@@ -194,7 +196,9 @@ def test_times_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(cache.glob("*"))) == 8
 
 
-def test_neighbours_are_a_condition(cache: Path, profile: Callable[..., Profile]) -> None:
+def test_times_beside_neighbours_are_kept_apart(
+    cache: Path, profile: Callable[..., Profile]
+) -> None:
     alone = profile()
     beside = alone.at(alone.samples, neighbours=1)
     assert alone.at(8).unit(1) != beside.unit(1)
@@ -203,7 +207,7 @@ def test_neighbours_are_a_condition(cache: Path, profile: Callable[..., Profile]
     assert profile().at(8, neighbours=1).unit(1) == beside.unit(1)
 
 
-def test_losses_are_slower_beside_neighbours_as_units_are(
+def test_losses_get_the_slowdown_that_units_have_beside_neighbours(
     profile: Callable[..., Profile],
 ) -> None:
     """The slowdown of units is used for losses too.
@@ -220,13 +224,13 @@ def test_losses_are_slower_beside_neighbours_as_units_are(
     )
 
 
-def test_what_is_measured_depends_on_the_code() -> None:
+def test_kept_times_depend_on_the_code_of_the_model() -> None:
     vit, resnet = ViT(dim=8, depth=1, heads=1, patch=4), CifarResNet(depth=8)
     assert source_digest(vit, resnet) != source_digest(resnet)
     assert source_digest(vit) == source_digest(ViT(dim=16, depth=1, heads=1, patch=4))
 
 
-def test_the_dearest_stage_is_the_cheapest_there_is(dictated: Dictated) -> None:
+def test_partition_profile_minimizes_the_cost_of_the_dearest_stage(dictated: Dictated) -> None:
     tokens = 8 * 5 * 16 * 4  # the tensor that crosses every cut after the first unit
     dictated.units = dict(zip(UNITS, [9, 1, 4, 2, 7, 1], strict=True))
     dictated.auxiliary = {(m, stop): stop % 3 + m for stop in range(7) for m in (0, 1)}
@@ -246,7 +250,7 @@ def test_the_dearest_stage_is_the_cheapest_there_is(dictated: Dictated) -> None:
     assert dearest((first, second)) == pytest.approx(least)
 
 
-def test_copies_count_for_fixed_units(dictated: Dictated) -> None:
+def test_copies_at_cuts_count_in_the_partition(dictated: Dictated) -> None:
     """Uneven stages are better than a cut after the widest tensor."""
     case = ["schedule=gpipe", "schedule.microbatches=1", "gpus=2"]
     assert cut_after(prepared(*case)) == ["blocks.2"]
@@ -255,7 +259,9 @@ def test_copies_count_for_fixed_units(dictated: Dictated) -> None:
     assert len(cut_after(prepared(*case))) == 1
 
 
-def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_have_a_table_of_times_and_a_prediction(
+    dictated: Dictated, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every schedule with several stages gets a table, and a prediction."""
     monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 2)
     dictated.units = {"blocks.0": 2.0}
@@ -271,7 +277,7 @@ def test_the_user_is_told(dictated: Dictated, monkeypatch: pytest.MonkeyPatch) -
     assert "  the training depends on these cuts; 'local.cuts=[blocks.1]' pins them" in notes
 
 
-def test_losses_are_those_of_a_replica(dictated: Dictated) -> None:
+def test_losses_are_measured_for_the_share_of_a_replica(dictated: Dictated) -> None:
     """Each replica computes losses only for its share of a batch."""
     notes = prepared("gpus=4", "replicas=2").notes
     stages = [line for line in notes if line.startswith("  stage ")]
@@ -294,20 +300,20 @@ def test_losses_are_those_of_a_replica(dictated: Dictated) -> None:
         ["schedule=gpipe", "gpus=1"],
     ],
 )
-def test_nothing_is_measured_where_nothing_is_cut(cache: Path, case: list[str]) -> None:
+def test_nothing_is_measured_for_a_single_stage(cache: Path, case: list[str]) -> None:
     """A profile was once made for schedules of one stage, although it was not used."""
     assert not any("milliseconds" in line for line in prepared(*case).notes)
     assert not cache.exists()
 
 
-def test_the_median_after_a_warm_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow warm-up does not count. A single disturbed run hardly changes the median."""
     monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     rows = iter([[9.0, 90.0]] * timing.WARMUP + [[3.0, 20.0], [1.0, 80.0], [2.0, 10.0]])
     assert timing.repeat(lambda: next(rows), torch.device("cpu")) == [2.0, 20.0]
 
 
-def test_what_autograd_saves_is_counted_once() -> None:
+def test_each_tensor_that_autograd_saves_is_counted_once() -> None:
     """Linear saves its input and its weight, which are not counted. Each ReLU saves its output."""
     network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.ReLU())
     x = torch.rand(2, 6)
@@ -322,7 +328,7 @@ def work(*overrides: str) -> Work:
     return found._work([(index, False) for index in range(len(found.ends.site.units))])
 
 
-def test_a_chain_is_a_training_step() -> None:
+def test_a_chain_runs_a_training_step() -> None:
     """Random numbers replace a tensor only if the chain lacks the unit that makes it."""
     whole = work()
     chain = whole.chain()
@@ -337,7 +343,7 @@ def test_a_chain_is_a_training_step() -> None:
     assert [name for name, _ in short._made] == ["x"]
 
 
-def test_what_a_unit_leaves_in_memory() -> None:
+def test_the_memory_that_a_transformer_block_keeps_is_measured() -> None:
     """By hand: a transformer block saves float32 tensors of the size of tokens [8, 5, 16]."""
     tokens = 8 * 5 * 16 * 4
     norms, projected, attention, first_sum, hidden, gelu, output = 2, 3, 1, 1, 4, 4, 1
@@ -347,7 +353,7 @@ def test_what_a_unit_leaves_in_memory() -> None:
     assert all_of_them * tokens <= block <= 1.05 * all_of_them * tokens
 
 
-def test_what_is_recomputed_is_kept_no_longer_and_takes_longer(
+def test_recomputing_keeps_less_memory_and_runs_forward_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A block keeps only its output, tokens [8, 5, 16]. Its backward computes the rest again."""
@@ -369,7 +375,7 @@ def test_what_is_recomputed_is_kept_no_longer_and_takes_longer(
     assert passes == {False: 4, True: 8}
 
 
-def test_neighbours_are_gone_afterwards() -> None:
+def test_neighbours_end_after_the_measurement() -> None:
     with neighbours(work(), 2):
         assert len(active_children()) == 2
     assert not active_children()
@@ -378,7 +384,7 @@ def test_neighbours_are_gone_afterwards() -> None:
     assert not active_children()
 
 
-def test_a_neighbour_that_fails_is_told() -> None:
+def test_a_failing_neighbour_is_reported() -> None:
     """A neighbour may never start, or fail while the body runs."""
     removed = [key for key in SMALL if not key.startswith("model")]
     broken = replace(work(), model={"_target_": "tests.own_models.Nothing"})
@@ -413,7 +419,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
-def test_neighbours_leave_with_their_parent(tmp_path: Path) -> None:
+def test_neighbours_end_if_their_parent_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     with subprocess.Popen(

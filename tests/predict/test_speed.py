@@ -28,7 +28,7 @@ DIFFERENT = Source(
 )
 
 
-def test_ppll_goes_at_the_pace_of_its_slowest_stage() -> None:
+def test_ppll_has_the_speed_of_its_slowest_stage() -> None:
     """The stages have the units 0-1, 2-3 and 4-5.
 
     Each stage takes forward, backward, loss and step. All but the last one also copy.
@@ -46,7 +46,7 @@ def test_ppll_goes_at_the_pace_of_its_slowest_stage() -> None:
     assert found.bubble_fraction == pytest.approx(1 - sum(totals) / (3 * max(totals)))
 
 
-def test_a_module_makes_no_gradients_for_its_inputs() -> None:
+def test_modules_compute_no_gradients_of_their_inputs() -> None:
     """The backward of a module's first unit is cheaper.
 
     This counts for each module under ll, but never under bp.
@@ -59,7 +59,7 @@ def test_a_module_makes_no_gradients_for_its_inputs() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["bp", "pp", "ll"])
-def test_what_runs_one_thing_at_a_time_takes_the_sum(schedule: str) -> None:
+def test_times_add_up_if_one_stage_computes_at_a_time(schedule: str) -> None:
     """Only one stage computes at a time, so times add up.
 
     Under pp, the steps of later stages overlap with the next batch.
@@ -80,7 +80,9 @@ def test_what_runs_one_thing_at_a_time_takes_the_sum(schedule: str) -> None:
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 @pytest.mark.parametrize("microbatches", [1, 2, 4, 8])
 @pytest.mark.parametrize("gpus", [2, 3, 6])
-def test_gpipe_and_1f1b_fill_and_drain(schedule: str, microbatches: int, gpus: int) -> None:
+def test_gpipe_and_1f1b_have_the_bubble_of_the_formula(
+    schedule: str, microbatches: int, gpus: int
+) -> None:
     """With equal stages, a batch takes M + K - 1 times a micro-batch.
 
     The bubble is (K - 1) / (M + K - 1).
@@ -93,7 +95,7 @@ def test_gpipe_and_1f1b_fill_and_drain(schedule: str, microbatches: int, gpus: i
     assert {samples for samples, _ in source.asked} == {8 // microbatches}
 
 
-def test_smaller_micro_batches_take_less() -> None:
+def test_smaller_micro_batches_take_less_time() -> None:
     """A batch of 8 samples in 3 parts has 3, 3 and 2."""
     made = job("gpipe", 2, 3)
     carriers = Carriers(made, Interconnect())
@@ -101,7 +103,7 @@ def test_smaller_micro_batches_take_less() -> None:
     assert [first[Forward(0, m)] for m in range(3)] == pytest.approx([9 / 8, 9 / 8, 6 / 8])
 
 
-def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_that_compute_at_the_same_time_are_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under pp no stages compute at the same time, and under ppll all do.
 
     Under gpipe they do outside of the bubble.
@@ -121,7 +123,9 @@ def test_stages_that_compute_side_by_side_are_slower(monkeypatch: pytest.MonkeyP
     assert batch_s(predict(job("ppll", 3), source)) == pytest.approx(1.5 * 6.0)
 
 
-def test_only_stages_of_the_same_machine_slow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_stages_on_the_same_machine_slow_each_other_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """If `neighbours` is given, it counts instead."""
     monkeypatch.setattr(predicting, "usable_cores", lambda: 4)
     source = Source(slower=1.5)
@@ -135,7 +139,7 @@ def test_only_stages_of_the_same_machine_slow_one_another(monkeypatch: pytest.Mo
     assert batch_s(predict(job("ppll", 3, per_machine=2), paced)) == pytest.approx(12.0)
 
 
-def test_memory() -> None:
+def test_memory_includes_saved_tensors_and_parameters() -> None:
     """Units save 100, 200, ... bytes per sample, and have 10, 20, ... parameters."""
     saved = [100 * (index + 1) for index in range(UNITS)]
     image, token = 3 * 8 * 8 * 4 + 8, TOKENS + 8
@@ -157,7 +161,7 @@ def test_memory() -> None:
     assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3)]
 
 
-def test_memory_where_units_recompute() -> None:
+def test_memory_is_lower_if_units_recompute() -> None:
     """Each unit keeps some bytes.
 
     The backward of a single unit computes 1000, 2000, ... bytes per sample again.
@@ -187,14 +191,14 @@ def watching(lag: int, replicas: int = 1, **options: Any) -> Job:
     return replace(made, routes=replace(made.routes, watches=watches), watched=watched)
 
 
-def test_with_a_lag_of_one_a_stage_waits_for_the_next_ones_step() -> None:
+def test_with_lag_1_a_stage_waits_for_the_step_of_the_next_stage() -> None:
     """The forward of a stage takes 2 s. It is no longer hidden behind the 6 s of the next stage."""
     paces = [batch_s(predict(watching(lag), Source())) for lag in (1, 2, 9)]
     assert paces == [pytest.approx(pace) for pace in (8.0, 6.0, 6.0)]
 
 
-def test_what_watched_weights_cost() -> None:
-    """They cost a copy and older versions at the sender, and slots at the receiver."""
+def test_watched_weights_cost_copies_and_memory() -> None:
+    """Watched weights cost a copy and older versions at the sender, and slots at the receiver."""
     without, found = (predict(made, Source(copy_s=0.5)) for made in (job("ppll", 3), watching(4)))
     assert found.stage_s == pytest.approx(
         [t + e for t, e in zip(without.stage_s, (0, 0.5, 0.5), strict=True)]
@@ -207,7 +211,7 @@ def test_what_watched_weights_cost() -> None:
     ]
 
 
-def test_watched_weights_are_counted_once_a_batch_in_each_replica() -> None:
+def test_watched_weights_are_sent_once_per_batch_in_each_replica() -> None:
     links = Interconnect(Link(1e12), Link(1e12), bf16=True)
     one, two = (watching(2, replicas, per_machine=3) for replicas in (1, 2))
     here = [edge.bytes_per_batch for edge in predict(job("ppll", 3), Source()).edges]

@@ -61,7 +61,7 @@ def every_cut(names: Sequence[str], stages: int) -> list[str]:
         pytest.param(["local=infopro", "local.modules=5", "gpus=2"], marks=pytest.mark.slow),
     ],
 )
-def test_no_partition_has_a_cheaper_dearest_stage(case: list[str]) -> None:
+def test_flops_partition_minimizes_the_cost_of_the_dearest_stage(case: list[str]) -> None:
     found = prepared(*case, "partition=flops")
     names = found.units
     stages = found.job.stages
@@ -77,14 +77,14 @@ def test_no_partition_has_a_cheaper_dearest_stage(case: list[str]) -> None:
     assert max(stage_costs(prepared(*case, "partition=uniform"))) >= min(others)
 
 
-def test_ll_has_the_modules_that_ppll_has() -> None:
+def test_ll_has_the_same_modules_as_ppll() -> None:
     case = ["local=dgl", "gpus=3", "partition=flops"]
     pipelined, sequential = prepared(*case), prepared(*case, "schedule=ll")
     assert sequential.job.layout.modules == pipelined.job.layout.modules
     assert sequential.job.layout.stages == 1
 
 
-def test_fixed_modules_stay_as_they_are() -> None:
+def test_partitions_do_not_change_modules_of_a_given_number() -> None:
     case = ["local.modules=5", "gpus=2"]
     modules = {
         prepared(*case, f"partition={name}", "local=dgl").job.layout.modules
@@ -93,7 +93,7 @@ def test_fixed_modules_stay_as_they_are() -> None:
     assert len(modules) == 1
 
 
-def test_what_is_balanced() -> None:
+def test_each_partition_balances_its_own_weights() -> None:
     units = [Cost(100, 7, ()), Cost(0, 5, ())]
 
     def auxiliary(modules: Sequence[range], module: int) -> Cost:
@@ -112,7 +112,7 @@ def test_what_is_balanced() -> None:
     assert by_flops.auxiliary([range(1), range(1, 2)], 1) == 3 * 2 + 10 * 8 / 4
 
 
-def test_no_stage_is_empty() -> None:
+def test_every_stage_gets_units() -> None:
     for gpus in (1, 3, 7, 8):
         layout = prepared("local=fba", "partition=flops", f"gpus={gpus}").job.layout
         stages = [layout.units(stage) for stage in range(layout.stages)]
@@ -135,7 +135,7 @@ def test_no_stage_is_empty() -> None:
     ],
     ids=["first elsewhere", "empty stage", "unknown stage", "nothing", "raises"],
 )
-def test_a_users_layout_that_cannot_be_is_refused(layout: Any, said: str) -> None:
+def test_an_impossible_layout_of_a_users_schedule_is_refused(layout: Any, said: str) -> None:
     class Own(OneFOneB):
         def layout(self, stages: int) -> Sequence[int]:
             found: Sequence[int] = layout(stages)

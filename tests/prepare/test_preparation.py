@@ -60,7 +60,9 @@ def prepared(*overrides: str) -> Prepared:
         (["device=cuda"], "device=cuda: there is no CUDA device"),
     ],
 )
-def test_refusals(monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str) -> None:
+def test_settings_that_cannot_be_run_are_refused(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match=message):
         prepared(*SMALL, *overrides)
@@ -69,7 +71,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch, overrides: list[str], message
 RESNET = [*DATA, "batch_size=8", "model=resnet32", "device=cpu"]
 
 
-def test_modules_of_a_partition_that_the_model_names() -> None:
+def test_a_partition_named_by_the_model_sets_the_modules() -> None:
     result = prepared(*RESNET, "local.cuts=K4", "local.modules=4")
     modules = [[result.units[index] for index in units] for units in result.job.layout.modules]
     assert [(units[0], units[-1]) for units in modules] == [
@@ -98,17 +100,17 @@ def test_modules_of_a_partition_that_the_model_names() -> None:
         ),
     ],
 )
-def test_refusals_of_named_partitions(overrides: list[str], message: str) -> None:
+def test_wrong_names_of_partitions_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         prepared(*RESNET, *overrides)
 
 
 @pytest.mark.parametrize("schedule", ["bp", "gpipe"])
-def test_back_propagation_has_no_use_for_partitions(schedule: str) -> None:
+def test_back_propagation_ignores_named_partitions(schedule: str) -> None:
     assert len(prepared(*RESNET, "local.cuts=K8", f"schedule={schedule}").job.layout.modules) == 1
 
 
-def test_batch_norm_of_one_value_is_refused_before_it_trains() -> None:
+def test_batch_norm_of_a_single_value_is_refused_before_training() -> None:
     """The last batch has one sample. BatchNorm in the auxiliary network's perceptron is refused."""
     with pytest.raises(ConfigError, match=r"batch_size=13: leaves a micro-batch of one sample"):
         prepared(*NARROW)
@@ -133,7 +135,7 @@ def test_batch_norm_of_one_value_is_refused_before_it_trains() -> None:
         (1, ["device=cuda"], "gpus=2: there are 1 CUDA devices"),
     ],
 )
-def test_devices(
+def test_devices_are_chosen_from_those_that_exist(
     monkeypatch: pytest.MonkeyPatch, found: int, overrides: list[str], devices: list[str] | str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
@@ -148,7 +150,7 @@ def test_devices(
 
 
 @pytest.mark.parametrize("schedule", ["bp", "ll", "pp", "gpipe", "1f1b", "ppll"])
-def test_schedules_say_what_they_do_not_use(schedule: str) -> None:
+def test_notes_name_the_settings_that_a_schedule_does_not_use(schedule: str) -> None:
     notes = "\n".join(prepared(*SMALL, f"schedule={schedule}", "schedule.microbatches=2").notes)
     assert ("this schedule does not split batches, so 1 is used" in notes) == (
         schedule in ("ll", "pp", "ppll")
@@ -157,7 +159,9 @@ def test_schedules_say_what_they_do_not_use(schedule: str) -> None:
     assert ("BatchNorm" in notes) == (schedule in ("bp", "gpipe", "1f1b"))
 
 
-def test_more_threads_than_cores_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_note_says_that_there_are_more_threads_than_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(machine_devices, "usable_cores", lambda: 4)
     assert not [n for n in prepared(*SMALL, "gpus=2", "threads=2").notes if "cores" in n]
     (note,) = [n for n in prepared(*SMALL, "gpus=3", "threads=2").notes if "cores" in n]
@@ -173,8 +177,8 @@ def test_compiling_on_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> N
     assert prepared(*SMALL, "compile=true").job.settings.compile
 
 
-def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This holds for `bp` and `ll` too. Otherwise comparisons with `ppll` would not be fair."""
+def test_threads_are_divided_by_the_given_number_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bp` and `ll` divide threads too. Otherwise comparisons with `ppll` would not be fair."""
     monkeypatch.setattr(settings, "usable_cores", lambda: 8)
     for schedule in ("bp", "ll", "ppll"):
         assert prepared(*SMALL, f"schedule={schedule}", "gpus=2").job.threads == 4
@@ -183,7 +187,7 @@ def test_threads_follow_gpus_as_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prepared(*SMALL, "gpus=6", "threads=3").job.threads == 3
 
 
-def test_a_worker_on_other_cores_has_the_threads_that_were_found(
+def test_a_job_keeps_its_threads_on_a_machine_with_other_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(settings, "usable_cores", lambda: 8)
@@ -192,7 +196,9 @@ def test_a_worker_on_other_cores_has_the_threads_that_were_found(
     assert pickle.loads(pickle.dumps(job)).threads == 4
 
 
-def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFixture) -> None:
+def test_preparing_draws_no_random_numbers_and_logs_no_warnings(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     before = torch.random.get_rng_state()
     with caplog.at_level(logging.WARNING):
         prepared(*SMALL)
@@ -201,7 +207,7 @@ def test_nothing_is_trained_or_drawn_while_preparing(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_a_model_may_not_write_what_losses_read(name: str) -> None:
+def test_a_model_that_writes_a_target_is_refused(name: str) -> None:
     """If a unit wrote a target, the target would get a gradient."""
     with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', the name of a loaded"):
         prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
@@ -240,7 +246,7 @@ class ExportsUnderAUnitsName(_Exports):
         (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),
     ],
 )
-def test_what_a_method_may_not_export(method: type, problem: str) -> None:
+def test_methods_that_export_the_wrong_things_are_refused(method: type, problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^{problem}"):
         prepared(*SMALL, f"local._target_={__name__}.{method.__name__}")
 
@@ -262,7 +268,7 @@ WATCHING = "local._target_=tests.watching.Watching"
         ),
     ],
 )
-def test_what_a_loss_may_not_watch(options: list[str], problem: str) -> None:
+def test_losses_that_watch_the_wrong_units_are_refused(options: list[str], problem: str) -> None:
     """The modules are: embed and blocks.0; blocks.1; head."""
     modules = ["model.depth=2", "local.cuts=[blocks.1,head]", "gpus=2"]
     with pytest.raises(ConfigError) as caught:
@@ -271,7 +277,7 @@ def test_what_a_loss_may_not_watch(options: list[str], problem: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_a_loss_watches_counts_for_local_learning_alone() -> None:
+def test_only_local_learning_uses_watched_units() -> None:
     """Under back-propagation, the only loss is that of the task."""
     modules = ["model.depth=2", "local.cuts=[blocks.1,head]", WATCHING, "+local.lag=3"]
     job = prepared(*SMALL, *modules, "gpus=3").job
@@ -281,7 +287,7 @@ def test_what_a_loss_watches_counts_for_local_learning_alone() -> None:
     assert not prepared(*SMALL, *modules, "schedule=bp").job.watched
 
 
-def test_ones_own_local_method_may_stand_in_the_place_of_greedy() -> None:
+def test_a_users_local_method_can_replace_greedy() -> None:
     """Keys of `greedy` that are null are not passed to it."""
     own = prepared(*SMALL, WATCHING, "+local.lag=3", "local.modules=2").job
     assert "detection_head" not in own.local
@@ -299,13 +305,13 @@ def test_ones_own_local_method_may_stand_in_the_place_of_greedy() -> None:
         (["local=fba", "gpus=2"], None),
     ],
 )
-def test_a_bank_that_nothing_reads_is_told(overrides: list[str], note: str | None) -> None:
+def test_a_note_says_that_nothing_reads_the_bank(overrides: list[str], note: str | None) -> None:
     notes = [line for line in prepared(*SMALL, *overrides).notes if line.startswith("fba")]
     assert len(notes) == (note is not None)
     assert all(line.startswith(note or "") for line in notes)
 
 
-def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None:
+def test_auxiliary_costs_include_all_that_the_loss_computes() -> None:
     """InfoPro also has a decoder that reconstructs the image."""
     modules = ["gpus=1", "schedule=ll", "local.modules=4"]
     (first, *_), resnet = (
@@ -323,7 +329,7 @@ def test_what_an_auxiliary_network_costs_is_all_that_its_loss_computes() -> None
     assert resnet[-1].params == resnet[-1].flops == 0
 
 
-def test_the_costs_of_a_banks_options() -> None:
+def test_auxiliary_costs_include_the_options_of_the_bank() -> None:
     """Maps are 16 x 8 x 8, 16 x 8 x 8, 32 x 4 x 4 and 64 x 2 x 2, and each unit is a module."""
     case = [*DATA, "batch_size=8", "device=cpu", "model=resnet32", "model.depth=8", "gpus=4"]
 
@@ -347,7 +353,7 @@ def test_the_costs_of_a_banks_options() -> None:
     assert probe.job.specs[3]["bank.0"].shape == bank.job.specs[3]["bank.0"].shape == (16,)
 
 
-def test_only_a_profile_needs_a_place_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_profile_needs_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Users without a home folder were once refused even if the run needed no profile."""
 
     def homeless() -> Path:

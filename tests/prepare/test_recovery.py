@@ -1,8 +1,12 @@
 """Where a worker can be started again alone, and what is said where not."""
 
+from dataclasses import replace
+
 import pytest
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.prepare.recovery import FEWEST, MOST, USUAL, planned
+from ppll_cli.transport.journal import head_bytes
 from tests.conftest import prepared, shared_memory
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
@@ -41,8 +45,70 @@ def test_where_it_can(name: str) -> None:
         assert (more.slots, more.size) == (room.slots + 5 + 1, room.size)
 
 
-def test_shared_memory_must_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared_memory(monkeypatch, 20 << 10)
+@pytest.mark.parametrize(("schedule", "recovers"), [("bp", False), ("ppll", True)])
+def test_a_plan_has_it_where_it_can_be(schedule: str, recovers: bool) -> None:
+    found = prepared(*DATA, *VIT, f"schedule={schedule}", "recover=auto")
+    settings = found.job.settings
+    recover = settings.recover.model_copy(update={"name": "stage"})
+    job = replace(
+        found.job, snapshot_every=0, settings=settings.model_copy(update={"recover": recover})
+    )
+    made = planned(job, (*found.unit_costs, *found.auxiliary_costs))
+    assert made.recovers == recovers
+    assert made.snapshot_every == found.job.snapshot_every
+
+
+def chosen(*overrides: str) -> tuple[int, list[str]]:
+    """Return the number of messages that the program has chosen, and what it says of it."""
+    found = prepared(*DATA, *VIT, *overrides)
+    return found.job.snapshot_every, [note for note in found.notes if "recover" in note]
+
+
+def test_the_program_chooses_how_often_to_save() -> None:
+    """Usually 16; more where so many messages take no more memory than the snapshots."""
+    large, small = ["batch_size=40"], ["model.dim=64", "batch_size=1"]
+    assert chosen(*large, "recover=stage") == (
+        USUAL,
+        ["recover=stage: a stage saves its state after at most 16 messages (recover.every)"],
+    )
+    assert chosen(*large, "recover=auto")[0] == USUAL
+    assert chosen(*small, "recover=stage")[0] == MOST
+    assert USUAL < chosen("recover=stage")[0] < MOST
+    found = prepared(*DATA, *VIT, "recover=stage")
+    params = sum(cost.params for cost in (*found.unit_costs, *found.auxiliary_costs))
+    (room,) = found.job.channels.values()
+    message = room.size + head_bytes(room.size)
+    assert found.job.snapshot_every == 2 * 3 * 4 * params // message  # AdamW's two values as well
+    momentum = chosen("recover=stage", "optim=sgd", "optim.momentum=0.9")[0]
+    assert momentum == max(USUAL, 2 * 2 * 4 * params // message)
+
+
+@pytest.mark.parametrize("name", ["auto", "stage"])
+def test_where_shared_memory_is_short_stages_save_more_often(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    large = prepared(*DATA, *VIT, "batch_size=40", f"recover={name}")
+    (room,) = large.job.channels.values()
+    message = room.size + head_bytes(room.size)
+    params = sum(cost.params for cost in (*large.unit_costs, *large.auxiliary_costs))
+    whole = 2 * 3 * 4 * params + room.slots * message
+    for every in (USUAL, 5, FEWEST):
+        shared_memory(monkeypatch, round((whole - (USUAL - every) * message) / 0.9) + 1)
+        found, notes = chosen("batch_size=40", f"recover={name}")
+        assert found == every
+        assert len(notes) == 1
+        assert ("instead of 16, because /dev/shm has 0 MiB left" in notes[0]) == (every < USUAL)
+    shared_memory(monkeypatch, round((whole - (USUAL - FEWEST) * message) / 0.9) - message)
+    with pytest.raises(ConfigError, match="enlarge /dev/shm to") as refused:
+        chosen("batch_size=40", "recover=stage")
+    assert "recover.every" not in str(refused.value)
+
+
+def test_a_number_of_the_user_is_never_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen("recover=stage", "recover.every=1000") == (1000, [])
+    usual, _ = chosen("recover=stage")
+    shared_memory(monkeypatch, 400 << 10)
+    assert FEWEST <= chosen("recover=stage")[0] < usual
     with pytest.raises(ConfigError, match=r"enlarge /dev/shm to .* or a smaller recover\.every"):
-        prepared(*DATA, *VIT, "recover=stage")
-    assert not prepared(*DATA, *VIT, "recover=auto").job.recovers
+        chosen("recover=stage", "recover.every=1000")
+    assert not prepared(*DATA, *VIT, "recover=auto", "recover.every=1000").job.recovers

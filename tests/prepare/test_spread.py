@@ -26,7 +26,7 @@ def asked(*overrides: str) -> settings.Settings:
         ([], (1, 0), [("cpu", 0), ("cpu", 1)]),
     ],
 )
-def test_stages_are_laid_over_machines_in_order(
+def test_stages_are_distributed_over_machines_in_order(
     overrides: list[str], there: tuple[int, ...], expected: list[tuple[str, int]]
 ) -> None:
     found = asked(*overrides)
@@ -43,13 +43,15 @@ def test_stages_are_laid_over_machines_in_order(
         (["device=cuda"], (0, 0), "device=cuda: no machine has a CUDA device"),
     ],
 )
-def test_refused(overrides: list[str], there: tuple[int, ...], problem: str) -> None:
+def test_impossible_distributions_over_machines_are_refused(
+    overrides: list[str], there: tuple[int, ...], problem: str
+) -> None:
     found = asked(*overrides)
     with pytest.raises(ConfigError, match=problem):
         spread(found, found.devices_asked, machines(*there))
 
 
-def test_threads_are_what_the_most_crowded_machine_can_give() -> None:
+def test_threads_are_those_of_the_machine_with_the_most_workers() -> None:
     assert threads_of(asked("gpus=3"), machines(0, 0), (0, 0, 1)) == 4
     assert threads_of(asked("gpus=3", "threads=3"), machines(0, 0), (0, 0, 1)) == 3
     assert threads_of(asked("gpus=3"), machines(0, 0, cores=1), (0, 0, 1)) == 1

@@ -28,7 +28,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_units_of_our_own_models(traced: list[str]) -> None:
+def test_units_of_the_programs_models_are_traced_once(traced: list[str]) -> None:
     case = [*DATA, "model.dim=16", "model.heads=2"]
     first = prepared(*case, "model.depth=2")
     assert traced == ["embed", "blocks.0", "head"]
@@ -41,8 +41,8 @@ def test_units_of_our_own_models(traced: list[str]) -> None:
     assert other.unit_costs[1].params > first.unit_costs[1].params
 
 
-def test_units_of_a_user(traced: list[str]) -> None:
-    """Their code may have changed, and what it is made from may say nothing of that."""
+def test_units_of_a_user_are_traced_each_time(traced: list[str]) -> None:
+    """The code of a user's units may have changed, although the units' arguments are the same."""
     case = [*DATA, *own_model("Skipping")]
     prepared(*case)
     names = [*traced]

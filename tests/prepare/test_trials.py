@@ -124,7 +124,7 @@ def test_a_unit_that_cannot_run_twice_is_refused(build: Callable[[], nn.Module],
     assert "\n" not in str(error.value)
 
 
-def test_what_draws_and_what_has_no_parameters_may_be_split_or_run_twice() -> None:
+def test_random_and_parameterless_units_may_be_split_or_run_twice() -> None:
     units = [
         Unit("drop", lambda: nn.Dropout(0.5)),
         Unit("norm", lambda: nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))),

@@ -28,7 +28,7 @@ def saved(folder: Path, tensors: dict[str, Tensor], name: str = "w.safetensors")
     return file
 
 
-def test_all_tensors_fit_and_are_told(tmp_path: Path) -> None:
+def test_all_tensors_of_a_fitting_file_are_taken(tmp_path: Path) -> None:
     tensors = tiny_model()
     file = saved(tmp_path, tensors)
     found = prepared(*TINY, f"weights={file}")
@@ -47,7 +47,7 @@ def test_all_tensors_fit_and_are_told(tmp_path: Path) -> None:
     assert prepared(*TINY).weights is None
 
 
-def test_a_run_s_model_is_taken_relative_to_here(
+def test_a_relative_run_directory_is_found_in_the_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -67,7 +67,7 @@ def changed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def test_what_does_not_fit_is_listed_and_refused_unless_it_may(tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_listed_and_refused_by_default(tmp_path: Path) -> None:
     tensors = tiny_model()
     file = saved(tmp_path, changed(tensors))
     told = (
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_listed_and_refused_unless_it_may(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before 2020"])
-def test_torchvision_s_file_fits_its_model(tmp_path: Path, old: bool) -> None:
+def test_torchvisions_file_fits_the_same_model(tmp_path: Path, old: bool) -> None:
     """Files from before BatchNorm counted batches lack these counters, which then begin at 0."""
     theirs = torchvision.models.resnet18(num_classes=10).state_dict()
     if old:
@@ -104,7 +104,7 @@ def test_torchvision_s_file_fits_its_model(tmp_path: Path, old: bool) -> None:
 
 
 @pytest.mark.slow
-def test_a_detector_begins_with_torchvision_s_backbone(
+def test_a_detector_can_begin_with_torchvisions_backbone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -136,7 +136,7 @@ def test_a_detector_begins_with_torchvision_s_backbone(
         ("weights=3", "weights=3: must be a valid string"),
     ],
 )
-def test_wrong_input_is_refused(
+def test_wrong_weights_files_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -151,7 +151,7 @@ def test_wrong_input_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_weights_of_another_model_are_refused_even_in_part(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused_even_if_partial(tmp_path: Path) -> None:
     file = saved(tmp_path, {"other.weight": torch.zeros(1)})
     with pytest.raises(ConfigError, match="nothing in it fits the model"):
         prepared(*TINY, f"weights={file}", "weights_partial=true")

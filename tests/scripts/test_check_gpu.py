@@ -1,4 +1,4 @@
-"""The check of a machine's GPUs, tried on the CPU."""
+"""The check of a machine's GPUs, run on the CPU."""
 
 import json
 import re
@@ -27,7 +27,7 @@ SLEEPS = "print('ready', flush=True); time.sleep(60)"
 
 @dataclass(frozen=True)
 class Does:
-    """A step made of a function."""
+    """A step that calls a function."""
 
     name: str
     does: Callable[[], Outcome]
@@ -45,12 +45,12 @@ def check(tmp_path: Path) -> Check:
 
 
 def instead(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Have training runs replaced by a script."""
+    """Replace training runs by a script."""
     monkeypatch.setattr(running, "ppll_run", lambda *_: [sys.executable, "-c", script])
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_a_run_has_to_end_with_status_0(
+def test_a_run_fails_unless_its_status_is_0(
     monkeypatch: pytest.MonkeyPatch, check: Check, status: int
 ) -> None:
     instead(monkeypatch, f"print('said'); raise SystemExit({status})")
@@ -60,24 +60,29 @@ def test_a_run_has_to_end_with_status_0(
     assert outcome.facts["status"] == status
 
 
-def test_a_run_whose_time_runs_out_is_skipped(
+def test_a_run_that_stops_at_its_time_limit_is_skipped(
     monkeypatch: pytest.MonkeyPatch, check: Check
 ) -> None:
-    """On a slow machine a step says nothing; only a run that does not even stop is at fault."""
+    """A slow machine may not complete a run in time.
+
+    Only a run that does not stop either has failed.
+    """
     instead(monkeypatch, HEEDS + SLEEPS)
     outcome = Train("slow", [], limit_s=3.0).act(check)
     assert outcome.state == "skipped"
     assert outcome.facts == {"reason": "out of time, still training"}
 
 
-def test_a_run_that_does_not_stop_has_failed(monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
+def test_a_run_that_does_not_stop_at_its_time_limit_fails(
+    monkeypatch: pytest.MonkeyPatch, check: Check
+) -> None:
     monkeypatch.setattr(running, "STOP_S", 0.2)
     instead(monkeypatch, HANGS + SLEEPS)
     assert Train("hung", [], limit_s=3.0).act(check).state == "FAILED"
     assert Train("compiling", [], limit_s=3.0, stops=False).act(check).state == "skipped"
 
 
-def test_a_program_is_told_by_its_status_and_its_output_is_kept(check: Check) -> None:
+def test_a_program_fails_by_its_status_and_its_output_is_kept(check: Check) -> None:
     outcome = Program("tests", ["-c", "print('3 failed'); raise SystemExit(1)"], 30.0, "log").act(
         check
     )
@@ -86,7 +91,7 @@ def test_a_program_is_told_by_its_status_and_its_output_is_kept(check: Check) ->
     assert "3 failed" in (check.report.folder / "log").read_text()
 
 
-def test_steps_are_skipped_when_the_time_is_up_and_an_exception_fails_one(check: Check) -> None:
+def test_late_steps_are_skipped_and_an_exception_fails_a_step(check: Check) -> None:
     def broken() -> Outcome:
         raise ValueError("a fault")
 
@@ -98,7 +103,7 @@ def test_steps_are_skipped_when_the_time_is_up_and_an_exception_fails_one(check:
     assert check.report.failed() == ["broken"]
 
 
-def test_the_table_counts_and_names_what_failed(check: Check) -> None:
+def test_the_table_counts_outcomes_and_names_failed_steps(check: Check) -> None:
     check.report.add("facts", verdict(True, facts=[{"fact": "start", "first_kernel_s": 3.25}]))
     check.report.add("run", verdict(True, samples_per_second=1234.56, peak_memory_bytes=[1 << 25]))
     check.report.add("other", skipped("no time left"))
@@ -137,8 +142,10 @@ def test_runs_are_compared_bit_for_bit(check: Check) -> None:
 
 
 @pytest.mark.slow
-def test_the_check_trains_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way from the command line to the table, with two of the runs and one that is wrong."""
+def test_the_check_trains_and_compares_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line runs two valid runs and a wrong one, and the table has their outcomes."""
 
     def some(check: Check) -> list[running.Step]:
         wanted = [step for step in exact(check) if step.name in ("ll", "ppll")]
@@ -162,7 +169,7 @@ def test_the_check_trains_and_compares(tmp_path: Path, monkeypatch: pytest.Monke
     assert len([*output.iterdir()]) <= 8
 
 
-def test_without_a_gpu_it_says_so(
+def test_a_missing_gpu_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -182,10 +189,10 @@ def test_an_unknown_group_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("cuda", "quick"), [(True, False), (False, True)])
-def test_every_run_of_the_check_has_settings_that_exist(
+def test_every_run_of_the_check_has_valid_settings(
     check: Check, monkeypatch: pytest.MonkeyPatch, cuda: bool, quick: bool
 ) -> None:
-    """A step that a renamed key breaks would only be found where there is a GPU."""
+    """Otherwise a step with a renamed key would only fail on a machine with a GPU."""
     monkeypatch.setattr(steps, "_several", lambda _: True)
     asked = Check(
         report=check.report, cuda=cuda, quick=quick, work=check.work, limit_s=check.limit_s
@@ -204,7 +211,7 @@ def test_every_run_of_the_check_has_settings_that_exist(
     assert {name for each in compares for name in (each.one, each.other)} <= named
 
 
-def test_figures_leave_out_what_is_unknown(tmp_path: Path) -> None:
+def test_figures_leave_out_unknown_values(tmp_path: Path) -> None:
     assert figures(tmp_path) == {}
     (tmp_path / "summary.json").write_text(
         json.dumps({"train": {"samples_per_second": None}, "stages": [{"peak_memory_bytes": 5}]})
@@ -212,7 +219,7 @@ def test_figures_leave_out_what_is_unknown(tmp_path: Path) -> None:
     assert figures(tmp_path) == {"peak_memory_bytes": [5]}
 
 
-def test_the_packages_that_are_collected_are_pinned() -> None:
+def test_the_checks_packages_are_pinned() -> None:
     text = (ROOT / "scripts" / "check-gpu").read_text()
     (names,) = re.findall(r'^packages="([^"]+)"', text, re.M)
     pinned = re.findall(r"^([^=#\n]+)==", (ROOT / "constraints.txt").read_text().lower(), re.M)
@@ -220,7 +227,7 @@ def test_the_packages_that_are_collected_are_pinned() -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_worker_starts_again(check: Check) -> None:
+def test_the_check_restarts_a_killed_worker(check: Check) -> None:
     (step,) = [step for step in steps.users(check) if step.name == "restarted worker"]
     outcome = step.act(check)
     assert outcome.state == "ok", outcome.output

@@ -1,4 +1,4 @@
-"""The picture of a run on a terminal: what is read from the terminal, and what is drawn."""
+"""The picture of a run on a terminal: reading the terminal's output, and drawing a frame."""
 
 import io
 import re
@@ -21,7 +21,7 @@ WIDTH = 100
 
 
 def shown(steps: list[int]) -> str:
-    """What the program writes to a terminal: a line, then a display that is redrawn."""
+    """Return what the program writes to a terminal: a line, then a display that is redrawn."""
     file = io.StringIO()
     console = Console(file=file, width=WIDTH, force_terminal=True, color_system="standard")
     console.print("settings: the defaults")
@@ -33,9 +33,9 @@ def shown(steps: list[int]) -> str:
     return file.getvalue().replace("\n", "\r\n")
 
 
-def test_frames_are_what_the_terminal_showed() -> None:
+def test_frames_are_the_screens_that_the_terminal_showed() -> None:
     screen = Screen()
-    for part in re.split(r"(?<=\x1b\[2K)", shown([50, 100, 150])):  # read in pieces
+    for part in re.split(r"(?<=\x1b\[2K)", shown([50, 100, 150])):  # feed the output in pieces
         screen.feed(part)
     frames = [Text.from_ansi("\n".join(lines)).plain.splitlines() for lines in screen.frames]
     (frame,) = [lines for lines in frames if any("step 100/200" in line for line in lines)][:1]
@@ -49,7 +49,7 @@ def test_frames_are_what_the_terminal_showed() -> None:
     )
 
 
-def test_the_frame_nearest_to_the_wanted_moment_is_drawn() -> None:
+def test_the_frame_nearest_to_the_given_progress_is_drawn() -> None:
     screen = Screen()
     screen.feed(shown([50, 100, 150]))
     assert progress(chosen(screen.frames, 0.6)) == 0.5
@@ -57,8 +57,8 @@ def test_the_frame_nearest_to_the_wanted_moment_is_drawn() -> None:
     assert progress(["step 3/4", "no display"]) is None
 
 
-def test_the_picture_stands_alone() -> None:
-    """On its own ground, with no font or other file from elsewhere."""
+def test_the_picture_needs_no_other_files() -> None:
+    """It has its own background, and uses no font or other file from elsewhere."""
     screen = Screen()
     screen.feed(shown([50]))
     svg = as_svg(screen.frames[-1], WIDTH, "ppll-run seed=1")
@@ -73,7 +73,7 @@ def test_the_picture_stands_alone() -> None:
     assert any(each.get("fill", "none") != "none" for each in rectangles)
 
 
-def test_a_program_runs_on_a_terminal_of_the_wanted_width() -> None:
+def test_a_program_runs_on_a_terminal_of_the_given_width() -> None:
     program = "import os, sys; print(sys.stdout.isatty(), os.get_terminal_size().columns)"
     status, screen, written = record([sys.executable, "-c", program], 77)
     assert (status, written.strip(), screen.frames) == (0, "True 77", [])

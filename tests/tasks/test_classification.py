@@ -28,7 +28,7 @@ OTHERS = torch.tensor([0, 0, 2, 1])
 MIXED = {LABEL: LABELS, OTHER_LABEL: OTHERS, SHARE: torch.full((4,), 0.7, dtype=torch.float64)}
 
 
-def test_loss_is_the_mean_cross_entropy() -> None:
+def test_the_loss_is_the_mean_cross_entropy() -> None:
     expected = [
         log(sum(exp(logit) for logit in row)) - row[label]
         for row, label in zip(LOGITS.tolist(), LABELS.tolist(), strict=True)
@@ -38,7 +38,7 @@ def test_loss_is_the_mean_cross_entropy() -> None:
     assert loss.item() == pytest.approx(sum(expected) / 4, rel=1e-6)
 
 
-def test_smoothed_labels_are_learnt_but_not_measured() -> None:
+def test_the_training_loss_uses_smoothed_labels_and_evaluation_plain_ones() -> None:
     """A fraction of 0.3 of each target is distributed over all classes, including the right one."""
     task = with_smoothing(TASK, 0.3)
     logs = LOGITS.log_softmax(1)
@@ -53,7 +53,7 @@ def test_smoothed_labels_are_learnt_but_not_measured() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_of_a_mixed_image_both_labels_are_learnt(smoothing: float) -> None:
+def test_the_loss_of_a_mixed_image_uses_both_labels(smoothing: float) -> None:
     """Each label counts by its share of the image. Then all targets are smoothed."""
     task = with_smoothing(with_mixing(TASK, {"data.mixup": 0.2}), smoothing)
     logs = LOGITS.double().log_softmax(1)
@@ -69,12 +69,12 @@ def test_of_a_mixed_image_both_labels_are_learnt(smoothing: float) -> None:
     assert torch.equal(measured, TASK.loss(LOGITS, {LABEL: LABELS}))
 
 
-def test_of_a_mixed_image_the_larger_share_is_measured() -> None:
+def test_the_accuracy_of_a_mixed_image_uses_the_label_of_the_larger_share() -> None:
     task = with_mixing(TASK, {"data.cutmix": 1.0})
     assert task.measure(LOGITS, MIXED, training=True).tolist() == [[3, 4]]
 
 
-def test_shares_of_classes() -> None:
+def test_class_shares_follow_both_labels() -> None:
     found = class_shares(MIXED, 3)
     expected = [[0.3, 0, 0.7], [1, 0, 0], [0, 0.7, 0.3], [0, 1, 0]]
     torch.testing.assert_close(found, torch.tensor(expected))
@@ -85,7 +85,7 @@ def test_shares_of_classes() -> None:
     assert found.dtype == one_hot.dtype == torch.float32
 
 
-def test_images_are_mixed_where_there_are_labels() -> None:
+def test_mixing_is_refused_for_tasks_without_labels() -> None:
     other = OtherTask()
     assert with_mixing(other, {}) is other
     assert with_mixing(TASK, {}) is TASK
@@ -93,7 +93,7 @@ def test_images_are_mixed_where_there_are_labels() -> None:
         with_mixing(other, {"data.mixup": 0.1, "data.cutmix": 1.0})
 
 
-def test_what_a_mixed_batch_carries() -> None:
+def test_a_mixed_batch_has_two_labels_and_a_share() -> None:
     """The share is float64, because no link converts float64 to fewer bits."""
     integer = ValueSpec((), torch.int64)
     targets = with_mixing(TASK, {"data.mixup": 0.1}).targets
@@ -104,7 +104,7 @@ def test_what_a_mixed_batch_carries() -> None:
     }
 
 
-def test_labels_are_smoothed_where_there_are_labels() -> None:
+def test_smoothing_is_refused_for_tasks_without_labels() -> None:
     other = OtherTask()
     assert with_smoothing(other, 0.0) is other
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_labels_are_smoothed_where_there_are_labels() -> None:
         with_smoothing(other, 0.1)
 
 
-def test_loss_of_bfloat16_is_computed_in_float32() -> None:
+def test_the_loss_of_bfloat16_is_computed_in_float32() -> None:
     logits = torch.randn(64, 3).bfloat16()
     labels = torch.arange(64) % 3
     loss = TASK.loss(logits, {LABEL: labels})
@@ -121,32 +121,32 @@ def test_loss_of_bfloat16_is_computed_in_float32() -> None:
     assert torch.equal(loss, TASK.loss(logits.float(), {LABEL: labels}))
 
 
-def test_measure_counts_what_is_correct() -> None:
+def test_measure_counts_correct_predictions() -> None:
     measured = TASK.measure(LOGITS, {LABEL: LABELS}, training=True)
     assert measured.dtype == torch.float64
     assert measured.tolist() == [[3, 4]]  # the second row is a tie, in which the first label counts
 
 
-def test_measures_add_up_to_the_accuracy() -> None:
+def test_measurements_of_batches_add_up_to_the_accuracy() -> None:
     parts = [slice(0, 3), slice(3, 4)]
     rows = [TASK.measure(LOGITS[part], {LABEL: LABELS[part]}, training=False) for part in parts]
     assert TASK.score(torch.cat(rows)) == {"accuracy": 0.75}
 
 
-def test_what_a_batch_carries() -> None:
+def test_a_batch_has_a_label() -> None:
     assert TASK.targets == {"label": ValueSpec((), torch.int64)}
     assert TASK.metric == "accuracy"
 
 
 @pytest.mark.parametrize("shape", [(8, 4, 6), (8, 1, 1), (5, 8), (1, 8), (8,)])
-def test_smallest_head(shape: tuple[int, ...]) -> None:
+def test_the_smallest_head_is_one_linear_layer(shape: tuple[int, ...]) -> None:
     head = TASK.smallest_head(shape)
     assert pooled_width(shape) == 8
     assert head(torch.randn(2, *shape)).shape == (2, 3)
     assert sum(parameter.numel() for parameter in head.parameters()) == 8 * 3 + 3
 
 
-def test_pool() -> None:
+def test_pool_averages_over_positions() -> None:
     x = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(Pool(3)(x), x.sum(dim=(2, 3)) / 20)
     torch.testing.assert_close(Pool(2)(x[0]), x[0].sum(dim=1) / 4)

@@ -69,7 +69,7 @@ def right_answer(boxes: list[list[float]], labels: list[int]) -> Tensor:
 BOXES = [[8.0, 8.0, 24.0, 24.0], [40.0, 10.0, 80.0, 50.0]]
 
 
-def test_a_right_answer() -> None:
+def test_a_right_prediction_has_the_right_boxes_and_scores() -> None:
     prediction, values = right_answer(BOXES, [2, 0]), batch(BOXES, [2, 0])
     (found,) = TASK.detections(prediction, values[d.FRAME])
     assert sorted(found.labels.tolist()) == [0, 2]
@@ -83,13 +83,13 @@ def test_a_right_answer() -> None:
     assert list(score.values()) == pytest.approx([1] * 5)
 
 
-def test_boxes_end_where_the_picture_does() -> None:
+def test_boxes_are_cut_at_the_border_of_the_picture() -> None:
     prediction = right_answer([[60.0, 40.0, 95.0, 63.0]], [1])
     (found,) = TASK.detections(prediction, torch.tensor([[60.0, 90.0, 1.0, 1.0]]))
     assert found.boxes[0, 2:].tolist() == [90, 60]
 
 
-def test_a_batch_without_boxes_is_learnt_from() -> None:
+def test_a_batch_without_boxes_trains_the_scores_only() -> None:
     values = batch([], [])
     head, maps = head_of(8, 16, 32), maps_of(32, 16, 8)
     loss = TASK.loss(head(*maps), values)
@@ -106,7 +106,7 @@ def test_a_batch_without_boxes_is_learnt_from() -> None:
     assert TASK.score(torch.empty(0, COLUMNS)) == {}
 
 
-def test_what_is_ignored_or_padding_is_not_learnt() -> None:
+def test_ignored_boxes_and_padding_do_not_change_the_loss() -> None:
     prediction = right_answer(BOXES, [2, 0])
     ignored = torch.tensor([[False, True, False, False]])
     one = TASK.loss(prediction, batch(BOXES, [2, 0], ignored=ignored))
@@ -118,7 +118,7 @@ def test_what_is_ignored_or_padding_is_not_learnt() -> None:
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_pictures() -> None:
-    """Therefore micro-batches can be weighted by their numbers of samples."""
+    """So micro-batches can be weighted by their numbers of samples."""
     prediction = right_answer(BOXES, [2, 0])
     both = [batch(BOXES, [2, 0]), batch(BOXES[:1], [1])]
     together = {name: torch.cat([values[name] for values in both]) for name in both[0]}
@@ -178,7 +178,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("largest", [1, 2**16, 2**24])
 @pytest.mark.parametrize("classes", [1, 3, 20, 91])
-def test_pictures_taken_together_have_the_bits_of_each_by_itself(
+def test_the_loss_of_several_pictures_has_the_bits_of_single_pictures(
     monkeypatch: pytest.MonkeyPatch, classes: int, largest: int
 ) -> None:
     """Loss and gradients are equal for any number of threads. Some boxes are padding or ignored."""
@@ -205,7 +205,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-def test_a_picture_more_takes_few_operations_more() -> None:
+def test_another_picture_adds_only_a_few_operations() -> None:
     """On CUDA each operation is a kernel launch, which takes the host longer than the device."""
     prediction, values = right_answer(BOXES, [2, 0]), batch(BOXES, [2, 0])
     counts = []
@@ -217,7 +217,7 @@ def test_a_picture_more_takes_few_operations_more() -> None:
     assert counts[1] - counts[0] <= 8 * 4
 
 
-def test_tables_of_large_pictures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_overlaps_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     together: list[int] = []
 
     def noted(boxes: Tensor, *others: Any, **options: Any) -> Tensor:
@@ -232,26 +232,26 @@ def test_tables_of_large_pictures_are_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert together == [2, 2, 1]
 
 
-def test_the_loss_makes_no_host_wait_for_its_device() -> None:
+def test_the_loss_never_waits_for_the_device() -> None:
     values = {name: empty(spec) for name, spec in TASK.targets.items()}
     prediction = head_of(8, 16, 32)(*maps_of(32, 16, 8)).detach().to("meta")
     with NoWaiting():
         with_gradient(TASK.loss, prediction, values)
 
 
-def test_nothing_is_measured_in_training() -> None:
+def test_training_batches_are_not_measured() -> None:
     rows = TASK.measure(right_answer(BOXES, [2, 0]), batch(BOXES, [2, 0]), training=True)
     assert rows.shape == (0, COLUMNS)
 
 
-def test_the_loss_needs_no_values() -> None:
+def test_the_loss_runs_on_the_meta_device() -> None:
     """Planning runs the loss on the meta device."""
     values = {name: empty(spec) for name, spec in TASK.targets.items()}
     prediction = head_of(8, 16, 32)(*maps_of(32, 16, 8)).to("meta")
     assert TASK.loss(prediction, values).shape == ()
 
 
-def test_anchors_are_matched_as_torchvision_does() -> None:
+def test_anchors_are_matched_like_torchvisions() -> None:
     torch.manual_seed(0)
     anchors = split_prediction(head_of(32)(*maps_of(32))[0])[1].detach()
     corner = torch.rand(6, 2) * 50
@@ -267,7 +267,7 @@ def test_anchors_are_matched_as_torchvision_does() -> None:
 
 
 @pytest.mark.parametrize("strides", [(8,), (16,), (32,), (8, 16), (8, 32), (16, 32), (8, 16, 32)])
-def test_a_pyramid_of_the_maps_that_there_are(strides: tuple[int, ...]) -> None:
+def test_a_pyramid_can_be_made_of_any_maps(strides: tuple[int, ...]) -> None:
     """The anchors are always the same, and all parameters are trained."""
     head, maps = head_of(*strides), maps_of(*sorted(strides, reverse=True))
     prediction = head(*maps)
@@ -279,7 +279,7 @@ def test_a_pyramid_of_the_maps_that_there_are(strides: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 4, 8, 16, 32])
-def test_the_smallest_head(stride: int) -> None:
+def test_the_smallest_head_reads_one_map(stride: int) -> None:
     head = TASK.smallest_head((4, TASK.height // stride, TASK.width // stride))
     (x,) = maps_of(stride)
     prediction = head(x)
@@ -291,7 +291,7 @@ def test_the_smallest_head(stride: int) -> None:
     assert isinstance(head, SmallestHead)
 
 
-def test_what_is_for_another_task_is_refused() -> None:
+def test_wrong_shapes_and_other_tasks_are_refused() -> None:
     for shape in ((16,), (8, 5, 7), (8, 64 // 3, 32)):
         with pytest.raises(ConfigError, match=r"local=greedy: finds boxes in maps .* power of 2"):
             TASK.smallest_head(shape)
@@ -299,8 +299,8 @@ def test_what_is_for_another_task_is_refused() -> None:
         d.detection_of(Classification(3), "retinanet")
 
 
-def test_without_its_metric_nothing_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was once found missing only at the first evaluation, after an epoch."""
+def test_detection_is_refused_without_pycocotools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The missing library was once found only at the first evaluation, after an epoch."""
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(ConfigError) as caught:
         d.Detection(("a",), boxes=1, height=32, width=32, anchor=8)

@@ -24,20 +24,20 @@ def as_batch(picture: Tensor) -> Tensor:
     return picture.permute(2, 0, 1)[None].float() / 255
 
 
-def test_luma_is_that_of_bt_601() -> None:
+def test_luma_is_computed_by_bt_601() -> None:
     picture, _ = pictures(0)
     expected = rgb2ycbcr(picture.numpy())[..., 0]
     # Ours is computed in float32, theirs in float64.
     np.testing.assert_allclose(luma(as_batch(picture))[0].numpy(), expected, atol=1e-4)
 
 
-def test_luma_is_that_of_a_file_with_8_bits() -> None:
+def test_luma_is_computed_from_8_bit_values() -> None:
     colour = torch.tensor([-0.1, 0.5004 / 255, 1.2])[None, :, None, None]
     assert luma(colour) == luma(torch.tensor([0, 1 / 255, 1])[None, :, None, None])
 
 
 @pytest.mark.parametrize("noise", [1, 10, 100])
-def test_quality_is_that_of_scikit_image(noise: int) -> None:
+def test_psnr_and_ssim_equal_those_of_scikit_image(noise: int) -> None:
     one, other = (luma(as_batch(picture)) for picture in pictures(noise))
     error = float((one - other).double().square().sum())
     x, y = one[0].double().numpy(), other[0].double().numpy()

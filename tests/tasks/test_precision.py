@@ -27,14 +27,14 @@ def scores(rows: list[list[float]], crowds: bool = False) -> dict[str, float]:
 LEFT, RIGHT = [0.0, 0.0, 10.0, 10.0], [50.0, 0.0, 60.0, 20.0]
 
 
-def test_all_is_found() -> None:
+def test_perfect_detections_have_precision_1() -> None:
     rows = [there(0, 0, LEFT), there(1, 1, RIGHT), found(0, 0, LEFT, 0.9), found(1, 1, RIGHT, 0.2)]
     assert scores(rows) == pytest.approx(
         {"ap": 1, "ap50": 1, "ap75": 1, "voc_ap50": 1, "voc07_ap50": 1}
     )
 
 
-def test_a_box_that_is_a_little_off() -> None:
+def test_an_inexact_box_counts_only_at_low_overlaps() -> None:
     """The intersection over union is 2/3.
 
     So the box counts as found at four of the ten overlaps: 0.5 to 0.65.
@@ -45,7 +45,7 @@ def test_a_box_that_is_a_little_off() -> None:
     )
 
 
-def test_the_order_of_scores_counts() -> None:
+def test_wrong_detections_with_high_scores_lower_the_precision() -> None:
     """In order of score, detections are wrong, right, and right again for the same box.
 
     One of two boxes is not found.
@@ -58,21 +58,21 @@ def test_the_order_of_scores_counts() -> None:
     assert result["ap50"] == pytest.approx(51 / 101 * 0.5)
 
 
-def test_a_class_of_which_nothing_is_there_does_not_count() -> None:
+def test_a_class_without_objects_does_not_count() -> None:
     rows = [there(0, 0, LEFT), found(0, 0, LEFT, 0.9), found(0, 1, LEFT, 0.9)]
     assert scores(rows)["ap"] == pytest.approx(1)
     assert scores(rows)["voc_ap50"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("crowds", [False, True])
-def test_what_is_ignored_is_neither_asked_for_nor_a_mistake(crowds: bool) -> None:
+def test_an_ignored_object_counts_neither_as_missing_nor_as_wrong(crowds: bool) -> None:
     rows = [there(0, 0, LEFT), there(0, 0, RIGHT, ignored=True)]
     rows += [found(0, 0, RIGHT, 0.9), found(0, 0, LEFT, 0.8)]
     found_well = scores(rows, crowds)
     assert list(found_well.values()) == pytest.approx([1] * (3 if crowds else 5))
 
 
-def test_many_may_lie_in_a_crowd_and_one_in_a_difficult_object() -> None:
+def test_a_crowd_matches_many_detections_and_a_difficult_object_one() -> None:
     parts = [[50.0, 0.0, 60.0, 16.0], [50.0, 1.0, 60.0, 16.0]]
     rows = [there(0, 0, LEFT), there(0, 0, RIGHT, ignored=True), found(0, 0, LEFT, 0.5)]
     rows += [found(0, 0, part, 0.9) for part in parts]
@@ -81,17 +81,17 @@ def test_many_may_lie_in_a_crowd_and_one_in_a_difficult_object() -> None:
     assert scores(rows, crowds=False)["voc_ap50"] == pytest.approx(1)  # VOC counts none of them
 
 
-def test_nothing_is_found() -> None:
+def test_without_detections_the_precision_is_zero() -> None:
     assert set(scores([there(0, 0, LEFT)]).values()) == {0.0}
 
 
 @pytest.mark.parametrize("row", [found(0, 0, LEFT, 0.5), [PICTURE, 0, 0, 0, 0, 0, 0, 0]])
-def test_nothing_is_there(row: list[float]) -> None:
+def test_without_objects_the_precision_is_nan(row: list[float]) -> None:
     result = scores([row])
     assert len(result) == 5
     assert all(math.isnan(value) for value in result.values())
 
 
-def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+def test_computing_the_precision_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     scores([there(0, 0, LEFT), found(0, 0, LEFT, 0.5)])
     assert capfd.readouterr() == ("", "")

@@ -38,7 +38,7 @@ def whole(picture: int, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     }
 
 
-def test_numbers_of_pictures_are_averaged() -> None:
+def test_scores_are_averaged_over_pictures() -> None:
     torch.manual_seed(0)
     parts = []
     for number, size in enumerate((SIDE, SIDE + 10)):
@@ -54,7 +54,7 @@ def test_numbers_of_pictures_are_averaged() -> None:
     assert scores[0]["psnr"] > scores[1]["psnr"]
 
 
-def test_the_border_does_not_count() -> None:
+def test_the_border_of_a_picture_is_not_measured() -> None:
     wanted = torch.full((1, 3, SIDE, SIDE), 0.5)
     made = wanted.clone()
     made[:, :, :2], made[:, :, :, -2:] = 0, 1
@@ -64,7 +64,7 @@ def test_the_border_does_not_count() -> None:
     assert score["ssim"] == pytest.approx(1)
 
 
-def test_training_patches_have_a_psnr_alone() -> None:
+def test_training_patches_have_only_a_psnr() -> None:
     wanted = torch.rand(3, 3, 16, 16)
     values = {TARGET: wanted, TILE: torch.empty(3, 0), BICUBIC: torch.empty(3, 0)}
     black, white = torch.zeros(3, 3, 16, 16), torch.ones(3, 3, 16, 16)
@@ -75,7 +75,7 @@ def test_training_patches_have_a_psnr_alone() -> None:
     assert TASK.loss(black, {TARGET: white}) == 1
 
 
-def test_targets_of_tiles_are_others() -> None:
+def test_tiles_have_targets_of_other_shapes() -> None:
     shapes = {name: spec.shape for name, spec in TASK.targets.items()}
     assert shapes == {TARGET: (3, 16, 16), TILE: (0,), BICUBIC: (0,)}
     shapes = {name: spec.shape for name, spec in TASK.tile_targets(20, 30).items()}
@@ -95,7 +95,7 @@ def test_each_pixel_counts_in_one_tile(length: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_heads_make_pictures_of_the_scale(scale: int) -> None:
+def test_heads_return_pictures_enlarged_by_the_scale(scale: int) -> None:
     task = replace(TASK, scale=scale)
     x = torch.rand(2, 4, 5, 7)
     for head in (task.smallest_head((4, 5, 7)), Upsampler(4, scale, task.mean)):
@@ -106,7 +106,7 @@ def test_heads_make_pictures_of_the_scale(scale: int) -> None:
     assert not any("mean" in name for name in head.state_dict())
 
 
-def test_heads_and_nets_compute_with_levels() -> None:
+def test_heads_and_models_compute_with_levels_up_to_255() -> None:
     """Levels go from 0 to 255.
 
     If the last layer returns one level more, the picture has 1/255 more.
@@ -132,8 +132,8 @@ def test_levels_are_float32_under_autocast() -> None:
         assert ToPictures(TASK.mean)(torch.rand(1, 3, 2, 2).bfloat16()).dtype == torch.float32
 
 
-def test_psnr_of_rgb_is_that_of_edsrs_authors() -> None:
-    """It is computed on 8 bits of all three channels, without a border of scale + 6 pixels."""
+def test_rgb_psnr_equals_that_of_edsrs_authors() -> None:
+    """The PSNR has 8 bits of all three channels, without a border of scale + 6 pixels."""
     torch.manual_seed(0)
     wanted = torch.rand(1, 3, SIDE, SIDE + 6)
     made = wanted + 0.1 * torch.randn_like(wanted)
@@ -144,7 +144,7 @@ def test_psnr_of_rgb_is_that_of_edsrs_authors() -> None:
     assert score["rgb_psnr"] != pytest.approx(score["psnr"], abs=0.1)
 
 
-def test_what_lies_in_the_authors_border_does_not_count_there() -> None:
+def test_rgb_psnr_leaves_out_the_authors_border() -> None:
     wanted = torch.full((1, 3, SIDE, SIDE), 0.5)
     made = wanted.clone()
     made[..., :8, :], made[..., -8:, :], made[..., :8], made[..., -8:] = 0, 1, 0, 1
@@ -155,7 +155,7 @@ def test_what_lies_in_the_authors_border_does_not_count_there() -> None:
     assert score["rgb_psnr"] < 60
 
 
-def test_tiles_shave_the_pictures_border_and_not_the_cuts() -> None:
+def test_tiles_leave_out_the_pictures_border_but_not_their_own() -> None:
     """The picture is compared with two tiles of it. They meet behind its 20th column."""
     torch.manual_seed(0)
     wanted = torch.rand(1, 3, SIDE, SIDE)
@@ -174,7 +174,7 @@ def test_tiles_shave_the_pictures_border_and_not_the_cuts() -> None:
     assert TASK.score(torch.cat(parts)) == pytest.approx(one)
 
 
-def test_what_is_for_another_task_is_refused() -> None:
+def test_wrong_shapes_and_other_tasks_are_refused() -> None:
     with pytest.raises(ConfigError, match="local=greedy: makes pictures from maps"):
         TASK.smallest_head((8,))
     with pytest.raises(ConfigError, match="local=dgl: is for classification"):

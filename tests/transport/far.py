@@ -1,7 +1,8 @@
 """A receiver in another process, used as if it were in this one.
 
-What a test finds of a channel between two processes, or on CUDA, is then found by the same lines as
-within one. On CUDA there is no other way: a process cannot open what it has itself shared.
+Tests of channels use it, so that the same lines test channels within a process, between two
+processes, and on CUDA. On CUDA there is no other way: a process cannot open memory that it has
+shared itself.
 """
 
 import pickle
@@ -18,7 +19,7 @@ from ppll_cli.transport.channel import Header, Receiver, Sender
 
 
 def serve(commands: Connection) -> None:
-    """The other process: calls what it is told to on the receiver that it was last given."""
+    """Run the other process: call the given methods on the receiver that was given last."""
     receiver: Receiver
     while (command := commands.recv()) is not None:
         name, *arguments = command
@@ -34,7 +35,10 @@ def serve(commands: Connection) -> None:
 
 
 class FarReceiver:
-    """Has a receiver's methods called in the other process. What it receives are copies on CPU."""
+    """Calls a receiver's methods in the other process.
+
+    The tensors that it returns are copies on CPU.
+    """
 
     def __init__(self, commands: Connection, receiver: Receiver) -> None:
         self._commands, self._receiver = commands, receiver
@@ -63,7 +67,7 @@ class FarReceiver:
 
 
 class _Start:
-    """Stands for a process that is being started; file descriptors go to it on its request."""
+    """Takes the place of a process that is being started, and gets file descriptors for it."""
 
     DupFd = staticmethod(resource_sharer.DupFd)
 
@@ -72,9 +76,9 @@ class _Start:
 
 
 def _as_for_a_start(receiver: Receiver) -> bytes:
-    """Pickle an end of a channel as when a process starts, which is when queues can be handed on.
+    """Pickle an end of a channel as at the start of a process. Only then can queues be pickled.
 
-    One process is enough for many tests then.
+    So many tests can use the same process.
     """
     library: Any = context
     library.set_spawning_popen(_Start())
@@ -85,7 +89,7 @@ def _as_for_a_start(receiver: Receiver) -> bytes:
 
 
 class Uploading:
-    """Sends tensors that are on CPU from a device, where they do not last."""
+    """Copies tensors from CPU to a device, sends the copies, and then overwrites them."""
 
     def __init__(self, sender: Sender, device: str) -> None:
         self._sender, self._device = sender, device

@@ -1,4 +1,4 @@
-"""Buckets of gradients: when they begin, in which order, and what they make."""
+"""Buckets of gradients: when and in which order their averages start, and the results."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from ppll_cli.transport.replicas import Replicas
 
 
 class Twins(Replicas):
-    """Another replica that has the same gradients; notes what is added up, and when."""
+    """Another replica with the same gradients. It records what is added up, and when."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
@@ -24,7 +24,7 @@ class Twins(Replicas):
         return self
 
     def wait(self) -> None:
-        """All is there at once."""
+        """Record the wait. The sum is already there."""
         self.log.append("waited")
 
 
@@ -43,7 +43,7 @@ def layers(count: int) -> nn.Sequential:
 
 
 def watched(network: nn.Sequential, log: list[str]) -> None:
-    """Note when the backward reaches each layer."""
+    """Record when the backward reaches each layer."""
     for number, layer in enumerate(network):
 
         def note(*_: object, number: int = number) -> None:
@@ -56,7 +56,7 @@ def units_of(*networks: nn.Module) -> list[list[nn.Parameter]]:
     return [list(network.parameters()) for network in networks]
 
 
-def test_a_bucket_begins_while_the_backward_goes_on() -> None:
+def test_a_bucket_starts_during_the_backward() -> None:
     network, twins = layers(3), Twins()
     average = Average(twins, units_of(network), finite)
     watched(network, twins.log)
@@ -65,7 +65,7 @@ def test_a_bucket_begins_while_the_backward_goes_on() -> None:
     average.complete()
     sums = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     average.finish()
-    # 4 gradients, how many replicas have them, and how many saw a loss that is no number
+    # 4 gradients, how many replicas have each, and how many replicas had a non-finite loss
     assert twins.log == [
         "layer 2",
         *("6 numbers", "layer 1"),
@@ -78,7 +78,7 @@ def test_a_bucket_begins_while_the_backward_goes_on() -> None:
         assert torch.equal(parameter.grad, 2 * single)
 
 
-def test_only_the_last_backward_is_averaged() -> None:
+def test_only_a_backward_after_start_is_averaged() -> None:
     network, twins = layers(1), Twins()
     average = Average(twins, units_of(network), finite)
     network(torch.ones(1, 2)).sum().backward()
@@ -94,7 +94,7 @@ def test_only_the_last_backward_is_averaged() -> None:
     assert twins.log == ["6 numbers", "waited"]
 
 
-def test_the_order_is_the_same_where_a_gradient_is_missing() -> None:
+def test_buckets_start_in_the_same_order_if_a_gradient_is_missing() -> None:
     network, twins = layers(3), Twins()
     average = Average(twins, units_of(network), finite)
     watched(network, twins.log)
@@ -116,7 +116,7 @@ def test_the_order_is_the_same_where_a_gradient_is_missing() -> None:
     ],
     ids=["not early", "parameters of two networks"],
 )
-def test_what_begins_when_the_backward_has_ended(
+def test_buckets_without_hooks_start_after_the_backward(
     make: Callable[[Twins, nn.Module], Average],
 ) -> None:
     network, twins = layers(2), Twins()
@@ -128,7 +128,7 @@ def test_what_begins_when_the_backward_has_ended(
     assert twins.log == ["6 numbers"] * 2
 
 
-def test_a_loss_that_is_no_number_is_told_to_all() -> None:
+def test_finish_tells_whether_a_replica_had_a_nonfinite_loss() -> None:
     network, twins = layers(1), Twins()
     average = Average(twins, units_of(network), lambda: True)
     average.start()
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_is_told_to_all() -> None:
     assert average.finish()
 
 
-def test_what_is_not_learnt_is_left_out() -> None:
+def test_frozen_parameters_are_left_out() -> None:
     network, twins = layers(3), Twins()
     network[1].requires_grad_(False)
     average = Average(twins, units_of(network), finite)
@@ -149,7 +149,7 @@ def test_what_is_not_learnt_is_left_out() -> None:
     assert network[1].weight.grad is None
 
 
-def test_types_do_not_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_of_different_dtypes_share_no_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(averages, "BUCKET_BYTES", 2**20)
     network, twins = layers(3), Twins()
     network[1].double()
@@ -160,23 +160,23 @@ def test_types_do_not_share_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_bucket_has_parameters_of_two_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages have other units under other schedules, and all schedules are to sum the same."""
+    """The units of a stage depend on the schedule, but all schedules must add in the same order."""
     monkeypatch.setattr(averages, "BUCKET_BYTES", 2**20)
     network, twins = layers(3), Twins()
     average = Average(twins, units_of(network[:2], network[2]), finite)
     average.start()
     average.complete()
-    assert twins.log == ["6 numbers", "11 numbers"]  # the backward comes to the last unit first
+    assert twins.log == ["6 numbers", "11 numbers"]  # the backward starts at the last unit
 
 
 class OnCuda(nn.Parameter):
-    """Says that it is on CUDA, as far as buckets look."""
+    """A parameter on CPU that claims to be on CUDA."""
 
     device = torch.device("cuda")
 
 
 def test_buckets_are_larger_on_cuda() -> None:
-    parameters = [nn.Parameter(torch.empty(2**18)) for _ in range(30)]  # 1 MiB each
+    parameters = [nn.Parameter(torch.empty(2**18)) for _ in range(30)]  # 1 MiB for each
     counted = [len(bucket) for bucket in averages._filled(parameters)]
     assert counted == [1] * 30
     on_cuda = [OnCuda(parameter) for parameter in parameters]
@@ -186,7 +186,7 @@ def test_buckets_are_larger_on_cuda() -> None:
 
 @pytest.fixture
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each call that would wait for a CUDA device."""
+    """Record each call that would wait for a CUDA device."""
     calls: list[str] = []
 
     def counted(name: str) -> Callable[..., Any]:
@@ -204,22 +204,26 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def as_on_cuda(*networks: nn.Module) -> Average:
-    """An average that does what it does on CUDA."""
+    """Return an average that computes on CPU as it would on CUDA."""
     average = Average(Twins(), units_of(*networks), finite)
     average._on_cpu = False
     return average
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
-def test_nothing_waits_for_the_device(
+def test_averaging_never_waits_for_the_device(
     monkeypatch: pytest.MonkeyPatch, no_waiting: list[str], convolutions: bool
 ) -> None:
-    """Making the notes of each bucket did, inside the backward; convolutions are channels last."""
+    """Each bucket records which gradients exist. This once waited for the device.
+
+    It happened inside the backward. Convolutions have weights in channels-last format.
+    """
     copies: list[int] = []
 
     def copy(targets: list[Tensor], sources: list[Tensor]) -> None:
         for target, source in zip(targets, sources, strict=True):
-            assert target.stride() == source.stride()  # or CUDA would copy one after the other
+            # otherwise CUDA would copy one tensor after the other
+            assert target.stride() == source.stride()
             target.copy_(source)
         copies.append(len(targets))
 
@@ -236,10 +240,11 @@ def test_nothing_waits_for_the_device(
     average.complete()
     average.finish()
     assert no_waiting == []
-    assert copies == [2 if convolutions else 1] * 6  # there and back for each of three buckets
+    # one copy in each direction for each of three buckets
+    assert copies == [2 if convolutions else 1] * 6
 
 
-def test_what_a_replica_lacks_is_read_once_for_all_buckets(no_waiting: list[str]) -> None:
+def test_counts_of_missing_gradients_are_read_once_for_all_buckets(no_waiting: list[str]) -> None:
     network = layers(4)
     average = as_on_cuda(*network)
     average.start()
@@ -251,14 +256,14 @@ def test_what_a_replica_lacks_is_read_once_for_all_buckets(no_waiting: list[str]
 
 
 class Other(Twins):
-    """Another replica that has gradients of everything, all of them 1."""
+    """Another replica that has gradients for all parameters. All of them are 1."""
 
     def add(self, tensor: Tensor) -> "Other":  # type: ignore[override]
         tensor[:-1] += 1
         return self
 
 
-def test_a_gradient_that_only_another_replica_has_comes_here() -> None:
+def test_a_missing_gradient_is_taken_from_another_replica() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 3))
     network.to(memory_format=torch.channels_last)
     average = Average(Other(), units_of(*network), finite)

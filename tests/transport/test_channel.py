@@ -1,4 +1,4 @@
-"""What every transport's channels do: in one process, across two, and between CUDA devices."""
+"""Channels of all transports: within a process, between processes, and between CUDA devices."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +23,12 @@ from ppll_cli.transport.ring import RingTransport
 from tests.transport.far import FarReceiver, Uploading, serve
 
 LIMIT_S = 30.0
-"""How long what must come may take; far more than it does."""
+"""Limit for a message that must arrive. It usually arrives much earlier."""
 
 Tensors = Mapping[str, Tensor]
 Channel = tuple[Sender, Receiver]
 Open = Callable[[int, Tensors], Channel]
-"""Opens a channel, given its slots and the largest tensors that it will carry."""
+"""Opens a channel, given its number of slots and the largest tensors that it will carry."""
 
 DEVICES = torch.cuda.device_count()
 
@@ -39,7 +39,7 @@ def size_of(tensors: Tensors) -> int:
 
 @dataclass(frozen=True)
 class Kind:
-    """A way to make channels, and where their two ends are."""
+    """A transport, the devices of both ends, and whether the ends may be in two processes."""
 
     transport: Transport
     source: str = "cpu"
@@ -47,14 +47,17 @@ class Kind:
     two_processes: bool = True
 
     def ends(self, slots: int, largest: Tensors, back: bool = False) -> Channel:
-        """Of a new channel; neither is open. The way back begins where the other one ends."""
+        """Return the ends of a new channel, not opened.
+
+        With `back`, it leads in the other direction.
+        """
         source, target = (self.target, self.source) if back else (self.source, self.target)
         sender, receiver = self.transport.channel(slots, size_of(largest), source, target)
         return sender if source == "cpu" else Uploading(sender, source), receiver
 
 
 class OfferedRing(RingTransport):
-    """A ring on CPU whose memory the consumer makes, as it does on CUDA."""
+    """A ring on CPU whose consumer makes the memory, as on CUDA."""
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
@@ -64,7 +67,7 @@ class OfferedRing(RingTransport):
 
 
 class PinnedRing(RingTransport):
-    """As if CUDA memory could not be shared."""
+    """A ring for CUDA memory that cannot be shared."""
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
@@ -97,7 +100,7 @@ ON_TWO = {
 
 
 def each(kinds: Mapping[str, object], devices: int = 0) -> list[Any]:
-    """Parameters of a test; skipped where there are fewer CUDA devices."""
+    """Return parameters of a test. They are skipped if there are fewer CUDA devices."""
     reason = f"there are {DEVICES} CUDA devices, and this takes {devices}"
     marks = pytest.mark.skipif(devices > DEVICES, reason=reason)
     return [pytest.param(kind, id=name, marks=marks) for name, kind in kinds.items()]
@@ -111,7 +114,7 @@ between_processes = pytest.mark.parametrize("kind", BETWEEN_PROCESSES)
 
 @pytest.fixture(scope="module")
 def commands() -> Iterator[Connection]:
-    """Another process, which uses receivers as it is told to."""
+    """Return a connection to another process. It calls methods of receivers as it is told."""
     forkserver.start()
     here, there = torch.multiprocessing.Pipe()
     process = forkserver.context().Process(target=serve, args=(there,), daemon=True)
@@ -191,7 +194,7 @@ def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None
 
 
 @every_kind
-def test_a_shorter_last_batch(open_channel: Open) -> None:
+def test_a_shorter_last_batch_has_its_own_shapes(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {"x": counting(4, 3)})
     for samples in (4, 3, 1, 4):
         put(sender, samples, {"x": counting(samples, 3)})
@@ -211,7 +214,7 @@ def test_the_sender_may_change_its_tensors_afterwards(open_channel: Open) -> Non
 
 
 @every_kind
-def test_gradients_do_not_cross(open_channel: Open) -> None:
+def test_received_tensors_require_no_gradient(open_channel: Open) -> None:
     weight = counting(3).requires_grad_()
     sender, receiver = open_channel(2, {"weight": weight})
     put(sender, None, {"weight": weight})
@@ -221,7 +224,7 @@ def test_gradients_do_not_cross(open_channel: Open) -> None:
 
 
 @every_kind
-def test_peek_leaves_the_message(open_channel: Open) -> None:
+def test_peek_does_not_remove_the_message(open_channel: Open) -> None:
     sender, receiver = open_channel(2, {"x": counting(2)})
     put(sender, "first", {"x": counting(2)})
     put(sender, "second", {})
@@ -234,7 +237,7 @@ def test_peek_leaves_the_message(open_channel: Open) -> None:
 
 
 @every_kind
-def test_wait_says_that_nothing_is_there(open_channel: Open) -> None:
+def test_wait_returns_false_if_there_is_no_message(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {})
     assert not receiver.wait(0.0)
     put(sender, None, {})
@@ -250,7 +253,7 @@ def test_a_slot_is_free_again_once_it_is_released(open_channel: Open, slots: int
         put(sender, number, {"x": counting(2)})
     assert not sender.wait(0.0)
     take(receiver)
-    assert not sender.wait(0.0)  # received, but still held
+    assert not sender.wait(0.0)  # received, but not released
     receiver.release()
     assert sender.wait(LIMIT_S)
     put(sender, slots, {"x": counting(2)})
@@ -258,7 +261,7 @@ def test_a_slot_is_free_again_once_it_is_released(open_channel: Open, slots: int
 
 
 @every_kind
-def test_bytes_sent(open_channel: Open) -> None:
+def test_bytes_sent_counts_the_bytes_of_all_tensors(open_channel: Open) -> None:
     tensors = {"x": counting(4, 3), "label": counting(4, dtype=torch.int64)}
     sender, _ = open_channel(3, tensors)
     assert sender.bytes_sent == 0
@@ -269,10 +272,11 @@ def test_bytes_sent(open_channel: Open) -> None:
 
 
 @every_kind
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])  # stateless
+# the fixtures have no state
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(1, 4), st.lists(st.sampled_from(["send", "receive", "release"])))
 def test_a_channel_is_a_bounded_queue(open_channel: Open, slots: int, steps: list[str]) -> None:
-    """Against a model; whatever is held keeps its values."""
+    """The channel is compared with a model of a queue. Messages that are held keep their values."""
     sender, receiver = open_channel(slots, {"x": counting(3)})
     sent: deque[int] = deque()
     held: deque[tuple[int, Tensor]] = deque()
@@ -297,7 +301,7 @@ def test_a_channel_is_a_bounded_queue(open_channel: Open, slots: int, steps: lis
 
 
 def echo(receiver: Receiver, sender: Sender) -> None:
-    """The other process: sends everything back until it is told to end."""
+    """Run the other process: send every message back until it is told to end."""
     receiver.open()
     sender.open()
     while (message := take(receiver))[0] != "end":
@@ -307,7 +311,10 @@ def echo(receiver: Receiver, sender: Sender) -> None:
 
 @pytest.fixture
 def start_echo() -> Iterator[Callable[..., None]]:
-    """Starts `echo`; it has ended well when the test is over."""
+    """Return a function that starts `echo`.
+
+    At the end, the process must have exited with status 0.
+    """
     forkserver.start()
     started: list[tuple[Any, object]] = []
 
@@ -316,7 +323,7 @@ def start_echo() -> Iterator[Callable[..., None]]:
         process.start()
         for end in ours:
             end.open()
-        # Our ends live as long as the process, which may still give the last slot back.
+        # Our ends must exist as long as the process, which may still release the last slot.
         started.append((process, ours))
 
     yield start
@@ -328,8 +335,10 @@ def start_echo() -> Iterator[Callable[..., None]]:
 
 
 @between_processes
-def test_there_and_back(kind: Kind, start_echo: Callable[..., None]) -> None:
-    """What the other one has just received it sends on, and gives the slot back at once."""
+def test_tensors_survive_the_trip_to_another_process_and_back(
+    kind: Kind, start_echo: Callable[..., None]
+) -> None:
+    """The other process sends each message on, and releases its slot at once."""
     everything = {f"{case} {n}": t for case, tensors in CASES.items() for n, t in tensors.items()}
     sender, far_receiver = kind.ends(2, everything)
     far_sender, receiver = kind.ends(1, everything, back=True)
@@ -347,8 +356,11 @@ def test_there_and_back(kind: Kind, start_echo: Callable[..., None]) -> None:
 
 
 @between_processes
-def test_backpressure(kind: Kind, start_echo: Callable[..., None]) -> None:
-    """The other one sends message 0 back, holds 1 because its way back is full, and 2 waits."""
+def test_a_full_channel_makes_the_sender_wait(kind: Kind, start_echo: Callable[..., None]) -> None:
+    """The other process sends message 0 back, and holds 1 because its way back is full.
+
+    So 2 waits.
+    """
     sender, far_receiver = kind.ends(2, {"x": counting(3)})
     far_sender, receiver = kind.ends(1, {"x": counting(3)}, back=True)
     start_echo(far_receiver, far_sender, sender, receiver)
@@ -364,7 +376,9 @@ def test_backpressure(kind: Kind, start_echo: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("kind", [pytest.param(Kind(OfferedRing(depth=0)), id="ring, offered")])
-def test_no_slot_is_free_before_its_memory_is_there(kind: Kind, commands: Connection) -> None:
+def test_no_slot_is_free_before_the_receiver_has_opened_its_end(
+    kind: Kind, commands: Connection
+) -> None:
     sender, receiver = kind.ends(2, {"x": counting(3)})
     sender.open()
     assert not sender.wait(0.0)

@@ -1,7 +1,7 @@
-"""When the threads of channels over a network wait for a device; here there is none.
+"""When the threads of network channels wait for a device. Here there is no device.
 
-`Gates` stand for what devices do: a moment has come once the test lets it. `Wire` stands for both
-groups: what is sent waits until it is asked for, and every transfer is there to be seen.
+`Gates` replaces the devices: the test decides when each one reaches a moment. `Wire` replaces both
+groups: it holds sent tensors until the test takes them, and records all transfers.
 """
 
 import json
@@ -21,11 +21,11 @@ from ppll_cli.transport.network import HEAD, LENGTH, NetworkReceiver, NetworkSen
 WAIT_S, SHORT_S = 20.0, 0.1
 SIZE = 512
 OURS, HEADS, BYTES = "the worker's", "x", bytes_group("x")
-"""Moments of what the worker has queued, and of what a channel's thread has, by its group."""
+"""Moments: the worker's queued work is done, or a thread's header or bytes have been moved."""
 
 
 class Gates:
-    """Which moments do not come."""
+    """The moments that the test does not let pass."""
 
     def __init__(self) -> None:
         self._shut: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Gates:
 
 
 class Wire:
-    """One end of two groups; the test is the other end."""
+    """One end of two groups. The test is the other end."""
 
     groups = {HEADS: Group((0, 1), "gloo"), BYTES: Group((0, 1), "gloo")}  # noqa: RUF012
 
@@ -73,11 +73,11 @@ class Wire:
         tensor.copy_(self._answers.get(timeout=WAIT_S))
 
     def sent(self, limit_s: float = WAIT_S) -> tuple[str, Tensor]:
-        """What is sent next, and through which group."""
+        """Return the next group and tensor that are sent."""
         return self._sent.get(timeout=limit_s)
 
     def asked(self, limit_s: float = WAIT_S) -> tuple[str, int]:
-        """How much is asked for next, and of which group."""
+        """Return the group and size of the next receive that is requested."""
         return self._asked.get(timeout=limit_s)
 
     def answer(self, content: Tensor) -> None:
@@ -116,14 +116,14 @@ def gates(monkeypatch: pytest.MonkeyPatch, wire: Wire) -> Iterator[Gates]:
 
 
 def end(kind: Any, wire: Wire, device: str = "cpu") -> Any:
-    """An end of a channel with one slot, open."""
+    """Return an open end of a channel with one slot."""
     made = kind(wire, "x", 1, SIZE, device, "schema", lambda header: header, None)
     made.open()
     return made
 
 
-def test_nothing_is_sent_before_it_is_complete(gates: Gates, wire: Wire) -> None:
-    """A slot is not filled again before its bytes have been sent."""
+def test_bytes_are_sent_only_when_the_device_has_computed_them(gates: Gates, wire: Wire) -> None:
+    """A slot is filled again only after its bytes have been sent."""
     sender = end(NetworkSender, wire)
     assert wire.sent()[0] == HEADS  # the schema
     gates.shut(OURS)
@@ -147,11 +147,11 @@ def test_nothing_is_sent_before_it_is_complete(gates: Gates, wire: Wire) -> None
         assert not sender.wait(0.0)
         gates.shut(HEADS)
         assert sender.wait(WAIT_S)
-        sender.send(number, {})  # fills the slot that came free
+        sender.send(number, {})  # fills the slot that was released
 
 
-def test_nothing_is_asked_for_before_there_is_room(gates: Gates, wire: Wire) -> None:
-    """What is received has come once its bytes are there."""
+def test_a_message_is_requested_only_when_a_slot_is_free(gates: Gates, wire: Wire) -> None:
+    """A message counts as received only once the device has its bytes."""
     receiver = end(NetworkReceiver, wire)
     spelled = ["header", [["n", "int64", [3], [1], "int64"]]]
     assert wire.asked() == (HEADS, HEAD)
@@ -176,10 +176,10 @@ def test_nothing_is_asked_for_before_there_is_room(gates: Gates, wire: Wire) -> 
 
 
 @pytest.mark.parametrize("kind", [NetworkSender, NetworkReceiver])
-def test_devices_carry_bytes_beside_what_the_worker_has_queued(
+def test_transfers_run_on_a_stream_of_their_own(
     gates: Gates, wire: Wire, monkeypatch: pytest.MonkeyPatch, kind: Any
 ) -> None:
-    """On a stream of the thread's own, of the worker's device."""
+    """The thread has its own stream, on the worker's device."""
     streams: SimpleQueue[tuple[bool, object]] = SimpleQueue()
 
     class Memory:

@@ -1,4 +1,4 @@
-"""Channels over torch.distributed, between two processes that do as they are told."""
+"""Channels over torch.distributed, between two processes that the test commands."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -29,17 +29,17 @@ from ppll_cli.transport.network import (
 from tests.transport.test_channel import CASES, LIMIT_S, assert_same, counting, each
 
 FAST_S = 1000.0
-"""How far the second process's clock is ahead."""
+"""The clock of the second process is this many seconds ahead."""
 
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How bytes travel, and between which devices."""
+    """The group that carries bytes, and the devices of a channel's ends."""
 
     backend: str | None
-    """Of a group of their own."""
+    """Backend of the group for bytes. If it is None, there is no such group."""
 
     devices: tuple[str, str] = ("cpu", "cpu")
 
@@ -50,7 +50,7 @@ ON_TWO = {"nccl": Kind("nccl", ("cuda:0", "cuda:1"))}
 
 
 class LaterGroups(Groups):
-    """Makes a group when it is first asked for, which both ends do in the same order."""
+    """Makes each group at its first use. Both ends do so in the same order."""
 
     def of(self, name: str) -> ProcessGroup:
         if name not in self._made:
@@ -59,7 +59,7 @@ class LaterGroups(Groups):
 
 
 def serve(rank: int, store: str, commands: Connection) -> None:
-    """A process: its end of the channel that was last made is used as commands say."""
+    """Run a process: execute commands on its end of the channel that was made last."""
     known = {"all": Group((0, 1), "gloo"), "from first": Group((0, 1), "gloo", directed=True)}
     groups = LaterGroups(f"file://{store}", rank, 2, known, "lo", apart=True)
 
@@ -103,7 +103,7 @@ def serve(rank: int, store: str, commands: Connection) -> None:
         except Exception as error:
             answer = error
         commands.send(answer)
-    os._exit(0)  # threads of channels are still waiting
+    os._exit(0)  # threads of the channels may still be waiting
 
 
 def _same(header: Any) -> Any:
@@ -111,7 +111,7 @@ def _same(header: Any) -> Any:
 
 
 class Far:
-    """The end of a channel in one of the processes."""
+    """Sends commands to the end of a channel in one of the processes."""
 
     def __init__(self, commands: Connection) -> None:
         self._commands = commands
@@ -148,7 +148,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Far, Far]]:
         assert process.exitcode == 0
 
 
-def test_clocks_are_compared(ends: tuple[Far, Far]) -> None:
+def test_the_offset_between_two_clocks_is_measured(ends: tuple[Far, Far]) -> None:
     assert ends[0]("ahead") == 0.0
     assert ends[1]("ahead") == pytest.approx(FAST_S, abs=0.1)
 
@@ -158,7 +158,10 @@ NAMES = count()
 
 @pytest.fixture(params=[*each(ON_CPU), *each(ON_CUDA, 1), *each(ON_TWO, 2)])
 def open_channel(ends: tuple[Far, Far], request: pytest.FixtureRequest) -> Open:
-    """Opens a channel, given its slots, the largest tensors, and what else sets it apart."""
+    """Return a function that opens a channel, given its slots and the largest tensors.
+
+    The schemas of both ends and the dtype of transfer may be given too.
+    """
 
     def open_channel(
         slots: int,
@@ -187,7 +190,7 @@ def take(receiver: Far) -> tuple[object, dict[str, Tensor]]:
 
 
 MANY = {f"a tensor with number {n}": counting(n % 3 + 1) for n in range(100)}
-"""Whose names and shapes do not fit into the first part of a head."""
+"""The names and shapes of these tensors do not fit into the first part of a header."""
 
 
 @pytest.mark.parametrize("case", [*CASES, "many"])
@@ -205,7 +208,7 @@ def test_tensors_arrive_as_they_were_sent(open_channel: Open, case: str) -> None
 
 
 @pytest.mark.parametrize("wire_dtype", [None, "bf16"])
-def test_what_has_gaps_arrives_without(open_channel: Open, wire_dtype: str | None) -> None:
+def test_tensors_with_gaps_arrive_dense(open_channel: Open, wire_dtype: str | None) -> None:
     tensors = {"x": counting(3, 4, 5)}
     sender, receiver = open_channel(1, tensors, wire_dtype=wire_dtype)
     assert sender("wait", LIMIT_S)
@@ -213,8 +216,11 @@ def test_what_has_gaps_arrives_without(open_channel: Open, wire_dtype: str | Non
     assert_same(take(receiver)[1], tensors)
 
 
-def test_heads_of_all_lengths(open_channel: Open) -> None:
-    """Around the length at which one has a second part."""
+def test_heads_of_any_length_arrive(open_channel: Open) -> None:
+    """A long header is sent in two parts.
+
+    The lengths are near the limit, and one is far above it.
+    """
     sender, receiver = open_channel(1, {})
     for length in (0, *range(HEAD - 20, HEAD + 5), 10 * HEAD):
         put(sender, "ü" * (length // 6) + "x" * (length % 6), {})
@@ -223,7 +229,7 @@ def test_heads_of_all_lengths(open_channel: Open) -> None:
         receiver("release")
 
 
-def test_a_shorter_message_has_nothing_of_a_longer_one(open_channel: Open) -> None:
+def test_a_short_message_contains_nothing_of_an_earlier_longer_one(open_channel: Open) -> None:
     sender, receiver = open_channel(1, {"x": counting(4, 3)})
     for samples in (4, 3, 1, 4):
         put(sender, samples, {"x": counting(samples, 3) + samples})
@@ -234,14 +240,14 @@ def test_a_shorter_message_has_nothing_of_a_longer_one(open_channel: Open) -> No
 
 
 @pytest.mark.parametrize("slots", [1, 3])
-def test_backpressure(open_channel: Open, slots: int) -> None:
-    """So many are held at the other end, and two more wait here."""
+def test_a_full_channel_makes_the_sender_wait(open_channel: Open, slots: int) -> None:
+    """The receiver holds one message for each slot, and two more messages wait at the sender."""
     sender, receiver = open_channel(slots, {"x": counting(2)})
     for number in range(slots + STAGED):
         put(sender, number, {"x": counting(2) + number})
     assert not sender("wait", 0.2)
     held = [take(receiver) for _ in range(slots)]
-    assert not receiver("wait", 0.2)  # received, but still held
+    assert not receiver("wait", 0.2)  # received, but not released
     assert not sender("wait", 0.0)
     for number in range(slots + STAGED, slots + STAGED + 3):
         receiver("release")
@@ -253,19 +259,19 @@ def test_backpressure(open_channel: Open, slots: int) -> None:
         assert_same(tensors, {"x": counting(2) + header})
 
 
-def test_what_is_held_keeps_its_values(open_channel: Open) -> None:
+def test_a_held_message_keeps_its_values(open_channel: Open) -> None:
     sender, receiver = open_channel(2, {"x": counting(2)})
     put(sender, 0, {"x": counting(2)})
     put(sender, 1, {"x": counting(2) + 1})
     take(receiver)
     take(receiver)
     put(sender, 2, {"x": counting(2) + 2})
-    receiver("release")  # the first one's slot, not the second's
+    receiver("release")  # the slot of the first message, not of the second
     assert_same(take(receiver)[1], {"x": counting(2) + 2})
     assert receiver("size") == 2 * (HEAD + aligned(1))
 
 
-def test_numbers_are_rounded_on_their_way(open_channel: Open) -> None:
+def test_wire_dtype_bf16_rounds_float32_tensors(open_channel: Open) -> None:
     exact = {"x": counting(4) / 3, "label": counting(4, dtype=torch.int64)}
     sender, receiver = open_channel(1, exact, wire_dtype="bf16")
     put(sender, None, exact)
@@ -276,19 +282,19 @@ def test_numbers_are_rounded_on_their_way(open_channel: Open) -> None:
 
 
 def wait_on(end: Far) -> None:
-    """Until something is there or wrong."""
+    """Wait until a message has arrived. Errors of the channel are raised."""
     until_s = monotonic() + LIMIT_S
     while not end("wait", 0.05):
         assert monotonic() < until_s
 
 
-def test_ends_that_expect_something_else(open_channel: Open) -> None:
+def test_ends_with_different_schemas_are_refused(open_channel: Open) -> None:
     _, receiver = open_channel(1, {}, schemas=("images of 32x32", "images of 28x28"))
     with pytest.raises(SchemaError, match="images of 32x32"):
         wait_on(receiver)
 
 
-def test_what_does_not_fit(open_channel: Open) -> None:
+def test_a_message_larger_than_a_slot_is_refused(open_channel: Open) -> None:
     sender, _ = open_channel(1, {"x": counting(4)})
     assert sender("wait", LIMIT_S)
     with pytest.raises(ValueError, match="bytes"):

@@ -1,4 +1,4 @@
-"""What stands in the way of a transport, and how that is found before training starts."""
+"""Reasons why a transport cannot be used, which are found before training starts."""
 
 import resource
 from pathlib import Path
@@ -37,7 +37,7 @@ def without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("", None),
     ],
 )
-def test_memory_that_cannot_be_shared(
+def test_allocator_settings_that_prevent_sharing_are_found(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, found: str | None
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -45,14 +45,14 @@ def test_memory_that_cannot_be_shared(
     assert devices.cannot_share() == (found and reason)
 
 
-def test_memory_without_torchs_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch asks whether the variable is there, and not what it says."""
+def test_memory_outside_torchs_allocator_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch only checks whether the variable exists, and ignores its value."""
     monkeypatch.setenv(devices.NO_CACHE_VARIABLE, "0")
     reason = f"{devices.NO_CACHE_VARIABLE} is set, so CUDA memory cannot be shared"
     assert devices.cannot_share() == reason
 
 
-def test_devices_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_without_peer_access_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "can_access_peer", lambda one, other: other == "cuda:2")
     assert devices.cannot_reach("cuda:1", "cuda:1") is None
     assert devices.cannot_reach("cuda:0", "cuda:2") is None
@@ -65,7 +65,7 @@ def test_a_transport_that_works_is_used() -> None:
         assert usable("it", transport, 1000, ["cpu", "cpu"]) is transport
 
 
-def test_a_ring_without_room_gives_way_where_the_plain_transport_needs_none(
+def test_queue_replaces_a_ring_without_room_on_cuda(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shared_memory(monkeypatch, 3 << 20)
@@ -82,7 +82,10 @@ def test_a_ring_without_room_gives_way_where_the_plain_transport_needs_none(
 def test_without_room_in_shared_memory_a_run_on_cpu_is_refused(
     monkeypatch: pytest.MonkeyPatch, transport: Transport
 ) -> None:
-    """The plain transport was used instead, and killed by SIGBUS: its tensors are there as well."""
+    """The program once used the queue instead.
+
+    SIGBUS then killed it: queues need this memory too.
+    """
     shared_memory(monkeypatch, 3 << 20)
     with pytest.raises(ConfigError) as refused:
         usable("it", transport, 9 << 20, ["cpu", "cpu"])
@@ -99,7 +102,7 @@ def refusal(name: str, transport: Transport, size: int = 1000) -> str:
     return str(refused.value)
 
 
-def test_queue_without_memory_that_can_be_shared_is_refused(
+def test_queue_is_refused_if_cuda_memory_cannot_be_shared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
@@ -108,12 +111,12 @@ def test_queue_without_memory_that_can_be_shared_is_refused(
         "cannot be shared; use transport=ring, or unset the variable"
     )
     alone = QueueTransport(depth=1)
-    assert usable("queue", alone, 0, ["cuda:0"]) is alone  # nothing travels
+    assert usable("queue", alone, 0, ["cuda:0"]) is alone  # no tensor is sent
     ring_used = RingTransport(depth=1)
-    assert usable("ring", ring_used, 1000, CUDA) is ring_used  # on pinned host memory
+    assert usable("ring", ring_used, 1000, CUDA) is ring_used  # through pinned host memory
 
 
-def test_neither_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_refused_if_neither_transport_is_usable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     shared_memory(monkeypatch, 3 << 20)
     assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
@@ -124,7 +127,7 @@ def test_neither_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Limits:
-    """The limit on file descriptors, which no test changes."""
+    """A fake limit on file descriptors, so that tests do not change the real one."""
 
     def __init__(self, soft: int, hard: int) -> None:
         self.now = (soft, hard)
@@ -140,7 +143,7 @@ class Limits:
 
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
-    """200 now, and 1000 where it is asked for; 10 are open."""
+    """Pretend that 10 descriptors are open, the limit is 200, and it can be raised to 1000."""
     limits = Limits(200, 1000)
     monkeypatch.setattr(resource, "getrlimit", limits.getrlimit)
     monkeypatch.setattr(resource, "setrlimit", limits.setrlimit)
@@ -152,12 +155,14 @@ def chain(workers: int, slots: int) -> list[tuple[int, int, int]]:
     return [(stage, stage + 1, slots) for stage in range(workers - 1)]
 
 
-def test_the_limit_is_raised(limits: Limits) -> None:
+def test_the_limit_of_descriptors_is_raised(limits: Limits) -> None:
     assert raise_limit() == 1000
     assert limits.now == (1000, 1000)
 
 
-def test_a_limit_that_cannot_be_raised(limits: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_of_descriptors_that_cannot_be_raised_stays(
+    limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(which: int, new: tuple[int, int]) -> None:
         raise ValueError("not allowed to raise maximum limit")
 
@@ -165,13 +170,13 @@ def test_a_limit_that_cannot_be_raised(limits: Limits, monkeypatch: pytest.Monke
     assert raise_limit() == 200
 
 
-def test_no_limit(limits: Limits) -> None:
+def test_any_number_of_descriptors_fits_without_a_limit(limits: Limits) -> None:
     limits.now = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     check_descriptors("queue", QueueTransport(depth=1), 9, chain(9, slots=10**6), tensors=10)
 
 
-def test_descriptors_of_the_parent(limits: Limits) -> None:
-    """1000 suffice for 108 workers: 10 + 128 + 108 * 3 + 107 * 5 = 997."""
+def test_too_few_descriptors_for_the_parent_are_refused(limits: Limits) -> None:
+    """For 108 workers, 1000 descriptors are enough: 10 + 128 + 108 * 3 + 107 * 5 = 997."""
     transport = RingTransport(depth=1)
     check_descriptors("ring", transport, 108, chain(108, slots=3), tensors=2)
     with pytest.raises(ConfigError) as refused:
@@ -182,8 +187,8 @@ def test_descriptors_of_the_parent(limits: Limits) -> None:
     )
 
 
-def test_descriptors_of_a_worker(limits: Limits) -> None:
-    """Each tensor in a slot takes one from a queue; the worker in the middle has two ends."""
+def test_too_few_descriptors_for_a_worker_are_refused(limits: Limits) -> None:
+    """A queue needs a descriptor for each tensor in a slot. The middle worker has two channels."""
     check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=200), tensors=2)
     with pytest.raises(ConfigError) as refused:
         check_descriptors("queue", QueueTransport(depth=1), 3, chain(3, slots=300), tensors=2)
@@ -198,11 +203,13 @@ def test_descriptors_of_a_worker(limits: Limits) -> None:
         check_descriptors("ring", RingTransport(depth=1), 3, chain(3, slots=300), tensors=2)
 
 
-def test_one_worker_needs_few(limits: Limits) -> None:
+def test_one_worker_needs_few_descriptors(limits: Limits) -> None:
     check_descriptors("ring", RingTransport(depth=1), 1, [], tensors=0)
 
 
-def test_what_a_worker_left_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_files_that_a_worker_left_in_shared_memory_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path)
     for name in ("torch_12_3_0", "torch_123_4_0", "other_12_1_0"):
         (tmp_path / name).touch()
@@ -211,7 +218,7 @@ def test_what_a_worker_left_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path
 
 
 class Runtime:
-    """CUDA's, as far as it pins memory."""
+    """The part of the CUDA runtime that pins memory."""
 
     def __init__(self, error: int) -> None:
         self._error = error
@@ -239,8 +246,8 @@ def test_both_ends_pin_host_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runtime.registered == [(tensor.data_ptr(), 4096, portable)] * 2
 
 
-def test_pinned_memory_is_released_before_it_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else CUDA takes what is mapped at its address later for pinned, and copies to old pages."""
+def test_pinned_memory_is_unpinned_before_it_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise CUDA would regard other memory at this address as pinned, and copy to old pages."""
     runtime, waited = Runtime(error=0), list[bool]()
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(not runtime.released))
@@ -252,10 +259,10 @@ def test_pinned_memory_is_released_before_it_is_unmapped(monkeypatch: pytest.Mon
     assert runtime.released == []
     del memory
     assert runtime.released == [address]
-    assert waited == [True]  # before that
+    assert waited == [True]  # before the memory was unpinned
 
 
-def test_memory_that_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_pin_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "cudart", lambda: Runtime(error=2))
     memory = HostMemory(torch.zeros(3 << 20, dtype=torch.uint8), pinned=True)
     message = r"^3 MiB of host memory cannot be pinned: CUDA error 2$"
@@ -263,7 +270,7 @@ def test_memory_that_cannot_be_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
         memory.open()
 
 
-def test_memory_of_cpu_workers_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_cpu_workers_is_not_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(error=0)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
     HostMemory(torch.zeros(1, dtype=torch.uint8), pinned=False).open()

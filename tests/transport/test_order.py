@@ -1,8 +1,8 @@
-"""How CUDA streams are ordered, without a device.
+"""How CUDA streams are ordered, tested without a device.
 
-`Cuda` stands for the runtime: what is queued on a stream is done later, whenever the test lets the
-stream go on, and an event means its last record. The real code runs on top of it; only what it does
-to tensors is queued as well.
+`Cuda` replaces the runtime. Work that is queued on a stream is done later, when the test lets the
+stream continue. Waiting for an event means waiting for its last record. The real code runs on top
+of it; only its operations on tensors are queued too.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ SIZE = 512
 
 
 class Stream:
-    """What was queued and is not done, in order: each says whether it could be done now."""
+    """A queue of work that is not done. Each item returns whether it could be done now."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device
@@ -43,7 +43,7 @@ class Stream:
         self.wait_event(event)
 
     def go_on(self) -> bool:
-        """Do the next thing, if it can be done."""
+        """Do the next item if possible, and return whether it was done."""
         if self.queue and self.queue[0]():
             self.queue.popleft()
             return True
@@ -51,7 +51,7 @@ class Stream:
 
 
 class Event:
-    """Counts how often it was recorded, and how many of these are done."""
+    """Counts its records, and how many of them are done."""
 
     opened: dict[bytes, "Event"] = {}  # noqa: RUF012 - what all processes share
     contexts: list[torch.device] = []  # noqa: RUF012 - where handles were opened
@@ -90,7 +90,7 @@ class Event:
 
 
 class Cuda:
-    """Devices by name, each with a current stream."""
+    """Devices by name. Each has a current stream."""
 
     def __init__(self) -> None:
         self.current: dict[torch.device, Stream] = {}
@@ -123,7 +123,7 @@ class Cuda:
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cuda]:
-    """Puts a new one in the place of the runtime."""
+    """Return a function that replaces the runtime by a new one."""
 
     def new() -> Cuda:
         cuda = Cuda()
@@ -141,7 +141,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Cuda]:
 
 
 class Order(CudaOrder):
-    """Queues what is done to tensors."""
+    """Queues the operations on tensors."""
 
     def __init__(self, cuda: Cuda, device: str, other: str, aside: bool) -> None:
         super().__init__(device, other, aside)
@@ -149,7 +149,7 @@ class Order(CudaOrder):
         self.kept: list[tuple[Tensor, object]] = []
 
     def _snapshot(self, tensor: Tensor) -> Tensor:
-        snapshot = torch.full_like(tensor, -1)  # memory that was in use before
+        snapshot = torch.full_like(tensor, -1)  # the memory was used before
         self._copy(snapshot, tensor)
         return snapshot
 
@@ -163,7 +163,7 @@ class Order(CudaOrder):
 def make_ring(
     cuda: Cuda, slots: int, source: str, target: str, aside: bool
 ) -> tuple[RingSender, RingReceiver, Order, Order]:
-    """On a device's memory that is, here, in this process."""
+    """Return both ends of a ring, and their orders. The memory is in this process, on CPU."""
     memory = HostMemory(torch.zeros(slots * SIZE, dtype=torch.uint8), pinned=False)
     producer = Order(cuda, source, target, aside)
     consumer = Order(cuda, target, source, aside)
@@ -172,11 +172,11 @@ def make_ring(
 
 
 class Program:
-    """Stages on devices, each in a process with a host of its own, one ring behind the other.
+    """Stages, each on a device and with its own host. A ring connects each stage to the next.
 
-    The first one sends 1, 2, 3 and so on; each next one adds 10 times what it receives to a sum of
-    its own, sends on what it has received, and gives the slot back. Every host runs ahead of its
-    device, and whatever may be changed after a call is changed.
+    The first stage sends 1, 2, 3 and so on. Each later stage adds 10 times the received value to
+    its sum, sends the value on, and releases the slot. Each host runs ahead of its device. After
+    each call, the host changes all memory that it may change.
     """
 
     def __init__(self, cuda: Cuda, devices: list[str], slots: list[int], aside: bool) -> None:
@@ -189,7 +189,7 @@ class Program:
         self.held: list[Tensor | None] = [None] * len(devices)
 
     def step(self, stage: int) -> None:
-        """The host of a stage does the next thing that it can do without waiting."""
+        """Let the host of a stage do its next operation that needs no waiting."""
         stream = self.cuda.current_stream(self.devices[stage])
         last = stage == len(self.devices) - 1
         room = last or self.rings[stage][0].wait(0.0)
@@ -218,7 +218,7 @@ class Program:
         stream.put(lambda: tensor.fill_(-1.0))
 
     def finish(self) -> None:
-        """Let all that can still be done be done, streams and hosts in turn."""
+        """Let streams and hosts do all that is still possible, in turn."""
         for _ in range(4 * self.sent + 4):
             while any(stream.go_on() for stream in self.cuda.streams):
                 pass
@@ -230,12 +230,12 @@ class Program:
 @pytest.mark.parametrize("aside", [False, True])
 @settings(
     max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)  # stateless
+)  # the fixture has no state
 @given(data=st.data())
-def test_every_value_arrives_whatever_runs_ahead(
+def test_every_value_arrives_in_any_order_of_hosts_and_streams(
     patched: Callable[[], Cuda], aside: bool, data: st.DataObject
 ) -> None:
-    """With any slots, and any order in which hosts and streams get to go on."""
+    """The numbers of slots, and the order in which hosts and streams continue, are arbitrary."""
     cuda = patched()
     slots = data.draw(st.lists(st.integers(1, 3), min_size=2, max_size=2), "slots")
     program = Program(cuda, ["cuda:0", "cuda:1", "cuda:2"], slots, aside)
@@ -251,7 +251,7 @@ def test_every_value_arrives_whatever_runs_ahead(
 
 
 def test_no_host_waits_for_a_device(patched: Callable[[], Cuda]) -> None:
-    """Two messages through one slot are queued at both ends before any device does anything."""
+    """Both ends queue two messages through one slot before any device does its work."""
     cuda = patched()
     program = Program(cuda, ["cuda:0", "cuda:1"], [1], aside=True)
     for _ in range(2):
@@ -264,8 +264,8 @@ def test_no_host_waits_for_a_device(patched: Callable[[], Cuda]) -> None:
     assert float(program.sums[1]) == 30
 
 
-def test_what_the_streams_are_told(patched: Callable[[], Cuda]) -> None:
-    """The first turn waits for no event of the other end, and handles go once."""
+def test_streams_get_only_the_necessary_waits_and_records(patched: Callable[[], Cuda]) -> None:
+    """For the first message, no end waits for an event of the other. Each handle is sent once."""
     cuda = patched()
     sender, receiver, producer, consumer = make_ring(cuda, 1, "cuda:0", "cuda:1", aside=True)
     lengths = []
@@ -281,9 +281,9 @@ def test_what_the_streams_are_told(patched: Callable[[], Cuda]) -> None:
         for stream in (ours, side, theirs):
             while stream.go_on():
                 pass
-    # Of the producer: a snapshot, and an event for its side stream; there a wait for that, a copy
-    # and a record, and from the second turn on a wait for the slot. Of the consumer: a wait and a
-    # record.
+    # On the producer's stream: a snapshot, and an event for its side stream. On the side stream: a
+    # wait for this event, a copy, a record, and from the second message on a wait for the slot. On
+    # the consumer's stream: a wait and a record.
     assert lengths == [(2, 3, 2), (2, 4, 2), (2, 4, 2)]
     assert len(Event.opened) == 2
     assert [stream for _, stream in producer.kept] == [side] * 3
@@ -291,13 +291,13 @@ def test_what_the_streams_are_told(patched: Callable[[], Cuda]) -> None:
 
 
 @pytest.mark.parametrize("aside", [False, True])
-def test_each_end_uses_its_own_device_alone(patched: Callable[[], Cuda], aside: bool) -> None:
-    """A context on the neighbour's device takes hundreds of MB, and events need none there."""
+def test_each_end_uses_only_its_own_device(patched: Callable[[], Cuda], aside: bool) -> None:
+    """A context on the neighbour's device would take hundreds of MB. Events need none there."""
     cuda = patched()
     sender, receiver, _, _ = make_ring(cuda, 2, "cuda:0", "cuda:1", aside)
 
     def used() -> set[torch.device]:
-        """Where streams were asked for and handles opened since the last time."""
+        """Return the devices on which streams and handles were used since the last call."""
         devices = cuda.used | {*Event.contexts}
         cuda.used.clear()
         Event.contexts.clear()
@@ -314,7 +314,7 @@ def test_each_end_uses_its_own_device_alone(patched: Callable[[], Cuda], aside: 
         opened += len(Event.contexts)
         receiver.release()
         assert used() == {torch.device("cuda:1")}
-    assert opened == len(Event.opened) == 4  # two events of each end
+    assert opened == len(Event.opened) == 4  # two events for each end
 
 
 def test_events_that_need_peer_access_are_opened_where_they_were_made(
@@ -322,7 +322,7 @@ def test_events_that_need_peer_access_are_opened_where_they_were_made(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The driver may refuse the others; what that costs is said once."""
+    """The driver may refuse to open them elsewhere. One warning names the cost."""
     patched()
     here, there = torch.device("cuda:0"), torch.device("cuda:1")
     monkeypatch.setattr(Event, "refused", (here,))
@@ -339,14 +339,14 @@ def test_events_that_need_peer_access_are_opened_where_they_were_made(
         CudaOrder("cuda:0", "cuda:0", aside=False).learn(b"1")
 
 
-def test_threads_of_queues_see_what_is_queued_on_another_stream(
+def test_the_default_stream_waits_for_work_on_the_current_stream(
     patched: Callable[[], Cuda],
 ) -> None:
     cuda = patched()
     device = torch.device("cuda:1")
     default, other = cuda.default_stream(device), cuda.make_stream(device, 0)
     let_default_stream_wait(device)
-    assert not default.queue  # which is the current one
+    assert not default.queue  # this is the current stream
     other.put(lambda: None)
     with cuda.stream(other):
         let_default_stream_wait(device)
@@ -357,7 +357,7 @@ def test_threads_of_queues_see_what_is_queued_on_another_stream(
     let_default_stream_wait(torch.device("cpu"))
 
 
-def test_copies_on_one_device_are_made_in_its_stream(patched: Callable[[], Cuda]) -> None:
+def test_copies_inside_a_device_use_the_current_stream(patched: Callable[[], Cuda]) -> None:
     cuda = patched()
     sender, receiver, producer, _ = make_ring(cuda, 1, "cuda:0", "cuda:0", aside=False)
     assert sender.wait(WAIT_S)
@@ -368,7 +368,7 @@ def test_copies_on_one_device_are_made_in_its_stream(patched: Callable[[], Cuda]
     assert receiver.wait(WAIT_S)
 
 
-def test_a_moment_is_what_was_queued_before(patched: Callable[[], Cuda]) -> None:
+def test_a_moment_waits_only_for_work_queued_before_it(patched: Callable[[], Cuda]) -> None:
     cuda = patched()
     device, done = torch.device("cuda:1"), list[str]()
     stream = cuda.current_stream(device)

@@ -1,4 +1,4 @@
-"""What only queues do: a thread of the producer's shares what is sent."""
+"""Properties that only queues have: a thread of the producer shares the tensors of a message."""
 
 import gc
 import multiprocessing
@@ -15,7 +15,7 @@ from ppll_cli.transport.queue import QueueReceiver, QueueSender, QueueTransport
 
 WAIT_S = 30.0
 MANY = 2000
-"""Messages that fill a pipe, which has 64 KiB; one takes about 100 bytes."""
+"""More messages than fit in a pipe, which has 64 KiB. A message takes about 100 bytes."""
 
 
 def channel(slots: int) -> tuple[QueueSender, QueueReceiver]:
@@ -25,14 +25,14 @@ def channel(slots: int) -> tuple[QueueSender, QueueReceiver]:
     return sender, receiver
 
 
-def test_the_queue_is_the_librarys_and_has_a_bound() -> None:
+def test_the_queue_is_a_bounded_queue_of_the_library() -> None:
     sender, _receiver = channel(3)
     queue = sender._queue
     assert isinstance(queue, Queue)
     assert queue._maxsize == 3  # type: ignore[attr-defined]
 
 
-def test_every_message_is_a_fresh_tensor() -> None:
+def test_every_message_has_new_tensors() -> None:
     sender, receiver = channel(3)
     tensor = torch.zeros(4)
     received = []
@@ -58,10 +58,12 @@ def test_peek_and_receive_map_a_message_once() -> None:
     assert receiver.receive()[1] is mapped.tensors
 
 
-def test_a_message_that_cannot_be_shared_is_told_to_the_receiver() -> None:
-    """The library would print a traceback and drop it, and the receiver would wait for ever.
+def test_the_receiver_learns_that_a_message_could_not_be_shared() -> None:
+    """The library would print a traceback and drop the message.
 
-    It comes in its turn, and what follows still arrives.
+    Then the receiver would wait for ever.
+
+    The error arrives in the message's place. Later messages still arrive.
     """
     sender, receiver = channel(3)
     sender.send("first", {})
@@ -75,7 +77,7 @@ def test_a_message_that_cannot_be_shared_is_told_to_the_receiver() -> None:
     assert receiver.receive()[0] == "third"
     for _ in range(3):
         receiver.release()
-    for number in range(3):  # the library's own count of messages is right again
+    for number in range(3):  # the library's count of messages is right again
         assert sender.wait(WAIT_S)
         sender.send(number, {})
     assert not sender.wait(0.0)
@@ -84,7 +86,7 @@ def test_a_message_that_cannot_be_shared_is_told_to_the_receiver() -> None:
         assert receiver.receive()[0] == number
 
 
-def test_shared_memory_that_is_full_is_told_to_the_receiver(
+def test_the_receiver_learns_that_shared_memory_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(self: object) -> None:
@@ -108,7 +110,7 @@ def _fill(sender: QueueSender, sent: Connection, fails: bool) -> None:
 
 
 def _pass_on(sender: QueueSender, sent: Connection, fails: bool) -> None:
-    """Send, and stay until the word comes that all is received."""
+    """Send many messages, and exit only when all are received."""
     sender.open()
     for number in range(MANY):
         assert sender.wait(WAIT_S)
@@ -129,11 +131,11 @@ def _started(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_process_leaves_although_nobody_reads(fails: bool) -> None:
-    """Its pipe is full, and its neighbour does not read any more."""
+def test_a_sender_can_exit_although_nobody_reads(fails: bool) -> None:
+    """The pipe is full, and the receiver no longer reads."""
     process, _receiver, ours = _started(_fill, MANY, fails)
     assert ours.poll(WAIT_S)
-    assert ours.recv() is False  # all slots are in use
+    assert ours.recv() is False  # all slots are full
     process.join(WAIT_S)
     try:
         assert process.exitcode == int(fails)
@@ -142,7 +144,7 @@ def test_a_process_leaves_although_nobody_reads(fails: bool) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_lost_while_the_sender_stays() -> None:
+def test_no_message_is_lost_while_the_sender_is_alive() -> None:
     process, receiver, ours = _started(_pass_on, 5, fails=False)
     for number in range(MANY):
         assert receiver.wait(WAIT_S)
@@ -154,7 +156,7 @@ def test_nothing_is_lost_while_the_sender_stays() -> None:
     assert process.exitcode == 0
 
 
-def test_a_dead_sender_leaves_a_wait_bounded() -> None:
+def test_a_wait_for_a_dead_sender_ends_in_time() -> None:
     process, receiver, ours = _started(_pass_on, 1, fails=False)
     assert receiver.wait(WAIT_S)
     process.kill()
@@ -166,15 +168,18 @@ def test_a_dead_sender_leaves_a_wait_bounded() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="file descriptors are not listed")
 def test_descriptors_are_counted() -> None:
-    """In one process that has both ends: with all slots full, then received and held."""
+    """One process has both ends.
+
+    First all slots are full, then all messages are received and held.
+    """
 
     def used() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    first = channel(1)  # what the library needs besides is opened with the first one
+    first = channel(1)  # the first channel opens what the library needs once
     first[0].send(None, {"x": torch.ones(2)})
     assert first[1].wait(WAIT_S)
-    gc.collect()  # what earlier tests left is not closed while this one counts
+    gc.collect()  # otherwise objects of earlier tests could be closed during this test
     before = used()
     slots, names = 4, ("x", "y", "z")
     sender, receiver = channel(slots)
@@ -184,7 +189,7 @@ def test_descriptors_are_counted() -> None:
     for _ in range(slots):
         assert receiver.wait(WAIT_S)
         held.append(receiver.receive())
-    at_least = 4 + slots * len(names)  # two pipes, and what is held
+    at_least = 4 + slots * len(names)  # two pipes, and the held tensors
     assert at_least <= used() - before
     assert used() - before <= 2 * QueueTransport(depth=0).descriptors(slots, len(names))
     assert len(held) == slots

@@ -1,4 +1,4 @@
-"""What only the ring does: messages lie in the slots themselves."""
+"""Properties that only rings have: the slots themselves hold the messages."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ WAIT_S = 10.0
 
 
 def test_a_receiver_reads_in_place() -> None:
-    """No copy is made: what is received lies in the ring's memory, each tensor aligned."""
+    """There is no copy: received tensors are in the ring's memory, at aligned addresses."""
     sender, receiver = RingTransport(depth=0).channel(2, 2 * ALIGNMENT)
     seen = []
     for number in range(4):
@@ -44,15 +44,15 @@ def test_a_message_that_does_not_fit_is_refused() -> None:
     sender.send(None, {"x": torch.zeros(256)})
 
 
-def test_any_message_has_room_for_a_norm() -> None:
-    """Norms and marks travel in the channels of the activations, whatever these carry."""
+def test_every_slot_has_room_for_a_norm() -> None:
+    """Activations' channels also carry norms and marks, so their slots need room for these."""
     sender, receiver = RingTransport(depth=0).channel(1, message_bytes([], 8))
     sender.send(None, {"norms": torch.tensor(2.0, dtype=torch.float64)})
     assert receiver.wait(WAIT_S)
     assert receiver.receive()[1]["norms"].item() == 2.0
 
 
-def test_how_large_a_message_is() -> None:
+def test_message_bytes_rounds_each_tensor_up() -> None:
     specs = [
         ValueSpec((3,), torch.float32),
         ValueSpec((), torch.int64),
@@ -62,11 +62,11 @@ def test_how_large_a_message_is() -> None:
 
 
 class Recording:
-    """An order that says what is asked of it, and what the other end could see of it by then.
+    """An order that records its calls, and what the other end can see at this time.
 
     Args:
-        name: Of the end.
-        seen: What is said.
+        name: Name of this end.
+        seen: The list of records.
     """
 
     def __init__(self, name: str, seen: list[str]) -> None:
@@ -99,7 +99,7 @@ class Recording:
 
 @pytest.fixture
 def recorded() -> tuple[RingSender, RingReceiver, list[str]]:
-    """A ring of two slots, and what its orders say."""
+    """Return a ring of two slots, and the list to which its orders write."""
     seen: list[str] = []
     orders = Recording("producer", seen), Recording("consumer", seen)
     memory = HostMemory(torch.zeros(2 * ALIGNMENT, dtype=torch.uint8), pinned=False)
@@ -115,10 +115,10 @@ def pass_on(sender: RingSender, receiver: RingReceiver, tensor: Tensor) -> Tenso
     return receiver.receive()[1]["x"]
 
 
-def test_each_slot_is_ordered_in_its_turn(
+def test_both_ends_order_their_use_of_each_slot_in_turn(
     recorded: tuple[RingSender, RingReceiver, list[str]],
 ) -> None:
-    """Each end learns the other's event of a slot with the first token after it was made."""
+    """Each end gets the other's event for a slot with the first token after the event was made."""
     sender, receiver, seen = recorded
     for number in range(3):
         received = pass_on(sender, receiver, torch.full((3,), float(number)))
@@ -137,7 +137,7 @@ def test_each_slot_is_ordered_in_its_turn(
     assert seen == [f"{who(line)} {line}" for line in [*first, *second, *third]]
 
 
-def test_slots_are_given_back_in_the_order_in_which_they_came(
+def test_slots_are_released_in_the_order_of_their_messages(
     recorded: tuple[RingSender, RingReceiver, list[str]],
 ) -> None:
     sender, receiver, seen = recorded
@@ -150,7 +150,7 @@ def test_slots_are_given_back_in_the_order_in_which_they_came(
     assert seen == ["consumer gives back 0", "consumer gives back 1"]
 
 
-def test_what_stands_in_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_shared_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
     transport = RingTransport(depth=2)
     shared_memory(monkeypatch, 100 << 20)
     assert transport.obstacle(80 << 20, ["cpu", "cpu"]) is None
@@ -175,21 +175,21 @@ def test_on_cuda_only_pinned_host_memory_needs_room(monkeypatch: pytest.MonkeyPa
     assert transport.obstacle(99 << 20, ["cuda:0", "cuda:0"]) == full
 
 
-def test_why_host_memory_is_used_is_said_once(
+def test_the_warning_about_host_memory_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is asked of a device: the ends are opened by the workers."""
+    """No device is used here, because only workers open the ends."""
     monkeypatch.setattr(ring, "cannot_share", lambda: None)
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: "there is no way")
     transport = RingTransport(depth=1)
     with caplog.at_level(logging.WARNING):
         for source, target in (("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")):
             sender, _receiver = transport.channel(2, 100, source, target)
-            assert sender.wait(0.0)  # its memory is there already
+            assert sender.wait(0.0)  # its memory exists already
     assert caplog.messages == ["transport=ring: there is no way; using pinned host memory instead"]
 
 
-def test_memory_on_a_device_is_not_made_in_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parent_allocates_no_device_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "cannot_share", lambda: None)
     sender, _receiver = RingTransport(depth=1).channel(2, 100, "cuda:0", "cuda:0")
     assert not sender.wait(0.0)

@@ -1,6 +1,6 @@
-"""Small configurations that several tests of exactness share."""
+"""Small configurations for several tests that compare the bits of runs."""
 
-FEW_STEPS = "max_steps=9"  # an epoch, with its short last batch, and the start of another
+FEW_STEPS = "max_steps=9"  # an epoch with its short last batch, and the start of another epoch
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
 DATA += ["data.test_samples=7", "batch_size=8", "epochs=4", "eval_every=1"]  # 53 = 6 * 8 + 5
 VIT = ["model=vit", "model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
@@ -19,4 +19,4 @@ METHODS = {
     "fba at the input": ["fba=on", "fba.join=input", "fba.measure_zeroed=true"],
     "fba probe": ["fba=on", "fba.trains=probe", "fba.normalize=true", "fba.measure_zeroed=true"],
 }
-"""Local methods, and what is chosen of their options."""
+"""Local methods, with some of their options."""

@@ -1,4 +1,4 @@
-"""Chunks of each model that ships, trained by themselves: one unit a chunk."""
+"""Chunks of all models of the program, each trained alone. Each chunk is one unit."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ MODELS = {
 }
 LARGE = ("resnet18", "resnet50", "retinanet group")
 CASES = [pytest.param(m, marks=pytest.mark.slow) if m in LARGE else m for m in MODELS]
-"""The models as cases of a test, of which the large ones are slow."""
+"""All models as parameters of a test. Large models are marked as slow."""
 
 CPU = torch.device("cpu")
 SIZES = [2, 1]
@@ -45,7 +45,7 @@ SIZES = [2, 1]
 
 
 def job_of(folder: Path, files: dict[str, list[str]], model: str, *more: str) -> Job:
-    """A job in which each unit is a chunk."""
+    """Return a job in which each unit is a chunk."""
     data = files.get(model.split()[0], DATA)
     usual = ["device=cpu", "batch_size=4", *data, *MODELS[model], *more]
 
@@ -58,15 +58,18 @@ def job_of(folder: Path, files: dict[str, list[str]], model: str, *more: str) ->
 
 
 def kinds(job: Job) -> list[int]:
-    """One unit of each kind, by its number; not the first one, whose input takes no gradient."""
+    """Return the number of one unit of each kind.
+
+    The first unit is left out, because its input gets no gradient.
+    """
     units = job.units()
     return list({recipe_of(units[n], job.specs[n]): n for n in range(1, len(units))}.values())
 
 
 def trained(job: Job, number: int, split: bool = False) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """A chunk's state after two steps of two micro-batches, and the gradients of its inputs.
+    """Return a chunk's state after two steps of two micro-batches, and its input gradients.
 
-    With `split`, both halves to the inputs come before those to the parameters.
+    With `split`, each step computes all gradients of inputs before those of parameters.
     """
     chunk = HeldChunk(job, number, job.site(job.units()), CPU)
     into, out = job.routes.into[number], job.routes.out_of(number)

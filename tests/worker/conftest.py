@@ -1,4 +1,4 @@
-"""Fixtures of the tests of workers."""
+"""Fixtures for tests of workers."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.data.scene_files import write_fashion
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Overrides: the data of each model that has some of its own."""
+    """Return, for each model that needs its own data, the overrides for these data."""
     root = tmp_path_factory.mktemp("files")
     scenes = ["data=fashion_scenes", "data.pictures=8", "data.test_pictures=3", "data.side=64"]
     scenes += [f"data.root={write_fashion(root / 'fashion')}", "data.short_side=64"]

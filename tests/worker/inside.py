@@ -1,7 +1,7 @@
-"""A whole run inside the test: the real workers as threads, one of which computes at a time.
+"""Runs the real workers of a run as threads inside the test. Only one of them computes at a time.
 
-No process is started, so a run takes a second. Threads take turns where a worker waits for a
-channel. What a slot held is spoilt as soon as it is given back, so whatever still reads it then
+No process is started, so a run takes about a second. A worker that waits for a channel lets another
+one compute. When a slot is released, its tensors are overwritten, so code that still reads them
 computes something else.
 """
 
@@ -28,26 +28,26 @@ from ppll_cli.worker.worker import Worker
 from tests.conftest import assert_same, compose_config
 
 LIMIT_S = 120.0
-"""After so long a wait the test fails."""
+"""Limit for a wait. If it is exceeded, the test fails."""
 
 UNEQUAL = {"seconds", "stage"}
-"""Fields of a report that depend on time, or on how modules are grouped into stages."""
+"""Fields of a report that depend on time, or on the partition of modules into stages."""
 
 
 class Turns(Condition):
-    """Whoever holds it computes; a wait hands it on."""
+    """The right to compute. One thread holds it, and releases it while it waits."""
 
     broken = False
 
     def wait_until(self, ready: Callable[[], bool]) -> bool:
-        """Wait until something is so."""
+        """Wait until a condition is true, or raise an error."""
         if not self.wait_for(lambda: self.broken or ready(), LIMIT_S) or self.broken:
             raise TimeoutError("the other workers do not get on")
         return True
 
 
 class Ring:
-    """Both ends of a channel, with as many slots as the run would have."""
+    """Both ends of a channel, with the number of slots of a real run."""
 
     def __init__(self, turns: Turns, slots: int) -> None:
         self.turns, self.free = turns, slots
@@ -75,7 +75,7 @@ class Ring:
 
 
 class Source(SimpleNamespace):
-    """The sender's end."""
+    """The sending end of a channel."""
 
     def open(self) -> None: ...
 
@@ -91,7 +91,7 @@ class Source(SimpleNamespace):
 
 
 class Target(SimpleNamespace):
-    """The receiver's end."""
+    """The receiving end of a channel."""
 
     def open(self) -> None: ...
 
@@ -110,15 +110,15 @@ class Target(SimpleNamespace):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with.
+    """The results of a run.
 
     Attributes:
-        tensors: Everything that a checkpoint would hold.
+        tensors: All tensors that a checkpoint would have.
         test: Loss and scores of each evaluation on the test set, by step and module.
-        test_ema: The same of averaged weights.
-        train: What each report of training says, by step and module, without its time.
-        job: What ran.
-        sent: How many bytes went through each channel.
+        test_ema: The same for averaged weights.
+        train: All training reports, by step and module, without times.
+        job: The job that was run.
+        sent: Number of bytes sent through each channel.
     """
 
     tensors: dict[str, Tensor]
@@ -133,9 +133,9 @@ def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
     """Run a configuration on CPU, with one worker for each stage and replica.
 
     Args:
-        folder: Where its checkpoints go.
-        overrides: Of the configuration.
-        changes: Fields of the job that are to be other ones.
+        folder: Folder for its checkpoints.
+        overrides: Overrides of the configuration.
+        changes: New values for fields of the job.
     """
     usual = ["device=cpu", "threads=1", "checkpoint.every=1000"]
     config, _ = compose_config([*usual, *overrides])
@@ -144,11 +144,11 @@ def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
 
 
 class Died(BaseException):
-    """Ends a worker as if it were killed. The next worker of its stage continues."""
+    """Ends a worker as if it were killed. The next worker of its stage continues its work."""
 
 
 def execute(job: Job, network: "Network | None" = None) -> Outcome:
-    """Run a job; `network` connects the workers, and may let them die."""
+    """Run a job. `network` connects the workers, and may raise `Died` in one of them."""
     network = network or Network(Turns(), job)
     turns = network.turns
     told: list[dict[str, Any]] = []
@@ -213,7 +213,7 @@ def _evaluations(
 
 
 class Network:
-    """All that connects the workers of a job."""
+    """All connections between the workers of a job."""
 
     def __init__(self, turns: Turns, job: Job) -> None:
         self._job, self.turns = job, turns
@@ -225,7 +225,7 @@ class Network:
         self._meetings = [Meeting(turns, job.replicas) for _ in range(job.stages)]
 
     def links(self, seat: Seat, told: list[dict[str, Any]]) -> Links:
-        """A worker's."""
+        """Return the links of a worker."""
         stage, replica = seat
         rings = self._rings[replica]
         found: dict[str, Any] = {
@@ -244,37 +244,37 @@ class Network:
         return Links(**found)
 
     def bytes_sent(self) -> dict[Channel, int]:
-        """How many bytes went through each channel, in all replicas."""
+        """Return the number of bytes sent through each channel, added over all replicas."""
         return {c: sum(rings[c].bytes_sent for rings in self._rings) for c in self._rings[0]}
 
     def check(self) -> None:
-        """Everything that was sent has been received and given back."""
+        """Check that every message was received and released."""
         for ring in (*self._follow.values(), *(r for each in self._rings for r in each.values())):
             assert not ring.messages
             assert not ring.held
 
 
 class Meeting:
-    """Where the replicas of a stage leave tensors for one another, one round after another."""
+    """Exchange of tensors between the replicas of a stage, in numbered rounds."""
 
     def __init__(self, turns: Turns, replicas: int) -> None:
         self.turns, self.replicas = turns, replicas
         self.rounds: dict[int, dict[int, list[Tensor]]] = {}
 
     def leave(self, number: int, replica: int, tensors: list[Tensor]) -> None:
-        """Leave copies for all."""
+        """Leave copies of a replica's tensors for all replicas."""
         copies = [tensor.detach().clone() for tensor in tensors]
         self.rounds.setdefault(number, {})[replica] = copies
         self.turns.notify_all()
 
     def take(self, number: int) -> list[list[Tensor]]:
-        """What all have left, in their order."""
+        """Wait until all replicas have left tensors, and return these in order of the replicas."""
         self.turns.wait_until(lambda: len(self.rounds.get(number, {})) == self.replicas)
         return [self.rounds[number][replica] for replica in range(self.replicas)]
 
 
 class Together(Replicas):
-    """The replicas of a stage, as one of them sees them."""
+    """The connection of one replica to the other replicas of its stage."""
 
     def __init__(self, meeting: Meeting, replica: int) -> None:
         self._meeting, self._replica, self._next = meeting, replica, 0
@@ -285,7 +285,7 @@ class Together(Replicas):
         return self._next
 
     def add(self, tensor: Tensor) -> Any:
-        """The sum is there when it is waited for."""
+        """Start a sum over the replicas. Waiting for it writes the sum into the tensor."""
         number = self._leave([tensor])
 
         def wait() -> None:
@@ -295,16 +295,16 @@ class Together(Replicas):
         return SimpleNamespace(wait=wait)
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Have what the first one has."""
+        """Replace the tensors by those of the first replica."""
         own = list(tensors)
         for mine, first in zip(own, self._meeting.take(self._leave(own))[0], strict=True):
             mine.copy_(first)
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all."""
+        """Return the rows of all replicas."""
         return torch.cat([part for (part,) in self._meeting.take(self._leave([rows]))])
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """With its strides."""
+    """Return a copy with the same strides."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)

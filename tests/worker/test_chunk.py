@@ -221,7 +221,7 @@ class WholeMaps(LocalMethod):
         return [Unit(f"map.{site.module}", nn.Identity, (site.feature,), (f"map.{site.module}",))]
 
 
-def test_a_users_own_method_is_one_class() -> None:
+def test_a_users_own_method_needs_only_one_class() -> None:
     choice = ["local._target_=tests.worker.test_chunk.WholeMaps"]
     chunks = whole_model("resnet", choice)
     train(chunks, steps=2)
@@ -239,7 +239,7 @@ def test_a_users_own_method_is_one_class() -> None:
     ids=["unused", "clipped", "logged"],
 )
 @pytest.mark.parametrize("schedule", ["ll", "bp"])
-def test_a_step_reads_nothing_where_that_would_stop_the_host(
+def test_a_step_on_cuda_reads_nothing_from_the_device(
     schedule: str, norm: str, nonfinite: str
 ) -> None:
     """The device's way, on CPU tensors; what is skipped is seen afterwards."""
@@ -248,7 +248,7 @@ def test_a_step_reads_nothing_where_that_would_stop_the_host(
     chunks = held(job)
     norms = Norms(len(job.features), chunks, torch.device("cpu"))
     for chunk in chunks:
-        chunk._reads_at_once = False
+        chunk.nonfinite._reads_at_once = False
     with _Reads() as reads:  # type: ignore[no-untyped-call]
         for step, batch in enumerate(batches(2)):
             begin(chunks, step)
@@ -266,8 +266,8 @@ def test_a_step_reads_nothing_where_that_would_stop_the_host(
     assert job.place(0, 1).norms == (schedule == "bp" and needed)
     assert all((chunk.squared_norm is not None) == needed for chunk in chunks)
     for chunk in chunks:
-        assert list(chunk.skipped) == ([0, 1] if nonfinite == "skip" else [])
-        assert not any(chunk.skipped.values())
+        assert list(chunk.nonfinite.skipped) == ([0, 1] if nonfinite == "skip" else [])
+        assert not any(chunk.nonfinite.skipped.values())
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -284,7 +284,7 @@ def test_what_a_unit_draws_on_any_device_depends_on_its_seed_alone() -> None:
     """Another module may have drawn from the CPU's generator before, on a stage that holds both."""
     chunks = whole_model("vit", ["local=greedy"])
     other = torch.Generator()  # stands for the generator of a second device
-    chunks[0]._generators.append(other)
+    chunks[0]._generators._generators.append(other)
     (batch,) = batches(1)
 
     def drawn() -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What is new about data and targets makes no schedule train otherwise: runs inside the test."""
+"""With other data and targets, all schedules still train the same. The runs are inside the test."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_augmented_and_smoothed_runs_are_equal(
+def test_schedules_train_augmented_and_smoothed_data_the_same(
     tmp_path: Path, one: Sequence[str], other: Sequence[str]
 ) -> None:
     micro = [key for key in one if key.startswith("schedule.microbatches")]

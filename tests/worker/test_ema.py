@@ -1,4 +1,4 @@
-"""Averages of weights: their arithmetic, and that they change nothing else."""
+"""Averages of weights: their values, and that they change nothing else."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ COURSE = [*DATA, "max_steps=9", "optim.ema=0.8"]
 
 
 class Tied(nn.Module):
-    """Two layers with one weight, and buffers."""
+    """Two layers that share a weight, and buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def averaged() -> tuple[Tied, Ema]:
 
 
 def test_an_average_follows_the_weights() -> None:
-    """Its first steps are longer ones: (1 + step) / (10 + step) of it stays, and at last 0.5."""
+    """At first the average changes faster: the kept part is (1 + step) / (10 + step), later 0.5."""
     network, ema = averaged()
     expected = network.one.weight.detach().double()
     for step in range(12):
@@ -69,7 +69,7 @@ def test_units_compute_with_averages_between_two_swaps() -> None:
 
 
 @pytest.mark.parametrize("model", [[*RESNET, *SGD], VIT], ids=["resnet", "vit"])
-def test_averages_change_nothing_else(tmp_path: Path, model: list[str]) -> None:
+def test_averaging_does_not_change_training(tmp_path: Path, model: list[str]) -> None:
     plain = run_inside(tmp_path, *DATA, "max_steps=9", *model)
     with_ema = run_inside(tmp_path, *COURSE, *model)
     others = {n: t for n, t in with_ema.tensors.items() if not n.startswith(EMA)}
@@ -83,14 +83,14 @@ def assert_same_averages(one: Outcome, other: Outcome) -> None:
     assert_same(one.tensors, other.tensors)
     assert any(name.startswith(EMA) for name in one.tensors)
     assert one.test_ema == other.test_ema
-    # Auxiliary networks have no averages: of averaged weights the model's own head is evaluated.
+    # Auxiliary networks have no averages, because only the model's own head is evaluated with them.
     assert {module for _, module in one.test_ema} == {len(one.job.layout.modules) - 1}
 
 
 @pytest.mark.parametrize(
     "model", [[*RESNET, *SGD], pytest.param(VIT, marks=pytest.mark.slow)], ids=["resnet", "vit"]
 )
-def test_they_are_equal_under_local_learning(tmp_path: Path, model: list[str]) -> None:
+def test_averages_are_equal_under_ll_and_ppll(tmp_path: Path, model: list[str]) -> None:
     case = [*COURSE, *model, "local=dgl", "local.modules=4"]
     sequential = run_inside(tmp_path, *case, "schedule=ll")
     for gpus in (2, 3):
@@ -98,7 +98,7 @@ def test_they_are_equal_under_local_learning(tmp_path: Path, model: list[str]) -
         assert_same_averages(found, sequential)
 
 
-def test_they_are_equal_under_back_propagation(tmp_path: Path) -> None:
+def test_averages_are_equal_under_schedules_of_back_propagation(tmp_path: Path) -> None:
     case = [*COURSE, *RESNET, *SGD, "schedule.microbatches=2"]
     accumulating = run_inside(tmp_path, *case, "schedule=bp")
     for schedule in ("gpipe", "1f1b", "interleaved", "zb_h1"):
@@ -106,10 +106,10 @@ def test_they_are_equal_under_back_propagation(tmp_path: Path) -> None:
         assert_same_averages(found, accumulating)
 
 
-def test_weights_are_exchanged_once_for_all_batches_of_a_split(
+def test_averages_are_swapped_in_once_per_evaluated_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And back before a checkpoint, or the averages would be saved as the weights."""
+    """Averages are swapped out before a checkpoint, so that they are not saved as the weights."""
     swaps: list[Ema] = []
     swap = Ema.swap
 
@@ -124,14 +124,17 @@ def test_weights_are_exchanged_once_for_all_batches_of_a_split(
 
 
 def test_replicas_have_the_same_averages(tmp_path: Path) -> None:
-    """Where a run ends too; their BatchNorms have seen different shares of the batches."""
+    """Averages are equal at the end of a run too.
+
+    The replicas' BatchNorms see different samples.
+    """
     found = run_inside(tmp_path, *COURSE, *RESNET, *SGD, "schedule=bp", "gpus=2", "replicas=2")
     assert found.job.replicas == 2
     assert len(found.test_ema) == len(found.test)
 
 
-def test_they_begin_with_the_weights_of_a_file(tmp_path: Path) -> None:
-    """After one step, as much of those is left as the rule says, and nothing of the seed's."""
+def test_averages_begin_with_the_weights_of_a_file(tmp_path: Path) -> None:
+    """After one step, the average is made of the file's weights and the new weights."""
     given = tiny_model()
     file = saved(tmp_path, given)
     model = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2"]

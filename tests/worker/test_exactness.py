@@ -1,6 +1,6 @@
-"""The property that everything else stands on: what must be equal is equal, bit for bit.
+"""The basic promise of the program: configurations that should train the same have the same bits.
 
-The runs are inside the tests, with threads for workers; `tests/launch/test_exactness.py` shows that
+The runs are inside the test, with threads as workers. `tests/launch/test_exactness.py` shows that
 processes change nothing, and `test_pipelines.py` has the schedules that split batches.
 """
 
@@ -14,12 +14,12 @@ from tests.worker.inside import Outcome, run_inside
 
 
 def inside(folder: Path, *overrides: str) -> Outcome:
-    """A run with the data of these tests."""
+    """Run with the data of these tests."""
     return run_inside(folder, *DATA, FEW_STEPS, "log_every=3", *overrides)
 
 
 def assert_same_run(one: Outcome, other: Outcome) -> None:
-    """The same tensors at the end, and the same was measured of each module on the way."""
+    """Check that the final tensors are equal, and the reports of each module."""
     assert_same(one.tensors, other.tensors)
     assert one.test == other.test
     assert one.test
@@ -37,7 +37,7 @@ def assert_same_run(one: Outcome, other: Outcome) -> None:
     ids=["vit", "resnet", "cuts"],
 )
 def test_ppll_is_sequential_local_learning(tmp_path: Path, case: list[str]) -> None:
-    """However the modules are grouped into stages, they learn the same."""
+    """Modules learn the same for every partition into stages."""
     modules = 3 if "local.cuts" in case[0] else int(case[1][-1])
     expected = inside(tmp_path, "schedule=ll", "gpus=1", *case)
     assert any(name.startswith("auxiliary.") for name in expected.tensors)
@@ -49,7 +49,10 @@ def test_ppll_is_sequential_local_learning(tmp_path: Path, case: list[str]) -> N
 
 EVERY_UNIT = {"resnet": [*RESNET, *SGD, "local.modules=8"], "vit": [*VIT, "local.modules=6"]}
 ON_VIT = ["infopro", "auglocal", "fba"]
-"""Methods that are always tried on a ViT, and on a ResNet as slow tests; for others vice versa."""
+"""Methods that are always tested on a ViT, and as slow tests on a ResNet.
+
+For others, the reverse.
+"""
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ ON_VIT = ["infopro", "auglocal", "fba"]
 def test_every_method_learns_the_same_in_a_pipeline(
     tmp_path: Path, model: str, method: str
 ) -> None:
-    """With every unit a module; the image and the bank pass through stages without a reader."""
+    """Each unit is a module. The image and the bank pass through stages that do not read them."""
     case = [*METHODS[method], *EVERY_UNIT[model]]
     expected = inside(tmp_path, "schedule=ll", "gpus=1", *case)
     assert_same_run(inside(tmp_path, "schedule=ppll", "gpus=3", *case), expected)
@@ -125,7 +128,7 @@ BACKWARD_CASES = {
 
 @pytest.mark.parametrize("name", BACKWARD_CASES)
 def test_naive_pipeline_is_back_propagation(tmp_path: Path, name: str) -> None:
-    """A skip passes through stages that read it as well; one backward call sums both ways."""
+    """A skip passes through stages that also read it. One backward call adds both gradients."""
     expected = inside(tmp_path, "schedule=bp", *BACKWARD_CASES[name])
     for gpus in (1, 3):
         found = inside(tmp_path, "schedule=pp", f"gpus={gpus}", *BACKWARD_CASES[name])
@@ -140,7 +143,10 @@ def test_detached_skips_travel_forward(tmp_path: Path) -> None:
 
 
 def test_micro_batches_make_a_difference(tmp_path: Path) -> None:
-    """Or the equalities above would say little: BatchNorm sees micro-batches."""
+    """BatchNorm gets other statistics from micro-batches.
+
+    So the other comparisons mean something.
+    """
     whole = inside(tmp_path, "schedule=bp", *RESNET, *SGD).tensors
     parts = inside(tmp_path, "schedule=bp", "schedule.microbatches=2", *RESNET, *SGD).tensors
     name = "model.stem.bn1.running_mean"
@@ -154,7 +160,7 @@ def test_micro_batches_make_a_difference(tmp_path: Path) -> None:
 def test_batch_norm_counts_training_batches_only(
     tmp_path: Path, schedule: str, per_batch: int
 ) -> None:
-    """Torch's pipelining once counted a shape probe as training; nothing of ours may."""
+    """Torch's pipelining once ran a forward pass to find shapes, which BatchNorm counted."""
     microbatches = [f"schedule.microbatches={per_batch}"]
     case = ["gpus=2", "local=dgl", "max_steps=5", "data.drop_last=true", *DATA, *RESNET, *SGD]
     tensors = run_inside(tmp_path, f"schedule={schedule}", *microbatches, *case).tensors

@@ -1,4 +1,4 @@
-"""What is reported of training, and when: every `log_every` steps of the run, however it is run."""
+"""The reports of training and their times: every `log_every` steps, also if the run was resumed."""
 
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ def steps(outcome: Outcome) -> list[int]:
     ("every", "expected"),
     [(1, [*range(1, 10)]), (3, [3, 6, 7, 9]), (4, [4, 7, 8, 9]), (99, [7, 9])],
 )
-def test_steps_of_the_run_are_counted(tmp_path: Path, every: int, expected: list[int]) -> None:
-    """An epoch has 7 steps and ends with a report; the run is stopped after 9 steps."""
+def test_log_every_counts_the_steps_of_the_run(
+    tmp_path: Path, every: int, expected: list[int]
+) -> None:
+    """An epoch has 7 steps, and ends with a report. The run is stopped after 9 steps."""
     found = inside(tmp_path, "schedule=ll", f"log_every={every}")
     assert steps(found) == expected
     complete = {step for (step, _), report in found.train.items() if report["complete"]}
@@ -37,8 +39,8 @@ def test_steps_of_the_run_are_counted(tmp_path: Path, every: int, expected: list
         assert report["epoch"] == (1 if step <= 7 else 2)
 
 
-def test_a_report_is_of_the_steps_since_the_one_before(tmp_path: Path) -> None:
-    """Whatever checkpoints and evaluations come between them."""
+def test_a_report_covers_the_steps_since_the_last_report(tmp_path: Path) -> None:
+    """Checkpoints and evaluations in between do not matter."""
     single = inside(tmp_path / "1", "schedule=ll", "log_every=1").train
     several = inside(tmp_path / "3", "gpus=2", "log_every=3", "checkpoint.every=2", "eval_every=1")
     first = 1
@@ -74,10 +76,10 @@ def test_the_learning_rate_is_that_of_the_last_step(tmp_path: Path) -> None:
     ],
     ids=["ll to ppll", "other stages", "at a report", "gpipe", "replicas"],
 )
-def test_a_resumed_run_reports_what_an_unbroken_one_does(
+def test_a_resumed_run_sends_the_same_reports_as_an_unbroken_one(
     tmp_path: Path, first: list[str], then: list[str], stop: int
 ) -> None:
-    """It stops between two reports, or at one: none is missing, none is there twice."""
+    """The run stops between two reports, or right at a report. No report is missing or repeated."""
     every = "log_every=3"
     expected = inside(tmp_path / "unbroken", *first, every)
     before = inside(tmp_path / "run", *first, every, f"max_steps={stop}")
@@ -93,8 +95,10 @@ def test_a_resumed_run_reports_what_an_unbroken_one_does(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [VIT, [*RESNET, *SGD]], ids=["vit", "resnet"])
-def test_norms_are_equal_where_gradients_are(tmp_path: Path, model: list[str]) -> None:
-    """Of each module under local learning, else of the model, over all stages."""
+def test_schedules_with_equal_gradients_report_equal_norms(
+    tmp_path: Path, model: list[str]
+) -> None:
+    """Under local learning each module has a norm. Otherwise there is one norm over all stages."""
     case = [*DATA, *model, FEW_STEPS, "log_every=2", "log_grad_norm=true"]
     families = [
         [["schedule=ll", "local.modules=3"], ["schedule=ppll", "local.modules=3", "gpus=3"]],
@@ -111,8 +115,8 @@ def test_norms_are_equal_where_gradients_are(tmp_path: Path, model: list[str]) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["ppll", "pp", "gpipe"])
-def test_clipping_gives_the_norm_for_nothing(tmp_path: Path, schedule: str) -> None:
-    """It is that before clipping; a limit that nothing reaches trains the same without it."""
+def test_clipping_also_computes_the_gradient_norm(tmp_path: Path, schedule: str) -> None:
+    """The norm is that before clipping. A limit above all norms does not change training."""
     case = [f"schedule={schedule}", "gpus=2", "log_every=2"]
     asked = inside(tmp_path / "asked", *case, "log_grad_norm=true")
     clipped = inside(tmp_path / "clipped", *case, "optim.clip_norm=1e6")
@@ -125,7 +129,7 @@ def test_clipping_gives_the_norm_for_nothing(tmp_path: Path, schedule: str) -> N
     assert low.train[1, 0]["last_step"]["grad_norm"] > 1e-2
 
 
-def test_a_step_is_as_long_as_the_norm_says(tmp_path: Path) -> None:
+def test_the_reported_norm_matches_the_length_of_an_sgd_step(tmp_path: Path) -> None:
     """Plain SGD moves the weights by the learning rate times the gradient."""
     rate = 0.25
     case = [*DATA, *VIT, "schedule=pp", "gpus=3", "log_every=1", "log_grad_norm=true"]

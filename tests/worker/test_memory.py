@@ -25,8 +25,8 @@ print(faults(10))
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is for glibc")
-def test_freed_memory_is_used_again_without_the_system() -> None:
-    """Ten times 100 MiB are 256,000 pages of 4 KiB, or 500 of 2 MiB."""
+def test_freed_memory_is_reused_without_asking_the_system() -> None:
+    """Ten tensors of 100 MiB have 256,000 pages of 4 KiB, or 500 pages of 2 MiB."""
 
     def faults(how: str) -> int:
         command = [sys.executable, "-c", SCRIPT, how]

@@ -1,4 +1,4 @@
-"""Mixup and CutMix in runs inside the test: no schedule, stage or replica trains otherwise."""
+"""Mixup and CutMix in runs inside the test. All schedules, stages and replicas train the same."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ LOCAL = METHODS | {
 }
 
 
-# What a method makes of mixed labels depends on its loss: these have each kind of loss.
+# How mixed labels are used depends on a method's loss. These methods have all kinds of losses.
 ALWAYS = ["greedy", "similar", "infopro", "contrastive", "fba"]
 
 
@@ -53,14 +53,14 @@ def test_every_method_learns_the_same_in_a_pipeline(tmp_path: Path, method: str)
     assert all(tensor.isfinite().all() for tensor in found.tensors.values())
 
 
-def test_blocks_of_a_transformer(tmp_path: Path) -> None:
+def test_vit_blocks_learn_the_same_in_a_pipeline(tmp_path: Path) -> None:
     case = [*SMOOTHED, "local=vit_blocks", *VIT, "local.modules=4"]
     expected = inside(tmp_path / "ll", "schedule=ll", *case)
     assert_same_run(inside(tmp_path / "ppll", "schedule=ppll", "gpus=2", *case), expected)
 
 
-def test_back_propagation(tmp_path: Path) -> None:
-    """Whole, and in micro-batches, of which each has its part of the one mixed batch."""
+def test_back_propagation_is_the_same_in_a_pipeline(tmp_path: Path) -> None:
+    """Batches are whole, or split: each micro-batch is a part of one mixed batch."""
     case = [*SMOOTHED, *VIT]
     whole = inside(tmp_path / "bp", "schedule=bp", *case)
     assert_same_run(inside(tmp_path / "pp", "schedule=pp", "gpus=3", *case), whole)
@@ -69,14 +69,14 @@ def test_back_propagation(tmp_path: Path) -> None:
     for schedule in ("1f1b", "zb_h1"):
         found = inside(tmp_path / schedule, f"schedule={schedule}", "gpus=2", *case)
         assert_same_run(found, parts)
-    for name, tensor in parts.tensors.items():  # a sum in another order
+    for name, tensor in parts.tensors.items():  # the gradients are added in another order
         if name.startswith("model.") and tensor.is_floating_point():
             torch.testing.assert_close(tensor, whole.tensors[name], rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("schedule", ["bp", "pp"])
-def test_two_replicas_train_on_what_one_would(tmp_path: Path, schedule: str) -> None:
-    """The whole batch is mixed before each of them takes its share."""
+def test_two_replicas_train_on_the_same_mixed_batch_as_one(tmp_path: Path, schedule: str) -> None:
+    """The whole batch is mixed before it is divided among the replicas."""
     one = inside(tmp_path / "one", "schedule=bp", "schedule.microbatches=2", *SMOOTHED, *VIT)
     gpus = 2 if schedule == "bp" else 4
     shape = [f"schedule={schedule}", f"gpus={gpus}", "replicas=2"]
@@ -86,7 +86,7 @@ def test_two_replicas_train_on_what_one_would(tmp_path: Path, schedule: str) -> 
 
 
 def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
-    """In the midst of an epoch, on other stages."""
+    """The run stops in the middle of an epoch, and resumes with other stages."""
     case = [*DATA, *SMOOTHED, *VIT, "local.modules=4"]
     whole = run_inside(tmp_path / "whole", *case, "schedule=ppll", "gpus=2", FEW_STEPS)
     stopping = ["checkpoint.every=4", "max_steps=4"]
@@ -104,19 +104,19 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
 def test_mixing_changes_what_is_trained_and_what_travels(
     tmp_path: Path, keys: Sequence[str]
 ) -> None:
-    """With it the other label and the share travel, 16 bytes a sample; without it nothing more."""
+    """With mixing, the other label and the share are also sent: 16 bytes for each sample."""
     usual = ["schedule=ppll", "gpus=2", *VIT]
     plain, mixed = inside(tmp_path / "plain", *usual), inside(tmp_path / "mixed", *usual, *keys)
     names = [outcome.job.routes.into[1].names for outcome in (plain, mixed)]
     assert names == [("label", "x"), ("label", "label.other", "label.share", "x")]
     (channel,) = plain.sent
-    # 53 and 16 training samples, and the 7 samples of the test set after one epoch and at the end.
+    # There are 53 and 16 training samples. The test set has 7 samples, and is evaluated twice.
     assert mixed.sent[channel] - plain.sent[channel] == 16 * (53 + 16 + 2 * 7)
     assert any(not tensor.equal(mixed.tensors[name]) for name, tensor in plain.tensors.items())
 
 
-def test_evaluations_are_of_the_labels_themselves(tmp_path: Path) -> None:
-    """`ppll-eval`, whose task knows of no mixing, finds the numbers that the run found."""
+def test_evaluations_use_the_plain_labels(tmp_path: Path) -> None:
+    """`ppll-eval` does not mix images, and finds the same numbers as the run."""
     finished = finished_run(tmp_path / "run", *DATA, FEW_STEPS, *VIT, *SMOOTHED)
     run = load_run(finished.folder)
     assert not getattr(run.task, "mixed", True)

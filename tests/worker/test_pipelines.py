@@ -1,6 +1,6 @@
-"""Back-propagation under every schedule that splits batches: the same bits, in many shapes.
+"""Back-propagation with all schedules that split batches, and many shapes: the bits are equal.
 
-The runs are inside the tests, with threads for workers, so there can be many.
+The runs are inside the test, with threads as workers, so that there can be many.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,13 +29,16 @@ CASES = {
     "views": own_model("Views"),
     "bf16": [*VIT, "precision=bf16"],
 }
-"""The optimizer of ViTs is AdamW by default."""
+"""Models and optimizers. The optimizer of a ViT is AdamW by default."""
 
 UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "bf16": 8}
-"""How many units the models have, and so chunks at most."""
+"""Number of units of each model. There can be no more chunks than units."""
 
 SPLITS = {"vit": [3, 5], "resnet": [3, 5]}
-"""Micro-batches, else 5. The last batch has 5 samples, and 3 and 5 go into few rounds evenly."""
+"""Numbers of micro-batches; for other models 5. The last batch has 5 samples.
+
+The rounds of an interleaved schedule are seldom full with 3 or 5 micro-batches.
+"""
 
 SHAPES = {
     ("gpipe", 3, 1): ["vit"],
@@ -49,15 +52,15 @@ SHAPES = {
     ("interleaved", 2, 4): ["resnet"],
     ("interleaved", 4, 2): ["vit"],
 }
-"""Schedules, stages and chunks of each stage; and the models that always run in such a shape.
+"""Schedule, number of stages, and chunks per stage. The value lists models that are always tested.
 
-Each model is split by a schedule of each kind; the other pairs are slow tests.
+Each model is tested with a schedule of each kind. All other pairs are slow tests.
 """
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Outcome]:
-    """What accumulated back-propagation ends with; each run is made when asked for, and once."""
+    """Return a function that runs accumulated back-propagation, once per case."""
 
     @cache
     def run(name: str, microbatches: int) -> Outcome:
@@ -102,20 +105,21 @@ TWICE = ["replicas=2", "schedule.microbatches=2"]
 REPLICAS = {
     "vit": CASES["vit"],
     "skips": CASES["skips"],
-    # Threads share a generator, and such a BatchNorm hands on the turn before a unit draws.
+    # Threads share a random generator. A synced BatchNorm lets another thread compute before a
+    # draw.
     "synced": [*RESNET, "model.drop_path=0", "sync_batchnorm=true", "data.drop_last=true"],
 }
 
 REPLICATED = ["zb_h1 6", "interleaved 4"]
-"""Schedules, and devices on which two replicas of each stage are."""
+"""Schedules, and the number of devices for two replicas of all stages."""
 
 REPEATED = [("vit", "zb_h1 6"), ("skips", "interleaved 4"), ("synced", "zb_h1 6")]
-"""Slow cases: model and schedule are both in another case."""
+"""Slow cases: both the model and the schedule also occur in another case."""
 
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
-    """What two replicas of the whole model end with; each run is made once."""
+    """Return a function that trains two replicas of the whole model, once per case."""
 
     @cache
     def run(name: str) -> Outcome:
@@ -133,10 +137,10 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcom
         for shape in REPLICATED
     ],
 )
-def test_with_two_replicas(
+def test_pipelines_with_two_replicas_end_with_the_same_bits(
     averaged: Callable[[str], Outcome], tmp_path: Path, name: str, shape: str
 ) -> None:
-    """Their gradients are averaged while a stage goes on, and the halves of backwards with them."""
+    """A stage averages gradients while it computes. A backward may be split into halves."""
     schedule, gpus = shape.split()
     found = run_inside(
         tmp_path, f"schedule={schedule}", f"gpus={gpus}", *TWICE, *DATA, *REPLICAS[name]
@@ -151,11 +155,14 @@ RESUMED = [
     (("interleaved", 2, 2), ("zb_h1", 2, 1)),
     (("interleaved", 2, 2), ("interleaved", 4, 2)),
 ]
-"""Schedules, stages and chunks of each stage, until a checkpoint and from there."""
+"""Schedule, number of stages, and chunks per stage, before and after a checkpoint."""
 
 
 def test_replicas_that_stop_inside_an_epoch_are_evaluated(tmp_path: Path) -> None:
-    """Each evaluates batches of its own, which come past a stage twice, and none waits for ever."""
+    """Each replica evaluates its own batches, which visit each stage twice.
+
+    No worker waits for ever.
+    """
     shape = ["schedule=interleaved", "gpus=4", *TWICE, "max_steps=2"]
     found = run_inside(tmp_path, *shape, *DATA, *CASES["skips"])
     assert [step for step, _ in found.test] == [2]
@@ -180,7 +187,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     before: tuple[str, int, int],
     after: tuple[str, int, int],
 ) -> None:
-    """On other stages and in other chunks, from the middle of an epoch."""
+    """The run stops in the middle of an epoch, and resumes with other stages and chunks."""
 
     def shaped(schedule: str, gpus: int, chunks: int) -> list[str]:
         shape = [f"schedule={schedule}", f"gpus={gpus}", "schedule.microbatches=3"]
@@ -209,10 +216,13 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     ids=" ".join,
 )
 @pytest.mark.parametrize("task", ["detection", "super-resolution"])
-def test_other_tasks(
+def test_pipelines_train_detection_and_super_resolution_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, shape: list[str]
 ) -> None:
-    """Whose skips reach far: a pyramid's maps, the long skip, and targets of several tensors."""
+    """Skips cross many stages: the maps of a pyramid, and the long skip.
+
+    Targets have several tensors.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if task == "detection":
         case = ["model=retinanet", "model.width=8", "model.drop_path=0.3"]
@@ -233,7 +243,7 @@ def test_other_tasks(
 
 
 def test_a_skip_is_handed_on_inside_a_stage(tmp_path: Path) -> None:
-    """Chunks 0 and 1 on one stage, 2 and 3 on another: the slot ends with its last reader."""
+    """Chunks 0 and 1 are on one stage, 2 and 3 on another. The last reader releases the slot."""
     case = [*own_model("Skipping"), *DATA, "schedule.microbatches=3"]
     expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
     schedule = "schedule._target_=tests.worker.test_pipelines.InPairs"
@@ -244,9 +254,9 @@ def test_a_skip_is_handed_on_inside_a_stage(tmp_path: Path) -> None:
 
 
 def test_a_view_of_a_slot_outlives_the_slot(tmp_path: Path) -> None:
-    """Chunk 1 only reshapes its input, whose slot is free before chunk 2 reads the view again.
+    """Chunk 1 only reshapes its input. Its slot is released before chunk 2 reads the view again.
 
-    The gradient of chunk 2's weights is computed from the view, after all that chunk 1 does.
+    The gradient of chunk 2's weights is computed from the view, after all work of chunk 1.
     """
     case = [*own_model("Views"), *DATA, "schedule.microbatches=3"]
     expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
@@ -259,16 +269,16 @@ def test_a_view_of_a_slot_outlives_the_slot(tmp_path: Path) -> None:
 
 
 class InPairs(Schedule):
-    """Two neighbouring chunks a stage, all forwards first; backwards are split."""
+    """Two neighbouring chunks on each stage. All forwards come first, and backwards are split."""
 
     splits = True
 
     def layout(self, stages: int) -> Sequence[int]:
-        """Chunks 0 and 1 are on stage 0, and so on."""
+        """Put chunks 0 and 1 on stage 0, chunks 2 and 3 on stage 1, and so on."""
         return [stage for stage in range(stages) for _ in range(2)]
 
     def batch(self, place: Place) -> Iterator[Compute]:
-        """The weights' half of each backward comes at the end."""
+        """Yield the halves of backwards for the weights at the end."""
         count = range(place.microbatches)
         for m in count:
             for chunk in place.chunks:
@@ -283,8 +293,8 @@ class InPairs(Schedule):
 
 
 class PairInTheMiddle(InPairs):
-    """The same, with two chunks on stage 1 alone."""
+    """Like `InPairs`, but only stage 1 has two chunks."""
 
     def layout(self, stages: int) -> Sequence[int]:
-        """Chunks 1 and 2 are on stage 1."""
+        """Put chunks 1 and 2 on stage 1."""
         return [0, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""`recompute=true` changes no bit, whatever is trained by whichever schedule."""
+"""`recompute=true` changes no bit, for any model and schedule."""
 
 from collections.abc import Callable
 from functools import cache
@@ -32,7 +32,7 @@ ALWAYS = {
     "ll": ["vit", "resnet bf16"],
     "ppll": ["resnet", "vit bf16"],
 }
-"""The models that each schedule always trains; the other pairs are slow tests."""
+"""Models that each schedule always trains. All other pairs are slow tests."""
 
 SHAPES = {
     "bp": ("whole", ["schedule=bp"]),
@@ -43,7 +43,7 @@ SHAPES = {
     "ll": ("local", ["schedule=ll", *LOCAL]),
     "ppll": ("local", ["schedule=ppll", "gpus=3", *LOCAL]),
 }
-"""By schedule: what trains the same without recomputing, and how it is asked for."""
+"""By schedule: the schedule that trains the same without recomputing, and the overrides."""
 
 SAME = {
     "whole": ["schedule=bp"],
@@ -58,7 +58,7 @@ def inside(folder: Path, *overrides: str) -> Outcome:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Outcome]:
-    """What runs that keep everything end with; each is made when it is asked for, and once."""
+    """Return a function that trains without recomputing, once per case."""
 
     @cache
     def run(name: str, same: str) -> Outcome:
@@ -78,7 +78,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], O
 def test_every_schedule_ends_with_the_same_bits(
     expected: Callable[[str, str], Outcome], tmp_path: Path, name: str, shape: str
 ) -> None:
-    """Weights, the optimizer's state, BatchNorm's statistics, and what is evaluated."""
+    """Equal are weights, the optimizer's state, BatchNorm's statistics, and evaluations."""
     same, how = SHAPES[shape]
     found = inside(tmp_path, "recompute=true", *how, *CASES[name])
     assert found.job.settings.recompute
@@ -88,7 +88,10 @@ def test_every_schedule_ends_with_the_same_bits(
 
 
 SYNCED = ["sync_batchnorm=true", "data.drop_last=true", "model.drop_path=0"]
-"""Threads share a generator, and such a BatchNorm hands on the turn before a unit draws."""
+"""Threads share a random generator.
+
+A synced BatchNorm lets another thread compute before a draw.
+"""
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,10 @@ SYNCED = ["sync_batchnorm=true", "data.drop_last=true", "model.drop_path=0"]
     ids=["vit", "synced", "local"],
 )
 def test_replicas_average_the_same_gradients(tmp_path: Path, case: list[str]) -> None:
-    """Hooks of gradients run once; replicas meet in the second pass of a synced BatchNorm."""
+    """Hooks of gradients run only once.
+
+    A synced BatchNorm exchanges data in the second pass too.
+    """
     kept = inside(tmp_path / "kept", "replicas=2", *case)
     found = inside(tmp_path / "found", "replicas=2", "recompute=true", *case)
     assert_same(found.tensors, kept.tensors)
@@ -117,7 +123,7 @@ def test_every_unit_has_the_same_gradients(
     files: dict[str, list[str]],
     model: str,
 ) -> None:
-    """Of its inputs and parameters, over micro-batches of two sizes, after steps, in autocast."""
+    """Inputs and parameters are compared in autocast, after steps. Micro-batches have two sizes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     job = job_of(tmp_path, files, model, "precision=bf16")
     for number in kinds(job):

@@ -1,4 +1,4 @@
-"""What is counted of a stage's time, on a clock that the test holds."""
+"""The times that a recorder counts for a stage. The test sets the clock."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Script:
-    """A recorder, and a stage whose every batch has 8 samples and takes 10 s."""
+    """A recorder, and a stage in which each batch has 8 samples and takes 10 s."""
 
     def __init__(self, clock: Clock, warmup: int = 0, skip: int = 0, traced: int = 0) -> None:
         self.clock = clock
@@ -46,7 +46,7 @@ class Script:
                 self.clock.now_s += 2
             with self.recorder.working("compute", BACKWARD):
                 self.clock.now_s += 3
-            self.clock.now_s += 4  # unaccounted for
+            self.clock.now_s += 4  # time that belongs to no activity
             self.recorder.end_batch(8)
 
     def evaluation(self) -> None:
@@ -58,7 +58,7 @@ class Script:
             self.clock.now_s += 50
 
     def counted(self) -> int:
-        """How many batches were, after checking that all figures are of the same ones."""
+        """Return the number of counted batches, and check that all totals are of these batches."""
         totals = self.recorder.totals
         assert totals.samples == 8 * totals.batches
         assert totals.wall_s == 10 * totals.batches
@@ -77,7 +77,7 @@ class Script:
         (5, 0, [5], 0),
         (9, 0, [5], 0),
         (0, 0, [3, 2], 5),
-        (0, 2, [5], 5),  # nothing came before that could have been waiting
+        (0, 2, [5], 5),  # no batch comes before it, so no wait can belong to it
         (0, 2, [3, 4], 3 + 2),
         (0, 2, [3, 2, 1, 3], 3 + 0 + 0 + 1),
         (0, 2, [1, 4], 1 + 2),
@@ -116,7 +116,7 @@ def test_two_evaluations_in_a_row_are_one_gap(clock: Clock) -> None:
 
 
 def test_parts_and_the_whole_are_of_the_same_time(clock: Clock) -> None:
-    """A wait between two batches belongs to the segment."""
+    """The total includes the wait between two batches, like the part `starved`."""
     script = Script(clock)
     script.batches(1)
     with script.recorder.waiting("starved"):
@@ -135,8 +135,8 @@ def test_parts_and_the_whole_are_of_the_same_time(clock: Clock) -> None:
         (0, 2, [5], [0, 1]),
         (3, 2, [9], [3, 4]),
         (3, 2, [5, 5], [3, 4]),
-        (3, 2, [4, 5], [4, 5]),  # one batch is not enough where two in a row can be had
-        (0, 4, [1, 3, 2], [1, 2, 3]),  # the most that there are in a row
+        (3, 2, [4, 5], [4, 5]),  # two consecutive batches are possible, so one is not enough
+        (0, 4, [1, 3, 2], [1, 2, 3]),  # no more consecutive batches exist
         (9, 2, [5], []),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_trace_says_when_what_was_done(clock: Clock) -> None:
 
 
 def test_a_restarted_worker_continues_the_totals_in_the_middle_of_a_segment(clock: Clock) -> None:
-    """The batches counted so far have their wall time, although the segment goes on."""
+    """The saved totals have the time of the counted batches, although the segment has not ended."""
     first = Script(clock, warmup=2)
     first.batches(5)
     saved = first.recorder.so_far()
@@ -182,6 +182,51 @@ def test_a_restarted_worker_continues_the_totals_in_the_middle_of_a_segment(cloc
     assert totals.spent_s == {"starved": 5, "compute": 25}
     assert second.recorder.trace == [span]
     assert len(second.steady_at) == 1
+
+
+def test_a_restart_counts_as_no_time_at_all(clock: Clock) -> None:
+    """Neither the gap between two processes counts, nor what the first one did after it saved."""
+    first = Script(clock)
+    first.batches(3)
+    saved = first.recorder.so_far()
+    first.batches(2)
+    clock.now_s += 1000
+    second = Script(clock)
+    second.recorder.continue_from(saved, [])
+    second.batches(4)
+    second.evaluation()
+    assert second.recorder.totals.samples == 8 * 7
+    assert second.counted() == 7
+
+
+def test_a_process_traces_anew_what_was_lost_with_the_one_before_it(clock: Clock) -> None:
+    first = Script(clock, traced=3)
+    first.batches(2)
+    saved = first.recorder.so_far()
+    assert not first.recorder.trace  # it is not complete
+    clock.now_s += 1000
+    began_s = clock.now_s
+    second = Script(clock, traced=3)
+    second.recorder.continue_from(saved, first.recorder.trace)
+    second.batches(4)
+    second.evaluation()
+    assert min(span.start_s for span in second.recorder.trace) >= began_s
+    assert {span.step for span in second.recorder.trace} == {0, 1, 2}
+
+
+def test_a_snapshot_is_a_kind_of_its_own(clock: Clock) -> None:
+    """It is neither work nor bubble, and the segment goes on in it."""
+    script = Script(clock, traced=2)
+    script.batches(1)
+    with script.recorder.waiting("snapshot"):
+        script.recorder.so_far()
+        clock.now_s += 7
+    script.batches(1)
+    script.evaluation()
+    totals = script.recorder.totals
+    assert (totals.batches, totals.wall_s) == (2, 27)
+    assert totals.spent_s == {"starved": 2, "compute": 10, "snapshot": 7}
+    assert "snapshot" in {span.category for span in script.recorder.trace}
 
 
 def test_what_is_saved_of_ended_segments_is_their_sum(clock: Clock) -> None:

@@ -1,4 +1,7 @@
-"""Reports leave when the device has copied them, and nobody waits for it before a mark."""
+"""Reports are sent when the device has copied their values.
+
+No host waits for this before a mark.
+"""
 
 import json
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.clock import StreamClock
+from ppll_cli.worker.nonfinite import NonFinite
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.sums import JOINED, Sums
@@ -23,7 +27,7 @@ TASK = Classification(2)
 
 
 class Device:
-    """A fake of `torch.cuda`: a queue of work that takes 1 s each, done when the test says so."""
+    """A fake `torch.cuda`: a queue of work. Each item takes 1 s, and the test says what is done."""
 
     def __init__(self) -> None:
         self.queued = self.done = 0
@@ -61,19 +65,19 @@ class Event:
 
 
 class OneModule:
-    """A chunk, as far as reports know it."""
+    """The parts of a chunk that reports use."""
 
     def __init__(self) -> None:
         self.place = Chunk(range(1), 0, 0, True)
         self.criterion = Criterion(nn.Identity(), ("x",), TASK)
         self.sums: dict[str, Sums] = {}
-        self.skipped: dict[int, Tensor] = {}
+        self.nonfinite = NonFinite(True, self.place, torch.device("cpu"))
         self.squared_norm: Tensor | None = None
         self.device = torch.device("cpu")
 
 
 class Case:
-    """A stage of one module on the fake device."""
+    """A stage with one module on the fake device."""
 
     def __init__(self) -> None:
         self.device = Device()
@@ -101,7 +105,7 @@ class Case:
         return [self.chunk]
 
     def saved(self) -> dict[int, dict[str, Any]]:
-        """What a checkpoint would hold, after it was written and read."""
+        """Return the data that a checkpoint has, after writing and reading them."""
         self.reports.pause("train")
         self.reports.send(wait=True)
         found = self.reports.unreported(self.chunks, None, torch.device("cpu"))
@@ -112,7 +116,7 @@ class Case:
         return [fields["step"] for fields in self.sent]
 
 
-def test_reports_leave_in_their_order_when_the_device_has_passed_them() -> None:
+def test_reports_are_sent_in_order_once_the_device_has_reached_them() -> None:
     case = Case()
     for step in (1, 2, 3):
         case.train(step)
@@ -153,7 +157,8 @@ def test_an_evaluation_reports_the_metric_of_further_predictions(
     cpu = torch.device("cpu")
     case.reports.take("train", 1, 1, case.chunks, replicas, cpu, rate=0.1)
     case.reports.take("test", 1, 1, case.chunks, replicas, cpu)
-    case.reports.take("test", 2, 1, case.chunks, replicas, cpu)  # nothing is left for it
+    # no evaluation batch is left for this replica
+    case.reports.take("test", 2, 1, case.chunks, replicas, cpu)
     case.reports.send(wait=True)
     training, evaluation = case.sent
     assert training["scores"] == {"accuracy": 0.25}
@@ -162,7 +167,7 @@ def test_an_evaluation_reports_the_metric_of_further_predictions(
     assert evaluation["loss"] == 0.5 * samples
 
 
-def test_events_are_used_again() -> None:
+def test_events_are_reused() -> None:
     case = Case()
     for step in range(20):
         case.train(step)
@@ -170,8 +175,8 @@ def test_events_are_used_again() -> None:
     assert case.device.made <= 6
 
 
-def test_a_mark_does_not_pass_a_loss_that_is_no_number() -> None:
-    """A checkpoint waits for everything, and nothing behind the loss is told."""
+def test_a_nonfinite_loss_is_an_error_at_the_next_mark() -> None:
+    """A checkpoint waits for all reports. No report after the non-finite loss is sent."""
     case = Case()
     case.train(1)
     case.train(2, loss=float("nan"))
@@ -181,9 +186,9 @@ def test_a_mark_does_not_pass_a_loss_that_is_no_number() -> None:
     assert case.steps == [1]
 
 
-def test_skipped_steps_are_told_with_the_report(caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_steps_are_logged_with_the_report(caplog: pytest.LogCaptureFixture) -> None:
     case = Case()
-    case.chunk.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
+    case.chunk.nonfinite.skipped = {5: torch.tensor(0.0), 6: torch.tensor(1.0)}
     case.train(7)
     assert not caplog.records
     case.reports.send(wait=True)
@@ -194,8 +199,8 @@ def test_skipped_steps_are_told_with_the_report(caplog: pytest.LogCaptureFixture
     assert len(caplog.records) == 1
 
 
-def test_what_a_step_had_is_copied_with_the_report() -> None:
-    """The norm is on the device as well: nobody waits for it."""
+def test_learning_rate_and_norm_are_copied_with_the_report() -> None:
+    """The norm is on the device too, and no host waits for it."""
     case = Case()
     for step, norm in ((1, 2.0), (2, 3.0)):
         case.chunk.squared_norm = torch.tensor(norm, dtype=torch.float64).square()
@@ -210,11 +215,11 @@ def test_what_a_step_had_is_copied_with_the_report() -> None:
     ]
 
 
-def test_what_came_between_takes_no_time() -> None:
+def test_time_after_a_pause_is_not_counted() -> None:
     case = Case()
     case.step()
     case.reports.pause("train")
-    case.device.queued += 100  # a checkpoint, say
+    case.device.queued += 100  # for example, a checkpoint is written
     case.step()
     case.report(2)
     case.reports.send(wait=True)
@@ -222,7 +227,7 @@ def test_what_came_between_takes_no_time() -> None:
 
 
 def test_an_incomplete_report_is_part_of_the_next_one() -> None:
-    """In another process: with the sums, rows and seconds that the checkpoint holds."""
+    """Another process sends the next report. It adds the sums and seconds of the checkpoint."""
     case, again = Case(), Case()
     for loss in (1.0, 2.0):
         case.step(loss)
@@ -239,15 +244,15 @@ def test_an_incomplete_report_is_part_of_the_next_one() -> None:
     assert again.saved() == {}
 
 
-def test_a_checkpoint_does_not_pass_a_loss_that_is_in_no_report_yet() -> None:
+def test_an_unreported_nonfinite_loss_is_an_error_at_a_checkpoint() -> None:
     case = Case()
     case.step(float("nan"))
     with pytest.raises(NonFiniteError, match="module 0 of a recent step"):
         case.saved()
 
 
-def test_measures_are_joined_on_the_way() -> None:
-    """There may be an epoch of them."""
+def test_measures_are_joined_while_they_are_collected() -> None:
+    """An epoch can have many of them."""
     sums = Sums()
     for number in range(1000):
         sums.add(torch.tensor(1.0), 1, torch.full((1, 2), number, dtype=torch.float64))
@@ -256,7 +261,7 @@ def test_measures_are_joined_on_the_way() -> None:
 
 
 def test_the_steady_state_never_waits_for_the_device() -> None:
-    """And its times are those of the device, though they are read later."""
+    """The times are those of the device, but they are read later."""
     device = Device()
     recorder = Recorder(StreamClock(cast(Any, device)), 0, 0, lambda: None, traced=2)
     for step in range(50):
@@ -274,7 +279,7 @@ def test_the_steady_state_never_waits_for_the_device() -> None:
     recorder.settle()
     assert recorder.totals.spent_s["compute"] == 150.0
     assert recorder.totals.wall_s == recorder.counted_s == 200.0
-    assert device.waits == 2  # for the last span, and to compare the clocks
+    assert device.waits == 2  # one for the last span, and one to compare the clocks
     first, second = recorder.trace
     assert second.start_s - first.start_s == pytest.approx(4.0)
     assert second.end_s - second.start_s == pytest.approx(3.0)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from torch import Tensor
 
 from ppll_cli.config import settings
 from ppll_cli.job.job import Job
+from ppll_cli.pipeline.rules import Channel
 from ppll_cli.prepare.preparation import prepare
+from ppll_cli.transport.journal import JournalTransport
 from ppll_cli.worker import snapshots
-from ppll_cli.worker.snapshots import _Buffer
+from ppll_cli.worker.snapshots import Interval, Snapshots, _Buffer
 from tests.conftest import assert_same, compose_config
 from tests.worker.dying import Journals
 from tests.worker.inside import Died, execute
@@ -71,6 +74,63 @@ def test_a_worker_may_die_in_a_snapshot(
     assert deaths >= 3
     assert_same(found.tensors, expected.tensors)
     assert (found.test, found.train) == (expected.test, expected.train)
+
+
+def test_snapshots_take_a_hundredth_of_the_time() -> None:
+    """A stage saves as often as that allows, and as seldom as its channels have slots for."""
+    interval = Interval(16, fixed=False)
+    assert interval.messages == 16
+    for snapshot_s, messages, between_s, expected in (
+        (0.25, 16, 80.0, 5),  # a message takes 5 s, so 5 of them are 100 times as long
+        (0.01, 5, 25.0, 1),
+        (0.3, 1, 5.0, 6),
+        (9.0, 6, 30.0, 16),
+        (0.1, 16, 0.0, 16),  # a clock that stands still
+        (0.1, 0, 1.0, 16),
+    ):
+        interval.take(snapshot_s, messages, between_s)
+        assert interval.messages == expected
+
+
+def test_the_users_number_is_the_interval() -> None:
+    interval = Interval(3, fixed=True)
+    interval.take(0.001, 3, 100.0)
+    assert interval.messages == 3
+
+
+class Clock:
+    """A clock that runs only while the test lets it."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_the_interval_follows_the_measured_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(snapshots, "perf_counter", clock)
+    channel = Channel(0, 1, "activations", 1)
+    sender = JournalTransport(depth=1).channel(20, 512)[0]
+    links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
+    made = Snapshots(str(tmp_path), Interval(16, fixed=False), links)
+    progress: Any = None
+
+    def batches_until_due() -> int:
+        count = 0
+        while not made.due:
+            clock.now_s += 1.0
+            sender.position += 1
+            count += 1
+        with made.timed():
+            clock.now_s += 0.035
+            made.save({}, progress)
+        return count
+
+    # The first snapshot does not count: it takes the memory too.
+    assert [batches_until_due() for _ in range(4)] == [16, 16, 4, 4]
 
 
 def test_a_buffer_holds_any_tensors(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A backward in two halves has the gradients of the whole one, bit for bit, for all that ships."""
+"""The halves of a backward compute the bits of a whole one, for all models of the program."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ppll_cli.config import settings
+from ppll_cli.pipeline.gradients import whole_backwards
 from ppll_cli.pipeline.instructions import Backward, BackwardInput, BackwardWeight
-from ppll_cli.pipeline.passes import whole_backwards
 from ppll_cli.prepare.preparation import prepare
 from ppll_cli.worker.chunk import HeldChunk
 from tests.conftest import assert_same, compose_config
@@ -15,7 +15,7 @@ from tests.worker.chunks import CPU, DATA, LARGE, MODELS, SIZES, job_of, kinds, 
 
 HOW = [["optim=sgd", "precision=fp32"], ["optim=adamw", "precision=bf16"]]
 IN_BF16 = ["vit", "resnet32", "edsr", "idle"]
-"""Models that are always tried in bf16, and in fp32 as slow tests; for others vice versa."""
+"""Models that are always tested in bf16, and as slow tests in fp32. For others, the reverse."""
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_halves_have_the_gradients_of_the_whole(
     model: str,
     how: list[str],
 ) -> None:
-    """Of inputs and parameters of every kind of unit, over uneven micro-batches, after steps."""
+    """Gradients of all kinds of units are compared, for unequal micro-batches, after steps."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     job = job_of(tmp_path, files, model, *how)
     numbers, split = kinds(job), 0
@@ -67,14 +67,14 @@ def test_the_cases_have_names_that_pass_through_and_units_without_parameters(
 
 METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local").glob("*.yaml"))
 ALWAYS = ["greedy", "fba", "man"]
-"""With the module's own feature, those of earlier modules, and weights of a later one."""
+"""Methods that read only the module's feature, also earlier features, or also later weights."""
 
 
 @pytest.mark.parametrize(
     "method", [pytest.param(m, marks=[pytest.mark.slow] * (m not in ALWAYS)) for m in METHODS]
 )
 def test_under_local_learning_nothing_is_split(method: str) -> None:
-    """No gradient enters a module, so its backward, and that of its loss, is a whole one."""
+    """No gradient is sent back to a module, so backwards of modules and of losses are whole."""
     case = ["device=cpu", "schedule=ppll", "gpus=2", "local.modules=4", *DATA, *MODELS["vit"]]
     config, _ = compose_config([*case, f"local={method}", "batch_size=4"])
     job = prepare(settings.parse(config), "unused").job

@@ -1,6 +1,6 @@
-"""Losses that watch later units see the same weights under `ll` and `ppll`, however stages are cut.
+"""Losses that watch later units get the same weights under `ll` and `ppll`, for all partitions.
 
-The runs are inside the test, and the local method is the tests' own.
+The runs are inside the test, and the local method belongs to the tests.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,10 @@ DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=2
 DATA += ["data.test_samples=23", "batch_size=8", "epochs=2", "eval_every=1"]  # 29 = 3 * 8 + 5
 VIT = ["model.dim=16", "model.depth=4", "model.heads=2", "model.dropout=0.1"]
 STARTS = ["blocks.1", "blocks.2", "blocks.3"]
-"""Of modules 2 to 4: the first has the embedding and a block, the last a block and the head."""
+"""First units of modules 2 to 4.
+
+The first module has the embedding and a block, the last a block and the head.
+"""
 
 GROUPINGS = [cuts for count in range(4) for cuts in combinations(STARTS, count)]
 
@@ -33,13 +36,13 @@ def watching(lag: int, unit: int | None = None, starts: Sequence[str] = STARTS) 
 
 
 def grouped(folder: Path, cuts: Sequence[str], *overrides: str, **changes: object) -> Outcome:
-    """A run whose stages begin at the first unit and at those that are given."""
+    """Run with stages that begin at the first unit and at the given units."""
     stages = [f"gpus={len(cuts) + 1}", "partition=manual", f"partition.cuts=[{','.join(cuts)}]"]
     return run_inside(folder, "schedule=ppll", *stages, *overrides, **changes)
 
 
 def steps_seen(outcome: Outcome, module: int) -> list[int]:
-    """How many steps the weights had that a module's loss was shown, batch by batch."""
+    """Return, for each batch, how many steps the weights had that a module's loss received."""
     return [n for n in outcome.tensors[f"auxiliary.{module}.steps"].tolist() if n != -99]
 
 
@@ -48,7 +51,7 @@ Sequential = Callable[[int], Outcome]
 
 @pytest.fixture(scope="module")
 def sequential(tmp_path_factory: pytest.TempPathFactory) -> Sequential:
-    """What `ll` ends with for a lag, made once."""
+    """Return a function that trains with `ll`, once per lag."""
 
     @cache
     def made(lag: int) -> Outcome:
@@ -62,10 +65,13 @@ def sequential(tmp_path_factory: pytest.TempPathFactory) -> Sequential:
     [(1, GROUPINGS[3:6]), (2, [STARTS]), pytest.param(5, GROUPINGS, marks=pytest.mark.slow)],
     ids=[1, 2, 5],
 )
-def test_ppll_sees_what_ll_sees(
+def test_losses_see_the_same_weights_under_ll_and_ppll(
     sequential: Sequential, tmp_path: Path, lag: int, groupings: Sequence[Sequence[str]]
 ) -> None:
-    """Eight batches, of which the fourth and the last are short, with an evaluation between."""
+    """There are eight batches, of which the fourth and the last are short.
+
+    An evaluation comes between them.
+    """
     expected = sequential(lag)
     for module in range(3):
         assert steps_seen(expected, module) == [1 - lag + step for step in range(8)]
@@ -76,14 +82,14 @@ def test_ppll_sees_what_ll_sees(
         assert found.test == expected.test
 
 
-def test_what_is_learnt_depends_on_the_lag(sequential: Sequential) -> None:
+def test_another_lag_trains_other_weights(sequential: Sequential) -> None:
     name = "model.embed.pos_embedding"
     assert not torch.equal(sequential(1).tensors[name], sequential(2).tensors[name])
 
 
 @pytest.mark.parametrize("cuts", [["blocks.1", "blocks.3"], STARTS])
-def test_several_modules_watch_one_unit_far_away(tmp_path: Path, cuts: Sequence[str]) -> None:
-    """The last block, from one, two and three stages before it."""
+def test_several_modules_can_watch_one_distant_unit(tmp_path: Path, cuts: Sequence[str]) -> None:
+    """Three modules watch the last block, from one, two and three stages before it."""
     expected = run_inside(tmp_path / "ll", "schedule=ll", *watching(3, unit=4))
     found = grouped(tmp_path / "ppll", cuts, *watching(3, unit=4))
     assert_same(found.tensors, expected.tensors)
@@ -98,12 +104,12 @@ def test_several_modules_watch_one_unit_far_away(tmp_path: Path, cuts: Sequence[
 
 
 @pytest.mark.parametrize("lag", [pytest.param(2, marks=pytest.mark.slow), 5])
-def test_a_resumed_run_goes_on_with_the_versions_on_their_way(
+def test_a_resumed_run_restores_older_versions_of_watched_weights(
     sequential: Sequential, tmp_path: Path, lag: int
 ) -> None:
-    """On other stages than before, from step 3 and 6 of 8: with a lag of 5, within it and beyond.
+    """The run resumes at step 3 and at step 6 of 8, each time with other stages.
 
-    The second run begins where the first one's versions are still initial weights.
+    At step 3, the versions for a lag of 5 are still the initial weights.
     """
     method = watching(lag)
     run_inside(tmp_path / "first", "schedule=ll", *method, "max_steps=3")
@@ -115,8 +121,13 @@ def test_a_resumed_run_goes_on_with_the_versions_on_their_way(
         assert_same(found.tensors, sequential(lag).tensors)
 
 
-def test_weights_of_a_file_are_the_initial_ones(sequential: Sequential, tmp_path: Path) -> None:
-    """Before so many batches have run, a loss sees what the watched unit began with."""
+def test_losses_see_weights_of_a_file_as_initial_weights(
+    sequential: Sequential, tmp_path: Path
+) -> None:
+    """In the first batches, an older version does not exist.
+
+    Then the loss gets the initial weights.
+    """
     trained = sequential(5).tensors.items()
     model = {n.removeprefix("model."): t.contiguous() for n, t in trained if n[:6] == "model."}
     save_file(model, tmp_path / "model.safetensors")
@@ -131,8 +142,8 @@ def test_weights_of_a_file_are_the_initial_ones(sequential: Sequential, tmp_path
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_only_what_is_read_is_sent(tmp_path: Path, steps: int) -> None:
-    """One version a batch, those of the first batches included; nothing is left in a channel."""
+def test_one_version_of_watched_weights_is_sent_per_batch(tmp_path: Path, steps: int) -> None:
+    """Weights are sent in the first batches too. At the end, no channel holds a message."""
     found = grouped(tmp_path, ["blocks.2"], *watching(2), f"max_steps={steps}")
     (sent,) = (n for c, n in found.sent.items() if c.kind == "weights")
     size = sum(
@@ -141,7 +152,7 @@ def test_only_what_is_read_is_sent(tmp_path: Path, steps: int) -> None:
     assert sent == steps * size
 
 
-def test_versions_of_a_unit() -> None:
+def test_versions_hold_the_weights_of_the_last_steps() -> None:
     network = nn.Linear(1, 1)
     versions = Versions("unit", network, 3)
 

@@ -1,4 +1,4 @@
-"""Runs that begin with weights of a file."""
+"""Runs whose initial weights come from a file."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def test_a_worker_takes_the_tensors_of_its_own_units(
     assert_same(held, {name: tensors[name] for name in asked})
 
 
-def test_what_is_missing_is_drawn_from_the_seed(tmp_path: Path) -> None:
+def test_tensors_missing_in_the_file_are_initialized_from_the_seed(tmp_path: Path) -> None:
     tensors = tiny_model()
     file = saved(tmp_path, changed(tensors))
     job = prepared(*TINY, f"weights={file}", "weights_partial=true").job

@@ -29,7 +29,6 @@ from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import (
     CONFIG,
     options_given,
-    overrides_of,
     own_choices,
     register_resolvers,
 )
@@ -178,7 +177,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli.cli.explain import explain
-    from ppll_cli.cli.sweep import CompareRuns
+    from ppll_cli.cli.sweep import CompareRuns, note_refusal
     from ppll_cli.cli.sweeper import BasicSweeper, Sweep
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
@@ -208,7 +207,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         except (ConfigError, OmegaConfBaseException, HydraException) as error:
             if not isinstance(error, ConfigError):
                 error = explain(error, arguments)
-            _note_refusal(error)
+            note_refusal(error)
             failures.append(error)
         except Interrupted as error:
             if os.getpid() != sweep.process:  # the sweep's process would not get an exception
@@ -278,6 +277,7 @@ def _run(
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
+    from ppll_cli.cli.sweep import warn_of_tuning
     from ppll_cli.config import settings
     from ppll_cli.config.changes import changes
     from ppll_cli.config.interpolated import plain
@@ -328,30 +328,8 @@ def _run(
         if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
             remove_refused(run_dir, ours, made)
         raise
-    tunes = "basic" not in hydra_config.runtime.choices["hydra/sweeper"]
-    if (
-        tunes
-        and hydra_config.mode is RunMode.MULTIRUN
-        and run.objective.startswith(("test.", "test_ema."))
-    ):
-        log.warning(
-            "objective=%s: the sweeper tunes on the test set, so test results will be too good; "
-            "data.val_fraction=0.1 holds out a part of the training set to tune on",
-            run.objective,
-        )
+    warn_of_tuning(hydra_config, run.objective)
     return value(run.objective, summary)
-
-
-def _note_refusal(error: ConfigError) -> None:
-    """If the refused job belongs to a sweep, record it in the sweep's folder."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from ppll_cli.cli.sweep import refuse
-
-    config = HydraConfig.get()
-    if config.mode is RunMode.MULTIRUN:
-        refuse(Path(config.sweep.dir), config.job.num, overrides_of(config, "task"), str(error))
 
 
 def _refuse_arguments(_: object, message: str) -> NoReturn:

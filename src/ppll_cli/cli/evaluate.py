@@ -7,15 +7,15 @@ line import no torch.
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli.cli.arguments import Parser, script, searched
+from ppll_cli.cli.evaluation_request import EvaluationRequest
 from ppll_cli.config.commands import key_of
 from ppll_cli.config.composition import composed, register_resolvers
 from ppll_cli.config.options import conf_dir
-from ppll_cli.config.settings import Settings, parse
+from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
 from ppll_cli.data.source import PREPROCESSING
 from ppll_cli.errors import ConfigError
@@ -52,49 +52,15 @@ def main() -> NoReturn:
     script("ppll-eval", _main)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the command line asks for, checked as far as possible without torch.
-
-    Attributes:
-        run_dir: The run directory.
-        config: The run's configuration, with the evaluation's changes.
-        settings: The same configuration as typed settings.
-        checkpoint: `last`, `best`, or a number of optimizer steps.
-        ema: Whether averaged weights are evaluated.
-        split: The split to evaluate; None to evaluate none, and only predict.
-        data: Name of the data set's option.
-        other_data: Name of the data set's option if the run used another one; None if it used this
-            one.
-        batch_size: Samples per evaluation batch; None if not given.
-        pictures: Files to predict from.
-        output: Folder for the results.
-        classes: Names of the classes that the run learnt; empty if not recorded.
-    """
-
-    run_dir: Path
-    config: dict[str, Any]
-    settings: Settings
-    checkpoint: str
-    ema: bool
-    split: str | None
-    data: str
-    other_data: str | None
-    batch_size: int | None
-    pictures: Sequence[Path]
-    output: Path
-    classes: Sequence[str]
-
-
 def _main(arguments: Sequence[str]) -> None:
     asked = _asked(arguments)
 
-    from ppll_cli.cli.evaluating import report
+    from ppll_cli.cli.evaluation_report import report
 
     report(asked)
 
 
-def _asked(arguments: Sequence[str]) -> Asked:
+def _asked(arguments: Sequence[str]) -> EvaluationRequest:
     overrides = [each for each in arguments if _is_override(each)]
     options = _options([each for each in arguments if not _is_override(each)])
 
@@ -109,7 +75,7 @@ def _asked(arguments: Sequence[str]) -> Asked:
     settings = parse(config)
     make("data", settings.data)  # the class checks its arguments without torch
     given = {key_of(each) for each in overrides}
-    return Asked(
+    return EvaluationRequest(
         run.run_dir,
         config,
         settings,
@@ -194,7 +160,7 @@ def _configured(
     from hydra import initialize_config_dir
 
     from ppll_cli.cli.explain import explain
-    from ppll_cli.launch.resume import refused
+    from ppll_cli.launch.changeable import refused
 
     def check(key: str, override: str, value: Any) -> None:
         if key.split(".")[0] not in FREE:

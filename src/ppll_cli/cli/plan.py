@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
     from rich.table import Table
 
-    from ppll_cli.cli.planning import Row
+    from ppll_cli.cli.planner import Row
     from ppll_cli.predict.speed import EdgeLoad
 
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
@@ -240,7 +240,7 @@ def _show(plan: Plan, options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from ppll_cli.cli.planning import Planner
+    from ppll_cli.cli.planner import Planner
     from ppll_cli.observe.console import rich_console
     from ppll_cli.predict.interconnect import Interconnect, Link
 
@@ -275,6 +275,8 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
     wins = f": {best} wins, {known[best].speed_up:.2f} x bp" if best else ""
     columns = ["schedule", "samples/s", "bubble", "x bp", "stage ms"]
     columns += ["activations MB", "parameters MB", "edges MB/s"]
+    recovers = any(row.prediction and any(row.prediction.recovery_bytes) for row in rows.values())
+    columns += ["recovery MB"] * recovers
     table = Table(*columns, title=f"gpus={gpus}{wins}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -292,6 +294,7 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
             _each(found.activation_bytes, _mega),
             _each(found.parameter_bytes, _mega),
             _each([edge.bytes_per_batch / found.batch_s for edge in found.edges], _mega),
+            *[_each(found.recovery_bytes, _mega) if any(found.recovery_bytes) else ""] * recovers,
             style="bold" if name == best else None,
         )
     return table

@@ -1,16 +1,20 @@
 """Writes the records of a sweep: its sweeper, the jobs that were refused, and the comparison."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ppll_cli.cli.compare import show, write
 from ppll_cli.config.commands import command, short_path
+from ppll_cli.config.composition import overrides_of
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.sweeps import BASIC, SWEEP_FORMAT, read_sweep
 from ppll_cli.leaves.files import make_folder, write_json
@@ -18,6 +22,15 @@ from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.logs import for_show
 from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 from ppll_cli.observe.tracker import guarded, sweep_name
+
+log = logging.getLogger(__name__)
+
+
+def note_refusal(error: ConfigError) -> None:
+    """If the refused job belongs to a sweep, record it in the sweep's folder."""
+    config = HydraConfig.get()
+    if config.mode is RunMode.MULTIRUN:
+        refuse(Path(config.sweep.dir), config.job.num, overrides_of(config, "task"), str(error))
 
 
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
@@ -36,6 +49,23 @@ def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None
         os.write(file, line.encode())
     finally:
         os.close(file)
+
+
+def warn_of_tuning(config: Any, objective: str) -> None:
+    """Log a warning if a sweeper chooses settings by results on the test set.
+
+    Args:
+        config: Hydra's configuration of the job.
+        objective: The setting `objective`.
+    """
+    tunes = "basic" not in config.runtime.choices["hydra/sweeper"]
+    on_test_set = objective.startswith(("test.", "test_ema."))
+    if tunes and on_test_set and config.mode is RunMode.MULTIRUN:
+        log.warning(
+            "objective=%s: the sweeper tunes on the test set, so test results will be too good; "
+            "data.val_fraction=0.1 holds out a part of the training set to tune on",
+            objective,
+        )
 
 
 class CompareRuns(Callback):

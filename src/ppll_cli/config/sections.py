@@ -193,13 +193,14 @@ class Recover(Section):
             fault.
         minutes: The period for `tries`.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
-            carries a batch or a mark, or in an evaluation a part of a batch.
+            carries a batch or a mark, or in an evaluation a part of a batch. None if the program
+            chooses the number, and takes snapshots more often where they cost little.
     """
 
     name: Literal["off", "auto", "stage"] = "off"
     tries: Count = 10
     minutes: Positive = 60
-    every: Annotated[int, Field(ge=1, le=1024)] = 16
+    every: Annotated[int, Field(ge=1, le=1024)] | None = None
 
 
 class CheckpointSettings(Section):

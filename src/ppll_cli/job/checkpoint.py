@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -306,7 +306,7 @@ def _point_link(name: str, folder: Path) -> None:
 
 
 def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return all paths named like a checkpoint (`step-N`), each after its step, sorted by step."""
+    """Return a pair (N, path) for each path that is named like a checkpoint, `step-N`, by N."""
     found = []
     for path in Path(run_dir, "checkpoints").glob("step-*"):
         number = path.name.removeprefix("step-")
@@ -316,7 +316,7 @@ def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return the folders of all checkpoints, each after its step, sorted by step."""
+    """Return a pair (step, folder) for each checkpoint, sorted by step."""
     return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 
@@ -324,50 +324,3 @@ def has_unreported(checkpoint: Checkpoint) -> bool:
     """Return whether a checkpoint holds training measurements that were not reported."""
     with SavedTensors(checkpoint.folder) as saved:
         return bool(saved.unreported)
-
-
-def has_ema(checkpoint: Path) -> bool:
-    """Return whether a checkpoint holds averaged weights."""
-    with SavedTensors(checkpoint) as saved:
-        return any(name.startswith(EMA) for name in saved.names)
-
-
-def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
-    """Read the model's parameters and buffers, named by unit, without auxiliary networks.
-
-    Args:
-        checkpoint: The folder of the checkpoint.
-        ema: Whether to read averages instead. Integer buffers have no averages and are read as they
-            are.
-    """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its tensor
-    with SavedTensors(checkpoint) as saved:
-        names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
-        return {name: saved[key] for name, key in names.items()}
-
-
-def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
-    """Write the model's parameters and buffers, named by unit, without auxiliary networks.
-
-    Args:
-        checkpoint: The folder of the checkpoint.
-        path: The safetensors file to write.
-        ema: Whether to write averages instead.
-
-    Raises:
-        DamagedError: The files of the checkpoint do not match its manifest.
-        LaterFormatError: A newer program wrote the manifest.
-        OSError, SafetensorError: A file cannot be read, or the model cannot be written.
-    """
-    check_files(checkpoint, read_manifest(checkpoint))
-    tensors = model_tensors(checkpoint, ema)
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        unfinished.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
-        save_file(tensors, unfinished)
-        share(unfinished)
-        unfinished.rename(path)
-    except Exception:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise

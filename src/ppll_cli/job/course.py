@@ -59,7 +59,7 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """The version of the weights that a message carries, in its header instead of an item.
+    """The version of the weights in a message; the message's header has it in place of an item.
 
     Attributes:
         steps: Number of optimizer steps that have changed the weights; 0 or less for the initial
@@ -160,7 +160,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Training batches between two marks: an epoch's, or `checkpoint_every` if smaller."""
+        """Training batches between two marks: those of an epoch, or fewer (`checkpoint_every`)."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
@@ -184,7 +184,7 @@ class Course:
         sizes = self.batch_sizes()
         step = start
         saved = None
-        if step >= self.steps:  # All steps were done before, so the run is only evaluated.
+        if step >= self.steps:  # Earlier processes did all steps, so the run is only evaluated.
             yield from self._evaluation(step, self.epoch_of(step))
         while step < self.steps and not stop():
             epoch, batch = divmod(step, len(sizes))

@@ -79,7 +79,8 @@ class Job:
             one machine.
         weights: Initial weights from a file; None to initialize all weights from the seed.
         watched: The units whose weights losses of earlier modules read, by index in the model.
-        recovers: Whether a worker that fails is started again alone.
+        snapshot_every: Largest number of messages on a channel between two snapshots of a stage,
+            from which a worker that fails is started again; 0 if none is started again.
     """
 
     settings: Settings
@@ -98,7 +99,12 @@ class Job:
     homes: tuple[int, ...] = ()
     weights: Weights | None = None
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
-    recovers: bool = False
+    snapshot_every: int = 0
+
+    @property
+    def recovers(self) -> bool:
+        """Whether a worker that fails is started again alone."""
+        return self.snapshot_every > 0
 
     @property
     def replicas(self) -> int:
@@ -211,7 +217,7 @@ class Job:
         return any(isinstance(each, BackwardInput) for stream in self.streams() for each in stream)
 
     def microbatch_counts(self) -> set[int]:
-        """Return the set of possible numbers of micro-batches in a replica's share of a batch."""
+        """Return all numbers of micro-batches that a replica's share of a batch can have."""
         sizes, replicas = {*self.course.batch_sizes()}, range(self.replicas)
         return {len(self.microbatches(size, replica)) for size in sizes for replica in replicas}
 
@@ -243,7 +249,7 @@ class Job:
         if not self.recovers:
             return 0
         parts = self.microbatch_counts() | self.course.evaluation_counts()
-        return self.settings.recover.every + max(parts)
+        return self.snapshot_every + max(parts)
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
         """Return the names of the tensors that are sent, by sending and receiving stage."""

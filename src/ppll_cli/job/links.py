@@ -1,4 +1,7 @@
-"""A worker's connections, and the sequence of batches and marks that it reads from them."""
+"""A worker's connections, and the sequence of batches and marks that it reads from them.
+
+A mark asks for an evaluation report, a checkpoint or the end of the run; see `job.course`.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
@@ -29,12 +32,12 @@ class StopFlag(Protocol):
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a worker that is started again continues the work of the one before it.
+    """What a worker needs to be restarted, and to continue the work of the failed worker before it.
 
     Attributes:
         folder: The folder for snapshots of the worker's state.
-        saved: Number of steps done at the last checkpoint of which the worker before has written
-            its file; -1 if there is none.
+        saved: Step of the last checkpoint for which the failed worker has written its file; -1 if
+            there is none.
     """
 
     folder: str
@@ -67,7 +70,7 @@ class Links:
         followers: Only in replica 0 of stage 0: the senders to the stage's other replicas, by
             replica number.
         leader: Only in these other replicas: the receiver from replica 0.
-        recovery: None if a worker that fails is not started again.
+        recovery: What the worker needs to be restarted; None if workers are not restarted.
     """
 
     senders: Mapping[Channel, Sender]
@@ -131,8 +134,8 @@ def upcoming(
         links: The worker's connections.
         wait: A function that waits for an end of a channel. It gets the end and the kind of time
             to record: "blocked" (no free slot) or "starved" (no message).
-        before: The items that are not yielded again, because the worker before this one handled
-            them. Receivers of a restarted worker are already behind these items.
+        before: How many items the failed worker before this one has handled. They are not yielded
+            again. The receivers of a restarted worker have already passed them.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):
@@ -160,8 +163,8 @@ def upcoming(
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
     """Yield the items that stage 0 decides on, without those that are done already.
 
-    A restarted worker repeats the decisions that other stages know already. They are in the headers
-    of the messages that the worker before it has sent.
+    A restarted worker repeats the decisions that other stages already know. It reads them from the
+    headers of the messages that the failed worker before it has sent.
     """
     handled = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

@@ -20,8 +20,8 @@ from ppll_cli.observe.progress import KINDS, Look
 ALIVE_LIMIT_S = 6.0
 """Seconds without a sign of life after which the parent regards a worker as stopped.
 
-The parent must notice a stopped process within 10 s, even if it checks 3 s late. On a machine that
-is far too busy, a running worker can also be regarded as stopped."""
+The parent must notice a stopped process within 10 s, even if it checks 3 s late. On a heavily
+overloaded machine, a worker that runs can be regarded as stopped too."""
 
 STARTING_ALIVE_LIMIT_S = 60.0
 """The limit in seconds that replaces `ALIVE_LIMIT_S` until the worker has ended its first batch."""
@@ -65,7 +65,7 @@ class Pulse(ctypes.Structure):
         progress_s: Monotonic time of the main thread's last progress.
         limit_s: Seconds that the current activity may take; 0 for no limit.
         doing: Name of the current activity.
-        item: The batch or mark to which the activity belongs.
+        item: The batch or mark (see `job.course`) to which the activity belongs.
         step: Number of optimizer steps done.
         sent: Number of messages sent to the next stage.
         received: Number of messages received from the stage before.

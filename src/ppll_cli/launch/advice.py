@@ -32,13 +32,13 @@ COMPARED: Mapping[str, Schedule] = {
     "gpipe": GPipe(microbatches=MICROBATCHES),
     "ppll": PPLL(),
 }
-"""The schedules with which `comparison` compares a run, by their option of `schedule`."""
+"""The schedules that `comparison` considers, by the names of their `schedule=` options."""
 
 OWN = ("schedule", "gpus", "objective", "max_minutes", "recover")
-"""Keys whose overrides `comparison` leaves out.
+"""Keys whose overrides the command of `comparison` does not repeat.
 
-`comparison` sets `schedule` and `gpus` itself, only a sweeper needs `objective`, `max_minutes`
-limits this run alone, and most schedules refuse `recover=stage`.
+`comparison` sets `schedule` and `gpus` itself, only a sweeper needs `objective`, `max_minutes` is a
+limit for this run alone, and most schedules refuse `recover=stage`.
 """
 
 LONGEST = 1000
@@ -54,12 +54,12 @@ def go_on(
 ) -> str:
     """Return the command that resumes a run.
 
-    The command repeats classes that are given as overrides, because `resume` imports no user's
-    class that only the run directory names.
+    The command repeats each override that names a class. `resume` imports a user's class only if
+    the command line names it; the name in the run directory is not enough.
 
     Args:
         run_dir: The run directory.
-        options: Options of the command line that name folders of configurations.
+        options: Command-line options that name folders of configurations, such as `--config-dir`.
         changes: The overrides that turn the defaults into the configuration; None if unknown.
         config: The run's configuration.
         choices: The option chosen in each group.
@@ -70,7 +70,7 @@ def go_on(
         known = {key_of(change) for change in classes}
         found = [(key, path) for key, path in targets_in(config) if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]
-    tracker = choices.get("tracker", "none")  # `resume` tracks a run only if asked for again
+    tracker = choices.get("tracker", "none")  # `resume` does not track a run by itself
     again = [] if tracker == "none" else [setting("tracker", tracker)]
     return command("ppll-run", *options, setting("resume", str(run_dir)), *again, *classes)
 
@@ -87,8 +87,8 @@ def comparison(
 
     Args:
         settings: Settings of the run.
-        prepared: The run.
-        options: Options of the command line that name folders of configurations.
+        prepared: The prepared run.
+        options: Command-line options that name folders of configurations, such as `--config-dir`.
         changes: The overrides that turn the defaults into the configuration.
         resumed: Whether the run was resumed.
 
@@ -99,7 +99,7 @@ def comparison(
     job = prepared.job
     there = settings.model_copy(update={"gpus": gpus})
     beside = settings.device == "auto" and {*job.devices} == {"cpu"} and torch.cuda.device_count()
-    if beside:  # otherwise a schedule that needs only one device would take the GPU
+    if beside:  # the run was on CPU; `auto` would give a schedule with one worker the GPU
         there = there.model_copy(update={"device": "cpu"})
     accepted = [name for name, one in COMPARED.items() if _accepts(there, prepared, one)]
     if len(accepted) < 2:
@@ -109,18 +109,19 @@ def comparison(
     if beside:
         given.append("device=cpu")
     fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
-    if resumed and job.local_learning and not fixed:  # the run may have begun with other stages
+    if resumed and job.local_learning and not fixed:
+        # The run may have begun with another number of stages, and keeps its modules.
         given.append(setting("local.cuts", list(prepared.cuts)))
     found = command("ppll-run", "--multirun", *options, *given)
     return found if len(found) <= LONGEST else None
 
 
 def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool:
-    """Return whether the run would start with this schedule and the devices of `settings`."""
+    """Return whether the run could start with this schedule and the devices of `settings`."""
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # may be a partition's name
+    if local.get("cuts") is not None and job.local_learning:  # `cuts` may name a partition
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

@@ -66,7 +66,7 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
     Raises:
         ConfigError: The data differ.
     """
-    if before.data_sha256 is None or identity is None:  # old record, or user's data set
+    if before.data_sha256 is None or identity is None:  # not recorded, or not given
         return
     if digest_of(identity) == before.data_sha256:
         return
@@ -89,8 +89,8 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
 
     Args:
         before: The record of the run.
-        weights: The present file, with its digest; None if the run does not need it, as when it
-            goes on from a checkpoint.
+        weights: The present file, with its digest; None if the run does not read the file, for
+            example because it resumes from a checkpoint.
 
     Raises:
         ConfigError: The digests differ.
@@ -129,7 +129,7 @@ def finished(
 
 
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
-    """Restore the run directory to its state at the checkpoint from which the run goes on.
+    """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
     Args:
         run_dir: The run directory.
@@ -146,7 +146,7 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # the earlier attempt may have had more stages
+    drop_unfinished(run_dir)  # they may hold files of stages that the run no longer has
 
 
 def short(path: Path) -> Path:

@@ -27,15 +27,16 @@ REMEDIES = {
     errno.ESTALE: "the network disk has lost it: check the disk",
     errno.EIO: "the disk has failed: check it",
 }
-"""What the user can do when results cannot be written, by the operating system's error number."""
+"""What the user can do if results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Error numbers that always concern a disk.
+"""Error numbers that always mean that results cannot be written.
 
-The other keys of `REMEDIES` do so only for a file in the run directory."""
+The other keys of `REMEDIES` mean this only if the error names no file, or a file in the run
+directory."""
 
 _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
-"""How an error number is written in messages of libraries such as safetensors."""
+"""Matches the operating system's error number in messages of safetensors and of Python."""
 
 
 def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
@@ -64,10 +65,10 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
 
 
 def tell_of_restart(report: Mapping[str, Any]) -> None:
-    """Log the fault of a worker, and that the worker starts again.
+    """Log why a worker failed, and that the worker is restarted.
 
     Args:
-        report: The report of the fault.
+        report: The report of the failure.
     """
     lines = [f"ppll-run: {WorkerFailedError(dict(report))}", *_where(report)]
     lines.append(f"  stage {report['stage']} restarts; the other stages wait for it")
@@ -94,7 +95,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
     Args:
         error: The exception.
         run_dir: The run directory.
-        doing: The start of the message, which says what could not be done.
+        doing: The start of the message, such as "summary.json could not be written"; may be empty.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         remedy: str | None = _remedy(error.errno or 0, run_dir)

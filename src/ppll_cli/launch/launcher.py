@@ -25,7 +25,7 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.3
-"""Seconds to wait after a failure, because the worker that caused it may end a little later."""
+"""Seconds to wait after a failure: the worker that caused it may itself end a little later."""
 
 FORGOTTEN = 255
 """Exit status that multiprocessing reports for a worker whose fork server is gone."""
@@ -37,7 +37,8 @@ class Ending:
 
     Attributes:
         reports: The last report of each worker, in the order of the job's seats.
-        signal: The signal that asked for a stop, SIGTERM if the time was up; None if neither.
+        signal: The signal that asked the workers to stop; SIGTERM if the time limit was reached;
+            None if the workers were not asked to stop.
     """
 
     reports: list[Report]
@@ -61,15 +62,15 @@ def launch(
             the last report. Machine 0 calls it for the workers of all machines.
         on_start: Called with the pulse of each worker, once the workers have been started.
         fleet: The machines of the run; None if there is only one.
-        until_s: The time, on the clock of `time.monotonic`, at which the launcher stops the run as
-            at SIGTERM; None for no limit.
+        until_s: The time, on the clock of `time.monotonic`, at which the launcher stops the workers
+            as if it had received SIGTERM; None for no limit.
 
     Returns:
         How the workers ended. Only machine 0 has their last reports.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.
-        RunFailedError: A process of multiprocessing itself is gone or stopped, or another machine
+        RunFailedError: A helper process of multiprocessing is gone or stopped, or another machine
             failed; all workers have been stopped.
         Interrupted: A second signal came; all workers have been stopped.
     """
@@ -84,9 +85,9 @@ def launch(
     with (
         stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
-        _restarting(job, on_report) as restarts,  # exits after the workers are gone
+        _restarting(job, on_report) as restarts,  # removes its folder after the workers are gone
         _none_left(workers),
-        _telling(others, fleet),  # exits first: killing workers makes other machines' workers fail
+        _telling(others, fleet),  # exits first: after a kill, other machines' workers fail too
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -175,11 +176,12 @@ def _watch(
     others: Leader | Follower | None,
     restarts: Restarts | None,
 ) -> None:
-    """Wait up to a second for reports and ends of workers, and handle them.
+    """Wait up to a second until a worker reports or ends, and handle what has happened.
 
     Raises:
         WorkerFailedError: A worker failed, or a worker or machine gives no sign of life.
-        RunFailedError: A process of multiprocessing, a launcher or a transfer of files failed.
+        RunFailedError: A helper process of multiprocessing is gone or stopped, or another launcher
+            or a transfer of files failed.
     """
 
     def deal(seen: Seen, report: Report) -> None:

@@ -16,7 +16,7 @@ from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
-from ppll_cli.job import checkpoint
+from ppll_cli.job import checkpoint, model_file
 from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OURS = "ppll_cli."
-"""Prefix of the paths of this program's own classes; a caller must pass a run's other classes."""
+"""Prefix of the import paths of this program's own classes.
+
+A caller of `load_run` must pass all other classes that a run uses."""
 
 BUILT = ("model", "data")
-"""The configuration groups of which an object is made to load a run."""
+"""The configuration groups whose classes are instantiated to load a run."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class LoadedRun:
 
     Attributes:
         run_dir: The run directory.
-        settings: The run's settings; `data` is the data set to evaluate, which may be another one.
+        settings: The run's settings. `settings.data` may be replaced by another data set, on which
+            the model is to be evaluated.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model in evaluation mode. It maps images from `preprocess` to a prediction.
         data: The data set, loaded.
@@ -121,7 +124,7 @@ class LoadedRun:
         return prediction
 
     def _inputs(self, picture: "Image.Image") -> dict[str, Tensor]:
-        """Return the input tensors of a batch of this one picture, without targets."""
+        """Return the input tensors of a batch with this picture alone, without targets."""
         inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
         return inputs
 
@@ -165,7 +168,7 @@ def loaded(
         config: The run's configuration.
         name: Name of the checkpoint.
         device: Device for the model.
-        other_data: The option of the data set, if the run was trained on another one; else None.
+        other_data: The option of the data set if the run was not trained on it; else None.
         ema: Whether to load averaged weights.
 
     Raises:
@@ -201,10 +204,10 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
         if name == "last" and not (run_dir / "checkpoints").exists() and whole.is_file():
             return load_file(whole), None
         found = checkpoint.named(run_dir, name)
-        if ema and not checkpoint.has_ema(found.folder):
+        if ema and not model_file.has_ema(found.folder):
             problem = "the run kept no averages of its weights"
             raise ConfigError("ema", ema, problem, "train with optim.ema=0.999")
-        return checkpoint.model_tensors(found.folder, ema), found.step
+        return model_file.model_tensors(found.folder, ema), found.step
     except FileNotFoundError as error:
         raise ConfigError(
             "checkpoint", name, "the run has no such checkpoint", str(error)
@@ -231,7 +234,7 @@ def _check_fit(
 
 
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
-    """Refuse to import a user's class that the run directory names, but not `classes`."""
+    """Refuse a run whose configuration names a user's class that is not in `classes`."""
     given = {each if isinstance(each, str) else class_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in BUILT}):
         if not target.startswith(OURS) and target not in given:

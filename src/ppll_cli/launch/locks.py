@@ -1,4 +1,7 @@
-"""Locks that let only one process work on a run or a sweep. A lock ends with its process."""
+"""Locks that let only one process work on a run or a sweep.
+
+The system releases a lock when the process that holds it ends.
+"""
 
 import fcntl
 import logging

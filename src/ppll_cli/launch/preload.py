@@ -1,4 +1,4 @@
-"""Sets up the fork server, which alone imports this module; every worker inherits the setup."""
+"""Sets up the fork server; every worker inherits this setup. Only the fork server imports this."""
 
 import ctypes
 import gc
@@ -10,7 +10,7 @@ from ppll_cli.leaves.forkserver import SAFE_PATH, STOPPING
 
 
 def _end_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when the thread that started it has ended."""
+    """Have the kernel send this process a signal when the thread that started it ends; 0: none."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
@@ -25,7 +25,7 @@ _end_with_parent(signal.SIGKILL)
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start do not inherit it
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs started by workers must not inherit it
     del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402

@@ -23,10 +23,10 @@ DIGEST = "sha256"
 """The key under which `config.json` stores the file's own digest."""
 
 PATHS = ("root", "cache", "folders")
-"""Keys of a data set whose values are folders, which are recorded as absolute paths."""
+"""Keys of a data set's configuration whose values are folders. They become absolute paths."""
 
 DATA_FILES = "data-files.json"
-"""The file in a run directory that lists its data, as entries of `ppll_cli.data.identity`."""
+"""The file in a run directory that holds the identity of the data; see `data.identity`."""
 
 OWN_FILES = (
     CONFIG_FILE,
@@ -111,13 +111,13 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which something else has the name of a run's file, folder or link.
+    """Refuse a run directory if one of a run's files, folders or links is not of this kind there.
 
-    Opening a FIFO would wait for ever, and a folder with the name of a result would make the run
-    fail at its very end.
+    Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
+    run fail at its very end.
 
     Raises:
-        ConfigError: Something else has one of these names.
+        ConfigError: A file, folder or link is something else.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),

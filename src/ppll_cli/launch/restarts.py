@@ -30,7 +30,8 @@ class _History:
             worker was starting.
         saved: Number of steps done at the last checkpoint of which the worker has written its file.
         reported: For each kind of report, split and module, the step of the last report.
-        began_s: The time of the last restart; None while none is under way.
+        began_s: When the fault was detected after which the worker restarts now; None while it does
+            not. As in timelines, on the clock of `perf_counter`.
     """
 
     faults: list[tuple[float, str | None]] = field(default_factory=list)
@@ -46,7 +47,8 @@ class Restarts:
         job: The job.
         folder: A folder in shared memory, for snapshots.
         tell: Called with a report of kind "restart" for each restart, and with one of kind
-            "restarted" when the new worker has set itself up.
+            "restarted" when the new worker goes on. They have `began_s`, when the fault was
+            detected, and `ended_s`, on the clock of `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -69,8 +71,9 @@ class Restarts:
             return False
         history = self._history[Seat(report["stage"], report["replica"])]
         if report["kind"] == "ready" and history.began_s is not None:
-            seconds, history.began_s = time.monotonic() - history.began_s, None
-            self._tell({**report, "kind": "restarted", "seconds": seconds})
+            times = {"began_s": history.began_s, "ended_s": report["at_s"]}
+            self._tell({**report, "kind": "restarted", **times})
+            history.began_s = None
         about = report["kind"], report.get("split"), report.get("module")
         if step <= history.reported.get(about, -1):
             return True
@@ -98,6 +101,7 @@ class Restarts:
         Raises:
             RunFailedError: The fork server is gone, or is stopped.
         """
+        now_s = time.perf_counter()
         by_seat = {watched.seat: watched for watched in workers}
         first = {Seat(each["stage"], each["replica"]): each for each in reversed(failures)}
         failed = [(by_seat[seat], report) for seat, report in first.items()]
@@ -107,7 +111,7 @@ class Restarts:
         if final:
             return final
         for watched, report in failed:
-            self._restart(watched, report, deal)
+            self._restart(watched, {**report, "began_s": now_s}, deal)
         return []
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
@@ -124,7 +128,7 @@ class Restarts:
         self, watched: Watched, report: Report, deal: Callable[[Watched, Report], None]
     ) -> None:
         history = self._history[watched.seat]
-        history.began_s = time.monotonic()
+        history.began_s = report["began_s"]
         watched.kill()  # it may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):

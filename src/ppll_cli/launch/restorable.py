@@ -1,4 +1,4 @@
-"""Check that a run can go on from a checkpoint, before workers start and would fail."""
+"""Check that a run can resume from a checkpoint, before any worker is started."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
 
     Args:
         job: The job.
-        start: The checkpoint from which the run is to go on.
+        start: The checkpoint from which the run is to resume.
 
     Raises:
         ConfigError: A tensor is missing, or has another shape.

@@ -11,7 +11,7 @@ from typing import Any
 
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.errors import Interrupted, RunFailedError
-from ppll_cli.job import checkpoint
+from ppll_cli.job import model_file
 from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
 from ppll_cli.launch.samples import write_samples
@@ -28,6 +28,7 @@ def write_results(
     summarise: Callable[..., dict[str, Any]],
     tracker: Guarded,
     reports: Sequence[Report],
+    restarts: Sequence[timeline.Restart],
     status: str,
     error: str | None = None,
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
@@ -38,6 +39,7 @@ def write_results(
         summarise: Returns the summary; takes the keyword `status`.
         tracker: Receives the summary.
         reports: The last report of each worker; empty for a run that failed.
+        restarts: The restarts of workers.
         status: How the run ended; "failed" is recorded instead if the model cannot be written.
         error: Why the run failed, if it did.
 
@@ -53,7 +55,7 @@ def write_results(
         has_model = _write_model(last, run_dir, needed=status == "completed")
     if has_model and job.settings.optim.ema is not None:
         with _noted(problems, run_dir, EMA_FILE):
-            checkpoint.write_model(last, run_dir / EMA_FILE, ema=True)
+            model_file.write_model(last, run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
         status, error = "failed", str(problems[0])
@@ -65,7 +67,7 @@ def write_results(
         write_json(run_dir / "summary.json", summary)
     if summary is not None:
         with for_show("the timeline could not be written"):
-            _draw(job, run_dir, reports, summary)
+            _draw(job, run_dir, reports, restarts, summary)
         if has_model:
             with for_show("no samples could be written"):
                 write_samples(job, run_dir)
@@ -84,21 +86,28 @@ def drop_unfinished(run_dir: Path) -> None:
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
     """Write the model of the last checkpoint and return True; return False if there is none."""
     if last.exists():
-        checkpoint.write_model(last, run_dir / MODEL_FILE)
+        model_file.write_model(last, run_dir / MODEL_FILE)
         return True
     if needed:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))
     return False
 
 
-def _draw(job: Job, run_dir: Path, reports: Sequence[Report], summary: Mapping[str, Any]) -> None:
-    """Draw the timeline if every worker traced something."""
+def _draw(
+    job: Job,
+    run_dir: Path,
+    reports: Sequence[Report],
+    restarts: Sequence[timeline.Restart],
+    summary: Mapping[str, Any],
+) -> None:
+    """Draw the timeline if every worker traced something, apart from those that restarted."""
     lanes = [report["trace"] for report in reports]
-    if lanes and all(lanes):
+    restarted = {restart.worker for restart in restarts}
+    if any(lanes) and all(lane or number in restarted for number, lane in enumerate(lanes)):
         names = [job.name(seat) for seat in job.seats]
         places = [job.place_name(seat) for seat in job.seats]
         title = timeline.title(summary)
-        timeline.write(run_dir, lanes, names, places, title, job.replicas)
+        timeline.write(run_dir, lanes, names, places, title, job.replicas, restarts)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.moved import choices_now, config_now
-from ppll_cli.config.overrides import ABSENT, at, keys, parsed, text
+from ppll_cli.config.overrides import at, keys, parsed, text
 from ppll_cli.config.targets import targets_in
 from ppll_cli.config.weights import absolute_path
 from ppll_cli.errors import ConfigError
+from ppll_cli.launch.changeable import check_free, refused, shown
 from ppll_cli.launch.record import DIGEST, PATHS, absolute, check_kinds, no_run, read_record
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, only_started
 
@@ -39,41 +40,6 @@ GROUPS = (
     "recover",
     "tracker",
 )
-
-FREE = {
-    "gpus",
-    "partition",
-    "transport",
-    "device",
-    "oversubscribe",
-    "threads",
-    "recompute",
-    "recover",
-    "tracker",
-    "max_steps",
-    "max_minutes",
-    "progress_limit",
-    "timeline",
-    "objective",
-    "name",
-    "tags",
-    "eval_every",
-    "log_every",
-    "log_grad_norm",
-    "checkpoint",
-    "data.root",
-    "data.download",
-    "data.loaders",
-    "data.cache",
-    "data.folders",
-}
-"""Keys, and groups of keys, that may be changed because they do not change what is trained."""
-
-COMPARED = ("data.folders",)
-"""Keys of `FREE` that may be changed only if the run has recorded the identity of its data."""
-
-BOUND = {"transport.wire_dtype"}
-"""Keys inside groups of `FREE` that may not be changed, because they change what is trained."""
 
 ADDED = {"recover": "off"}
 """Groups that records of older runs lack, and the option that these runs had in effect."""
@@ -139,7 +105,7 @@ class Recorded:
             log.warning(
                 "threads=%s: sums may be computed in another order than before, so the weights may "
                 "differ in their last bits",
-                _shown(threads),
+                shown(threads),
             )
         config["resume"] = str(self.run_dir)
         return config, chosen
@@ -202,17 +168,8 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse to change a key that changes what is trained, or to remove any key."""
-        free = any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
-        if key in COMPARED and self.data_sha256 is None:
-            free = False
-        given, before = override.partition("=")[2], at(self.config, key)
-        if key == "epochs" and value is not ABSENT:
-            if at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch"):
-                return
-            raise refused(key, given, before, "and its learning rate depends on it")
-        if value is ABSENT or not free:
-            raise refused(key, given, self.choices.get(key, before))
+        same_data = self.data_sha256 is not None
+        check_free(key, override, value, self.config, self.choices, same_data)
 
     def recorded_as(self, key: str) -> Any:
         """Return, for messages, the option of a group or the value of a key at the run's start."""
@@ -330,32 +287,3 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
             config[part] = {}
         config = config[part]
     config[last] = value
-
-
-def refused(
-    key: str, given: object, before: Any, reason: str = "", free: Iterable[str] = FREE
-) -> ConfigError:
-    """Return the error for a change that is not allowed.
-
-    Args:
-        key: The key.
-        given: The new value.
-        before: The value with which the run was started.
-        reason: A further reason why the key may not change; may be empty.
-        free: The keys that may be changed.
-    """
-    return ConfigError(
-        key,
-        given,
-        f"the run was started with {_shown(before)}" + (reason and f", {reason}"),
-        "keep that value, or start a new run; a resumed run may change " + ", ".join(sorted(free)),
-    )
-
-
-def _shown(value: Any) -> str:
-    """Return a value as it is written on a command line."""
-    if value is ABSENT:
-        return "no such key"
-    if isinstance(value, str):
-        return value
-    return json.dumps(value)

@@ -27,6 +27,7 @@ from ppll_cli.job.pulse import Pulse
 from ppll_cli.launch import advice, beginning, failure
 from ppll_cli.launch.beginning import short
 from ppll_cli.launch.facts import facts
+from ppll_cli.launch.faults import Faults
 from ppll_cli.launch.launcher import launch
 from ppll_cli.launch.locks import locked
 from ppll_cli.launch.machines.fleet import Fleet
@@ -60,10 +61,10 @@ class Run:
         choices: The option chosen in each group.
         run_dir: The run directory, which exists and holds nothing of another run.
         before: The record of the run to be resumed; None for a new run.
-        changes: Returns the overrides that turn the defaults into the configuration, which the user
-            is shown.
+        changes: Returns the overrides that turn the defaults into the configuration, to show them
+            to the user.
         fleet: The machines of the run, if there are several; this is machine 0.
-        options: Options of the command line that name folders of configurations.
+        options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` counts, usually the program's start, on the clock
             of `time.monotonic`; None for now.
 
@@ -91,7 +92,6 @@ class Run:
         self.changes: Sequence[str] | None = None
         self.objective = ""
         self._ready = 0
-        self._restarts: list[dict[str, Any]] = []
         self._started_s = time.perf_counter()
         self._told: PpllError | None = None
 
@@ -135,6 +135,7 @@ class Run:
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
+        self._faults = Faults(job)
         name = self.choices["transport"]
         transport = fitting(name, transport, job, machine=0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
@@ -195,7 +196,8 @@ class Run:
         run = self.choices, self.prepared, self.metrics, self.parts
         summary = summarise(*run, **known)
         if self.prepared.job.recovers:
-            summary["restarts"] = self._restarts
+            summary["recover"] = {"every": self.prepared.job.snapshot_every}
+            summary["restarts"] = self._faults.listed()
         return summary
 
     def _tell(self, error: PpllError) -> None:
@@ -220,7 +222,7 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """Prepare the job. A resumed run keeps its modules; with a checkpoint it starts there."""
+        """Prepare the job. A resumed run keeps its modules, and starts at its checkpoint if any."""
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts
@@ -261,7 +263,7 @@ class Run:
         self.console.watch(self._looks)
 
     def _looks(self) -> list[Look]:
-        return [pulse.look() for pulse in self._pulses]
+        return self._faults.marked([pulse.look() for pulse in self._pulses])
 
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
@@ -281,14 +283,8 @@ class Run:
                     for seat, stage in zip(seats, now.stages, strict=True)
                 ]
                 self.tracker.stages(line["step"], stages, line["seconds"])
-        elif report["kind"] == "restart":
-            failure.tell_of_restart(report)
-            known = {key: report[key] for key in ("stage", "phase", "batch", "error")}
-            self._restarts.append({**known, "seconds": None})
-        elif report["kind"] == "restarted":
-            log.info("stage %d goes on after %.1f s", report["stage"], report["seconds"])
-            latest = [each for each in self._restarts if each["stage"] == report["stage"]][-1]
-            latest["seconds"] = report["seconds"]
+        elif report["kind"] in ("restart", "restarted"):
+            self._faults.take(report)
         elif report["kind"] in ("counted", "saved"):
             self._saving.take(report, time.perf_counter() - self._started_s)
 
@@ -329,7 +325,8 @@ class Run:
     ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
         seconds = time.perf_counter() - self._started_s
         summarised = partial(self._summarise, reports=reports, seconds=seconds)
-        return write_results(self.prepared.job, summarised, self.tracker, reports, status, error)
+        known = reports, self._faults.drawn(), status, error
+        return write_results(self.prepared.job, summarised, self.tracker, *known)
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None

@@ -51,7 +51,7 @@ class Saving:
         else:
             passing.files[report["stage"]] = report["file"]
             passing.epoch = report["epoch"]
-            if report["stage"] == job.stages - 1:  # it has sent all metrics up to this step
+            if report["stage"] == job.stages - 1:  # this stage has sent all metrics up to the step
                 passing.metrics = self._metrics.state()
         if len(passing.files) == job.stages and len(passing.workers) == len(job.seats):
             self._finish(step, self._passing.pop(step), seconds)

@@ -18,7 +18,7 @@ from ppll_cli.prepare.preparation import Prepared
 Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
-"""Seconds that git may take to return the commit: it hangs if a network disk is gone."""
+"""Seconds that git may take to return the commit. It would hang if a network disk is gone."""
 
 
 def summarise(
@@ -36,9 +36,9 @@ def summarise(
         choices: The option chosen in each group.
         prepared: The job, and the costs of its units and auxiliary networks.
         metrics: The run's metrics file.
-        parts: The parts of the run: what was trained between one start or resumption and the next.
-            Speeds and fractions of time are those of the present part and of all parts under the
-            same conditions.
+        parts: The parts of the run; each start or resumption begins a new part. Speeds and
+            fractions of time are computed over the present part and all earlier parts with the same
+            conditions.
         reports: The last report of each worker; empty for a run that failed or has not begun.
         status: "completed", "interrupted" or "failed"; "running" before the end.
         seconds: How long the workers have trained since the run was started or resumed, with
@@ -134,6 +134,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
             "data_fraction": _fraction(counted, "data"),
             "transfer_fraction": _fraction(counted, "transfer"),
             "average_fraction": _fraction(counted, "average"),
+            **({"snapshot_fraction": _fraction(counted, "snapshot")} if job.recovers else {}),
             "peak_memory_bytes": counted and counted["peak_memory_bytes"],
             "peak_reserved_bytes": counted and counted["peak_reserved_bytes"],
         }

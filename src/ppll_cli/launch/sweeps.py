@@ -1,4 +1,4 @@
-"""`--multirun resume=SWEEP_DIR`: reads the jobs of a sweep, and whether each has begun or ended.
+"""`--multirun resume=SWEEP_DIR`: reads which jobs a sweep has, and which have begun or ended.
 
 A sweep writes `sweep.json` before its first job. Somebody else may have edited this file before it
 is read, so nothing that it names is executed unless the command line names it as well. Imports no
@@ -29,10 +29,10 @@ SWEEP_FORMAT = 1
 """Format number of `sweep.json`. Other formats are refused."""
 
 BASIC = "basic"
-"""The option of Hydra's own sweeper, which knows all jobs before the first one runs."""
+"""The option that selects Hydra's own sweeper. It knows all jobs before the first one runs."""
 
 LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
-"""The form of the keys that say how jobs are launched."""
+"""Matches the keys of overrides that say how jobs are launched."""
 
 _WHERE = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 _WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
@@ -44,7 +44,7 @@ class SweptJob:
 
     Attributes:
         number: Number of the job, from 0.
-        overrides: The job's overrides, without those of Hydra's own keys.
+        overrides: The job's overrides, without overrides of Hydra's own keys.
         folder: The job's run directory.
     """
 
@@ -79,7 +79,7 @@ class RecordedSweep:
     launcher: Sequence[str]
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides for Hydra that apply to the whole sweep, without the jobs' own.
+        """Return the overrides for Hydra that apply to all jobs of the sweep.
 
         Args:
             overrides: The overrides on the command line.
@@ -188,7 +188,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher setting's value is a number or a word, so that it is no command."""
+    """Return whether a launcher setting's value is null, a number or a word, and so no command."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False

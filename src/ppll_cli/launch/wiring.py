@@ -16,7 +16,7 @@ from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_gro
 from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
-"""How many batches or marks replica 0 of stage 0 may be ahead of the stage's other replicas."""
+"""How many items (see `job.course`) replica 0 of stage 0 may be ahead of its other replicas."""
 
 
 @dataclass
@@ -38,11 +38,12 @@ class _Way:
     Attributes:
         source: The worker that sends.
         target: The worker that receives.
-        slots: How many messages it holds.
+        slots: Number of messages that the channel holds.
         size: Largest size of a message in bytes.
-        schema: The form of its messages, as text.
-        channel: The channel between two stages, for one replica of which this channel is made. None
-            if replica 0 of stage 0 tells another replica of the stage the next batch or mark.
+        schema: Text that describes the tensors of the messages.
+        channel: The channel between the two workers' stages; each replica has its own `_Way` for
+            it. None if replica 0 of stage 0 sends the next item (see `job.course`) to another
+            replica.
     """
 
     source: Seat
@@ -54,7 +55,7 @@ class _Way:
 
     @property
     def name(self) -> str:
-        """Name of the channel's process group, if it has one."""
+        """Name of the channel's process group, which exists only between machines."""
         ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
         what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
         return f"{what}, {' to '.join(ends)}"
@@ -75,13 +76,13 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
         machine: Number of the machine, from 0.
 
     Raises:
-        ConfigError: No transport is usable, or a process may not open as many file descriptors as
-            it needs.
+        ConfigError: No transport is usable, or a process is not allowed to open as many file
+            descriptors as it needs.
     """
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [way for way in _ways(job) if _inside(job, way, machine)]
     size = sum(way.slots * way.size for way in ways)
-    if job.recovers:  # its room was checked when the job was prepared
+    if job.recovers:  # preparing the job has checked that shared memory has room
         chosen: Transport = JournalTransport(depth=transport.depth)
     else:
         chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
@@ -150,7 +151,7 @@ def _channel(
     assert theirs is not None
     assert ours is not None
     size = way.name, way.slots, way.size
-    # Weights keep their dtype: a loss that watches them sees the same values on every machine.
+    # Weights are not converted: a loss that reads them gets the same values on every machine.
     weights = way.channel is not None and way.channel.kind == "weights"
     wire = None if weights else transport.wire_dtype
     return (
@@ -171,7 +172,7 @@ def _ways(job: Job) -> Iterator[_Way]:
 
 
 def _schema(job: Job, channel: Channel, size: int) -> str:
-    """Describe a channel's messages: names, dtypes and shapes of one sample's tensors."""
+    """Return a text with the names, dtypes and shapes (of one sample) of a channel's tensors."""
     if channel.kind == "norms":
         return json.dumps(["norms", size])
     chunk = channel.chunk + (channel.kind == "gradients")
@@ -186,7 +187,7 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
 
 
 def _groups(job: Job) -> dict[str, Group]:
-    """Return all process groups by name: for each stage's replicas, and channels of machines."""
+    """Return all groups by name: of the replicas of each stage, and of channels across machines."""
     found = {}
     if job.replicas > 1:
         for stage in range(job.stages):

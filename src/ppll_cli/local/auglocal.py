@@ -22,8 +22,8 @@ class AugLocal(LocalMethod):
 
     The paper's head is a mean over positions and a Linear layer. For a model with another head,
     that head is copied, and for tokens no BatchNorm is added (both ours). In the paper's code the
-    last module has d + 1 units, so that "K=16" for ResNet-32 means 16 - d modules. The model has
-    these partitions under the names `auglocal_d3` and so on.
+    last module has d + 1 units, so that "K=16" for ResNet-32 means 16 - d modules. `local.cuts`
+    accepts these partitions by name, for example `auglocal_d3`.
 
     Args:
         depth: d of the first module, 1 or more.

@@ -23,7 +23,7 @@ class Bank:
 
     Attributes:
         long_skips: Whether the bank holds by default the tensors of the model's long skips, which
-            the model's head reads besides its input.
+            the model's head reads in addition to its input.
     """
 
     long_skips = False
@@ -57,7 +57,7 @@ class Bank:
         return FusedHead(own, widths, bank.joined, bank.shared_head, bank.normalize)
 
     def probe(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a classifier that reads the vector which a head pools, and banked features."""
+        """Return a classifier that reads a head's pooled vector and banked features."""
         own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
         return self.head(VectorHead(own.fc.in_features, own.fc.out_features), banked, bank)
 
@@ -164,7 +164,8 @@ class FusedPictureHead(nn.Module):
     but does not use the sum with x_0. With other values of `fba.features`, the bank holds maps of
     earlier modules instead of x_0 (ours).
 
-    A 1x1 convolution projects each banked map with another number of channels than the head's map.
+    If a banked map and the head's map differ in the number of channels, a 1x1 convolution projects
+    the banked map to the head's number.
     `add` sums the banked maps and the head's own map. `concatenate` concatenates them, and a 1x1
     convolution reduces the result to the head's number of channels. With its initial weights this
     convolution returns the head's own map; it learns to use the bank in training.

@@ -1,4 +1,4 @@
-"""Losses of modules whose auxiliary networks read a feature bank, and what evaluations measure."""
+"""Losses of modules with a feature bank, and the further predictions that evaluations measure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from ppll_cli.tasks.classification import ClassifierHead
 from ppll_cli.tasks.task import Task
 
 PROBE, ZEROED = "probe", "bank_zeroed"
-"""Names of further predictions: of the probe, and of the reader of the bank without its bank."""
+"""Names of further predictions: the probe's, and that of the bank's reader for a bank of zeros."""
 
 
 class BankedCriterion(Criterion):
@@ -74,7 +74,7 @@ class ProbedCriterion(Criterion):
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the probe's prediction, and if it is to be measured that for a bank of zeros."""
+        """Return the probe's prediction and, with `measure_zeroed`, the one for a bank of zeros."""
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])
         return {name: self.probe(vector, *b) for name, b in zip(self.further, banks, strict=False)}

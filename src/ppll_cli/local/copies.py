@@ -113,7 +113,7 @@ def _check_chained(site: Site, index: int, method: str) -> None:
 
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of a network's output for an input shape, found with one sample."""
-    network.eval()  # does not change BatchNorm's statistics, and draws no random numbers
+    network.eval()  # so BatchNorm's statistics stay, and no random numbers are drawn
     with torch.no_grad():
         output: torch.Tensor = network(torch.zeros(1, *shape))
     network.train()

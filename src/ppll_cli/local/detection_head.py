@@ -26,7 +26,7 @@ def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """
     if chosen is None:
         return site
-    from ppll_cli.local.level_head import with_levels  # torchvision's detectors
+    from ppll_cli.local.level_head import with_levels  # slow: imports torchvision
     from ppll_cli.tasks.detection import detection_of
     from ppll_cli.tasks.pyramid import PyramidHead
 

@@ -34,11 +34,11 @@ class FBA(LocalMethod):
     directly after the module are copied.
 
     The bank holds detached features of earlier modules, and is sent forward with the activations.
-    `bank_of` defines its form for each task; for classification, features are pooled to vectors,
-    which are joined at the head as the paper uses such vectors. The values `fba.join=input`,
-    `fba.trains=probe` and `fba.normalize=true` are variants of ours.
-    For super-resolution the bank holds by default the network's first features, which the model's
-    own head reads through its long skip.
+    `bank_of` chooses the kind of bank for each task. For classification the bank holds pooled
+    vectors, as in the paper, and the head joins them with its own vector. For super-resolution the
+    bank holds by default the network's first features, which the model's own head reads through its
+    long skip. The values `fba.join=input`, `fba.trains=probe` and `fba.normalize=true` are variants
+    of ours.
 
     Args:
         depth: Number of units copied from each later resolution stage, 1 or more. If the model has
@@ -120,7 +120,7 @@ def bank_of(task: Task, join: str = "head") -> Bank:
         return Bank()
     if isinstance(task, SuperResolution):
         return MapBank()
-    from ppll_cli.local.pyramid_bank import PyramidBank  # torchvision's detectors
+    from ppll_cli.local.pyramid_bank import PyramidBank  # slow: imports torchvision
     from ppll_cli.tasks.detection import Detection
 
     return PyramidBank(task) if isinstance(task, Detection) else Bank()

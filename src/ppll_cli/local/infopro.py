@@ -21,7 +21,7 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # ours: as for 4, because the last pair for 2 belongs to no module
+    3: (6.0, 0.0, 1.0, 2.0),  # ours: as for 4; with 2 modules there is no second auxiliary network
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
         self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, tensor, persistent=False)  # the data set defines it
+            self.register_buffer(name, tensor, persistent=False)  # from the data set, not learnt
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Compute the reconstruction loss.

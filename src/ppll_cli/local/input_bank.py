@@ -74,7 +74,7 @@ class JoinedAtInput(CopiedNetwork):
 
     def joined(self, x: Tensor, bank: Sequence[Tensor]) -> Tensor:
         """Return a module's features fused with banked features, in the shape of the former."""
-        if self.maps:  # no gradient passes here, and backward is what lacks a deterministic kernel
+        if self.maps:  # on CUDA its backward is not deterministic, but no gradient passes here
             size = x.shape[2], x.shape[3]
             bank = [F.adaptive_avg_pool2d(b.detach(), size) for b in bank]
         projected = (F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True))

@@ -19,7 +19,7 @@ Maps = Sequence[tuple[int, int]]
 """For each of several maps, its stride and its number of channels."""
 
 CONVOLUTIONS = 2
-"""Number of convolutions before the predicting one in each branch; the model's head has four."""
+"""Number of convolutions in each branch before the one that predicts; the model's head has four."""
 
 
 class LevelHead(nn.Module):
@@ -111,7 +111,7 @@ class LevelDetection(Detection):
     """
 
     style: HeadStyle
-    forced = False  # a box that fits no level of a module trains other modules
+    forced = False  # a box that fits no level of the module is left to other modules
 
     def smallest_head(self, shape: Shape) -> LevelHead:
         """Return a `LevelHead` for a map of this shape."""

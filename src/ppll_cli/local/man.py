@@ -120,7 +120,7 @@ class MAN(LocalMethod):
 
     def _detector(self, there: Site) -> Criterion:
         """Return the loss of a detector whose head reads y."""
-        from ppll_cli.tasks.detection import Detection  # torchvision's detectors
+        from ppll_cli.tasks.detection import Detection  # slow: imports torchvision
 
         data = "with class labels or boxes"
         only_for(Detection, there.task, "local", self.name, "classification and detection", data)
@@ -233,6 +233,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, except in the first batches, when no such old weights exist yet."""
+        """Update the averages, except in the first batches, when weights are not old enough."""
         if steps >= 0:
             self.mixture.take(weights)

@@ -107,7 +107,7 @@ class Criterion(nn.Module):
         return self.task.loss(prediction, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return predictions that evaluations measure besides that of `forward`, by name.
+        """Return further predictions, by name, for evaluations to measure like that of `forward`.
 
         The metric of the prediction NAME is reported as METRIC_NAME, such as `accuracy_probe`.
 
@@ -122,9 +122,8 @@ class Criterion(nn.Module):
         Args:
             weights: The watched unit's parameters by name. They are overwritten later, so this
                 method must read or copy them before it returns.
-            steps: Number of optimizer steps after which these were the unit's weights. If it is
-                below 0, training has had fewer steps than the lag, and these are the initial
-                weights.
+            steps: Number of optimizer steps that had produced these weights. If it is below 0,
+                training has done fewer steps than the lag, and these are the initial weights.
         """
 
 

@@ -19,9 +19,9 @@ Head = TypeVar("Head", bound=nn.Module)
 class AsMap(nn.Module):
     """Converts features to maps [B, C, H, W].
 
-    Our reading for transformers: the tokens of patches, [B, T, D], are arranged as the patches in
-    the square image. A class token in front is added to each patch token, because otherwise the
-    class token would not be trained. If the number of tokens fits no square, they become one
+    For transformers (our reading), patch tokens [B, T, D] are arranged in a square, in the order of
+    the patches in the image. A class token in front is added to each patch token, because otherwise
+    the class token would not be trained. If the number of tokens fits no square, they become one
     column. Vectors [B, D] become maps of one pixel.
     """
 
@@ -71,7 +71,7 @@ class Probe(nn.Module):
 def gram(rows: Tensor) -> Tensor:
     """Compute the dot products of all pairs of rows, [B, D] to [B, B], always in float32."""
     kind = rows.device.type
-    available = torch.amp.is_autocast_available(kind)  # not for the meta device
+    available = torch.amp.is_autocast_available(kind)  # False for the meta device
     with torch.autocast(kind, enabled=False) if available else nullcontext():
         return rows.float() @ rows.float().T
 

@@ -111,8 +111,8 @@ def similarities(vectors: Tensor) -> Tensor:
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
     """Return height and width of a pool's windows, so that there are at most `positions` windows.
 
-    The longer side (the height, if both sides are equal) is halved until this holds, or one window
-    is left.
+    The longer side (the height, if both sides are equal) is halved until there are at most
+    `positions` windows, or only one.
     """
     kernel_height = kernel_width = 1
     while True:

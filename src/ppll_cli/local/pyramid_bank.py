@@ -1,4 +1,4 @@
-"""The feature bank for detection: it holds maps, from which later modules make their pyramids.
+"""The feature bank for detection: it holds maps, from which later modules build their pyramids.
 
 Legend: B batch, A anchors of a picture, C classes.
 """
@@ -43,7 +43,7 @@ class PyramidBank(Bank):
         if not isinstance(self.task, LevelDetection):
             return BankedPyramid(copies.units, head, own, earlier, bank.joined)
         coarsest = max(STRIDES[0], own[0][0])
-        last = sum(stride <= coarsest for stride, _ in own) - 1  # strides never fall
+        last = sum(stride <= coarsest for stride, _ in own) - 1  # strides never decrease
         level = self.task.level_head([own[last], *earlier], bank.joined)
         return CopiedNetwork(copies.units[:last], level)
 

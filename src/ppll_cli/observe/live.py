@@ -76,7 +76,10 @@ class View:
         text.append(f"{_padded(names, columns)}time\n", style="dim")
         for row, now in zip(rows, self.now.stages, strict=True):
             text.append(_padded(row, columns))
-            append_bar(text, now.shares, room, blocks)
+            if now.restarts:
+                text.append("restarts", style="red")
+            else:
+                append_bar(text, now.shares, room, blocks)
             text.append("\n")
         append_legend(text, blocks)
         yield text

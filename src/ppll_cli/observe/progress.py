@@ -5,7 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-KINDS = ("compute", "auxiliary", "optimizer", "starved", "blocked", "data", "transfer", "average")
+KINDS = (
+    "compute",
+    "auxiliary",
+    "optimizer",
+    "starved",
+    "blocked",
+    "data",
+    "transfer",
+    "average",
+    "snapshot",
+)
 """The kinds of work and waiting into which the time of a stage is divided."""
 
 WINDOW_S = 10.0
@@ -22,6 +32,7 @@ class Look(NamedTuple):
         memory_bytes: Memory that the worker uses; None if unknown.
         counted_s: Length of the worker's steady state so far, in seconds.
         spent_s: Seconds of the steady state spent on each of `KINDS`.
+        restarts: Whether the worker has failed and is being started again.
     """
 
     step: int
@@ -30,6 +41,7 @@ class Look(NamedTuple):
     memory_bytes: int | None
     counted_s: float
     spent_s: Mapping[str, float]
+    restarts: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,11 +52,13 @@ class StageNow:
         shares: Fraction of recent time spent on each of `KINDS`; None until known.
         queued: Messages that were sent to the stage and not received yet.
         memory_bytes: Memory that the stage uses; None if unknown.
+        restarts: Whether its worker has failed and is being started again.
     """
 
     shares: Mapping[str, float] | None
     queued: int
     memory_bytes: int | None
+    restarts: bool = False
 
     def fields(self) -> dict[str, float | None]:
         """Return fractions and memory under the names that `summary.json` uses."""
@@ -115,7 +129,7 @@ class Progress:
             for one, other, last in zip(before, looks, shares, strict=True)
         ]
         stages = [
-            StageNow(share, self._queued(looks, worker), look.memory_bytes)
+            StageNow(share, self._queued(looks, worker), look.memory_bytes, look.restarts)
             for worker, (look, share) in enumerate(zip(looks, self._shares, strict=True))
         ]
         return Now(step, rate, self._left_s(now_s, step), tuple(stages))

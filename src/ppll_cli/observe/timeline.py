@@ -1,6 +1,7 @@
 """Writes a trace and a picture of the stages' work over a few batches of the steady state."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,8 +25,13 @@ COLOURS = {
     "send": "#CC79A7",
     "average": "#D55E00",
     "idle": "#FFFFFF",
+    "snapshot": "#8C564B",
+    "restart": "#000000",
 }
-"""Colours of categories, from the palette of Okabe and Ito for colour-blind readers."""
+"""Colours of categories, mostly from the palette of Okabe and Ito for colour-blind readers."""
+
+RARE = ("snapshot", "restart")
+"""Categories that the legend leaves out if the picture does not show them."""
 
 LEGEND = {
     "auxiliary": "auxiliary network",
@@ -33,6 +39,7 @@ LEGEND = {
     "data": "next batch",
     "average": "average of replicas",
     "idle": "waiting (bubble)",
+    "restart": "restart of the stage",
 }
 """Names in the legend for categories whose own names are not clear enough."""
 
@@ -81,7 +88,32 @@ class Span(NamedTuple):
 
 
 Lanes = Sequence[Sequence[Span]]
-"""The spans of each worker."""
+"""The spans of each worker; none for a worker that failed before its trace was complete."""
+
+
+class Restart(NamedTuple):
+    """A restart of a worker with `recover=stage`.
+
+    Attributes:
+        worker: Index of the worker in the list of lanes.
+        start_s: When the launcher detected the fault, in seconds on the clock of the spans.
+        end_s: When the new worker went on, or failed as well.
+        error: The fault in words.
+        phase: What the worker did when it failed.
+        batch: The batch or mark at which it failed; None if it was starting.
+    """
+
+    worker: int
+    start_s: float
+    end_s: float
+    error: str
+    phase: str
+    batch: str | None
+
+    @property
+    def span(self) -> Span:
+        """The time of the restart as a bar of the picture."""
+        return Span(self.start_s, self.end_s, "restart", None, 0)
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -111,6 +143,7 @@ def write(
     devices: Sequence[str],
     title: str,
     replicas: int = 1,
+    restarts: Sequence[Restart] = (),
 ) -> None:
     """Write `timeline.json` and `timeline.png`.
 
@@ -121,16 +154,23 @@ def write(
         devices: The device of each worker.
         title: The title of the picture.
         replicas: Number of replicas of each stage.
+        restarts: The restarts of workers.
 
     Raises:
         OSError: One of the files cannot be written.
     """
-    write_json(folder / "timeline.json", trace(lanes, names, devices, title, replicas))
-    picture(folder / "timeline.png", lanes, names, devices, title)
+    made = trace(lanes, names, devices, title, replicas, restarts)
+    write_json(folder / "timeline.json", made)
+    picture(folder / "timeline.png", lanes, names, devices, title, restarts)
 
 
 def trace(
-    lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str, replicas: int = 1
+    lanes: Lanes,
+    names: Sequence[str],
+    devices: Sequence[str],
+    title: str,
+    replicas: int = 1,
+    restarts: Sequence[Restart] = (),
 ) -> dict[str, Any]:
     """Return a Chrome trace for Perfetto: a process for each worker, times in microseconds.
 
@@ -140,8 +180,10 @@ def trace(
         devices: The device of each worker.
         title: The title of the run.
         replicas: Number of replicas of each stage.
+        restarts: The restarts of workers.
     """
-    zero_s = min(span.start_s for spans in lanes for span in spans)
+    starts_s = [span.start_s for span in chain(*lanes)]
+    zero_s = min(starts_s + [restart.start_s for restart in restarts])
     events: list[dict[str, Any]] = []
     for worker, (spans, name, device) in enumerate(zip(lanes, names, devices, strict=True)):
         place = {"pid": worker, "tid": worker}
@@ -165,6 +207,19 @@ def trace(
                     "args": {"batch": span.step, "kind": span.kind, **fields},
                 }
             )
+    for restart in restarts:
+        events.append(
+            {
+                "name": "restart",
+                "cat": "restart",
+                "ph": "X",
+                "ts": _microseconds(restart.start_s - zero_s),
+                "dur": _microseconds(restart.end_s - restart.start_s),
+                "pid": restart.worker,
+                "tid": restart.worker,
+                "args": {key: getattr(restart, key) for key in ("error", "phase", "batch")},
+            }
+        )
     events += _arrows(lanes, zero_s, replicas)
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"title": title}}
 
@@ -229,24 +284,34 @@ def _fields(instruction: Instruction | None) -> Mapping[str, int]:
 
 def window(lanes: Lanes) -> tuple[float, float]:
     """Return start and end of the time in which all stages, or else any stage, were traced."""
-    starts = [min(span.start_s for span in spans) for spans in lanes]
-    ends = [max(span.end_s for span in spans) for spans in lanes]
+    starts = [min(span.start_s for span in spans) for spans in lanes if spans]
+    ends = [max(span.end_s for span in spans) for spans in lanes if spans]
     if max(starts) < min(ends):
         return max(starts), min(ends)
     return min(starts), max(ends)
 
 
 def picture(
-    path: Path, lanes: Lanes, names: Sequence[str], devices: Sequence[str], title: str
+    path: Path,
+    lanes: Lanes,
+    names: Sequence[str],
+    devices: Sequence[str],
+    title: str,
+    restarts: Sequence[Restart] = (),
 ) -> None:
     """Draw a lane for each worker. A bar that is wide enough shows the number of its batch."""
     from matplotlib.patches import Patch
 
     start_s, end_s = window(lanes)
+    drawn = [
+        list(_clipped([*spans, *(r.span for r in restarts if r.worker == lane)], start_s, end_s))
+        for lane, spans in enumerate(lanes)
+    ]
+    shown = {span.category for spans in drawn for span in spans}
     with figure(path, min(MOST_INCHES, 1.9 + LANE_INCHES * len(lanes))) as made:
         axes = made.add_subplot()
-        for lane, spans in enumerate(lanes):
-            _draw(axes, lane, list(_clipped(spans, start_s, end_s)), end_s - start_s)
+        for lane, spans in enumerate(drawn):
+            _draw(axes, lane, spans, end_s - start_s)
         axes.set_xlim(0, 1e3 * (end_s - start_s))
         axes.set_ylim(len(lanes) - 0.5, -0.5)
         places = [f"stage {name}\n{device}" for name, device in zip(names, devices, strict=True)]
@@ -259,6 +324,7 @@ def picture(
         handles = [
             Patch(facecolor=c, edgecolor="black", linewidth=0.5, label=LEGEND.get(name, name))
             for name, c in COLOURS.items()
+            if name not in RARE or name in shown
         ]
         made.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
 

@@ -268,3 +268,6 @@ Instruction = (
     | SendMark
     | Mark
 )
+
+Stream = list[Instruction]
+"""The instructions that a stage executes for a batch or a mark, in order."""

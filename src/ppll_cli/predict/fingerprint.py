@@ -6,9 +6,13 @@ Networks with equal texts are measured once.
 import hashlib
 import inspect
 import re
+from collections.abc import Container, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
+
+from ppll_cli.job.ends import Ends
 
 
 def structure(network: nn.Module) -> str:
@@ -24,6 +28,40 @@ def structure(network: nn.Module) -> str:
         shapes = [(key, tuple(tensor.shape), tensor.dtype) for key, tensor in own]
         lines.append(f"{name}: {type(layer)} {options} {shapes}")
     return re.sub(r" at 0x[0-9a-f]+", "", "\n".join(lines))
+
+
+def unit_kinds(ends: Ends) -> list[str]:
+    """Return for each unit of a model a text; units with equal texts take the same time and memory.
+
+    Args:
+        ends: The model and the local method.
+    """
+    kinds = []
+    specs = dict(ends.batch)
+    for unit, made in zip(ends.site.units, ends.traced, strict=True):
+        with torch.device("meta"):
+            network = unit.build()
+        reads = [(name not in ends.batch, specs[name]) for name in unit.reads]
+        kinds.append(digest(structure(network), reads, made.outputs, made.cost))
+        specs.update(zip(unit.writes, made.outputs, strict=True))
+    return kinds
+
+
+def criterion_kind(
+    ends: Ends, modules: Sequence[range], module: int, learnt: Container[str]
+) -> str:
+    """Return a text that is equal for auxiliary networks with the same time and memory.
+
+    Args:
+        ends: The model and the local method.
+        modules: The units of each module.
+        module: Number of the module that the auxiliary network belongs to.
+        learnt: Names of the tensors that take gradients.
+    """
+    build, specs = ends.criterion(modules, module)
+    with torch.device("meta"):
+        unmade = build()
+    return digest(structure(unmade), [(name in learnt, specs[name]) for name in unmade.reads])
 
 
 def digest(*parts: object) -> str:

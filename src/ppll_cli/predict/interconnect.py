@@ -80,7 +80,7 @@ class Carriers:
         return link._replace(bytes_per_second=link.bytes_per_second / sharing)
 
     def of_average(self, stage: int) -> Link | None:
-        """Return the link between a stage's replicas; None if they copy gradients themselves."""
+        """Return the connection of a stage's replicas; None if they copy gradients themselves."""
         seats = [Seat(stage, replica) for replica in range(self._job.replicas)]
         apart = len({self._job.home(seat) for seat in seats}) > 1
         return (apart and self._interconnect.between) or self._interconnect.within

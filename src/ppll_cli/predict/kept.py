@@ -64,7 +64,7 @@ class Kept:
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
-        """Write a file, and replace a file or folder of its name; log a warning if this fails."""
+        """Write a file. A file or folder with its name is replaced. Log a warning if this fails."""
         if not self._writable:
             return
         path = self._folder / name

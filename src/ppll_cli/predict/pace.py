@@ -14,7 +14,7 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline; the pace is taken over as many more batches.
+"""Number of simulated batches that fill the pipeline; the pace is that of as many later batches.
 
 For any costs of instructions, the pace does not change after the second batch. If each channel has
 two slots or more, the slowest stage determines the pace. If the pipeline is drained after each

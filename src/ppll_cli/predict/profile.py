@@ -19,7 +19,7 @@ from ppll_cli.job.devices import model_of
 from ppll_cli.job.ends import Ends
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.predict.chain import Part, Work
-from ppll_cli.predict.fingerprint import digest, structure
+from ppll_cli.predict.fingerprint import criterion_kind, digest, unit_kinds
 from ppll_cli.predict.kept import Kept, Record
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.neighbours import neighbours
@@ -304,26 +304,14 @@ class Profile:
     @cached_property
     def _kinds(self) -> list[str]:
         """For each unit, a text that is equal for units with the same time and memory."""
-        kinds = []
-        specs = dict(self.ends.batch)
-        for unit, made in zip(self.ends.site.units, self.ends.traced, strict=True):
-            with torch.device("meta"):
-                network = unit.build()
-            reads = [(name not in self.ends.batch, specs[name]) for name in unit.reads]
-            kinds.append(digest(structure(network), reads, made.outputs, made.cost))
-            specs.update(zip(unit.writes, made.outputs, strict=True))
-        return kinds
+        return unit_kinds(self.ends)
 
     def _criterion(self, modules: tuple[range, ...], module: int) -> tuple[str, frozenset[str]]:
         """Return the key of an auxiliary network's record, and names of tensors with gradients."""
         if (modules, module) not in self._criteria:
-            build, specs = self.ends.criterion(modules, module)
-            with torch.device("meta"):
-                unmade = build()
             units = [self.ends.site.units[index] for index in modules[module]]
             learnt = frozenset(name for unit in units for name in unit.writes)
-            reads = [(name in learnt, specs[name]) for name in unmade.reads]
-            key = f"auxiliary {digest(structure(unmade), reads)}"
+            key = f"auxiliary {criterion_kind(self.ends, modules, module, learnt)}"
             self._criteria[modules, module] = key, learnt
         return self._criteria[modules, module]
 

@@ -30,6 +30,7 @@ from ppll_cli.predict.interconnect import (
     ring_bytes,
 )
 from ppll_cli.predict.pace import Pipeline, Times, company
+from ppll_cli.predict.recovery import recovery_bytes, with_copies
 
 ROUNDS = 8
 """Largest number of iterations in `predict`, each of which updates the overlap and the times."""
@@ -69,6 +70,8 @@ class Prediction:
         edges: The bytes that travel between stages, for each pair of stages.
         averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage that
             sends most; 0 without replicas.
+        recovery_bytes: For each stage, bytes of shared memory for snapshots and messages that
+            `recover=stage` keeps; zeros without it.
     """
 
     samples_per_second: float
@@ -79,6 +82,7 @@ class Prediction:
     parameter_bytes: list[int]
     edges: list[EdgeLoad]
     averaged_bytes: int
+    recovery_bytes: list[int]
 
 
 def predict(
@@ -107,10 +111,8 @@ def predict(
     others = neighbours_of(job) if neighbours is None else neighbours
     carriers = Carriers(job, interconnect)
     quiet = profile.at(sizes[0])
-    alone = instruction_times(job, quiet, sizes, carriers)
-    beside = alone
-    if others:
-        beside = instruction_times(job, profile.at(sizes[0], others), sizes, carriers)
+    alone = _times(job, quiet, sizes, carriers)
+    beside = _times(job, profile.at(sizes[0], others), sizes, carriers) if others else alone
     underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
     crews = [
@@ -145,7 +147,12 @@ def predict(
         parameter_bytes=_parameter_bytes(job, quiet),
         edges=_edge_loads(job, carriers, steady.batch_s),
         averaged_bytes=_averaged_bytes(job, quiet),
+        recovery_bytes=recovery_bytes(job, quiet),
     )
+
+
+def _times(job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers) -> list[Times]:
+    return with_copies(job, profile, sizes, instruction_times(job, profile, sizes, carriers))
 
 
 def bp_batch_s(modules: int, profile: Source) -> float:
@@ -165,7 +172,7 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    The machine with most workers counts. Workers for which this machine has no cores do not count.
+    This is the number on the machine with most workers, as far as this machine has cores for them.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
@@ -246,7 +253,8 @@ def _watched_bytes(job: Job, stage: int) -> int:
             older = (watch.lag - 1) * weight_bytes(job, watcher)
             kept[watch.unit] = max(older, kept.get(watch.unit, 0))
     rooms = job.channels.items()
-    slots = (r.slots * r.size for c, r in rooms if c.kind == "weights" and c.target == stage)
+    own = [r for channel, r in rooms if channel.kind == "weights" and channel.target == stage]
+    slots = ((room.slots - job.kept) * room.size for room in own)
     return sum(kept.values()) + sum(slots)
 
 

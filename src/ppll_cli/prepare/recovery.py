@@ -1,59 +1,129 @@
-"""Decides whether a worker that fails can be started again alone."""
+"""Decides whether a worker that fails can be started again alone, and how often to save stages."""
 
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
+from ppll_cli.job.snapshots import BUFFERS, snapshot_bytes
 from ppll_cli.models.trace import Cost
-from ppll_cli.transport.channel import message_bytes
 from ppll_cli.transport.journal import head_bytes
-from ppll_cli.transport.memory import more_room, no_room
+from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
 
-_SNAPSHOTS = 2
-"""Snapshots of a stage at a time: a new one is written before the old one is removed."""
+USUAL, MOST, FEWEST = 16, 64, 2
+"""How many messages a stage may pass between two snapshots if the program chooses: the usual
+number; the largest one, where the messages are small compared with the state; and the smallest one,
+where shared memory is short."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which another process sees stores in the order in which they were made."""
 
 
-def recovering(job: Job, costs: tuple[Cost, ...], notes: list[str]) -> Job:
-    """Return the job with `recovers` set as the group `recover` asks for.
+def recovering(job: Job, costs: Sequence[Cost], notes: list[str]) -> Job:
+    """Return the job with `snapshot_every` set as the group `recover` asks for.
 
     Args:
         job: The job.
-        costs: The cost of each unit and of each auxiliary network.
-        notes: A list to which a note for the user is appended if `recover=auto` changes nothing.
+        costs: The cost of each unit, and then of each module's auxiliary network.
+        notes: A list to which notes for the user are appended: the chosen number of messages, or
+            why `recover=auto` changes nothing.
 
     Raises:
         ConfigError: The configuration says `recover=stage`, which is not possible.
     """
-    able = planned(job, costs)
-    wanted = job.settings.recover.name
-    if wanted == "off" or able.recovers:
-        return able
-    problem, remedy = _obstacle(replace(job, recovers=True), costs)
-    if wanted == "stage":
+    asked = job.settings.recover
+    if asked.name == "off":
+        return job
+    obstacle = _obstacle(job)
+    if obstacle is None:
+        room = _Room.of(job, costs)
+        if every := room.every(asked.every):
+            if asked.every is None:
+                notes.append(f"recover={asked.name}: {room.told(every)} (recover.every)")
+            return replace(job, snapshot_every=every)
+        obstacle = room.obstacle(asked.every)
+    problem, remedy = obstacle
+    if asked.name == "stage":
         raise ConfigError("recover", "stage", problem, remedy)
-    problem = problem or "it has never run on CUDA, so it must be asked for with recover=stage"
     notes.append(f"recover=auto: a worker that fails ends the run: {problem}")
     return job
 
 
-def planned(job: Job, costs: tuple[Cost, ...]) -> Job:
-    """Return the job with `recovers` set if the group `recover` asks for it, and it is possible."""
-    wanted = job.settings.recover.name
-    able = replace(job, recovers=True)
-    if wanted == "off" or (wanted == "auto" and _on_cuda(job)) or any(_obstacle(able, costs)):
+def planned(job: Job, costs: Sequence[Cost]) -> Job:
+    """Return the job with `snapshot_every` set where the group `recover` asks for it and can be."""
+    try:
+        return recovering(job, costs, [])
+    except ConfigError:
         return job
-    return able
 
 
-def _obstacle(job: Job, costs: tuple[Cost, ...]) -> tuple[str, str]:
-    """Return why no worker can be started again alone, and a remedy; empty texts if one can."""
+class _Room(NamedTuple):
+    """The shared memory that channels and snapshots take, in bytes.
+
+    Attributes:
+        states: One snapshot of each stage.
+        messages: One message of each channel.
+        least: The channels, if stages save their state after each message.
+    """
+
+    states: int
+    messages: int
+    least: int
+
+    @classmethod
+    def of(cls, job: Job, costs: Sequence[Cost]) -> "_Room":
+        """Return the shared memory that a job takes if its workers can be started again."""
+        layout = job.layout
+        units = len(costs) - len(layout.modules)
+        states = 0
+        for stage in range(job.stages):
+            own = [costs[unit] for unit in layout.units(stage)]
+            own += [costs[units + module] for module in layout.modules_of(stage)]
+            states += snapshot_bytes(job, stage, sum(cost.params for cost in own))
+        rooms = replace(job, snapshot_every=1).channels.values()
+        sizes = [(room.slots, room.size + head_bytes(room.size)) for room in rooms]
+        least = sum(slots * size for slots, size in sizes)
+        return cls(states, sum(size for _, size in sizes), least)
+
+    def size(self, every: int) -> int:
+        """Return the bytes of all channels and snapshots."""
+        return BUFFERS * self.states + self.least + (every - 1) * self.messages
+
+    def wished(self) -> int:
+        """Return how many messages to allow between two snapshots, if there is room for them.
+
+        It is the usual number. Where the state is so large that the snapshots take more memory than
+        these messages, it is as many messages as take the memory of the snapshots.
+        """
+        return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
+
+    def every(self, asked: int | None) -> int:
+        """Return the number of messages, which the user may have given; 0 if there is no room."""
+        if asked is not None:
+            return asked if fits(self.size(asked)) else 0
+        return next((n for n in range(self.wished(), FEWEST - 1, -1) if fits(self.size(n))), 0)
+
+    def told(self, every: int) -> str:
+        """Return the chosen number of messages in words."""
+        words = f"a stage saves its state after at most {every} messages"
+        if every == self.wished():
+            return words
+        return f"{words} instead of {self.wished()}, because {what_is_left()}"
+
+    def obstacle(self, asked: int | None) -> tuple[str, str]:
+        """Return why there is no room even for the smallest number of messages, and a remedy."""
+        least = self.size(asked or FEWEST)
+        remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
+        return no_room(least, "its channels and snapshots") or "", remedy
+
+
+def _obstacle(job: Job) -> tuple[str, str] | None:
+    """Return why no worker can be started again alone, and a remedy; None if one can."""
     settings = job.settings
     if not job.local_learning:
         problem = "the stages of this schedule need each other's gradients in every batch"
@@ -66,6 +136,8 @@ def _obstacle(job: Job, costs: tuple[Cost, ...]) -> tuple[str, str]:
         return "restarting a single stage works on one machine only", "use recover=off"
     if not isinstance(make("transport", settings.transport), RingTransport):
         return "only transport=ring keeps messages for a replay", "use transport=ring"
+    if _on_cuda(job) and settings.recover.name == "auto":
+        return "it has never run on CUDA, so it must be asked for with recover=stage", ""
     if _on_cuda(job) and not settings.deterministic:
         problem = "on CUDA, a restarted worker may compute other bits than the one before it"
         return problem, "use deterministic=true, or recover=off"
@@ -75,27 +147,8 @@ def _obstacle(job: Job, costs: tuple[Cost, ...]) -> tuple[str, str]:
     sending = [channel.source for channel in job.channels if channel.kind == "activations"]
     if len({*sending}) < len(sending):
         return "a stage sends activations to several chunks", "use schedule=ppll, or recover=off"
-    rooms = job.channels.values()
-    size = sum(room.slots * (room.size + head_bytes(room.size)) for room in rooms)
-    size += _SNAPSHOTS * _state_bytes(job, costs)
-    if obstacle := no_room(size, "its channels and snapshots"):
-        return obstacle, f"{more_room(size)}, or a smaller recover.every"
-    return "", ""
+    return None
 
 
 def _on_cuda(job: Job) -> bool:
     return any(device.startswith("cuda") for device in job.devices)
-
-
-def _state_bytes(job: Job, costs: tuple[Cost, ...]) -> int:
-    """Return the size of one snapshot of each stage, in bytes.
-
-    It holds float32 values: each parameter, at most two values of the optimizer for it, its average
-    with `optim.ema`, and older versions of units whose weights other stages read.
-    """
-    values = 3 + (job.settings.optim.ema is not None)
-    older = sum(
-        watch.lag * message_bytes(job.watched_specs(watcher).values(), 1)
-        for watcher, watch in job.routes.watches.items()
-    )
-    return 4 * values * sum(cost.params for cost in costs) + older

@@ -30,9 +30,9 @@ On CUDA, launching an all-reduce costs more time than transferring 1 MiB."""
 class _Bucket:
     """An all-reduce bucket: parameters of one dtype, and the flat tensor that sums their gradients.
 
-    Behind the gradients, the flat tensor has counts, which the same all-reduce sums: for each
-    parameter the number of replicas that have a gradient of it, and last the number of replicas
-    that had a loss that is not finite.
+    After the gradients, the flat tensor holds counts, which the same all-reduce sums: for each
+    parameter, how many replicas have a gradient for it; and as the last element, how many replicas
+    had a loss that is not finite.
 
     In the bucket, each gradient has the strides of its parameter, so that `_foreach_copy_` can copy
     all gradients at once.
@@ -43,7 +43,7 @@ class _Bucket:
         self.missing = 0
         self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
-        # Strides without gaps or overlaps, which a parameter may have, for example an expanded one.
+        # The bucket needs strides without the gaps and overlaps that an expanded parameter has.
         self._strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
         self._parts: list[Tensor] = []  # for each parameter, its view of the flat tensor
         self._notes: Tensor | None = None
@@ -79,8 +79,8 @@ class _Bucket:
         """Wait for the sums over all replicas; on CUDA the current stream waits, not the host.
 
         Returns:
-            The counts, a vector of the gradients' dtype: for each parameter the number of replicas
-            that have a gradient of it, and last the number of replicas that had a loss that is not
+            The counts, a vector of the gradients' dtype: for each parameter, how many replicas have
+            a gradient for it; and as the last element, how many replicas had a loss that is not
             finite.
         """
         assert self._work is not None
@@ -93,8 +93,8 @@ class _Bucket:
         """Copy the sums into the parameters' gradients.
 
         Args:
-            counts: For each parameter, the number of replicas that have a gradient of it. If it is
-                0, the parameter's gradient stays None. None if this replica has all gradients.
+            counts: For each parameter, how many replicas have a gradient for it; if none has, its
+                gradient stays None. `counts` may be None if this replica has all gradients.
         """
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):
@@ -120,8 +120,8 @@ class Average:
         replicas: The replicas of the stage. Each has the same parameters in the same order.
         units: The parameters of each unit or auxiliary network, in the order of the forward.
         nonfinite: Returns whether this replica had a loss that is not finite.
-        early: Whether buckets start during the backward. Otherwise they start at the end of the
-            backward, so that they do not mix with collective operations of the backward itself.
+        early: Whether the all-reduces start during the backward. Otherwise they start at its end,
+            so that they do not mix with collective operations of the backward itself.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class Average:
         self._begun = 0
 
     def complete(self) -> None:
-        """Start all remaining buckets after a backward; do nothing if `start` was not called."""
+        """Start the all-reduces that remain after a backward; none if `start` was not called."""
         while self._begun < len(self._buckets):
             self._begin_next()
 
@@ -166,7 +166,7 @@ class Average:
         """Wait for all sums, and put them into the parameters' gradients.
 
         If this replica lacks a gradient, the host has to know whether another replica has it. Only
-        then does it wait for the device and read the counts, once for all buckets.
+        in this case the host waits for the device and reads the counts, once for all buckets.
 
         Returns:
             Whether any replica had a loss that is not finite. Always False on devices other than
@@ -181,7 +181,7 @@ class Average:
         return self._on_cpu and any(bool(each[-1] > 0) for each in notes)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
-        """Count a complete gradient, and start buckets as far as they are complete, in order."""
+        """Count a complete gradient, then start the next buckets as long as they are complete."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()

@@ -73,8 +73,8 @@ class Sender(Protocol):
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        After this call, the caller may change and free the tensors. On CUDA, work that the caller
-        queues on the device after this call may do so.
+        After this call, the caller may change and free the tensors; on CUDA, by work that it queues
+        on the device after this call.
         """
         ...
 

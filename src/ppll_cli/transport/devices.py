@@ -1,4 +1,4 @@
-"""Checks whether processes can share CUDA memory, and whether devices can access each other's."""
+"""Checks whether processes can share CUDA memory, and devices can access one another's memory."""
 
 import os
 import re

@@ -88,7 +88,7 @@ class Groups:
         self._made: dict[str, ProcessGroup] = {}
 
     def open(self, device: torch.device) -> None:
-        """Find the other workers, create all groups, and connect the groups that have this worker.
+        """Find the other workers, create all groups, and connect those that contain this worker.
 
         Args:
             device: The device of this worker.
@@ -114,7 +114,10 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation of its kind, because NCCL connects once per kind."""
+        """Connect a group by one operation, of the kind that the group is used for.
+
+        NCCL connects separately for collective operations and for point-to-point messages.
+        """
         group, made = self.groups[name], self._made[name]
         if not group.directed:
             dist.all_reduce(number, group=made)
@@ -159,7 +162,7 @@ class Groups:
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Destroy NCCL's groups, or torch would warn. Keep gloo's groups: threads use them."""
+        """Destroy NCCL's groups, or torch would warn. Keep gloo's: threads still use them."""
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)

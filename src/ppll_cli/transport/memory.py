@@ -25,7 +25,7 @@ class Memory(Protocol):
     """The memory of a ring, as one end sees it.
 
     Attributes:
-        tensor: The memory, uint8 [bytes]; None until this end has it.
+        tensor: The memory, uint8 [bytes]; None until this end has allocated or opened it.
     """
 
     tensor: Tensor | None
@@ -116,7 +116,7 @@ class DeviceMemory:
 
 def _pin(tensor: Tensor) -> bool:
     """Pin host memory, and return True; if it is already pinned, only return False."""
-    if tensor.is_pinned():  # by the other end, if both ends are in the same process
+    if tensor.is_pinned():  # both ends are in this process, and the other end has pinned it
         return False
     size = tensor.nbytes
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -139,16 +139,28 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return why shared memory has no room for `size` bytes; None if it has room.
 
-    `what` says what needs the room. Without this check, a process that uses shared memory beyond
-    its limit is killed.
+    Without this check, a process that uses shared memory beyond its limit would be killed.
+
+    Args:
+        size: Number of bytes that the run needs.
+        what: Name of the things that need these bytes, for the text.
     """
+    if fits(size):
+        return None
+    return f"{what} take {size >> 20} MiB, but {what_is_left()}"
+
+
+def fits(size: int) -> bool:
+    """Return whether shared memory has room for `size` bytes."""
     try:
-        there = shutil.disk_usage(SHARED_MEMORY)
+        return size <= USED_AT_MOST * shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # other systems have no such folder
-        return None
-    if size <= USED_AT_MOST * there.free:
-        return None
-    return f"{what} take {size >> 20} MiB, but {SHARED_MEMORY} has {there.free >> 20} MiB left"
+        return True
+
+
+def what_is_left() -> str:
+    """Return for a message how much shared memory is left."""
+    return f"{SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).free >> 20} MiB left"
 
 
 def more_room(size: int) -> str:

@@ -46,7 +46,7 @@ HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds between a lost connection and the error, so that launchers report the cause first."""
+"""Seconds after which a lost connection raises an error. The launchers report its cause before."""
 
 STAGED = 2
 """Number of slots of a sender: the worker fills one while the thread sends the other."""
@@ -164,7 +164,7 @@ class _End:
             self._side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to rank number `end` of a group, or receive them from it; wait until done."""
+        """Send bytes to worker `end` (0 or 1) of a group, or receive bytes from it, and wait."""
         if len(tensor):
             transfer(tensor, self._groups.ranks(name)[end], group=self._groups.of(name))
             Moment(tensor.device).wait()
@@ -321,7 +321,7 @@ def _copy(view: Tensor, tensor: Tensor) -> None:
     """Queue a copy of a tensor into a slot, and convert the tensor to the slot's dtype."""
     if view.device != tensor.device:
         tensor = tensor.to(view.dtype)
-        if tensor.stride() != view.stride():  # a copy with gaps would not go directly to the host
+        if tensor.stride() != view.stride():  # torch cannot copy other strides directly to the host
             compact = torch.empty_strided(
                 view.shape, view.stride(), dtype=view.dtype, device=tensor.device
             )

@@ -1,10 +1,10 @@
 """The transport of the PPLL paper: a `torch.multiprocessing.Queue` per channel, and new tensors.
 
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
-moves the copies into shared memory (on CUDA it creates IPC handles). It then writes the data by
-which the receiver maps this memory into the queue's pipe. A second pipe reports released slots to
-the sender: the queue alone would regard a slot as free when its message is received, not when the
-message is released.
+moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
+queue's pipe the data that the receiver needs to map this memory. A second pipe reports released
+slots to the sender: the queue alone would regard a slot as free when its message is received, not
+when the message is released.
 
 If a sender's process ended, its messages would be lost, because the receiver asks that process for
 the shared memory. Therefore workers do not exit before the parent has seen that all are done.

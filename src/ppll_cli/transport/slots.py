@@ -99,7 +99,7 @@ def layout_bytes(layout: Layout) -> int:
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return strides for a copy: the tensor's strides if these have no gaps or overlaps."""
+    """Return strides for a copy: the tensor's own, or dense ones if these have gaps or overlaps."""
     if tensor.is_contiguous():
         return tuple(tensor.stride())
     return tuple(torch.empty_like(tensor, device="meta").stride())

@@ -6,7 +6,7 @@ continues from these gradients, and `step` updates the weights. The inputs of a 
 so autograd stops at them.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -15,26 +15,24 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.job.course import Batch, Version
+from ppll_cli.job.course import Batch
 from ppll_cli.job.halves import WeightHalf, backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.recompute import recomputed
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.transport.replicas import Replicas
+from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
+from ppll_cli.worker.views import apart, storages
 
 
 class HeldChunk(Networks):
     """A chunk on a worker, with the tensors of the current batch, by micro-batch and name.
 
     Args:
-        job: The run.
-        number: Number of the chunk in the model, from 0.
-        site: Where auxiliary networks are attached; its module number is ignored.
-        device: The device that computes.
-        replicas: The workers that hold the same stage; None if the stage has only one.
+        number: Number of the chunk in the model, from 0. For the other arguments see `Networks`.
 
     Attributes:
         sums: Losses and metrics that are not reported yet, by split: "train" in training. Those of
@@ -66,10 +64,7 @@ class HeldChunk(Networks):
         self._outputs: dict[int, dict[str, Tensor]] = {}
         self._gradients: dict[int, dict[str, Tensor]] = {}
         self._weight_halves: dict[int, WeightHalf] = {}
-        self._generators = [torch.default_generator]
-        if device.type == "cuda":
-            index = torch.cuda.current_device() if device.index is None else device.index
-            self._generators.append(torch.cuda.default_generators[index])
+        self._generators = Generators(device)
 
     def begin(self, batch: Batch) -> None:
         """Prepare for a batch: set the networks' mode, and choose averaged or plain weights."""
@@ -95,24 +90,18 @@ class HeldChunk(Networks):
             self._leaves[micro_batch] = leaves
         self._values[micro_batch] = values
 
-    def see(self, weights: Mapping[str, Tensor], version: Version) -> None:
-        """Give the criterion a version of another module's weights, by parameter name."""
-        assert self.criterion is not None
-        with torch.no_grad():
-            self.criterion.see(weights, version.steps)
-
     def forward(self, micro_batch: int) -> None:
         """Run the units of the chunk on a micro-batch.
 
         Then run the exports, without gradients: they compute values for losses of later modules.
         """
         values, training = self._values[micro_batch], self._batch.training
-        inputs = set(map(_storage, values.values())) if self._next_is_here else set()
+        slots = storages(values.values()) if self._next_is_here else set()
         with self._autocast(), torch.set_grad_enabled(training):
             for unit, network in self.units:
                 run: Callable[..., Any] = network
                 if training:
-                    seed = partial(self._reseed, micro_batch, seeding.unit_forward, unit.name)
+                    seed = partial(self._reseed, seeding.unit_forward, unit.name, micro_batch)
                     if self.job.settings.recompute:
                         run = partial(recomputed, network, seed)
                     else:
@@ -123,18 +112,19 @@ class HeldChunk(Networks):
                 _apply(unit, network, values)
                 values.update({name: values[name].detach() for name in unit.writes})
         if self._out.names:
-            self._outputs[micro_batch] = self._handed_on(values, inputs)
+            self._outputs[micro_batch] = self._handed_on(values, slots)
 
-    def _handed_on(self, values: Mapping[str, Tensor], inputs: Container[int]) -> dict[str, Tensor]:
+    def _handed_on(self, values: Mapping[str, Tensor], slots: set[int]) -> dict[str, Tensor]:
         """Return the detached outputs of the chunk by name.
 
         If the next chunk is on this stage, an output that is a view of an input is copied: the
         channel may reuse the input's slot before the next chunk reads the view.
         """
         outputs = {name: values[name].detach() for name in self._out.names}
+        if not slots:
+            return outputs
         made = {name for unit, _ in self.units for name in unit.writes} & outputs.keys()
-        views = [name for name in made if inputs and _storage(outputs[name]) in inputs]
-        return outputs | {name: outputs[name].clone() for name in views}
+        return outputs | apart({name: outputs[name] for name in made}, slots)
 
     def take_outputs(self, micro_batch: int) -> dict[str, Tensor]:
         """Remove the detached outputs for the next chunk from this chunk, and return them."""
@@ -153,14 +143,12 @@ class HeldChunk(Networks):
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self._autocast():
-            self._reseed(micro_batch, seeding.auxiliary_forward, self.place.module)
+            self._reseed(seeding.auxiliary_forward, self.place.module, micro_batch)
             loss, prediction = self.criterion(values)
             with torch.no_grad():
                 measures = self.job.task.measure(prediction, values, training=True)
         self._add("train", loss, micro_batch, measures)
-        # On other devices the loss is checked when it is reported.
-        if self._reads_at_once and self.job.settings.optim.nonfinite == "stop":
-            self.nonfinite = self.nonfinite or not bool(loss.isfinite())
+        self.nonfinite.check(loss)
         if loss.requires_grad:  # otherwise no parameter here is trained
             (loss if share == 1 else loss * share).backward()
         self.take_gradients(
@@ -173,8 +161,7 @@ class HeldChunk(Networks):
 
     def backward(self, micro_batch: int) -> None:
         """Compute the gradients of parameters and inputs from the gradients of outputs."""
-        outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
-        self._gradients.pop(micro_batch, None)
+        outputs, gradients = self._take_roots(micro_batch)
         if outputs:
             torch.autograd.backward(outputs, gradients)
             self._own_input_gradients(micro_batch, gradients)
@@ -182,8 +169,7 @@ class HeldChunk(Networks):
 
     def backward_input(self, micro_batch: int) -> None:
         """Compute only the gradients of the inputs, from the gradients of the outputs."""
-        outputs, gradients = self._roots(self._values.pop(micro_batch), micro_batch)
-        self._gradients.pop(micro_batch, None)
+        outputs, gradients = self._take_roots(micro_batch)
         if outputs:
             leaves = list(self._leaves[micro_batch].values())
             half = backward_to_inputs(outputs, gradients, leaves, self._weights)
@@ -204,23 +190,23 @@ class HeldChunk(Networks):
             for name, leaf in leaves.items()
         }
 
-    def _roots(
-        self, values: Mapping[str, Tensor], micro_batch: int
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def _take_roots(self, micro_batch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors at which a backward starts, and their gradients.
 
-        The tensors are the chunk's outputs, including inputs that it passes on unchanged.
+        The tensors are the chunk's outputs, including inputs that it passes on unchanged. The chunk
+        forgets the micro-batch's values, so that the backward can free them.
         """
-        gradients = self._gradients.get(micro_batch, {})
+        values = self._values.pop(micro_batch)
+        gradients = self._gradients.pop(micro_batch, {})
         names = [name for name in gradients if values[name].requires_grad]
         return [values[name] for name in names], [gradients[name] for name in names]
 
-    def _own_input_gradients(self, micro_batch: int, received: Sequence[Tensor]) -> None:
+    def _own_input_gradients(self, micro_batch: int, received: list[Tensor]) -> None:
         """Copy each input's gradient that is a view of a received gradient."""
-        slots = set(map(_storage, received))
-        for leaf in self._leaves.get(micro_batch, {}).values():
-            if leaf.grad is not None and _storage(leaf.grad) in slots:
-                leaf.grad = leaf.grad.clone()
+        leaves = self._leaves.get(micro_batch, {})
+        found = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+        for name, gradient in apart(found, storages(received)).items():
+            leaves[name].grad = gradient
 
     def measure(self, micro_batch: int, split: str) -> None:
         """Compute and add the loss and metrics of an evaluation micro-batch, and free its tensors.
@@ -256,25 +242,17 @@ class HeldChunk(Networks):
         return self.job.numerics.autocast(self.device)
 
     def _reseed(
-        self, micro_batch: int, seed_of: Callable[[int, Any, int, int], int], owner: str | int
+        self, seed_of: Callable[[int, Any, int, int], int], owner: str | int, micro_batch: int
     ) -> None:
-        # Networks may draw random numbers on the CPU and on their device. torch.manual_seed would
-        # seed every device, and format a stack trace in each call.
+        """Seed what a unit or auxiliary network draws in the forward of a micro-batch."""
         batch = self._batch
-        seed, number = self.job.settings.seed, batch.first_micro_batch + micro_batch
-        seed = seed_of(seed, owner, batch.step, number)
-        for generator in self._generators:
-            generator.manual_seed(seed)
+        number = batch.first_micro_batch + micro_batch
+        self._generators.seed(seed_of(self.job.settings.seed, owner, batch.step, number))
 
 
 def split_of(split: str, name: str) -> str:
     """Return the key under which a criterion's further prediction `name` is measured."""
     return f"{split}.{name}" if name else split
-
-
-def _storage(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory."""
-    return tensor.untyped_storage().data_ptr()
 
 
 def _apply(unit: Unit, run: Callable[..., Any], values: dict[str, Tensor]) -> None:

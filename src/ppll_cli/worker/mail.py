@@ -23,7 +23,8 @@ class Mail:
         recorder: Measures the time of waits and copies.
 
     Attributes:
-        item: The batch or mark that the stage handles now; message headers carry it.
+        item: The batch or mark (see `job.course`) that the stage handles now; the headers of
+            messages contain it.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:
@@ -34,9 +35,9 @@ class Mail:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a channel is ready.
 
-        The wait has no time limit, because the stage that hangs may be another one. If another
-        worker fails, the parent ends this process. If the parent is gone, a thread of this process
-        ends it.
+        The wait has no time limit, because then another stage may be the one that hangs. If another
+        worker fails, the parent ends this process. If the parent is gone, another thread of this
+        process ends the process.
 
         Args:
             end: This worker's end of the channel.
@@ -61,6 +62,7 @@ class Mail:
             header, tensors = receiver.receive()
             expected = self._header(version, message.micro_batch, channel.chunk)
             assert header == expected, f"expected {expected} of {channel}, got {header}"
+            self._links.pulse.received += channel.kind == "activations"
             return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def release(self, instruction: Instruction) -> None:
@@ -83,6 +85,7 @@ class Mail:
         self.wait(sender, "blocked")
         with self._recorder.working("transfer", instruction):
             sender.send(self._header(version, message.micro_batch, channel.chunk), tensors)
+        self._links.pulse.sent += channel.kind == "activations"
 
     def _header(self, version: Version | None, micro_batch: int, chunk: int) -> Header:
         about = version or self.item

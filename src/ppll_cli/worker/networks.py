@@ -1,18 +1,15 @@
 """The networks of a chunk: its units, the criterion (loss) of its module, and their optimizer."""
 
-from collections.abc import Iterator
 from functools import cached_property
-from math import inf, isnan
 
 import torch
 from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.config.targets import make
-from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import learning_rate
-from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm, warn_of_skipped
+from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.job.placing import placed
 from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
 from ppll_cli.models.unit import Unit, build_unit
@@ -20,8 +17,9 @@ from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.transport.averages import Average
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.ema import Ema
+from ppll_cli.worker.nonfinite import NonFinite
 from ppll_cli.worker.synced_norm import synced
-from ppll_cli.worker.versions import Versions
+from ppll_cli.worker.versions import watched_versions
 
 
 class Networks:
@@ -35,7 +33,7 @@ class Networks:
         place: The chunk: its units and its module.
         site: Where auxiliary networks are attached; its module number is ignored.
         device: The device that computes.
-        replicas: The workers that hold the same stage; None if the stage has only one.
+        replicas: The replicas of the stage; None if the stage has only one worker.
 
     Attributes:
         place: The chunk: its units and its module.
@@ -44,11 +42,9 @@ class Networks:
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: For each unit whose weights a loss reads, by the unit's index: its last weights.
+        versions: The last weights of each unit whose weights a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
-        nonfinite: Whether a loss of the current batch is known to be infinite or NaN.
-        skipped: With `optim.nonfinite=skip` on CUDA, one flag for each step since the last report,
-            by step. Each flag is a scalar on the device: 1 if the step was skipped, else 0.
+        nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
         average: Averages the gradients over the replicas; None if the stage has only one.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
             device. Under local learning it covers the module, otherwise the whole model. None if
@@ -65,39 +61,33 @@ class Networks:
     ) -> None:
         self.job, self.place, self.device = job, place, device
         settings, seed = job.settings, job.settings.seed
-        units = [site.units[index] for index in self.place.units]
+        units = [site.units[index] for index in place.units]
         self.units = [(unit, build_unit(unit, seed)) for unit in units]
         self.exports: list[tuple[Unit, nn.Module]] = []
         self.criterion: Criterion | None = None
-        if self.place.ends_module:
-            method, site = make("local", job.local), site.at(self.place.module)
+        if place.ends_module:
+            method, site = make("local", job.local), site.at(place.module)
             self.exports = [(u, build_unit(u, seed)) for u in module_exports(method, site)]
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeding.auxiliary_weights(seed, self.place.module))
+                torch.manual_seed(seeding.auxiliary_weights(seed, place.module))
                 self.criterion = module_criterion(method, site)
         if settings.sync_batchnorm and replicas is not None:
             self.units = [(unit, synced(network, replicas)) for unit, network in self.units]
             if self.criterion is not None:
                 synced(self.criterion, replicas)
         for network in self.networks:
-            placed(network, self.device, settings.compile)
+            placed(network, device, settings.compile)
         optim = settings.optim
         self.optimizer = FusedOptimizer(optim, self.parameters) if self.parameters else None
         self.ema = None if optim.ema is None else Ema(self.units, optim.ema)
-        self.nonfinite = False
-        self.skipped: dict[int, Tensor] = {}
+        self.nonfinite = NonFinite(optim.nonfinite == "skip", place, device)
         self.squared_norm: Tensor | None = None
-        # Reading a tensor on CUDA would make the host wait for all queued work.
-        self._reads_at_once = device.type == "cpu"
         self.average: Average | None = None
         if replicas is not None:
             early = not settings.sync_batchnorm
-            self.average = Average(replicas, self.learnt, lambda: self.nonfinite, early)
-        self.versions: dict[int, Versions] = {}
-        for index, (unit, network) in zip(self.place.units, self.units, strict=True):
-            lags = [watch.lag for watch in job.routes.watches.values() if watch.unit == index]
-            if lags:
-                self.versions[index] = Versions(unit.name, network, max(lags))
+            self.average = Average(replicas, self.learnt, lambda: self.nonfinite.found, early)
+        by_index = dict(zip(place.units, self.units, strict=True))
+        self.versions = watched_versions(job.routes.watches.values(), by_index)
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -139,13 +129,6 @@ class Networks:
         """Whether the chunk has an auxiliary network."""
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
-    def named_networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the networks that a checkpoint saves, each with its name in the checkpoint."""
-        for unit, network in self.units:
-            yield f"model.{unit.name}", network
-        if self.criterion is not None:
-            yield f"auxiliary.{self.place.module}", self.criterion
-
     def start_average(self) -> None:
         """Make the next backward average gradients over the replicas of the stage."""
         assert self.average is not None
@@ -154,7 +137,7 @@ class Networks:
     def finish_average(self) -> None:
         """Wait for the averages, and replace the gradients by them."""
         assert self.average is not None
-        self.nonfinite = self.average.finish() or self.nonfinite
+        self.nonfinite.found |= self.average.finish()
 
     def complete_average(self) -> None:
         """Average the remaining gradients after a backward, if `start_average` came before it."""
@@ -174,10 +157,7 @@ class Networks:
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
         """
-        if self.nonfinite:
-            norms = [float(p.grad.norm()) for p in self.parameters if p.grad is not None]
-            largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
-            raise NonFiniteError(step, self.place.module, largest)
+        self.nonfinite.stop(step, self.parameters)
         if total is None and self.optimizer is not None and self.job.needs_norm:
             total = squared_norm(self.optimizer.parameters)
         self.squared_norm = total
@@ -187,21 +167,12 @@ class Networks:
             self.ema.update(step)
 
     def _optimize(self, optimizer: FusedOptimizer, step: int, total: Tensor | None) -> None:
-        optim = self.job.settings.optim
-        nonfinite = None
-        if total is not None and optim.nonfinite == "skip":
-            nonfinite = total.isfinite().logical_not().float()
-            if self.criterion is None:
-                pass  # the chunk at the module's end reports the skipped step
-            elif self._reads_at_once:
-                warn_of_skipped(self.place.module, [step], nonfinite[None])
-            else:
-                self.skipped[step] = nonfinite
+        optim, course = self.job.settings.optim, self.job.course
+        skip = self.nonfinite.skip(step, total)
         for versions in self.versions.values():
             versions.before_step()
         if total is not None and optim.clip_norm is not None:
             clip(optimizer.parameters, optim.clip_norm, total)
-        course = self.job.course
         rate = learning_rate(optim, step, course.steps_per_epoch, course.epochs)
-        optimizer.step(rate, nonfinite)
+        optimizer.step(rate, skip)
         optimizer.zero_grad()

@@ -12,7 +12,7 @@ from ppll_cli.worker.networks import Networks
 class Norms:
     """A vector with the squared gradient norm of every unit of the model.
 
-    Each stage writes the elements of its units, and sends the vector on.
+    Each stage writes the elements for its own units, and sends the vector to another stage.
 
     Args:
         units: Number of units of the model.
@@ -57,5 +57,5 @@ class Norms:
         return self._total
 
     def end(self) -> None:
-        """Forget the norms at the end of the batch."""
+        """Drop the norms of this batch, at its end."""
         self._vector = self._total = None

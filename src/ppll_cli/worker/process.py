@@ -51,7 +51,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
         logging.getLogger().addHandler(_ReportHandler(worker.report))
         worker.run()
         links.pulse.begin("done", None)
-        while not links.parent.poll(1.0):  # this process keeps the last tensors it has sent alive
+        while not links.parent.poll(1.0):  # sent tensors would be lost if it exited now
             pass
         if links.groups is not None:
             links.groups.close()
@@ -71,7 +71,7 @@ def _set_up(job: Job, seat: Seat) -> None:
     if settings.compile:
         prepare_compiler()
     if settings.recompute:
-        import_module("torch._dynamo")  # otherwise the first recomputed unit imports it, in a batch
+        import_module("torch._dynamo")  # or the first batch would have to import it
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.

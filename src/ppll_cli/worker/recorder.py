@@ -114,11 +114,11 @@ class Recorder:
         self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
         self._trace: _Trace | None = None  # the trace of this segment
-        self._longest: _Trace | None = None  # still without a time on the host's clock
+        self._longest: _Trace | None = None  # to be kept, once `settle` has its time on the host
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
-        """Record that a training batch begins. Its header has arrived before.
+        """Record that a training batch begins, after its header has arrived.
 
         Args:
             step: Number of optimizer steps done before the batch.
@@ -163,7 +163,7 @@ class Recorder:
         self._in_segment = 0
 
     def waiting(self, kind: str) -> AbstractContextManager[None]:
-        """Measure a wait for another stage. The device has nothing to do while it lasts."""
+        """Measure time that belongs to no instruction: a wait for another stage, or a snapshot."""
         return self._span(kind, None)
 
     def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
@@ -197,12 +197,14 @@ class Recorder:
         return found
 
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
-        """Continue where another process was when it called `so_far`, and keep its trace.
+        """Continue where another process was when it called `so_far`.
 
-        This process records no trace: the other stages were traced at another time.
+        This process records a trace only if the other one had not completed its own: the other
+        stages were traced then, and go on while they wait for this one.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
-        self._traced = 0
+        if trace:
+            self._traced = 0
 
     @contextmanager
     def _span(self, kind: str, instruction: Instruction | None) -> Iterator[None]:

@@ -27,7 +27,7 @@ class _Measured:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
-        further: The same for further predictions of the module's criterion, by name.
+        further: Results of `measure` for further predictions of the module's criterion, by name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -55,7 +55,7 @@ class _Pending:
         complete: False if a later report may contain the same batches again; otherwise True.
         modules: The measurements of each module.
         spans: First and last moment of each period in which the batches ran.
-        before_s: Seconds in which batches ran before these periods.
+        before_s: Seconds in which batches ran before the first of these periods.
         copied: The moment when all tensors are on the host.
     """
 
@@ -74,8 +74,8 @@ class Reports:
     """Copies measurements to the host, and then sends them to the parent in order.
 
     On CPU a copy is done immediately. On CUDA, waiting for a copy would leave the device without
-    work. Therefore the worker calls `send` after each step, and `send` leaves reports whose copies
-    are not done for a later call.
+    work. Therefore the worker calls `send` after each step. A report whose copies are not done yet
+    is sent by a later call.
 
     Args:
         clock: The clock of the stage's device.
@@ -130,7 +130,8 @@ class Reports:
             step: Number of optimizer steps done.
             epoch: Number of epochs begun.
             chunks: The stage's chunks; only chunks at the end of a module have measurements.
-            replicas: Sums over the replicas of the stage; None if the stage has only one.
+            replicas: The replicas of the stage, over which measurements are summed; None if the
+                stage has only one.
             device: The stage's device.
             rate: Learning rate of the last step; None in evaluation.
             complete: False if the run stops between two reports. If the run is continued, its next
@@ -181,7 +182,8 @@ class Reports:
 
         Args:
             chunks: The stage's chunks.
-            replicas: Sums over the replicas of the stage; None if the stage has only one.
+            replicas: The replicas of the stage, over which measurements are summed; None if the
+                stage has only one.
             device: The stage's device.
 
         Returns:
@@ -295,8 +297,9 @@ def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
 
 
 def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measured:
-    steps, flags = list(chunk.skipped), list(chunk.skipped.values())
-    chunk.skipped.clear()
+    skipped = chunk.nonfinite.skipped
+    steps, flags = list(skipped), list(skipped.values())
+    skipped.clear()
     norm = chunk.squared_norm
     return _Measured(
         chunk.place.module,

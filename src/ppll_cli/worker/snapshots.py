@@ -9,15 +9,18 @@ writes leaves the older snapshot. Memory is taken once, because that takes longe
 import os
 import pickle
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppll_cli.job.links import Links
+from ppll_cli.job.snapshots import messages_between
 from ppll_cli.observe.timeline import Span
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalReceiver, JournalSender
@@ -79,18 +82,47 @@ class _State:
     progress: Progress
 
 
+class Interval:
+    """How many messages, on any channel, a stage passes between two snapshots.
+
+    Args:
+        most: Largest number of messages, for which the channels have slots.
+        fixed: Whether it is always this number, as the user asks. Otherwise it is the smallest
+            number for which snapshots take little of the stage's time; see `messages_between`.
+
+    Attributes:
+        messages: The number of messages until the next snapshot.
+    """
+
+    def __init__(self, most: int, fixed: bool) -> None:
+        self.messages = self._most = most
+        self._fixed = fixed
+
+    def take(self, snapshot_s: float, messages: int, between_s: float) -> None:
+        """Fit the number of messages to what was measured.
+
+        Args:
+            snapshot_s: Seconds that the last snapshot took.
+            messages: Number of messages between the last two snapshots.
+            between_s: Seconds between them.
+        """
+        if not self._fixed and messages:
+            self.messages = messages_between(snapshot_s, between_s / messages, self._most)
+
+
 class Snapshots:
     """Writes and reads the snapshots of one worker.
 
     Args:
         folder: The worker's folder in shared memory.
-        every: Largest number of messages between two snapshots, on any channel.
+        interval: How many messages may pass between two snapshots.
         links: The worker's connections.
     """
 
-    def __init__(self, folder: str, every: int, links: Links) -> None:
+    def __init__(self, folder: str, interval: Interval, links: Links) -> None:
         self._file = Path(folder, "last")
-        self._every = every
+        self._interval = interval
+        self._ended_s: float | None = None  # when the last snapshot ended, on `perf_counter`
         self._buffers = [_Buffer(Path(folder, f"tensors-{index}")) for index in range(2)]
         self._current = 0
         self._senders: dict[Channel, JournalSender] = {}
@@ -106,11 +138,24 @@ class Snapshots:
     @property
     def due(self) -> bool:
         """Whether a snapshot must be made before the next batch or mark."""
+        return self._passed() >= self._interval.messages
+
+    def _passed(self) -> int:
+        """Return the number of messages since the last snapshot, on the channel with most."""
         kept = [receiver.kept for receiver in self._receivers.values()]
         nothing = 0, 0
         for channel, sender in self._senders.items():
             kept.append(sender.position - self._covered.get(channel, nothing)[0])
-        return max(kept) >= self._every
+        return max(kept)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Measure how long a snapshot takes, the wait for the device included."""
+        messages, began_s = self._passed(), perf_counter()
+        yield
+        before_s, self._ended_s = self._ended_s, perf_counter()
+        if before_s is not None:  # the first snapshot takes longer: its memory is new
+            self._interval.take(self._ended_s - began_s, messages, began_s - before_s)
 
     def passed(self) -> tuple[int, int]:
         """Return the number of messages sent to the next stage, and received from the last one."""

@@ -8,10 +8,10 @@ Names in a checkpoint begin with
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppll_cli.job.checkpoint import Saved
 from ppll_cli.job.weights import Weights, opened
@@ -22,7 +22,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
     """Return all tensors of some chunks that a checkpoint saves, by name."""
     found: dict[str, Tensor] = {}
     for chunk in chunks:
-        for prefix, network in chunk.named_networks():
+        for prefix, network in _named_networks(chunk):
             for name, tensor in network.state_dict().items():
                 found[f"{prefix}.{name}"] = tensor
             for name, parameter in network.named_parameters():
@@ -37,9 +37,9 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Saved) -> None:
-    """Load the state of chunks from a checkpoint. The run that saved it may have cut elsewhere."""
+    """Load the state of chunks from a checkpoint, which may be of a run with other stages."""
     for chunk in chunks:
-        for prefix, network in chunk.named_networks():
+        for prefix, network in _named_networks(chunk):
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
             for name, parameter in network.named_parameters():
                 start = f"optimizer.{prefix}.{name}."
@@ -65,6 +65,14 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
                 chunk.ema.begin()
             for versions in chunk.versions.values():
                 versions.begin()
+
+
+def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the networks that a checkpoint saves, each with its name in the checkpoint."""
+    for unit, network in chunk.units:
+        yield f"model.{unit.name}", network
+    if chunk.criterion is not None:
+        yield f"auxiliary.{chunk.place.module}", chunk.criterion
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""Number of measurement tensors to join into one; an epoch between two reports makes thousands."""
+"""Length of the list `measures` at which its tensors are joined; an epoch would add thousands."""
 
 
 @dataclass

@@ -1,12 +1,14 @@
 """Keeps a unit's weights of the last steps, for losses of other modules that read them."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ppll_cli.job.checkpoint import Saved
+from ppll_cli.models.unit import Unit
+from ppll_cli.pipeline.routes import Watch
 
 
 class Versions:
@@ -53,6 +55,22 @@ class Versions:
             for name, tensor in version.items():
                 tensor.copy_(saved[saved_name(self._unit, age, name)])
             self._older[age - 1] = version
+
+
+def watched_versions(
+    watches: Collection[Watch], units: Mapping[int, tuple[Unit, nn.Module]]
+) -> dict[int, Versions]:
+    """Return versions of each unit that a loss watches, by the unit's index.
+
+    Args:
+        watches: The units that losses watch, and how old the weights are that they read.
+        units: Units and their networks, by the unit's index in the model.
+    """
+    found: dict[int, Versions] = {}
+    for index, (unit, network) in units.items():
+        if lags := [watch.lag for watch in watches if watch.unit == index]:
+            found[index] = Versions(unit.name, network, max(lags))
+    return found
 
 
 def saved_name(unit: str, age: int, parameter: str) -> str:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -26,11 +27,11 @@ from ppll_cli.worker.interpreter import Interpreter
 from ppll_cli.worker.memory import PeakMemory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
-from ppll_cli.worker.snapshots import Progress, Snapshots
+from ppll_cli.worker.snapshots import Interval, Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 TRACED = 4
-"""Number of steady-state batches in a timeline, besides those that the channels can buffer."""
+"""Number of steady-state batches in a timeline, in addition to those that channels can buffer."""
 
 
 class Worker:
@@ -58,12 +59,12 @@ class Worker:
         self.snapshots: Snapshots | None = None
         before: Progress | None = None
         if links.recovery is not None:
-            every = settings.recover.every
-            self.snapshots = Snapshots(links.recovery.folder, every, links)
+            interval = Interval(job.snapshot_every, fixed=settings.recover.every is not None)
+            self.snapshots = Snapshots(links.recovery.folder, interval, links)
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.passed()
         if before is not None:
-            pass  # the snapshot is later than the state in which the run began
+            pass  # the snapshot holds a later state than the checkpoint or the file of weights
         elif job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
                 restore(self.chunks.values(), saved)
@@ -94,7 +95,7 @@ class Worker:
             on_steady=self.memory.reset,
             traced=TRACED + buffered if settings.timeline else 0,
         )
-        self._items = self._trained = 0  # number of batches and marks handled; of training batches
+        self._items = self._trained = 0  # batches and marks handled; training batches among them
         self._reported = 0  # the step of the last report of training
         self._training = False
         if before is not None:
@@ -126,16 +127,16 @@ class Worker:
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run.
 
-        A mark asks for something else than a batch: `Evaluate` for a report about an evaluated
-        split, `Checkpoint` for saving the weights, `End` for the end of the run.
+        A mark is an item between batches: `Evaluate` asks for a report about an evaluated split,
+        `Checkpoint` asks for saving the weights, and `End` ends the run.
         """
         if self.links.groups is not None:
             self.links.groups.open(self.device)
         for end in self.links.ends():
             end.open()
-        self.report("ready")
+        self.report("ready", at_s=perf_counter())
         if not self._items:  # otherwise the worker before this one has sent them
-            self.interpreter.send_ahead()
+            self.interpreter.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
         for item in upcoming(self.job, self.seat, self.links, wait, before):
@@ -217,6 +218,10 @@ class Worker:
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
+        with self.recorder.waiting("snapshot"), snapshots.timed():
+            self._save_snapshot(snapshots)
+
+    def _save_snapshot(self, snapshots: Snapshots) -> None:
         self.reports.send(wait=True)  # raises if a loss was not finite
         for chunk in self.chunks.values():
             chunk.use_averages(False)

@@ -1,4 +1,7 @@
-"""Launchers of a run on several machines, here all on one."""
+"""Fixtures and helpers for tests of a run on several machines.
+
+Here all of them are this machine.
+"""
 
 import json
 import os
@@ -22,8 +25,8 @@ PLAIN = ["device=cpu", "threads=1", "timeline=false"]
 USUAL = [*PLAIN, *DATA]
 LONG = [*USUAL, *VIT, "gpus=2", "epochs=100000"]
 FOUND_S = 100.0
-"""How long a run may take to end after a fault. The program finds one within 10 seconds; the rest
-is for a busy machine."""
+"""Limit for the end of a run after a fault. The program finds a fault within 10 seconds, and a busy
+machine may take longer."""
 
 HOST = socket.gethostname()
 ROOT = Path(__file__).parents[3]
@@ -35,7 +38,10 @@ Start = Callable[..., list[Session]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a launcher for each machine, of which nothing outlives the test."""
+    """Return a function that starts a launcher for each machine.
+
+    All processes end with the test.
+    """
     with ExitStack() as held:
 
         def start(
@@ -60,12 +66,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The run directory."""
+    """Return the run directory."""
     return tmp_path / "on-several-machines"
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a port of this machine that is not in use."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -73,14 +79,14 @@ def free_port() -> int:
 
 
 def patched(script: Path, patch: str) -> list[str]:
-    """The command that runs ppll-run with something else in it; its workers have that as well."""
+    """Return a command that runs ppll-run after `patch`, in the launcher and in its workers."""
     start = "if __name__ == '__main__':\n    from ppll_cli.cli.app import main\n    main()\n"
     script.write_text(f"{patch}\n{start}")
     return [sys.executable, str(script)]
 
 
 def ended(sessions: Sequence[Session], limit_s: float = FOUND_S) -> list[int | None]:
-    """The exit status of each launcher, and nothing of them is left."""
+    """Return the exit status of each launcher, and check that none of their processes is left."""
     until_s = monotonic() + limit_s
     status = [session.wait(max(0.1, until_s - monotonic())) for session in sessions]
     for session in sessions:
@@ -89,12 +95,12 @@ def ended(sessions: Sequence[Session], limit_s: float = FOUND_S) -> list[int | N
 
 
 def printed(sessions: Sequence[Session]) -> list[str]:
-    """What each has printed."""
+    """Return the output of each launcher."""
     return [session.printed() for session in sessions]
 
 
 def result_of(folder: Path) -> Result:
-    """What stands in a run directory."""
+    """Return the result that a run has written to its directory."""
     return Result(json.loads((folder / "summary.json").read_text()), folder)
 
 

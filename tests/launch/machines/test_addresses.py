@@ -1,4 +1,4 @@
-"""Where the store of a run listens."""
+"""The address at which the store of a run listens."""
 
 import os
 import socket
@@ -14,8 +14,8 @@ from tests.launch.machines.conftest import free_port
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
-def test_the_store_is_reached_only_at_the_address_that_was_given() -> None:
-    """Torch's own socket listens on all interfaces."""
+def test_the_store_listens_only_at_the_given_address() -> None:
+    """A socket that torch opens itself listens on all interfaces."""
     port = free_port()
     store_at = partial(
         dist.TCPStore,  # type: ignore[attr-defined]
@@ -35,17 +35,17 @@ def test_the_store_is_reached_only_at_the_address_that_was_given() -> None:
 
 
 @pytest.mark.parametrize("host", ["localhost", "192.0.2.1"])
-def test_torch_is_left_to_listen_where_an_address_says_too_little(host: str) -> None:
-    """A name may lead elsewhere on other machines; an address may be that of a gateway."""
+def test_torch_opens_its_own_socket_for_host_names_and_foreign_addresses(host: str) -> None:
+    """On another machine, a name may have another address. An address may belong to a gateway."""
     assert listening(host, free_port()) is None
 
 
-def test_a_port_that_is_taken_is_left_for_torch_to_tell() -> None:
+def test_torch_opens_its_own_socket_if_the_port_is_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert listening("127.0.0.1", taken.getsockname()[1]) is None
 
 
-def test_the_socket_is_of_the_family_of_its_address() -> None:
+def test_the_socket_has_the_family_of_its_address() -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("there is no IPv6 here")
     listener = listening("::1", free_port())

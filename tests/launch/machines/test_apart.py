@@ -1,4 +1,4 @@
-"""A run on two machines that do not share its directory: the second one does not see it."""
+"""A run on two machines that share no run directory: the second one cannot see the first one's."""
 
 import signal
 import socket
@@ -34,10 +34,10 @@ COMMON = [
 
 
 class Apart:
-    """Two machines of which the second one has folders of its own.
+    """Two machines. The second one has its own folders.
 
     Attributes:
-        folder: Where runs go; what is in it is hidden from the second machine.
+        folder: The folder of all runs. The second machine cannot see its files.
         own: The second machine's folder for temporary files.
     """
 
@@ -45,23 +45,23 @@ class Apart:
         self._start, self.folder, self.own = start, folder, own
 
     def start(self, *arguments: str, program: list[str] | None = None) -> list[Session]:
-        """Start a launcher on both; the second one's may be another program."""
+        """Start a launcher on both machines. `program` replaces the program of the second one."""
         return self._start(*arguments, program={1: [*self.hidden(), *(program or ppll_run())]})
 
     def hidden(self) -> list[str]:
-        """What a command begins with that is not to see the folder."""
+        """Return the beginning of a command that cannot see the folder of the runs."""
         hide = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
         hide += ['mount -t tmpfs none "$0" && exec "$@"', str(self.folder)]
         return [*hide, "env", f"TMPDIR={self.own}"]
 
     def left(self) -> list[str]:
-        """What the second machine has not removed."""
+        """Return the names of temporary files that the second machine has not removed."""
         return sorted(path.name for path in self.own.glob("ppll-run-*"))
 
 
 @pytest.fixture
 def apart(start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Apart:
-    # The fork server's socket is there as well, and its path must be short.
+    # The socket of the fork server is in this folder too, so its path must be short.
     made = Apart(start, tmp_path / "shared-with-nobody", tmp_path_factory.mktemp("own"))
     made.folder.mkdir()
     tried = subprocess.run([*made.hidden(), "true"], capture_output=True, text=True, check=False)
@@ -72,8 +72,11 @@ def apart(start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_sweep_and_a_resumed_run(apart: Apart, run: Runner) -> None:
-    """Every checkpoint comes to machine 0, and goes back to machine 1 when it is gone on from."""
+def test_machines_exchange_the_files_of_checkpoints(apart: Apart, run: Runner) -> None:
+    """All files of a checkpoint are sent to machine 0.
+
+    If the run resumes, machine 1 gets its files back.
+    """
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={apart.folder}"]
     sessions = apart.start(*COMMON, "gpus=4", *sweep, "max_steps=5")
     assert ended(sessions, 120) == [0, 0], [session.printed() for session in sessions]
@@ -139,7 +142,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_what_comes_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
+def test_a_file_that_arrives_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
     folder = apart.folder / "run"
     (tmp_path / "damaging.py").write_text(DAMAGING)
     program = [sys.executable, str(tmp_path / "damaging.py")]

@@ -1,4 +1,7 @@
-"""What a run on several machines must withstand, with real launchers, here all on one."""
+"""Faults that a run on several machines must survive or report.
+
+All launchers are on this machine.
+"""
 
 import os
 import signal
@@ -39,8 +42,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from
 
 
 @pytest.mark.slow
-def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
-    """There is one report of it, whoever stumbled over its end."""
+def test_a_killed_worker_of_another_machine_is_reported_once(start: Start, folder: Path) -> None:
+    """There is one report, although several processes notice that the worker has ended."""
     sessions = start(*LONG, f"hydra.run.dir={folder}")
     wait_for_training(sessions)
     sessions[1].signal(KILL, sessions[1].workers()[0].pid)
@@ -58,8 +61,10 @@ def test_a_worker_of_another_machine_that_is_gone(start: Start, folder: Path) ->
 
 
 @pytest.mark.slow
-def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Path) -> None:
-    """The healthy worker of machine 0, which lost its connection, was named."""
+def test_a_killed_fork_server_of_another_machine_is_named_as_the_cause(
+    start: Start, folder: Path
+) -> None:
+    """The message once named the healthy worker of machine 0, which had lost its connection."""
     sessions = start(*LONG, f"hydra.run.dir={folder}")
     wait_for_training(sessions)
     server = sessions[1].server()
@@ -75,10 +80,13 @@ def test_a_fork_server_of_another_machine_that_is_gone(start: Start, folder: Pat
 @pytest.mark.parametrize(
     ("machine", "number"), [(1, STOP), (0, KILL), (0, STOP)], ids=["1-stop", "0-kill", "0-stop"]
 )
-def test_a_launcher_that_is_gone_or_stopped(
+def test_a_killed_or_stopped_launcher_ends_the_run(
     start: Start, folder: Path, machine: int, number: signal.Signals
 ) -> None:
-    """Machine 0's has the store with it. One that is stopped, and continued, ends as well."""
+    """The launcher of machine 0 also has the store.
+
+    A stopped launcher ends too, once it continues.
+    """
     sessions = start(*LONG, f"hydra.run.dir={folder}")
     wait_for_training(sessions)
     hurt, other = sessions[machine], sessions[1 - machine]
@@ -90,11 +98,11 @@ def test_a_launcher_that_is_gone_or_stopped(
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_gone_is_done_without(start: Start, run: Runner, folder: Path) -> None:
-    """The run goes on on one machine, with another `gpus`, as if nothing had been."""
+def test_a_run_can_resume_without_a_lost_machine(start: Start, run: Runner, folder: Path) -> None:
+    """The run continues on one machine with another `gpus`, and trains the same."""
     common = [*LONG, "schedule=ppll", "local.modules=4", "checkpoint.every=5"]
     sessions = start(*common, f"hydra.run.dir={folder}")
-    last = folder / "checkpoints" / "last"  # which stays, as others come and go
+    last = folder / "checkpoints" / "last"  # this link always exists
     assert sessions[0].wait_until(last.exists), printed(sessions)
     sessions[1].signal(KILL, *(each.pid for each in sessions[1].processes()))
     assert ended(sessions) == [1, -KILL], printed(sessions)
@@ -106,10 +114,10 @@ def test_a_machine_that_is_gone_is_done_without(start: Start, run: Runner, folde
 
 
 @pytest.mark.slow
-def test_machines_that_are_stopped_as_a_whole_go_on_until_an_interrupt(
+def test_machines_that_are_suspended_together_continue(
     start: Start, folder: Path, tmp_path: Path
 ) -> None:
-    """As `scontrol suspend` does, for longer than a machine may show no sign of life."""
+    """`scontrol suspend` does this. It lasts longer than a machine may give no sign of life."""
     clocks = "from ppll_cli.job import pulse\nfrom ppll_cli.launch.machines import fleet\n"
     clocks += "pulse.ALIVE_LIMIT_S, pulse._OWN_GAP_S = 3.0, 1.5\n"
     clocks += "fleet.SILENT_S, fleet.OWN_GAP_S = 3.0, 1.5\n"
@@ -126,19 +134,19 @@ def test_machines_that_are_stopped_as_a_whole_go_on_until_an_interrupt(
     continued_s = monotonic()
 
     def trains() -> bool:
-        late = monotonic() > continued_s + 2.0 * 3.0  # a fault would have been found
+        late = monotonic() > continued_s + 2.0 * 3.0  # an error would have ended the run
         return late and sessions[0].printed().count("\n") > before.count("\n") + 1
 
     assert sessions[0].wait_until(trains), printed(sessions)
-    sessions[1].signal(signal.SIGINT, sessions[1].pid)  # any machine's will do
+    sessions[1].signal(signal.SIGINT, sessions[1].pid)  # the interrupt may be sent to any machine
     assert ended(sessions) == [130, 130], printed(sessions)
     assert result_of(folder).summary["status"] == "interrupted"
     assert (folder / "checkpoints" / "last" / "manifest.json").exists()
 
 
 @pytest.mark.slow
-def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
-    """Those that have come are told."""
+def test_a_missing_machine_is_reported_by_the_others(start: Start, folder: Path) -> None:
+    """All machines that have joined print the message."""
     limit = {"PPLL_MEETING_S": "10"}
     arguments = [*LONG, f"hydra.run.dir={folder}"]
     sessions = start(*arguments, machines=3, absent=[1], environment=limit)
@@ -149,7 +157,7 @@ def test_a_machine_that_never_comes(start: Start, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_machine_0_never_comes(start: Start, folder: Path) -> None:
+def test_a_missing_machine_0_is_reported(start: Start, folder: Path) -> None:
     limit = {"PPLL_MEETING_S": "2"}
     sessions = start(*LONG, f"hydra.run.dir={folder}", absent=[0], environment=limit)
     assert ended(sessions, 60) == [2], printed(sessions)
@@ -158,15 +166,16 @@ def test_machine_0_never_comes(start: Start, folder: Path) -> None:
     assert "machine 0, which runs the store, did not join within 2 s" in line
 
 
-def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As that of a launcher that was stopped before the others came."""
+def test_a_store_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example is a store whose launcher was stopped before the other machines joined."""
     monkeypatch.setattr(fleet, "LEAVING_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         where = Rendezvous(1, 2, "127.0.0.1", port, hosted=False, limit_s=1.0)
         with pytest.raises(ConfigError, match=r"MASTER_ADDR=.*: the store there does not answer"):
             fleet.Fleet(where)
-    # What the thread that was given up prints, once the connection is cut, belongs to this test.
+    # The abandoned thread prints something once its connection is cut. Wait, so that this test gets
+    # it.
     for thread in threading.enumerate():
         if thread.name == "ppll-fleet-meeting":
             thread.join(60.0)
@@ -176,7 +185,10 @@ def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def torchrun(
     number: int, addresses: Sequence[str], *arguments: str, restarts: int = 0
 ) -> list[str]:
-    """The command that docs/machines.md gives; in a namespace no name leads to itself."""
+    """Return the command of docs/machines.md.
+
+    Namespaces know no host names, so it has `--local-addr`.
+    """
     run = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     meet = ["--rdzv-backend=c10d", f"--rdzv-endpoint={addresses[0]}"]
     meet += [f"--rdzv-conf=is_host={number == 0:d}"]
@@ -186,17 +198,17 @@ def torchrun(
 
 @pytest.fixture
 def sessions() -> Iterator[ExitStack]:
-    """Holds what is started, of which nothing outlives the test."""
+    """Return a stack for sessions. All of their processes end with the test."""
     with ExitStack() as held:
         yield held
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_torchrun_takes_a_run_up_again(
+def test_torchrun_restarts_a_run_from_its_checkpoint(
     sessions: ExitStack, run: Runner, folder: Path, tmp_path: Path
 ) -> None:
-    """A worker of either machine is killed once, in its third batch, after two checkpoints."""
+    """One worker is killed once, on either machine, in its third batch, after two checkpoints."""
     killed = tmp_path / "killed"
     model = own_model("Faulty", unit="third", act="kill", once=killed)
     common = ["schedule=ppll", "gpus=2", *USUAL, *model, "epochs=1", "checkpoint.every=1"]
@@ -220,7 +232,7 @@ def test_torchrun_takes_a_run_up_again(
 
 @pytest.fixture
 def both() -> Iterator[Namespaces]:
-    """Two network namespaces with a link between them."""
+    """Return two network namespaces that are connected to each other."""
     with ExitStack() as held:
         try:
             made = held.enter_context(namespaces())
@@ -231,7 +243,7 @@ def both() -> Iterator[Namespaces]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_torchrun_over_a_link_that_goes_down(
+def test_all_machines_report_a_cut_network_under_torchrun(
     both: Namespaces, sessions: ExitStack, folder: Path, tmp_path: Path
 ) -> None:
     arguments = [*LONG, f"hydra.run.dir={folder}"]
@@ -251,6 +263,6 @@ def test_torchrun_over_a_link_that_goes_down(
     )
     both.cut()
     said = "has given no sign of life"
-    for session in started:  # torchrun itself goes on asking its store for a while
+    for session in started:  # torchrun itself keeps asking its store for a while
         session.wait_until(lambda s=session: said in s.printed(), FOUND_S)  # type: ignore[misc]
         assert said in session.printed()

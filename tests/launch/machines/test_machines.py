@@ -1,4 +1,4 @@
-"""A run on several machines: as many launchers, here on one, learn what one does."""
+"""A run on several machines trains the same as on one. The launchers are all on this machine."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ from ppll_cli.worker import clock
 from ppll_cli.transport import groups
 clock.perf_counter = groups.perf_counter = lambda: perf_counter() + 1000.0
 """
-"""The clock of a machine that was started long before the others."""
+"""A patch with a clock that is far ahead, as on a machine that was started much earlier."""
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from
     ],
     ids=["ppll", "replicas"],
 )
-def test_several_machines_learn_what_one_does(
+def test_several_machines_train_the_same_as_one(
     start: Start,
     run: Runner,
     folder: Path,
@@ -60,7 +60,7 @@ def test_several_machines_learn_what_one_does(
     case: list[str],
     places: list[int],
 ) -> None:
-    """Of three, the one in the middle receives from a machine and sends to another."""
+    """If there are three, the middle one receives from one machine and sends to another."""
     common = [f"schedule={schedule}", "epochs=4", *USUAL, *case]
     program = {1: patched(tmp_path / "fast.py", FAST)} if "timeline=true" in case else {}
     arguments = [*common, "max_steps=7", f"hydra.run.dir={folder}"]
@@ -81,17 +81,17 @@ def test_several_machines_learn_what_one_does(
         spans = [event for event in events if event["ph"] == "X"]
         assert {event["tid"] for event in spans} == {*range(len(places))}
         apart_s = max(e["ts"] for e in spans) / 1e6 - min(e["ts"] for e in spans) / 1e6
-        assert apart_s < 60  # all are on one clock again
-    if "replicas=2" in case:  # and goes on where there is only one machine
+        assert apart_s < 60  # all times are by the same clock
+    if "replicas=2" in case:  # the run resumes on a single machine
         longer = run(*common, "max_steps=12")
         assert_same_run(resumed(found, "max_steps=12"), longer)
 
 
 @pytest.mark.slow
-def test_ragged_targets_travel(
+def test_targets_with_any_number_of_boxes_travel_between_machines(
     start: Start, run: Runner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pictures have any number of boxes, and the last batch is short."""
+    """The pictures have different numbers of boxes, and the last batch is short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = [*SCENES, f"data.root={write_fashion(tmp_path / 'root')}"]
     model = ["model=retinanet", "model.width=8", "local.modules=2", "epochs=1"]
@@ -118,7 +118,7 @@ spread.__version__ = "0.0"
     ],
     ids=["configuration", "versions"],
 )
-def test_what_is_refused_is_refused_everywhere(
+def test_every_launcher_refuses_a_wrong_configuration(
     start: Start, folder: Path, tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
     program = {1: patched(tmp_path / "other.py", OTHER_VERSION)} if "0.0" in problem else {}

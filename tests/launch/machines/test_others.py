@@ -1,4 +1,4 @@
-"""What machine 0 makes of what other machines tell it."""
+"""How machine 0 handles the messages of other machines."""
 
 import socket
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ FILE = SavedFile("stage-1.safetensors", 3, "ab")
 
 
 class OneAway:
-    """Parcels that arrive when the test says so."""
+    """Files from another machine, which arrive when the test sets `there`."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[SavedFile, Path]] = []
@@ -70,7 +70,7 @@ def leader(job: Job, messages: list[Message], parcels: OneAway | None) -> Leader
     return Leader(fleet, job, SimpleNamespace(value=0))
 
 
-def test_what_follows_a_file_waits_for_it_and_a_failure_does_not(job: Job, tmp_path: Path) -> None:
+def test_reports_wait_for_a_file_on_its_way_but_failures_do_not(job: Job, tmp_path: Path) -> None:
     parcels, messages, dealt = OneAway(), list[Message](), list[str]()
     one = leader(job, messages, parcels)
 
@@ -90,14 +90,14 @@ def test_what_follows_a_file_waits_for_it_and_a_failure_does_not(job: Job, tmp_p
     assert dealt == ["metrics", "log", "saved", "metrics", "done"]
 
 
-def test_a_file_that_cannot_be_taken_fails_the_run(job: Job) -> None:
+def test_a_file_that_cannot_be_received_fails_the_run(job: Job) -> None:
     parcels = OneAway()
     parcels.problem = "it arrived damaged"
     with pytest.raises(RunFailedError, match="it arrived damaged"):
         list(leader(job, [], parcels).news(lambda *_: None))
 
 
-def test_nothing_waits_where_the_folder_is_shared(job: Job) -> None:
+def test_no_report_waits_if_the_run_directory_is_shared(job: Job) -> None:
     dealt = list[str]()
     messages = [said("saved", step=4, file=FILE), said("done")]
     one = leader(job, messages, None)
@@ -105,10 +105,13 @@ def test_nothing_waits_where_the_folder_is_shared(job: Job) -> None:
     assert dealt == ["saved", "done"]
 
 
-def test_a_failure_without_a_last_word_is_the_cause_and_waits_for_no_other(
+def test_a_worker_that_fails_without_an_exception_is_the_cause(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who has one may have stumbled over another's end, of which others are still to tell."""
+    """A worker with an exception may only have lost its connection to a worker that failed.
+
+    So machine 0 waits for the reports of other machines.
+    """
     stumbled = {"error": "lost a connection", "traceback": "torch/distributed/", "time": 1.0}
     silent = {"error": "is stopped", "time": 2.0}
     messages, pauses = [said("failed", **stumbled)], list[float]()
@@ -136,7 +139,10 @@ GONE = {"kind": "failed", "machine": 1, "problem": "multiprocessing's fork serve
 def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_failure(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Machine 1's fork server was killed, and the healthy worker of machine 0 was named."""
+    """Machine 1's fork server was killed.
+
+    The message once named the healthy worker of machine 0.
+    """
     messages, pauses = list[Message](), list[float]()
 
     def pause(seconds: float) -> None:
@@ -152,7 +158,7 @@ def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_fail
         one.verdict([{"stage": 0, **words}], lambda *_: None)
 
 
-def test_a_worker_that_failed_by_itself_stays_the_cause(
+def test_a_worker_with_an_exception_of_its_own_stays_the_cause(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(others, "HEARING_S", 0.05)
@@ -163,7 +169,7 @@ def test_a_worker_that_failed_by_itself_stays_the_cause(
 
 @pytest.fixture
 def fleets() -> Iterator[tuple[Fleet, Fleet]]:
-    """Two machines' launchers, as far as they are one's fleet."""
+    """Return the launchers of two machines, which can only exchange messages."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -181,10 +187,10 @@ def wait_for(follower: Follower) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_given_up_takes_nothing_of_the_next(
+def test_the_end_of_an_abandoned_job_keeps_the_message_of_the_next_job(
     job: Job, fleets: tuple[Fleet, Fleet]
 ) -> None:
-    """Machine 0 failed before its workers started, and is at the next job of a sweep."""
+    """Machine 0 failed before its workers started, and already does the next job of a sweep."""
     first, second = fleets
     follower = Follower(second, job, Value("i", 0))
     first.tell({"kind": "job", "job": 2})

@@ -1,4 +1,4 @@
-"""Files cross a network in pieces."""
+"""Files are sent over a network in pieces."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ Pair = tuple[Parcels, Parcels]
 
 
 class Shelf:
-    """A store that knows how much it has held.
+    """A store that records how many pieces it held.
 
     Attributes:
-        most: So many pieces at once.
+        most: The largest number of pieces that it held at one time.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ def store() -> Shelf:
 
 @pytest.fixture
 def pair(store: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    """Machine 0's way to machine 1, and the other way round."""
+    """Return the parcels of machine 0 and of machine 1, which send files to each other."""
     monkeypatch.setattr(parcels, "PIECE_BYTES", 10)
     with ExitStack() as held:
         first = Parcels(lambda: store, "machine 1 (b)")
@@ -72,7 +72,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def problem_of(one: Parcels) -> str:
-    """What goes wrong."""
+    """Wait until a transfer fails, and return its error message."""
     wait_for(lambda: _problem(one) != "")
     return _problem(one)
 
@@ -106,7 +106,7 @@ def test_files_arrive_in_order_both_ways(pair: Pair, store: Shelf, tmp_path: Pat
     assert 1 < store.most <= AHEAD
 
 
-def test_the_store_never_holds_much(pair: Pair, store: Shelf, tmp_path: Path) -> None:
+def test_the_store_holds_only_a_few_pieces(pair: Pair, store: Shelf, tmp_path: Path) -> None:
     first, second = pair
     files = [write(tmp_path, f"f{n}", b"0123456789") for n in range(2 * AHEAD)]
     sent = [first.send(tmp_path / file.name) for file in files]
@@ -122,7 +122,9 @@ def test_the_store_never_holds_much(pair: Pair, store: Shelf, tmp_path: Path) ->
     ("content", "problem"),
     [(b"other", "it arrived damaged: 5 bytes with SHA-256 "), (b"longer", "damaged: 6 bytes with")],
 )
-def test_a_damaged_file_is_told(pair: Pair, tmp_path: Path, content: bytes, problem: str) -> None:
+def test_a_damaged_file_is_reported(
+    pair: Pair, tmp_path: Path, content: bytes, problem: str
+) -> None:
     first, second = pair
     file = write(tmp_path, "stage-1", b"right")
     (tmp_path / "stage-1").write_bytes(content)
@@ -135,12 +137,14 @@ def test_a_damaged_file_is_told(pair: Pair, tmp_path: Path, content: bytes, prob
     assert not there.is_set()
 
 
-def test_a_file_that_is_not_there_is_told(pair: Pair, tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(pair: Pair, tmp_path: Path) -> None:
     pair[0].send(tmp_path / "none")
     assert problem_of(pair[0]).startswith(f"{tmp_path}/none cannot be sent to machine 1 (b): ")
 
 
-def test_who_stalls_is_told(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_transfer_names_the_other_machine(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(parcels, "STALLED_S", 0.05)
     first, second = pair
     first.take(write(tmp_path, "file", b"0"), tmp_path / "there")
@@ -150,7 +154,7 @@ def test_who_stalls_is_told(pair: Pair, tmp_path: Path, monkeypatch: pytest.Monk
     assert "to machine 0 (a): nothing was read for" in problem_of(second)
 
 
-def test_both_give_up_when_they_are_closed(pair: Pair, store: Shelf, tmp_path: Path) -> None:
+def test_close_ends_the_transfers_of_both_ends(pair: Pair, store: Shelf, tmp_path: Path) -> None:
     first, second = pair
     file = write(tmp_path, "long", b"0123456789" * 2 * AHEAD)
     sent = first.send(tmp_path / "long")

@@ -1,4 +1,4 @@
-"""What torchrun and srun say of the machines."""
+"""The environment variables in which torchrun and srun describe the machines."""
 
 import pytest
 
@@ -23,7 +23,7 @@ SRUN = {
 }
 
 
-def test_torchrun_and_srun() -> None:
+def test_the_variables_of_torchrun_and_srun_are_read() -> None:
     assert Rendezvous.of(TORCHRUN) == Rendezvous(1, 3, "a", 29500, hosted=True)
     assert Rendezvous.of(SRUN) == Rendezvous(1, 2, "b", 29501, hosted=False)
     hasty = Rendezvous.of({**SRUN, "PPLL_MEETING_S": "20"})
@@ -34,13 +34,13 @@ def test_torchrun_and_srun() -> None:
     "environment",
     [
         {},
-        {"RANK": "1", "WORLD_SIZE": "2"},  # of some other program
+        {"RANK": "1", "WORLD_SIZE": "2"},  # these are of some other program
         {**TORCHRUN, "WORLD_SIZE": "1", "RANK": "0"},
-        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"},  # in a batch file, outside of srun
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0"},  # in a batch script, without srun
         {**SRUN, "SLURM_STEP_NUM_TASKS": "1"},
     ],
 )
-def test_one_machine(environment: dict[str, str]) -> None:
+def test_one_launcher_needs_no_rendezvous(environment: dict[str, str]) -> None:
     assert Rendezvous.of(environment) is None
 
 
@@ -63,6 +63,6 @@ def test_one_machine(environment: dict[str, str]) -> None:
         ),
     ],
 )
-def test_refused(environment: dict[str, str], problem: str) -> None:
+def test_invalid_variables_are_refused(environment: dict[str, str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         Rendezvous.of(environment)

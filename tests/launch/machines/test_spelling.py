@@ -1,4 +1,4 @@
-"""Reports cross a network as JSON."""
+"""Reports are sent over a network as JSON."""
 
 import json
 
@@ -21,12 +21,12 @@ REPORT = {
 }
 
 
-def test_a_report_is_the_same_on_the_other_side() -> None:
+def test_a_report_survives_the_trip_through_json() -> None:
     found = read(json.loads(json.dumps(spelled(REPORT))))
     assert found.pop("loss") != found.get("loss")
     assert found == {key: value for key, value in REPORT.items() if key != "loss"}
 
 
-def test_what_reports_do_not_have_is_not_sent() -> None:
+def test_values_of_unknown_types_are_refused() -> None:
     with pytest.raises(TypeError, match="reports cannot have"):
         spelled({"kind": object()})

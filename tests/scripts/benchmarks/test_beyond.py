@@ -1,4 +1,4 @@
-"""The benchmark past classification: what it runs, what it shares, and what its tables say."""
+"""The benchmark of detection and super-resolution: its trials, shared results, and tables."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tests.data.picture_files import write_photos
 
 
 def every_trial(name: str) -> list[Trial]:
-    """Of a case, each once."""
+    """Return each trial of a case once."""
     lines = beyond.rows(name, short=False)
     speeds = beyond.schedules(name, short=False).values()
     listed = [*(row.trained for row in lines), *(row.speed for row in lines), *speeds]
@@ -26,7 +26,7 @@ def every_trial(name: str) -> list[Trial]:
 
 
 def there_is(trial: Trial) -> bool:
-    """Whether the model and the data set that it names are options."""
+    """Return whether options exist for the model and the data set of a trial."""
     chosen = dict(override.split("=", 1) for override in trial.overrides)
     options = ((group, chosen[group]) for group in ("model", "data"))
     return all((conf_dir() / group / f"{name}.yaml").exists() for group, name in options)
@@ -36,19 +36,19 @@ TRIALS = [trial for name in beyond.CASES for trial in every_trial(name) if there
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=lambda trial: trial.name)
-def test_what_it_runs_composes(trial: Trial) -> None:
+def test_every_trial_has_valid_settings(trial: Trial) -> None:
     config, choices = compose_config(list(trial.overrides))
     parsed = settings.parse(config)
     assert parsed.threads is not None
-    assert parsed.eval_every > parsed.epochs  # only at the end
+    assert parsed.eval_every > parsed.epochs  # evaluate only at the end
     local = choices["schedule"] in ("ll", "ppll")
     assert bool(parsed.local["cuts"]) == local
     assert choices["local"] in (("greedy", "fba") if local else ("greedy",))
 
 
 @pytest.mark.parametrize("name", ["x2", "x4"])
-def test_edsr_is_cut_into_modules_of_one_size(name: str, tmp_path: Path) -> None:
-    """So far as ten units can be."""
+def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path) -> None:
+    """Ten units cannot be divided into four equal parts."""
     folder = write_photos(tmp_path / "photos", width=200, height=180)
     files = [f"data.folders=[{folder}]", f"data.cache={tmp_path / 'cache'}", "device=cpu"]
     for row in beyond.rows(name, short=False)[1:]:
@@ -74,16 +74,16 @@ def test_every_row_of_a_case_has_the_same_budget(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", beyond.CASES)
-def test_a_bank_with_nothing_in_it_is_not_run_twice(name: str) -> None:
+def test_equal_trials_are_run_only_once(name: str) -> None:
     by_row = {(row.method, row.modules): row for row in beyond.rows(name, short=False)}
     same = by_row["fba on", 2].trained == by_row["fba off", 2].trained
-    assert same == (name == "detection")  # the others have a long skip in any case
+    assert same == (name == "detection")  # the other cases always have a long skip
     assert by_row["fba on", 4].trained != by_row["fba off", 4].trained
     assert beyond.schedules(name, short=False)["ppll"] == by_row["fba on", 2].speed
     assert beyond.schedules(name, short=False)["bp"] == by_row["bp", 1].speed
 
 
-def test_short_is_a_tenth() -> None:
+def test_a_short_benchmark_has_a_tenth_of_the_samples() -> None:
     long, short = (beyond.CASES["x2"].budget(each) for each in (False, True))
     (differing,) = ((one, other) for one, other in zip(long, short, strict=True) if one != other)
     samples = [int(override.removeprefix("data.patches_per_epoch=")) for override in differing]
@@ -91,7 +91,7 @@ def test_short_is_a_tenth() -> None:
 
 
 @pytest.mark.parametrize("case", beyond.CASES.values(), ids=beyond.CASES)
-def test_the_last_module_is_not_the_head_alone(case: beyond.Case) -> None:
+def test_the_last_module_has_more_than_the_head(case: beyond.Case) -> None:
     for modules, cuts in case.cuts.items():
         assert len(cuts) + 1 == modules
         assert not {"head", "tail"} & {*cuts}
@@ -105,7 +105,7 @@ QUALITY = {
 
 
 def summary_of(overrides: Sequence[str]) -> dict[str, Any]:
-    """What a run with these might have found."""
+    """Return a summary that a run with these overrides could have."""
     schedule = next(o.removeprefix("schedule=") for o in overrides if o.startswith("schedule="))
     test = QUALITY["bp" if schedule == "bp" else "ll"]
     module = {"params": 10, "aux_params": 0, "flops": 10, "aux_flops": 0, "test": test}
@@ -126,7 +126,7 @@ def summary_of(overrides: Sequence[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Names of the folders of what was run; nothing is run really."""
+    """Replace runs by made-up summaries, and return the list of their folders' names."""
     monkeypatch.chdir(tmp_path)
     names: list[str] = []
 
@@ -142,7 +142,7 @@ TRAINED = ["bp", "greedy-2", "fba-off-2", "fba-on-2", "greedy-4", "fba-off-4", "
 SPEEDS = [*TRAINED, "bp-all-threads", "ll", "gpipe"]
 
 
-def test_what_is_run_and_written(ran: list[str]) -> None:
+def test_a_case_runs_its_trials_and_writes_results(ran: list[str]) -> None:
     beyond.main(["--case", "x2", "--jobs", "1"])
     assert ran == [
         *(f"x2-{row}-trained" for row in TRAINED),
@@ -168,7 +168,7 @@ def test_what_is_run_and_written(ran: list[str]) -> None:
     assert "| bp, all threads | 123.4 | ? |" in text
 
 
-def test_each_case_has_its_tables(ran: list[str]) -> None:
+def test_each_case_writes_its_tables(ran: list[str]) -> None:
     beyond.main(["--skip", "speed"])
     assert len(ran) == 3 * len(TRAINED) - 1
     text = Path("outputs/benchmark/beyond.md").read_text()
@@ -178,7 +178,7 @@ def test_each_case_has_its_tables(ran: list[str]) -> None:
     assert text.count("| gpipe |  |  |") == 3
 
 
-def test_speeds_are_measured_without_training(ran: list[str]) -> None:
+def test_skip_train_measures_only_speeds(ran: list[str]) -> None:
     beyond.main(["--case", "detection", "--skip", "train"])
     assert ran == [f"detection-{row}-speed" for row in SPEEDS if row != "fba-on-2"]
     assert (
@@ -187,7 +187,9 @@ def test_speeds_are_measured_without_training(ran: list[str]) -> None:
     )
 
 
-def test_it_goes_on_where_it_was_stopped(ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_benchmark_continues_with_the_missing_trials(
+    ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
         if run_dir.name == "x4-gpipe-speed":
             raise RunFailedError("gpipe")
@@ -201,7 +203,7 @@ def test_it_goes_on_where_it_was_stopped(ran: list[str], monkeypatch: pytest.Mon
     assert ran == ["x4-gpipe-speed"]
 
 
-def test_other_budgets_are_other_results(ran: list[str]) -> None:
+def test_results_of_another_budget_are_not_reused(ran: list[str]) -> None:
     beyond.main(["--case", "x4", "--short", "--skip", "speed", "--jobs", "1"])
     beyond.main(["--case", "x4", "--skip", "speed", "--jobs", "1"])
     assert ran == 2 * [f"x4-{row}-trained" for row in TRAINED]

@@ -11,7 +11,7 @@ from scripts.benchmarks.faults import DAMAGES, Plan, damage
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_damage_is_found(tmp_path: Path, kind: str) -> None:
+def test_a_damaged_checkpoint_is_not_used(tmp_path: Path, kind: str) -> None:
     for step in (5, 10):
         saved = checkpoint.save_stage(tmp_path, step, 0, {"model.a": torch.zeros(64)})
         checkpoint.finish(tmp_path, Manifest(step, 1, (), {}, (saved,)), keep=2)

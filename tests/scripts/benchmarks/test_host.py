@@ -1,4 +1,4 @@
-"""The benchmark of the host's own time trains the same in the worker and in the bare loop."""
+"""The benchmark of the host's own time: it trains in the worker and in a bare loop."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from scripts.benchmarks import host
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Few steps, written to another place, and no change of this process's threads."""
+    """Write results to a temporary folder, and do not change the threads of this process."""
     monkeypatch.setattr(host, "RESULT", tmp_path / "benchmark" / "host.json")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
 
-def test_it_measures_every_optimizer(
+def test_every_optimizer_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured: list[list[str]] = []
@@ -34,7 +34,7 @@ def test_it_measures_every_optimizer(
     assert "0.250" in capsys.readouterr().out
 
 
-def test_a_stage_trains_in_the_worker_and_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_and_the_bare_loop_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "BLOCK", 4)
     few = f"data.train_samples={4 * host.BATCH_SIZE}"
     row = host.measure([*host.OVERRIDES, few, "optim=sgd", "device=cpu"], blocks=1)

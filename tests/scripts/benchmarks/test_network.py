@@ -1,4 +1,4 @@
-"""What a link costs: which runs, and the table of them."""
+"""The benchmark of network links: its runs, and the table of results."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tests.conftest import compose_config
 
 @pytest.mark.parametrize("model", network.MODELS)
 @pytest.mark.parametrize("name", network.ROWS)
-def test_every_row_is_two_workers(model: str, name: str) -> None:
+def test_every_row_uses_two_devices_with_one_thread_each(model: str, name: str) -> None:
     config, _ = compose_config(list(network.overrides_of(model, name, steps=7)))
     found = settings.parse(config)
     assert (found.devices_asked, found.threads_per_worker, found.max_steps) == (2, 1, 7)
@@ -37,19 +37,20 @@ def test_speeds_are_relative_to_one_machine() -> None:
     assert ddp == f"| ddp {measured}  |  |  |  |"
 
 
-def test_accuracies() -> None:
+def test_accuracies_have_a_median_and_a_range() -> None:
     _, _, line = network.markdown({"accuracy": {"ppll": [0.9, 0.7, 0.8]}}).splitlines()
     assert line == "| ppll | 0.8000 | 0.7000 | 0.9000 |"
 
 
-def test_what_rounding_is_measured_on() -> None:
+def test_the_effect_of_bf16_is_measured_for_ppll_and_gpipe() -> None:
     assert set(network.LEARNT) == {"ppll", "ppll, bf16", "gpipe", "gpipe, bf16"}
 
 
 @pytest.mark.slow
-def test_the_ends_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here it is the loopback interface."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(network.__file__).parents[2]))  # as scripts/benchmark
+def test_both_ends_of_a_link_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, the link is the loopback interface."""
+    # like scripts/benchmark
+    monkeypatch.setenv("PYTHONPATH", str(Path(network.__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
     found = network._at_ends(None, ["ping"])
     assert found["latency_s"] > 0
@@ -62,8 +63,10 @@ def test_the_ends_of_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         network._side_by_side(commands, [{}, {}])
 
 
-def test_a_prediction_of_each_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slower link never makes a row faster; torch's own trainer is not predicted."""
+def test_a_speed_is_predicted_for_each_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slower link never makes a row faster. The speed of torch's own trainer is not predicted."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(timing, "BUDGET_S", 0.0)
     tiny = ("data.size=8", "model.dim=16", "model.depth=2", "model.heads=2")

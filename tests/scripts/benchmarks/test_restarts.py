@@ -1,4 +1,4 @@
-"""The benchmark that hits single stages: what it plans, and what it says of it."""
+"""The benchmark that kills single stages: its plans, and its summary."""
 
 from collections import Counter
 from signal import SIGKILL
@@ -8,14 +8,14 @@ from scripts.benchmarks.restarts import MOMENTS, Outcome, plans, summary
 from scripts.benchmarks.soak import CASES
 
 
-def test_all_moments_occur_equally_often() -> None:
+def test_plans_have_all_moments_equally_often() -> None:
     found = plans(5 * len(MOMENTS), seed=3)
     assert set(Counter(plan.moment for plan in found).values()) == {5}
     assert found == plans(5 * len(MOMENTS), seed=3)
     assert found != plans(5 * len(MOMENTS), seed=4)
 
 
-def test_a_plan_hits_stages_that_its_case_has() -> None:
+def test_plans_hit_existing_stages() -> None:
     for plan in plans(100, seed=0):
         workers = int(plan.case.split()[-1])
         assert plan.case in restarts.NAMES
@@ -26,7 +26,7 @@ def test_a_plan_hits_stages_that_its_case_has() -> None:
             assert plan.number == SIGKILL
 
 
-def test_what_is_summed_up() -> None:
+def test_the_summary_counts_faults_and_restarts() -> None:
     good, bad = (Outcome(plan) for plan in plans(2, seed=0))
     good.hits, good.restarts = 2, [0.2, 0.4]
     bad.hits, bad.notes = 1, ["its weights are others"]

@@ -1,4 +1,4 @@
-"""Running ppll-run from a benchmark."""
+"""Runs of ppll-run that a benchmark starts."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ import pytest
 from scripts.benchmarks.runs import RunFailedError, machine, run
 
 
-def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_failed_run_is_reported_with_its_error(tmp_path: Path) -> None:
     with pytest.raises(RunFailedError, match=r"epochs=none ended with 2: .*epochs=none: must be"):
         run(["epochs=none"], tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_a_run_starts_in_an_empty_folder(tmp_path: Path) -> None:
-    """What an attempt left that was killed would be refused."""
+def test_files_of_an_earlier_attempt_are_removed(tmp_path: Path) -> None:
+    """ppll-run would refuse a folder with files of an attempt that was killed."""
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "metrics.jsonl").touch()
@@ -23,7 +23,7 @@ def test_a_run_starts_in_an_empty_folder(tmp_path: Path) -> None:
     assert summary["status"] == "completed"
 
 
-def test_the_machine_is_named() -> None:
+def test_machine_describes_the_hardware() -> None:
     found = machine()
     assert found["processor"]
     assert found["memory_bytes"] > 2**30

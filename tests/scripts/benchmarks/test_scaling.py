@@ -1,4 +1,4 @@
-"""The scaling benchmark: what it predicts, what it runs, and what it writes."""
+"""The scaling benchmark: its predictions, its runs, and its results."""
 
 import json
 from collections.abc import Sequence
@@ -18,14 +18,16 @@ SMALL += ["data.size=8", "batch_size=8", "threads=1", "device=cpu"]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_what_it_runs_composes(schedule: str) -> None:
+def test_every_schedule_has_valid_settings(schedule: str) -> None:
     config, _ = compose_config([*scaling.MODEL, *scaling.RUN, f"schedule={schedule}", "gpus=2"])
     assert settings.parse(config).threads == 1
 
 
 @pytest.mark.slow
-def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a real profile of a small model; nothing is run really."""
+def test_predictions_and_measurements_are_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A small model is really profiled. Its runs are replaced."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(timing, "BUDGET_S", 0.0)
@@ -41,12 +43,12 @@ def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
     monkeypatch.setattr(scaling, "run", run)
     scaling.main([])
-    assert ran == ["ppll-2", "gpipe-2"] * 3  # they take turns
+    assert ran == ["ppll-2", "gpipe-2"] * 3  # schedules take turns
     written = json.loads((tmp_path / scaling.RESULT).read_text())
     assert written.keys() == {"machine", "conditions", "rows"}
     assert written["conditions"]["overrides"] == SMALL
     rows = {(row["gpus"], row["schedule"]): row for row in written["rows"]}
-    # Eight stages of two chunks each are more than there are units.
+    # Eight stages of two chunks each need more units than the model has.
     expected = {(gpus, name) for gpus in (2, 8) for name in SCHEDULES}
     assert rows.keys() == expected - {(8, "interleaved")}
     for row in rows.values():

@@ -1,4 +1,4 @@
-"""The schedules benchmark: small models, real processes."""
+"""The schedules benchmark, with small models and real processes."""
 
 import json
 import multiprocessing
@@ -32,7 +32,7 @@ ROWS = {
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Small models and short measurements; what is written or profiled goes to a folder."""
+    """Use small models and short measurements. Write results and profiles to a temporary folder."""
     monkeypatch.setattr(contenders, "MODELS", TINY)
     monkeypatch.setattr(schedules, "SECONDS", 0.05)
     monkeypatch.setattr(schedules, "BUDGET_S", 0.0)
@@ -43,7 +43,7 @@ def short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "rows"), ROWS.items(), ids=ROWS)
-def test_what_is_written(model: str, rows: list[str]) -> None:
+def test_speeds_and_conditions_are_written(model: str, rows: list[str]) -> None:
     schedules.main(["--models", model, "--rows", *rows])
     assert not multiprocessing.active_children()
     written = json.loads(schedules.RESULT.read_text())
@@ -67,9 +67,9 @@ def test_what_is_written(model: str, rows: list[str]) -> None:
 
 
 def assert_same_training(model: str, result: dict[str, Any]) -> None:
-    """What torch trains is our model: after some steps its loss is ours, but for rounding.
+    """Check that torch trains our model: after some steps, the losses differ only by rounding.
 
-    BatchNorm, of which a ViT has none, sees other batches where they are split in another way.
+    BatchNorm gives other results if batches are split in another way. A ViT has no BatchNorm.
     """
     losses = result["warm_up_loss"]
     assert losses["torch_gpipe_m4"] == pytest.approx(losses["gpipe_m4"], rel=1e-4)
@@ -81,14 +81,14 @@ def assert_same_training(model: str, result: dict[str, Any]) -> None:
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Case]:
-    """A model of which the second stage does something bad in its third pass."""
+    """Return a function that makes a case whose second stage fails in its third pass."""
 
     def make(act: str) -> Case:
         overrides = own_model("Faulty", unit="third", act=act)
         monkeypatch.setitem(contenders.MODELS, "faulty", [*SMALL, *overrides])
         return Case("faulty", 2, [])
 
-    # A profile would be made here, with many passes.
+    # By default a profile would be made, which takes many passes.
     monkeypatch.setitem(contenders.OURS, "ppll", ["schedule=ppll"])
     monkeypatch.setitem(contenders.OURS, "gpipe_m4", ["schedule=gpipe"])
     return make
@@ -120,7 +120,7 @@ def test_a_rank_that_dies_ends_the_benchmark(
 
 
 @pytest.mark.slow
-def test_a_worker_that_says_nothing_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_worker_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case("vit", 2, [])
     (workers,), _ = case.contenders(["ppll"])
     assert isinstance(workers, Workers)
@@ -141,20 +141,20 @@ def test_a_worker_that_says_nothing_ends_the_benchmark(monkeypatch: pytest.Monke
         ("bp_all_threads", ("cuda:0", "cuda:1"), "it is for CPUs"),
     ],
 )
-def test_what_cannot_be_measured_is_left_out(
+def test_rows_that_cannot_be_measured_are_left_out(
     monkeypatch: pytest.MonkeyPatch, name: str, devices: tuple[str, ...], reason: str
 ) -> None:
     monkeypatch.setattr(Case, "devices", devices)
     assert Case("vit", 2, []).contenders([name]) == ([], {name: reason})
 
 
-def test_ll_trains_the_modules_of_ppll() -> None:
+def test_ll_trains_the_same_modules_as_ppll() -> None:
     case = Case("resnet32", 2, [])
     assert case.job("ll").layout.modules == case.job("ppll").layout.modules
     assert case.job("ll").layout.stages == 1
 
 
-def test_marks_are_where_a_worker_reports_for_their_sake_alone() -> None:
+def test_an_order_that_would_end_with_an_epoch_is_one_step_longer() -> None:
     received, sent = Pipe(duplex=False)
     line = Line(sent, last=0)
     assert line.order([EPOCH, 3, EPOCH - 4]) == [51, 54, 101]
@@ -189,7 +189,7 @@ def test_a_paced_course_follows_its_orders() -> None:
     ]
 
 
-def test_it_says_what_it_measures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_says_what_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         schedules.main(["--help"])
     assert ended.value.code == 0

@@ -1,4 +1,4 @@
-"""Sessions of the benchmarks: what they leave behind is seen and ended."""
+"""Sessions of the benchmarks find and end everything that a program leaves behind."""
 
 import mmap
 import os
@@ -20,7 +20,7 @@ subprocess.Popen([sys.executable, "-c", {SLEEPER!r}])
 """
 
 
-def test_a_process_that_is_left_is_seen_and_ended(
+def test_a_process_left_behind_is_found_and_ended(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(session, "LEAVE_S", 0.2)
@@ -32,7 +32,7 @@ def test_a_process_that_is_left_is_seen_and_ended(
     assert started.left() == []
 
 
-def test_a_name_that_is_left_in_shared_memory_is_seen(
+def test_a_file_left_in_shared_memory_is_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shared = tmp_path / "shm"
@@ -46,7 +46,7 @@ def test_a_name_that_is_left_in_shared_memory_is_seen(
         assert started.left() == [str(shared / "left")]
 
 
-def test_a_name_in_shared_memory_that_another_process_uses_is_not_a_leak(
+def test_a_file_in_shared_memory_used_by_another_process_is_no_leak(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(session, "SHARED_MEMORY", tmp_path)
@@ -57,7 +57,7 @@ def test_a_name_in_shared_memory_that_another_process_uses_is_not_a_leak(
             assert started.left() == []
 
 
-def test_a_condition_that_never_comes_ends_with_the_program(tmp_path: Path) -> None:
+def test_waiting_for_a_condition_ends_with_the_program(tmp_path: Path) -> None:
     with Session([sys.executable, "-c", SLEEPER], tmp_path / "printed") as started:
         assert started.wait_until(lambda: "ready" in started.printed())
         assert not started.wait_until(lambda: False, limit_s=0.05)

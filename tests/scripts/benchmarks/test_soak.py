@@ -1,4 +1,4 @@
-"""The soak benchmark: what it plans, what it finds, and one fault in earnest."""
+"""The soak benchmark: its plans, its checks, and one real fault."""
 
 import json
 import sys
@@ -22,13 +22,13 @@ def plan(kind: str, moment: str, step: int = 5) -> Plan:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_it_runs_composes(case: str) -> None:
+def test_every_case_has_valid_settings(case: str) -> None:
     config, choices = compose_config([*COMMON, *CASES[case]])
     gpus = settings.parse(config).gpus
     assert case.split() == [choices["model"].removesuffix("32"), choices["schedule"], str(gpus)]
 
 
-def test_all_schedules_and_faults_are_there_and_a_seed_draws_the_same() -> None:
+def test_plans_have_all_schedules_and_faults_and_depend_on_the_seed() -> None:
     planned = plans(20, seed=1)
     assert {each.case.split()[1] for each in planned} == {"bp", "ll", "pp", "gpipe", "1f1b", "ppll"}
     assert sorted((each.kind, each.moment) for each in planned) == sorted(FAULTS)
@@ -37,12 +37,12 @@ def test_all_schedules_and_faults_are_there_and_a_seed_draws_the_same() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_written(
+def test_a_short_soak_finds_a_fault_and_writes_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A short run, its fault, and what comes after it."""
+    """There is a short run, a damaged checkpoint, and the resumed run."""
     monkeypatch.chdir(tmp_path)
-    # Long enough not to be over before its fault.
+    # The run is long enough not to end before its fault.
     case = [*CASES["vit ll 1"], "epochs=25", "eval_every=25", "data.test_samples=8"]
     case += ["model.dim=16", "timeline=false"]
     monkeypatch.setattr(soak, "CASES", {"vit ll 1": case})
@@ -62,7 +62,7 @@ def test_what_is_written(
     assert "1 runs: 1 faults injected" in capsys.readouterr().out
 
 
-def test_a_run_that_is_over_before_its_fault_says_so(
+def test_a_run_that_ended_before_its_fault_is_noted(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(soak, "ppll_run", lambda *arguments: [sys.executable, "-c", "pass"])
@@ -73,7 +73,7 @@ def test_a_run_that_is_over_before_its_fault_says_so(
 
 
 @pytest.mark.parametrize("fault", ["detected", "recovered", "left"])
-def test_a_fault_that_is_not_got_over_fails_the_benchmark(
+def test_an_outcome_with_a_failure_fails_the_benchmark(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: str
 ) -> None:
     outcome = Outcome(plan("interrupt", "training"), True, 130, True, 0.5, [], 5, True)
@@ -85,7 +85,7 @@ def test_a_fault_that_is_not_got_over_fails_the_benchmark(
     assert ended.value.code == 1
 
 
-def test_the_numbers_are_those_of_the_faults_that_came() -> None:
+def test_the_summary_counts_only_injected_faults() -> None:
     outcomes = [
         Outcome(plan("interrupt", "training"), True, 130, True, 0.5, [], 5, True),
         Outcome(plan("stop worker", "training"), True, 1, True, 9.5, ["process 1"], 5, False),
@@ -107,7 +107,7 @@ def test_the_numbers_are_those_of_the_faults_that_came() -> None:
     ]
 
 
-def test_a_run_that_ended_otherwise_is_not_good(tmp_path: Path) -> None:
+def test_a_run_that_ends_in_another_way_is_a_failure(tmp_path: Path) -> None:
     outcome = Outcome(plan("interrupt", "training"), status=1)
     assert soak._wrong(outcome.plan, outcome, tmp_path, "Traceback") == [
         "it ended with 1 instead of 130",
@@ -124,8 +124,8 @@ def test_a_run_that_ended_otherwise_is_not_good(tmp_path: Path) -> None:
     assert soak._wrong(outcome.plan, outcome, tmp_path, "") == ["it did not end within 120 s"]
 
 
-def test_other_weights_are_not_good(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What goes on with the run here does nothing."""
+def test_different_weights_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The program that resumes the run is replaced by one that does nothing."""
     path = tmp_path / "run" / "model.safetensors"
     path.parent.mkdir()
     (path.parent / "config.json").touch()

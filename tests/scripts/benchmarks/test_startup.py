@@ -5,7 +5,7 @@ from scripts.benchmarks.runs import RunFailedError
 
 
 @pytest.mark.slow
-def test_a_first_step_is_seen_and_set_against_an_import() -> None:
+def test_the_first_step_is_timed_and_compared_with_importing_torch() -> None:
     result = startup.measure(1)
     assert result["first_step_s"] > 0
     assert result["import_torch_s"] > 0
@@ -14,7 +14,7 @@ def test_a_first_step_is_seen_and_set_against_an_import() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_makes_no_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "OVERRIDES", ["gpus=0"])
     with pytest.raises(RunFailedError, match="gpus=0"):
         startup.measure(1)

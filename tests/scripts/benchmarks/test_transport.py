@@ -1,4 +1,4 @@
-"""The transport benchmark: what it measures."""
+"""The transport benchmark: its measurements."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from scripts.benchmarks import transport
 
 
 @pytest.mark.slow
-def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With real processes, but small and few messages."""
+def test_measured_times_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The processes are real, but there are only few and small messages."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(transport, "SIZES", [4096, 1 << 16])
     monkeypatch.setattr(transport, "BULK", 1 << 20)
@@ -39,7 +39,7 @@ def test_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         ),
     ],
 )
-def test_an_edge(source: str, target: str) -> None:
+def test_an_edge_is_measured_for_each_transport(source: str, target: str) -> None:
     measured = transport.measure_edge(source, target, [4096, 1 << 16], 1 << 20, repetitions=5)
     assert (measured["source"], measured["target"]) == (source, target)
     assert [row["bytes"] for row in measured["rows"]] == [4096, 1 << 16]
@@ -50,8 +50,9 @@ def test_an_edge(source: str, target: str) -> None:
     assert bulk["ring_speed_over_copy"] == pytest.approx(bulk["copy"] / bulk["ring"])
 
 
-def test_what_is_printed_of_cuda(capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"bytes": 4096.0, "copy": 1e-5, "ring": 1e-4}  # queue cannot be used everywhere
+def test_results_of_cuda_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    # the queue cannot be used between all devices
+    row = {"bytes": 4096.0, "copy": 1e-5, "ring": 1e-4}
     bulk = {**row, "ring_speed_over_copy": 0.1}
     cuda = {"source": "cuda:0", "target": "cuda:1", "rows": [row], "bulk": bulk}
     transport._print({"rows": [], "cuda": cuda})

@@ -15,9 +15,9 @@ SIOCGIFADDR = 0x8915
 def listening(host: str, port: int) -> int | None:
     """Return the descriptor of a socket that listens only at the given IP address.
 
-    Return None if there can be no such socket; then torch opens its own socket, on all interfaces.
-    There is none for a host name, which may resolve differently on other machines, nor for an
-    address that this machine does not have, as behind network address translation.
+    Return None if no such socket can be opened; then torch opens its own socket, on all interfaces.
+    This is so for a host name, because it may resolve differently on other machines, and for an
+    address that this machine does not have, for example behind network address translation.
     """
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
@@ -29,8 +29,9 @@ def listening(host: str, port: int) -> int | None:
 def interface_to(host: str, port: int, hosts: int) -> str:
     """Return the network interface through which this machine reaches a host.
 
-    Return an empty string if no interface is found. With several hosts, do so for the loopback
-    interface too: a host's own name may resolve to it, but it does not reach other hosts.
+    Return an empty string if no interface is found. If the run has several `hosts`, return an empty
+    string for the loopback interface too: a host's own name may resolve to a loopback address, but
+    other hosts cannot be reached through it.
     """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]

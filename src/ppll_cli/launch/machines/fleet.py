@@ -32,7 +32,7 @@ SILENT_S = 7.0
 """Seconds without a sign of life after which a machine's launcher counts as gone."""
 
 OWN_GAP_S = 3.0
-"""Seconds between two calls of `silent` after which the calling launcher was itself stopped."""
+"""If more seconds pass between two calls of `silent`, this launcher was itself stopped."""
 
 LEAVING_S = 10.0
 """Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
@@ -99,7 +99,7 @@ class Fleet:
         self._said += 1
 
     def refuse(self, error: ConfigError) -> None:
-        """Send the error that prevents the present job or all jobs; `refusal` reads the message."""
+        """Send the error that prevents the present job, or all jobs; receivers call `refusal`."""
         told = (error.key, str(error.value), error.problem, error.remedy)
         self.tell({"kind": "refused", "job": self.jobs, "error": told})
 
@@ -113,10 +113,11 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for a job that machine 0 has given up without a message about it.
+        """Return the error for a job that machine 0 has given up without saying so.
 
         Args:
-            message: The unexpected message that shows this. The next `hear` returns it again.
+            message: An unexpected message, by which this launcher noticed it. The next call of
+                `hear` returns the message again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -130,7 +131,7 @@ class Fleet:
         """Return a machine that gives no sign of life, and an error text; None if there is none."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
-            self._since_s = now  # this launcher was stopped: give all machines their time again
+            self._since_s = now  # this launcher was stopped: count the silence of others from now
         self._looked_s = now
         watched = range(1, len(self.machines)) if self.first else [0]
         for machine in watched:
@@ -178,7 +179,7 @@ class Fleet:
         self._thread.join(2.0)
 
     def _met(self) -> list[Machine]:
-        """Meet the other machines, and return what each says about itself.
+        """Meet the other machines, and return the description that each one sent of itself.
 
         Raises:
             ConfigError: The store cannot be used, a machine is missing, or versions differ.
@@ -214,7 +215,7 @@ class Fleet:
         return dist.PrefixStore("ppll-run", store)  # type: ignore[attr-defined]
 
     def _meet(self) -> list[Machine]:
-        """Agree on a session with the other machines, and return what each says about itself.
+        """Agree on a session with the other machines, and return each machine's description.
 
         The store may still hold entries of an earlier attempt. So machine 0 gives each session a
         new name, and each machine sends a random word. The welcome of machine 0 repeats the words;
@@ -242,7 +243,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """As machine 0, return what each machine says about itself; None for a missing machine."""
+        """As machine 0, return what each machine sent about itself; None for a missing machine."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -253,7 +254,7 @@ class Fleet:
             welcome.append(json.loads(store.get(hello)) if come else None)
         store.set(f"{self._session}/welcome", json.dumps(welcome))
         until_s = time.monotonic() + LEAVING_S
-        for rank, each in enumerate(welcome):  # when this process ends, the store may end too
+        for rank, each in enumerate(welcome):  # the store may end with this process
             if rank > 0 and each is not None:
                 self._comes(f"{self._session}/seen/{rank}", until_s)
         return welcome

@@ -30,7 +30,9 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 MARK = ".machines"
-"""A file of machine 0 in the run directory. A machine that can read it shares the directory."""
+"""A file that machine 0 writes into the run directory.
+
+A machine that reads the announced content in it shares the directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
@@ -135,7 +137,7 @@ def _start(job: Job) -> list[SavedFile]:
 
 
 def follow(fleet: Fleet) -> None:
-    """Run this machine's part of each job, until machine 0 says that there are no more jobs.
+    """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
         PpllError: A job did not complete. The error is the last failure on this machine; without

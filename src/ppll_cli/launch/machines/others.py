@@ -24,10 +24,10 @@ from ppll_cli.launch.machines.spelling import read, spelled
 Report = dict[str, Any]
 
 HEARING_S = 2.0
-"""Seconds to wait, after a worker's exception, for a failure that caused it on another machine."""
+"""Seconds to wait after a worker's exception: a failure on another machine may have caused it."""
 
 VERDICT_S = 10.0
-"""Seconds to wait until machine 0 says what caused a failure."""
+"""Seconds to wait for machine 0's message about what caused a failure."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Seen:
 
 
 class Leader:
-    """Lets machine 0's launcher work with the other launchers.
+    """Communicates with the other launchers, as a part of machine 0's launcher.
 
     Args:
         fleet: The machines.
@@ -66,7 +66,7 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """Return False: the launcher handles the reports of its own workers itself."""
+        """Return False: machine 0's launcher handles the reports of its own workers itself."""
         return False
 
     def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
@@ -137,7 +137,7 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _deal(self, seen: Seen, deal: Callable[[Seen, Report], None]) -> None:
-        """Handle a worker's reports in order, up to one that names a file still on its way."""
+        """Handle a worker's reports in order; stop at one whose file has not arrived yet."""
         waiting = self._waiting[seen.seat]
         while waiting and waiting[0][1].is_set():
             deal(seen, waiting.popleft()[0])
@@ -158,7 +158,7 @@ class Leader:
 
 
 class Follower:
-    """Lets the launcher of another machine work with machine 0's launcher.
+    """Communicates with machine 0's launcher, as a part of the launcher of another machine.
 
     Args:
         fleet: The machines.
@@ -183,7 +183,10 @@ class Follower:
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Send a report to machine 0, and a saved file unless it is shared; return True."""
+        """Send a report to machine 0, and the saved file if the run directory is not shared.
+
+        Return True: this launcher need not handle the report itself.
+        """
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
             folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])

@@ -25,7 +25,7 @@ PIECE_BYTES = 1 << 20
 """Size of a piece in bytes; the store of torch.distributed takes up to 8 MiB at once."""
 
 AHEAD = 8
-"""How many pieces that the receiver has not read yet may be in the store."""
+"""Largest number of pieces in the store that the receiver has not read yet."""
 
 STALLED_S = 120.0
 """Seconds that the other machine may take to send or read a piece: its disk may be slow."""

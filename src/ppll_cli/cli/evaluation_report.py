@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppll_cli.cli.arguments import writing_to
+from ppll_cli.cli.evaluation_request import EvaluationRequest
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.files import sample_name
 from ppll_cli.errors import ConfigError
@@ -21,8 +22,6 @@ from ppll_cli.observe.logs import for_show
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ppll_cli.cli.evaluate import Asked
-
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
@@ -33,7 +32,7 @@ MOST_LABELS = 3
 """How many of a picture's most probable labels or boxes are printed; the file lists all."""
 
 
-def report(asked: "Asked") -> None:
+def report(asked: EvaluationRequest) -> None:
     """Evaluate and predict, write the results, and print them.
 
     Args:
@@ -108,7 +107,7 @@ def _predictions(
         yield result
 
 
-def _draw(found: Evaluated, run: LoadedRun, asked: "Asked") -> None:
+def _draw(found: Evaluated, run: LoadedRun, asked: EvaluationRequest) -> None:
     """Draw the confusion matrix, if there is one; only log a failure."""
     if found.details is None or found.details.confusion is None:
         return
@@ -121,7 +120,7 @@ def _draw(found: Evaluated, run: LoadedRun, asked: "Asked") -> None:
 
 
 def _show(
-    asked: "Asked",
+    asked: EvaluationRequest,
     run: LoadedRun,
     found: Evaluated | None,
     predictions: Sequence[Mapping[str, Any]],

@@ -1,0 +1,58 @@
+"""Reads the trained model from a checkpoint, and writes it as a safetensors file of its own."""
+
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ppll_cli.job.checkpoint import EMA, SavedTensors
+from ppll_cli.job.manifest import check_files, read_manifest
+from ppll_cli.leaves.files import share
+
+
+def has_ema(checkpoint: Path) -> bool:
+    """Return whether a checkpoint holds averaged weights."""
+    with SavedTensors(checkpoint) as saved:
+        return any(name.startswith(EMA) for name in saved.names)
+
+
+def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
+    """Read the model's parameters and buffers, named by unit, without auxiliary networks.
+
+    Args:
+        checkpoint: The folder of the checkpoint.
+        ema: Whether to read averages instead. Integer buffers have no averages and are read as they
+            are.
+    """
+    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its tensor
+    with SavedTensors(checkpoint) as saved:
+        names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
+        return {name: saved[key] for name, key in names.items()}
+
+
+def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
+    """Write the model's parameters and buffers, named by unit, without auxiliary networks.
+
+    Args:
+        checkpoint: The folder of the checkpoint.
+        path: The safetensors file to write.
+        ema: Whether to write averages instead.
+
+    Raises:
+        DamagedError: The files of the checkpoint do not match its manifest.
+        LaterFormatError: A newer program wrote the manifest.
+        OSError, SafetensorError: A file cannot be read, or the model cannot be written.
+    """
+    check_files(checkpoint, read_manifest(checkpoint))
+    tensors = model_tensors(checkpoint, ema)
+    unfinished = path.with_suffix(".unfinished")
+    try:
+        unfinished.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
+        save_file(tensors, unfinished)
+        share(unfinished)
+        unfinished.rename(path)
+    except Exception:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,73 @@
+"""What a run shows of its restarts: in the log, the display, the summary and the timeline."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from ppll_cli.job.job import Job, Seat
+from ppll_cli.launch import failure
+from ppll_cli.launch.watched import Report
+from ppll_cli.observe.progress import Look
+from ppll_cli.observe.timeline import Restart
+
+log = logging.getLogger(__name__)
+
+
+class Faults:
+    """Follows the restarts of workers by the launcher's reports of them.
+
+    Args:
+        job: The job.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._reports: list[Report] = []
+
+    def take(self, report: Report) -> None:
+        """Note and log that a worker restarts, or that the new worker goes on."""
+        if report["kind"] == "restart":
+            failure.tell_of_restart(report)
+            self._end(report, report["began_s"])  # a worker may fail before it goes on
+            self._reports.append({**report, "ended_s": None, "seconds": None})
+            return
+        seconds = report["ended_s"] - report["began_s"]
+        log.info("stage %d goes on after %.1f s", report["stage"], seconds)
+        self._end(report, report["ended_s"], seconds)
+
+    def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
+        """End the restart that is under way on a worker, if there is one."""
+        for each in self._reports:
+            if _seat(each) == _seat(report) and each["ended_s"] is None:
+                each.update(ended_s=ended_s, seconds=seconds)
+
+    def marked(self, looks: Sequence[Look]) -> list[Look]:
+        """Return the states of all workers with a mark at those that restart now."""
+        # The display calls this in a thread of its own.
+        now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
+        seats = zip(self._job.seats, looks, strict=True)
+        return [look._replace(restarts=seat in now) for seat, look in seats]
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return what `summary.json` says of each restart."""
+        keys = ("stage", "phase", "batch", "error", "seconds")
+        return [{key: each[key] for key in keys} for each in self._reports]
+
+    def drawn(self) -> list[Restart]:
+        """Return the restarts for the timeline."""
+        return [
+            Restart(
+                self._job.number(_seat(each)),
+                each["began_s"],
+                each["ended_s"],
+                each["error"],
+                each["phase"],
+                each["batch"],
+            )
+            for each in self._reports
+            if each["ended_s"] is not None
+        ]
+
+
+def _seat(report: Report) -> Seat:
+    return Seat(report["stage"], report["replica"])

@@ -1,0 +1,89 @@
+"""Passes about gradients: split backwards, averages over replicas, and norms of the whole model."""
+
+from collections.abc import Iterable, Sequence
+
+from ppll_cli.pipeline import instructions as do
+from ppll_cli.pipeline.instructions import Stream
+from ppll_cli.pipeline.schedule import Place
+
+
+def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
+    """Join the two halves of a backward if no input of the chunk needs a gradient."""
+    into = place.routes.into
+    found: Stream = []
+    for instruction in stream:
+        if isinstance(instruction, do.BackwardInput | do.BackwardWeight):
+            chunk, micro_batch = instruction.chunk, instruction.micro_batch
+            if not into[chunk].gradients:
+                if isinstance(instruction, do.BackwardInput):
+                    found.append(do.Backward(chunk, micro_batch))
+                continue
+        found.append(instruction)
+    return found
+
+
+def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
+    """Add instructions that average each chunk's gradients over the replicas during the backward.
+
+    The average of a chunk starts before the chunk's last backward. If the loss comes right before
+    that backward, the average starts before the loss, because the loss completes the gradients of
+    the auxiliary network. If every chunk of the stage computes its own loss, the step moves behind
+    the backward of the next chunk, so that the average finishes during this backward.
+    """
+    chunks = place.chunks
+    if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
+        stream = _later_steps(stream)
+    starts: dict[int, int] = {}
+    for index, instruction in enumerate(stream):
+        match instruction:
+            case do.Backward(chunk, _) | do.BackwardWeight(chunk, _):
+                before = stream[index - 1] if index else None
+                follows = isinstance(before, do.Loss) and before.chunk == chunk
+                starts[chunk] = index - 1 if follows else index
+    begins = {index: chunk for chunk, index in starts.items()}
+    found: Stream = []
+    for index, instruction in enumerate(stream):
+        if index in begins:
+            found.append(do.StartAverage(begins[index]))
+        if isinstance(instruction, do.Step):
+            found.append(do.FinishAverage(instruction.chunk))
+        found.append(instruction)
+    return found
+
+
+def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
+    """Move each step behind the next backward of another chunk, or to the end."""
+    found: Stream = []
+    waiting: list[do.Step] = []
+    for instruction in stream:
+        if isinstance(instruction, do.Step):
+            waiting.append(instruction)
+            continue
+        found.append(instruction)
+        if isinstance(instruction, do.Backward | do.BackwardWeight):
+            late = [step for step in waiting if step.chunk != instruction.chunk]
+            found += late
+            waiting = [step for step in waiting if step not in late]
+    return [*found, *waiting]
+
+
+def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
+    """Add instructions that exchange the squared gradient norms of all units before any step.
+
+    A vector with one element per unit is sent from the first stage to the last. Each stage writes
+    the norms of its units into it. Then the complete vector is sent back. So every stage sums the
+    same numbers in the same order, the order of the units.
+    """
+    stage, last = place.stage, place.stages - 1
+    steps = [each for each in stream if isinstance(each, do.Step)]
+    ready = [each for each in stream if isinstance(each, do.FinishAverage)]
+    found: Stream = [each for each in stream if not isinstance(each, do.Step | do.FinishAverage)]
+    found += ready
+    if stage > 0:
+        found.append(do.ReceiveNorms(stage - 1))
+    found.append(do.AddNorms())
+    if stage < last:
+        found += [do.SendNorms(stage + 1), do.ReceiveNorms(stage + 1)]
+    if stage > 0:
+        found.append(do.SendNorms(stage - 1))
+    return [*found, *steps]

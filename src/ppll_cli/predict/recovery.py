@@ -1,0 +1,65 @@
+"""Predicts what `recover=stage` costs: the time of copies, and memory."""
+
+from collections.abc import Sequence
+
+from ppll_cli.job.job import Job
+from ppll_cli.job.snapshots import BUFFERS, messages_between, snapshot_bytes
+from ppll_cli.pipeline.instructions import ReceiveActivations, Step
+from ppll_cli.predict.costs import Source, end_of, sent_bytes
+from ppll_cli.predict.pace import Times
+
+PIECE = 16 << 20
+"""Bytes of the copy whose speed is taken as the speed at which snapshots are written."""
+
+
+def with_copies(
+    job: Job, profile: Source, sizes: Sequence[int], times: Sequence[Times]
+) -> list[Times]:
+    """Return the seconds of each stage's instructions, with the copies for `recover=stage`.
+
+    A stage copies each message that it receives, because the slot must keep it for a replay. The
+    time of a snapshot is spread evenly over the batches until the next one, and over the steps of
+    the stage's chunks.
+
+    Args:
+        job: The job.
+        profile: The measurements.
+        sizes: Number of samples of each micro-batch.
+        times: The seconds without these copies, by instruction.
+    """
+    if not job.recovers:
+        return list(times)
+    sent, result = sent_bytes(job), []
+    for stage, known in enumerate(times):
+        own = dict(known)
+        for instruction in job.training(stage, len(sizes)):
+            if isinstance(instruction, ReceiveActivations):
+                m, before = instruction.micro_batch, sent[instruction.chunk - 1]
+                own[instruction] = profile.copy(sizes[m] * before.activations)
+        snapshot_s = profile.copy(PIECE) * _snapshot(job, stage, profile) / PIECE
+        steps = [instruction for instruction in own if isinstance(instruction, Step)]
+        batches = job.snapshot_every
+        if job.settings.recover.every is None:
+            batches = messages_between(snapshot_s, sum(own.values()), batches)
+        for step in steps:
+            own[step] += snapshot_s / batches / len(steps)
+        result.append(own)
+    return result
+
+
+def recovery_bytes(job: Job, profile: Source) -> list[int]:
+    """Return for each stage the bytes of its snapshots, and of messages kept for a replay."""
+    if not job.recovers:
+        return [0] * job.stages
+    result = []
+    for stage in range(job.stages):
+        kept = sum(r.size for channel, r in job.channels.items() if channel.target == stage)
+        result.append(BUFFERS * _snapshot(job, stage, profile) + job.kept * kept)
+    return result
+
+
+def _snapshot(job: Job, stage: int, profile: Source) -> int:
+    """Return the bytes of a snapshot of a stage."""
+    units = [profile.unit(unit) for unit in job.layout.units(stage)]
+    ends = [end_of(job, job.layout.chunks[number], profile) for number in job.layout.of(stage)]
+    return snapshot_bytes(job, stage, sum(part.params for part in (*units, *ends)))

@@ -1,0 +1,73 @@
+"""What a chunk does about losses and gradients that are infinite or NaN."""
+
+from collections.abc import Iterable
+from math import inf, isnan
+
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.errors import NonFiniteError
+from ppll_cli.job.optimizer import warn_of_skipped
+from ppll_cli.pipeline.layout import Chunk
+
+
+class NonFinite:
+    """Stops the run at a loss that is not finite, or skips steps whose gradients are not finite.
+
+    Args:
+        skips: Whether the setting `optim.nonfinite` is `skip`. Otherwise it is `stop`.
+        place: The chunk. Only a chunk at the end of a module reports skipped steps.
+        device: The device that computes.
+
+    Attributes:
+        found: Whether a loss of the current batch is known to be infinite or NaN.
+        skipped: With `optim.nonfinite=skip` on CUDA, one flag for each step since the last report,
+            by step. Each flag is a scalar on the device: 1 if the step was skipped, else 0.
+    """
+
+    def __init__(self, skips: bool, place: Chunk, device: torch.device) -> None:
+        self._skips, self._place = skips, place
+        self.found = False
+        self.skipped: dict[int, Tensor] = {}
+        # Reading a tensor on CUDA would make the host wait for all queued work.
+        self._reads_at_once = device.type == "cpu"
+
+    def check(self, loss: Tensor) -> None:
+        """Look at a loss. On other devices than the CPU it is checked when it is reported."""
+        if self._reads_at_once and not self._skips:
+            self.found = self.found or not bool(loss.isfinite())
+
+    def stop(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
+        """Raise an error if a loss of the batch was not finite.
+
+        Args:
+            step: Number of optimizer steps done before.
+            parameters: The chunk's parameters. The error names their largest gradient norm.
+
+        Raises:
+            NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
+        """
+        if self.found:
+            norms = [float(p.grad.norm()) for p in parameters if p.grad is not None]
+            largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
+            raise NonFiniteError(step, self._place.module, largest)
+
+    def skip(self, step: int, total: Tensor | None) -> Tensor | None:
+        """Decide whether to skip a step, and report a skipped one.
+
+        Args:
+            step: Number of optimizer steps done before.
+            total: Squared gradient norm, a scalar; None if nothing needs it.
+
+        Returns:
+            A scalar on the device, 1 if the step has to be skipped and else 0; None if
+            `optim.nonfinite` is `stop`.
+        """
+        if total is None or not self._skips:
+            return None
+        flag = total.isfinite().logical_not().float()
+        if self._place.ends_module and self._reads_at_once:
+            warn_of_skipped(self._place.module, [step], flag[None])
+        elif self._place.ends_module:
+            self.skipped[step] = flag
+        return flag

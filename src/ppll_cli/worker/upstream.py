@@ -1,0 +1,106 @@
+"""Moves a unit's weights to losses of earlier modules, which read them some batches later."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ppll_cli.job.course import Version
+from ppll_cli.job.job import Job
+from ppll_cli.job.links import Links
+from ppll_cli.pipeline.instructions import ReadWeights, ReceiveWeights, SendWeights
+from ppll_cli.worker.mail import Mail
+from ppll_cli.worker.networks import Networks
+from ppll_cli.worker.recorder import Recorder
+
+
+class Upstream:
+    """Sends the weights that losses on other stages watch, and shows losses here what they watch.
+
+    In every batch, a loss reads the weights as they were `lag` batches ago.
+
+    Args:
+        job: The run.
+        links: Connections to the other stages and to the parent.
+        chunks: The stage's chunks, by their number in the model.
+        mail: Sends and receives the stage's messages.
+        recorder: Measures the time in which a loss takes over received weights.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        links: Links,
+        chunks: Mapping[int, Networks],
+        mail: Mail,
+        recorder: Recorder,
+    ) -> None:
+        self._job, self._links, self._chunks = job, links, chunks
+        self._mail, self._recorder = mail, recorder
+
+    def send_ahead(self) -> None:
+        """Send other stages the weights that their losses read in the first batches.
+
+        Call this before any batch.
+        """
+        start = self._job.start
+        for channel in self._links.senders:
+            if channel.kind == "weights":
+                self._links.pulse.begin("sending the first weights", None)
+                instruction = SendWeights(channel.target, channel.chunk, channel.ahead)
+                for step in range(start, start + channel.ahead):
+                    self._send_version(instruction, step, start)
+
+    def receive(self, instruction: ReceiveWeights, step: int) -> None:
+        """Receive the weights that a loss of this stage reads in the batch of step `step`."""
+        version = self._version(instruction.chunk, step)
+        weights = self._mail.receive(instruction, version)
+        with self._recorder.working("auxiliary", instruction):
+            self._show(instruction.chunk, weights, version)
+        self._mail.release(instruction)
+
+    def read(self, instruction: ReadWeights, step: int) -> None:
+        """Show a loss in the batch of step `step` the weights of a unit on the same stage."""
+        version = self._version(instruction.chunk, step)
+        weights = self._kept(instruction.chunk, step - version.steps)
+        self._show(instruction.chunk, weights, version)
+
+    def send(self, instruction: SendWeights, step: int) -> None:
+        """Send weights after optimizer step `step`, to be read `ahead` batches later."""
+        self._send_version(instruction, step + instruction.ahead, step + 1)
+
+    def _version(self, watcher: int, step: int) -> Version:
+        return Version.read_by(step, self._job.routes.watches[watcher].lag)
+
+    def _show(self, watcher: int, weights: Mapping[str, Tensor], version: Version) -> None:
+        criterion = self._chunks[watcher].criterion
+        assert criterion is not None
+        with torch.no_grad():
+            criterion.see(weights, version.steps)
+
+    def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
+        """Send the weights that a later batch will read, unless the run ends before that batch.
+
+        Args:
+            instruction: The instruction; it names the chunk whose loss reads the weights.
+            step: Number of optimizer steps done before the batch that reads them.
+            done: Number of optimizer steps done now.
+        """
+        if step < self._job.course.steps:
+            version = self._version(instruction.chunk, step)
+            weights = self._kept(instruction.chunk, done - version.steps)
+            self._mail.send(instruction, weights, version)
+
+    def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
+        """Return weights of a unit of this stage that the loss of another chunk reads.
+
+        Args:
+            watcher: Number of the chunk whose loss reads the weights.
+            age: How many optimizer steps ago the unit had these weights.
+
+        Returns:
+            The unit's parameters by name.
+        """
+        routes = self._job.routes
+        holder = self._chunks[routes.watched(watcher)]
+        return holder.versions[routes.watches[watcher].unit].of_age(age)

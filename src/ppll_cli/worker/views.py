@@ -1,0 +1,19 @@
+"""Finds tensors that share memory with a slot, and copies them before the slot is reused."""
+
+from collections.abc import Container, Iterable, Mapping
+
+from torch import Tensor
+
+
+def storages(tensors: Iterable[Tensor]) -> set[int]:
+    """Return the addresses of the tensors' memory."""
+    return {_storage(tensor) for tensor in tensors}
+
+
+def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
+    """Return the tensors by name, with copies of those whose memory is among `memory`."""
+    return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -1,0 +1,88 @@
+"""What predictions say of `recover=stage`: copies take time, and what is kept takes memory."""
+
+from dataclasses import replace
+
+import pytest
+
+from ppll_cli.config.sections import Recover
+from ppll_cli.job.job import Job
+from ppll_cli.pipeline.instructions import ReceiveActivations, Step
+from ppll_cli.predict.pace import Times
+from ppll_cli.predict.recovery import recovery_bytes, with_copies
+from ppll_cli.predict.speed import predict
+from tests.predict import given
+from tests.predict.given import TOKENS, Source
+
+STATES = [3 * 4 * (10 + 20 + 30), 3 * 4 * (40 + 50 + 60)]
+"""Bytes of a snapshot of each stage: parameters, and two values of AdamW for each."""
+
+MESSAGE = 8 * (TOKENS + 8)
+"""Bytes of a message; the label has 8 bytes."""
+
+
+class Copies(Source):
+    """A profile with which copies take a second per byte."""
+
+    def copy(self, size: int) -> float:
+        return float(size)
+
+
+def recovering(every: int, fixed: bool, modules: int | None = None) -> Job:
+    made = given.job("ppll", 2, modules=modules)
+    recover = Recover(name="stage", every=every if fixed else None)
+    settings = made.settings.model_copy(update={"recover": recover})
+    return replace(made, settings=settings, snapshot_every=every)
+
+
+def test_a_snapshot_is_spread_over_the_batches_until_the_next_one() -> None:
+    job = recovering(4, fixed=True)
+    times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
+    found = with_copies(job, Copies(), [8], times)
+    assert found == [
+        {Step(0): 5.0 + STATES[0] / 4},
+        {Step(1): 7.0 + STATES[1] / 4, ReceiveActivations(0, 1, 0): MESSAGE},
+    ]
+    assert times == [{Step(0): 5.0}, {Step(1): 7.0}]
+
+
+@pytest.mark.parametrize(("batch_s", "batches"), [(1e6, 1), (STATES[0] * 40, 3), (1.0, 16)])
+def test_snapshots_are_as_frequent_as_a_hundredth_of_the_time_allows(
+    batch_s: float, batches: int
+) -> None:
+    """They are taken every `batches` batches, at most every 16 here."""
+    times: list[Times] = [{Step(0): batch_s}, {Step(1): 1.0}]
+    found = with_copies(recovering(16, fixed=False), Copies(), [8], times)
+    assert found[0][Step(0)] == pytest.approx(batch_s + STATES[0] / batches)
+
+
+def test_modules_of_a_stage_share_its_snapshot() -> None:
+    job = recovering(4, fixed=True, modules=4)
+    times: list[Times] = [
+        {Step(chunk): 1.0 for chunk in job.layout.of(stage)} for stage in range(2)
+    ]
+    found = with_copies(job, Copies(), [8], times)
+    whole = [3 * 4 * (10 + 20 + 30 + 40), 3 * 4 * (50 + 60)]  # the first modules have two units
+    for own, size in zip(found, whole, strict=True):
+        steps = [seconds for instruction, seconds in own.items() if isinstance(instruction, Step)]
+        assert steps == [1.0 + size / 4 / 2] * 2
+
+
+def test_without_it_nothing_is_copied_or_kept() -> None:
+    job = given.job("ppll", 2)
+    times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
+    assert with_copies(job, Copies(), [8], times) == times
+    assert recovery_bytes(job, Copies()) == [0, 0]
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_prediction_has_both() -> None:
+    job = recovering(4, fixed=True)
+    (room,) = job.channels.values()
+    plain, found = (predict(each, Source(copy_s=0.5)) for each in (given.job("ppll", 2), job))
+    assert plain.recovery_bytes == [0, 0]
+    assert found.recovery_bytes == [2 * STATES[0], 2 * STATES[1] + job.kept * room.size]
+    more = [a - b for a, b in zip(found.stage_s, plain.stage_s, strict=True)]
+    assert more == pytest.approx([0.0, 0.5], abs=1e-3)  # the second stage copies what it receives
+    assert found.batch_s > plain.batch_s
+    assert found.activation_bytes == plain.activation_bytes
+    assert found.parameter_bytes == plain.parameter_bytes
