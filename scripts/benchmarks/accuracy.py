@@ -93,15 +93,21 @@ def main(arguments: Sequence[str]) -> None:
     """Run the trials without results, write the table, and print it."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark accuracy", description=__doc__)
     parser.add_argument("--long", action="store_true", help="20 epochs of the whole training set")
-    parser.add_argument("--jobs", type=int, help="rows trained beside one another (default: cores)")
+    parser.add_argument(
+        "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
+    )
     parser.add_argument(
         "--methods",
         nargs="+",
         choices=["bp", *METHODS],
         default=["bp", *METHODS],
-        help="only these",
+        help="train only these methods",
     )
-    parser.add_argument("--skip", choices=["train", "speed"], help="leave one half out")
+    parser.add_argument(
+        "--skip",
+        choices=["train", "speed"],
+        help="leave out the trainings or the measurements of speed",
+    )
     options = parser.parse_args(arguments)
     console = Console()
     table = rows(LONG if options.long else SHORT, options.methods)

@@ -178,10 +178,18 @@ def _local(name: str, method: str, modules: int) -> tuple[str, ...]:
 def main(arguments: Sequence[str]) -> None:
     """Run the trials without results, write the tables, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark beyond", description=__doc__)
-    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="only these")
+    parser.add_argument(
+        "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
+    )
     parser.add_argument("--short", action="store_true", help="a tenth of the training")
-    parser.add_argument("--jobs", type=int, help="rows trained beside one another (default: cores)")
-    parser.add_argument("--skip", choices=["train", "speed"], help="leave one half out")
+    parser.add_argument(
+        "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
+    )
+    parser.add_argument(
+        "--skip",
+        choices=["train", "speed"],
+        help="leave out the trainings or the measurements of speed",
+    )
     options = parser.parse_args(arguments)
     console = Console()
     benchmark = "beyond-short" if options.short else "beyond"

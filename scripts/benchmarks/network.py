@@ -74,9 +74,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--rounds", type=int, default=1, help="how often each run is made")
-    parser.add_argument("--steps", type=int, default=25, help="of each run")
+    parser.add_argument("--steps", type=int, default=25, help="steps of each run")
     parser.add_argument(
-        "--accuracy", nargs="+", metavar="KEY=VALUE", help="what rounding costs a training"
+        "--accuracy",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="measure what rounding costs a training with these settings",
     )
     options = parser.parse_args(arguments)
     console = Console()

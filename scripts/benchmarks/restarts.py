@@ -81,7 +81,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run all plans, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark restarts", description=__doc__)
     parser.add_argument("--runs", type=int, default=RUNS, help=f"number of runs (default: {RUNS})")
-    parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random choices (default: 0)"
+    )
     options = parser.parse_args(arguments)
     console = Console()
     shutil.rmtree(FOLDER, ignore_errors=True)

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--long", action="store_true", help="every row, and four times as long")
     parser.add_argument("--gpus", type=int, nargs="+", help="numbers of stages (default 2)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--rows", nargs="+", choices=LONG, help="only these")
+    parser.add_argument("--rows", nargs="+", choices=LONG, help="only these rows")
     parser.add_argument("--local", default="greedy", help="local method of ll and ppll")
     options = parser.parse_args(arguments)
     here = machine()

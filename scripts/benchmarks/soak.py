@@ -109,8 +109,10 @@ class Outcome:
 def main(arguments: Sequence[str]) -> None:
     """Run all plans, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark soak", description=__doc__)
-    parser.add_argument("--long", action="store_true", help=f"{LONG_RUNS} runs, not {RUNS}")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument("--long", action="store_true", help=f"{LONG_RUNS} runs instead of {RUNS}")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of all random choices (default: 0)"
+    )
     jobs = min(2, usable_cores())
     parser.add_argument("--jobs", type=int, default=jobs, help=f"runs at a time (default: {jobs})")
     options = parser.parse_args(arguments)
@@ -239,7 +241,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
     if "Traceback" in printed:
         wrong.append("a traceback was printed")
     if status == 1 and word(setting("resume", str(run_dir.absolute()))) not in printed:
-        wrong.append("how to go on was not told")
+        wrong.append("how to continue was not told")
     if plan.kind in TO_A_WORKER and f"ppll-run: stage {plan.worker} " not in printed:
         wrong.append(f"stage {plan.worker} was not named first")
     if status > 128 and plan.moment != "start-up":
@@ -273,7 +275,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
 
 def _resumed_from(printed: str) -> int:
     """Return the step after which a run was continued, from its output; 0 if it says none."""
-    _, told, rest = printed.partition("going on after step ")
+    _, told, rest = printed.partition("continuing after step ")
     return int(rest.split(",")[0]) if told else 0
 
 

@@ -130,10 +130,10 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
     ("arguments", "line"),
     [
         (["modle=vit"], "modle=vit: there is no such key; did you mean model?"),
-        (["gpus=11"], "gpus=11: the model has only 10 units; use at most 10"),
+        (["gpus=11"], "gpus=11: makes 11 stages, but the model has only 10 units; use gpus=10"),
         (["--multirun", "--cfg", "job"], "arguments=--multirun --cfg job: Only one of"),
         (["hydra.run.dir=${oc.env:FULL}"], "hydra.run.dir=full: exists and is not empty"),
-        (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
+        (["data.root=/nonexistent"], "data.root=/nonexistent: is not a folder that can be read"),
     ],
 )
 def test_wrong_input_is_refused_in_one_line_and_leaves_no_files(
@@ -313,13 +313,13 @@ def test_a_sweep_continues_after_a_refused_job(tmp_path: Path) -> None:
     sweep = ["schedule=pp,ppll", "--multirun", "gpus=1,9", "max_steps=2"]
     result = ppll_run(*sweep, *PLAIN, cwd=tmp_path)
     assert result.returncode == 2
-    assert "gpus=9: the model has only 4 units" in result.stderr
+    assert "gpus=9: makes 9 stages, but the model has only 4 units" in result.stderr
     (folder,) = tmp_path.glob("outputs/sweeps/*/*")
     assert sorted(path.parent.name for path in folder.glob("*/summary.json")) == ["0", "2"]
     lines = (folder / "comparison.csv").read_text().splitlines()
     assert [line.split(",")[2] for line in lines[1:]] == ["completed", "refused"] * 2
     assert (folder / "comparison.png").exists()
-    assert "1 refused: gpus=9: the model has only 4 units" in result.stdout
+    assert "1 refused: gpus=9: makes 9 stages, but the model has only 4 units" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_the_commands_that_a_run_prints_work(tmp_path: Path) -> None:
         os.kill(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=100)
     steps = json.loads((folder / "summary.json").read_text())["steps"]
-    on = shell(f"{printed('to go on', err)} max_steps={steps + 2}")
+    on = shell(f"{printed('to continue', err)} max_steps={steps + 2}")
     assert on.returncode == 0, on.stderr
     assert json.loads((folder / "summary.json").read_text())["steps"] == steps + 2
 

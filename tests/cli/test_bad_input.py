@@ -465,14 +465,14 @@ TYPES = [
         "local.modules-unused",
         ["schedule=bp", "local.modules=two"],
         "local.modules=two",
-        "whole number from 1 on",
+        "whole number above 0",
     ),
 ]
 
 VALUES = [
     row("gpus-0", ["gpus=0"], "gpus=0", "greater than or equal to 1"),
     row("gpus-negative", ["gpus=-1"], "gpus=-1", "greater than or equal to 1"),
-    row("gpus-units", ["gpus=11"], "gpus=11", "only 10 units; use at most 10"),
+    row("gpus-units", ["gpus=11"], "gpus=11", "only 10 units; use gpus=10 at most"),
     row("gpus-huge", [f"gpus={10**20}"], f"gpus={10**20}", "less than or equal to 4096"),
     row("gpus-modules", ["gpus=3", "local.modules=2"], "gpus=3", "use gpus=2 at most, or local.mo"),
     row("threads", ["threads=0"], "threads=0", "greater than or equal to 1"),
@@ -517,11 +517,11 @@ VALUES = [
         "schedule.microbatches=65",
         "use at most 64, or a larger batch_size",
     ),
-    row("transport.depth", ["transport.depth=0"], "transport.depth=0", "whole number from 1 on"),
+    row("transport.depth", ["transport.depth=0"], "transport.depth=0", "whole number above 0"),
 ]
 
 CUTS = [
-    row("modules-0", ["local.modules=0"], "local.modules=0", "whole number from 1 on"),
+    row("modules-0", ["local.modules=0"], "local.modules=0", "whole number above 0"),
     row("modules-units", ["local.modules=11"], "local.modules=11", "from 1 to 10"),
     row(
         "local-order",
@@ -544,9 +544,9 @@ CUTS = [
         "both",
         ["local.cuts=[head]", "local.modules=3"],
         "local.modules=3",
-        "local.cuts makes 2 modules; give one of the two",
+        "local.cuts makes 2 modules; give only one of the two",
     ),
-    row("manual-none", MANUAL, "partition.cuts=null", "units that start stages 2 to s"),
+    row("manual-none", MANUAL, "partition.cuts=null", "start the second to the last"),
     row("not-manual", ["partition.cuts=[head]"], "partition.cuts=['head']", "partition=manual"),
     row(
         "manual-few",
@@ -648,7 +648,7 @@ METHODS = [
         "use at most 4096",
     ),
     row("fba-on", ["fba=on", "local=dgl"], "fba=on", "reads no feature bank; use local=fba"),
-    row("fba-off", ["local=fba", "+fba.features=3"], "fba.features=3", "is for fba=on"),
+    row("fba-off", ["local=fba", "+fba.features=3"], "fba.features=3", "applies only with fba=on"),
     row(
         "fba-features",
         ["fba=on", "fba.features=all"],
@@ -666,7 +666,7 @@ METHODS = [
         "fba-join",
         ["fba=on", "fba.join=input", "fba.trains=probe"],
         "fba.trains=probe",
-        "is for fba.join=head",
+        "applies only with fba.join=head",
     ),
 ]
 
@@ -847,9 +847,9 @@ FOLDERS = [
     row("null", ["hydra.run.dir=null"], "hydra.run.dir=None", "not the name of a folder"),
     row("refused-in-it", ["hydra.run.dir=a", "gpus=0"], "gpus=0", "greater than", folder("a")),
     row("refused-below", ["hydra.run.dir=a/b/c", "gpus=0"], "gpus=0", "greater", folder("a")),
-    row("chdir", ["hydra.job.chdir=true", "gpus=11"], "gpus=11", "use at most 10"),
+    row("chdir", ["hydra.job.chdir=true", "gpus=11"], "gpus=11", "use gpus=10 at most"),
     row("link", ["hydra.run.dir=a"], "hydra.run.dir=a", "not empty", link("a/ppll-run.log")),
-    row("refused-later", ["hydra.run.dir=${now:%Y}/x", "gpus=11"], "gpus=11", "use at most 10"),
+    row("refused-later", ["hydra.run.dir=${now:%Y}/x", "gpus=11"], "gpus=11", "use gpus=10"),
 ]
 
 

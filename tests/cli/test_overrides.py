@@ -60,14 +60,14 @@ def test_overrides_without_resume_auto_do_not_change(given: list[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "sweep", "message"),
     [
-        (["seed=1"], False, "resume=auto: needs the folder that the run is in; give hydra.run.dir"),
-        (["hydra.sweep.dir=a"], False, "resume=auto: needs the folder that the run is in"),
-        (["hydra.run.dir=a"], True, "resume=auto: works for a single run only; remove --multirun"),
+        (["seed=1"], False, "resume=auto: needs the folder of the run; add hydra.run.dir"),
+        (["hydra.sweep.dir=a"], False, "resume=auto: needs the folder of the run"),
+        (["hydra.run.dir=a"], True, "resume=auto: is only for a single run; remove --multirun"),
         (["hydra.run.dir=[a]"], False, r"hydra.run.dir=\['a'\]: is not the name of a folder"),
         (
             ["hydra.run.dir=${oc.env:NO_SUCH_VARIABLE}"],
             False,
-            "NO_SUCH_VARIABLE}: resume=auto cannot tell which folder this is; give its name",
+            "NO_SUCH_VARIABLE}: resume=auto cannot find out which folder this is; give its name",
         ),
     ],
 )

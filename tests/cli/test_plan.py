@@ -58,18 +58,18 @@ def test_a_plan_has_a_row_for_every_schedule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["gpus=1,x"], "gpus=1,x: must be whole numbers from 1 on"),
-        (["gpus=2,0"], "gpus=2,0: must be whole numbers from 1 on"),
-        (["replicas=2,x"], "replicas=2,x: must be whole numbers from 1 on"),
-        (["replicas=3"], "replicas=3: gpus=1 devices cannot be divided evenly"),
+        (["gpus=1,x"], "gpus=1,x: must be whole numbers above 0"),
+        (["gpus=2,0"], "gpus=2,0: must be whole numbers above 0"),
+        (["replicas=2,x"], "replicas=2,x: must be whole numbers above 0"),
+        (["replicas=3"], "replicas=3: gpus=1 cannot be divided evenly"),
         (["gpus=1,"], "gpus=1,: Hydra cannot read this: mismatched input"),
-        (["model=vit,resnet32"], "model=vit,resnet32: ppll-plan takes lists only for gpus"),
+        (["model=vit,resnet32"], "model=vit,resnet32: ppll-plan takes several values only"),
         (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
         (["modle=vit"], "modle=vit: there is no such key; did you mean model? "),
         (["schedule=ppll,pppl"], "schedule=pppl: there is no such option; did you mean ppll?"),
         (["optim.lr=-1"], "optim.lr=-1: must be greater than 0"),
         (["model.dim=${nothing}"], "model.dim=${nothing}: Interpolation key 'nothing' not found"),
-        (["data.root=/nonexistent"], "data.root=/nonexistent: is no folder that can be read"),
+        (["data.root=/nonexistent"], "data.root=/nonexistent: is not a folder that can be read"),
         (["--multirun"], "arguments=--multirun: unrecognized arguments: --multirun; see "),
         (["--bandwidth=0"], "arguments=--bandwidth=0: argument --bandwidth: '0' is not a positive"),
         (["--latency=1"], "arguments=--latency=1: --latency needs the --bandwidth of"),
@@ -290,7 +290,9 @@ def test_a_plan_in_which_nothing_can_run_is_refused(planner: Make) -> None:
     found = planner("schedule=ppll,pp")
     found.rows(5)
     assert found.fastest(1024) is None
-    with pytest.raises(ConfigError, match="gpus=5: the model has only 4 units; use at most 4"):
+    with pytest.raises(
+        ConfigError, match="gpus=5: makes 5 stages, but the model has only 4 units; "
+    ):
         found.check()
 
 

@@ -101,7 +101,7 @@ def test_a_terminated_run_resumes_without_losing_records(tmp_path: Path, run: Ru
     assert {name: (folder / name).read_bytes() for name in kept} == kept
     logged = (folder / "ppll-run.log").read_text()
     assert logged.startswith(log)
-    assert f"going on after step {stopped['steps']}, from " in logged.removeprefix(log)
+    assert f"continuing after step {stopped['steps']}, from " in logged.removeprefix(log)
     assert len(list(tmp_path.glob("outputs/*/*"))) == 1
 
     expected = run(*case, f"max_steps={steps}", f"threads={summary['threads']}")
@@ -150,7 +150,7 @@ def test_resume_auto_starts_resumes_and_finds_a_run_complete(
 
     result = ppll_run(*given, "max_minutes=60", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert f"going on after step {stopped['steps']}, from " in result.stderr
+    assert f"continuing after step {stopped['steps']}, from " in result.stderr
     summary = (folder / "summary.json").read_bytes()
     assert json.loads(summary)["status"] == "completed"
     result = ppll_run(*given, cwd=tmp_path)

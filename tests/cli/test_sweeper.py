@@ -107,7 +107,7 @@ def stopped(main: Main, jobs: Jobs, *more: str) -> str:
     assert said.status == 128 + signal.SIGINT
     assert [name for name, _, _ in jobs.ran] == ["0", "1", "2", "3"]
     jobs.ran.clear()
-    (command,) = re.findall(r"^ *to go on with the sweep: (.*)$", said.err, re.MULTILINE)
+    (command,) = re.findall(r"^ *to continue the sweep: (.*)$", said.err, re.MULTILINE)
     return str(command)
 
 
@@ -134,7 +134,7 @@ def test_a_resumed_sweep_continues_where_it_was_stopped(
     assert said.status == 0, said.err
     assert jobs.ran == [("1", True, 1), ("2", False, 2), ("3", True, 3), ("4", False, 4)]
     assert not (folder / "4" / "left").exists()
-    assert "1 of the sweep's 5 jobs are complete, 2 go on, and 2 begin" in said.out + said.err
+    assert "1 of the sweep's 5 jobs are complete, 2 continue, and 2 start" in said.out + said.err
     changed = {p for p, content in before.items() if p.read_bytes() != content}
     assert {str(p.relative_to(folder)) for p in changed} <= {
         "1/summary.json",
@@ -163,7 +163,7 @@ def test_classes_and_trackers_must_be_named_again(main: Main, jobs: Jobs, tmp_pa
     jobs.plan["0"] = "interrupted"
     swept = ["model._target_=a.Mine,b.Yours", "tracker=tensorboard"]
     said = main("-m", "hydra.sweep.dir=swept", *swept)
-    (command,) = re.findall(r"^ *to go on with the sweep: (.*)$", said.err, re.MULTILINE)
+    (command,) = re.findall(r"^ *to continue the sweep: (.*)$", said.err, re.MULTILINE)
     again = ["tracker=tensorboard", "model._target_=a.Mine,b.Yours"]
     assert arguments_of(command) == ["--multirun", f"resume={tmp_path / 'swept'}", *again]
 
@@ -188,12 +188,12 @@ def test_only_one_process_can_run_a_sweep(main: Main, jobs: Jobs, tmp_path: Path
     jobs.ran.clear()
     with locked_sweep(folder, begins=False):
         said = main("-m", "resume=swept")
-    problem = f"resume={folder}: another process runs this sweep; wait until it ends, or stop it"
-    assert (said.status, said.err) == (2, f"ppll-run: {problem}\n")
+    problem = f"resume={folder}: another process is running this sweep; wait until it ends, or stop"
+    assert (said.status, said.err) == (2, f"ppll-run: {problem} it\n")
     said = main("-m", "seed=7,8", "hydra.sweep.dir=swept")
     assert said.status == 2
     assert (
-        "job 0 of another sweep has run there, in 0; choose a new folder, or go on with" in said.err
+        "job 0 of another sweep has run there, in 0; choose a new folder, or continue" in said.err
     )
     assert jobs.ran == []
     assert (folder / "sweep.json").read_bytes() == record

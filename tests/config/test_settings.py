@@ -97,14 +97,14 @@ def parse(changes: dict[str, object], *overrides: str) -> Settings:
         ("optim.nesterov", True, "needs optim.momentum above 0"),
         ("partition.name", "even", "must be 'uniform'"),
         ("partition.cuts", "head", "must be a valid list"),
-        ("partition.cuts", ["head"], "is for partition=manual"),
-        ("schedule.microbatches", 0, "must be a whole number from 1 on"),
-        ("schedule.microbatches", 2.0, "must be a whole number from 1 on"),
-        ("schedule.microbatches", True, "must be a whole number from 1 on"),
-        ("schedule.microbatches", None, "must be a whole number from 1 on"),
-        ("transport.depth", 0, "must be a whole number from 1 on"),
-        ("transport.depth", True, "must be a whole number from 1 on"),
-        ("transport.depth", "2", "must be a whole number from 1 on"),
+        ("partition.cuts", ["head"], "applies only with partition=manual"),
+        ("schedule.microbatches", 0, "must be a whole number above 0"),
+        ("schedule.microbatches", 2.0, "must be a whole number above 0"),
+        ("schedule.microbatches", True, "must be a whole number above 0"),
+        ("schedule.microbatches", None, "must be a whole number above 0"),
+        ("transport.depth", 0, "must be a whole number above 0"),
+        ("transport.depth", True, "must be a whole number above 0"),
+        ("transport.depth", "2", "must be a whole number above 0"),
         ("nosuch", 1, "there is no such key"),
         ("optim.nosuch", 1, "there is no such key"),
         ("checkpoint.nosuch", [1], "there is no such key"),
@@ -276,13 +276,13 @@ def test_a_feature_bank_is_refused_with_another_method(method: str) -> None:
         ({"fba.fusion": "mean"}, "fba.fusion=mean: must be 'concatenate', 'add' or 'none'"),
         (
             {"fba.fusion": "add", "fba.shared_head": False},
-            "fba.shared_head=False: is for fba.fusion=concatenate",
+            "fba.shared_head=False: applies only with fba.fusion=concatenate",
         ),
         ({"fba.join": "tail"}, "fba.join=tail: must be 'head' or 'input'"),
         ({"fba.trains": "head"}, "fba.trains=head: must be 'module' or 'probe'"),
         ({"fba.normalize": "yes"}, "fba.normalize=yes: must be a valid boolean"),
         *(
-            ({"fba.join": "input", **change}, f"{problem}: is for fba.join=head")
+            ({"fba.join": "input", **change}, f"{problem}: applies only with fba.join=head")
             for change, problem in (
                 ({"fba.shared_head": False}, "fba.shared_head=False"),
                 ({"fba.trains": "probe"}, "fba.trains=probe"),
@@ -335,7 +335,7 @@ def test_records_of_older_runs_get_the_same_bank() -> None:
 
 
 def test_options_of_a_disabled_feature_bank_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^fba\.features=3: is for fba=on$"):
+    with pytest.raises(ConfigError, match=r"^fba\.features=3: applies only with fba=on$"):
         parse({"fba.features": 3}, "local=fba")
-    with pytest.raises(ConfigError, match=r"^local\.bank=.*: differs from `fba`, which sets it$"):
+    with pytest.raises(ConfigError, match=r"^local\.bank=.*: is set by the group fba, and "):
         parse({"local.bank": {"enabled": True}}, "local=fba")

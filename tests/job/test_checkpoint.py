@@ -247,7 +247,7 @@ def test_a_broken_checkpoint_is_reported_and_not_used(
     found = newest(tmp_path)
     assert (found.step if found else None) == (8 if others else None)
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{broken} is not used: {problem}")
+    assert record.getMessage().startswith(f"the checkpoint {broken} is not used: {problem}")
     assert "\n" not in record.getMessage()
 
 

@@ -43,7 +43,7 @@ def test_a_run_is_resumed_from_another_current_directory(
 
 def test_a_run_is_resumed_after_its_data_were_moved(tmp_path: Path, started: Result) -> None:
     shutil.move(tmp_path / "work" / "data", tmp_path / "moved")
-    with pytest.raises(ConfigError, match=r"data\.root=.*: is no folder that can be read"):
+    with pytest.raises(ConfigError, match=r"data\.root=.*: is not a folder that can be read"):
         resumed(started, "max_steps=6")
     assert resumed(started, "max_steps=6", "data.root=moved").summary["steps"] == 6
 

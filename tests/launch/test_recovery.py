@@ -79,7 +79,7 @@ def test_a_fault_that_comes_back_ends_the_run_as_ever(
     assert "step=2" in failure.value.report["batch"]
     told = [line for each in caplog.messages for line in each.splitlines()]
     assert told.count("  stage 1 restarts; the other stages wait for it") == 2
-    assert any(line.startswith("  to go on: ") for line in told)
+    assert any(line.startswith("  to continue: ") for line in told)
     assert not multiprocessing.active_children()
 
 

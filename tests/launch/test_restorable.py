@@ -49,7 +49,7 @@ def refusal(result: Result) -> str:
         resumed(result, "max_steps=3")
     assert {path: path.stat().st_mtime_ns for path in result.run_dir.rglob("*")} == before
     message = str(caught.value)
-    assert message.startswith(f"resume={result.run_dir}: it cannot go on")
+    assert message.startswith(f"resume={result.run_dir}: it cannot be resumed")
     assert message.endswith("; start a new run")
     assert "\n" not in message
     return message
@@ -98,13 +98,13 @@ def test_a_run_of_an_older_edsr_is_refused_with_the_reason(run: Runner, tmp_path
 def test_a_checkpoint_without_watched_weights_is_refused(run: Runner) -> None:
     result = run(*RESNET, "local=man")
     rewrite(result.run_dir, without(r"^watched\.layer3\.0\.1\.conv1\.weight$"))
-    assert "it cannot go on: watched.layer3.0.1.conv1.weight is missing" in refusal(result)
+    assert "it cannot be resumed: watched.layer3.0.1.conv1.weight is missing" in refusal(result)
 
 
 def test_a_refusal_without_a_known_reason_names_the_tensor(run: Runner) -> None:
     result = run(*RESNET, "local=greedy")
     rewrite(result.run_dir, cut_short(r"^model\.stem\.conv1\.weight$"))
     assert (
-        "it cannot go on: model.stem.conv1.weight has shape [1, 3, 3, 3] in its checkpoint, "
+        "it cannot be resumed: model.stem.conv1.weight has shape [1, 3, 3, 3] in its checkpoint, "
         "but this version needs shape [16, 3, 3, 3]"
     ) in refusal(result)

@@ -56,8 +56,8 @@ def test_a_summary_that_cannot_be_written_does_not_hide_the_root_cause(
         end(fail)
     first, second = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert first.startswith("ppll-run: stage 1 (cpu): ValueError: the root cause\n")
-    assert f"  to go on: {GO_ON}" in first
-    assert second.startswith("  besides: results cannot be written: Is a directory")
+    assert f"  to continue: {GO_ON}" in first
+    assert second.startswith("  also: results cannot be written: Is a directory")
 
 
 def test_a_run_directory_that_is_gone_does_not_hide_the_root_cause(
@@ -73,7 +73,7 @@ def test_a_run_directory_that_is_gone_does_not_hide_the_root_cause(
     first, second = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
     assert first.startswith(f"ppll-run: {caught.value}\n")
     assert "the run cannot be resumed" in first
-    assert second.startswith("  besides: ")
+    assert second.startswith("  also: ")
 
 
 def spoil_stage(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_no_model_is_written_from_a_damaged_checkpoint(
     assert not (tmp_path / "run" / "model.safetensors").exists()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", str(raised.value))
-    assert f"to go on: {GO_ON}" in caplog.text
+    assert f"to continue: {GO_ON}" in caplog.text
     assert not list((tmp_path / "run").glob("*.unfinished"))
 
 

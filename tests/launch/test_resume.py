@@ -419,7 +419,7 @@ def test_overrides_of_the_output_folder_are_refused(folder: Path, override: str)
     key, _, value = override.lstrip("+").partition("=")
     with pytest.raises(ConfigError) as error:
         recorded([override, f"resume={folder}"])
-    assert str(error.value) == f"{key}={value}: resume decides where results go; leave it out"
+    assert str(error.value) == f"{key}={value}: a resumed run keeps its directory; leave it out"
 
 
 NAMES = [

@@ -316,7 +316,7 @@ def test_the_checkpoint_before_a_broken_one_is_used(
     metrics.write_text(metrics.read_text()[:-40])
     result = resumed(broken)
     assert f"{checkpoint(broken, 25)} is not used: {problem}" in caplog.text
-    assert "going on after step 20, from " in caplog.text
+    assert "continuing after step 20, from " in caplog.text
     assert_as_if_unbroken(result, unbroken("ppll"))
     everything = sorted(lines(unbroken("ppll")), key=str)
     assert sorted(lines(result), key=str) == everything
@@ -474,7 +474,7 @@ def test_a_run_beyond_its_recorded_max_steps_is_only_evaluated(
 def test_only_one_process_can_resume_a_run(copied: Callable[[str], Result]) -> None:
     result = copied("ppll")
     before = contents(result.run_dir)
-    with locked(result.run_dir), pytest.raises(ConfigError, match="another process goes on with"):
+    with locked(result.run_dir), pytest.raises(ConfigError, match="another process is continuing"):
         resumed(result)
     assert contents(result.run_dir) == before
     resumed(result)
@@ -503,6 +503,6 @@ def test_a_refused_change_leaves_the_run_unchanged(copied: Callable[[str], Resul
     """This change is refused late: it needs the model, after the checkpoint has been read."""
     result = copied("ppll")
     before = contents(result.run_dir)
-    with pytest.raises(ConfigError, match="gpus=5: there are only 4 modules"):
+    with pytest.raises(ConfigError, match="gpus=5: makes 5 stages, but there are only 4 modules"):
         resumed(result, "gpus=5")
     assert contents(result.run_dir) == before

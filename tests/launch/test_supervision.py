@@ -129,7 +129,7 @@ def test_a_killed_worker_ends_the_run_with_a_short_message(start: Start, folder:
         "  stage 0 meanwhile",
         "  stage 2 meanwhile",
         "  log",
-        "  to go on",
+        "  to continue",
     ]
     assert screen[-2].endswith(f": {folder / 'ppll-run.log'}")
     assert screen[-1].endswith(f" -m ppll_cli resume={folder}")
@@ -240,7 +240,7 @@ def test_a_killed_sweep_can_be_resumed_and_compared(start: Start, folder: Path) 
 
     session = start(ppll_run("--multirun", f"resume={folder}"))
     assert session.wait() == 0, session.printed()
-    assert "going on after step " in session.printed()
+    assert "continuing after step " in session.printed()
     assert (folder / "0" / "summary.json").stat() == complete
     unhurt = folder.with_name("unhurt")
     session = start(ppll_run(*case, f"hydra.sweep.dir={unhurt}"))
@@ -301,6 +301,6 @@ def test_a_fork_server_stopped_during_startup_ends_the_run(
     assert session.left() == []
     cause, *screen = session.printed().partition("ppll-run: ")[2].splitlines()
     assert cause == "multiprocessing's fork server was stopped (SIGSTOP)"
-    assert [line.partition(": ")[0] for line in screen] == ["  log", "  to go on"]
+    assert [line.partition(": ")[0] for line in screen] == ["  log", "  to continue"]
     assert status_of(folder) == "failed"
     assert left_in(temporary) == []

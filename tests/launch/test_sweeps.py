@@ -60,15 +60,15 @@ def test_a_job_tells_whether_it_began_and_its_status(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("seed=5", "seed=5: the jobs of a resumed sweep keep their own overrides"),
+        ("seed=5", "seed=5: the jobs of a resumed sweep keep the overrides that they began with"),
         ("gpus=1,2", "gpus=1,2: the jobs of a resumed sweep"),
         ("model={_target_:a.A,dim:3}", "model={_target_:a.A,dim:3}: the jobs of a resumed sweep"),
         ("experiment=mine", "experiment=mine: the jobs of a resumed sweep"),
-        ("hydra/sweeper=optuna", "hydra/sweeper=optuna: a search chooses each job by the results"),
-        ("hydra.sweeper.n_trials=9", "hydra.sweeper.n_trials=9: a search chooses each job"),
-        ("hydra.sweep.dir=there", "hydra.sweep.dir=there: resume decides where results go"),
-        ("hydra.sweep.subdir=x", "hydra.sweep.subdir=x: resume decides where results go"),
-        ("hydra.run.dir=there", "hydra.run.dir=there: resume decides where results go"),
+        ("hydra/sweeper=optuna", "hydra/sweeper=optuna: a search chooses jobs by the results"),
+        ("hydra.sweeper.n_trials=9", "hydra.sweeper.n_trials=9: a search chooses jobs by the"),
+        ("hydra.sweep.dir=there", "hydra.sweep.dir=there: a resumed sweep keeps its folder"),
+        ("hydra.sweep.subdir=x", "hydra.sweep.subdir=x: a resumed sweep keeps its folder"),
+        ("hydra.run.dir=there", "hydra.run.dir=there: a resumed sweep keeps its folder"),
     ],
 )
 def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(

@@ -127,7 +127,7 @@ def test_an_error_of_a_tracker_is_logged_once(
     tracker = Noted(act)
     told_of_a_run(tracker, tmp_path)
     assert caplog.messages == [
-        f"tracker=noted is lost: {error.__name__}: it is broken; the run goes on without it"
+        f"tracker=noted has failed: {error.__name__}: it is broken; the run continues without it"
     ]
     assert [name for name, _ in tracker.told].index(method) == len(tracker.told) - 1
 
@@ -145,7 +145,8 @@ def test_a_hanging_tracker_is_abandoned(tmp_path: Path, caplog: pytest.LogCaptur
     tracker = Hanging(lambda name: _break(released) if name == "metrics" else None)
     told_of_a_run(tracker, tmp_path)
     assert caplog.messages == [
-        "tracker=noted is lost: it has not finished 0.1 s after the end; the run goes on without it"
+        "tracker=noted has failed: it has not finished 0.1 s after the end; "
+        "the run continues without it"
     ]
     assert [name for name, _ in tracker.told] == ["start", "metrics", "abandon"]
 
@@ -302,7 +303,7 @@ def test_a_broken_tracker_does_not_stop_training(
     result = run("max_steps=2", target, *TINY)
     assert result.summary["status"] == "completed"
     assert caplog.messages == [
-        "tracker=none is lost: OSError: nobody there; the run goes on without it"
+        "tracker=none has failed: OSError: nobody there; the run continues without it"
     ]
 
 

@@ -334,7 +334,7 @@ def test_a_folder_that_cannot_be_written_is_reported(
     guarded.start(tracked(tmp_path / "nothing"))
     guarded.end(SUMMARY)
     (said,) = messages(caplog)
-    assert said.startswith("tracker=wandb is lost: FileNotFoundError: ")
+    assert said.startswith("tracker=wandb has failed: FileNotFoundError: ")
 
 
 def test_a_hanging_wandb_process_is_ended(
@@ -357,7 +357,7 @@ def test_a_hanging_wandb_process_is_ended(
     guarded.metrics(line(1))
     guarded.end(SUMMARY)
     lost, how = messages(caplog)
-    assert lost.startswith("tracker=wandb is lost: it has not finished 3 s after the end")
+    assert lost.startswith("tracker=wandb has failed: it has not finished 3 s after the end")
     assert how.startswith(
         f"to upload what wandb did not receive: {command('wandb', 'sync', str(tmp_path / 'wandb'))}"
     )

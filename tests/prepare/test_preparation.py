@@ -34,8 +34,8 @@ def prepared(*overrides: str) -> Prepared:
     [
         (["schedule=gpipe", "schedule.microbatches=9"], "schedule.microbatches=9: a batch of 8 "),
         (["batch_size=54"], "batch_size=54: the training set has 53 samples; use at most 53"),
-        (["gpus=7"], "gpus=7: the model has only 6 units; use at most 6"),
-        (["gpus=3", "local.modules=2"], "gpus=3: there are only 2 modules"),
+        (["gpus=7"], "gpus=7: makes 7 stages, but the model has only 6 units; use gpus=6"),
+        (["gpus=3", "local.modules=2"], "gpus=3: makes 3 stages, but there are only 2 modules"),
         (["local.modules=7"], "local.modules=7: must be a whole number from 1 to 6"),
         (["local.modules=2.5"], "local.modules=2.5: must be a whole number"),
         (["local.cuts=[blocks.9]"], r"local.cuts=\[blocks.9\]: no cut can be at 'blocks.9'"),
@@ -93,7 +93,7 @@ def test_a_partition_named_by_the_model_sets_the_modules() -> None:
         (["local.cuts=k8"], "local.cuts=k8: is not a partition of the model; the names are K2"),
         (["model.depth=20", "local.cuts=K8"], "local.cuts=K8: .* this model has none; or give a"),
         (["local.cuts=K8", "local.modules=4"], "local.modules=4: local.cuts makes 8 modules; give"),
-        (["local.cuts=K2", "gpus=3"], "gpus=3: there are only 2 modules"),
+        (["local.cuts=K2", "gpus=3"], "gpus=3: makes 3 stages, but there are only 2 modules"),
         (
             ["local.cuts=K2", "partition=manual", "partition.cuts=[layer1.0]"],
             "'layer1.0' is inside a module; cut at layer2.2",

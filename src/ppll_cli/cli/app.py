@@ -106,7 +106,7 @@ def _leave(number: int, _: "FrameType | None") -> NoReturn:
 
 
 def _to_go_on(sweep: str) -> str:
-    return f"  to go on with the sweep: {sweep}"
+    return f"  to continue the sweep: {sweep}"
 
 
 def _main(arguments: list[str]) -> None:

@@ -24,13 +24,13 @@ from ppll_cli.observe.logs import for_show
 
 DESCRIPTION = """\
 Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
-time to a metric, memory. Runs that differ in seed alone are one group: mean, standard deviation
+time to a metric, memory. Runs that differ only in seed are one group: mean, standard deviation
 and number of seeds. Interrupted and failed runs are listed with what is known of them; runs that
 differ in model, data, batch size, epochs, precision or device are marked.
 """
 EPILOG = """\
-Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: into the
-folder that was given, if it is one folder that holds runs; else into the current directory. The
+Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: into
+the given folder, if it is a single folder that holds runs; else into the current directory. The
 last line of the output says where they are.
 
 Exit status: 0 done; 2 the input is wrong (one line says how); 1 the table could not be printed.
@@ -48,9 +48,17 @@ def _main(arguments: Sequence[str]) -> None:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP_DIR")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for these files")
-    parser.add_argument("--each", action="store_true", help="show each run instead of groups")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="RUN_OR_SWEEP_DIR",
+        help="run directories, or folders that hold runs at any depth",
+    )
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the files are written")
+    parser.add_argument(
+        "--each", action="store_true", help="a row for each run, not for each group of seeds"
+    )
     options = parser.parse_args(arguments)
     for folder in options.folders:
         if not os.path.isdir(folder):

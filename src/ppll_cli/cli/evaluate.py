@@ -104,7 +104,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of the run")
     parser.add_argument(
         "--checkpoint",
         type=_checkpoint,
@@ -118,7 +118,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="evaluate the averaged weights, which a run with optim.ema keeps",
     )
     parser.add_argument(
-        "--split", choices=("test", "val", "train"), help="default: test, or none with --predict"
+        "--split",
+        choices=("test", "val", "train"),
+        help="the data that are evaluated (default: test; with --predict none)",
     )
     parser.add_argument(
         "--output",

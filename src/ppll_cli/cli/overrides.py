@@ -58,15 +58,15 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
         return list(overrides)
     if sweep:
         remedy = "remove --multirun, or give the folder of the sweep to resume"
-        raise ConfigError("resume", "auto", "works for a single run only", remedy)
+        raise ConfigError("resume", "auto", "is only for a single run", remedy)
     if RUN_DIR not in given:
-        remedy = f"give {RUN_DIR}=FOLDER beside it"
-        raise ConfigError("resume", "auto", "needs the folder that the run is in", remedy)
+        remedy = f"add {RUN_DIR}=FOLDER"
+        raise ConfigError("resume", "auto", "needs the folder of the run", remedy)
     rest = [text(each) for each in found if each.key_or_group != "resume"]
     name = _named(given[RUN_DIR], rest)
     if name is None:
-        problem = "resume=auto cannot tell which folder this is"
-        raise ConfigError(RUN_DIR, given[RUN_DIR].value(), problem, "give its name")
+        problem = "resume=auto cannot find out which folder this is"
+        raise ConfigError(RUN_DIR, given[RUN_DIR].value(), problem, "give its name without ${...}")
     folder = Path(name).absolute()
     if not os.path.lexists(folder / CONFIG_FILE):
         return rest
@@ -130,7 +130,7 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
     if isinstance(value, str) and "${" in value:
         return _resolved(text(override), overrides)
     if not isinstance(value, str):
-        raise ConfigError(RUN_DIR, value, "is not the name of a folder")
+        raise ConfigError(RUN_DIR, value, "is not the name of a folder", "give a path")
     return value
 
 

@@ -69,7 +69,12 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for ppll-run")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="as for ppll-run; gpus, schedule and replicas may have several values: gpus=1,2,4",
+    )
     parser.add_argument(
         "--bandwidth",
         type=_positive,
@@ -126,7 +131,7 @@ def _positive(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
@@ -186,14 +191,14 @@ class Plan:
                 lists[override.key_or_group] = _values(override)
             elif override.is_sweep_override():
                 value = override.get_value_string()
-                problem = "ppll-plan takes lists only for gpus, schedule and replicas"
+                problem = "ppll-plan takes several values only for gpus, schedule and replicas"
                 raise ConfigError(override.key_or_group, value, problem, "give one value")
             else:
                 given.append(text)
         for key in ("gpus", "replicas"):
             counts = lists[key]
             if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
-                problem = "must be whole numbers from 1 on"
+                problem = "must be whole numbers above 0"
                 raise ConfigError(key, ",".join(map(str, counts)), problem, f"as in {key}=1,2,4,8")
         register_resolvers()
         configs: dict[str, Mapping[str, Any]] = {}

@@ -156,7 +156,7 @@ class BasicSweeper(Sweeper):
         given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
         self.course.go_on = command("ppll-run", "--multirun", *options, *given)
         log.info(
-            "%d of the sweep's %d jobs are complete, %d go on, and %d begin",
+            "%d of the sweep's %d jobs are complete, %d continue, and %d start",
             len(sweep.jobs) - len(left),
             len(sweep.jobs),
             len(going_on),
@@ -253,7 +253,7 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
                 "hydra.sweep.dir",
                 folder,
                 problem,
-                f"choose a new folder, or go on with that sweep: {go_on}",
+                f"choose a new folder, or continue that sweep: {go_on}",
             )
 
 

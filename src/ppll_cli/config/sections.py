@@ -70,11 +70,12 @@ class Optim(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.nesterov and not self.momentum:
-            raise ConfigError("optim.nesterov", True, "needs optim.momentum above 0")
+            problem = "needs optim.momentum above 0"
+            raise ConfigError("optim.nesterov", True, problem, "or use optim.nesterov=false")
         warms_up = self.schedule == "cosine_by_epoch" and self.warmup_epochs >= 1
         if warms_up and self.warmup_lr > self.lr:
             problem = f"a warm-up cannot begin above optim.lr={self.lr}"
-            raise ConfigError("optim.warmup_lr", self.warmup_lr, problem)
+            raise ConfigError("optim.warmup_lr", self.warmup_lr, problem, "give a smaller one")
         return self
 
 
@@ -90,10 +91,12 @@ class Partition(Section):
             raise ConfigError(
                 "partition.cuts",
                 "null",
-                "partition=manual needs the units that start stages 2 to s",
+                "partition=manual needs the cuts between stages",
+                "give [UNIT,...], the units that start the second to the last stage",
             )
         if self.name != "manual" and self.cuts is not None:
-            raise ConfigError("partition.cuts", self.cuts, "is for partition=manual")
+            problem = "applies only with partition=manual"
+            raise ConfigError("partition.cuts", self.cuts, problem, "choose it, or give null")
         return self
 
 
@@ -154,15 +157,15 @@ class FeatureBank(Section):
     def _check(self) -> Self:
         if not self.enabled and len(self.model_fields_set) > 1:
             key, *_ = sorted(self.model_fields_set - {"enabled"})
-            raise ConfigError(f"fba.{key}", getattr(self, key), "is for fba=on")
+            raise ConfigError(f"fba.{key}", getattr(self, key), "applies only with fba=on")
         if not self.shared_head and self.fusion in ("add", "none"):
-            raise ConfigError("fba.shared_head", False, "is for fba.fusion=concatenate")
+            raise ConfigError("fba.shared_head", False, "applies only with fba.fusion=concatenate")
         if self.fusion == "none":
             for key in ("join", "trains", "normalize", "measure_zeroed"):
                 self._refuse(key, "needs a bank, which fba.fusion=none leaves out")
         if self.join == "input":
             for key in ("shared_head", "trains", "normalize"):
-                self._refuse(key, "is for fba.join=head")
+                self._refuse(key, "applies only with fba.join=head")
         return self
 
     def _refuse(self, key: str, problem: str) -> None:

@@ -127,7 +127,8 @@ class Settings(Section):
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
         if self.weights_partial and self.weights is None:
-            raise ConfigError("weights_partial", True, "is for weights=FILE_OR_RUN_DIR")
+            problem = "applies only with weights=FILE_OR_RUN_DIR"
+            raise ConfigError("weights_partial", True, problem)
         if self.weights == "":
             raise ConfigError("weights", "''", "is empty", "give a file, or null")
         return self
@@ -140,7 +141,7 @@ class Settings(Section):
             raise ConfigError(
                 "replicas",
                 replicas,
-                f"gpus={devices} devices cannot be divided evenly among so many replicas",
+                f"gpus={devices} cannot be divided evenly among so many replicas",
                 f"use gpus={above}" + (f" or gpus={above - replicas}" if above > replicas else ""),
             )
         if self.sync_batchnorm and self.compile:
@@ -172,7 +173,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
         raise _config_error(error) from None
     microbatches = settings.schedule.get("microbatches")
     if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
-        raise ConfigError("schedule.microbatches", microbatches, "must be a whole number from 1 on")
+        raise ConfigError("schedule.microbatches", microbatches, "must be a whole number above 0")
     _check_modules(settings.local.get("modules"), settings.local.get("cuts"))
     _check_probabilities(settings.model)
     if settings.fba.enabled and "bank" not in settings.local:
@@ -180,10 +181,11 @@ def parse(config: Mapping[str, Any]) -> Settings:
         problem = f"the local method, {key}={value}, reads no feature bank"
         raise ConfigError("fba", "on", problem, "use local=fba")
     if settings.local.get("bank", config["fba"]) != config["fba"]:
-        raise ConfigError("local.bank", settings.local["bank"], "differs from `fba`, which sets it")
+        problem = "is set by the group fba, and cannot differ from it"
+        raise ConfigError("local.bank", settings.local["bank"], problem, "use fba=on or fba=off")
     depth = settings.transport.get("depth")
     if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise ConfigError("transport.depth", depth, "must be a whole number from 1 on")
+        raise ConfigError("transport.depth", depth, "must be a whole number above 0")
     if depth > MOST_SLOTS:
         raise ConfigError(
             "transport.depth", depth, "is more than a channel can use", f"use at most {MOST_SLOTS}"
@@ -194,7 +196,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
 def _check_modules(count: Any, cuts: Any) -> None:
     """Check the settings of modules, even if the schedule does not use modules."""
     if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-        raise ConfigError("local.modules", count, "must be a whole number from 1 on, or null")
+        raise ConfigError("local.modules", count, "must be a whole number above 0, or null")
     names = cuts if isinstance(cuts, list) else [cuts]
     if cuts is not None and not all(isinstance(name, str) for name in names):
         problem = "must be a list of names of units, or the name of a partition of the model"

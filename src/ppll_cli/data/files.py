@@ -57,7 +57,10 @@ class Files:
     def __post_init__(self) -> None:
         if self.root is not None and not readable(self.root):
             raise ConfigError(
-                "data.root", self.root, "is no folder that can be read", "create it, or give null"
+                "data.root",
+                self.root,
+                "is not a folder that can be read",
+                "create it, or give null",
             )
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(

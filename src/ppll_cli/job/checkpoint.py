@@ -238,7 +238,7 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
         except LaterFormatError as error:
             raise ConfigError("resume", run_dir, str(error), "use a newer ppll-run") from None
         except DamagedError as error:
-            log.warning("%s is not used: %s", folder, error)
+            log.warning("the checkpoint %s is not used: %s", folder, error)
         else:
             return Checkpoint(folder, manifest)
     return None

@@ -188,8 +188,8 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
         problem = f"module {module} watches {name!r}, which is in no later module"
     else:
         return
-    possible = f"{site.stop}" if site.stop == last else f"{site.stop} to {last}"
-    raise ConfigError(*method, problem, f"possible: {possible}")
+    possible = f"unit {site.stop}" if site.stop == last else f"units {site.stop} to {last}"
+    raise ConfigError(*method, problem, f"it can watch {possible}")
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:

@@ -150,7 +150,7 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")
     else:
-        log.info("going on after step %d, from %s", start.step, short(start.folder))
+        log.info("continuing after step %d, from %s", start.step, short(start.folder))
     step = start.step if start else 0
     state = start.manifest.metrics if start else {}
     incomplete = start is not None and checkpoint.has_unreported(start)

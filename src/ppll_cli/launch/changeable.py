@@ -92,7 +92,7 @@ def refused(
         key,
         given,
         f"the run was started with {shown(before)}" + (reason and f", {reason}"),
-        "keep that value, or start a new run; free to change are " + ", ".join(sorted(free)),
+        "keep that value, or start a new run; a resumed run may change " + ", ".join(sorted(free)),
     )
 
 

@@ -118,5 +118,5 @@ def _remedy(number: int, run_dir: Path) -> str:
 
 def _to_go_on(run_dir: Path, go_on: str) -> str:
     if (run_dir / CONFIG_FILE).exists():
-        return f"  to go on: {go_on}"
+        return f"  to continue: {go_on}"
     return f"  the run cannot be resumed: {run_dir / CONFIG_FILE} is missing"

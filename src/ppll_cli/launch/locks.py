@@ -24,7 +24,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         ConfigError: Another process holds the lock.
     """
     with (run_dir / CONFIG_FILE).open() as file:
-        _lock(file.fileno(), "resume", run_dir, "another process goes on with this run")
+        _lock(file.fileno(), "resume", run_dir, "another process is continuing this run")
         yield
 
 
@@ -44,7 +44,7 @@ def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
     file = os.open(folder / SWEEP_FILE, flags, 0o666)
     try:
         key = "hydra.sweep.dir" if begins else "resume"
-        _lock(file, key, folder, "another process runs this sweep")
+        _lock(file, key, folder, "another process is running this sweep")
         yield file
     finally:
         os.close(file)

@@ -31,13 +31,13 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
             continue
         there = f"has shape {list(known[key])}" if key in known else "is missing"
         problem = (
-            f"it cannot go on: {key} {there} in its checkpoint, but this version needs shape "
+            f"it cannot be resumed: {key} {there} in its checkpoint, but this version needs shape "
             f"{list(shape)}"
         )
         auxiliary = key.startswith("auxiliary.")
         if reason := getattr(method if auxiliary else model, "changed", ""):
             other = "auxiliary networks differ" if auxiliary else "model differs"
-            problem = f"it cannot go on, because this version's {other}: {reason}"
+            problem = f"it cannot be resumed, because this version's {other}: {reason}"
         raise ConfigError("resume", job.run_dir, problem, "start a new run")
 
 

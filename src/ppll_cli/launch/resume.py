@@ -193,7 +193,7 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
     for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
         if key in given:
             value = text(given[key]).partition("=")[2]
-            raise ConfigError(key, value, "resume decides where results go", "leave it out")
+            raise ConfigError(key, value, "a resumed run keeps its directory", "leave it out")
     return _recorded_in(run_dir)
 
 
@@ -220,11 +220,11 @@ def _recorded_in(run_dir: Path) -> Recorded:
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
     if any(run_dir.iterdir()) and only_started(run_dir):
         problem = "nothing was trained there: the start-up ended before it wrote config.json"
-        remedy = f"start the run anew with its options and hydra.run.dir={run_dir}"
+        remedy = f"start it again with its options and hydra.run.dir={run_dir}"
         raise ConfigError("resume", run_dir, problem, remedy)
     if os.path.lexists(run_dir / SWEEP_FILE) and not os.path.lexists(run_dir / CONFIG_FILE):
         problem = "is the folder of a sweep"
-        remedy = "give one of its runs, or go on with the sweep: ppll-run --multirun resume=FOLDER"
+        remedy = "give one of its runs, or continue the sweep: ppll-run --multirun resume=FOLDER"
         raise ConfigError("resume", run_dir, problem, remedy)
     record = read_record(run_dir)
     found = _found(run_dir, record)

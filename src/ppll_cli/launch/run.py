@@ -303,7 +303,7 @@ class Run:
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         _, problems = self._write_results([], status, str(error))
         for problem in problems:
-            log.error("  besides: %s", problem)
+            log.error("  also: %s", problem)
 
     def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
         """Write the results into the run directory.
@@ -318,7 +318,7 @@ class Run:
         if summary is None or problems:
             self._tell(problems[0])
             for problem in problems[1:]:
-                log.error("  besides: %s", problem)
+                log.error("  also: %s", problem)
             raise problems[0]
         return summary
 

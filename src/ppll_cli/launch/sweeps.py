@@ -199,16 +199,16 @@ def _check_override(override: Override) -> None:
     """Refuse overrides of a resumed sweep that would change its jobs or where results go."""
     key, value = override.key_or_group, text(override).partition("=")[2]
     if re.match(r"hydra[./]sweeper\b", key):
-        problem = "a search chooses each job by the results of earlier ones, so it cannot go on"
+        problem = "a search chooses jobs by the results of earlier ones, so it cannot be resumed"
         raise ConfigError(key, value, problem, "leave it out: only the basic sweeper can resume")
     if key in _WHERE or key == "hydra.mode":
-        raise ConfigError(key, value, "resume decides where results go", "leave it out")
+        raise ConfigError(key, value, "a resumed sweep keeps its folder", "leave it out")
     given = [key]
     if not override.is_sweep_override():
         given = list(keys(key, override.value()))
     if re.match(r"(resume|hydra|tracker)\b", key) or all(k.endswith("._target_") for k in given):
         return
-    problem = "the jobs of a resumed sweep keep their own overrides"
+    problem = "the jobs of a resumed sweep keep the overrides that they began with"
     raise ConfigError(key, value, problem, "leave it out, or resume a single run with it")
 
 
@@ -264,15 +264,15 @@ def read_sweep(folder: Path) -> RecordedSweep:
     if record.get("sweeper") != BASIC:
         problem = (
             f"its sweeper {record.get('sweeper')} is a search, which chooses each job by the "
-            "results of earlier ones, so it cannot go on"
+            "results of earlier ones, so it cannot be resumed"
         )
-        raise ConfigError("resume", folder, problem, "resume its runs one by one, without -m")
+        raise ConfigError("resume", folder, problem, "resume its runs one by one")
     jobs, folders = record.get("jobs"), record.get("folders")
     if not isinstance(jobs, list) or not isinstance(folders, list) or len(jobs) != len(folders):
         raise _no_sweep(folder, "it does not list jobs and their folders")
     if None in folders:
         problem = "only its launcher knows the folders of its jobs, because of hydra.sweep.subdir"
-        raise ConfigError("resume", folder, problem, "resume its runs one by one, without -m")
+        raise ConfigError("resume", folder, problem, "resume its runs one by one")
     places = zip(jobs, folders, strict=True)
     found = [_job(folder, n, overrides, name) for n, (overrides, name) in enumerate(places)]
     _check_apart(folder, found)
@@ -300,7 +300,7 @@ def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
     above = {path for folder in folders for path in folder.parents}
     if len({*folders}) < len(folders) or above & {*folders}:
         problem = "several of its jobs share a folder, because of hydra.sweep.subdir"
-        raise ConfigError("resume", sweep, problem, "resume its runs one by one, without -m")
+        raise ConfigError("resume", sweep, problem, "resume its runs one by one")
 
 
 def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:

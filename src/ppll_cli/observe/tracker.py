@@ -236,7 +236,7 @@ class Guarded:
     def _lose(self, why: str) -> None:
         if self._lost.acquire(blocking=False):
             said = " ".join(why.split())
-            log.warning("tracker=%s is lost: %s; the run goes on without it", self._name, said)
+            log.warning("tracker=%s has failed: %s; the run continues without it", self._name, said)
 
 
 def guarded(name: str, config: Mapping[str, Any]) -> Guarded:

@@ -135,7 +135,10 @@ def cut(
     stage_of = placed(schedule, asked)
     if asked > len(names):
         raise ConfigError(
-            "gpus", asked, f"the model has only {len(names)} units", f"use at most {len(names)}"
+            "gpus",
+            settings.devices_asked,
+            f"makes {asked} stages, but the model has only {len(names)} units",
+            f"use gpus={len(names) * settings.replicas} at most",
         )
     if len(stage_of) > len(names):
         raise ConfigError(
@@ -146,9 +149,9 @@ def cut(
     if asked > len(atoms):
         raise ConfigError(
             "gpus",
-            asked,
-            f"there are only {len(atoms)} modules",
-            f"use gpus={len(atoms)} at most, or local.modules={asked} at least",
+            settings.devices_asked,
+            f"makes {asked} stages, but there are only {len(atoms)} modules",
+            f"use gpus={len(atoms) * settings.replicas} at most, or local.modules={asked} at least",
         )
     if settings.partition.name == "manual":
         stages = _manual(settings, names, atoms, len(stage_of))
@@ -176,7 +179,7 @@ def _fixed_modules(
                 "local.modules",
                 count,
                 f"local.cuts makes {len(cuts) + 1} modules",
-                "give one of the two",
+                "give only one of the two",
             )
         return cut_at(names, cuts, "local.cuts")
     if count is None:
@@ -214,7 +217,7 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
     with blaming(key, name, f"its layout({stages})"):
         found = list(schedule.layout(stages))
     if found[:1] != [0] or set(found) != {*range(stages)}:
-        remedy = f"give each of the stages 0 to {stages - 1} a chunk, and stage 0 the first one"
+        remedy = f"it must give each of the stages 0 to {stages - 1} a chunk, and stage 0 the first"
         raise ConfigError(key, name, f"its layout({stages}) is {found}", remedy)
     return found
 
@@ -241,7 +244,8 @@ def _manual(
             "partition.cuts",
             f"[{','.join(cuts)}]",
             f"makes {len(cuts) + 1} {what}, but there are {stages}",
-            f"give {stages - 1} cuts" + (f", or gpus={len(cuts) + 1}" if what == "stages" else ""),
+            f"give {stages - 1} cuts"
+            + (f", or gpus={(len(cuts) + 1) * settings.replicas}" if what == "stages" else ""),
         )
     starts = {atom.start for atom in atoms}
     for cut in cuts:

@@ -55,7 +55,7 @@ def test_a_killed_worker_of_another_machine_is_reported_once(start: Start, folde
         assert f"ppll-run: {cause}" in session.printed()
     screen = sessions[0].printed().partition(cause)[2].splitlines()
     told = [line.partition(": ")[0].strip() for line in screen[1:]]
-    assert told == ["phase", "batch", "stage 0 meanwhile", "log", "to go on"]
+    assert told == ["phase", "batch", "stage 0 meanwhile", "log", "to continue"]
     assert screen[-1].endswith(f" resume={folder}")
     assert result_of(folder).summary["status"] == "failed"
 

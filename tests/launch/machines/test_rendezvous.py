@@ -49,9 +49,9 @@ def test_one_launcher_needs_no_rendezvous(environment: dict[str, str]) -> None:
     [
         (
             {**TORCHRUN, "LOCAL_WORLD_SIZE": "2"},
-            "nproc-per-node=2: a machine takes only one launcher",
+            "nproc-per-node=2: starts several launchers on a machine",
         ),
-        ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: a machine takes only one launcher"),
+        ({**SRUN, "SLURM_STEP_NUM_TASKS": "4"}, "ntasks=4: starts several launchers on a machine"),
         ({k: v for k, v in SRUN.items() if k != "MASTER_PORT"}, "must say where the machines meet"),
         (
             {**SRUN, "PPLL_MEETING_S": "soon"},

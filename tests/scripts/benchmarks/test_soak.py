@@ -117,7 +117,7 @@ def test_a_run_that_ends_in_another_way_is_a_failure(tmp_path: Path) -> None:
     ]
     outcome = Outcome(plan("kill worker", "training"), status=1)
     assert soak._wrong(outcome.plan, outcome, tmp_path, "ppll-run: stage 1 (cpu): gone") == [
-        "how to go on was not told",
+        "how to continue was not told",
         "stage 0 was not named first",
     ]
     outcome.status = None
@@ -129,7 +129,7 @@ def test_different_weights_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_pa
     path = tmp_path / "run" / "model.safetensors"
     path.parent.mkdir()
     (path.parent / "config.json").touch()
-    script = "print('going on after step 5, from somewhere')"
+    script = "print('continuing after step 5, from somewhere')"
     monkeypatch.setattr(soak, "ppll_run", lambda *arguments: [sys.executable, "-c", script])
     results = []
     for weight in (1.0, 2.0):

@@ -58,23 +58,20 @@ class Rendezvous:
             local, rank, machines = given("LOCAL_WORLD_SIZE", "1"), given("RANK"), "WORLD_SIZE"
             if local != "1":
                 remedy = "give torchrun --nproc-per-node=1; gpus=N is the number of workers"
-                raise ConfigError(
-                    "nproc-per-node", local, "a machine takes only one launcher", remedy
-                )
+                problem = "starts several launchers on a machine, which needs only one"
+                raise ConfigError("nproc-per-node", local, problem, remedy)
             count = int(given(machines, "1"))
         elif "SLURM_STEP_NUM_TASKS" in environment:
             count, rank = int(given("SLURM_STEP_NUM_TASKS", "1")), given("SLURM_PROCID")
             if count > int(given("SLURM_STEP_NUM_NODES", str(count))):
                 remedy = "give srun --ntasks-per-node=1; gpus=N is the number of workers"
-                raise ConfigError("ntasks", count, "a machine takes only one launcher", remedy)
+                problem = "starts several launchers on a machine, which needs only one"
+                raise ConfigError("ntasks", count, problem, remedy)
             if count > 1 and not ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
-                remedy = "see docs/machines.md for a batch file"
-                raise ConfigError(
-                    "MASTER_ADDR",
-                    "",
-                    "this and MASTER_PORT must say where the machines meet",
-                    remedy,
-                )
+                remedy = "docs/machines.md has a batch file that sets it"
+                name = "MASTER_PORT" if "MASTER_ADDR" in environment else "MASTER_ADDR"
+                problem = "this environment variable must say where the machines meet"
+                raise ConfigError(name, "", problem, remedy)
         else:
             return None
         if count == 1:
