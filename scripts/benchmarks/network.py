@@ -137,10 +137,11 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return the samples per second that `ppll-plan` predicts for a row, by link.
+    """Return the predicted samples per second of a row: on one machine, and over each link.
 
-    Both namespaces share this machine's cores and memory. So workers in different namespaces slow
-    each other down, unlike workers on two real machines, and are predicted as neighbours on one.
+    Empty for `ddp`. Both namespaces share this machine's cores and memory, so their workers slow
+    each other down, unlike workers on two real machines. Therefore the prediction for a link counts
+    all workers as workers of one machine.
     """
     if name == DDP:
         return {}
@@ -196,7 +197,7 @@ def _rows(
 
 
 def _measure(both: Namespaces, model: str, name: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Measure the speeds of a row by link, and the bytes that a batch sends over a link."""
+    """Measure a row's speeds on one machine and over each link, and the bytes sent per batch."""
     overrides, measure = overrides_of(model, name, steps), _ddp if name == DDP else _ours
     speeds: Speeds = {HERE: [], **{link: [] for link in LINKS}}
     sent = 0.0

@@ -41,7 +41,7 @@ class Endless:
     """A channel's receiving end whose messages always have the same tensors.
 
     Args:
-        course: Yields the items of the messages, when they are ordered.
+        course: Yields the items of the messages. It waits for orders (see `paced`).
         specs: Shape and dtype of the tensors of a batch, by name.
         chunk: Number of the chunk that receives the messages.
         device: The device of the tensors.
@@ -61,10 +61,10 @@ class Endless:
         self._header: Header | None = None
 
     def open(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the next order if the last one is done, and return True."""
+        """Wait until the course has another item, unless one is ready. Return True."""
         if self._header is None:
             self._header = Header(next(self._items), chunk=self._chunk)
         return True

@@ -187,7 +187,7 @@ class Recover(Section):
     """How the run deals with the fault of a worker.
 
     Attributes:
-        name: `off`: the run ends. `stage`: the worker is started again alone. `auto`: as `stage`
+        name: `off`: the run ends. `stage`: only this worker is started again. `auto`: as `stage`
             where this is possible, else as `off`.
         tries: How often the same worker is started again within `minutes`; the run ends at the next
             fault.

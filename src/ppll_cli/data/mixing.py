@@ -68,9 +68,9 @@ def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
     """Return the targets of a mixed batch by name: both labels, and the share of the first label.
 
     Args:
-        labels: The label of each image with share `share`, int64 [B].
+        labels: The first label of each image, int64 [B].
         others: The other label of each image, int64 [B].
-        share: Share of the first label, in [0, 1], of all images.
+        share: Share of the first label, in [0, 1], the same for all images.
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}

@@ -147,7 +147,8 @@ class _Graph:
         self._next = _walk(roots)
         self._to_inputs: set[Node] = set()
         self._weights: dict[Node, Tensor] = {}
-        # For each node, the weights it reaches without passing another node on a path to an input.
+        # For each node, the weights to which it leads directly, or through nodes that lead to no
+        # input.
         self._own: dict[Node, set[Node]] = {}
         leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():

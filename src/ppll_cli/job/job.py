@@ -103,7 +103,7 @@ class Job:
 
     @property
     def recovers(self) -> bool:
-        """Whether a worker that fails is started again alone."""
+        """Whether only the worker that fails is started again."""
         return self.snapshot_every > 0
 
     @property

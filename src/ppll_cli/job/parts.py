@@ -118,9 +118,10 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether all counted instructions are instructions of the job, by their names.
+        """Return whether the job has every instruction that was counted, under the same name.
 
-        Older versions of the program used other names for instructions.
+        Older versions of the program used other names for instructions. Their counts cannot be
+        added to those of today.
         """
         job, names = self._job, set()
         for stage in range(job.stages):

@@ -96,7 +96,7 @@ class Recorded:
             The recorded configuration with the command line's changes; the option of each group.
 
         Raises:
-            ConfigError: A change is not allowed, or a class is not on the command line.
+            ConfigError: A change is not allowed, or only the record names a class of the user.
         """
         config, chosen = self.with_changes(composed, choices, overrides, self._check_free)
         if not _names_tracker(overrides):
@@ -130,7 +130,7 @@ class Recorded:
             The configuration, and the option of each group.
 
         Raises:
-            ConfigError: A change is not allowed, or a class is not on the command line.
+            ConfigError: A change is not allowed, or only the record names a class of the user.
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)

@@ -117,7 +117,7 @@ class RecordedSweep:
             configuration; the option of each group.
 
         Raises:
-            ConfigError: The job's record is damaged, or a class is not on the command line.
+            ConfigError: The job's record is damaged, or only a record names a class of the user.
         """
         before = None
         if os.path.lexists(run_dir / CONFIG_FILE):

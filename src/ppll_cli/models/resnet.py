@@ -219,7 +219,7 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """Partitions of papers for this depth: for each name, the first units of modules 2 to k."""
+        """The partitions that have names: for each name, the first units of modules 2 to k."""
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

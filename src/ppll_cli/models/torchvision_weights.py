@@ -103,7 +103,7 @@ def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:
 
 
 def _vit(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
-    """Return a ViT with the sizes of the weights, and images; unknown sizes are arbitrary."""
+    """Return a ViT with the sizes of the weights, and images for it; `heads` is arbitrary."""
     dim, channels, patch = ours["embed.conv_proj.weight"].shape[:3]
     hidden = len(ours.get("blocks.0.mlp.0.weight", ()))
     if hidden == 0:

@@ -51,7 +51,7 @@ class Row:
 
     @property
     def differs(self) -> str:
-        """The settings as text, as on a command line."""
+        """`settings` as text, as on a command line."""
         return written(self.settings)
 
     @property
@@ -128,7 +128,7 @@ class Group:
 
     @property
     def differs(self) -> str:
-        """The group's settings as text, as on a command line."""
+        """`settings` as text, as on a command line."""
         return written(self.settings)
 
     @property

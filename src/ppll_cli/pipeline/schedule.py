@@ -68,7 +68,7 @@ class Schedule(ABC):
         """Yield the compute instructions of one stage for one training batch, in order."""
 
     def layout(self, stages: int) -> Sequence[int]:
-        """Return the stage of each chunk, which also decides the number of chunks.
+        """Return the stage of each chunk. There are as many chunks as the result has elements.
 
         This is not used under local learning: there, each module is a chunk, and each stage has
         consecutive modules.

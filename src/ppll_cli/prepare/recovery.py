@@ -125,7 +125,7 @@ class _Room(NamedTuple):
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:
-    """Return why no worker can be started again alone, and a remedy; None if one can."""
+    """Return why a single worker cannot be started again, and a remedy; None if it can."""
     settings = job.settings
     if not job.local_learning:
         problem = "the stages of this schedule need each other's gradients in every batch"

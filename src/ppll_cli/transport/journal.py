@@ -265,7 +265,7 @@ class JournalReceiver:
 
 
 class JournalTransport:
-    """Channels that keep messages until the receiver has a snapshot of its state after them.
+    """Channels that keep each message until a snapshot of the receiving stage covers it.
 
     Args:
         depth: Number of slots of each channel in addition to those that the schedule needs.

@@ -50,7 +50,7 @@ class Mail:
     def receive(
         self, instruction: Instruction, version: Version | None = None
     ) -> dict[str, Tensor]:
-        """Receive the message of an instruction; `version` is set if it carries weights."""
+        """Receive the message of an instruction; give `version` if it carries weights."""
         found = rules.receives(self._stage, instruction)
         assert found is not None
         channel, message = found
@@ -77,7 +77,7 @@ class Mail:
         tensors: Mapping[str, Tensor],
         version: Version | None = None,
     ) -> None:
-        """Send the message of an instruction; `version` is set if it carries weights."""
+        """Send the message of an instruction; give `version` if it carries weights."""
         found = rules.sends(self._stage, instruction)
         assert found is not None
         channel, message = found

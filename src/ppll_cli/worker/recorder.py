@@ -197,7 +197,7 @@ class Recorder:
         return found
 
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
-        """Continue where another process was when it called `so_far`.
+        """Continue from the totals that `so_far` returned in another process.
 
         This process records a trace only if the other one had not completed its own: the other
         stages were traced then, and go on while they wait for this one.

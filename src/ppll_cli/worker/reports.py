@@ -230,7 +230,7 @@ class Reports:
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
     def continue_from(self, seconds: Mapping[str, float]) -> None:
-        """Continue to count seconds where another process was when it called `seconds`."""
+        """Continue to count from the seconds that `seconds` returned in another process."""
         self._before_s.update(seconds)
 
     def _seconds(self, split: str) -> float:
