@@ -73,7 +73,7 @@ MODULES: dict[tuple[int, int], list[str]] = {
 """For each depth of the model and number of modules, the first units of all modules but the first.
 Those of (32, 16) are the partition `man_K16`."""
 
-VARIANTS_OF = 20, 8
+VARIANTS_OF = 20, 4
 
 ALONE = {
     "bp": ["schedule=bp", "gpus=1", "threads=1"],
@@ -108,15 +108,27 @@ class Row:
     speed: Trial
 
 
-def rows(budget: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[Row]:
-    """Return the rows: for each model back-propagation, and each method with each cut."""
+def rows(
+    budget: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    numbers: Sequence[int] = tuple(k for _, k in MODULES),
+) -> list[Row]:
+    """Return the rows: for each model back-propagation, and each method with each cut.
+
+    Args:
+        budget: Overrides that set the length of the training.
+        methods: Keys of `METHODS` and `VARIANTS`, and "bp" for the rows of `ALONE`.
+        seeds: Seeds of the trainings.
+        numbers: Numbers of modules. A model that has none of these cuts has no rows.
+    """
     found = []
     choices = METHODS | VARIANTS
-    for depth in dict.fromkeys(depth for depth, _ in MODULES):
+    for depth in dict.fromkeys(depth for depth, k in MODULES if k in numbers):
         model = [*COMMON, *budget, f"model.depth={depth}"]
         for method, alone in ALONE.items() if "bp" in methods else ():
             found.append(_row(depth, method, 1, [*model, *alone], [*model, *alone], seeds))
-        for modules in (k for d, k in MODULES if d == depth):
+        for modules in (k for d, k in MODULES if d == depth and k in numbers):
             cuts = f"local.cuts=[{','.join(MODULES[depth, modules])}]"
             names = choices if (depth, modules) == VARIANTS_OF else METHODS
             for method in (name for name in names if name in methods):
@@ -197,14 +209,33 @@ def main(arguments: Sequence[str]) -> None:
     """Run the trials without results, write the table, and print it."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark accuracy", description=__doc__)
     parser.add_argument("--long", action="store_true", help="20 epochs of the whole training set")
-    parser.add_argument("--jobs", type=int, help="rows trained beside one another (default: cores)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default 0 1 2)")
+    parser.add_argument(
+        "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings"
+    )
     every = ["bp", *METHODS, *VARIANTS]
-    parser.add_argument("--methods", nargs="+", choices=every, default=every, help="only these")
-    parser.add_argument("--skip", choices=["train", "speed"], help="leave one half out")
+    parser.add_argument(
+        "--methods", nargs="+", choices=every, default=every, help="measure only these methods"
+    )
+    numbers = [k for _, k in MODULES]
+    parser.add_argument(
+        "--modules",
+        type=int,
+        nargs="+",
+        choices=numbers,
+        default=numbers,
+        help="measure only these numbers of modules",
+    )
+    parser.add_argument(
+        "--skip",
+        choices=["train", "speed"],
+        help="leave out the trainings or the measurements of speed",
+    )
     options = parser.parse_args(arguments)
     console = Console()
-    table = rows(LONG if options.long else SHORT, options.methods, options.seeds)
+    table = rows(LONG if options.long else SHORT, options.methods, options.seeds, options.modules)
     trials = Trials("accuracy", console.print)
     jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
     if options.skip != "train":
