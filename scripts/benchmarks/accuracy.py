@@ -1,29 +1,44 @@
 """`scripts/benchmark accuracy`: test accuracy and cost of each local method.
 
-Each method trains ResNet-20, cut into 2, 4 and 8 modules, on a third of Fashion-MNIST's training
-set. All rows take a quarter of an hour on two cores; `--long` uses the whole training set for 20
-epochs. All rows have the same number of training steps. The last module always has a residual unit.
-A last module with only the head would do worse, because no local loss trains features for it.
+Each method trains ResNet-20, cut into 4 and 8 modules, and ResNet-32, cut into 16, on a third of
+Fashion-MNIST's training set, with three seeds. The table has the mean accuracy over the seeds and
+its standard deviation. All rows take two hours on two cores; `--long` uses the whole training set
+for 20 epochs. All rows have the same number of training steps. The last module always has a
+residual unit. A last module with only the head would do worse, because no local loss trains
+features for it.
+
 Accuracy is measured under `schedule=ll`, which gives bit-identical weights to `ppll` but uses one
 process, so several rows are trained at the same time. Speed and memory are measured in short runs
 under `ppll` on two stages, one run at a time. Each worker has one thread. Back-propagation could
-use more, so the table also has a row for `bp` with all threads.
+use more, so the table also has rows for `bp` with all threads, with two replicas (data
+parallelism), and for `zb_h1`.
+
+The column "seconds to bp" says how soon a method under `ppll` reaches the accuracy of `bp` less one
+point. It is the number of steps after which the accuracy on training batches is as high as that of
+`bp` at the end of the training with the same seed, less one point, divided by the measured speed.
 """
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 from rich.console import Console
 
 from ppll_cli.config.settings import usable_cores
 from scripts.benchmarks.runs import machine
-from scripts.benchmarks.trials import FOLDER, Trial, Trials, cost, learnt, megabytes
+from scripts.benchmarks.trials import FOLDER, Summary, Trial, Trials, cost, learnt, megabytes
 from scripts.benchmarks.trials import table as markdown_table
 
-COMMON = ["model=resnet32", "model.depth=20", "data=fashion_mnist", "batch_size=64", "seed=0"]
+BATCH_SIZE = 64
+COMMON = ["model=resnet32", "data=fashion_mnist", f"batch_size={BATCH_SIZE}"]
 COMMON += ["optim=sgd", "optim.lr=0.05", "optim.schedule=cosine", "eval_every=1000"]
-COMMON += ["transport=ring"]
+COMMON += ["transport=ring", "timeline=false"]
+MAN = ["local=manpp", "local.loss=dgl"]
 METHODS = {
     "greedy": ["local=greedy"],
     "dgl": ["local=dgl"],
@@ -32,16 +47,45 @@ METHODS = {
     "auglocal": ["local=auglocal"],
     "fba off": ["local=fba"],
     "fba on": ["fba=on"],
+    "man, dgl": ["local=man", "local.loss=dgl"],
+    "man, infopro": ["local=man"],
+    "manpp, dgl": MAN,
+    "manpp, infopro": ["local=manpp"],
 }
-MODULES = {
-    2: ["layer2.1"],
-    4: ["layer1.2", "layer2.1", "layer3.1"],
-    8: [f"layer{unit}" for unit in ("1.0", "1.1", "1.2", "2.1", "2.2", "3.1", "3.2")],
+VARIANTS = {
+    **{f"manpp, dgl, lag {lag}": [*MAN, f"local.lag={lag}"] for lag in (1, 8, 64)},
+    "fba on, normalized": ["fba=on", "fba.normalize=true"],
+    "fba on, input": ["fba=on", "fba.join=input"],
+    "fba on, probe": ["fba=on", "fba.trains=probe"],
 }
-"""For each number of modules, the first units of all modules but the first."""
+"""Other values of a method's options, tried with one model and cut only."""
 
-SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000"]
-LONG = ["epochs=20"]
+
+def _units(*numbers: str) -> list[str]:
+    return [f"layer{number}" for number in numbers]
+
+
+MODULES: dict[tuple[int, int], list[str]] = {
+    (20, 4): _units("1.2", "2.1", "3.1"),
+    (20, 8): _units("1.0", "1.1", "1.2", "2.1", "2.2", "3.1", "3.2"),
+    (32, 16): _units(*(f"{stage}.{unit}" for stage in (1, 2, 3) for unit in range(5))),
+}
+"""For each depth of the model and number of modules, the first units of all modules but the first.
+Those of (32, 16) are the partition `man_K16`."""
+
+VARIANTS_OF = 20, 4
+
+ALONE = {
+    "bp": ["schedule=bp", "gpus=1", "threads=1"],
+    "bp, all threads": ["schedule=bp", "gpus=1", f"threads={usable_cores()}"],
+    "bp, 2 replicas": ["schedule=bp", "gpus=2", "replicas=2", "threads=1"],
+    "zb_h1": ["schedule=zb_h1", "gpus=2", "partition=flops", "threads=1"],
+}
+"""The rows without a local method. Only the first one is trained: with the same samples in a
+BatchNorm, all of them learn the same."""
+
+SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000", "log_every=25"]
+LONG = ["epochs=20", "log_every=500"]
 SPEED_STEPS = 60
 
 
@@ -50,43 +94,115 @@ class Row:
     """A line of the table.
 
     Attributes:
-        method: Key of `METHODS`, "bp" or "bp, all threads".
+        depth: Depth of the ResNet.
+        method: Key of `METHODS`, `VARIANTS` or `ALONE`.
         modules: Number of modules.
-        trained: The run that measures accuracy; None if another row has the same training.
+        trained: For each seed the run that measures accuracy; empty if another row trains the same.
         speed: The run that measures speed and memory.
     """
 
+    depth: int
     method: str
     modules: int
-    trained: Trial | None
+    trained: tuple[Trial, ...]
     speed: Trial
 
 
-def _row(method: str, modules: int, trained: Sequence[str] | None, speed: Sequence[str]) -> Row:
-    """Make a row from the overrides of its two runs."""
-    name = f"{method} {modules}"
-    learning = None if trained is None else Trial(f"{name} trained", tuple(trained))
-    return Row(method, modules, learning, Trial(f"{name} speed", tuple(speed)))
+def rows(
+    budget: Sequence[str],
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    numbers: Sequence[int] = tuple(k for _, k in MODULES),
+) -> list[Row]:
+    """Return the rows: for each model back-propagation, and each method with each cut.
 
-
-def rows(budget: Sequence[str], methods: Sequence[str]) -> list[Row]:
-    """Return the rows: back-propagation, and each method with each number of modules."""
-    trained = [*COMMON, *budget]
-    short = [*trained, f"max_steps={SPEED_STEPS}", "data.eval_limit=64"]
+    Args:
+        budget: Overrides that set the length of the training.
+        methods: Keys of `METHODS` and `VARIANTS`, and "bp" for the rows of `ALONE`.
+        seeds: Seeds of the trainings.
+        numbers: Numbers of modules. A model that has none of these cuts has no rows.
+    """
     found = []
-    if "bp" in methods:
-        one, all_threads = (
-            ["schedule=bp", "gpus=1", f"threads={threads}"] for threads in (1, usable_cores())
-        )
-        found.append(_row("bp", 1, [*trained, *one], [*short, *one]))
-        found.append(_row("bp, all threads", 1, None, [*short, *all_threads]))
-    for method, choice in METHODS.items():
-        for modules, cuts in MODULES.items() if method in methods else ():
-            case = [*choice, f"local.cuts=[{','.join(cuts)}]", "threads=1"]
-            sequential = [*trained, "schedule=ll", "gpus=1", *case]
-            pipelined = [*short, "schedule=ppll", "gpus=2", *case]
-            found.append(_row(method, modules, sequential, pipelined))
+    choices = METHODS | VARIANTS
+    for depth in dict.fromkeys(depth for depth, k in MODULES if k in numbers):
+        model = [*COMMON, *budget, f"model.depth={depth}"]
+        for method, alone in ALONE.items() if "bp" in methods else ():
+            found.append(_row(depth, method, 1, [*model, *alone], [*model, *alone], seeds))
+        for modules in (k for d, k in MODULES if d == depth and k in numbers):
+            cuts = f"local.cuts=[{','.join(MODULES[depth, modules])}]"
+            names = choices if (depth, modules) == VARIANTS_OF else METHODS
+            for method in (name for name in names if name in methods):
+                case = [*model, *choices[method], cuts, "threads=1"]
+                sequential = [*case, "schedule=ll", "gpus=1"]
+                pipelined = [*case, "schedule=ppll", "gpus=2"]
+                found.append(_row(depth, method, modules, sequential, pipelined, seeds))
     return found
+
+
+def _row(
+    depth: int,
+    method: str,
+    modules: int,
+    trained: Sequence[str],
+    speed: Sequence[str],
+    seeds: Sequence[int],
+) -> Row:
+    """Make a row from the overrides of its runs."""
+    name = f"resnet{depth} {method} {modules}"
+    learning = tuple(
+        Trial(f"{name} seed {seed}", (*trained, f"seed={seed}"))
+        for seed in (seeds if method not in ALONE or method == "bp" else ())
+    )
+    brief = (*speed, "seed=0", f"max_steps={SPEED_STEPS}", "data.eval_limit=64")
+    return Row(depth, method, modules, learning, Trial(f"{name} speed", brief))
+
+
+def learning(summary: Summary, run_dir: Path) -> dict[str, Any]:
+    """Return the results of a training: see `learnt`; also how its accuracy rose.
+
+    `train_accuracy` lists the accuracy of the model's own head on the batches of each training line
+    in `metrics.jsonl`, with the number of steps done at its end.
+    """
+    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    rise = [
+        [line["step"], line["accuracy"]]
+        for line in lines
+        if line["split"] == "train" and line["module"] is None
+    ]
+    return {**learnt(summary, run_dir), "train_accuracy": rise}
+
+
+def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
+    """Return the steps after which the mean of two neighbouring lines is at least `aim`."""
+    for before, line in pairwise(rise):
+        if (before[1] + line[1]) / 2 >= aim:
+            return line[0]
+    return None
+
+
+def seconds_to_bp(
+    found: Sequence[Mapping[str, Any]], bp: Sequence[Mapping[str, Any]], samples_per_second: float
+) -> float | None:
+    """Return the mean seconds until the accuracy is that of `bp` at its end less one point.
+
+    Args:
+        found: Results of a method, by seed.
+        bp: Results of `bp` with the same seeds.
+        samples_per_second: Speed of the method.
+
+    Returns:
+        The seconds; None if the training with some seed does not reach it, or was not made.
+    """
+    if not found or len(bp) != len(found):
+        return None
+    steps = []
+    for mine, other in zip(found, bp, strict=True):
+        end = mean(accuracy for _, accuracy in other["train_accuracy"][-2:])
+        steps.append(steps_to(mine["train_accuracy"], end - 0.01))
+    reached = [step for step in steps if step is not None]
+    if len(reached) < len(steps):
+        return None
+    return mean(reached) * BATCH_SIZE / samples_per_second
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -97,11 +213,20 @@ def main(arguments: Sequence[str]) -> None:
         "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
     )
     parser.add_argument(
-        "--methods",
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings"
+    )
+    every = ["bp", *METHODS, *VARIANTS]
+    parser.add_argument(
+        "--methods", nargs="+", choices=every, default=every, help="measure only these methods"
+    )
+    numbers = [k for _, k in MODULES]
+    parser.add_argument(
+        "--modules",
+        type=int,
         nargs="+",
-        choices=["bp", *METHODS],
-        default=["bp", *METHODS],
-        help="train only these methods",
+        choices=numbers,
+        default=numbers,
+        help="measure only these numbers of modules",
     )
     parser.add_argument(
         "--skip",
@@ -110,11 +235,13 @@ def main(arguments: Sequence[str]) -> None:
     )
     options = parser.parse_args(arguments)
     console = Console()
-    table = rows(LONG if options.long else SHORT, options.methods)
+    table = rows(LONG if options.long else SHORT, options.methods, options.seeds, options.modules)
     trials = Trials("accuracy", console.print)
     jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
     if options.skip != "train":
-        trials.make([row.trained for row in table if row.trained], learnt, jobs)
+        # One seed after the other, so that a stopped benchmark has all rows of the first seeds.
+        by_seed = zip(*(row.trained for row in table if row.trained), strict=True)
+        trials.make([trial for seed in by_seed for trial in seed], learning, jobs)
     if options.skip != "speed":
         trials.make([row.speed for row in table], cost)
     text = markdown(trials, table)
@@ -123,21 +250,49 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def markdown(trials: Trials, rows: Sequence[Row]) -> str:
-    """Return the table of all results so far, in Markdown."""
-    columns = ["method", "modules", "test accuracy", "auxiliary parameters", "auxiliary FLOPs"]
-    columns += ["samples/s", "peak memory per stage, MB"]
-    lines = []
-    for row in rows:
-        trained = (row.trained and trials.find(row.trained)) or {}
-        speed = trials.find(row.speed) or {}
-        cells = [
-            row.method,
-            str(row.modules),
-            f"{trained['accuracy']:.4f}" if trained else "",
-            f"{trained['aux_params']:,}" if trained else "",
-            f"{trained['aux_flops'] / trained['flops']:.0%} of the backbone" if trained else "",
-            f"{speed['samples_per_second']:.0f}" if speed else "",
-            megabytes(speed.get("peak_memory_bytes", [])),
-        ]
-        lines.append(cells)
-    return markdown_table(columns, lines)
+    """Return the tables of all results so far in Markdown, one for each model."""
+    found = {
+        row: [result for trial in row.trained if (result := trials.find(trial))] for row in rows
+    }
+    texts = []
+    for depth in dict.fromkeys(row.depth for row in rows):
+        of_model = [row for row in rows if row.depth == depth]
+        bp = next((found[row] for row in of_model if row.method == "bp"), [])
+        lines = [_cells(row, found[row], bp, trials.find(row.speed)) for row in of_model]
+        texts.append(f"ResNet-{depth}\n\n{markdown_table(COLUMNS, lines)}")
+    return "\n".join(texts)
+
+
+COLUMNS = ["method", "modules", "test accuracy", "less bp's", "auxiliary parameters"]
+COLUMNS += ["auxiliary FLOPs", "samples/s", "peak memory per stage, MB", "seconds to bp"]
+
+
+def _cells(
+    row: Row,
+    found: Sequence[Mapping[str, Any]],
+    bp: Sequence[Mapping[str, Any]],
+    speed: Mapping[str, Any] | None,
+) -> list[str]:
+    """Return the cells of a row's line; those that were not measured are empty."""
+    accuracy = auxiliary = ("", "")
+    if found:
+        reached = [each["accuracy"] for each in found]
+        gap = f"{mean(reached) - mean(each['accuracy'] for each in bp):+.4f}" if bp else ""
+        accuracy = _mean(reached), gap if row.method != "bp" else ""
+        first = found[0]
+        share = f"{first['aux_flops'] / first['flops']:.0%} of the backbone"
+        auxiliary = f"{first['aux_params']:,}", share
+    samples, memory, seconds = "", "", ""
+    if speed:
+        samples = f"{speed['samples_per_second']:.0f}"
+        memory = megabytes(speed["peak_memory_bytes"])
+        if found:
+            until = seconds_to_bp(found, bp, speed["samples_per_second"])
+            seconds = "not reached" if until is None else f"{until:.0f}"
+    return [row.method, str(row.modules), *accuracy, *auxiliary, samples, memory, seconds]
+
+
+def _mean(values: Sequence[float]) -> str:
+    """Return the mean of accuracies, and their standard deviation if there are several."""
+    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{mean(values):.4f}{spread}"

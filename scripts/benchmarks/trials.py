@@ -44,14 +44,14 @@ class Trials:
     def make(
         self,
         trials: Iterable[Trial],
-        read: Callable[[Summary], dict[str, Any]],
+        read: Callable[[Summary, Path], dict[str, Any]],
         jobs: int = 1,
     ) -> None:
         """Run the trials that have no result yet.
 
         Args:
             trials: The trials. Equal trials are run once.
-            read: Returns the results to keep, given a run's summary.
+            read: Returns the results to keep, given a run's summary and its run directory.
             jobs: Number of runs at the same time.
 
         Raises:
@@ -60,9 +60,9 @@ class Trials:
 
         def make(trial: Trial) -> None:
             if self.find(trial) is None:
-                folder = trial.name.replace(",", "").replace(" ", "-")
-                summary = run(trial.overrides, self._folder / folder)
-                found = read(summary)
+                folder = self._folder / trial.name.replace(",", "").replace(" ", "-")
+                summary = run(trial.overrides, folder)
+                found = read(summary, folder)
                 row = {**found, "git_commit": summary["git_commit"]}
                 self._results.add(trial.name, trial.overrides, row)
                 self._say(f"{trial.name}: {found}")
@@ -75,7 +75,7 @@ class Trials:
         return self._results.find(trial.name, trial.overrides)
 
 
-def learnt(summary: Summary) -> dict[str, Any]:
+def learnt(summary: Summary, run_dir: Path) -> dict[str, Any]:
     """Return the test results of a run, and the parameters and FLOPs of its networks."""
     modules = summary["per_module"]
     counted = ("params", "aux_params", "flops", "aux_flops")
@@ -87,7 +87,7 @@ def learnt(summary: Summary) -> dict[str, Any]:
     }
 
 
-def cost(summary: Summary) -> dict[str, Any]:
+def cost(summary: Summary, run_dir: Path) -> dict[str, Any]:
     """Return speed, memory, time fractions and sent bytes of a run."""
     stages = summary["stages"]
     return {

@@ -12,28 +12,37 @@ from scripts.benchmarks import accuracy, runs, trials
 from scripts.benchmarks.runs import RunFailedError
 from tests.conftest import compose_config
 
-EVERY = ["bp", *accuracy.METHODS]
-TABLE = accuracy.rows(accuracy.SHORT, EVERY)
+SEEDS = [0, 1, 2]
+CHOICES = accuracy.METHODS | accuracy.VARIANTS
+TABLE = accuracy.rows(accuracy.SHORT, ["bp", *CHOICES], SEEDS)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.speed.name)
 def test_what_it_runs_composes(row: accuracy.Row) -> None:
-    for trial in filter(None, (row.trained, row.speed)):
+    for trial in (*row.trained[:1], row.speed):
         config, choices = compose_config(list(trial.overrides))
         parsed = settings.parse(config)
         assert parsed.threads is not None
-        if row.method in accuracy.METHODS:
+        if row.method in CHOICES:
             assert len(parsed.local["cuts"]) + 1 == row.modules
-            assert choices["schedule"] == ("ll" if trial == row.trained else "ppll")
+            assert choices["schedule"] == ("ppll" if trial == row.speed else "ll")
 
 
 def test_every_row_has_the_same_budget() -> None:
-    speed = [row.speed for row in TABLE]
-    trained = [row.trained for row in TABLE if row.trained]
-    assert len({trial.name for trial in speed}) == len(TABLE) == 2 + 7 * 3
-    budget = (*accuracy.COMMON, *accuracy.SHORT)
-    assert all(trial.overrides[: len(budget)] == budget for trial in [*speed, *trained])
-    assert [row.method for row in TABLE if not row.trained] == ["bp, all threads"]
+    trials = [trial for row in TABLE for trial in (*row.trained, row.speed)]
+    assert len({trial.name for trial in trials}) == len(trials)
+    for row in TABLE:
+        budget = (*accuracy.COMMON, *accuracy.SHORT, f"model.depth={row.depth}")
+        assert all(trial.overrides[: len(budget)] == budget for trial in (*row.trained, row.speed))
+    assert {row.method for row in TABLE if not row.trained} == {*accuracy.ALONE} - {"bp"}
+    assert all(len(row.trained) == len(SEEDS) for row in TABLE if row.method in CHOICES)
+
+
+def test_variants_are_tried_with_one_model_and_cut() -> None:
+    tried = {
+        row.method: (row.depth, row.modules) for row in TABLE if row.method in accuracy.VARIANTS
+    }
+    assert tried == dict.fromkeys(accuracy.VARIANTS, accuracy.VARIANTS_OF)
 
 
 SUMMARY = {
@@ -55,6 +64,14 @@ SUMMARY = {
 }
 
 
+LINES = [
+    {"split": "train", "module": 0, "step": 5, "accuracy": 0.1},
+    {"split": "train", "module": None, "step": 5, "accuracy": 0.5},
+    {"split": "train", "module": None, "step": 9, "accuracy": 0.75},
+    {"split": "test", "module": None, "step": 9, "accuracy": 0.25},
+]
+
+
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Names of the folders of what was run; nothing is run really."""
@@ -65,39 +82,91 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         names.append(run_dir.name)
         if len(names) == 3:
             raise RunFailedError("the third")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "metrics.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in LINES))
         return SUMMARY
 
     monkeypatch.setattr(trials, "run", run)
     return names
 
 
+def run_benchmark(*arguments: str) -> None:
+    accuracy.main([*arguments, "--jobs", "1"])
+
+
 def test_it_goes_on_where_it_was_stopped(ran: list[str]) -> None:
+    greedy = ("--methods", "greedy", "--seeds", "0")
+    trained = [f"resnet{depth}-greedy-{k}-seed-0" for depth, k in accuracy.MODULES]
     with pytest.raises(RunFailedError):
-        accuracy.main(["--methods", "greedy", "--jobs", "1"])
-    assert ran == ["greedy-2-trained", "greedy-4-trained", "greedy-8-trained"]
-    accuracy.main(["--methods", "greedy", "--jobs", "1"])
-    assert ran[3:] == ["greedy-8-trained", *(f"greedy-{k}-speed" for k in (2, 4, 8))]
-    accuracy.main(["--methods", "greedy"])
+        run_benchmark(*greedy)
+    assert ran == trained
+    run_benchmark(*greedy)
+    assert ran[3:] == [trained[2], *(f"resnet{d}-greedy-{k}-speed" for d, k in accuracy.MODULES)]
+    run_benchmark(*greedy)
     assert len(ran) == 7
     written = json.loads(Path("outputs/benchmark/accuracy.json").read_text())
-    row = written["rows"]["greedy 2 trained"]
+    row = written["rows"]["resnet20 greedy 4 seed 0"]
     assert row["machine"]["cores"] >= 1
     assert row["module_tests"] == [{"accuracy": 0.5}, {"accuracy": 0.75}]
+    assert row["train_accuracy"] == [[5, 0.5], [9, 0.75]]
     table = Path("outputs/benchmark/accuracy.md").read_text()
-    assert "| greedy | 2 | 0.7500 | 2,000 | 25% of the backbone | 123 | 5 / ? |" in table
+    line = "| greedy | 4 | 0.7500 |  | 2,000 | 25% of the backbone | 123 | 5 / ? | not reached |"
+    assert line in table
+
+
+def test_all_methods_of_a_seed_are_trained_before_the_next_seed(ran: list[str]) -> None:
+    ran.extend(["", "", ""])  # no run fails
+    run_benchmark("--methods", "bp", "dgl", "--seeds", "3", "4", "--skip", "speed")
+    assert [name[-1] for name in ran[3:]] == ["3"] * 5 + ["4"] * 5
+
+
+def test_the_table_has_means_and_the_distance_to_bp(ran: list[str]) -> None:
+    ran.extend(["", "", ""])
+    run_benchmark("--methods", "bp", "dgl", "--seeds", "0", "1")
+    table = Path("outputs/benchmark/accuracy.md").read_text()
+    assert "| bp | 1 | 0.7500 ± 0.0000 |  |" in table
+    assert "| dgl | 16 | 0.7500 ± 0.0000 | +0.0000 |" in table
+    seconds = 9 * accuracy.BATCH_SIZE / 123.4
+    assert f"| 123 | 5 / ? | {seconds:.0f} |" in table
+
+
+@pytest.mark.parametrize(
+    ("rise", "steps"),
+    [
+        ([(5, 0.1), (10, 0.3), (15, 0.5)], 15),
+        ([(5, 0.9), (10, 0.3), (15, 0.5)], 10),
+        ([(5, 0.1), (10, 0.3), (15, 0.4)], None),
+        ([(5, 0.9)], None),
+    ],
+)
+def test_steps_to_an_accuracy(rise: list[tuple[int, float]], steps: int | None) -> None:
+    assert accuracy.steps_to(rise, 0.4) == steps
+
+
+def test_seconds_to_bp_need_every_seed() -> None:
+    bp = {"train_accuracy": [(5, 0.4), (10, 0.6)]}  # 0.5 at its end
+    soon, late = ({"train_accuracy": [(5, 0.2), (step, 0.8)]} for step in (8, 12))
+    never = {"train_accuracy": [(5, 0.2), (10, 0.7)]}
+    assert accuracy.seconds_to_bp([soon, late], [bp, bp], 64) == 10
+    assert accuracy.seconds_to_bp([soon, never], [bp, bp], 64) is None
+    assert accuracy.seconds_to_bp([soon, late], [bp], 64) is None
 
 
 def test_other_settings_are_other_results(ran: list[str]) -> None:
-    accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1"])
-    assert ran == ["bp-1-trained"]
-    accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1", "--long"])
-    assert ran == ["bp-1-trained"] * 2
+    bp = ("--methods", "bp", "--skip", "speed", "--seeds", "0")
+    trained = ["resnet20-bp-1-seed-0", "resnet32-bp-1-seed-0"]
+    ran.extend(["", "", ""])
+    run_benchmark(*bp)
+    run_benchmark(*bp, "--long")
+    assert ran[3:] == trained * 2
 
 
 def test_another_program_makes_other_results(
     ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1"])
+    bp = ("--methods", "bp", "--skip", "speed", "--seeds", "0")
+    ran.extend(["", "", ""])
+    run_benchmark(*bp)
     monkeypatch.setattr(runs, "source", lambda: "another")
-    accuracy.main(["--methods", "bp", "--skip", "speed", "--jobs", "1"])
-    assert ran == ["bp-1-trained"] * 2
+    run_benchmark(*bp)
+    assert ran[3:] == ["resnet20-bp-1-seed-0", "resnet32-bp-1-seed-0"] * 2
