@@ -223,7 +223,7 @@ def test_a_broken_picture_is_refused_by_name(make: Make, tmp_path: Path) -> None
         ({"std": [0.0, 1, 1]}, "is not positive"),
         ({"val_fraction": 1.0}, "data.val_fraction=1.0: is out of range"),
         ({"eval_limit": 0}, "data.eval_limit=0: is too small"),
-        ({"root": "/nowhere/at/all"}, "data.root=/nowhere/at/all: is no folder"),
+        ({"root": "/nowhere/at/all"}, "data.root=/nowhere/at/all: is not a folder"),
     ],
 )
 def test_impossible_options_are_refused(make: Make, changes: dict[str, Any], message: str) -> None:

@@ -126,11 +126,11 @@ def test_every_stage_gets_units() -> None:
     [
         (
             lambda stages: [1, 0],
-            r"is \[1, 0\]; give each of the stages 0 to 1 a chunk, and stage 0",
+            r"is \[1, 0\]; it must give each of the stages 0 to 1 a chunk, and stage 0",
         ),
-        (lambda stages: [0, 0], r"is \[0, 0\]; give each of"),
-        (lambda stages: [0, 1, 2], r"is \[0, 1, 2\]; give each of"),
-        (lambda stages: [], r"is \[\]; give each of"),
+        (lambda stages: [0, 0], r"is \[0, 0\]; it must give each of"),
+        (lambda stages: [0, 1, 2], r"is \[0, 1, 2\]; it must give each of"),
+        (lambda stages: [], r"is \[\]; it must give each of"),
         (lambda stages: [0][stages], r"its layout\(2\)"),
     ],
     ids=["first elsewhere", "empty stage", "unknown stage", "nothing", "raises"],
