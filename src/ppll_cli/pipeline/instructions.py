@@ -9,6 +9,9 @@ Fields that several instructions have:
 A schedule yields only compute instructions: `Forward`, `Loss`, `Backward` (or its two halves) and
 `Step`. The passes (`ppll_cli.pipeline.passes`) add all other instructions.
 
+A channel carries messages from one stage to another. A message occupies a slot of the channel until
+the receiver frees this slot.
+
 A mark asks every stage to report, save or end. Marks are sent through the same channels as batches,
 and in order with them. So every stage acts on a mark between the same two batches, and the stages
 need not stop for it.
@@ -83,7 +86,7 @@ class NextBatch:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveActivations:
-    """Wait for a chunk's inputs. The stage keeps their slot until `Release`."""
+    """Wait for a chunk's inputs. They stay in their slot until `Release`."""
 
     peer: int
     chunk: int
@@ -101,7 +104,7 @@ class SendActivations:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveGradients:
-    """Wait for the gradients of a chunk's outputs. The stage keeps their slot until `Release`."""
+    """Wait for the gradients of a chunk's outputs. They stay in their slot until `Release`."""
 
     peer: int
     chunk: int
