@@ -19,7 +19,7 @@ class Ema:
 
     Args:
         units: The units and their networks.
-        decay: The factor d of late steps, above 0 and below 1.
+        decay: The largest value of d, above 0 and below 1.
     """
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
