@@ -36,7 +36,9 @@ Tensors = Mapping[str, Tensor]
 
 
 class Moment:
-    """All work that is queued on a device's current stream now. On CPU this work is already done.
+    """The end of all work that was queued on a device's current stream when this object was made.
+
+    On CPU this work is already done.
 
     Args:
         device: The device.
@@ -71,7 +73,7 @@ class Order(Protocol):
     """Makes one end's use of a slot wait for the other end's use of this slot."""
 
     def learn(self, handle: bytes) -> None:
-        """Store the other end's event, for the next slot that has none yet."""
+        """Store the other end's event, for the next slot without such an event."""
         ...
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
@@ -128,8 +130,8 @@ class CudaOrder:
         device: This end's device.
         other: The other end's device.
         aside: Whether this end copies to another device or to the host. Such copies run on a side
-            stream, parallel to the device's work. Copies inside one device do not, because they
-            would only slow this work down.
+            stream, parallel to the device's work. Copies inside one device run on the current
+            stream, because in parallel they would only slow down the device's work.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:
@@ -140,7 +142,7 @@ class CudaOrder:
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open the other end's event, for the next slot that has none yet."""
+        """Open and store the other end's event, for the next slot without such an event."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:
