@@ -1,4 +1,4 @@
-"""Splits a backward into two halves: first the gradients of inputs, later those of parameters.
+"""Splits a backward into two halves: first gradients of inputs, later gradients of parameters.
 
 The first half goes through every operation between the outputs and the inputs. At each operation
 that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
@@ -92,7 +92,7 @@ def backward_to_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-    # Calls that retain the graph come first, because other calls free the graph as they go.
+    # Calls that retain the graph come first, because the other calls free the graph.
     calls = [_Call(starts, graph.tensors(group), True) for group in repeated]
     calls += [
         _Call(group.starts(), graph.tensors(group), False)

@@ -120,8 +120,8 @@ class Parts:
     def _named_as_today(self, counted: Counted) -> bool:
         """Return whether the job has every instruction that was counted, under the same name.
 
-        Older versions of the program used other names for instructions. Their counts cannot be
-        added to those of today.
+        Older versions of the program used other names for instructions. Counts under other names
+        cannot be added.
         """
         job, names = self._job, set()
         for stage in range(job.stages):
