@@ -68,7 +68,7 @@ class Sums:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
-        """Return the sums that are described by `plain`, a result of the method of that name."""
+        """Return the sums from plain data that the method `plain` returned."""
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])
