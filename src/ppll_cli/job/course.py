@@ -125,7 +125,7 @@ class Course:
         checkpoint_best: Whether a checkpoint follows each evaluation, in addition to those of
             `checkpoint_every`.
         evaluation_batches: Number of evaluation batches that go through the pipeline together.
-        averages: Whether averaged weights are evaluated too, after the weights themselves.
+        averages: Whether averaged weights are evaluated after the weights themselves.
         log_every: Optimizer steps between training reports. Each epoch also ends with a report.
     """
 

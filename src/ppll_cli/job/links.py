@@ -161,7 +161,7 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
-    """Yield the items that stage 0 decides on, without those that are done already.
+    """Yield the items that stage 0 decides on, without items that are done already.
 
     A restarted worker repeats the decisions that other stages already know. It reads them from the
     headers of the messages that its earlier process has sent.

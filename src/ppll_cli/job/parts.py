@@ -55,7 +55,7 @@ Fields:
     samples: Number of training samples.
     samples_per_second: Speed in the part's steady state; None if there was no steady state.
 
-The other fields are those of `Conditions`."""
+`Conditions` has the other fields."""
 
 
 class Worker(TypedDict):
@@ -83,7 +83,7 @@ class Counted(TypedDict):
 
 
 class Parts:
-    """The parts of a run: the current one and the earlier ones.
+    """The current part and the earlier parts of a run.
 
     Args:
         job: The job of the current part.

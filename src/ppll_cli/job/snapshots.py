@@ -6,7 +6,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.transport.channel import message_bytes
 
 BUFFERS = 2
-"""Snapshots of a stage at a time: a new one is written before the old one is given up."""
+"""Number of snapshots that a stage stores: it writes the new snapshot before it drops the old."""
 
 COST = 0.01
 """Largest fraction of a stage's time that snapshots take, if the program chooses their number and
@@ -16,8 +16,8 @@ the channels have slots for as many messages."""
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
     """Return the size of one snapshot of a stage, in bytes.
 
-    It holds float32 values: each parameter, what the optimizer keeps for it, its average with
-    `optim.ema`, and older versions of units whose weights other modules read.
+    A snapshot holds each parameter, the optimizer's state of the parameter, its average (with
+    `optim.ema`), and older versions of units whose weights other modules read, all as float32.
 
     Args:
         job: The job.

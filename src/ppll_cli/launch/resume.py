@@ -74,7 +74,7 @@ class Recorded:
     classes: tuple[str, ...] = ()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides for Hydra: the recorded options, and those on the command line."""
+        """Return the overrides for Hydra: the recorded options, then those of the command line."""
         choices = dict(self.choices)
         if not _names_tracker(overrides):
             choices["tracker"] = "none"

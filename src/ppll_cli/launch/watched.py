@@ -66,7 +66,7 @@ class Watched(Seen):
         self.process, self.reports, self.failed = started, here, False
 
     def read(self, limit_s: float) -> Iterator[Report]:
-        """Yield the reports in the pipe, and those that arrive within `limit_s` seconds."""
+        """Yield the reports that are in the pipe, or arrive there within `limit_s` seconds."""
         end_s = time.monotonic() + limit_s
         with suppress(EOFError, OSError):  # OSError: the worker ended in the middle of a report
             while self.reports.poll(max(0.0, end_s - time.monotonic())):

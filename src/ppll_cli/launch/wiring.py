@@ -21,7 +21,7 @@ AHEAD = 4
 
 @dataclass
 class Ends:
-    """The ends of channels that one worker has, and its process groups; see `Links`."""
+    """One worker's ends of channels, and its process groups; see `Links`."""
 
     senders: dict[Channel, Sender] = field(default_factory=dict)
     receivers: dict[Channel, Receiver] = field(default_factory=dict)

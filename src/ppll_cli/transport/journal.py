@@ -173,10 +173,10 @@ class JournalSender:
         return self._stored.read_head(self.position)[0]
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Send a message. If it was sent before the restart, only check that it is the same.
+        """Send a message. If it was sent before a restart, only compare it with the sent message.
 
         Raises:
-            ReplayError: The message differs from the one that was sent before the restart.
+            ReplayError: The message differs from the message that was sent before the restart.
             ValueError: The tensors do not fit into a slot.
         """
         stored, layout = self._stored, layout_of(tensors)

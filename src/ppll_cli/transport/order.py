@@ -11,7 +11,8 @@ end, the stream of the other end waits for the event; the host never waits:
                                                          <- token  record `given back`
 
 One event per slot and direction is enough. An end records its event again only when it uses the
-slot again. Before that, it has received a token, which the other end sent after queueing its wait.
+slot again. Before that, it has received a token, which the other end sent after it had queued the
+wait for the event.
 So a wait always refers to the record that was made before the token was sent. When a slot is used
 for the first time, the sender has nothing to wait for. Streams only wait for work that was queued
 earlier, in either process, so they cannot wait for each other in a circle. The first token after an

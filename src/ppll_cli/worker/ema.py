@@ -48,7 +48,7 @@ class Ema:
         """Move the averages towards the current weights of the units.
 
         Args:
-            step: Number of optimizer steps done before the last one.
+            step: Number of optimizer steps done before the last optimizer step.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():

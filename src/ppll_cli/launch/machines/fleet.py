@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 
 class Fleet:
-    """Connects this machine's launcher with those of the run's other machines.
+    """Connects this machine's launcher with the launchers of the run's other machines.
 
     Args:
         where: Where the launchers meet.
@@ -129,7 +129,7 @@ class Fleet:
             yield message
 
     def silent(self) -> tuple[int, str] | None:
-        """Return a machine that gives no sign of life, and an error text; None if all give signs."""
+        """Return a machine without a sign of life, and an error text; None if all machines live."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
             self._since_s = now  # this launcher was stopped: count the silence of others from now
