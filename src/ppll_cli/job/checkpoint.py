@@ -71,7 +71,7 @@ class Checkpoint:
 
 
 class Saved(Protocol):
-    """Tensors by the names that they have in a checkpoint."""
+    """Anything that returns tensors by their names in a checkpoint."""
 
     @property
     def names(self) -> Iterable[str]:

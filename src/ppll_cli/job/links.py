@@ -45,7 +45,7 @@ class Recovery:
 
 
 class Handled(NamedTuple):
-    """The number of batches and marks that are done, and the number of training batches in it."""
+    """The number of batches and marks that are done, and how many of them are training batches."""
 
     items: int = 0
     trained: int = 0

@@ -46,11 +46,11 @@ BEAT_S = 1.0
 """Seconds between two signs of life."""
 
 _OWN_GAP_S = 3.0
-"""Largest time in seconds between two checks of the parent that counts in full.
+"""Limit in seconds for the time between two checks of the workers by the parent.
 
-The parent checks its workers every second. If the time between two checks is longer than this, the
-parent itself was stopped, perhaps together with its workers. The time beyond this limit is then not
-counted against the workers."""
+The parent checks its workers every second. If the time between two checks is longer than this
+limit, the parent itself was stopped, perhaps together with its workers. The time beyond the limit
+is not counted against the workers."""
 
 _TEXT = 200
 """Size of each text field in bytes, including the final zero."""

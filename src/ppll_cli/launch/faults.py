@@ -29,7 +29,7 @@ class Faults:
         """Record and log that a worker restarts, or that its new process continues."""
         if report["kind"] == "restart":
             failure.tell_of_restart(report)
-            self._end(report, report["began_s"])  # a worker may fail before it goes on
+            self._end(report, report["began_s"])  # a worker may fail again while it restarts
             self._reports.append({**report, "ended_s": None, "seconds": None})
             return
         seconds = report["ended_s"] - report["began_s"]

@@ -33,8 +33,8 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 raise_limit()
 
 # The first backward pass imports this module, which would cost every worker a second. torch's
-# compiler and torchvision are imported only by workers that need them, because importing either one
-# takes nearly as long as importing torch.
+# compiler and torchvision are imported only by workers that need them, because each import takes
+# nearly as long as the import of torch.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401

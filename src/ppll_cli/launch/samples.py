@@ -1,4 +1,4 @@
-"""Sample pictures that show what a run has learnt, made from its final weights."""
+"""Draws sample pictures with a run's final model, to show what it has learnt."""
 
 import shutil
 from pathlib import Path

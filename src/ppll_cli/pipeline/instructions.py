@@ -168,11 +168,11 @@ class SendNorms:
 
 @dataclass(frozen=True, slots=True)
 class SendWeights:
-    """Send a unit's weights to a chunk on another stage whose loss reads ("watches") them.
+    """Send a unit's weights to another stage, for a chunk's loss that reads ("watches") them.
 
     Attributes:
-        peer: Number of the stage of that chunk.
-        chunk: Number of that chunk.
+        peer: Number of the other stage.
+        chunk: Number of the chunk whose loss reads the weights.
         ahead: Number of batches between sending the weights and reading them. This is also the
             number of messages that are sent before the first batch.
     """
@@ -193,7 +193,7 @@ class ReceiveWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReadWeights:
-    """Give the weights of a unit to a chunk on the same stage whose loss reads them."""
+    """Give the weights of a unit of this stage to a chunk's loss on the same stage."""
 
     chunk: int
 

@@ -20,8 +20,7 @@ ProcessGroup = Any
 """Type of torch's process groups; `Any`, because torch's type stubs are incomplete."""
 
 FOR_EVER = timedelta(days=365)
-"""Timeout of operations. It never ends one: the launcher stops workers that wait for a dead worker.
-"""
+"""Timeout of operations, never reached: the launcher stops workers that wait for a dead worker."""
 
 JUDGES = (
     "TORCH_NCCL_ASYNC_ERROR_HANDLING",

@@ -156,7 +156,7 @@ class _End:
     def _open(self, slots: int) -> None:
         """Create the slots and, if these are on a CUDA device, a stream for the thread.
 
-        NCCL waits for all work on the current stream of its thread; the new stream has none.
+        NCCL waits for all work on the current stream of its thread; the new stream has no work.
         """
         carrier = self._groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self._size, carrier, self._device)

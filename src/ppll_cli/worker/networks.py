@@ -107,7 +107,7 @@ class Networks:
 
     @cached_property
     def _weights(self) -> list[nn.Parameter]:
-        """The parameters of all units that require gradients, each once."""
+        """The parameters of units, without parameters that need no gradient; each once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 

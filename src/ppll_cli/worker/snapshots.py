@@ -105,7 +105,7 @@ class Interval:
         Args:
             snapshot_s: Seconds that the last snapshot took.
             messages: Number of messages between the last two snapshots.
-            between_s: Seconds between them.
+            between_s: Seconds between the last two snapshots.
         """
         if not self._fixed and messages:
             self.messages = messages_between(snapshot_s, between_s / messages, self._most)

@@ -10,8 +10,8 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""Number of tensors in `Sums.measures` at which they are joined into one tensor. Otherwise the list
-would have thousands of tensors after an epoch."""
+"""Number of tensors in `Sums.measures` at which they are joined into one tensor. Without joining,
+the list would have thousands of tensors after an epoch."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""How launchers of several machines work together while workers run.
+"""Lets launchers of several machines work together while workers run.
 
 Machine 0's launcher is the leader: it receives the reports of all workers, and decides when workers
 exit or stop. The other launchers are followers: each watches the workers of its machine, sends
@@ -53,7 +53,7 @@ class Leader:
     Args:
         fleet: The machines.
         job: The job.
-        stop: The flag that tells this machine's workers to stop.
+        stop: The flag that asks this machine's workers to stop.
 
     Attributes:
         away: The workers of other machines.
@@ -163,7 +163,7 @@ class Follower:
     Args:
         fleet: The machines.
         job: The job.
-        stop: The flag in which this machine's launcher notes a signal.
+        stop: The flag in which this machine's launcher stores the number of a signal.
 
     Attributes:
         away: The workers of other machines; empty, because only machine 0 needs them.
