@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Faults:
-    """Records the restarts of workers, from the launcher's reports about them.
+    """Follows the restarts of workers by the launcher's reports of them.
 
     Args:
         job: The job.

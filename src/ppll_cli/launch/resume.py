@@ -42,7 +42,7 @@ GROUPS = (
 )
 
 ADDED = {"recover": "off"}
-"""Groups that records of older runs lack, and the option that matches what these runs did."""
+"""Groups that records of older runs lack, and the option that these runs had in effect."""
 
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 

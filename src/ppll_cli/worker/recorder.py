@@ -199,8 +199,8 @@ class Recorder:
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
         """Continue from the totals that `so_far` returned in another process.
 
-        If the other process had completed its trace, this trace is kept, because the other stages
-        were traced at the same time. Otherwise this process records a trace.
+        A complete trace is kept, because a new one would be of another time than the other stages'
+        traces.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:
