@@ -16,8 +16,8 @@ the channels have slots for as many messages."""
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
     """Return the size of one snapshot of a stage, in bytes.
 
-    A snapshot holds each parameter, the optimizer's state of the parameter, its average (with
-    `optim.ema`), and older versions of units whose weights other modules read, all as float32.
+    It holds float32 values: each parameter, what the optimizer keeps for it, its average with
+    `optim.ema`, and older versions of units whose weights other modules read.
 
     Args:
         job: The job.

@@ -70,7 +70,7 @@ class _State:
         sent: For each channel to another stage, the number of messages and of bytes sent.
         received: For each channel from another stage, the number of messages received.
         random: The state of Python's and of torch's random numbers, for a user's own code.
-        progress: The worker's position in the run, and its measurements.
+        progress: How far the worker has come.
     """
 
     buffer: int
