@@ -49,7 +49,7 @@ Unreported = Mapping[int, Mapping[str, Any]]
 """Training measurements since the last report, as plain data, by the number of the module."""
 
 UNREPORTED = "unreported"
-"""Metadata key of `Unreported` (as JSON) in a stage's file. The key is missing if there is none."""
+"""Metadata key of `Unreported` (as JSON) in a stage's file; missing if all is reported."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Checkpoint:
 
 
 class Saved(Protocol):
-    """Tensors by the names that they have in a checkpoint."""
+    """Anything that returns tensors by their names in a checkpoint."""
 
     @property
     def names(self) -> Iterable[str]:
@@ -179,8 +179,8 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
     Args:
         run_dir: The run directory.
         manifest: The manifest of the checkpoint.
-        keep: Number of checkpoints to keep, 1 or more. The one to which the link `best` points is
-            kept as well.
+        keep: Number of newest checkpoints to keep, 1 or more. The checkpoint to which the link
+            `best` points is never removed.
         best: Whether to point the link `best` to this checkpoint.
 
     Returns:
@@ -215,10 +215,10 @@ def best_step(run_dir: str | Path) -> int | None:
 
 
 def newest(run_dir: str | Path) -> Checkpoint | None:
-    """Find the newest undamaged checkpoint, and log a warning for each newer one that is damaged.
+    """Find the newest undamaged checkpoint, and log a warning for each newer, damaged checkpoint.
 
     Returns:
-        The checkpoint; None if there is no undamaged one.
+        The checkpoint; None if there is no undamaged checkpoint.
 
     Raises:
         ConfigError: A newer program wrote the newest readable manifest, or `checkpoints` is no
@@ -257,8 +257,8 @@ def files(folder: Path) -> tuple[SavedFile, ...]:
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     """Remove all checkpoints that are later than `to`; if `to` is None, remove all checkpoints.
 
-    The removed checkpoints are damaged, and the run will do their steps again. The links `last` and
-    `best` are removed too if their checkpoint is gone.
+    The removed checkpoints are damaged, and the run will do their steps again. The function also
+    removes the links `last` and `best` if their checkpoint is gone.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:

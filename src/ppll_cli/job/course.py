@@ -91,7 +91,7 @@ class Batch:
         training: Whether it is a training batch; otherwise it is for evaluation.
         step: Number of optimizer steps done before a training batch.
         samples: Number of samples of the whole batch, over all replicas.
-        first_micro_batch: Total number of micro-batches of the replicas before this one.
+        first_micro_batch: Total number of micro-batches of the replicas with lower numbers.
         averaged: Whether averaged weights are evaluated.
     """
 
@@ -116,15 +116,16 @@ class Course:
         batch_size: Samples per training batch; the last batch of an epoch may have fewer.
         drop_last: Whether such a shorter last batch is left out.
         evaluation_size: Samples per evaluation batch; the last batch of a split may have fewer.
-        epochs: Number of epochs to train; the learning rate's schedule ends with the last one.
+        epochs: Number of epochs to train; the learning rate's schedule ends with the last epoch.
         max_steps: Largest number of optimizer steps; the run stops after them even if `epochs` are
             not done. None for no limit.
         eval_every: Epochs between evaluations. The end of the run is always evaluated.
-        checkpoint_every: Optimizer steps between checkpoints; None for one each epoch. The end of
-            the run always has a checkpoint.
-        checkpoint_best: Whether each evaluation is followed by a checkpoint as well.
+        checkpoint_every: Optimizer steps between checkpoints; None for a checkpoint after each
+            epoch. The end of the run always has a checkpoint.
+        checkpoint_best: Whether a checkpoint follows each evaluation, in addition to those of
+            `checkpoint_every`.
         evaluation_batches: Number of evaluation batches that go through the pipeline together.
-        averages: Whether averaged weights are evaluated too, after the weights themselves.
+        averages: Whether averaged weights are evaluated after the weights themselves.
         log_every: Optimizer steps between training reports. Each epoch also ends with a report.
     """
 
@@ -160,7 +161,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Training batches between two marks: those of an epoch, or fewer (`checkpoint_every`)."""
+        """Number of training batches between two marks: an epoch, or `checkpoint_every` steps."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
@@ -244,10 +245,11 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 
 
 def split_batch(samples: int, microbatches: int) -> list[int]:
-    """Split a batch into micro-batches as equally as possible: none empty, larger ones first.
+    """Split a batch into micro-batches of nearly equal size, the larger micro-batches first.
 
     Returns:
-        The number of samples of each micro-batch; there are at most `samples` of them.
+        The number of samples of each micro-batch, at least 1. If `samples` is less than
+        `microbatches`, there are only `samples` micro-batches.
     """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
@@ -261,7 +263,7 @@ def split_share(samples: int, microbatches: int, replicas: int, replica: int) ->
         samples: Number of samples of the batch, at least one per replica.
         microbatches: Number of micro-batches per share; a share with fewer samples has one
             micro-batch per sample.
-        replicas: Number of replicas that share the batch. The first ones have the larger shares.
+        replicas: Number of replicas that share the batch. The first replicas have larger shares.
         replica: Number of the replica whose share is split, from 0.
 
     Returns:

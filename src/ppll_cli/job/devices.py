@@ -1,4 +1,4 @@
-"""Chooses devices for the workers on this machine, and checks that it has what they need."""
+"""Chooses devices for the workers of this machine, and checks that the workers can run there."""
 
 import os
 import shutil

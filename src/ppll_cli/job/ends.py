@@ -31,8 +31,8 @@ class ModuleEnd:
         follows: First the module's exports (units that compute values for losses of later modules),
             then its loss, in the order in which they run.
         cost: Cost of the module's auxiliary network.
-        watches: The unit of a later module whose weights the module's loss reads; None if it reads
-            none.
+        watches: The unit of a later module whose weights the module's loss reads; None if the loss
+            reads no weights of other modules.
     """
 
     follows: tuple[Access, ...]
@@ -57,14 +57,14 @@ class Ends:
     batch: Mapping[str, ValueSpec]
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return the end of each module, and the tensors that are available to each unit.
+        """Return what each module runs at its end, and the tensors that each unit can read.
 
         Args:
             modules: The units of each module.
 
         Returns:
-            The end of each module; and for each unit, shape and dtype of each tensor that exists
-            before the unit runs, by name.
+            The `ModuleEnd` of each module; and for each unit, shape and dtype of each tensor that
+            exists before the unit runs, by name.
 
         Raises:
             ConfigError: The method cannot be applied to the model, or it exports tensors or reads
@@ -117,7 +117,7 @@ class Ends:
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
-        """Return a function that builds a module's criterion, and the tensors it can read."""
+        """Return a function that builds a module's criterion, and the tensors it may read."""
         specs = dict(self.batch)
         here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
         return partial(module_criterion, self.method, here), specs

@@ -1,4 +1,4 @@
-"""Splits a backward into two halves: first the gradients of inputs, later those of parameters.
+"""Splits a backward into two halves: first gradients of inputs, later gradients of parameters.
 
 The first half goes through every operation between the outputs and the inputs. At each operation
 that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
@@ -11,7 +11,7 @@ nothing that the first half has computed::
 
 The gradients are bit-identical to those of a whole backward, for two reasons. Every operation gets
 the same numbers. And where a whole backward sums several contributions to a parameter before it
-adds them to `.grad`, one call of autograd sums them here too.
+adds them to `.grad`, the second half sums them by one call of autograd.
 """
 
 from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ def backward_to_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-    # Calls that retain the graph come first, because other calls free the graph as they go.
+    # Calls that retain the graph come first, because the other calls free the graph.
     calls = [_Call(starts, graph.tensors(group), True) for group in repeated]
     calls += [
         _Call(group.starts(), graph.tensors(group), False)
@@ -188,8 +188,8 @@ class _Graph:
     def repeated(self, groups: Sequence[_Group]) -> list[_Group]:
         """Return the groups in which one operation leads to another operation of the group.
 
-        This happens if a unit applies a layer several times. A backward that starts at the first
-        operation also reaches the second one. If calls started at both, a part of the gradient
+        This happens if a unit applies a layer several times. A backward that starts at one of the
+        operations also reaches the next operation. If calls started at both, a part of the gradient
         would be counted twice. Therefore the call for such a group has to start at the outputs.
         """
         many = [group for group in groups if len(group.nodes) > 1]

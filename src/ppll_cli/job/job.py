@@ -59,7 +59,7 @@ class Job:
     """Everything that a worker needs to know about the run.
 
     Attributes:
-        settings: The configuration. Keys that the user left open are still null in it. The fields
+        settings: The configuration. Keys that the user did not set can be null in it. The fields
             below, and the property `threads`, have the values that the program chose. For the local
             method, read `local` instead.
         local: Configuration of the local method's class, including defaults of its feature bank.
@@ -79,8 +79,8 @@ class Job:
             one machine.
         weights: Initial weights from a file; None to initialize all weights from the seed.
         watched: The units whose weights losses of earlier modules read, by index in the model.
-        snapshot_every: Largest number of messages on a channel between two snapshots of a stage,
-            from which a worker that fails is started again; 0 if none is started again.
+        snapshot_every: Largest number of messages on a channel between two snapshots of a stage. A
+            failed worker is restarted from its last snapshot. 0 if workers are not restarted.
     """
 
     settings: Settings
@@ -103,7 +103,7 @@ class Job:
 
     @property
     def recovers(self) -> bool:
-        """Whether only the worker that fails is started again."""
+        """Whether a failed worker is restarted alone, while the run continues."""
         return self.snapshot_every > 0
 
     @property
@@ -241,10 +241,10 @@ class Job:
 
     @property
     def kept(self) -> int:
-        """Largest number of messages that a receiver keeps for a replay; 0 if none are replayed.
+        """Largest number of messages that a receiver keeps for a restart; 0 without restarts.
 
-        A stage decides after each batch or mark whether a snapshot is due. Meanwhile one more batch
-        can have arrived, in as many messages as it has parts.
+        A stage decides only after each batch or mark whether a snapshot is due. So it can keep one
+        more batch, with one message for each part (micro-batch or evaluation batch).
         """
         if not self.recovers:
             return 0

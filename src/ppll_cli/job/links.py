@@ -32,12 +32,12 @@ class StopFlag(Protocol):
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a worker needs to be restarted, and to continue the work of the failed worker before it.
+    """What a worker needs to write snapshots, and to continue after its earlier process failed.
 
     Attributes:
         folder: The folder for snapshots of the worker's state.
-        saved: Step of the last checkpoint for which the failed worker has written its file; -1 if
-            there is none.
+        saved: Step of the last checkpoint for which an earlier process of the worker has written
+            its file; -1 if there is none.
     """
 
     folder: str
@@ -45,7 +45,7 @@ class Recovery:
 
 
 class Handled(NamedTuple):
-    """The number of batches and marks that are done, and of the training batches among them."""
+    """The number of batches and marks that are done, and how many of them are training batches."""
 
     items: int = 0
     trained: int = 0
@@ -110,7 +110,7 @@ class Header:
 
     @classmethod
     def read(cls, spelled: list[Any]) -> "Header":
-        """Return the header that `spelled` has turned into plain data."""
+        """Return the header from plain data that the method `spelled` returned."""
         name, values, micro_batch, chunk = spelled
         return cls(_ITEMS[name](*values), micro_batch, chunk)
 
@@ -134,8 +134,8 @@ def upcoming(
         links: The worker's connections.
         wait: A function that waits for an end of a channel. It gets the end and the kind of time
             to record: "blocked" (no free slot) or "starved" (no message).
-        before: How many items the failed worker before this one has handled. They are not yielded
-            again. The receivers of a restarted worker have already passed them.
+        before: How many items an earlier process of this worker has handled. They are not yielded
+            again. The receivers of a restarted worker begin behind the messages of these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):
@@ -161,10 +161,10 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
-    """Yield the items that stage 0 decides on, without those that are done already.
+    """Yield the items that stage 0 decides on, without items that are done already.
 
     A restarted worker repeats the decisions that other stages already know. It reads them from the
-    headers of the messages that the failed worker before it has sent.
+    headers of the messages that its earlier process has sent.
     """
     handled = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

@@ -22,7 +22,7 @@ _STAGE_FILE = re.compile(r"stage-\d+\.safetensors")
 
 
 class DamagedError(Exception):
-    """Raised when a checkpoint's files are missing or changed; the message says which and how."""
+    """Raised when a checkpoint's file is missing or changed; the message names file and problem."""
 
 
 class LaterFormatError(Exception):

@@ -1,4 +1,4 @@
-"""Reads the trained model from a checkpoint, and writes it as a safetensors file of its own."""
+"""Reads the trained model from a checkpoint, and writes it to a separate safetensors file."""
 
 from contextlib import suppress
 from pathlib import Path

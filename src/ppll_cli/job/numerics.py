@@ -50,7 +50,7 @@ class Numerics:
                 tf32_matmul=tf32,
                 tf32_convolution=tf32,
                 # A run has few input shapes, so let cuDNN try all its algorithms on each of them.
-                # Which one is fastest varies by chance, and the bits of results vary with it.
+                # It varies by chance which algorithm is fastest, so the bits of results vary.
                 cudnn_benchmark=not self.deterministic,
             )
         _set(flags)

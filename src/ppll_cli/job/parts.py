@@ -55,7 +55,7 @@ Fields:
     samples: Number of training samples.
     samples_per_second: Speed in the part's steady state; None if there was no steady state.
 
-The other fields are those of `Conditions`."""
+`Conditions` has the other fields."""
 
 
 class Worker(TypedDict):
@@ -83,7 +83,7 @@ class Counted(TypedDict):
 
 
 class Parts:
-    """The parts of a run: the current one and the earlier ones.
+    """The current part and the earlier parts of a run.
 
     Args:
         job: The job of the current part.
@@ -120,8 +120,8 @@ class Parts:
     def _named_as_today(self, counted: Counted) -> bool:
         """Return whether the job has every instruction that was counted, under the same name.
 
-        Older versions of the program used other names for instructions. Their counts cannot be
-        added to those of today.
+        Older versions of the program used other names for instructions. Counts under other names
+        cannot be added.
         """
         job, names = self._job, set()
         for stage in range(job.stages):

@@ -11,7 +11,8 @@ def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Modul
     """Move a network to its device, in channels-last memory format, and set up torch.compile.
 
     With channels-last weights, convolutions return channels-last feature maps. On CPU, ResNet-18 to
-    ResNet-50 were 1.1 to 1.2 times faster in this format. Only 4-dimensional weights get it.
+    ResNet-50 were 1.1 to 1.2 times faster in this format. The format of other tensors than
+    4-dimensional weights does not change.
 
     Args:
         network: The network, which is changed in place and returned.
@@ -30,7 +31,7 @@ def prepare_compiler() -> None:
 
     All units of a class share the code of `forward`, and torch limits how often one piece of code
     is compiled. But shapes differ between units, between training and evaluation, and between full
-    batches and shorter last ones.
+    batches and shorter last batches.
     """
     import torch._dynamo.config
     import torch._inductor.codecache

@@ -1,10 +1,10 @@
 """Shared memory in which each worker shows its parent that it is alive, and its progress.
 
-Each worker keeps two timestamps. The first one is a sign of life: a separate thread of the worker
-renews it every second, unless the process is stopped (SIGSTOP). The second one is the time of the
-last progress: the main thread renews it with each instruction, and also while it waits for another
-stage, because then the other stage is the one that hangs. Both are times of the monotonic clock,
-which all processes of a machine share.
+Each worker keeps two timestamps. The first is a sign of life: a separate thread of the worker
+renews it every second, unless the process is stopped (SIGSTOP). The second is the time of the last
+progress: the main thread renews it with each instruction. It also renews it while it waits for
+another stage, because this worker is not to blame if the other stage hangs. Both are times of the
+monotonic clock, which all processes of a machine share.
 
 The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
 the memory of another device, the main thread can hold this lock for many seconds. All such work is
@@ -21,7 +21,7 @@ ALIVE_LIMIT_S = 6.0
 """Seconds without a sign of life after which the parent regards a worker as stopped.
 
 The parent must notice a stopped process within 10 s, even if it checks 3 s late. On a heavily
-overloaded machine, a worker that runs can be regarded as stopped too."""
+overloaded machine, the parent can regard a worker as stopped although it runs."""
 
 STARTING_ALIVE_LIMIT_S = 60.0
 """The limit in seconds that replaces `ALIVE_LIMIT_S` until the worker has ended its first batch."""
@@ -46,11 +46,11 @@ BEAT_S = 1.0
 """Seconds between two signs of life."""
 
 _OWN_GAP_S = 3.0
-"""Largest time in seconds between two checks of the parent that counts in full.
+"""Limit in seconds for the time between two checks of the workers by the parent.
 
-The parent checks its workers every second. If the time between two checks is longer than this, the
-parent itself was stopped, perhaps together with its workers. The time beyond this limit is then not
-counted against the workers."""
+The parent checks its workers every second. If the time between two checks is longer than this
+limit, the parent itself was stopped, perhaps together with its workers. The time beyond the limit
+is not counted against the workers."""
 
 _TEXT = 200
 """Size of each text field in bytes, including the final zero."""
@@ -68,7 +68,7 @@ class Pulse(ctypes.Structure):
         item: The batch or mark (see `job.course`) to which the activity belongs.
         step: Number of optimizer steps done.
         sent: Number of messages sent to the next stage.
-        received: Number of messages received from the stage before.
+        received: Number of messages received from the previous stage.
         memory_bytes: Memory that the worker uses; -1 if unknown.
         counted_s: Seconds of the steady state so far.
         spent_s: Seconds of `counted_s` spent on each kind in `KINDS`, in this order.

@@ -6,7 +6,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.transport.channel import message_bytes
 
 BUFFERS = 2
-"""Snapshots of a stage at a time: a new one is written before the old one is given up."""
+"""Number of snapshots that a stage stores: it writes the new snapshot before it drops the old."""
 
 COST = 0.01
 """Largest fraction of a stage's time that snapshots take, if the program chooses their number and

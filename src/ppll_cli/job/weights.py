@@ -18,8 +18,7 @@ class Weights:
     Attributes:
         file: The file.
         names: Maps the model's tensors to their names in the file. The keys are names as in
-            `model.safetensors`. Tensors of the model that are not here are initialized from the
-            seed.
+            `model.safetensors`. All other tensors of the model are initialized from the seed.
     """
 
     file: Path

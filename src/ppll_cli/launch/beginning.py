@@ -66,7 +66,7 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
     Raises:
         ConfigError: The data differ.
     """
-    if before.data_sha256 is None or identity is None:  # not recorded, or not given
+    if before.data_sha256 is None or identity is None:  # there is nothing to compare
         return
     if digest_of(identity) == before.data_sha256:
         return
@@ -132,7 +132,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
     """Return the restarts of stages in the last summary of a run that is resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, as with recover=off; or damaged
+    except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged
         return []
     listed = isinstance(found, list) and all(isinstance(each, dict) for each in found)
     return [each for each in found if "stage" in each] if listed else []
@@ -156,7 +156,7 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # they may hold files of stages that the run no longer has
+    drop_unfinished(run_dir)  # these may hold files of stages that the run no longer has
 
 
 def short(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Which settings of a run may change when it is resumed."""
+"""Checks which settings of a run may change when the run is resumed."""
 
 import json
 from collections.abc import Iterable, Mapping

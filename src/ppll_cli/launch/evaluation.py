@@ -37,7 +37,7 @@ class Evaluated:
 
 
 def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
-    """Evaluate a run's model as the run itself does: in equal batches, summed in the same order.
+    """Evaluate a run's model as the run does: in batches of the same size and in the same order.
 
     Args:
         run: The run.
@@ -121,7 +121,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """In the body use as many CPU threads as a worker, so that sums are added in the same order."""
+    """In the body, use as many CPU threads as a worker, so that sums have the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -10,7 +10,7 @@ def _comes_in(channel: Channel, stage: int) -> bool:
 
 
 def facts(prepared: Prepared) -> RunFacts:
-    """Return the run's stages, their sizes and the number of steps."""
+    """Return facts about the run's workers, and the numbers of epochs, steps and samples."""
     job = prepared.job
     rooms = job.channels
     workers = []

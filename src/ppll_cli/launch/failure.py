@@ -48,7 +48,7 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
         go_on: The command that resumes the run.
     """
     if isinstance(error, Interrupted):
-        to_file(f"ppll-run: {error}")  # the terminal shows it when the program ends
+        to_file(f"ppll-run: {error}")  # the terminal shows this line when the program ends
         log.info(_to_go_on(run_dir, go_on))
         return
     lines = [f"ppll-run: {error}"]

@@ -1,4 +1,4 @@
-"""What a run shows of its restarts: in the log, the display, the summary and the timeline."""
+"""Records restarts of workers, for the log, the display, the summary and the timeline."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Faults:
 
     Args:
         job: The job.
-        before: What the summary says of restarts before the run was resumed.
+        before: The restarts in the summary that was written before the run was resumed.
     """
 
     def __init__(self, job: Job, before: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -26,10 +26,10 @@ class Faults:
         self._reports: list[Report] = []
 
     def take(self, report: Report) -> None:
-        """Note and log that a worker restarts, or that the new worker goes on."""
+        """Record and log that a worker restarts, or that its new process continues."""
         if report["kind"] == "restart":
             failure.tell_of_restart(report)
-            self._end(report, report["began_s"])  # a worker may fail before it goes on
+            self._end(report, report["began_s"])  # a worker may fail again while it restarts
             self._reports.append({**report, "ended_s": None, "seconds": None})
             return
         seconds = report["ended_s"] - report["began_s"]
@@ -43,14 +43,14 @@ class Faults:
                 each.update(ended_s=ended_s, seconds=seconds)
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
-        """Return the states of all workers with a mark at those that restart now."""
+        """Return the states of all workers, with `restarts` set for workers that restart now."""
         # The display calls this in a thread of its own.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)
         return [look._replace(restarts=seat in now) for seat, look in seats]
 
     def listed(self) -> list[Mapping[str, Any]]:
-        """Return what `summary.json` says of each restart."""
+        """Return the entry of `summary.json` for each restart."""
         keys = ("stage", "phase", "batch", "error", "seconds")
         return [*self._before, *({key: each[key] for key in keys} for each in self._reports)]
 

@@ -87,7 +87,7 @@ def launch(
         _meeting(job, fleet) as meeting,
         _restarting(job, on_report) as restarts,  # removes its folder after the workers are gone
         _none_left(workers),
-        _telling(others, fleet),  # exits first: after a kill, other machines' workers fail too
+        _telling(others, fleet),  # exits first, as after a kill other machines' workers fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -262,6 +262,6 @@ def _none_left(workers: list[Watched]) -> Iterator[None]:
         yield
     finally:
         for watched in workers:
-            watched.kill()  # they ignore other signals, and have nothing to clean up
+            watched.kill()  # workers ignore other signals, and have nothing to clean up
         for watched in workers:
             watched.clean_up()

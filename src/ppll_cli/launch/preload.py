@@ -10,7 +10,7 @@ from ppll_cli.leaves.forkserver import SAFE_PATH, STOPPING
 
 
 def _end_with_parent(number: int) -> None:
-    """Have the kernel send this process a signal when the thread that started it ends; 0: none."""
+    """Have the kernel signal this process when the thread that started it ends; 0 cancels this."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
@@ -25,7 +25,7 @@ _end_with_parent(signal.SIGKILL)
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs started by workers must not inherit it
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start must not have it
     del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
@@ -33,8 +33,8 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 raise_limit()
 
 # The first backward pass imports this module, which would cost every worker a second. torch's
-# compiler and torchvision are imported only by workers that need them, because each takes most of
-# the time that torch itself takes.
+# compiler and torchvision are imported only by workers that need them, because each import takes
+# nearly as long as the import of torch.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401

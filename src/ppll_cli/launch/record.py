@@ -111,13 +111,13 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory if one of a run's files, folders or links is not of this kind there.
+    """Refuse a run directory in which something else has the name of a run's file, folder or link.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail at its very end.
 
     Raises:
-        ConfigError: A file, folder or link is something else.
+        ConfigError: For example, a folder has the name of a file.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),

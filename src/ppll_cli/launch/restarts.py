@@ -1,8 +1,8 @@
-"""`recover=stage`: starts a worker that failed again, while the other workers wait for it.
+"""`recover=stage`: restarts a failed worker, while the other workers wait for it.
 
-The other workers are blocked or starved meanwhile, as behind a slow stage. The new worker continues
-from the last snapshot of its stage. See `transport.journal` for the messages that it reads again,
-and `worker.snapshots` for its state.
+The other workers are blocked or starved meanwhile, as if the stage were slow. The new process of
+the worker continues from the stage's last snapshot. `worker.snapshots` restores its state, and from
+`transport.journal` it reads messages again.
 """
 
 import time
@@ -17,8 +17,8 @@ from ppll_cli.job.links import Recovery
 from ppll_cli.launch.watched import LEAVE_S, Report, Watched
 
 SAME_PLACE = 3
-"""Faults of a worker at the same batch, one after the other, that end the run: the first one, and
-those of two restarts. Such a fault has a cause that a restart does not remove."""
+"""Number of successive faults of a worker at the same batch after which the run ends: the first
+fault, and two faults after restarts. A restart does not remove the cause of such a fault."""
 
 
 @dataclass
@@ -28,10 +28,11 @@ class _History:
     Attributes:
         faults: The time of each fault, and the batch or mark at which it occurred; None if the
             worker was starting.
-        saved: Number of steps done at the last checkpoint of which the worker has written its file.
+        saved: Step of the last checkpoint for which the worker has written its file; -1 if there is
+            no such checkpoint.
         reported: For each kind of report, split and module, the step of the last report.
-        began_s: When the fault was detected after which the worker restarts now; None while it does
-            not. As in timelines, on the clock of `perf_counter`.
+        began_s: While the worker restarts: the time at which its fault was detected, on the clock
+            of `perf_counter`, as in timelines. Otherwise None.
     """
 
     faults: list[tuple[float, str | None]] = field(default_factory=list)
@@ -41,14 +42,14 @@ class _History:
 
 
 class Restarts:
-    """Starts workers again.
+    """Restarts failed workers, and counts their faults.
 
     Args:
         job: The job.
         folder: A folder in shared memory, for snapshots.
-        tell: Called with a report of kind "restart" for each restart, and with one of kind
-            "restarted" when the new worker goes on. They have `began_s`, when the fault was
-            detected, and `ended_s`, on the clock of `perf_counter`.
+        tell: Called with a report of kind "restart" for each restart, and with a report of kind
+            "restarted" when the new process continues. Both have `began_s`, the time at which the
+            fault was detected; the second has `ended_s`. The clock is `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -62,7 +63,7 @@ class Restarts:
         return Recovery(str(folder), self._history[seat].saved)
 
     def repeats(self, report: Report) -> bool:
-        """Note a worker's report; return whether the worker before it has sent the report too."""
+        """Record a worker's report; return whether its earlier process has sent the same report."""
         if report["kind"] == "ready":
             step = 0
         elif report["kind"] in ("metrics", "counted", "saved"):
@@ -88,7 +89,7 @@ class Restarts:
         workers: list[Watched],
         deal: Callable[[Watched, Report], None],
     ) -> list[Report]:
-        """Start all workers again that have failed, if this may help.
+        """Restart all failed workers, if this may help.
 
         Args:
             failures: A report of each failure.
@@ -96,7 +97,7 @@ class Restarts:
             deal: Handles the reports that a dead worker has left in its pipe.
 
         Returns:
-            The failures that end the run. No worker was started again if there are any.
+            The failures that end the run. If this list is not empty, no worker was restarted.
 
         Raises:
             RunFailedError: The fork server is gone, or is stopped.
@@ -105,7 +106,7 @@ class Restarts:
         by_seat = {watched.seat: watched for watched in workers}
         first = {Seat(each["stage"], each["replica"]): each for each in reversed(failures)}
         failed = [(by_seat[seat], report) for seat, report in first.items()]
-        # A worker that is done only waits for permission to exit, so it need not start again.
+        # A worker that is done only waits for permission to exit, so it need not be restarted.
         failed = [(watched, report) for watched, report in failed if watched.done is None]
         final = [report for watched, report in failed if not self._may_help(watched.seat, report)]
         if final:
@@ -115,7 +116,7 @@ class Restarts:
         return []
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
-        """Note a fault, and return whether a restart may help."""
+        """Record a fault, and return whether a restart may help."""
         recover, faults = self._job.settings.recover, self._history[seat].faults
         now_s = time.monotonic()
         faults.append((now_s, report["batch"]))

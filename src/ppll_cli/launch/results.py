@@ -84,7 +84,7 @@ def drop_unfinished(run_dir: Path) -> None:
 
 
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
-    """Write the model of the last checkpoint and return True; return False if there is none."""
+    """Write the model of the last checkpoint, and return True; without one, return False."""
     if last.exists():
         model_file.write_model(last, run_dir / MODEL_FILE)
         return True
@@ -100,7 +100,7 @@ def _draw(
     restarts: Sequence[timeline.Restart],
     summary: Mapping[str, Any],
 ) -> None:
-    """Draw the timeline if every worker traced something, apart from those that restarted."""
+    """Draw the timeline if every worker has a trace; restarted workers need none."""
     lanes = [report["trace"] for report in reports]
     restarted = {restart.worker for restart in restarts}
     if any(lanes) and all(lane or number in restarted for number, lane in enumerate(lanes)):

@@ -1,8 +1,8 @@
 """`resume=RUN_DIR`: reads a run's configuration, and applies the changes that are allowed.
 
-The configuration comes from the run's own `config.json` alone, and only keys on the command line
-count as changes. Nothing that the folder names is executed: a class that is not this program's own
-must also be on the command line. Imports no torch.
+The configuration comes from the run's `config.json` alone, and only keys on the command line count
+as changes. The name of a user's class in the folder is not enough to import this class: it must
+also be on the command line. Imports no torch.
 """
 
 import json
@@ -60,8 +60,8 @@ class Recorded:
         choices: The option chosen in each group.
         cuts: Names of the units that start modules 2 to k; None if an older program recorded none.
         data_sha256: Digest of the identity of the data; None if not recorded.
-        weights: The record of the file of weights with which the run began; None if all were drawn
-            from the seed.
+        weights: The record of the file of weights with which the run began; None if all weights
+            were initialized from the seed.
         classes: Names of the classes that the run learnt; empty if not recorded.
     """
 
@@ -74,7 +74,7 @@ class Recorded:
     classes: tuple[str, ...] = ()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides for Hydra: the recorded options, and those on the command line."""
+        """Return the overrides for Hydra: the recorded options, then those of the command line."""
         choices = dict(self.choices)
         if not _names_tracker(overrides):
             choices["tracker"] = "none"
@@ -249,7 +249,7 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
             raise no_run(run_dir, f"it has no settings for {group}")
     if cuts is not None and not _is_list_of_names(cuts):
         raise no_run(run_dir, "its cuts are not names of units")
-    if config["tracker"] == {"name": "none"}:  # an older program recorded it like this
+    if config["tracker"] == {"name": "none"}:  # the form in records of older programs
         config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
     classes = config.pop("classes", [])

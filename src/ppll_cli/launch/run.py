@@ -63,7 +63,7 @@ class Run:
         before: The record of the run to be resumed; None for a new run.
         changes: Returns the overrides that turn the defaults into the configuration, to show them
             to the user.
-        fleet: The machines of the run, if there are several; this is machine 0.
+        fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` counts, usually the program's start, on the clock
             of `time.monotonic`; None for now.
@@ -192,7 +192,7 @@ class Run:
         return summary
 
     def _summarise(self, **known: Any) -> dict[str, Any]:
-        """Return the content of `summary.json` for what is known so far."""
+        """Return the content of `summary.json`, as far as it is known."""
         run = self.choices, self.prepared, self.metrics, self.parts
         summary = summarise(*run, **known)
         job = self.prepared.job
@@ -224,7 +224,7 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """Prepare the job. A resumed run keeps its modules, and starts at its checkpoint if any."""
+        """Prepare the job. A resumed run keeps its modules, and begins at its checkpoint."""
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts
@@ -246,7 +246,7 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return the command that compares this run with other schedules; None to show none."""
+        """Return a command that compares this run with other schedules; None if none is shown."""
         if self._fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
@@ -256,7 +256,7 @@ class Run:
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
         with for_show("the settings that differ from the defaults could not be listed"):
-            self.changes = self._find_changes()  # meanwhile the workers set themselves up
+            self.changes = self._find_changes()  # while the workers set themselves up
             self.console.settings(self.changes)
         self.console.begin(short(self.run_dir))
         self._pulses = pulses

@@ -1,4 +1,4 @@
-"""Sample pictures that show what a run has learnt, made from its final weights."""
+"""Draws sample pictures with a run's final model, to show what it has learnt."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from ppll_cli.models.plain import PlainModel
 
 
 def write_samples(job: Job, run_dir: Path) -> None:
-    """Replace `samples/` by pictures of the final model, if the data set can draw any."""
+    """Replace `samples/` by pictures of the final model, if the data set can draw pictures."""
     draw = getattr(make("data", job.settings.data), "draw_samples", None)
     if draw is None:
         return

@@ -37,12 +37,12 @@ class Saving:
         self._passing: dict[int, _Passing] = {}
 
     def take(self, report: Report, seconds: float) -> None:
-        """Note a worker's report about a checkpoint, and finish the checkpoint once it is complete.
+        """Store a worker's report about a checkpoint; once all reports are there, finish it.
 
         Args:
             report: A report of kind `counted`, which all workers send, or `saved`, which one
                 worker of each stage sends.
-            seconds: How long the run has trained since it was started or resumed.
+            seconds: Seconds for which the run has trained since it was started or resumed.
         """
         step, job = report["step"], self._job
         passing = self._passing.setdefault(step, _Passing())

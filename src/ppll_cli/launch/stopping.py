@@ -31,7 +31,7 @@ def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
 def stop_on_signal(stop: StopFlag) -> Iterator[None]:
     """At the first signal, stop the workers after a checkpoint; at the second, raise `Interrupted`.
 
-    Python handles signals only in the main thread; in another thread this does nothing.
+    Python handles signals only in the main thread; in another thread this function does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -18,7 +18,7 @@ from ppll_cli.prepare.preparation import Prepared
 Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
-"""Seconds that git may take to return the commit. It would hang if a network disk is gone."""
+"""Seconds that git may take to return the commit. Git hangs if a network disk is gone."""
 
 
 def summarise(
@@ -30,7 +30,7 @@ def summarise(
     status: str = "running",
     seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Return the content of `summary.json` for what is known of a run.
+    """Return the content of `summary.json`, as far as it is known.
 
     Args:
         choices: The option chosen in each group.
@@ -41,8 +41,8 @@ def summarise(
             conditions.
         reports: The last report of each worker; empty for a run that failed or has not begun.
         status: "completed", "interrupted" or "failed"; "running" before the end.
-        seconds: How long the workers have trained since the run was started or resumed, with
-            evaluations and checkpoints.
+        seconds: Seconds since the workers began to train after the start or resumption of the run,
+            including evaluations and checkpoints.
     """
     job = prepared.job
     course, settings = job.course, job.settings
@@ -164,7 +164,7 @@ def _bubble(workers: Sequence[Worker]) -> float | None:
 
 
 def _prediction(prepared: Prepared, workers: Sequence[Worker]) -> Steady | None:
-    """Return what the simulator predicts from the mean times of the run's own instructions."""
+    """Return the simulator's prediction from the mean time of each instruction in the run."""
     if not workers or not all(map(is_steady, workers)):
         return None
 

@@ -1,8 +1,8 @@
 """`--multirun resume=SWEEP_DIR`: reads which jobs a sweep has, and which have begun or ended.
 
 A sweep writes `sweep.json` before its first job. Somebody else may have edited this file before it
-is read, so nothing that it names is executed unless the command line names it as well. Imports no
-torch.
+is read. So a user's class in it, or a launcher's setting that may be a command, is used only if it
+is also on the command line. Imports no torch.
 """
 
 import os
@@ -29,7 +29,7 @@ SWEEP_FORMAT = 1
 """Format number of `sweep.json`. Other formats are refused."""
 
 BASIC = "basic"
-"""The option that selects Hydra's own sweeper. It knows all jobs before the first one runs."""
+"""The option that selects Hydra's own sweeper. It knows all jobs before it runs the first job."""
 
 LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
 """Matches the keys of overrides that say how jobs are launched."""
@@ -137,8 +137,8 @@ def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
     """Return the sweep that `resume=` names on the command line; None if there is no `resume=`.
 
     Raises:
-        ConfigError: The folder holds no sweep that can be resumed, or another override does not
-            apply to a resumed sweep.
+        ConfigError: The folder holds no sweep that can be resumed, or the command line has an
+            override that a resumed sweep cannot have.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
     if "resume" not in given or given["resume"].value() is None:
@@ -188,7 +188,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher setting's value is null, a number or a word, and so no command."""
+    """Return whether a launcher's setting is null, a number or a word, so that it is no command."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -249,7 +249,7 @@ def read_sweep(folder: Path) -> RecordedSweep:
     """Return the sweep that a folder records.
 
     Raises:
-        ConfigError: The folder records no sweep, or one that cannot be resumed.
+        ConfigError: The folder records no sweep, or a sweep that cannot be resumed.
     """
     try:
         record = read_json(folder / SWEEP_FILE)

@@ -19,7 +19,7 @@ from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker import process
 
 LEAVE_S = 5.0
-"""Seconds to wait for the exit of a worker that was told to exit, was killed or has died."""
+"""Seconds to wait for the exit of a worker that was allowed to exit, was killed or has died."""
 
 Report = dict[str, Any]
 
@@ -29,11 +29,11 @@ class Watched(Seen):
     """A worker of this machine.
 
     Attributes:
-        ends: Its ends of channels. The launcher keeps them open, so that the other ends notice
-            nothing if the worker dies.
+        ends: The worker's ends of channels. The launcher keeps them open, so that the workers at
+            the other ends notice nothing if this worker dies.
         stop: The flag by which the launcher asks for an early stop.
-        process: Its process.
-        reports: The pipe from which its reports are read.
+        process: The worker's process.
+        reports: The pipe from which the worker's reports are read.
         failed: Whether the launcher knows that the worker has failed.
     """
 
@@ -48,8 +48,8 @@ class Watched(Seen):
 
         Args:
             job: The job.
-            recovery: How the worker continues the work of the one before it; None if a worker that
-                fails is not started again.
+            recovery: What the worker needs to write snapshots and to continue after a restart; None
+                if failed workers are not restarted.
 
         Raises:
             RunFailedError: The fork server is gone, or is stopped.
@@ -66,7 +66,7 @@ class Watched(Seen):
         self.process, self.reports, self.failed = started, here, False
 
     def read(self, limit_s: float) -> Iterator[Report]:
-        """Yield the reports in the pipe, and those that arrive within `limit_s` seconds."""
+        """Yield the reports that are in the pipe, or arrive there within `limit_s` seconds."""
         end_s = time.monotonic() + limit_s
         with suppress(EOFError, OSError):  # OSError: the worker ended in the middle of a report
             while self.reports.poll(max(0.0, end_s - time.monotonic())):
@@ -96,7 +96,8 @@ class Watched(Seen):
     def kill(self) -> None:
         """Kill the worker's process, if it still runs."""
         self.process.kill()
-        # Without the fork server, multiprocessing regards every worker as dead: it sends no signal.
+        # Without the fork server, multiprocessing regards every worker as dead, and `kill` above
+        # sends no signal.
         if self.process.exitcode is not None and not self._is_gone(0):
             assert self.process.pid is not None
             os.kill(self.process.pid, signal.SIGKILL)

@@ -21,7 +21,7 @@ AHEAD = 4
 
 @dataclass
 class Ends:
-    """The ends of channels that one worker has, and its process groups; see `Links`."""
+    """One worker's ends of channels, and its process groups; see `Links`."""
 
     senders: dict[Channel, Sender] = field(default_factory=dict)
     receivers: dict[Channel, Receiver] = field(default_factory=dict)
@@ -42,8 +42,8 @@ class _Way:
         size: Largest size of a message in bytes.
         schema: Text that describes the tensors of the messages.
         channel: The channel between the two workers' stages; each replica has its own `_Way` for
-            it. None if replica 0 of stage 0 sends the next item (see `job.course`) to another
-            replica.
+            this channel. None if replica 0 of stage 0 sends items (see `job.course`) to another
+            replica of stage 0.
     """
 
     source: Seat
@@ -109,13 +109,13 @@ def wire(
 ) -> dict[Seat, Ends]:
     """Make each worker's ends of channels, and its process groups.
 
-    A channel between two stages connects replicas of equal number. The transport makes the channels
-    inside a machine; channels between machines use torch.distributed.
+    A channel between two stages connects replicas with equal numbers. The transport makes the
+    channels inside a machine; channels between machines use torch.distributed.
 
     Args:
         job: The job.
         transport: Makes the channels between workers of the same machine.
-        store: Address at which the workers meet; not used if they need no process groups.
+        store: Address at which the workers meet; not used if the workers need no process groups.
         interface: Network interface over which gloo and NCCL connect the workers.
         machine: Number of the machine whose workers' channels are made; None for all channels.
     """

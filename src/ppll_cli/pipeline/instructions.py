@@ -9,6 +9,9 @@ Fields that several instructions have:
 A schedule yields only compute instructions: `Forward`, `Loss`, `Backward` (or its two halves) and
 `Step`. The passes (`ppll_cli.pipeline.passes`) add all other instructions.
 
+A channel carries messages from one stage to another. A message occupies a slot of the channel until
+the receiver frees this slot.
+
 A mark asks every stage to report, save or end. Marks are sent through the same channels as batches,
 and in order with them. So every stage acts on a mark between the same two batches, and the stages
 need not stop for it.
@@ -83,7 +86,7 @@ class NextBatch:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveActivations:
-    """Wait for a chunk's inputs. The stage keeps their slot until `Release`."""
+    """Wait for a chunk's inputs. They stay in their slot until `Release`."""
 
     peer: int
     chunk: int
@@ -101,7 +104,7 @@ class SendActivations:
 
 @dataclass(frozen=True, slots=True)
 class ReceiveGradients:
-    """Wait for the gradients of a chunk's outputs. The stage keeps their slot until `Release`."""
+    """Wait for the gradients of a chunk's outputs. They stay in their slot until `Release`."""
 
     peer: int
     chunk: int
@@ -165,11 +168,11 @@ class SendNorms:
 
 @dataclass(frozen=True, slots=True)
 class SendWeights:
-    """Send a unit's weights to a chunk on another stage whose loss reads ("watches") them.
+    """Send a unit's weights to another stage, for a chunk's loss that reads ("watches") them.
 
     Attributes:
-        peer: Number of the stage of that chunk.
-        chunk: Number of that chunk.
+        peer: Number of the other stage.
+        chunk: Number of the chunk whose loss reads the weights.
         ahead: Number of batches between sending the weights and reading them. This is also the
             number of messages that are sent before the first batch.
     """
@@ -190,7 +193,7 @@ class ReceiveWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReadWeights:
-    """Give the weights of a unit to a chunk on the same stage whose loss reads them."""
+    """Give the weights of a unit of this stage to a chunk's loss on the same stage."""
 
     chunk: int
 

@@ -1,10 +1,10 @@
-"""Passes: functions that add the other instructions to a schedule's compute instructions.
+"""Passes: functions that add communication and more to a schedule's compute instructions.
 
 A schedule decides the order in which a stage computes. Each pass adds one kind of instruction, in
 the same way for every schedule. `training` and `evaluation` run the passes in the right order.
 
-The passes for messages are here. `gradients.py` has those that only some schedules and settings
-need, `releases.py` the one that frees slots, `upstream.py` the one for watched weights.
+The passes for batches and messages are here. `gradients.py` has the passes that only some schedules
+and settings need. `releases.py` frees slots, and `upstream.py` sends weights to earlier modules.
 """
 
 from collections.abc import Iterable

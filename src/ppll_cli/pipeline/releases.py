@@ -9,7 +9,7 @@ from ppll_cli.pipeline.schedule import Place
 
 Received = do.ReceiveActivations | do.ReceiveGradients
 Held = dict[tuple[int, int, str], Received]
-"""For a tensor, given as chunk, micro-batch and name: the instruction that received it."""
+"""Maps a tensor (its chunk, micro-batch and name) to the instruction that received it."""
 
 
 def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
@@ -46,7 +46,8 @@ def _last_reads(place: Place, stream: Sequence[do.Instruction]) -> dict[Received
         held.update({new: held[old] for old, new in both if old in held})
 
     def through(chunk: int) -> frozenset[str]:
-        # If a chunk does not change a tensor, its gradient may be the received gradient itself.
+        # If a chunk passes a tensor on unchanged, the gradient that the chunk sends back for this
+        # tensor may be the received gradient itself.
         return routes.passing(chunk) & {*routes.out_of(chunk).gradients}
 
     for index, instruction in enumerate(stream):

@@ -19,7 +19,7 @@ class Access(Protocol):
 
 @dataclass(frozen=True)
 class Route:
-    """The tensors that a chunk sends to the next one.
+    """The tensors that a chunk sends to the next chunk.
 
     Attributes:
         names: Names of the tensors, sorted.
@@ -32,7 +32,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Watch:
-    """Says that a module's loss reads ("watches") the weights of a unit of a later module.
+    """States that a module's loss reads ("watches") the weights of a unit of a later module.
 
     For batch b, the loss reads the weights as they were after the optimizer step of batch b - lag,
     or the initial weights if b < lag. So its result depends neither on the schedule nor on the
@@ -65,7 +65,8 @@ class Routes:
         into: For each chunk, the route from the previous chunk. The route to chunk 0 is empty.
         reads: For each chunk, the names of the inputs that its units, exports or loss read.
         makes: For each chunk, the names that its units and exports write.
-        watches: For each chunk whose loss reads weights of a later unit, by number: its `Watch`.
+        watches: The `Watch` of each chunk whose loss reads weights of a later unit, by the number
+            of the chunk.
     """
 
     layout: Layout

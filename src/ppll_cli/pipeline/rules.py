@@ -1,4 +1,4 @@
-"""Rules for which instruction uses which channel; the simulator and the workers apply them.
+"""Maps instructions to the channels and messages that they use; for simulator and workers.
 
 A channel carries messages in one direction. A message needs a free slot, and occupies the slot
 until the receiver gives it back. Messages are received in the order in which they were sent.

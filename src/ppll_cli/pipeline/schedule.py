@@ -52,7 +52,7 @@ class Schedule(ABC):
 
     Attributes:
         local: Whether modules are trained by local losses, with no gradient between modules.
-        one_stage: Whether the whole model is always one stage, even if `gpus` is larger.
+        one_stage: Whether the whole model is always one stage, even if `gpus` is more than 1.
         splits: Whether the schedule can split batches. If not, `microbatches` is always 1.
     """
 
@@ -79,8 +79,8 @@ class Schedule(ABC):
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
         Each evaluation batch is treated as a micro-batch. If a stage has several chunks, a batch
-        visits it several times. Then as many batches as there are stages are computed together;
-        otherwise, one batch is computed at a time.
+        visits it several times; then K batches are computed together, where K is the number of
+        stages. Otherwise, one batch is computed at a time.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

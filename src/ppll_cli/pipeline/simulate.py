@@ -70,8 +70,8 @@ class Simulation:
     Attributes:
         events: For each stage, its instructions in order.
         peak_held: For each channel, the largest number of slots in use at once.
-        peak_live: For each stage, the largest number of forwards at once whose backward had not
-            run yet.
+        peak_live: For each stage, the largest number of forwards that waited for their backward at
+            the same time.
     """
 
     events: list[list[Event]]

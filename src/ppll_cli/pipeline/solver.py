@@ -11,10 +11,10 @@ item, and the index after the last item. The cost is not negative; its unit does
 def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range]:
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
-    Several solutions may have this smallest maximum. Among them, choose the one with the smallest
-    sum of squared costs, so that the other groups are balanced too; among several of these, the one
-    whose early groups are longest. The result is exact, by dynamic programming in
-    O(groups * items**2).
+    Several solutions may have this smallest maximum. Then choose the solution with the smallest sum
+    of squared costs, so that the other groups are balanced, too. If several solutions have the same
+    sum, choose the solution whose early groups are longest. The result is exact, by dynamic
+    programming in O(groups * items**2).
 
     Args:
         cost: Returns the cost of a group.

@@ -63,7 +63,7 @@ class _Bucket:
             flat.as_strided(parameter.shape, strides, start)
             for parameter, strides, start in zip(parameters, self._strides, starts, strict=True)
         ]
-        # Filling a CUDA tensor does not wait for the device; making one from numbers does.
+        # Filling a CUDA tensor does not make the host wait; creating a tensor from numbers does.
         self._notes = notes = flat[values:]
         notes[:-1].fill_(1.0)
         notes[-1:].fill_(float(nonfinite))
@@ -93,8 +93,9 @@ class _Bucket:
         """Copy the sums into the parameters' gradients.
 
         Args:
-            counts: For each parameter, how many replicas have a gradient for it; if none has, its
-                gradient stays None. `counts` may be None if this replica has all gradients.
+            counts: For each parameter, how many replicas have a gradient for it. If no replica has
+                a gradient, the parameter's gradient stays None. `counts` may be None if this
+                replica has all gradients.
         """
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):
@@ -117,7 +118,7 @@ class Average:
     replicas depends on the contents of a bucket, but must not depend on which units a stage has.
 
     Args:
-        replicas: The replicas of the stage. Each has the same parameters in the same order.
+        replicas: The replicas of the stage. All have the same parameters in the same order.
         units: The parameters of each unit or auxiliary network, in the order of the forward.
         nonfinite: Returns whether this replica had a loss that is not finite.
         early: Whether the all-reduces start during the backward. Otherwise they start at its end,
@@ -144,7 +145,7 @@ class Average:
         self._begun = len(self._buckets)
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
         # A parameter that several units share gets several gradients, and a hook cannot know which
-        # one is the last.
+        # gradient is the last.
         if early and not shared:
             for bucket in self._buckets:
                 for parameter in bucket.parameters:
@@ -158,7 +159,7 @@ class Average:
         self._begun = 0
 
     def complete(self) -> None:
-        """Start the all-reduces that remain after a backward; none if `start` was not called."""
+        """Start the remaining all-reduces after a backward, if `start` was called before it."""
         while self._begun < len(self._buckets):
             self._begin_next()
 

@@ -7,7 +7,7 @@ small header, which the channel does not interpret, and named tensors, which arr
 dtypes and strides with which they were sent.
 
 Waiting is a separate method with a time limit. So a worker can measure how long it waits, and do
-other things in between.
+other work between two calls.
 
 The parent creates both ends of a channel and passes them to the workers at their start. In the
 worker, `open` then creates everything that belongs to this process or its device.
@@ -73,8 +73,8 @@ class Sender(Protocol):
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        After this call, the caller may change and free the tensors; on CUDA, by work that it queues
-        on the device after this call.
+        After this call, the caller may change and free the tensors. On CUDA, it may queue work that
+        changes them.
         """
         ...
 
@@ -128,7 +128,7 @@ class Transport(Protocol):
     wire_dtype: WireDtype | None
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return why the transport cannot work on this machine; None if it can.
+        """Return a reason if the transport cannot work on this machine, otherwise None.
 
         Args:
             size: Total size of all slots of all channels, in bytes.

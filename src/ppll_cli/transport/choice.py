@@ -12,9 +12,9 @@ log = logging.getLogger(__name__)
 
 
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
-    """Return the transport that the user chose, or queues if this machine cannot use it.
+    """Return the user's transport, or queues if the user's transport cannot work on this machine.
 
-    The function logs the reason as a warning.
+    In the second case, the function logs the reason as a warning.
 
     Args:
         name: The name of the transport, as given by the user.
@@ -23,7 +23,7 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
         devices: The device of each worker.
 
     Raises:
-        ConfigError: Queues cannot be used either.
+        ConfigError: Neither the user's transport nor queues can work on this machine.
     """
     obstacle = transport.obstacle(size, devices)
     if obstacle is None:
@@ -33,7 +33,7 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     if other is None:
         log.warning("transport=%s: %s; using queue instead", name, obstacle)
         return queues
-    if "cpu" in devices:  # both transports need shared memory then
+    if "cpu" in devices:  # in this case both transports need shared memory
         raise ConfigError("transport", name, other, more_room(size))
     if other == obstacle:
         raise ConfigError("transport", name, other, "use transport=ring, or unset the variable")

@@ -6,11 +6,11 @@ import re
 from ppll_cli.leaves import cuda
 
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""Environment variables with the settings of torch's CUDA allocator: the new name and the old."""
+"""Environment variables with settings of torch's CUDA allocator: the new and the old name."""
 
 NO_CACHE_VARIABLE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
-"""Environment variable that turns torch's CUDA allocator off, with any value. torch can share only
-memory of this allocator."""
+"""Environment variable that turns torch's CUDA allocator off, whatever its value is. torch can
+share only memory of this allocator."""
 
 # torch shares expandable segments by `pidfd_getfd`, which containers forbid (pytorch issue 165685).
 # It does not share memory of cudaMallocAsync at all ("does not yet support shareIpcHandle").
@@ -18,7 +18,7 @@ _UNSHARED = re.compile(r"expandable_segments\s*:\s*True|backend\s*:\s*cudaMalloc
 
 
 def cannot_share() -> str | None:
-    """Return why CUDA memory cannot be shared with another process; None if it can."""
+    """Return a reason if CUDA memory cannot be shared with another process, otherwise None."""
     if NO_CACHE_VARIABLE in os.environ:
         return f"{NO_CACHE_VARIABLE} is set, so CUDA memory cannot be shared"
     for variable in ALLOCATOR_VARIABLES:
@@ -29,7 +29,7 @@ def cannot_share() -> str | None:
 
 
 def cannot_reach(source: str, target: str) -> str | None:
-    """Return why the CUDA device `source` cannot access the memory of `target`; None if it can."""
+    """Return a reason if CUDA device `source` cannot access memory of `target`, otherwise None."""
     if source == target or cuda.can_access_peer(source, target):
         return None
     one, other = sorted((source, target))

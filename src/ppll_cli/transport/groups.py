@@ -20,7 +20,7 @@ ProcessGroup = Any
 """Type of torch's process groups; `Any`, because torch's type stubs are incomplete."""
 
 FOR_EVER = timedelta(days=365)
-"""Timeout of operations: practically none. The launcher stops workers that wait for a dead one."""
+"""Timeout of operations, never reached: the launcher stops workers that wait for a dead worker."""
 
 JUDGES = (
     "TORCH_NCCL_ASYNC_ERROR_HANDLING",
@@ -65,7 +65,7 @@ class Groups:
         rank: Rank of this worker.
         workers: Number of workers.
         groups: All groups by name, in the same order in all workers.
-        interface: Network interface for gloo and NCCL; if empty, they choose one themselves.
+        interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.
 
     Attributes:
@@ -114,7 +114,7 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation, of the kind that the group is used for.
+        """Connect a group by one operation of the kind that the group will do.
 
         NCCL connects separately for collective operations and for point-to-point messages.
         """
@@ -162,7 +162,7 @@ class Groups:
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Destroy NCCL's groups, or torch would warn. Keep gloo's: threads still use them."""
+        """Destroy NCCL's groups, so that torch does not warn. Threads still use gloo's groups."""
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)

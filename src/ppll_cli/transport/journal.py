@@ -9,16 +9,17 @@ died at any moment::
     --+-----------------------+-----------------------+-----------> messages, slot = number % slots
 
 `sent` counts complete messages; the sender raises it after the last byte of a message. `freed`
-counts messages that the receiver never reads again. The receiver raises it only when a snapshot
-of its state covers them. After a restart, the receiver goes back to the position of its snapshot
-and reads the messages after it once more.
+counts messages that the receiver never reads again. A snapshot is a copy of a stage's state. It
+covers a message if the stage received the message before the copy was made. The receiver raises
+`freed` only for messages that its last snapshot covers. After a restart, the receiver loads its
+last snapshot, and reads once more the messages that the snapshot does not cover.
 
-The sender goes back to its own snapshot too, and computes again messages that are in the ring
-already. It does not send them again, but it checks that they are equal, byte for byte.
+A restarted sender loads its own last snapshot, and computes again messages that are already in the
+ring. It does not send them again, but it checks that they are equal, byte for byte.
 
-The two pipes only wake the other end up. Their bytes mean nothing, so it does not matter if a
-worker dies after it has read some. The order of memory accesses is that of x86, where another
-process sees stores in the order in which they were made.
+Through the two pipes, the ends only wake each other. The bytes in a pipe mean nothing, so a worker
+may die after it has read them. The code relies on the memory order of x86: another process sees
+stores in the order in which they were made.
 """
 
 import ctypes
@@ -121,7 +122,7 @@ class _WakeUp:
         self._wakes, self._woken = wakes, Inlet(woken)
 
     def open(self) -> None:
-        """Wake the other end, because the worker before this one may have died before it did so."""
+        """Wake the other end. An earlier process of this worker may have died before it did so."""
         os.set_blocking(self._wakes.fileno(), False)
         self.wake()
 
@@ -141,7 +142,7 @@ class JournalSender:
 
     Attributes:
         position: Number of messages that this stage has sent since the start of the run. After a
-            restart it is smaller than the number of messages in the journal.
+            restart, the counter `sent` may be larger: the earlier process had sent more messages.
     """
 
     def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
@@ -172,10 +173,10 @@ class JournalSender:
         return self._stored.read_head(self.position)[0]
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Send a message. If it was sent before the restart, only check that it is the same.
+        """Send a message. If it was sent before a restart, only compare it with the sent message.
 
         Raises:
-            ReplayError: The message differs from the one that was sent before the restart.
+            ReplayError: The message differs from the message that was sent before the restart.
             ValueError: The tensors do not fit into a slot.
         """
         stored, layout = self._stored, layout_of(tensors)
@@ -186,7 +187,7 @@ class JournalSender:
             for name, view in stored.views(self.position, layout).items():
                 view.copy_(tensors[name].detach(), non_blocking=True)
             stored.write_head(self.position, header, layout)
-            Moment(self._device).wait()  # the receiver's device does not know of our queued copies
+            Moment(self._device).wait()  # the receiver's device does not wait for our queued copies
             stored.counters.sent += 1
             self._wakeup.wake()
         self.position += 1
@@ -205,8 +206,8 @@ class JournalSender:
 class JournalReceiver:
     """The receiving end; see `channel.Receiver`.
 
-    Received tensors are copies. The slots must keep what was sent, and a network may change its
-    inputs in place.
+    Received tensors are copies, because a network may change its inputs in place, and the slots
+    must keep what was sent.
 
     Attributes:
         position: Number of messages that this stage has received since the start of the run.
@@ -245,21 +246,21 @@ class JournalReceiver:
         return view.to(self._device, non_blocking=True)
 
     def release(self) -> None:
-        """Note that the oldest message in use is done with. Its slot stays as it is; see `free`."""
+        """Count the oldest message in use as released. `free` frees its slot later."""
         self._released += 1
 
     @property
     def kept(self) -> int:
-        """Number of messages that are done with, and kept for a replay."""
+        """Number of released messages whose slots are kept for a restart."""
         return self._released - self._stored.counters.freed
 
     def go_back(self, position: int) -> None:
-        """Continue at a position of an earlier worker's snapshot."""
+        """Continue behind the first `position` messages, which the last snapshot covers."""
         self.position = self._released = position
         self.free()
 
     def free(self) -> None:
-        """Free the slots of all messages that are done with: a snapshot covers them now."""
+        """Free the slots of all released messages. Call this when a snapshot covers them."""
         self._stored.counters.freed = self._released
         self._wakeup.wake()
 
@@ -277,11 +278,11 @@ class JournalTransport:
         self.depth = depth
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return why channels with `size` bytes in total cannot be created; None if they can."""
+        """Return a reason if channels of `size` bytes cannot be created, otherwise None."""
         return no_room(size)
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return 3: one end of each of the two pipes, and the shared memory."""
+        """Return 3: one for the shared memory, and one for an end of each of the two pipes."""
         return 3
 
     def channel(

@@ -81,7 +81,7 @@ class HostMemory:
 class DeviceMemory:
     """Memory that the receiver allocates on its device and shares with the sender by CUDA IPC.
 
-    With `make` alone, a process can also allocate such memory without sharing it.
+    A process that calls only `make` allocates the memory without sharing it.
 
     Args:
         size: Size in bytes.
@@ -137,13 +137,13 @@ def _unpin(tensor: Tensor) -> None:
 
 
 def no_room(size: int, what: str = "its slots") -> str | None:
-    """Return why shared memory has no room for `size` bytes; None if it has room.
+    """Return a reason if shared memory has no room for `size` bytes, otherwise None.
 
     Without this check, a process that uses shared memory beyond its limit would be killed.
 
     Args:
         size: Number of bytes that the run needs.
-        what: Name of the things that need these bytes, for the text.
+        what: What needs these bytes; part of the returned text.
     """
     if fits(size):
         return None
@@ -154,12 +154,12 @@ def fits(size: int) -> bool:
     """Return whether shared memory has room for `size` bytes."""
     try:
         return size <= USED_AT_MOST * shutil.disk_usage(SHARED_MEMORY).free
-    except OSError:  # other systems have no such folder
+    except OSError:  # only Linux has this folder
         return True
 
 
 def what_is_left() -> str:
-    """Return for a message how much shared memory is left."""
+    """Return a text that says how much shared memory is left."""
     return f"{SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).free >> 20} MiB left"
 
 

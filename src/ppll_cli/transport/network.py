@@ -3,9 +3,10 @@
 Each channel has separate process groups, so that messages of one channel never wait for messages of
 another channel. The sender copies a message into one of its own slots, and a thread sends it. The
 thread of the receiver requests the next message only when a slot is free, and gloo sends no message
-before the receiver requests it. This is the backpressure. A message consists of a head in JSON, and
-of exactly as many bytes of tensors as the head says. Before all messages, the sender sends a
-schema, which describes the tensors that will follow. The receiver compares it with its own schema.
+before the receiver requests it. So the sender waits for a slow receiver (backpressure). A message
+consists of a head in JSON, and of exactly as many bytes of tensors as the head says. First of all,
+the sender sends a schema: a text that describes the tensors of all messages. The receiver compares
+this schema with its own.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
@@ -46,7 +47,7 @@ HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds after which a lost connection raises an error. The launchers report its cause before."""
+"""Seconds after which a lost connection raises an error. Launchers report its cause earlier."""
 
 STAGED = 2
 """Number of slots of a sender: the worker fills one while the thread sends the other."""
@@ -155,7 +156,7 @@ class _End:
     def _open(self, slots: int) -> None:
         """Create the slots and, if these are on a CUDA device, a stream for the thread.
 
-        NCCL waits for all work on the current stream of its thread; the new stream has none.
+        NCCL waits for all work on the current stream of its thread; the new stream has no work.
         """
         carrier = self._groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self._size, carrier, self._device)

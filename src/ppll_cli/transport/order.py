@@ -11,7 +11,8 @@ end, the stream of the other end waits for the event; the host never waits:
                                                          <- token  record `given back`
 
 One event per slot and direction is enough. An end records its event again only when it uses the
-slot again. Before that, it has received a token, which the other end sent after queueing its wait.
+slot again. Before that, it has received a token, which the other end sent after it had queued the
+wait for the event.
 So a wait always refers to the record that was made before the token was sent. When a slot is used
 for the first time, the sender has nothing to wait for. Streams only wait for work that was queued
 earlier, in either process, so they cannot wait for each other in a circle. The first token after an
@@ -36,7 +37,9 @@ Tensors = Mapping[str, Tensor]
 
 
 class Moment:
-    """All work that is queued on a device's current stream now. On CPU this work is already done.
+    """The end of all work that was queued on a device's current stream when this object was made.
+
+    On CPU this work is already done.
 
     Args:
         device: The device.
@@ -71,7 +74,7 @@ class Order(Protocol):
     """Makes one end's use of a slot wait for the other end's use of this slot."""
 
     def learn(self, handle: bytes) -> None:
-        """Store the other end's event, for the next slot that has none yet."""
+        """Store the other end's event, for the next slot without such an event."""
         ...
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
@@ -128,8 +131,8 @@ class CudaOrder:
         device: This end's device.
         other: The other end's device.
         aside: Whether this end copies to another device or to the host. Such copies run on a side
-            stream, parallel to the device's work. Copies inside one device do not, because they
-            would only slow this work down.
+            stream, parallel to the device's work. Copies inside one device run on the current
+            stream, because in parallel they would only slow down the device's work.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:
@@ -140,7 +143,7 @@ class CudaOrder:
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open the other end's event, for the next slot that has none yet."""
+        """Open and store the other end's event, for the next slot without such an event."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:

@@ -1,7 +1,7 @@
 """The two pipes of a channel: one for messages, and one by which the receiver frees slots.
 
-A channel has only one sender and one receiver, so they need no lock. Besides memory, they share
-only these two pipes.
+A channel has only one sender and one receiver, so the pipes need no lock. Sender and receiver share
+nothing else except the memory of the slots.
 """
 
 import select
@@ -38,7 +38,7 @@ class Inlet:
         self._poll: select.poll | None = None  # made in the worker, because it cannot be pickled
 
     def ready(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for data in the pipe, and return whether there is some."""
+        """Wait up to `timeout_s` seconds for data in the pipe, and return whether it has data."""
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self.connection.fileno(), select.POLLIN)

@@ -7,7 +7,7 @@ slots to the sender: the queue alone would regard a slot as free when its messag
 when the message is released.
 
 If a sender's process ended, its messages would be lost, because the receiver asks that process for
-the shared memory. Therefore workers do not exit before the parent has seen that all are done.
+the shared memory. Therefore no worker exits before the parent has seen that all workers are done.
 """
 
 import multiprocessing
@@ -93,7 +93,7 @@ class QueueSender:
         # Copies, because the feeder moves a tensor's memory into shared memory.
         fresh = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         for device in {tensor.device for tensor in fresh.values()}:
-            let_default_stream_wait(device)  # the feeder records its event there
+            let_default_stream_wait(device)  # the feeder records its event on that stream
         self.bytes_sent += sum(tensor.nbytes for tensor in fresh.values())
         self._free.count -= 1
         self._queue.put_nowait(_Message(header, fresh))  # never full: a slot was free
@@ -124,7 +124,7 @@ class QueueReceiver:
         return self._next is not None
 
     def peek(self) -> Header:
-        """Return the header of the next message. Its tensors are already mapped."""
+        """Return the header of the next message, whose tensors are already mapped."""
         assert self._next is not None
         return self._next.header
 
@@ -152,7 +152,7 @@ class QueueTransport:
         self.depth, self.wire_dtype = depth, wire_dtype
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return why `size` bytes cannot be shared between processes; None if they can."""
+        """Return a reason if processes cannot share `size` bytes, otherwise None."""
         if len(devices) < 2:
             return None
         return no_room(size) if "cpu" in devices else cannot_share()
@@ -160,8 +160,9 @@ class QueueTransport:
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.
 
-        These are both ends of the queue's pipe, one end of the pipe for slots, and one for each
-        tensor in a slot. While a message is being shared, each of its tensors needs a second one.
+        An end needs descriptors for both ends of the queue's pipe, for one end of the pipe for
+        slots, and for each tensor in a slot. While a message is being shared, each of its tensors
+        needs a second descriptor.
         """
         return 3 + (slots + 1) * tensors
 

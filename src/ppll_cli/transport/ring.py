@@ -3,14 +3,15 @@
 A sender copies its tensors into a slot and sends a token through a pipe. The receiver computes with
 the tensors in the slot, without a copy. A token contains the message's header and the number of a
 layout. A layout describes the names, dtypes, shapes and strides of the tensors; the first token
-with a layout also contains the layout itself. Both ends use the slots in turn, and the receiver
-frees them in the order of the messages, so a token need not name its slot.
+with a layout also contains the layout itself. Each end uses the slots one after another, and the
+receiver frees them in the order of the messages, so a token need not name its slot.
 
-The devices of the two workers decide in which memory the slots are (`memory`), and how the two ends
-take turns in using a slot (`order`). If a worker is on CPU, slots are in shared host memory, and
-the tokens alone order the use. Between CUDA workers, slots are on the receiver's device. If the
-processes cannot share this memory, or the sender's device cannot access it, slots are in pinned
-host memory instead, and the receiver copies from there. In both cases CUDA events order the use.
+The devices of the two workers decide in which memory the slots are (`memory`), and how one end of
+the channel waits until the other end has finished with a slot (`order`). If a worker is on CPU,
+slots are in shared host memory, and an end waits only for tokens. Between CUDA workers, slots are
+on the receiver's device, and an end also waits for CUDA events. If the processes cannot share the
+device's memory, or the sender's device cannot access it, slots are in pinned host memory instead,
+and the receiver copies the tensors to its device.
 """
 
 import logging
@@ -55,7 +56,7 @@ class RingSender:
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, word: bytes) -> int:
-        """Handle a message of the receiver: the offer of its memory, or a freed slot.
+        """Handle a message from the receiver: the offer of its memory, or a freed slot.
 
         Returns:
             The number of slots that become free.
@@ -159,7 +160,7 @@ class RingTransport:
         self._told: set[str] = set()
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return why channels with `size` bytes in total cannot be created; None if they can."""
+        """Return a reason if channels of `size` bytes cannot be created, otherwise None."""
         pairs = combinations(dict.fromkeys(devices), 2)
         on_cuda = "cpu" not in devices
         if on_cuda and not cannot_share() and not any(cannot_reach(*pair) for pair in pairs):
@@ -167,7 +168,7 @@ class RingTransport:
         return no_room(size)
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return 3: one end of each of the two pipes, and the shared memory."""
+        """Return 3: one for the shared memory, and one for an end of each of the two pipes."""
         return 3
 
     def channel(
@@ -207,7 +208,7 @@ def ring(
         size: Size of each slot in bytes.
         memories: The memory of the slots, as the sender sees it and as the receiver sees it.
         orders: The `Order` of the sender, and the `Order` of the receiver.
-        device: The device to which the receiver copies tensors; None to use them in the slot.
+        device: The device to which the receiver copies tensors; None if it reads them in the slot.
     """
     producer, consumer = open_pipes()
     theirs, ours = (Slots(memory, slots, size) for memory in memories)

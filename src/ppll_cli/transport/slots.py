@@ -25,7 +25,7 @@ Layout = tuple[TensorForm, ...]
 
 
 class Slots:
-    """The slots of a channel as one end sees them. The end uses them in turn.
+    """The slots of a channel, as one end sees them. The end uses its slots in turn.
 
     Args:
         memory: The memory of all slots.
@@ -99,7 +99,7 @@ def layout_bytes(layout: Layout) -> int:
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return strides for a copy: the tensor's own, or dense ones if these have gaps or overlaps."""
+    """Return strides for a copy: the tensor's strides, without any gaps and overlaps."""
     if tensor.is_contiguous():
         return tuple(tensor.stride())
     return tuple(torch.empty_like(tensor, device="meta").stride())

@@ -1,9 +1,9 @@
 """Computes a chunk (units that one stage holds): forward, loss, backward and measurements.
 
-All chunks train by one mechanism. `forward` computes the outputs of the chunk. The gradients of the
-outputs come from the next chunk, or from the chunk's own `loss` if a module ends here. `backward`
-continues from these gradients, and `step` updates the weights. The inputs of a chunk are detached,
-so autograd stops at them.
+All chunks are trained in the same way. `forward` computes the outputs of the chunk. The gradients
+of the outputs come from the next chunk, or from the chunk's own `loss` if a module ends with this
+chunk. `backward` continues from these gradients, and `step` updates the weights. The inputs of a
+chunk are detached, so autograd stops at them.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,8 +35,8 @@ class HeldChunk(Networks):
         number: Number of the chunk in the model, from 0. For the other arguments see `Networks`.
 
     Attributes:
-        sums: Losses and metrics that are not reported yet, by split: "train" in training. Those of
-            further predictions have the key `split_of`.
+        sums: Losses and metrics that are not reported yet, by split ("train" in training). For the
+            additional predictions of a criterion the key is the result of `split_of`.
 
     See `Networks` for the networks, the average over replicas and the optimizer step.
     """
@@ -149,7 +149,7 @@ class HeldChunk(Networks):
                 measures = self.job.task.measure(prediction, values, training=True)
         self._add("train", loss, micro_batch, measures)
         self.nonfinite.check(loss)
-        if loss.requires_grad:  # otherwise no parameter here is trained
+        if loss.requires_grad:  # otherwise no parameter of this chunk is trained
             (loss if share == 1 else loss * share).backward()
         self.take_gradients(
             micro_batch, {n: t.grad for n, t in outputs.items() if t.grad is not None}
@@ -183,7 +183,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def take_input_gradients(self, micro_batch: int) -> dict[str, Tensor]:
-        """Return the inputs' gradients (zeros if unused), and remove them from this chunk."""
+        """Return the inputs' gradients (zeros for unused inputs), and forget them."""
         leaves = self._leaves.pop(micro_batch)
         return {
             name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
@@ -244,14 +244,14 @@ class HeldChunk(Networks):
     def _reseed(
         self, seed_of: Callable[[int, Any, int, int], int], owner: str | int, micro_batch: int
     ) -> None:
-        """Seed what a unit or auxiliary network draws in the forward of a micro-batch."""
+        """Seed the generators for the forward of a unit or auxiliary network on a micro-batch."""
         batch = self._batch
         number = batch.first_micro_batch + micro_batch
         self._generators.seed(seed_of(self.job.settings.seed, owner, batch.step, number))
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key under which a criterion's further prediction `name` is measured."""
+    """Return the key of `HeldChunk.sums` for a criterion's prediction; "" names the main one."""
     return f"{split}.{name}" if name else split
 
 

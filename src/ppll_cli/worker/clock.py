@@ -12,10 +12,10 @@ import torch
 
 
 class Clock(Protocol):
-    """The clock of a device. Callers only pass its moments back to it, and never look inside."""
+    """The clock of a device. Only the clock itself knows what its moments are."""
 
     def mark(self) -> Any:
-        """Return the moment at which the device has done all work that it has been given so far."""
+        """Return the moment at which the device has done all work that is queued so far."""
         ...
 
     def passed(self, moment: Any) -> bool:

@@ -19,7 +19,7 @@ class Ema:
 
     Args:
         units: The units and their networks.
-        decay: The factor d of late steps, above 0 and below 1.
+        decay: The largest value of d, above 0 and below 1.
     """
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
@@ -48,7 +48,7 @@ class Ema:
         """Move the averages towards the current weights of the units.
 
         Args:
-            step: Number of optimizer steps done before the last one.
+            step: Number of optimizer steps done before the last optimizer step.
         """
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():

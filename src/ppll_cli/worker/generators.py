@@ -4,7 +4,7 @@ import torch
 
 
 class Generators:
-    """The default generators of the CPU and, if it is another one, of the device that computes.
+    """Seeds the default generator of the CPU and, if the worker computes on CUDA, of its device.
 
     Args:
         device: The device that computes.

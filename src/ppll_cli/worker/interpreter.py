@@ -31,9 +31,9 @@ KINDS: dict[type, str] = {
     do.ReadWeights: "auxiliary",
     do.Step: "optimizer",
 }
-"""The kind of time that each instruction is recorded as. `Loss` is not listed: it is auxiliary time
-if its chunk has an auxiliary network, otherwise compute. Instructions that receive or send are not
-listed either: they record the times of waiting and of copying separately."""
+"""For each instruction, the kind of time that it counts as. `Loss` is not listed: it is auxiliary
+time if its chunk has an auxiliary network, otherwise compute. Instructions that receive or send are
+not listed: they record the times of waiting and of copying separately."""
 
 _name = lru_cache(maxsize=1024)(str)
 """Return the text of an instruction. Cached, because all batches have the same instructions."""
@@ -83,7 +83,7 @@ class Interpreter:
         Args:
             stream: The instructions.
             batch: The batch.
-            first_sample: Number of the batch's samples that replicas before this one compute.
+            first_sample: Number of the batch's samples that replicas with lower numbers compute.
         """
         self._batch, self._first_sample = batch, first_sample
         for chunk in self.chunks.values():
@@ -98,12 +98,12 @@ class Interpreter:
         settings = self.job.settings
         limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
         if settings.sync_batchnorm:
-            # BatchNorm waits for the other replicas in each pass, and one of them may be hanging.
+            # BatchNorm waits for the other replicas in each pass, and another replica may hang.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction
             kind = type(instruction)
-            # Waiting for the other replicas has no time limit: the parent sees which one is late.
+            # A wait for other replicas has no time limit: the parent sees which replica is late.
             waits = kind is do.FinishAverage
             self.links.pulse.begin(_name(instruction), None if waits else limit_s)
             counts_as = KINDS.get(kind)
@@ -153,7 +153,7 @@ class Interpreter:
                 self._do_more(instruction)
 
     def _do_more(self, instruction: do.Instruction) -> None:
-        """Execute one of the instructions that only other schedules or some settings need."""
+        """Execute an instruction that only some settings, or schedules other than PPLL, need."""
         chunks, mail, norms = self.chunks, self.mail, self._norms
         match instruction:
             case do.ReceiveGradients(_, chunk, micro_batch):
@@ -201,7 +201,7 @@ class Interpreter:
         return [{name: each[m] for name, each in parts.items()} for m in range(len(sizes))]
 
     def _hand_outputs_to(self, number: int, micro_batch: int) -> None:
-        """Give a chunk the outputs of the chunk before it, if both are on this stage."""
+        """Give a chunk the outputs of the previous chunk, if both are on this stage."""
         if number - 1 in self.chunks:
             outputs = self.chunks[number - 1].take_outputs(micro_batch)
             self.chunks[number].take_inputs(micro_batch, outputs)

@@ -35,9 +35,9 @@ class Mail:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a channel is ready.
 
-        The wait has no time limit, because then another stage may be the one that hangs. If another
-        worker fails, the parent ends this process. If the parent is gone, another thread of this
-        process ends the process.
+        The wait has no time limit, because this worker is not to blame if another stage hangs. If
+        another worker fails, the parent ends this process. If the parent is gone, another thread
+        of this process ends the process.
 
         Args:
             end: This worker's end of the channel.
@@ -50,7 +50,7 @@ class Mail:
     def receive(
         self, instruction: Instruction, version: Version | None = None
     ) -> dict[str, Tensor]:
-        """Receive the message of an instruction; give `version` if it carries weights."""
+        """Receive the message of an instruction. Only messages with weights have a `version`."""
         found = rules.receives(self._stage, instruction)
         assert found is not None
         channel, message = found
@@ -77,7 +77,7 @@ class Mail:
         tensors: Mapping[str, Tensor],
         version: Version | None = None,
     ) -> None:
-        """Send the message of an instruction; give `version` if it carries weights."""
+        """Send the message of an instruction. Only messages with weights have a `version`."""
         found = rules.sends(self._stage, instruction)
         assert found is not None
         channel, message = found

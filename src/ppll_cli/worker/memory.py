@@ -8,12 +8,12 @@ import torch
 
 
 class PeakMemory:
-    """The peak memory of the worker since the steady state began.
+    """The peak memory of the worker since the steady state (the batches after warm-up) began.
 
     On CUDA, `read` returns the peak memory of tensors, and `reserved` the peak memory that torch's
-    allocator had taken from the device; some papers report the first, others the second. On CPU
-    under Linux, `read` returns the peak resident size of the process, minus its size when this
-    object was created, before the model was built. On other systems the peak is unknown.
+    allocator had taken from the device; some papers report the peak of tensors, others the reserved
+    peak. On CPU under Linux, `read` returns the peak resident size of the process, minus its size
+    when this object was created, before the model was built. On other systems the peak is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class PeakMemory:
                 self._before = None  # without a reset the peak would include earlier work
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
-        """Count the peaks of another process too: the values of its `read` and `reserved`."""
+        """Include the peaks of an earlier process: the values of its `read` and `reserved`."""
         self._earlier = peak, reserved
 
     def read(self) -> int | None:

@@ -45,7 +45,7 @@ class Networks:
         versions: The last weights of each unit whose weights a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
-        average: Averages the gradients over the replicas; None if the stage has only one.
+        average: Averages the gradients over the replicas; None if there is only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
             device. Under local learning it covers the module, otherwise the whole model. None if
             nothing needs it.
@@ -107,7 +107,7 @@ class Networks:
 
     @cached_property
     def _weights(self) -> list[nn.Parameter]:
-        """The parameters of all units that require gradients, each once."""
+        """The parameters of units, without parameters that need no gradient; each once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 

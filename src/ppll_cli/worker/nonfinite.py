@@ -1,4 +1,4 @@
-"""What a chunk does about losses and gradients that are infinite or NaN."""
+"""Stops a run or skips steps when losses or gradients are infinite or NaN."""
 
 from collections.abc import Iterable
 from math import inf, isnan

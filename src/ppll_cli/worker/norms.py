@@ -33,7 +33,7 @@ class Norms:
         return self._vector
 
     def take(self, received: Tensor) -> None:
-        """Replace the vector by the one that another stage has sent, float64 [units]."""
+        """Replace the vector by a vector from another stage, float64 [units]."""
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:

@@ -27,7 +27,8 @@ class _Measured:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
-        further: Results of `measure` for further predictions of the module's criterion, by name.
+        further: Results of `measure` for the predictions that the module's criterion makes in
+            addition to its main prediction, by name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -131,7 +132,7 @@ class Reports:
             epoch: Number of epochs begun.
             chunks: The stage's chunks; only chunks at the end of a module have measurements.
             replicas: The replicas of the stage, over which measurements are summed; None if the
-                stage has only one.
+                stage has only one worker.
             device: The stage's device.
             rate: Learning rate of the last step; None in evaluation.
             complete: False if the run stops between two reports. If the run is continued, its next
@@ -183,7 +184,7 @@ class Reports:
         Args:
             chunks: The stage's chunks.
             replicas: The replicas of the stage, over which measurements are summed; None if the
-                stage has only one.
+                stage has only one worker.
             device: The stage's device.
 
         Returns:

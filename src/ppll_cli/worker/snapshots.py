@@ -1,9 +1,10 @@
 """Snapshots of a stage's state in shared memory, from which a restarted worker continues.
 
-A snapshot holds the same tensors as a checkpoint, and besides how far the worker has come: see
+A snapshot holds the same tensors as a checkpoint, and the worker's position in the run: see
 `Progress`. The tensors are in one of two buffers, which snapshots fill in turn. A small file says
-which of them holds the last snapshot. It is replaced in one step, so a worker that dies while it
-writes leaves the older snapshot. Memory is taken once, because that takes longer than the copies.
+which buffer holds the last snapshot. It is replaced atomically, so if a worker dies while it writes
+a snapshot, the previous snapshot remains. The buffers are allocated only once, because allocation
+takes longer than copying.
 """
 
 import os
@@ -34,10 +35,10 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a worker has come, apart from its networks, optimizers and channels.
+    """A worker's position in the run, and its measurements.
 
     Attributes:
-        items: Number of batches and marks that it has handled.
+        items: Number of batches and marks that the worker has handled.
         trained: Number of training batches among them.
         reported: Number of optimizer steps at its last report of training.
         training: Whether its last batch was a training batch.
@@ -83,12 +84,12 @@ class _State:
 
 
 class Interval:
-    """How many messages, on any channel, a stage passes between two snapshots.
+    """The number of messages on a stage's busiest channel after which the next snapshot is due.
 
     Args:
-        most: Largest number of messages, for which the channels have slots.
-        fixed: Whether it is always this number, as the user asks. Otherwise it is the smallest
-            number for which snapshots take little of the stage's time; see `messages_between`.
+        most: Largest number of messages; the channels have slots for so many messages.
+        fixed: Whether the number is always `most`, because the user has set it. Otherwise it is the
+            smallest number for which snapshots take little time; see `messages_between`.
 
     Attributes:
         messages: The number of messages until the next snapshot.
@@ -99,12 +100,12 @@ class Interval:
         self._fixed = fixed
 
     def take(self, snapshot_s: float, messages: int, between_s: float) -> None:
-        """Fit the number of messages to what was measured.
+        """Adapt the number of messages to measured times.
 
         Args:
             snapshot_s: Seconds that the last snapshot took.
             messages: Number of messages between the last two snapshots.
-            between_s: Seconds between them.
+            between_s: Seconds between the last two snapshots.
         """
         if not self._fixed and messages:
             self.messages = messages_between(snapshot_s, between_s / messages, self._most)
@@ -115,7 +116,7 @@ class Snapshots:
 
     Args:
         folder: The worker's folder in shared memory.
-        interval: How many messages may pass between two snapshots.
+        interval: The number of messages between two snapshots.
         links: The worker's connections.
     """
 
@@ -141,7 +142,7 @@ class Snapshots:
         return self._passed() >= self._interval.messages
 
     def _passed(self) -> int:
-        """Return the number of messages since the last snapshot, on the channel with most."""
+        """Return the number of messages since the last snapshot on the busiest channel."""
         kept = [receiver.kept for receiver in self._receivers.values()]
         nothing = 0, 0
         for channel, sender in self._senders.items():
@@ -150,7 +151,7 @@ class Snapshots:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Measure how long a snapshot takes, the wait for the device included."""
+        """Measure how long a snapshot takes, including the wait for the device."""
         messages, began_s = self._passed(), perf_counter()
         yield
         before_s, self._ended_s = self._ended_s, perf_counter()
@@ -158,7 +159,7 @@ class Snapshots:
             self._interval.take(self._ended_s - began_s, messages, began_s - before_s)
 
     def passed(self) -> tuple[int, int]:
-        """Return the number of messages sent to the next stage, and received from the last one."""
+        """Return how many messages of activations the stage has sent, and how many received."""
         ends = self._senders, self._receivers
         sent, received = (
             sum(each.position for channel, each in side.items() if channel.kind == "activations")
@@ -167,7 +168,7 @@ class Snapshots:
         return sent, received
 
     def save(self, chunks: Mapping[int, HeldChunk], progress: Progress) -> None:
-        """Write a snapshot, and then free the messages that it covers.
+        """Write a snapshot, and then free the messages that were received before it.
 
         Raises:
             OSError: Shared memory is full.
@@ -195,8 +196,8 @@ class Snapshots:
         """Restore the networks and the channels as they were at the last snapshot.
 
         Returns:
-            How far the worker had come; None if there is no snapshot. Then the new worker begins
-            where the first one began, and no message has been freed.
+            The worker's position in the run; None if there is no snapshot. In this case the new
+            process begins where the first process began, because no message has been freed.
         """
         if not self._file.exists():
             return None

@@ -10,7 +10,8 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""Length of the list `measures` at which its tensors are joined; an epoch would add thousands."""
+"""Number of tensors in `Sums.measures` at which they are joined into one tensor. Without joining,
+the list would have thousands of tensors after an epoch."""
 
 
 @dataclass
@@ -20,7 +21,8 @@ class Sums:
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples; after a sum over replicas, a scalar tensor on the device.
-        measures: Results of the task's `measure`: tensors [n, columns], in the order of batches.
+        measures: Results of the task's `measure`, from which the task computes its scores: tensors
+            [n, columns], in the order of batches.
     """
 
     loss: Tensor | float = 0.0
@@ -32,8 +34,8 @@ class Sums:
 
         Args:
             loss: The mean loss of the micro-batch, a scalar.
-            samples: Number of samples in it.
-            measures: The result of the task's `measure` for it, [n, columns].
+            samples: Number of samples of the micro-batch.
+            measures: The result of the task's `measure` for the micro-batch, [n, columns].
         """
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
@@ -66,7 +68,7 @@ class Sums:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
-        """Return the sums that `plain` has turned into plain data."""
+        """Return the sums from plain data that the method `plain` returned."""
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])

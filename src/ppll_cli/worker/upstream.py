@@ -15,7 +15,7 @@ from ppll_cli.worker.recorder import Recorder
 
 
 class Upstream:
-    """Sends the weights that losses on other stages watch, and shows losses here what they watch.
+    """Sends weights to losses on other stages, and gives weights to losses on this stage.
 
     In every batch, a loss reads the weights as they were `lag` batches ago.
 
@@ -24,7 +24,7 @@ class Upstream:
         links: Connections to the other stages and to the parent.
         chunks: The stage's chunks, by their number in the model.
         mail: Sends and receives the stage's messages.
-        recorder: Measures the time in which a loss takes over received weights.
+        recorder: Measures the time that a loss takes to store received weights.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Upstream:
         self._mail.release(instruction)
 
     def read(self, instruction: ReadWeights, step: int) -> None:
-        """Show a loss in the batch of step `step` the weights of a unit on the same stage."""
+        """Give a loss the weights of a unit on the same stage, for the batch of step `step`."""
         version = self._version(instruction.chunk, step)
         weights = self._kept(instruction.chunk, step - version.steps)
         self._show(instruction.chunk, weights, version)
@@ -83,7 +83,7 @@ class Upstream:
 
         Args:
             instruction: The instruction; it names the chunk whose loss reads the weights.
-            step: Number of optimizer steps done before the batch that reads them.
+            step: Number of optimizer steps done before the batch that reads the weights.
             done: Number of optimizer steps done now.
         """
         if step < self._job.course.steps:

@@ -25,7 +25,7 @@ class Versions:
     def __init__(self, unit: str, network: nn.Module, count: int) -> None:
         self._unit, self._count = unit, count
         self._now = {name: p.detach() for name, p in network.named_parameters()}
-        self._older: deque[Mapping[str, Tensor]] = deque(maxlen=count - 1)  # the newest one first
+        self._older: deque[Mapping[str, Tensor]] = deque(maxlen=count - 1)  # newest version first
         self.begin()
 
     def begin(self) -> None:
@@ -63,7 +63,7 @@ def watched_versions(
     """Return versions of each unit that a loss watches, by the unit's index.
 
     Args:
-        watches: The units that losses watch, and how old the weights are that they read.
+        watches: The units that losses watch, and how old the weights are that the losses read.
         units: Units and their networks, by the unit's index in the model.
     """
     found: dict[int, Versions] = {}

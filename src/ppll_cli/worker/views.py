@@ -11,7 +11,7 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
 
 
 def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
-    """Return the tensors by name, with copies of those whose memory is among `memory`."""
+    """Return the tensors by name; copy each tensor whose memory address is in `memory`."""
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 

@@ -135,7 +135,7 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready", at_s=perf_counter())
-        if not self._items:  # otherwise the worker before this one has sent them
+        if not self._items:  # otherwise an earlier process has sent them
             self.interpreter.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
@@ -248,7 +248,7 @@ class Worker:
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self._settle()  # raises if a loss was not finite: such a state must not be saved
         if self.links.recovery is not None and mark.step <= self.links.recovery.saved:
-            return  # the worker before this one has written its file
+            return  # an earlier process has written this file
         self._wait_for_replicas()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         unreported = self.reports.unreported(chunks, replicas, self.device)

@@ -16,8 +16,9 @@ def listening(host: str, port: int) -> int | None:
     """Return the descriptor of a socket that listens only at the given IP address.
 
     Return None if no such socket can be opened; then torch opens its own socket, on all interfaces.
-    This is so for a host name, because it may resolve differently on other machines, and for an
-    address that this machine does not have, for example behind network address translation.
+    The function also returns None for a host name, because it may resolve differently on other
+    machines. It cannot open a socket for an address that this machine does not have, for example
+    behind network address translation.
     """
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
@@ -29,9 +30,9 @@ def listening(host: str, port: int) -> int | None:
 def interface_to(host: str, port: int, hosts: int) -> str:
     """Return the network interface through which this machine reaches a host.
 
-    Return an empty string if no interface is found. If the run has several `hosts`, return an empty
-    string for the loopback interface too: a host's own name may resolve to a loopback address, but
-    other hosts cannot be reached through it.
+    Return an empty string if no interface is found. If the run has several `hosts`, an empty string
+    also stands for the loopback interface: a host's own name may resolve to a loopback address, but
+    the loopback interface does not reach other hosts.
     """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]

@@ -1,11 +1,11 @@
 """The machines of a run, and the messages between their launchers.
 
-torchrun or srun starts one launcher on each machine. The launchers meet at a store of
-torch.distributed, where each one updates a counter every half second as its sign of life. Machine
-0's launcher composes the configuration and directs the run; the other launchers follow its messages
-and send it their workers' reports. All messages are JSON. In each launcher a separate thread uses
-the store, because a store that is unreachable may block it; the launcher itself then still notices
-which machine is gone.
+torchrun or srun starts one launcher on each machine. The launchers meet at a store (a key-value
+server) of torch.distributed, where each launcher updates a counter every half second as its sign of
+life. Machine 0's launcher composes the configuration and directs the run; the other launchers act
+on its messages and send it their workers' reports. All messages are JSON. In each launcher a
+separate thread uses the store. If the store is unreachable, only this thread is blocked, and the
+launcher still notices which machine is gone.
 """
 
 import json
@@ -32,7 +32,7 @@ SILENT_S = 7.0
 """Seconds without a sign of life after which a machine's launcher counts as gone."""
 
 OWN_GAP_S = 3.0
-"""If more seconds pass between two calls of `silent`, this launcher was itself stopped."""
+"""If more seconds pass between two calls of `silent`, this launcher itself was stopped."""
 
 LEAVING_S = 10.0
 """Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 
 
 class Fleet:
-    """Connects this machine's launcher with those of the run's other machines.
+    """Connects this machine's launcher with the launchers of the run's other machines.
 
     Args:
         where: Where the launchers meet.
@@ -55,9 +55,10 @@ class Fleet:
         interface: The network interface to the other machines; empty if unknown.
         jobs: Number of the present job, from 1; 0 before the first job.
         parcels: The file transfers of the present job, by the other machine's number. Machine 0
-            has one for each machine that does not share the run directory; such a machine has one
-            for machine 0.
-        remembered: On machine 0, the run directory of an earlier attempt; None if there was none.
+            has an entry for each machine that does not share the run directory; such a machine has
+            an entry for machine 0.
+        remembered: On machine 0, the run directory of an earlier attempt; None if there was no
+            earlier attempt.
 
     Raises:
         ConfigError: A machine does not join in time, or has other versions.
@@ -113,11 +114,11 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for a job that machine 0 has given up without saying so.
+        """Return the error for a job that machine 0 has given up without a message about it.
 
         Args:
-            message: An unexpected message, by which this launcher noticed it. The next call of
-                `hear` returns the message again.
+            message: The unexpected message that this launcher got instead. The next call of `hear`
+                returns the message again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -128,7 +129,7 @@ class Fleet:
             yield message
 
     def silent(self) -> tuple[int, str] | None:
-        """Return a machine that gives no sign of life, and an error text; None if there is none."""
+        """Return a machine without a sign of life, and an error text; None if all machines live."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
             self._since_s = now  # this launcher was stopped: count the silence of others from now
@@ -179,7 +180,7 @@ class Fleet:
         self._thread.join(2.0)
 
     def _met(self) -> list[Machine]:
-        """Meet the other machines, and return the description that each one sent of itself.
+        """Meet the other machines, and return each machine's description of itself.
 
         Raises:
             ConfigError: The store cannot be used, a machine is missing, or versions differ.

@@ -39,7 +39,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
     """Tell all machines about a job, and wait until they have prepared it.
 
     Args:
-        fleet: The machines; this is machine 0.
+        fleet: The machines; this process is on machine 0.
         config: The configuration as plain data.
         prepared: The job as machine 0 has prepared it.
         run_dir: The run directory.
@@ -49,7 +49,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
         RunFailedError: A machine is gone, or takes too long.
     """
     fleet.remember(str(run_dir))
-    fleet.close_parcels()  # an earlier job that did not begin may have left some open
+    fleet.close_parcels()  # an earlier job that did not begin may have left them open
     mark = run_dir / MARK
     write_text(mark, secrets.token_hex())
     try:
@@ -70,7 +70,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait for all machines; send the checkpoint to those that do not share the run directory."""
+    """Wait for all machines; send the checkpoint to each that does not share the run directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _start(job)]
     sent: list[Event] = []
@@ -132,7 +132,7 @@ def _announcement(
 
 
 def _start(job: Job) -> list[SavedFile]:
-    """Return the files of the checkpoint from which the run goes on; none at step 0."""
+    """Return the files of the checkpoint from which the run resumes; an empty list at step 0."""
     return [] if job.checkpoint is None else [*checkpoint.files(job.checkpoint)]
 
 
@@ -140,8 +140,8 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: A job did not complete. The error is the last failure on this machine; without
-            one, it is the first refusal by machine 0.
+        PpllError: A job did not complete. The error is the last failure on this machine; without a
+            failure here, it is the first job that machine 0 refused.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":
@@ -206,8 +206,8 @@ def _do(fleet: Fleet, message: Message) -> None:
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     """Return the job's message with folders that this machine can read and write.
 
-    If this machine does not share the run directory, make a temporary one, which exists until
-    `held` is closed, and fetch the checkpoint from which the run goes on.
+    If this machine does not share the run directory, make a temporary directory, which exists until
+    `held` is closed, and fetch the checkpoint from which the run resumes.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):

@@ -1,8 +1,8 @@
-"""How launchers of several machines work together while workers run.
+"""Lets launchers of several machines work together while workers run.
 
-Machine 0's launcher leads: it receives the reports of all workers, and decides when workers exit or
-stop. The other launchers follow: each watches the workers of its machine, passes on their reports,
-and ends when machine 0 says so or gives no more sign of life.
+Machine 0's launcher is the leader: it receives the reports of all workers, and decides when workers
+exit or stop. The other launchers are followers: each watches the workers of its machine, sends
+their reports to machine 0, and ends when machine 0 sends the end of the job or no sign of life.
 """
 
 import signal
@@ -53,7 +53,7 @@ class Leader:
     Args:
         fleet: The machines.
         job: The job.
-        stop: The flag that tells this machine's workers to stop.
+        stop: The flag that asks this machine's workers to stop.
 
     Attributes:
         away: The workers of other machines.
@@ -137,7 +137,7 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _deal(self, seen: Seen, deal: Callable[[Seen, Report], None]) -> None:
-        """Handle a worker's reports in order; stop at one whose file has not arrived yet."""
+        """Handle a worker's reports in order, up to a report whose file has not arrived yet."""
         waiting = self._waiting[seen.seat]
         while waiting and waiting[0][1].is_set():
             deal(seen, waiting.popleft()[0])
@@ -163,7 +163,7 @@ class Follower:
     Args:
         fleet: The machines.
         job: The job.
-        stop: The flag in which this machine's launcher notes a signal.
+        stop: The flag in which this machine's launcher stores the number of a signal.
 
     Attributes:
         away: The workers of other machines; empty, because only machine 0 needs them.
@@ -179,13 +179,14 @@ class Follower:
 
     @property
     def signal(self) -> int | None:
-        """The signal that ended the run early, if one did."""
+        """The signal that ended the run early; None without such a signal."""
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
         """Send a report to machine 0, and the saved file if the run directory is not shared.
 
-        Return True: this launcher need not handle the report itself.
+        Returns:
+            True, because this launcher need not handle the report itself.
         """
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
@@ -232,7 +233,7 @@ class Follower:
         """Report this machine's failures to machine 0, and wait until it names the cause.
 
         Returns:
-            The cause among this machine's failures, if machine 0 names none.
+            The cause among this machine's failures, if machine 0 names no cause in time.
 
         Raises:
             WorkerFailedError: Machine 0 names the worker whose failure was the cause.
@@ -248,7 +249,7 @@ class Follower:
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 
     def end(self, **how: Any) -> None:
-        """Tell machine 0 why the job cannot go on here, unless a worker's report has done so."""
+        """Send machine 0 the reason why the job ends here, unless it is in a worker's report."""
         if "report" not in how:
             number = how.get("signal")
             told = f"stopped by {signal.Signals(number).name}" if number else how.get("problem")
@@ -277,7 +278,7 @@ def _lost_connection(failure: Report) -> bool:
 
 
 def _raised_nothing(failure: Report) -> bool:
-    """Return whether a worker raised no exception: it, or its machine, is gone or stuck."""
+    """Return whether a worker raised no exception: the worker or its machine is gone or hangs."""
     return not failure.get("traceback")
 
 

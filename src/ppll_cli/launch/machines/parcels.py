@@ -4,8 +4,8 @@ A file travels in pieces, as raw bytes, through the store at which the launchers
 numbered across all files, and an empty piece ends each file. Both machines start the transfers in
 the same order, no matter which of the two sends. The receiver deletes each piece that it has read,
 and the sender is at most a few pieces ahead, so that the store never holds much. A separate thread
-with its own connection to the store transfers the files, so that signs of life need not wait for
-them.
+with its own connection to the store transfers the files, so that the launcher can send signs of
+life meanwhile.
 """
 
 import hashlib
@@ -158,7 +158,7 @@ class Parcels:
             failing, task = self._tasks.get()
 
     def _put(self, store: Store, piece: bytes) -> None:
-        """Put a piece into the store as soon as there is room."""
+        """Put a piece into the store, once fewer than `AHEAD` pieces wait there."""
         self._wait(store, self._piece - AHEAD, there=False)
         store.set(str(self._piece), piece)
         self._piece += 1

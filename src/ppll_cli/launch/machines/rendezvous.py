@@ -1,4 +1,4 @@
-"""Where the launchers of a run on several machines meet. Imports no torch."""
+"""Reads from the environment where the launchers of several machines meet. Imports no torch."""
 
 from collections.abc import Mapping
 from contextlib import suppress

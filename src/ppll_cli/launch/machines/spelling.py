@@ -1,4 +1,4 @@
-"""Reports of workers as JSON, for launchers of other machines; no pickle crosses a network."""
+"""Converts workers' reports to JSON, for launchers of other machines, and back. Uses no pickle."""
 
 from collections.abc import Callable
 from dataclasses import astuple, is_dataclass
@@ -33,7 +33,7 @@ def spelled(value: Any) -> Any:
 
 
 def read(plain: Any) -> Any:
-    """Return the report that `spelled` turned into plain data, with lists instead of tuples."""
+    """Return the report from the result of `spelled`, with lists instead of tuples."""
     if isinstance(plain, list):
         return [read(part) for part in plain]
     if not isinstance(plain, dict):
