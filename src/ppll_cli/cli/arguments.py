@@ -64,7 +64,7 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override that makes Hydra search a user's folder too; empty without a folder."""
+    """Return the override that adds a user's folder to Hydra's search path; empty if None."""
     if config_dir is None:
         return []
     return [setting("hydra.searchpath", [f"file://{config_dir.resolve()}"])]

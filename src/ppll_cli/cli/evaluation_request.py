@@ -20,8 +20,8 @@ class EvaluationRequest:
         ema: Whether averaged weights are evaluated.
         split: The split to evaluate; None to evaluate none, and only predict.
         data: Name of the data set's option.
-        other_data: Name of the data set's option if the run used another one; None if it used this
-            one.
+        other_data: Name of the data set's option if the run was trained on other data; None if it
+            was trained on the same data.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files to predict from.
         output: Folder for the results.
