@@ -1,4 +1,4 @@
-"""Finds the configuration groups of this project, and their options' classes. No torch."""
+"""Finds this project's configuration groups and the classes of their options. Imports no torch."""
 
 import re
 from functools import cache

@@ -105,14 +105,15 @@ class FeatureBank(Section):
 
     Attributes:
         enabled: Whether auxiliary networks use such features.
-        features: Which features a module's auxiliary network reads. `every`: of every earlier
-            module. `stage_ends`: of earlier modules that end a resolution stage. A number n: of the
-            last n modules. `first`: the network's first features, passed directly to the head.
-            None: the default of the task, see `resolved`. The record of an older run never has
-            None; if the record lacks the key, the run used `every`.
-        fusion: How these features are joined with the auxiliary network's own features; `none`:
-            they are not joined. None: `add` if `features` is `first` and `shared_head` is true,
-            else `concatenate`.
+        features: Which features a module's auxiliary network reads. `every`: the features of every
+            earlier module. `stage_ends`: the features of each earlier module that ends a resolution
+            stage. A number n: the features of the last n modules. `first`: the model's first
+            features, which the head reads through a long skip (only for super-resolution). None:
+            the default of the task, see `resolved`. The record of an older run never has None; if
+            the record lacks the key, the run used `every`.
+        fusion: How these features are joined with the auxiliary network's own features; `none`: the
+            bank is not used. None: `add` if `features` is `first` and `shared_head` is true, else
+            `concatenate`.
         shared_head: Whether the head that reads the features has the same shape as the model's.
         join: Where the features are joined with the auxiliary network's own features. `head`:
             pooled, at its head. `input`: unpooled, at its input.
@@ -193,8 +194,9 @@ class Recover(Section):
             fault.
         minutes: The period for `tries`.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
-            carries a batch or a mark, or in an evaluation a part of a batch. None if the program
-            chooses the number, and takes snapshots more often where they cost little.
+            carries a batch or a mark (see `job.course`), or in an evaluation a part of a batch.
+            None: the program chooses the number, and takes snapshots more often where they cost
+            little.
     """
 
     name: Literal["off", "auto", "stage"] = "off"

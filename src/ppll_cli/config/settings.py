@@ -204,7 +204,10 @@ def _check_modules(count: Any, cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check probabilities of this program's models here, which needs no import of torch."""
+    """Check the options of this program's models that are probabilities, without importing torch.
+
+    The models check the same, but only when they are imported.
+    """
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
             check_probability(f"model.{name}", model[name])

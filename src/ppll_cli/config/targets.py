@@ -170,10 +170,11 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Let Python find a package in the folder where the program was started, if not installed.
+    """Let Python find a package that is not installed in the folder where the program was started.
 
-    The folder is added to `sys.path` last, and only when needed. Otherwise a file in it could be
-    imported instead of an optional dependency of an installed package. Workers inherit `sys.path`.
+    The folder becomes the last entry of `sys.path`, and only when needed. Otherwise a file in the
+    folder could be imported instead of an optional dependency of an installed package. Workers
+    inherit `sys.path`.
     """
     folder = str(start_folder())
     with suppress(ValueError):  # a module made by hand, such as `__main__`, is already imported
