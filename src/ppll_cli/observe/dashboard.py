@@ -21,7 +21,7 @@ RUN_SPEED = "train.samples_per_second"
 
 
 METRICS = ("accuracy", "ap", "psnr")
-"""Metrics of this project's tasks. A panel draws those of them that the runs have."""
+"""Metrics of this project's tasks. A panel draws the metrics that the runs have."""
 
 
 def workspace(
@@ -34,8 +34,8 @@ def workspace(
         project: The project in wandb.
         name: The title of the page.
         metrics: The metrics to show.
-        baseline: Id of the wandb run with which the list of runs compares the others; None for
-            none.
+        baseline: ID of the wandb run with which wandb's list of runs compares all other runs; None
+            for no comparison.
     """
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws

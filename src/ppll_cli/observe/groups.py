@@ -12,10 +12,11 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun
 
 LONGEST_NAMES = 24
-"""Longest list of run names, in characters; a longer one becomes the first name and "+3"."""
+"""Longest list of run names, in characters. A longer list is shortened to the first name and the
+number of other names, such as "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
-"""Returns a number of a run, such as its speed; None if unknown."""
+"""Returns a measured value of a run, such as its speed; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Group:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that are equal in all averaged runs, but differ between compared runs."""
+        """The settings in which the compared runs differ, but not the group's averaged runs."""
         rows = self.averaged
         return {
             key: value
@@ -133,7 +134,7 @@ class Group:
 
     @property
     def names(self) -> str:
-        """The names of the group's runs; if too long, the first name and how many follow."""
+        """The names of the group's runs; if too long, the first name and the number of others."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES

@@ -44,6 +44,9 @@ class _Epoch:
 class Metrics:
     """Converts workers' reports of sums and scores to lines of `metrics.jsonl`.
 
+    A training report is incomplete if the run stops between two regular reports. If the run is
+    resumed, its next report measures the steps of an incomplete report again.
+
     Attributes:
         path: The file. Lines are appended to it.
         task: The task, which defines the name of the metric.

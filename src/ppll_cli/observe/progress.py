@@ -79,8 +79,8 @@ class Now:
     Attributes:
         step: Optimizer steps done by the last stage.
         steps_per_second: Recent speed; None until known.
-        left_s: Expected remaining time in seconds, if evaluations stay as frequent; None until
-            known.
+        left_s: Expected remaining time in seconds, if evaluations stay as frequent as so far; None
+            until known.
         stages: The stages, or all replicas of the stages.
     """
 

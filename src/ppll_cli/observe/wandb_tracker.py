@@ -31,7 +31,7 @@ RUN_FILE = "wandb-run.json"
 """File in a run directory with the id of the wandb run, which a resumed run continues."""
 
 MARGIN_S = 15.0
-"""Seconds for wandb's import and last writes, in addition to the time for its server."""
+"""Seconds for wandb's import and last writes, in addition to the time limits for its server."""
 
 EXIT_CODES = {"completed": 0, "interrupted": 255}
 """Exit codes by status. wandb shows 0 as finished, 255 as killed, any other code as failed."""
@@ -58,7 +58,9 @@ class Upload(BaseModel):
 
 
 class WandbTracker:
-    """Reports a run to Weights & Biases; offline without a key, or if the server does not answer.
+    """Reports a run to Weights & Biases, or records it offline.
+
+    A run is recorded offline if there is no key, or if the server does not answer.
 
     Args:
         project: Project of wandb.
