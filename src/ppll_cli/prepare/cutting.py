@@ -31,8 +31,8 @@ STEP_FLOPS = 10
 """Approximate floating point operations of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""Returns the cost of an auxiliary network, given the units of all modules and the network's
-module."""
+"""Returns the cost of a module's auxiliary network, given the units of all modules and the module's
+number."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ def weights(
 
 
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
-    """Return costs in seconds for the profile's samples, with their share of an optimizer step."""
+    """Return costs in seconds for the profile's samples.
+
+    A batch has one optimizer step. The samples get their share of its time.
+    """
 
     def seconds(part: Measured) -> float:
         step_s = part.params * profile.step_s * profile.samples / batch_size
@@ -277,7 +280,7 @@ def _grouped(
 def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
     """Cut the model into stages of balanced cost, each of which is a module.
 
-    The cost of an auxiliary network depends on the cuts.
+    The cost of an auxiliary network depends on the cuts, so it is computed for each possible cut.
     """
     count = len(weights.units)
     if weights.auxiliary is None:

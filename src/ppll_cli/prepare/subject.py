@@ -1,4 +1,8 @@
-"""The subject of a run, independent of the schedule: data set, model and local method."""
+"""The subject of a run, independent of the schedule: data set, model and local method.
+
+The exports of a module are units that the local method adds at the module's end. They make tensors
+for later modules, such as features for a bank.
+"""
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -175,7 +179,7 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
         config: Configuration of the data set's class.
 
     Raises:
-        ConfigError: The class is not that of a data set, or its files cannot be used.
+        ConfigError: The class is no data set, or the data set's files cannot be used.
     """
     key, path = as_typed("data", config.get("_target_"))
     dataset: Dataset = make("data", config)
@@ -200,7 +204,7 @@ def make_units(
         task: The task that the model learns.
 
     Raises:
-        ConfigError: The class is not that of a model, or does not fit the images or the task.
+        ConfigError: The class is no model, or the model does not fit the images or the task.
     """
     key, path = as_typed("model", config.get("_target_"))
     model: Model = make("model", config)
@@ -286,7 +290,7 @@ _TRACED: dict[object, TracedUnit] = {}
 
 
 def _is_own(unit: Unit) -> bool:
-    """Return whether a class of this program makes the unit, from plain values alone."""
+    """Return whether a class of this program's models makes the unit, given only plain values."""
     if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
         return False
     plain = (bool, int, float, str, NoneType)
