@@ -1,7 +1,7 @@
 """Measures time and memory of a model's units on the device that will train them.
 
 A separate process (`meter`) measures copies of the units with other weights. So measuring changes
-neither weights, counters nor random numbers of the run, and leaves no memory of the devices in use.
+no weights, counters or random numbers of the run, and occupies no device memory afterwards.
 """
 
 import json
@@ -34,8 +34,8 @@ COPIES = 4
 caches like a stage, and are few enough for very deep models."""
 
 LEAST_S = 1e-9
-"""Least seconds of a unit's forward pass; without it, a clock that shows 0 causes a division by 0.
-"""
+"""Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a
+division by 0."""
 
 
 class Measured(NamedTuple):
@@ -67,7 +67,8 @@ class Profile:
         optim: Settings of the optimizer.
         samples: Number of samples of a batch, or of a micro-batch.
         device: The device on which units are measured.
-        receiver: The device to which messages are copied; another device if there are several.
+        receiver: The device to which messages are copied. It differs from `device` if there are
+            several devices.
         threads: CPU threads, as many as a worker has.
         numerics: Precision and determinism, the same as in workers.
         compiled: Whether workers compile their networks by torch.compile.

@@ -172,7 +172,8 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    This is the number on the machine with most workers, as far as this machine has cores for them.
+    The machine with the most workers counts. The number is limited by the cores of the machine on
+    which this process runs.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
@@ -245,7 +246,8 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
 def _watched_bytes(job: Job, stage: int) -> int:
     """Return the bytes on a stage for weights that losses of earlier modules read.
 
-    They are older versions of this stage's units, and slots for weights that other stages send.
+    The bytes are for older versions of this stage's units, and for slots that receive weights from
+    other stages.
     """
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():

@@ -95,7 +95,7 @@ def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
     """Collect the storages that autograd saves while the body runs, except those of `others`.
 
     Yields:
-        The bytes of each storage by address; filled while the body runs.
+        A dictionary with the bytes of each storage by address, which is filled while the body runs.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
@@ -130,7 +130,7 @@ def time_criterion(
 
     Args:
         criterion: The auxiliary network and loss, on the device and in training mode.
-        values: The tensors that the network reads. Those that the module makes take gradients.
+        values: The tensors that the network reads. Tensors that the module makes take gradients.
         task: The task, which computes the metric.
         numerics: Precision and determinism.
 
