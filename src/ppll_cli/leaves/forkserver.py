@@ -64,7 +64,7 @@ def start() -> None:
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals in this process while the body runs; processes started in it inherit this."""
+    """Block signals while the body runs, in this process and in processes that the body starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -185,8 +185,8 @@ def kill() -> None:
 def lives() -> dict[int, str]:
     """Return the names of multiprocessing's helper processes, by file descriptor.
 
-    Each descriptor is our end of a pipe to the helper process. When this process has ended, `wait`
-    reports the descriptor as ready.
+    Each descriptor is our end of a pipe to a helper process. When the helper process has ended,
+    `wait` reports the descriptor as ready.
     """
     server: Any = forkserver._forkserver
     tracker: Any = resource_tracker._resource_tracker
