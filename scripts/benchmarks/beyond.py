@@ -166,7 +166,10 @@ def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
 
 
 def _same(name: str, method: str, modules: int) -> str:
-    """Return the method with the same training: fba off for detection with fba on and 2 modules."""
+    """Return the method that is run for a row. Rows with the same training share one run.
+
+    For detection with 2 modules, fba on has the same training as fba off.
+    """
     return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 

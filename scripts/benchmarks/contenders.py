@@ -55,7 +55,7 @@ OURS = {
     "bp_all_threads": ["schedule=bp", "partition=uniform", f"threads={usable_cores()}"],
     "bp_replicas": ["schedule=bp", "partition=uniform"],
 }
-"""Rows of this program's schedules: the overrides of each by name."""
+"""Rows of this program's schedules: the overrides of each row, by its name."""
 
 TORCH: dict[str, tuple[str, MakeTrainer]] = {
     "torch_gpipe_m4": ("gpipe_m4", GPipeTrainer),
@@ -102,7 +102,7 @@ class Contender(Protocol):
         ...
 
     def measure(self, seconds: float) -> float:
-        """Train for about this time, and return the speed in samples per second."""
+        """Train for about this many seconds, and return the speed in samples per second."""
         ...
 
     def finish(self) -> list[int | None]:
@@ -156,7 +156,7 @@ class Case:
         return self.job("ppll").devices
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return stages and transports of this program's rows, and devices, for the result file."""
+        """Return what the result file says of this program's rows: stages, transports, devices."""
         ours = [name for name in names if name in OURS]
         units = {name: self.prepared(name)[1].units for name in ours}
         return {

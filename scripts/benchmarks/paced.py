@@ -29,8 +29,8 @@ LIMIT_S = 60.0
 """Time limit in seconds for each event that is waited for."""
 
 EPOCH = 50
-"""Number of steps in an epoch, and value of `log_every`. Without marks, workers report only
-then."""
+"""Number of steps in an epoch, and value of `log_every`. Besides marks, only the end of an epoch
+makes workers report."""
 
 WARM_UP = (3, 3)
 """Lengths of two spans before the measurements: in the first one memory is allocated, in the second
@@ -71,7 +71,7 @@ class PacedCourse(Course):
 
 def paced(job: Job) -> tuple[Job, Connection]:
     """Return the job with a paced course, and the connection to which its orders are sent."""
-    # Otherwise a worker would also report at other steps than the ends of such epochs.
+    # Otherwise a worker would also report at steps that are not multiples of EPOCH.
     assert job.course.steps_per_epoch % EPOCH == job.course.log_every % EPOCH == 0
     received, sent = Pipe(duplex=False)
     # Fields are copied one by one, because `vars` would include cached properties.

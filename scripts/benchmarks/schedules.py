@@ -17,14 +17,14 @@ table shows medians over the rounds.
   The ratio of both speeds, `ceiling`, is the largest possible gain of `ppll` over `ll` on this
   machine's memory system.
 
-For rows of this program, the timed interval begins when a mark after some batch reaches the last
-stage, and ends when a later mark does. The pipeline is full for the whole interval; only `gpipe`
-and similar schedules drain it in each step, by design. For rows of torch, whole steps between two
-barriers are timed. The time includes loading batches and the optimizer steps; only the last rank of
-torch's pipelines loads its labels before. For a fair comparison, torch's ranks are started by this
-program's fork server, with the same settings of the allocator, and their networks have the same
-memory layout. Peak memory is measured for each process in its steady state, minus its memory before
-the model was built.
+For rows of this program, marks follow some batches through the pipeline (see `paced`). The timed
+interval begins when a mark reaches the last stage, and ends when a later mark reaches it. The
+pipeline is full for the whole interval; only `gpipe` and similar schedules drain it in each step,
+by design. For rows of torch, whole steps between two barriers are timed. The time includes loading
+batches and the optimizer steps, but the last rank of torch's pipelines loads its labels before the
+timed steps. For a fair comparison, torch's ranks are started by this program's fork server, with
+the same settings of the allocator, and their networks have the same memory layout. Peak memory is
+measured for each process in its steady state, minus its memory before the model was built.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def measure(
 
 
 def ratios(speed: Mapping[str, float]) -> dict[str, float]:
-    """Return those of `RATIOS` for which both rows were measured."""
+    """Return each ratio of `RATIOS` for which both rows were measured."""
     return {
         key: speed[name] / speed[other]
         for key, (name, other) in RATIOS.items()

@@ -46,7 +46,7 @@ class Process:
 
 
 class Session:
-    """A program in its own session. As a context manager, it kills all its processes at the end.
+    """Runs a program in its own session, and kills all its processes at the end of a with block.
 
     Args:
         command: The program and its arguments.

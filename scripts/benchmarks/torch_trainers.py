@@ -179,7 +179,10 @@ class InterleavedTrainer(PipelineTrainer):
 
 
 class ZeroBubbleTrainer(PipelineTrainer):
-    """Trains a rank with torch's interleaved zero bubble, which orders backward halves as ZB-H1."""
+    """Trains a rank with torch's interleaved zero-bubble schedule.
+
+    It orders the two halves of backward passes in the same way as ZB-H1.
+    """
 
     schedule = ScheduleInterleavedZeroBubble
 

@@ -64,7 +64,7 @@ class Endless:
         """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the course has another item, unless one is ready. Return True."""
+        """Wait until the course has another item, unless a message is ready. Return True."""
         if self._header is None:
             self._header = Header(next(self._items), chunk=self._chunk)
         return True
@@ -132,7 +132,7 @@ class NoTransport:
 
 
 class InTurn(Workers):
-    """Workers whose lines train one after the other."""
+    """Workers whose lines (see `paced.Line`) train one after another."""
 
     def measure(self, seconds: float) -> float:
         """Train for about this time, and return the samples per second of all lines in turn."""
