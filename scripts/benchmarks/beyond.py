@@ -5,7 +5,7 @@ small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-pro
 into 2 and 4 modules, by local losses: the task's smallest head (greedy), the Simple Local Module
 alone (fba off), and the Simple Local Module with the feature bank (fba on). All rows of a case have
 the same number of training steps. In detection with two modules, no earlier module could put
-features into a bank. So fba on equals fba off there, and both rows share one run.
+features into a bank. So in this case fba on equals fba off, and both rows share one run.
 
 Metrics are measured under `schedule=ll` with one thread, which gives bit-identical weights to
 `ppll`, so several rows are trained at the same time. Speed and memory are measured in short runs,

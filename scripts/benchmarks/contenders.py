@@ -120,7 +120,7 @@ class Case:
     Args:
         model: Key of `MODELS`.
         gpus: Number of stages.
-        overrides: Overrides for all contenders, in addition to those of the benchmark.
+        overrides: Overrides for all contenders, in addition to the benchmark's own overrides.
 
     Attributes:
         overrides: All overrides that the contenders share.

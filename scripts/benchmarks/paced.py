@@ -147,8 +147,8 @@ class Workers:
         """Return an order whose second span takes about this time, with a full pipeline."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
-        # At the end of the second span, the first stages would run out of work before the last
-        # ones.
+        # Without a tail, the first stages would run out of work before the last stages, at the
+        # end of the second span.
         tail = self.job.depth * (self.job.stages - 1) if self.job.local_learning else 0
         return [fill, steps, tail] if tail else [fill, steps]
 

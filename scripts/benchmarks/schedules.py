@@ -10,8 +10,8 @@ table shows medians over the rounds.
   cuts other stages; `torch_gpipe_m4` has the stages of `gpipe_m4`, and so on. `ddp` is torch's
   `DistributedDataParallel` with its defaults, where each rank trains a part of the batch;
   `bp_replicas` is `schedule=bp` with the same number of replicas.
-- `bp` and `ll` have one worker with one thread. On a CPU back-propagation could use more, so
-  the row `bp_all_threads` is measured too.
+- `bp` and `ll` have one worker with one thread. On a CPU, back-propagation could use more threads,
+  so there is a row `bp_all_threads`.
 - `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent;
   the slowest stage determines the speed. `bound_in_turn`: the same stages train one after another.
   The ratio of both speeds, `ceiling`, is the largest possible gain of `ppll` over `ll` on this

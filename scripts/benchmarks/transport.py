@@ -240,7 +240,7 @@ def _message_s(receiver: Receiver, messages: int, device: str) -> float:
 
 
 def _copy_s(size: int, source: str, target: str) -> float:
-    """Return the seconds of a copy from one device's memory to the other's."""
+    """Return the seconds of a copy from the memory of `source` to the memory of `target`."""
     here = torch.ones(size, dtype=torch.uint8, device=source)
     there = torch.empty(size, dtype=torch.uint8, device=target)
     if source == "cpu":

@@ -1,7 +1,7 @@
 """Measures an upper bound of PPLL's speed: each stage trains on its own inputs, without channels.
 
-The workers are those of the real job, but their channels are replaced: a receiver always has a next
-batch, which consists of the same few tensors again and again, and a sender drops its messages. So
+The workers are the workers of the real job, but their channels are replaced: a receiver always has
+a next batch, with tensors that are used again and again, and a sender drops its messages. So
 the time excludes all costs of a transport, and the time that stages wait for one another. It still
 includes the slowdown of processes that share the machine.
 """

@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         prog: The program's name.
         description: What the program does; lines are kept as they are.
         epilog: The end of `--help`; lines are kept as they are.
-        usage: The usage line; None for the one that argparse makes.
+        usage: The usage line; None for the usage line that argparse makes.
     """
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None) -> None:

@@ -155,7 +155,7 @@ def _summary(found: Evaluated, run: LoadedRun) -> str:
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":
-    """Return a table of the entries; of too many entries, show only those with the lowest metric.
+    """Return a table of the entries. If they are too many, leave out entries with a high metric.
 
     Args:
         kind: What an entry describes, such as "class": the key of its name.

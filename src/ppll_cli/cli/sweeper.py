@@ -1,4 +1,4 @@
-"""Replaces Hydra's basic sweeper by one that records its jobs, so that a sweep can be resumed."""
+"""Replaces Hydra's basic sweeper by a sweeper that records its jobs, so that sweeps can resume."""
 
 import json
 import logging
@@ -88,7 +88,7 @@ class BasicSweeper(Sweeper):
         """Run all jobs of a new sweep, or the jobs of a resumed sweep that are not complete.
 
         Args:
-            arguments: The overrides on the command line, without those of Hydra's own keys.
+            arguments: The overrides on the command line, without overrides of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:
@@ -171,7 +171,7 @@ class BasicSweeper(Sweeper):
             numbers, overrides = zip(*jobs[start : start + size], strict=True)
             results = self._launcher.launch(list(overrides), initial_job_idx=_Numbers(numbers))
             for result in results:
-                _ = result.return_value  # raises the exception that ended the job, if one did
+                _ = result.return_value  # raises the exception of a job that failed
             returned.append(results)
         return returned
 

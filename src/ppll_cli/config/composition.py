@@ -91,5 +91,5 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
-    """Return the chosen options of this program's groups, without those of Hydra's own groups."""
+    """Return the chosen option of each group of this program; leave out Hydra's own groups."""
     return {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k)}

@@ -223,8 +223,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # If a value may have several types, pydantic reports one error per type, with the name of the
-    # type at the end of the location.
+    # If a value may have several types, pydantic reports an error for each type. The location of
+    # the error ends with the name of the type.
     keys = [part for part in parts if part.isidentifier() or part.isdigit()]
     known: Any = Settings
     place: list[str] = []

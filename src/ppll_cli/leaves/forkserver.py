@@ -110,7 +110,7 @@ def begin(worker: ForkServerProcess) -> None:
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
-    """Kill a fork server that does not answer, so that `begin` need not wait for it.
+    """Kill the fork server if it does not answer, so that `begin` stops waiting.
 
     Time in which this process itself was stopped, as by Ctrl-Z, does not count.
     """
@@ -155,8 +155,8 @@ def lost(name: str) -> RunFailedError:
 def heeded() -> list[signal.Signals]:
     """Return the signals that end this program.
 
-    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. Then
-    this program ignores them too.
+    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. In this
+    case, this program ignores the same signals.
     """
     ignorable = (signal.SIGINT, signal.SIGHUP)
     return [

@@ -27,8 +27,8 @@ def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and the settings in which groups differ.
 
     A short run name, as a sweep gives it, is written first. A long run name is written last, and
-    only if several groups have the same settings. The number of runs is written unless it is the
-    same for all groups.
+    only if several groups have the same settings. The number of runs is written only if groups have
+    different numbers of runs.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [

@@ -28,8 +28,8 @@ DASHES: Sequence[Any] = (
     *("-", "--", ":", "-."),
     *((0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (3, 3)), (0, (12, 3)), (0, (4, 1, 1))),
 )
-"""Line styles of curves, one for each local method, as each has one of the `HATCHES` for bars. Runs
-without local losses have the first hatch and the first line style."""
+"""Line styles of curves. Local method number n has line style n and hatch n. Runs without local
+losses have the first line style and the first hatch."""
 
 
 @dataclass(frozen=True)

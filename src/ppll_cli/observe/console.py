@@ -330,7 +330,7 @@ def _logs_above() -> Iterator[None]:
 
 
 def _steady(summary: Line) -> bool:
-    """Return whether a run had a steady state. Without one, speeds and fractions are unknown."""
+    """Return whether a run had a steady state, in which speeds and fractions are measured."""
     return summary["train"]["samples_per_second"] is not None
 
 

@@ -34,8 +34,10 @@ class Row:
         best: The best metric of any evaluation.
         stage_bytes: Peak memory of each stage, in bytes.
         auxiliary: Fraction of time that stages spent on auxiliary networks, averaged over stages.
-        bps: Groups of back-propagation under the same conditions, the baseline first.
-        lls: Groups of sequential local learning under the same conditions, the baseline first.
+        bps: Groups that trained by back-propagation under the same conditions. The first group is
+            the baseline of this run.
+        lls: Groups that trained by sequential local learning under the same conditions. The first
+            group is the baseline of this run.
     """
 
     run: FoundRun
@@ -86,7 +88,7 @@ class Row:
 class Group:
     """Runs that differ only in their seed, or a single run.
 
-    Means leave out runs that did not complete, unless the group has no completed run.
+    Means are computed over the completed runs of a group; if it has none, over all its runs.
 
     Attributes:
         rows: The runs of the group.
@@ -119,7 +121,7 @@ class Group:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings in which the compared runs differ, but not the group's averaged runs."""
+        """Settings that differ between compared runs, but are equal in the averaged runs."""
         rows = self.averaged
         return {
             key: value
@@ -191,7 +193,7 @@ class Group:
     def like(self, other: "Group | None", measure: Measure) -> bool | None:
         """Return whether a measure of two groups differs by no more than noise.
 
-        Return None if the other group is missing or the same group, or if noise cannot be
+        Return None if there is no other group, if it is this group, or if the noise cannot be
         estimated.
         """
         if other is None or self.is_same(other):
@@ -237,7 +239,7 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _alike(known: Mapping[int, Conditions], one: int, other: int) -> bool:
-    """Return whether two runs differ only in their seed; False if a configuration is unknown."""
+    """Return whether two runs differ only in their seed; False if a run's settings are unknown."""
     return one in known and other in known and not unequal(known[one], known[other])
 
 

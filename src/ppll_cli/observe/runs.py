@@ -200,7 +200,7 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
     """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
 
-    If one evaluation has no time, an older program began the run, and all times are set to None.
+    If any evaluation has no time, an older program began the run, and all times are set to None.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:

@@ -225,7 +225,7 @@ class Guarded:
                 continue
             try:
                 getattr(self._tracker, what)(*arguments)
-            except BaseException as error:  # SystemExit too, which would end this thread silently
+            except BaseException as error:  # even SystemExit, which would end the thread silently
                 said = type(error).__name__
                 with suppress(Exception):  # converting an exception to text may fail
                     said += f": {error}"

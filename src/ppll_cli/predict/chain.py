@@ -1,8 +1,8 @@
 """A chain of copies of a model's units, which are trained one step after another.
 
 A profile times the chain's units; neighbours train the chain to keep other cores busy. Units are
-timed inside a training step of the whole chain, because there tensors fill the caches, and memory
-is allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less time.
+timed inside a training step of the whole chain, in which tensors fill the caches, and memory is
+allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence

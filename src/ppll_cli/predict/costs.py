@@ -48,8 +48,8 @@ def instruction_times(
 ) -> list[Times]:
     """Return the seconds that each stage's instructions take.
 
-    Receiving takes no time, because stages read messages in place. Loading the next batch takes
-    none either, because a separate thread does it.
+    Receiving counts as 0 seconds, because stages read messages in place. Loading the next batch
+    counts as 0 seconds, because a separate thread loads it.
 
     Args:
         job: The job.

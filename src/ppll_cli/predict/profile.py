@@ -69,7 +69,7 @@ class Profile:
         device: The device on which units are measured.
         receiver: The device to which messages are copied. It differs from `device` if there are
             several devices.
-        threads: CPU threads, as many as a worker has.
+        threads: Number of CPU threads, the same as in a worker.
         numerics: Precision and determinism, the same as in workers.
         compiled: Whether workers compile their networks by torch.compile.
         recompute: Whether the backward pass of a unit runs the forward pass again.
@@ -106,7 +106,7 @@ class Profile:
         Args:
             samples: Number of samples of a batch.
             neighbours: How many other processes compute at the same time.
-            threads: CPU threads; None for as many as this profile has.
+            threads: CPU threads; None for the number of threads of this profile.
         """
         key = (samples, neighbours, threads or self.threads)
         if key not in self._family:
@@ -236,7 +236,7 @@ class Profile:
         return known["input_s"], known["weight_s"]
 
     def _measure_units(self) -> None:
-        """Measure all kinds of units in one chain, unless all have been measured before."""
+        """Measure all kinds of units in one chain; do nothing if the results are known already."""
         chosen = self._chosen()
         keys = [self._key(index, first) for index, first in chosen]
         if {"parameter", *keys} <= self._known.keys():

@@ -39,7 +39,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Set a mark after all work that the device has been given so far."""
+        """Set a mark after all work that has been queued on the device until now."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -63,8 +63,8 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
     On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. A step
     returns only when the device has finished it, so the warm-up is over when timing begins.
 
-    The median is used, not the minimum, because steps of a run are sometimes slow too: when memory
-    is allocated or when neighbours use the caches.
+    The median is used, because some steps of a run are slow: when memory is allocated, or when
+    other processes use the caches. The minimum would ignore this.
 
     Args:
         step: Runs one step, and returns measured times in seconds.
@@ -92,7 +92,7 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the storages that autograd saves while the body runs, except those of `others`.
+    """Collect the storages that autograd saves while the body runs; leave out tensors of `others`.
 
     Yields:
         A dictionary with the bytes of each storage by address, which is filled while the body runs.

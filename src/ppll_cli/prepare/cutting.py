@@ -24,8 +24,8 @@ from ppll_cli.predict.profile import Measured, Profile
 BACKWARD = 3
 """Cost of a forward and backward pass together, divided by that of the forward pass alone.
 
-For each matrix product of the forward pass, the backward pass has two: one for the gradients of the
-weights and one for those of the inputs."""
+For each matrix product of the forward pass, the backward pass has two products: one for the
+gradients of the weights, and one for the gradients of the inputs."""
 
 STEP_FLOPS = 10
 """Approximate floating point operations of the optimizer's step for one parameter."""
@@ -293,7 +293,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
         # The cost may depend a little on the other modules; assume that these have equal sizes.
         modules_left, units_left = stages - module - 1, count - stop
         if units_left < modules_left or (units_left and not modules_left):
-            return float("inf")  # no partition can end the module there
+            return float("inf")  # no partition can end the module before unit `stop`
         early = _even(stop, module + 1)
         late = _even(units_left, modules_left) if modules_left else []
         return auxiliary([*early, *(range(stop + r.start, stop + r.stop) for r in late)], module)

@@ -122,8 +122,8 @@ class Subject:
         """Return the end of each module, and the tensors that exist before each unit.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or exports a tensor or
-                watches a unit that it must not.
+            ConfigError: The local method does not apply to the model, or it exports a tensor, or
+                watches a unit, that is not allowed.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
@@ -229,7 +229,7 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    # `local=greedy` gives this key to a user's class too, which may not have such an argument.
+    # `local=greedy` passes this key even to a user's class, which may not have such an argument.
     if local.get("detection_head") is None:
         local.pop("detection_head", None)
     if settings.fba.enabled and "bank" in local:  # fill in the bank's defaults, to record them
