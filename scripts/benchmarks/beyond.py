@@ -48,11 +48,11 @@ class Case:
         length: The configuration key for the number of samples per epoch, and this number.
         cuts: For each number of modules, the first units of all modules but the first. The last
             module never has the head alone, because no local loss trains features for it.
-        metrics: Heading and format of each metric. The first metric is compared with that of bp.
+        metrics: Heading and format of each metric. A column compares the first metric with bp's.
         reference: Name of a method without training, and its key in the results for each metric;
-            None if there is none.
-        brief: Further overrides of runs for speed and memory. They keep the evaluation smaller than
-            the training.
+            None if the case has no such method.
+        brief: Further overrides for runs that measure speed and memory. With them, an evaluation is
+            smaller than the training.
     """
 
     title: str
@@ -72,9 +72,9 @@ class Case:
 def super_resolution(scale: int, patch: int) -> Case:
     """Return the case of EDSR with 8 residual units of 32 channels.
 
-    Back-propagation with 2,000 steps takes about five minutes on one thread. For x2 its PSNR is
-    then 1.8 dB above that of bicubic enlargement. Patches for x4 are smaller, because in the same
-    time many small patches gave a better PSNR than few large ones.
+    Back-propagation with 2,000 steps takes about five minutes on one thread. For x2, its PSNR is
+    then 1.8 dB above the PSNR of bicubic enlargement. Patches for x4 are smaller, because in the
+    same time many small patches gave a better PSNR than few large patches.
     """
     return Case(
         title=f"Super-resolution x{scale}",

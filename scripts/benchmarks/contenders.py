@@ -70,7 +70,8 @@ TORCH: dict[str, tuple[str, MakeTrainer]] = {
 that trains a rank."""
 
 UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
-"""Rows of ppll's stages without channels: by name, the class that measures them."""
+"""Rows that train the stages of `ppll` without channels: for each name, the class that measures the
+row."""
 
 LONG = (
     *("ppll", "bound", "bound_in_turn", "ll", "ppll_queue"),

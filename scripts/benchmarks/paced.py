@@ -51,7 +51,7 @@ class PacedCourse(Course):
     orders: Connection
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Yield all training batches and marks, and the end, in order."""
+        """Yield the batches of all orders, a mark after each span of batches, and at last the end."""
         step, per_epoch = start, self.steps_per_epoch
         while spans := self._order():
             for batches in spans:
@@ -114,7 +114,7 @@ class Workers:
 
     Args:
         name: The name of the contender in errors.
-        job: The job. Its course is paced.
+        job: The job, whose course is a `PacedCourse`.
         transport: The transport, which makes the channels between the workers.
         lines: The groups of stages that follow the same orders.
     """
@@ -144,7 +144,7 @@ class Workers:
         return self.job.course.batch_size / max(line.step_s for line in self.lines)
 
     def spans(self, line: Line, seconds: float) -> list[int]:
-        """Return an order whose second span takes about this time, with a full pipeline."""
+        """Return an order whose second span takes about `seconds`, with a full pipeline."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
         # Without a tail, the first stages would run out of work before the last stages, at the

@@ -1,7 +1,7 @@
 """Trains the same units with torch's own pipeline schedules and DDP.
 
-Each rank has a trainer. Its networks and its optimizer are made by `HeldChunk`, as for the workers
-of this program, and its batches come from the same `BatchMaker`.
+Each rank has a trainer. The trainer gets its networks and its optimizer from `HeldChunk`, and its
+batches from `BatchMaker`, like the workers of this program.
 
 Legend: B batch, C channels, H height, W width.
 """

@@ -183,7 +183,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
 
-    # This makes Hydra raise exceptions instead of printing them and exiting with status 1.
+    # Let Hydra raise exceptions, instead of printing them and exiting with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()

@@ -25,7 +25,7 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
     """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
 
     Args:
-        folder: The folder of the sweep. It is kept if it is not in `made`.
+        folder: The folder of the sweep. It is only removed if it is in `made`.
         made: The folders that were made for the sweep.
     """
     if folder not in made or not folder.is_dir():

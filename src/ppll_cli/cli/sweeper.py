@@ -60,7 +60,7 @@ class BasicSweeper(Sweeper):
         params: For each key that the configuration, not the command line, sweeps over: its values.
 
     Attributes:
-        course: The sweep that this process runs.
+        course: The `Sweep` of this process, which `install` sets.
     """
 
     course: ClassVar[Sweep]

@@ -69,7 +69,7 @@ def word(text: str) -> str:
 
 
 def short_path(path: Path) -> str:
-    """Return a path for a command line, relative to the current directory if it is below that."""
+    """Return a path for a command line; a path inside the current directory becomes relative."""
     try:
         here = Path.cwd()  # the run directory if hydra.job.chdir=true
     except OSError:  # somebody removed the current directory

@@ -77,7 +77,7 @@ class Settings(Section):
     deterministic: bool
     progress_limit: Positive | None
     compile: bool
-    # These have defaults because the records of older runs lack them.
+    # The following keys have defaults, because the records of older runs lack them.
     recover: Recover = Field(default_factory=Recover)
     objective: str | None = None
     name: Word | None = None

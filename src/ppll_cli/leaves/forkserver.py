@@ -20,8 +20,8 @@ STOPPED_LIMIT_S = 6.0
 """Seconds that the fork server may be stopped (SIGSTOP) while it is asked to start a worker."""
 
 ANSWER_LIMIT_S = 600.0
-"""Seconds that the fork server may take to start a worker. It imports torch first, perhaps from
-a slow disk."""
+"""Seconds that the fork server may take to start a worker. Before the first worker, the server
+imports torch, perhaps from a slow disk."""
 
 LOOK_S = 0.5
 

@@ -57,7 +57,7 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that labels leave out: every run of the group has completed."""
+    """Return the status that labels leave out: the status of a group whose runs all completed."""
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
@@ -104,7 +104,7 @@ def shared(groups: Sequence[Group]) -> str:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """Yield notes that explain the picture's marks, and say what the picture leaves out."""
+    """Yield notes that explain the symbols in the picture, and say what the picture leaves out."""
     if any(group.seeds > 1 for group in comparison.groups):
         yield (
             "bar or large point: mean of a group's seeds; line: ± standard deviation; small "

@@ -17,7 +17,7 @@ STAGES_SHOWN = 8
 """Number of stages in the panels; wandb draws nothing for a stage that a run does not have."""
 
 RUN_SPEED = "train.samples_per_second"
-"""Key in a run's summary of its samples per second in the steady state."""
+"""The key of a run's summary whose value is the samples per second in the steady state."""
 
 
 METRICS = ("accuracy", "ap", "psnr")

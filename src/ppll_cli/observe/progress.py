@@ -96,8 +96,8 @@ class Progress:
     Args:
         start: Optimizer steps done before the run was resumed; 0 for a new run.
         steps: Optimizer steps at the end of the run.
-        replicas: Number of replicas of each stage. They are next to one another in the list of
-            workers.
+        replicas: Number of replicas of each stage. In the list of workers, replicas of a stage are
+            next to one another.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:

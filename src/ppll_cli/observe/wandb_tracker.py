@@ -43,7 +43,7 @@ them."""
 
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
-"""Older names of the modes online and offline, which `WANDB_MODE` may still contain."""
+"""Older names of the modes online and offline, which are still possible values of `WANDB_MODE`."""
 
 OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
 
@@ -141,7 +141,7 @@ class WandbTracker:
     def _best_counts(self, key: str) -> None:
         """Tell wandb to keep the highest value of a metric in the summary, besides the last one.
 
-        wandb must be told once for each metric, before the first value.
+        wandb needs this call once for each metric, before the first value.
         """
         if key not in self._with_best:
             self._with_best.add(key)

@@ -30,8 +30,8 @@ FORMAT = 4
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured, in the model's order. This many units fill
-caches like a stage, and are few enough for very deep models."""
+"""Largest number of equal units that are measured, in the model's order. These units are enough to
+fill caches like a stage, and few enough to measure very deep models quickly."""
 
 LEAST_S = 1e-9
 """Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a
@@ -262,8 +262,8 @@ class Profile:
 
         Args:
             index: Index of the unit.
-            first: Whether the unit is the first of a module. This does not matter if the unit reads
-                only the data of a batch.
+            first: Whether the unit is the first of a module. The key is the same for both values if
+                the unit reads only the data of a batch.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)

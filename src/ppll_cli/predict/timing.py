@@ -17,7 +17,8 @@ from ppll_cli.tasks.task import Task
 WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 """How often a step runs before it is timed, how often it is timed, and for how many seconds.
 
-After `BUDGET_S` seconds, timing ends before `REPETITIONS`, but not before three repetitions."""
+Timing ends after `REPETITIONS` repetitions or, if there were at least three, after `BUDGET_S`
+seconds."""
 
 CUDA_WARMUP_S = 0.5
 """Seconds that a CUDA device is kept busy before timing, because it is slow after an idle time."""

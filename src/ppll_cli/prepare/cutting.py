@@ -22,7 +22,7 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.predict.profile import Measured, Profile
 
 BACKWARD = 3
-"""Cost of a forward and backward pass together, divided by that of the forward pass alone.
+"""Cost of a forward and backward pass together, divided by the cost of the forward pass alone.
 
 For each matrix product of the forward pass, the backward pass has two products: one for the
 gradients of the weights, and one for the gradients of the inputs."""

@@ -268,8 +268,8 @@ def _traced(
 ) -> list[TracedUnit]:
     """Trace a sample through the units; trace units with the same recipe only once.
 
-    Traces of units of the program's own models are kept for the next configuration that this
-    process prepares, as in a sweep.
+    This process stores traces of units of the program's own models, and reuses them for its next
+    configuration, for example in a sweep.
     """
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
