@@ -51,7 +51,7 @@ class PacedCourse(Course):
     orders: Connection
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Yield the batches of all orders, a mark after each span of batches, and at last the end."""
+        """Yield the batches of all orders, a mark after each span of batches, and then the end."""
         step, per_epoch = start, self.steps_per_epoch
         while spans := self._order():
             for batches in spans:
