@@ -88,7 +88,7 @@ class Outcome:
             seconds to the end of its workers.
         left: Processes and shared memory that remained after the run.
         resumed_from: The step after which the run was continued; None if it was started again.
-        recovered: Whether the weights equal those of the run without a fault.
+        recovered: Whether the weights are equal to the weights of a run without a fault.
         notes: Descriptions of all failed checks.
     """
 

@@ -169,7 +169,7 @@ class Planner:
         return lines + self._bounds(gpus)
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on the cost of auxiliary networks up to which ppll is the fastest."""
+        """Return notes on the largest cost of auxiliary networks at which ppll is the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

@@ -149,6 +149,6 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     if counted_s <= 0:
         return None
     spent = {kind: now.spent_s[kind] - before.spent_s[kind] for kind in KINDS}
-    # `counted_s` and `spent_s` are not read at the same instant.
+    # `counted_s` and `spent_s` are not read at the same instant, so `spent_s` may be larger.
     whole_s = max(counted_s, sum(spent.values()))
     return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}

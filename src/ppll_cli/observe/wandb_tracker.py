@@ -274,7 +274,7 @@ class WandbTracker:
             said = "wandb had not finished uploading after %g s; to upload the rest: %s"
             log.warning(said, self._finish_s, self._how_to_sync())
         finally:
-            wandb.teardown()  # otherwise its process stays until the program ends
+            wandb.teardown()  # otherwise wandb's process runs until the program ends
 
     def _how_to_sync(self) -> str:
         return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"
