@@ -33,7 +33,7 @@ class Screen:
     """Emulates the part of a terminal that a live display needs: lines that are written and erased.
 
     Attributes:
-        frames: The lines of the screen each time before a complete display is redrawn.
+        frames: For each complete display, the lines of the screen just before it is redrawn.
     """
 
     def __init__(self) -> None:

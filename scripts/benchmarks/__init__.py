@@ -1,1 +1,1 @@
-"""Benchmarks: a module for each NAME of `scripts/benchmark NAME`, and parts that they share."""
+"""Benchmarks: a module for each NAME of `scripts/benchmark NAME`, and modules that these share."""

@@ -30,7 +30,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Run the benchmark named by the first argument, with the other arguments as its options."""
+    """Run the benchmark that the first argument names, with the further arguments as options."""
     name, *arguments = sys.argv[1:] or [""]
     if name not in NAMES:
         possible = ", ".join(NAMES)

@@ -5,7 +5,7 @@ small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-pro
 into 2 and 4 modules, by local losses: the task's smallest head (greedy), the Simple Local Module
 alone (fba off), and the Simple Local Module with the feature bank (fba on). All rows of a case have
 the same number of training steps. In detection with two modules, no earlier module could put
-features into a bank. So fba on equals fba off there, and both rows share one run.
+features into a bank. So in this case fba on equals fba off, and both rows share one run.
 
 Metrics are measured under `schedule=ll` with one thread, which gives bit-identical weights to
 `ppll`, so several rows are trained at the same time. Speed and memory are measured in short runs,
@@ -48,11 +48,11 @@ class Case:
         length: The configuration key for the number of samples per epoch, and this number.
         cuts: For each number of modules, the first units of all modules but the first. The last
             module never has the head alone, because no local loss trains features for it.
-        metrics: Heading and format of each metric. The first metric is compared with that of bp.
+        metrics: Heading and format of each metric. A column compares the first metric with bp's.
         reference: Name of a method without training, and its key in the results for each metric;
-            None if there is none.
-        brief: Further overrides of runs for speed and memory. They keep the evaluation smaller than
-            the training.
+            None if the case has no such method.
+        brief: Further overrides for runs that measure speed and memory. With them, an evaluation is
+            smaller than the training.
     """
 
     title: str
@@ -72,9 +72,9 @@ class Case:
 def super_resolution(scale: int, patch: int) -> Case:
     """Return the case of EDSR with 8 residual units of 32 channels.
 
-    Back-propagation with 2,000 steps takes about five minutes on one thread. For x2 its PSNR is
-    then 1.8 dB above that of bicubic enlargement. Patches for x4 are smaller, because in the same
-    time many small patches gave a better PSNR than few large ones.
+    Back-propagation with 2,000 steps takes about five minutes on one thread. For x2, its PSNR is
+    then 1.8 dB above the PSNR of bicubic enlargement. Patches for x4 are smaller, because in the
+    same time many small patches gave a better PSNR than few large patches.
     """
     return Case(
         title=f"Super-resolution x{scale}",
@@ -166,7 +166,10 @@ def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
 
 
 def _same(name: str, method: str, modules: int) -> str:
-    """Return the method with the same training: fba off for detection with fba on and 2 modules."""
+    """Return the method that is run for a row. Rows with the same training share one run.
+
+    For detection with 2 modules, fba on has the same training as fba off.
+    """
     return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 

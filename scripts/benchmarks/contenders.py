@@ -55,7 +55,7 @@ OURS = {
     "bp_all_threads": ["schedule=bp", "partition=uniform", f"threads={usable_cores()}"],
     "bp_replicas": ["schedule=bp", "partition=uniform"],
 }
-"""Rows of this program's schedules: the overrides of each by name."""
+"""Rows of this program's schedules: the overrides of each row, by its name."""
 
 TORCH: dict[str, tuple[str, MakeTrainer]] = {
     "torch_gpipe_m4": ("gpipe_m4", GPipeTrainer),
@@ -70,7 +70,8 @@ TORCH: dict[str, tuple[str, MakeTrainer]] = {
 that trains a rank."""
 
 UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
-"""Rows of ppll's stages without channels: by name, the class that measures them."""
+"""Rows that train the stages of `ppll` without channels: for each name, the class that measures the
+row."""
 
 LONG = (
     *("ppll", "bound", "bound_in_turn", "ll", "ppll_queue"),
@@ -102,7 +103,7 @@ class Contender(Protocol):
         ...
 
     def measure(self, seconds: float) -> float:
-        """Train for about this time, and return the speed in samples per second."""
+        """Train for about this many seconds, and return the speed in samples per second."""
         ...
 
     def finish(self) -> list[int | None]:
@@ -120,7 +121,7 @@ class Case:
     Args:
         model: Key of `MODELS`.
         gpus: Number of stages.
-        overrides: Overrides for all contenders, in addition to those of the benchmark.
+        overrides: Overrides for all contenders, in addition to the benchmark's own overrides.
 
     Attributes:
         overrides: All overrides that the contenders share.
@@ -156,7 +157,7 @@ class Case:
         return self.job("ppll").devices
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return stages and transports of this program's rows, and devices, for the result file."""
+        """Return what the result file says of this program's rows: stages, transports, devices."""
         ours = [name for name in names if name in OURS]
         units = {name: self.prepared(name)[1].units for name in ours}
         return {

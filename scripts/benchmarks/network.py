@@ -6,8 +6,8 @@ machine, then over each link, in one or more rounds. The table shows the median 
 relative to the median speed on one machine, and the bytes that are sent per batch. In `bf16` rows
 the sent tensors are rounded to 16 bits. `ddp` is torch's `DistributedDataParallel` with its
 defaults. The table also compares the measured speeds with predictions of `ppll-plan`, which are
-computed from one profile and from the measured latency and speed of each link. `--accuracy` instead
-compares the test accuracy with and without rounding, on data that its overrides choose.
+computed from one profile and from the measured latency and speed of each link. With `--accuracy`,
+the benchmark instead compares the test accuracy with and without rounding, for the given settings.
 Without options the benchmark trains a ViT under three schedules, in seven minutes on two cores.
 """
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def overrides_of(model: str, name: str, steps: int) -> tuple[str, ...]:
-    """Return the overrides of a row, which are the same on one machine and on two."""
+    """Return the overrides of a row, which are the same for one machine and for two machines."""
     return (*COMMON, *MODELS[model], *ROWS[name], f"max_steps={steps}")
 
 
@@ -139,9 +139,9 @@ def markdown(result: Mapping[str, Any]) -> str:
 def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return the predicted samples per second of a row: on one machine, and over each link.
 
-    Empty for `ddp`. Both namespaces share this machine's cores and memory, so their workers slow
-    each other down, unlike workers on two real machines. Therefore the prediction for a link counts
-    all workers as workers of one machine.
+    The result is empty for `ddp`. Both namespaces share this machine's cores and memory, so their
+    workers slow each other down, unlike workers on two real machines. Therefore the prediction for
+    a link counts all workers as workers of one machine.
     """
     if name == DDP:
         return {}

@@ -29,8 +29,8 @@ LIMIT_S = 60.0
 """Time limit in seconds for each event that is waited for."""
 
 EPOCH = 50
-"""Number of steps in an epoch, and value of `log_every`. Without marks, workers report only
-then."""
+"""Number of steps in an epoch, and value of `log_every`. Besides marks, only the end of an epoch
+makes workers report."""
 
 WARM_UP = (3, 3)
 """Lengths of two spans before the measurements: in the first one memory is allocated, in the second
@@ -51,7 +51,7 @@ class PacedCourse(Course):
     orders: Connection
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Yield all training batches and marks, and the end, in order."""
+        """Yield the batches of all orders, a mark after each span of batches, and then the end."""
         step, per_epoch = start, self.steps_per_epoch
         while spans := self._order():
             for batches in spans:
@@ -71,7 +71,7 @@ class PacedCourse(Course):
 
 def paced(job: Job) -> tuple[Job, Connection]:
     """Return the job with a paced course, and the connection to which its orders are sent."""
-    # Otherwise a worker would also report at other steps than the ends of such epochs.
+    # Otherwise a worker would also report at steps that are not multiples of EPOCH.
     assert job.course.steps_per_epoch % EPOCH == job.course.log_every % EPOCH == 0
     received, sent = Pipe(duplex=False)
     # Fields are copied one by one, because `vars` would include cached properties.
@@ -114,7 +114,7 @@ class Workers:
 
     Args:
         name: The name of the contender in errors.
-        job: The job. Its course is paced.
+        job: The job, whose course is a `PacedCourse`.
         transport: The transport, which makes the channels between the workers.
         lines: The groups of stages that follow the same orders.
     """
@@ -144,11 +144,11 @@ class Workers:
         return self.job.course.batch_size / max(line.step_s for line in self.lines)
 
     def spans(self, line: Line, seconds: float) -> list[int]:
-        """Return an order whose second span takes about this time, with a full pipeline."""
+        """Return an order whose second span takes about `seconds`, with a full pipeline."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
-        # At the end of the second span, the first stages would run out of work before the last
-        # ones.
+        # Without a tail, the first stages would run out of work before the last stages, at the
+        # end of the second span.
         tail = self.job.depth * (self.job.stages - 1) if self.job.local_learning else 0
         return [fill, steps, tail] if tail else [fill, steps]
 

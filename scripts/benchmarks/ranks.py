@@ -27,13 +27,13 @@ from scripts.benchmarks.runs import RunFailedError
 from scripts.benchmarks.torch_trainers import Trainer
 
 LEAVE_S = 5.0
-"""Seconds for a process to exit, and for further ranks to report failures after the first one."""
+"""Seconds for a process to exit, and for other ranks to report failures after a first failure."""
 
 MakeTrainer = Callable[[Job, int], Trainer]
 
 
 class Orders(Protocol):
-    """The source of a rank's orders, which also takes the answers; usually a pipe."""
+    """A connection that gives orders to a rank and takes its answers; usually a pipe."""
 
     def recv(self) -> Any:
         """Return the next order: lengths of spans of steps."""
@@ -142,7 +142,7 @@ class Ranks:
             for pipe in ready:
                 assert isinstance(pipe, Connection)
                 answers[waited[pipe]] = answer = self._receive(pipe)
-                if isinstance(answer, _Failure):  # other ranks may fail too, soon after it
+                if isinstance(answer, _Failure):  # other ranks may fail soon after this rank
                     until = min(until, perf_counter() + LEAVE_S)
             if not ready:
                 break

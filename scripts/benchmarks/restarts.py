@@ -1,7 +1,7 @@
 """`scripts/benchmark restarts`: kills and stops single stages of runs with `recover=stage`.
 
-Each short run of a small model has one fault or two, at random moments: in the start-up, training,
-an evaluation, a checkpoint, in the midst of a snapshot, twice in a row, or in two stages at once.
+Each short run of a small model has one fault or two, at random moments: during the start-up,
+training, an evaluation, a checkpoint or a snapshot, twice in a row, or in two stages at once.
 The run must end with exit status 0 and with the weights of a run without a fault, bit for bit. Only
 stages that were hit may get a new process, and nothing may be left behind. The exit status is 1 if
 any run fails one of these checks.

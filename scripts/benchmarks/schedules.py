@@ -10,21 +10,21 @@ table shows medians over the rounds.
   cuts other stages; `torch_gpipe_m4` has the stages of `gpipe_m4`, and so on. `ddp` is torch's
   `DistributedDataParallel` with its defaults, where each rank trains a part of the batch;
   `bp_replicas` is `schedule=bp` with the same number of replicas.
-- `bp` and `ll` have one worker with one thread. On a CPU back-propagation could use more, so
-  the row `bp_all_threads` is measured too.
+- `bp` and `ll` have one worker with one thread. On a CPU, back-propagation could use more threads,
+  so there is a row `bp_all_threads`.
 - `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent;
   the slowest stage determines the speed. `bound_in_turn`: the same stages train one after another.
   The ratio of both speeds, `ceiling`, is the largest possible gain of `ppll` over `ll` on this
   machine's memory system.
 
-For rows of this program, the timed interval begins when a mark after some batch reaches the last
-stage, and ends when a later mark does. The pipeline is full for the whole interval; only `gpipe`
-and similar schedules drain it in each step, by design. For rows of torch, whole steps between two
-barriers are timed. The time includes loading batches and the optimizer steps; only the last rank of
-torch's pipelines loads its labels before. For a fair comparison, torch's ranks are started by this
-program's fork server, with the same settings of the allocator, and their networks have the same
-memory layout. Peak memory is measured for each process in its steady state, minus its memory before
-the model was built.
+For rows of this program, marks follow some batches through the pipeline (see `paced`). The timed
+interval begins when a mark reaches the last stage, and ends when a later mark reaches it. The
+pipeline is full for the whole interval; only `gpipe` and similar schedules drain it in each step,
+by design. For rows of torch, whole steps between two barriers are timed. The time includes loading
+batches and the optimizer steps, but the last rank of torch's pipelines loads its labels before the
+timed steps. For a fair comparison, torch's ranks are started by this program's fork server, with
+the same settings of the allocator, and their networks have the same memory layout. Peak memory is
+measured for each process in its steady state, minus its memory before the model was built.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def measure(
 
 
 def ratios(speed: Mapping[str, float]) -> dict[str, float]:
-    """Return those of `RATIOS` for which both rows were measured."""
+    """Return each ratio of `RATIOS` for which both rows were measured."""
     return {
         key: speed[name] / speed[other]
         for key, (name, other) in RATIOS.items()

@@ -46,12 +46,12 @@ class Process:
 
 
 class Session:
-    """A program in its own session. As a context manager, it kills all its processes at the end.
+    """Runs a program in its own session, and kills all its processes at the end of a with block.
 
     Args:
         command: The program and its arguments.
         output: The file to which the program's output is written.
-        environment: Environment variables, in addition to those of this process.
+        environment: Environment variables, in addition to the variables of this process.
 
     Attributes:
         started_s: The time when the program was started, on the monotonic clock.
@@ -155,14 +155,14 @@ def ppll_run(*arguments: str) -> list[str]:
 
 
 def names_in_shared_memory() -> set[str]:
-    """Return all names in shared memory but semaphores, which do not belong to a single run."""
+    """Return all names in shared memory, without semaphores: they belong to no single run."""
     with suppress(OSError):
         return {name for name in os.listdir(SHARED_MEMORY) if not name.startswith("sem.")}
     return set()
 
 
 def _unused(before: set[str]) -> set[str]:
-    """Return new names in shared memory that no process uses, not even of other programs."""
+    """Return new names in shared memory that no process of any program uses."""
     found = names_in_shared_memory() - before
     return found - _used(found) if found else found
 

@@ -3,8 +3,9 @@
 Each short run of a small model has one fault: a worker, the fork server or the parent process is
 killed, a worker is stopped, the run is asked to end, or its newest checkpoint is damaged. The time
 of the fault and the worker are chosen at random from `--seed`. The run must end as documented and
-leave no process and no shared memory behind. After `resume` it must reach bit-identical weights to
-those of a run without a fault. The exit status is 1 if any run fails one of these checks.
+leave no process and no shared memory behind. After `resume`, its final weights must be
+bit-identical to the weights of a run without a fault. The exit status is 1 if any run fails one of
+these checks.
 """
 
 import argparse
@@ -87,7 +88,7 @@ class Outcome:
             seconds to the end of its workers.
         left: Processes and shared memory that remained after the run.
         resumed_from: The step after which the run was continued; None if it was started again.
-        recovered: Whether the weights equal those of the run without a fault.
+        recovered: Whether the weights are equal to the weights of a run without a fault.
         notes: Descriptions of all failed checks.
     """
 
@@ -274,7 +275,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
 
 
 def _resumed_from(printed: str) -> int:
-    """Return the step after which a run was continued, from its output; 0 if it says none."""
+    """Return the step after which a run was continued, from its output; 0 if no step is named."""
     _, told, rest = printed.partition("continuing after step ")
     return int(rest.split(",")[0]) if told else 0
 

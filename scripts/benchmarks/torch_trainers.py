@@ -1,7 +1,7 @@
 """Trains the same units with torch's own pipeline schedules and DDP.
 
-Each rank has a trainer. Its networks and its optimizer are made by `HeldChunk`, as for the workers
-of this program, and its batches come from the same `BatchMaker`.
+Each rank has a trainer. The trainer gets its networks and its optimizer from `HeldChunk`, and its
+batches from `BatchMaker`, like the workers of this program.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -179,7 +179,10 @@ class InterleavedTrainer(PipelineTrainer):
 
 
 class ZeroBubbleTrainer(PipelineTrainer):
-    """Trains a rank with torch's interleaved zero bubble, which orders backward halves as ZB-H1."""
+    """Trains a rank with torch's interleaved zero-bubble schedule.
+
+    It orders the two halves of backward passes in the same way as ZB-H1.
+    """
 
     schedule = ScheduleInterleavedZeroBubble
 

@@ -5,9 +5,9 @@ Another process sends a tensor to this process. The time is measured from before
 computes, as a stage does. For comparison, the time to copy the same tensor within one process is
 measured. The results are medians of alternating repetitions.
 
-With CUDA devices, messages from the first device to the last one are measured too. There only one
-message is sent at a time, and its time ends when the tensor is on the device. In the row "bulk",
-many messages follow one another without a pause, and are compared with copies.
+With CUDA devices, messages from the first device to the last one are measured too. Of these, only
+one is sent at a time, and its time ends when the tensor is on the device. In the row "bulk", many
+messages follow one another without a pause, and are compared with copies.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from scripts.benchmarks.runs import machine
 RESULT = Path("outputs/benchmark/transport.json")
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
 BULK = 256 << 20
-"""Bytes of a bulk message on CUDA. In smaller ones the host's work takes longer than the copy."""
+"""Bytes of a bulk message on CUDA. For a smaller message, the host works longer than the copy."""
 SLOTS = 3
 LIMIT_S = 60.0
 
@@ -180,7 +180,7 @@ def _produce_edge(
     repetitions: int,
     go: Connection,
 ) -> None:
-    """Run the sending process of `measure_edge`, which waits for a signal before each sender."""
+    """Run the sending process of `measure_edge`. It waits for a signal before it uses a sender."""
     torch.set_num_threads(1)
     _open([*single.values(), *steady.values()])
     for size in sizes:
@@ -240,7 +240,7 @@ def _message_s(receiver: Receiver, messages: int, device: str) -> float:
 
 
 def _copy_s(size: int, source: str, target: str) -> float:
-    """Return the seconds of a copy from one device's memory to the other's."""
+    """Return the seconds of a copy from the memory of `source` to the memory of `target`."""
     here = torch.ones(size, dtype=torch.uint8, device=source)
     there = torch.empty(size, dtype=torch.uint8, device=target)
     if source == "cpu":

@@ -1,7 +1,7 @@
 """Measures an upper bound of PPLL's speed: each stage trains on its own inputs, without channels.
 
-The workers are those of the real job, but their channels are replaced: a receiver always has a next
-batch, which consists of the same few tensors again and again, and a sender drops its messages. So
+The workers are the workers of the real job, but their channels are replaced: a receiver always has
+a next batch, with tensors that are used again and again, and a sender drops its messages. So
 the time excludes all costs of a transport, and the time that stages wait for one another. It still
 includes the slowdown of processes that share the machine.
 """
@@ -64,7 +64,7 @@ class Endless:
         """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the course has another item, unless one is ready. Return True."""
+        """Wait until the course has another item, unless a message is ready. Return True."""
         if self._header is None:
             self._header = Header(next(self._items), chunk=self._chunk)
         return True
@@ -132,7 +132,7 @@ class NoTransport:
 
 
 class InTurn(Workers):
-    """Workers whose lines train one after the other."""
+    """Workers whose lines (see `paced.Line`) train one after another."""
 
     def measure(self, seconds: float) -> float:
         """Train for about this time, and return the samples per second of all lines in turn."""

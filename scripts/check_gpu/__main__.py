@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             for group in needed([*groups(check)], options.only):
                 run_steps(check, group.steps, group.width)
-        finally:  # after an exception too, the results so far are shown
+        finally:  # show the results so far, even after an exception
             print(f"\n{check.report.table()}", flush=True)  # noqa: T201
             print(f"written to {options.output}", flush=True)  # noqa: T201
     return 1 if check.report.failed() else 0

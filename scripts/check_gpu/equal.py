@@ -57,7 +57,7 @@ class Hurt:
     signal: signal.Signals
 
     def act(self, check: Check) -> Outcome:
-        """Send the signal after the first checkpoint, resume, and compare with an unhurt run."""
+        """Send the signal after the first checkpoint, resume, and compare with a faultless run."""
         start_s = monotonic()
         folder = check.folder(self.name)
         endless = [*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}"]
@@ -99,7 +99,7 @@ class Restarted:
     overrides: Sequence[str]
 
     def act(self, check: Check) -> Outcome:
-        """Kill a worker after the first checkpoint, stop later, compare with an unhurt run."""
+        """Kill a worker after the first checkpoint, stop later, compare with a faultless run."""
         start_s = monotonic()
         folder, whole = check.folder(self.name), check.folder(f"{self.name} whole")
         endless = [*self.overrides, "recover=stage", "max_steps=1000000"]

@@ -81,8 +81,7 @@ class Probe:
     def start(self) -> None:
         """Measure how long CUDA takes to start, and for how long it blocks other threads.
 
-        This matters because a starting worker is regarded as stopped if it sends no heartbeat for
-        60 s.
+        A launcher regards a starting worker as stopped if the worker sends no heartbeat for 60 s.
         """
         with Heartbeat() as heartbeat:
             start_s = perf_counter()

@@ -48,7 +48,7 @@ def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -
 
 
 def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
-    """Return the outcome of a step that could not run or not finish. It is no failure."""
+    """Return the outcome of a step that could not run or finish. This does not count as failure."""
     return Outcome("skipped", {"reason": reason}, output, seconds)
 
 

@@ -125,7 +125,7 @@ class Train:
     stops: bool = True
 
     def act(self, check: Check) -> Outcome:
-        """Train. A run that is too slow is skipped; one that ignores SIGTERM has failed."""
+        """Train. If the run is too slow, the step is skipped; if it ignores SIGTERM, it failed."""
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
@@ -206,7 +206,7 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def any_known(value: Any) -> bool:
-    """Return whether a value is no list, or a list with a value that is not None."""
+    """Return False for a list in which all values are None, and True for any other value."""
     return not isinstance(value, list) or any(each is not None for each in value)
 
 

@@ -58,11 +58,12 @@ If a launcher runs jobs of a sweep in other processes, each process has its own 
 """
 
 _in_hand: "list[Sweep]" = []
-"""The `Sweep` of this process while its jobs run, also for a single run; empty at other times."""
+"""Holds the `Sweep` of this process while its jobs run; empty at other times. A single run has a
+`Sweep` too."""
 
 _stopped: list[Interrupted] = []
-"""Interrupts of earlier jobs of a sweep that another process runs. This process then skips the
-jobs that it still gets."""
+"""Interrupts of jobs in this process, if the launcher of a sweep runs jobs in other processes than
+the sweep's own. After an interrupt, this process skips all further jobs."""
 
 
 def main() -> NoReturn:
@@ -138,7 +139,7 @@ def _main(arguments: list[str]) -> None:
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
     """Run the launcher of one machine among several.
 
-    The launcher of machine 0 composes the configuration. The others follow its orders.
+    The launcher of machine 0 composes the configuration, and sends orders to the other launchers.
     """
     from ppll_cli.launch.machines.fleet import Fleet
 
@@ -182,7 +183,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
 
-    # This makes Hydra raise exceptions instead of printing them and exiting with status 1.
+    # Let Hydra raise exceptions, instead of printing them and exiting with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
@@ -210,7 +211,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             note_refusal(error)
             failures.append(error)
         except Interrupted as error:
-            if os.getpid() != sweep.process:  # the sweep's process would not get an exception
+            if os.getpid() != sweep.process:  # an exception would not reach the sweep's process
                 _stopped.append(error)
                 return None
             failures.insert(0, error)

@@ -64,7 +64,7 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override that makes Hydra search a user's folder too; empty without a folder."""
+    """Return the override that adds a user's folder to Hydra's search path; empty if None."""
     if config_dir is None:
         return []
     return [setting("hydra.searchpath", [f"file://{config_dir.resolve()}"])]
@@ -77,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         prog: The program's name.
         description: What the program does; lines are kept as they are.
         epilog: The end of `--help`; lines are kept as they are.
-        usage: The usage line; None for the one that argparse makes.
+        usage: The usage line; None for the usage line that argparse makes.
     """
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None) -> None:

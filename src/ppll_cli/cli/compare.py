@@ -76,7 +76,10 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """Return the folder for the files: the given folder of runs, else the current directory."""
+    """Return the folder for the files: a single given folder of runs, else the current directory.
+
+    A run directory is not used, because it holds the files of one run alone.
+    """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)
     return folders[0] if len(folders) == 1 and (of_runs or refused) else Path()
@@ -85,7 +88,7 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
 def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
-    If the picture cannot be drawn, this only logs a line.
+    If the picture cannot be drawn, the function logs a line and raises no error.
 
     Returns:
         The suffixes of the files `comparison.*` that were written.

@@ -151,7 +151,7 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data are preprocessed like the run's own data, unless the command line says otherwise.
+    Other data are preprocessed like the run's own data. The command line can override this.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that

@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
-"""Largest number of rows of a table. If there are more classes or pictures, those with the lowest
-metric are shown."""
+"""Largest number of rows of a table. If there are more classes or pictures, the table shows only
+the rows with the lowest metric."""
 
 MOST_LABELS = 3
-"""How many of a picture's most probable labels or boxes are printed; the file lists all."""
+"""Number of labels or boxes that are printed for a picture, the most probable first. The file
+`evaluation.json` lists all."""
 
 
 def report(asked: EvaluationRequest) -> None:
@@ -76,7 +77,7 @@ def report(asked: EvaluationRequest) -> None:
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:
-    """Return an evaluation as plain data, with the names of `summary.json`."""
+    """Return an evaluation as plain data, with the same keys as in `summary.json`."""
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
     if found.details is not None:
@@ -89,7 +90,7 @@ def _as_json(found: Evaluated) -> dict[str, Any]:
 def _predictions(
     run: LoadedRun, files: Sequence[Path], output: Path
 ) -> Iterator[Mapping[str, Any]]:
-    """Predict from each picture, save the drawings of predictions, and yield the results."""
+    """Predict from each picture, save a drawing of the prediction, and yield the result."""
     for number, file in enumerate(files):
         try:
             found = run.predict(file)
@@ -148,13 +149,19 @@ def _show(
 
 
 def _summary(found: Evaluated, run: LoadedRun) -> str:
-    """Return the split and its metric as text, as a run's last line shows them."""
+    """Return the split and its metric as text, as in the last line of a run's output."""
     metric = run.task.metric
     return f"{found.split} {metric} {_number(found.result.get(metric))}"
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":
-    """Return a table of the entries; if there are too many, of those with the lowest metric."""
+    """Return a table of the entries. If they are too many, leave out entries with a high metric.
+
+    Args:
+        kind: What an entry describes, such as "class": the key of its name.
+        entries: For each class or picture, its name and numbers.
+        metric: Name of the task's metric.
+    """
     from rich.table import Table
 
     names = list(entries[0])

@@ -18,14 +18,14 @@ class EvaluationRequest:
         settings: The same configuration as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         ema: Whether averaged weights are evaluated.
-        split: The split to evaluate; None to evaluate none, and only predict.
+        split: The split to evaluate; None to predict without an evaluation.
         data: Name of the data set's option.
-        other_data: Name of the data set's option if the run used another one; None if it used this
-            one.
+        other_data: Name of the data set's option if the run was trained on other data; None if it
+            was trained on the same data.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files to predict from.
         output: Folder for the results.
-        classes: Names of the classes that the run learnt; empty if not recorded.
+        classes: Names of the classes that the run learnt; empty if the run recorded no names.
     """
 
     run_dir: Path

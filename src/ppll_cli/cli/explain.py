@@ -131,7 +131,7 @@ def _options_with(group: str, name: str) -> list[str]:
 
 
 def _keys(given: Mapping[str, str]) -> list[str]:
-    """Return all keys of the configuration, such as `optim.lr`, for the options given."""
+    """Return all keys of the configuration, such as `optim.lr`, with the given options chosen."""
     chosen = [f"{k}={v}" for k, v in given.items() if v in _options(k)]
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -12,7 +12,7 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
 
     Args:
         run_dir: The run directory.
-        ours: Names of the files and folders that Hydra made there.
+        ours: Names of the files and folders that Hydra made in the run directory.
         made: The folders that were made for the run; None if unknown.
     """
     for name in ours:
@@ -25,7 +25,7 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
     """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
 
     Args:
-        folder: The folder of the sweep. It is kept if it is not in `made`.
+        folder: The folder of the sweep. It is only removed if it is in `made`.
         made: The folders that were made for the sweep.
     """
     if folder not in made or not folder.is_dir():
@@ -38,7 +38,9 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
 
 
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
-    """Remove a folder, then its parents; stop at one that is not empty or not made for the run.
+    """Remove a folder, then its parents, from the inside to the outside.
+
+    Stop at the first folder that is not empty, or that was not made for the run.
 
     Args:
         folder: The folder.

@@ -141,8 +141,8 @@ def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # Options in a user's folder are not found here. Then try without all other overrides: most
-        # names of folders do not depend on them.
+        # This does not find options in a user's folder. If it fails, try again with `run_dir`
+        # alone: most names of folders do not depend on other overrides.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

@@ -210,9 +210,9 @@ class Plan:
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run, with the same number of threads for every `gpus`.
 
-        If the configuration gives no `threads`, the CPU cores are divided among devices: among the
-        largest planned number of devices for which there are enough cores. A larger number of
-        devices is simulated with as many threads per device.
+        If the configuration gives no `threads`, the CPU cores are divided by the largest planned
+        number of devices for which there are enough cores. Larger numbers of devices are simulated
+        with the same number of threads per device.
         """
         config = self.configs[name]
         cores = usable_cores()
@@ -301,7 +301,7 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
 
 
 def _told(row: "Row") -> Iterator[str]:
-    """Yield lines about the fastest layout: speed, load of edges, and bytes that replicas send."""
+    """Yield lines about the fastest layout: speed, bytes on each edge, and bytes of averages."""
     found = row.prediction
     assert found is not None
     layout = f"{row.stages} stage" + "s" * (row.stages > 1)
@@ -329,7 +329,7 @@ def _told(row: "Row") -> Iterator[str]:
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
-    """Return the figure of each stage or edge or, if there are many, only the largest figure."""
+    """Return each stage's or edge's figure as text or, if there are many, only the largest."""
     if len(values) > FEW:
         return f"<= {text(max(values))}"
     return " / ".join(map(text, values))

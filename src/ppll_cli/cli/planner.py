@@ -45,14 +45,14 @@ class Row:
 class Planner:
     """Measures the units of a model once, and predicts many schedules from the measurements.
 
-    It is a context manager. At its end, the process that measures ends too.
+    A planner is a context manager. At the end of a with block, it ends the measuring process.
 
     Args:
         settings: Returns the settings of a run, given the name of a schedule, the number of devices
             and the number of replicas.
         schedules: Names of the schedules.
-        replicas: The numbers of replicas of each stage to predict for. If None, tables have one
-            replica, and `fastest` tries every divisor of the number of devices.
+        replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have
+            one replica, and `fastest` tries every divisor of the number of devices.
         interconnect: The links that carry messages and gradients.
         per_machine: Number of devices of each machine; None if one machine has all devices.
         neighbours: Largest number of other workers that compute on a worker's CPU; None for the
@@ -108,7 +108,7 @@ class Planner:
         }
 
     def fastest(self, gpus: int) -> Row | None:
-        """Return the schedule and layout with the highest predicted speed; None if none fits."""
+        """Return the row with the highest predicted speed; None if no layout is possible."""
         layouts = self.replicas or [n for n in range(1, gpus + 1) if gpus % n == 0]
         rows = [self._row(name, gpus, n) for name in self.schedules for n in layouts]
         known = [row for row in rows if row.prediction is not None]
@@ -169,7 +169,7 @@ class Planner:
         return lines + self._bounds(gpus)
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on the cost of auxiliary networks up to which ppll is the fastest."""
+        """Return notes on the largest cost of auxiliary networks at which ppll is the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

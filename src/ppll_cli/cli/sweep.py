@@ -1,4 +1,4 @@
-"""Writes the records of a sweep: its sweeper, the jobs that were refused, and the comparison."""
+"""Writes the files of a sweep: the name of its sweeper, the refused jobs, and the comparison."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ class CompareRuns(Callback):
         failed: How many jobs of the last sweep did not complete, in this or in other processes.
         interrupted: Whether one of these jobs was interrupted by a signal.
         folder: The last sweep's folder.
-        made: Of `folder` and its parents, those that did not exist before the sweep.
+        made: The folders, among `folder` and its parents, that did not exist before the sweep.
     """
 
     failed: ClassVar[int] = 0
@@ -84,7 +84,7 @@ class CompareRuns(Callback):
     made: ClassVar[set[Path]] = set()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record the name of the sweeper, so that `resume` can say why a search cannot go on."""
+        """Record the sweeper's name, so that `resume` can say why it cannot continue a search."""
         folder = Path(config.hydra.sweep.dir).absolute()
         places = (folder, *folder.parents)
         type(self).folder, type(self).made = folder, {p for p in places if not p.exists()}

@@ -1,4 +1,4 @@
-"""Replaces Hydra's basic sweeper by one that records its jobs, so that a sweep can be resumed."""
+"""Replaces Hydra's basic sweeper by a sweeper that records its jobs, so that sweeps can resume."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ class Sweep:
     """The sweep whose jobs this process runs.
 
     Attributes:
-        process: Id of the process that runs the sweep; a launcher may run jobs in other processes.
+        process: ID of the process that runs the sweep; a launcher may run jobs in other processes.
         before: The record of the sweep to be resumed; None for a new sweep or a single run.
         overrides: The overrides on the command line.
         go_on: The command that resumes the sweep; None until the sweep can be resumed.
@@ -57,11 +57,10 @@ class BasicSweeper(Sweeper):
 
     Args:
         max_batch_size: How many jobs a launcher gets at a time; None for all.
-        params: By key, the values to sweep over that are given in the configuration, not on the
-            command line.
+        params: For each key that the configuration, not the command line, sweeps over: its values.
 
     Attributes:
-        course: The sweep that this process runs.
+        course: The `Sweep` of this process, which `install` sets.
     """
 
     course: ClassVar[Sweep]
@@ -89,7 +88,7 @@ class BasicSweeper(Sweeper):
         """Run all jobs of a new sweep, or the jobs of a resumed sweep that are not complete.
 
         Args:
-            arguments: The overrides on the command line, without those of Hydra's own keys.
+            arguments: The overrides on the command line, without overrides of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:
@@ -124,7 +123,7 @@ class BasicSweeper(Sweeper):
         return config
 
     def _launched_by(self) -> list[str]:
-        """Return the overrides that say how jobs are launched."""
+        """Return the overrides that choose the launcher and its settings."""
         name = self._config.hydra.runtime.choices["hydra/launcher"]
         given = parsed(overrides_of(self._config.hydra, "hydra"))
         settings = [
@@ -172,7 +171,7 @@ class BasicSweeper(Sweeper):
             numbers, overrides = zip(*jobs[start : start + size], strict=True)
             results = self._launcher.launch(list(overrides), initial_job_idx=_Numbers(numbers))
             for result in results:
-                _ = result.return_value  # raises the exception that ended the job, if one did
+                _ = result.return_value  # raises the exception of a job that failed
             returned.append(results)
         return returned
 
@@ -182,7 +181,7 @@ class BasicSweeper(Sweeper):
         """Return the command that resumes this sweep.
 
         The command repeats what `resume` does not accept from a folder: classes of the user, a
-        tracker, and a launcher's settings that may be executed.
+        tracker, and settings of a launcher that may contain a shell command.
         """
         with _hydra_config(self._config):
             options = options_given()
@@ -196,9 +195,11 @@ class BasicSweeper(Sweeper):
 
 
 class _Numbers(int):
-    """The numbers of the jobs in a batch. In a resumed sweep, some numbers may be missing.
+    """The numbers of the jobs that a launcher gets together, in the form of an integer.
 
-    A launcher gets the number of the first job, and adds each job's place in the batch to it.
+    A launcher gets only the number of the first job, and computes the number of each job by adding
+    the job's index. In a resumed sweep, complete jobs are left out, so this sum would be wrong.
+    Therefore the addition of an index to this integer returns the number of the job.
     """
 
     numbers: tuple[int, ...]
@@ -214,7 +215,7 @@ class _Numbers(int):
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """While the body runs, resolve `${hydra:KEY}` for a job that Hydra has not started yet."""
+    """Let `${hydra:KEY}` be resolved, while the body runs, for a job that has not started yet."""
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only
@@ -258,7 +259,7 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:
-    """Refuse an option in the sweep's record whose name may lead outside this program's folders."""
+    """Refuse a recorded option whose name may lead to a file outside the configuration folders."""
     for group, name in config.hydra.runtime.choices.items():
         if name is not None and not OPTION.fullmatch(str(name)):
             problem = f"its job {number} has {group}={name}, which is not an option"

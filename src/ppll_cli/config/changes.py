@@ -17,7 +17,7 @@ WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     """Return the overrides that turn the defaults into this configuration.
 
-    They are not quoted for a shell. Hydra must be initialised before the call.
+    The overrides are not quoted for a shell. Hydra must be initialised before the call.
 
     Args:
         config: The configuration, resolved.

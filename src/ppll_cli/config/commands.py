@@ -55,21 +55,21 @@ def key_of(override: str) -> str:
 def quoted(text: str) -> str:
     """Return a text in quotes of Hydra's grammar. Interpolations such as `${key}` still work."""
     quote = "'" if '"' in text and "'" not in text else '"'  # prefer a quote that needs no escape
-    # A backslash stands for itself unless a quote follows.
+    # Only a backslash before a quote must be doubled.
     text = re.sub(rf"(\\*){quote}", rf"\1\1\\{quote}", text)
     text = re.sub(r"(\\+)$", r"\1\1", text)
     return quote + text + quote
 
 
 def word(text: str) -> str:
-    """Return a text quoted as one word of a shell's command line, on one line."""
+    """Quote a text for a shell, as one word without line breaks."""
     if text.isprintable():
         return shlex.quote(text)
     return "$'" + "".join(map(_escaped, text)) + "'"  # bash, zsh and ksh read this
 
 
 def short_path(path: Path) -> str:
-    """Return a path as an argument; a path below the current directory becomes relative to it."""
+    """Return a path for a command line; a path inside the current directory becomes relative."""
     try:
         here = Path.cwd()  # the run directory if hydra.job.chdir=true
     except OSError:  # somebody removed the current directory

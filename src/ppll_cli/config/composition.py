@@ -13,7 +13,7 @@ CONFIG = "config"
 """The name of the program's main configuration."""
 
 LONGEST_NAME = 100
-"""Largest number of characters of a run's name that its folder's name contains."""
+"""Largest number of characters of a run's name that become part of its folder's name."""
 
 
 def register_resolvers() -> None:
@@ -35,7 +35,10 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and each group's option. Hydra must be initialised."""
+    """Return the resolved configuration and the chosen option of each group, by group.
+
+    Hydra must be initialised before the call.
+    """
     from hydra import compose
     from omegaconf import OmegaConf
 
@@ -88,5 +91,5 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
 
 
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
-    """Return the chosen options of this program's groups, without those of Hydra's own groups."""
+    """Return the chosen option of each group of this program; leave out Hydra's own groups."""
     return {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k)}

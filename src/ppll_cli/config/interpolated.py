@@ -32,7 +32,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _interpolated(node: DictConfig, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the keys whose values are interpolations, each as a tuple, but not keys in lists."""
+    """Yield the key of each value that is an interpolation, as a tuple of names; skip lists."""
     for key in node:
         inner = node._get_node(key)
         path = (*above, str(key))

@@ -14,7 +14,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
 
     Args:
         key: The key that the user chose: names of keys and indices of list items, joined by dots.
-            None for the metric of the split `val` if there is one, else of `test`.
+            None for the metric of the split `val` or, if the run has no such split, of `test`.
         summary: The content of `summary.json`; numbers in it may still be null.
         metric: Name of the task's metric.
 

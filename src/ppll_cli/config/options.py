@@ -1,4 +1,4 @@
-"""Finds the configuration groups of this project, and their options' classes. No torch."""
+"""Finds this project's configuration groups and the classes of their options. Imports no torch."""
 
 import re
 from functools import cache
@@ -21,11 +21,11 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
     Args:
         group: The configuration group, for example "schedule".
-        target: The class, or its dotted path, as `_target_` has it.
+        target: The class, or its dotted path, which is a value of `_target_`.
 
     Returns:
-        If exactly one option of this project names the class: the group and this option, as in
-        `schedule=interleaved`. Else `_target_` and the path, as in
+        If exactly one option of this project names the class, the group and this option, as in
+        `schedule=interleaved`. Otherwise the key `_target_` of the group, and the path, as in
         `schedule._target_=my.Schedule`.
     """
     if isinstance(target, type):

@@ -35,17 +35,17 @@ class Optim(Section):
         betas: Coefficients of AdamW.
         momentum: Momentum of SGD.
         nesterov: Whether SGD uses Nesterov momentum.
-        schedule: How the learning rate falls. `constant`: it does not. `step`: it is multiplied by
-            `gamma` at each of `milestones` (epochs). `cosine`: along a cosine to zero, which starts
-            after the warm-up and changes at each step. `cosine_by_epoch`: along a cosine to zero,
-            which starts in the first epoch and changes once per epoch.
+        schedule: How the learning rate changes. `constant`: it stays equal. `step`: it is
+            multiplied by `gamma` at each of `milestones` (epochs). `cosine`: it falls to zero along
+            a cosine, from the end of the warm-up, at each step. `cosine_by_epoch`: it falls to zero
+            along a cosine, from the first epoch, once per epoch.
         warmup_epochs: Epochs over which the learning rate rises linearly.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
         label_smoothing: Fraction of each training target that is distributed equally over all
             classes.
         ema: Decay factor of the averages of the model's weights; None for no averages.
-        clip_norm: Largest gradient norm, of a module under local learning, else of the model.
-            Larger gradients are scaled down. None for no clipping.
+        clip_norm: Largest allowed norm of the gradients of a module (under local learning) or of
+            the model (otherwise). Larger gradients are scaled down. None for no clipping.
         nonfinite: What to do when a loss is NaN or infinite: `stop` ends the run; `skip` skips
             optimizer steps whose gradients are not finite.
     """
@@ -62,7 +62,7 @@ class Optim(Section):
     gamma: Annotated[Positive, Field(le=1)]
     clip_norm: Positive | None
     nonfinite: Literal["stop", "skip"] = "stop"
-    # These have defaults because the records of older runs lack them.
+    # The following keys have defaults, because the records of older runs lack them.
     warmup_lr: Positive = 0.01
     label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     ema: Annotated[Finite, Field(gt=0, lt=1)] | None = None
@@ -105,14 +105,15 @@ class FeatureBank(Section):
 
     Attributes:
         enabled: Whether auxiliary networks use such features.
-        features: Which features a module's auxiliary network reads. `every`: of every earlier
-            module. `stage_ends`: of earlier modules that end a resolution stage. A number n: of the
-            last n modules. `first`: the network's first features, passed directly to the head.
-            None: the default of the task, see `resolved`. The record of an older run never has
-            None; if the record lacks the key, the run used `every`.
-        fusion: How these features are joined with the auxiliary network's own features; `none`:
-            they are not joined. None: `add` if `features` is `first` and `shared_head` is true,
-            else `concatenate`.
+        features: Which features a module's auxiliary network reads. `every`: the features of every
+            earlier module. `stage_ends`: the features of each earlier module that ends a resolution
+            stage. A number n: the features of the last n modules. `first`: the model's first
+            features, which the head reads through a long skip (only for super-resolution). None:
+            the default of the task, see `resolved`. The record of an older run never has None; if
+            the record lacks the key, the run used `every`.
+        fusion: How these features are joined with the auxiliary network's own features; `none`: the
+            bank is not used. None: `add` if `features` is `first` and `shared_head` is true, else
+            `concatenate`.
         shared_head: Whether the head that reads the features has the same shape as the model's.
         join: Where the features are joined with the auxiliary network's own features. `head`:
             pooled, at its head. `input`: unpooled, at its input.
@@ -128,7 +129,7 @@ class FeatureBank(Section):
     features: Literal["every", "stage_ends", "first"] | Count | None = "every"
     fusion: Literal["concatenate", "add", "none"] | None = "concatenate"
     shared_head: bool = True
-    # These have defaults because the records of older runs lack them.
+    # The following keys have defaults, because the records of older runs lack them.
     join: Literal["head", "input"] = "head"
     trains: Literal["module", "probe"] = "module"
     normalize: bool = False
@@ -193,8 +194,9 @@ class Recover(Section):
             fault.
         minutes: The period for `tries`.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
-            carries a batch or a mark, or in an evaluation a part of a batch. None if the program
-            chooses the number, and takes snapshots more often where they cost little.
+            carries a batch or a mark (see `job.course`), or in an evaluation a part of a batch.
+            None: the program chooses the number, and takes snapshots more often where they cost
+            little.
     """
 
     name: Literal["off", "auto", "stage"] = "off"

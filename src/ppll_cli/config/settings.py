@@ -77,7 +77,7 @@ class Settings(Section):
     deterministic: bool
     progress_limit: Positive | None
     compile: bool
-    # These have defaults because the records of older runs lack them.
+    # The following keys have defaults, because the records of older runs lack them.
     recover: Recover = Field(default_factory=Recover)
     objective: str | None = None
     name: Word | None = None
@@ -204,7 +204,10 @@ def _check_modules(count: Any, cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check probabilities of this program's models here, which needs no import of torch."""
+    """Check the options of this program's models that are probabilities, without importing torch.
+
+    The models check the same, but only when they are imported.
+    """
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
             check_probability(f"model.{name}", model[name])
@@ -220,8 +223,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # If a value may have several types, pydantic reports one error per type, with the name of the
-    # type at the end of the location.
+    # If a value may have several types, pydantic reports an error for each type. The location of
+    # the error ends with the name of the type.
     keys = [part for part in parts if part.isidentifier() or part.isdigit()]
     known: Any = Settings
     place: list[str] = []

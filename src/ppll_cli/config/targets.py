@@ -105,7 +105,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
 
 
 def _is_theirs(file: str) -> bool:
-    """Return whether a source file is the user's: not installed, and not part of this program."""
+    """Return whether a user wrote a source file: it is neither installed nor of this program."""
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
     return os.path.isabs(file) and not any(Path(file).is_relative_to(each) for each in elsewhere)
 
@@ -170,10 +170,11 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Let Python find a package in the folder where the program was started, if not installed.
+    """Let Python find a package that is not installed in the folder where the program was started.
 
-    The folder is added to `sys.path` last, and only when needed. Otherwise a file in it could be
-    imported instead of an optional dependency of an installed package. Workers inherit `sys.path`.
+    The folder becomes the last entry of `sys.path`, and only when needed. Otherwise a file in the
+    folder could be imported instead of an optional dependency of an installed package. Workers
+    inherit `sys.path`.
     """
     folder = str(start_folder())
     with suppress(ValueError):  # a module made by hand, such as `__main__`, is already imported

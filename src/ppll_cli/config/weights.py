@@ -14,7 +14,7 @@ EMA_FILE = "model_ema.safetensors"
 
 
 def absolute_path(given: str) -> str:
-    """Return an absolute path; a relative one counts from the folder of the program's start."""
+    """Return an absolute path; complete a relative path with the folder of the program's start."""
     return os.path.abspath(start_folder() / os.path.expanduser(given))
 
 

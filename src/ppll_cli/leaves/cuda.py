@@ -25,7 +25,7 @@ def device_name(device: str) -> str:
 
 
 def can_access_peer(source: str, target: str) -> bool:
-    """Return whether one CUDA device can read and write another one's memory."""
+    """Return whether CUDA device `source` can read and write the memory of device `target`."""
     driver = _driver()
     if driver is None:
         return torch.cuda.can_device_access_peer(source, target)

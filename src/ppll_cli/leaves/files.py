@@ -157,7 +157,7 @@ def share(path: Path) -> None:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a file of one per line; skip other lines. The file may be missing.
+    """Yield the JSON objects in a file of JSON lines; skip other lines. The file may be missing.
 
     Raises:
         OSError: The path is no regular file, is too large, or cannot be read.

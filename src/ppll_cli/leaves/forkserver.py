@@ -20,8 +20,8 @@ STOPPED_LIMIT_S = 6.0
 """Seconds that the fork server may be stopped (SIGSTOP) while it is asked to start a worker."""
 
 ANSWER_LIMIT_S = 600.0
-"""Seconds that the fork server may take to start a worker. It imports torch first, perhaps from
-a slow disk."""
+"""Seconds that the fork server may take to start a worker. Before the first worker, the server
+imports torch, perhaps from a slow disk."""
 
 LOOK_S = 0.5
 
@@ -64,7 +64,7 @@ def start() -> None:
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals in this process while the body runs; processes started in it inherit this."""
+    """Block signals while the body runs, in this process and in processes that the body starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -110,7 +110,7 @@ def begin(worker: ForkServerProcess) -> None:
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
-    """Kill a fork server that does not answer, so that `begin` need not wait for it.
+    """Kill the fork server if it does not answer, so that `begin` stops waiting.
 
     Time in which this process itself was stopped, as by Ctrl-Z, does not count.
     """
@@ -155,8 +155,8 @@ def lost(name: str) -> RunFailedError:
 def heeded() -> list[signal.Signals]:
     """Return the signals that end this program.
 
-    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. Then
-    this program ignores them too.
+    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. In this
+    case, this program ignores the same signals.
     """
     ignorable = (signal.SIGINT, signal.SIGHUP)
     return [
@@ -185,8 +185,8 @@ def kill() -> None:
 def lives() -> dict[int, str]:
     """Return the names of multiprocessing's helper processes, by file descriptor.
 
-    Each descriptor is our end of a pipe to the helper process. When this process has ended, `wait`
-    reports the descriptor as ready.
+    Each descriptor is our end of a pipe to a helper process. When the helper process has ended,
+    `wait` reports the descriptor as ready.
     """
     server: Any = forkserver._forkserver
     tracker: Any = resource_tracker._resource_tracker

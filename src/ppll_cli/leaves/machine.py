@@ -16,7 +16,10 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Return this process's memory in bytes: the machine's, or its container's limit if less."""
+    """Return the bytes of memory that this process may use; None if unknown.
+
+    This is the machine's memory, or the limit of the container if that is smaller.
+    """
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):

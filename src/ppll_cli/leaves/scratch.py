@@ -100,7 +100,7 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
-    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # only some runs claim a folder there
+    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # every run does, as few own a folder there
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
             continue

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 8
-"""Largest number of groups that the legend names; above, it names only schedules and methods."""
+"""Largest number of groups that the legend lists. For more groups, it lists only schedules and
+methods."""
 
 COLUMNS = 4
 """Number of schedules and methods in a line of the legend."""
@@ -112,7 +113,7 @@ def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
 def _entries(
     groups: Sequence[Group], names: Sequence[str], style: Style, curves: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Return the legend: each group if there are few, else each colour and hatch."""
+    """Return the legend's symbols by text: for each group or, if many, each schedule and method."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -163,4 +164,4 @@ def _legend(figure: Any, entries: Mapping[str, Any], columns: int) -> None:
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )
     for text in made.get_texts():
-        text.set_parse_math(False)  # a name may contain "$", and is no formula
+        text.set_parse_math(False)  # a "$" in a name does not begin a formula

@@ -27,8 +27,8 @@ def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and the settings in which groups differ.
 
     A short run name, as a sweep gives it, is written first. A long run name is written last, and
-    only if several groups have the same settings. The number of runs is written unless it is the
-    same for all groups.
+    only if several groups have the same settings. The number of runs is written only if groups have
+    different numbers of runs.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [
@@ -57,7 +57,7 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the usual status of a group, which labels leave out."""
+    """Return the status that labels leave out: the status of a group whose runs all completed."""
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
@@ -104,7 +104,7 @@ def shared(groups: Sequence[Group]) -> str:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """Yield notes that explain the picture's marks, and say what the picture leaves out."""
+    """Yield notes that explain the symbols in the picture, and say what the picture leaves out."""
     if any(group.seeds > 1 for group in comparison.groups):
         yield (
             "bar or large point: mean of a group's seeds; line: ± standard deviation; small "

@@ -56,7 +56,7 @@ def picture(path: Path, comparison: Comparison) -> None:
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
-    """Return where each label has its middle, and where the last ends, in inches from the top."""
+    """Return the middle of each label and the end of the last label, in inches from the top."""
     places, end = [], GAP_INCHES / 2
     for text in wrapped:
         high = LINE_INCHES * (1 + text.count("\n")) + GAP_INCHES
@@ -212,15 +212,17 @@ def _text(
     unit: str = "",
     judged: Measure | None = None,
 ) -> str:
-    """Return a group's mean and standard deviation as text, with a mark if within noise.
+    """Return a group's mean and standard deviation as text.
+
+    If the group differs from its reference by no more than noise, `NOISE` follows.
 
     Args:
         group: The group.
-        measure: Returns the number of a run to show.
+        measure: Returns the value of a run that is averaged and shown.
         form: The format of a number.
         scale: The divisor of the numbers.
         unit: The unit, written after the numbers.
-        judged: Returns the number of a run to test for noise; the default is `measure`.
+        judged: Returns the value of a run that is tested for noise; the default is `measure`.
     """
     found = group.spread(measure)
     if found is None:

@@ -28,8 +28,8 @@ DASHES: Sequence[Any] = (
     *("-", "--", ":", "-."),
     *((0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (3, 3)), (0, (12, 3)), (0, (4, 1, 1))),
 )
-"""Dashes of curves, one for each local method, like `HATCHES` of bars. The first hatch and dashes
-also stand for runs without local losses."""
+"""Line styles of curves. Local method number n has line style n and hatch n. Runs without local
+losses have the first line style and the first hatch."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Style:
     Attributes:
         colours: Colours by schedule.
         hatches: Hatches of bars by local method.
-        dashes: Dashes of curves by local method.
+        dashes: Line styles of curves by local method.
     """
 
     colours: Mapping[str, str]
@@ -48,7 +48,7 @@ class Style:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "Style":
-        """Choose a colour for each schedule, and a hatch and dashes for each local method."""
+        """Choose a colour for each schedule, and hatch and line style for each local method."""
         schedules = dict.fromkeys(group.first.run.schedule for group in groups)
         methods = list(dict.fromkeys(m for g in groups if (m := method(g.first.run)) is not None))
         others = cycle(OTHERS)
@@ -67,5 +67,5 @@ class Style:
         return self.hatches.get(method(group.first.run) or "", "")
 
     def dash(self, group: Group) -> Any:
-        """Return the dashes of the curve of a group's local method."""
+        """Return the line style of curves for a group's local method."""
         return self.dashes.get(method(group.first.run) or "", "-")

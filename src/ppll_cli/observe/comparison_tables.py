@@ -35,7 +35,7 @@ MEASURES: dict[str, Measure] = {
     "peak_memory_bytes": lambda row: row.peak_bytes,
     "aux_fraction": lambda row: row.auxiliary,
 }
-"""The measured numbers of a run. For a group, their mean and deviation over seeds are shown."""
+"""The measured values of a run. For a group, tables show their mean and deviation over seeds."""
 
 CSV: dict[str, Callable[[Row], Any]] = {
     "run": lambda row: row.run.name,
@@ -96,12 +96,12 @@ def cell(
 
     Args:
         group: The group.
-        measure: Returns the number of a run to show.
+        measure: Returns the value of a run that is averaged and shown.
         form: The format of a number.
         scale: The divisor of the numbers.
         against: The group to compare with. If the means of both groups differ by no more than
-            noise, the cell gets a mark.
-        judged: Returns the number of a run to test for noise; the default is `measure`.
+            noise, `NOISE` follows.
+        judged: Returns the value of a run that is tested for noise; the default is `measure`.
     """
     found = group.spread(measure)
     if found is None:
@@ -233,7 +233,7 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means, with marks for noise.
+    """Return a column of means; `NOISE` follows a mean that differs by no more than noise.
 
     A speed-up is compared with its baseline, and any other number with the group's reference.
     """

@@ -1,4 +1,4 @@
-"""Finds differences of runs: those that forbid a comparison, and settings that a sweep varies."""
+"""Finds how runs differ: in conditions that forbid a comparison, and in settings of a sweep."""
 
 import json
 import re
@@ -44,7 +44,7 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run; the latest ones, if they changed when it was resumed."""
+    """Return the conditions of a run, or its latest conditions if a resume changed them."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -59,7 +59,7 @@ def conditions(run: FoundRun) -> Conditions:
 
 
 def locality(run: FoundRun) -> Conditions:
-    """Return values that must also be equal for two runs to do the same local learning."""
+    """Return values that, besides the conditions, are equal for runs with equal local learning."""
     modules = run.get("per_module")
     cuts = run.configured("cuts")
     if isinstance(modules, list):
@@ -74,7 +74,7 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def _first_unit(module: Any) -> str | None:
-    """Return the first unit of a module in `summary.json`; None if it lists none."""
+    """Return the first unit of a module in `summary.json`; None if no units are listed."""
     units = module.get("units") if isinstance(module, Mapping) else None
     return str(units[0]) if isinstance(units, list) and units else None
 
@@ -100,7 +100,10 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Mapping[int, Conditions]) -> Conditions:
-    """Return the conditions of the run that is comparable to most others; the first if several."""
+    """Return the conditions of the run that is comparable to the most other runs.
+
+    If several runs are comparable to equally many runs, the first of them counts.
+    """
     every = list(runs.values())
     return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
 

@@ -30,7 +30,7 @@ P = ParamSpec("P")
 Line = Mapping[str, Any]
 
 REFRESH_S, PLAIN_S = 0.5, 10.0
-"""Seconds between updates of a live display, and between lines without a terminal."""
+"""Seconds between two updates of a live display, and between two lines on other outputs."""
 
 PLAIN_WIDTH = 120
 """Width of tables without a terminal, in characters."""
@@ -39,7 +39,7 @@ TOO_SHORT = "too short for a steady state"
 """Printed instead of the speed and the bubble if a run was too short to measure them."""
 
 NARROWEST = 20
-"""Narrowest terminal, in characters, that gets a display, and tables of its own width."""
+"""Smallest width, in characters, of a terminal that gets a live display and tables that fit it."""
 
 NO_CURSOR = ("", "dumb", "unknown")
 """Values of TERM for terminals that cannot move the cursor."""
@@ -49,8 +49,8 @@ def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
     """Return a rich console that writes to stdout.
 
     Args:
-        plain_width: Width of tables, in characters, if stdout is not a terminal, or a very narrow
-            one.
+        plain_width: Width of tables, in characters, if stdout is not a terminal, or is a very
+            narrow terminal.
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
@@ -330,7 +330,7 @@ def _logs_above() -> Iterator[None]:
 
 
 def _steady(summary: Line) -> bool:
-    """Return whether a run had a steady state. Without one, speeds and fractions are unknown."""
+    """Return whether a run had a steady state, in which speeds and fractions are measured."""
     return summary["train"]["samples_per_second"] is not None
 
 

@@ -17,11 +17,11 @@ STAGES_SHOWN = 8
 """Number of stages in the panels; wandb draws nothing for a stage that a run does not have."""
 
 RUN_SPEED = "train.samples_per_second"
-"""Key in a run's summary of its samples per second in the steady state."""
+"""The key of a run's summary whose value is the samples per second in the steady state."""
 
 
 METRICS = ("accuracy", "ap", "psnr")
-"""Metrics of this project's tasks. A panel draws those of them that the runs have."""
+"""Metrics of this project's tasks. A panel draws the metrics that the runs have."""
 
 
 def workspace(
@@ -34,8 +34,8 @@ def workspace(
         project: The project in wandb.
         name: The title of the page.
         metrics: The metrics to show.
-        baseline: Id of the wandb run with which the list of runs compares the others; None for
-            none.
+        baseline: ID of the wandb run with which wandb's list of runs compares all other runs; None
+            for no comparison.
     """
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.4
-"""Width of figures in inches. At `DPI`, a figure has twice the pixels of a web page's column, so
-that text of 8 points is readable there."""
+"""Width of figures in inches. At `DPI`, a figure has twice as many pixels as a column of a web
+page, so text of 8 points is readable in such a column."""
 
 DPI = 165
 
@@ -35,7 +35,8 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
         OSError: The file cannot be written.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs about its caches
-    # matplotlib cannot be imported if MPLBACKEND names an unknown backend. This code needs none.
+    # matplotlib cannot be imported if MPLBACKEND names an unknown backend. This code does not use
+    # the backend that MPLBACKEND names.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

@@ -12,10 +12,11 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun
 
 LONGEST_NAMES = 24
-"""Longest list of run names, in characters; a longer one becomes the first name and "+3"."""
+"""Longest list of run names, in characters. A longer list is shortened to the first name and the
+number of other names, such as "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
-"""Returns a number of a run, such as its speed; None if unknown."""
+"""Returns a measured value of a run, such as its speed; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,10 @@ class Row:
         best: The best metric of any evaluation.
         stage_bytes: Peak memory of each stage, in bytes.
         auxiliary: Fraction of time that stages spent on auxiliary networks, averaged over stages.
-        bps: Groups of back-propagation under the same conditions, the baseline first.
-        lls: Groups of sequential local learning under the same conditions, the baseline first.
+        bps: Groups that trained by back-propagation under the same conditions. The first group is
+            the baseline of this run.
+        lls: Groups that trained by sequential local learning under the same conditions. The first
+            group is the baseline of this run.
     """
 
     run: FoundRun
@@ -85,7 +88,7 @@ class Row:
 class Group:
     """Runs that differ only in their seed, or a single run.
 
-    Means leave out runs that did not complete, unless the group has no completed run.
+    Means are computed over the completed runs of a group; if it has none, over all its runs.
 
     Attributes:
         rows: The runs of the group.
@@ -118,7 +121,7 @@ class Group:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings that are equal in all averaged runs, but differ between compared runs."""
+        """Settings that differ between compared runs, but are equal in the averaged runs."""
         rows = self.averaged
         return {
             key: value
@@ -133,7 +136,7 @@ class Group:
 
     @property
     def names(self) -> str:
-        """The names of the group's runs; if too long, the first name and how many follow."""
+        """The names of the group's runs; if too long, the first name and the number of others."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES
@@ -190,7 +193,7 @@ class Group:
     def like(self, other: "Group | None", measure: Measure) -> bool | None:
         """Return whether a measure of two groups differs by no more than noise.
 
-        Return None if the other group is missing or the same group, or if noise cannot be
+        Return None if there is no other group, if it is this group, or if the noise cannot be
         estimated.
         """
         if other is None or self.is_same(other):
@@ -236,7 +239,7 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _alike(known: Mapping[int, Conditions], one: int, other: int) -> bool:
-    """Return whether two runs differ only in their seed; False if a configuration is unknown."""
+    """Return whether two runs differ only in their seed; False if a run's settings are unknown."""
     return one in known and other in known and not unequal(known[one], known[other])
 
 

@@ -13,7 +13,8 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest window widths, in characters: to show units; to show queues and memory."""
+"""Smallest widths of a window, in characters: the first to show units, the second to show queues
+and memory."""
 
 BAR, SHORTEST = 40, 8
 """Longest and shortest bar in characters."""
@@ -129,7 +130,7 @@ def left(now: Now) -> str:
 
 
 def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
-    """Return those of the cells that a window of this width shows."""
+    """Return the cells for which a window of this width has enough room."""
     cells = [units] if width >= UNITS_FROM else []
     return cells + ([queue, memory] if width >= QUEUE_FROM else [])
 

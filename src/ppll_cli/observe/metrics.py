@@ -44,6 +44,9 @@ class _Epoch:
 class Metrics:
     """Converts workers' reports of sums and scores to lines of `metrics.jsonl`.
 
+    A training report is incomplete if it was sent because the run stopped between two regular
+    reports. The next report of a resumed run includes the steps of an incomplete report.
+
     Attributes:
         path: The file. Lines are appended to it.
         task: The task, which defines the name of the metric.
@@ -153,7 +156,7 @@ class Metrics:
 
     @property
     def train_loss(self) -> float | None:
-        """The model's mean loss over the latest epoch so far; None if unknown or not finite."""
+        """The model's mean training loss in the latest epoch; None if unknown or not finite."""
         epoch = replace(self._epoch)
         if self._incomplete is not None:
             epoch.add(self._incomplete)

@@ -61,7 +61,7 @@ def spread(values: Iterable[float]) -> Spread | None:
 def within_noise(one: Spread, other: Spread) -> bool | None:
     """Return whether two means differ by no more than noise can explain.
 
-    Return None if one of the means is of a single value, so that its noise is unknown.
+    Return None if one of the two has only a single value, so that its noise is unknown.
     """
     errors = [each for of in (one, other) if (each := of.standard_error) is not None]
     if len(errors) < 2:

@@ -79,8 +79,8 @@ class Now:
     Attributes:
         step: Optimizer steps done by the last stage.
         steps_per_second: Recent speed; None until known.
-        left_s: Expected remaining time in seconds, if evaluations stay as frequent; None until
-            known.
+        left_s: Expected remaining time in seconds, if evaluations stay as frequent as so far; None
+            until known.
         stages: The stages, or all replicas of the stages.
     """
 
@@ -96,8 +96,8 @@ class Progress:
     Args:
         start: Optimizer steps done before the run was resumed; 0 for a new run.
         steps: Optimizer steps at the end of the run.
-        replicas: Number of replicas of each stage. They are next to one another in the list of
-            workers.
+        replicas: Number of replicas of each stage. In the list of workers, replicas of a stage are
+            next to one another.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:
@@ -149,6 +149,6 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     if counted_s <= 0:
         return None
     spent = {kind: now.spent_s[kind] - before.spent_s[kind] for kind in KINDS}
-    # `counted_s` and `spent_s` are not read at the same instant.
+    # `counted_s` and `spent_s` are not read at the same instant, so `spent_s` may be larger.
     whole_s = max(counted_s, sum(spent.values()))
     return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}

@@ -42,7 +42,7 @@ CONDITIONS |= LAST_STEP
 def only_started(folder: Path) -> bool:
     """Return whether a folder is empty, or has only files of a run that died before training.
 
-    A starting run makes no links, so the result is False if the folder has one.
+    A starting run makes no links, so the result is False if the folder contains a link.
     """
     return all(path.name in STARTED and not path.is_symlink() for path in folder.iterdir())
 
@@ -143,7 +143,12 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Name each run by its relative path, after as many parent folders as make the names unique."""
+    """Name each run by its relative path, with as many parent folders as unique names need.
+
+    Args:
+        depths: For each run directory, the number of parts of its relative path.
+        above: Whether names have at least one parent folder.
+    """
     for more in count(int(above)):
         names = {
             place: str(Path(*place.parts[-max(1, depth + more) :]))
@@ -195,7 +200,7 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
     """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
 
-    If one evaluation has no time, an older program began the run, and all times are set to None.
+    If any evaluation has no time, an older program began the run, and all times are set to None.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:

@@ -87,7 +87,7 @@ def guard() -> None:
         if isinstance(stream, Shown):
             continue
         if stream is None:
-            nowhere = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+            nowhere = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
             shown = Shown(nowhere, name, OSError("it was closed from the start"))
         else:
             shown = Shown(stream, name)
@@ -141,5 +141,5 @@ def _open_closed() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+            nowhere = os.open(os.devnull, os.O_RDWR)  # gets `descriptor`, the lowest free number
             os.set_inheritable(nowhere, True)

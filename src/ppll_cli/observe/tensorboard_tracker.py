@@ -39,8 +39,8 @@ class TensorboardTracker:
     def start(self, run: Tracked) -> None:
         """Open the event files.
 
-        If a run is resumed, TensorBoard hides values that were written after the checkpoint, but
-        not those written at the checkpoint's step.
+        If a run is resumed, TensorBoard hides values that were written for steps after the
+        checkpoint. Values for the checkpoint's own step remain.
         """
         from torch.utils.tensorboard import SummaryWriter
 

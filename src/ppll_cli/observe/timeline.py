@@ -49,8 +49,8 @@ TITLE_WIDTH = 92
 """Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
-"""Smallest width of a bar that shows the number of its batch, per digit, as a fraction of the
-picture's width."""
+"""Smallest width of a bar, for each digit of its batch's number, at which the bar shows the number;
+a fraction of the picture's width."""
 
 
 class Span(NamedTuple):
@@ -97,10 +97,10 @@ class Restart(NamedTuple):
     Attributes:
         worker: Index of the worker in the list of lanes.
         start_s: When the launcher detected the fault, in seconds on the clock of the spans.
-        end_s: When the new worker went on, or failed as well.
+        end_s: When the new worker continued the work, or failed like the old worker.
         error: The fault in words.
         phase: What the worker did when it failed.
-        batch: The batch or mark at which it failed; None if it was starting.
+        batch: The batch or mark (see `job.course`) at which it failed; None if it was starting.
     """
 
     worker: int

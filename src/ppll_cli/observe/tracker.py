@@ -54,7 +54,7 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The user's name for the run, and in a sweep the job's folder name. None if unnamed."""
+        """The user's name for the run, in a sweep followed by the job's folder; None if unnamed."""
         given = self.config.get("name")
         if given is None:
             return None
@@ -85,7 +85,7 @@ class Tracked:
 
 
 def sweep_name(folder: Path) -> str:
-    """Return the name of a sweep, which are the last two parts of its folder."""
+    """Return the name of a sweep: the last two parts of the path of its folder."""
     return f"{folder.parent.name}/{folder.name}"
 
 
@@ -155,7 +155,7 @@ class NoTracker:
 
 
 class Guarded:
-    """A wrapper of a tracker, which can then neither stop a run nor delay it for long.
+    """Wraps a tracker, so that the tracker can neither stop a run nor delay it for long.
 
     Calls are put into a queue, and a thread executes them. The caller waits only for the first and
     the last call, within time limits. After an exception the tracker gets no more calls.
@@ -187,12 +187,12 @@ class Guarded:
         self._tell("stages", step, stages, Moment(time.time(), seconds))
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Pass the summary to the tracker, and wait for its end, but not beyond the time limit."""
+        """Pass the summary to the tracker, and wait until it has finished, up to a time limit."""
         self._tell("end", summary)
         self._finish()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Pass a sweep's comparison to the tracker, and wait for its end within the time limit."""
+        """Pass a sweep's comparison to the tracker, and wait until it has finished, as in `end`."""
         self._tell("sweep", folder, name)
         self._finish()
 
@@ -225,7 +225,7 @@ class Guarded:
                 continue
             try:
                 getattr(self._tracker, what)(*arguments)
-            except BaseException as error:  # SystemExit too, which would end this thread silently
+            except BaseException as error:  # even SystemExit, which would end the thread silently
                 said = type(error).__name__
                 with suppress(Exception):  # converting an exception to text may fail
                     said += f": {error}"

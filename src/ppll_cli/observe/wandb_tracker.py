@@ -31,7 +31,7 @@ RUN_FILE = "wandb-run.json"
 """File in a run directory with the id of the wandb run, which a resumed run continues."""
 
 MARGIN_S = 15.0
-"""Seconds for wandb's import and last writes, in addition to the time for its server."""
+"""Seconds for wandb's import and last writes, in addition to the time limits for its server."""
 
 EXIT_CODES = {"completed": 0, "interrupted": 255}
 """Exit codes by status. wandb shows 0 as finished, 255 as killed, any other code as failed."""
@@ -43,7 +43,7 @@ them."""
 
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
-"""Older names of the modes online and offline, which `WANDB_MODE` may still contain."""
+"""Older names of the modes online and offline, which are still possible values of `WANDB_MODE`."""
 
 OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
 
@@ -58,7 +58,9 @@ class Upload(BaseModel):
 
 
 class WandbTracker:
-    """Reports a run to Weights & Biases; offline without a key, or if the server does not answer.
+    """Reports a run to Weights & Biases, or records it offline.
+
+    A run is recorded offline if there is no key, or if the server does not answer.
 
     Args:
         project: Project of wandb.
@@ -139,7 +141,7 @@ class WandbTracker:
     def _best_counts(self, key: str) -> None:
         """Tell wandb to keep the highest value of a metric in the summary, besides the last one.
 
-        wandb must be told once for each metric, before the first value.
+        wandb needs this call once for each metric, before the first value.
         """
         if key not in self._with_best:
             self._with_best.add(key)
@@ -272,7 +274,7 @@ class WandbTracker:
             said = "wandb had not finished uploading after %g s; to upload the rest: %s"
             log.warning(said, self._finish_s, self._how_to_sync())
         finally:
-            wandb.teardown()  # otherwise its process stays until the program ends
+            wandb.teardown()  # otherwise wandb's process runs until the program ends
 
     def _how_to_sync(self) -> str:
         return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"

@@ -1,8 +1,8 @@
 """A chain of copies of a model's units, which are trained one step after another.
 
 A profile times the chain's units; neighbours train the chain to keep other cores busy. Units are
-timed inside a training step of the whole chain, because there tensors fill the caches, and memory
-is allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less time.
+timed inside a training step of the whole chain, in which tensors fill the caches, and memory is
+allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -157,8 +157,9 @@ class Chain:
     def saved_bytes(self) -> list[Saved]:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        These are the unit's outputs and the tensors that autograd saves, except parameters, buffers
-        and inputs. Each storage counts once. With recomputation, units keep only their outputs.
+        A unit leaves its outputs and the tensors that autograd saves. Parameters, buffers and
+        inputs do not count, and each storage counts once. With recomputation, a unit leaves only
+        its outputs.
         """
         values: dict[str, Tensor] = {}
         sizes = []
@@ -213,7 +214,7 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward pass; mark the start and end of the pass, or of each half if split.
+    """Run a unit's backward pass as a whole or in two halves; mark the start and end of each part.
 
     Args:
         unit: The unit.

@@ -48,8 +48,8 @@ def instruction_times(
 ) -> list[Times]:
     """Return the seconds that each stage's instructions take.
 
-    Receiving takes no time, because stages read messages in place. Loading the next batch takes
-    none either, because a separate thread does it.
+    Receiving counts as 0 seconds, because stages read messages in place. Loading the next batch
+    counts as 0 seconds, because a separate thread loads it.
 
     Args:
         job: The job.
@@ -166,8 +166,8 @@ def _losses_and_backwards(stream: Sequence[Instruction], chunk: int) -> list[Ins
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
     """Return the fraction of the backward pass after which each bucket of gradients is complete.
 
-    The estimate assumes that a bucket may end inside a parameter and hold parameters of several
-    units, which real buckets do not. It ignores the forward pass of the loss.
+    The estimate ignores the forward pass of the loss. It also assumes that a bucket may end inside
+    a parameter, and may hold parameters of several units. Real buckets never do.
     """
     limit = CUDA_BUCKET_BYTES if job.devices[0].startswith("cuda") else BUCKET_BYTES
     units = [profile.unit(index) for index in chunk.units]
@@ -230,7 +230,7 @@ class Sent(NamedTuple):
 
 
 def sent_bytes(job: Job) -> list[Sent]:
-    """Return, for each chunk but the last, the bytes per sample that it exchanges with the next."""
+    """Return, for each chunk but the last, the bytes per sample that cross to the next chunk."""
     return [
         Sent(
             bytes_of(specs[name] for name in route.names),
@@ -241,7 +241,7 @@ def sent_bytes(job: Job) -> list[Sent]:
 
 
 def weight_bytes(job: Job, watcher: int) -> int:
-    """Return the bytes of the weights that a chunk watches."""
+    """Return the bytes of the weights of a later unit that the loss of chunk `watcher` reads."""
     return bytes_of(job.watched_specs(watcher).values())
 
 

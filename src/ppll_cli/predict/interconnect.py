@@ -36,7 +36,7 @@ def ring_bytes(size: int, replicas: int) -> int:
     """Return the bytes that each replica sends in a ring all-reduce of `size` bytes.
 
     The tensor is cut into one part per replica. In each of two rounds, a replica sends all parts
-    but one.
+    except one.
     """
     return size * 2 * (replicas - 1) // replicas
 

@@ -29,7 +29,7 @@ FIELDS = {
 """The fields of a record, by the first word of its key."""
 
 MOST = 1e15
-"""Largest value that a field can have; a file with a larger one is damaged."""
+"""Largest value that a field can have; a file with a larger value is damaged."""
 
 MOST_BYTES = 1 << 26
 """Largest size of a file that is read. Files that this program writes have a few kilobytes."""
@@ -64,7 +64,7 @@ class Kept:
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
-        """Write a file. A file or folder with its name is replaced. Log a warning if this fails."""
+        """Write a file, and replace any file or folder of this name; log a warning on failure."""
         if not self._writable:
             return
         path = self._folder / name

@@ -111,7 +111,7 @@ class Meter:
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
     """Answer requests until the parent closes its end of the pipe; the measuring process runs this.
 
-    An answer is a pair: a report of a failure, which is empty without one, and the result.
+    An answer is a pair of a report and the result. The report describes a failure, or is empty.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     ready = False

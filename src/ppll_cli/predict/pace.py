@@ -14,14 +14,15 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline; the pace is that of as many later batches.
+"""Number of simulated batches that fill the pipeline. The same number of later batches gives the
+pace: the time from one batch to the next.
 
 For any costs of instructions, the pace does not change after the second batch. If each channel has
 two slots or more, the slowest stage determines the pace. If the pipeline is drained after each
-batch, the time of a batch through all stages determines it."""
+batch, the time of a batch through all stages determines the pace."""
 
 Times = dict[Instruction, float]
-"""A number, such as seconds, for each instruction of a stage in a batch; a missing one means 0."""
+"""A number, such as seconds, for each instruction of a stage in a batch; 0 if it is missing."""
 
 _Spans = list[tuple[float, float]]
 """Starts and ends of intervals, in seconds."""

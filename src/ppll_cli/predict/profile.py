@@ -1,7 +1,7 @@
 """Measures time and memory of a model's units on the device that will train them.
 
 A separate process (`meter`) measures copies of the units with other weights. So measuring changes
-neither weights, counters nor random numbers of the run, and leaves no memory of the devices in use.
+no weights, counters or random numbers of the run, and occupies no device memory afterwards.
 """
 
 import json
@@ -30,12 +30,12 @@ FORMAT = 4
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured, in the model's order. This many units fill
-caches like a stage, and are few enough for very deep models."""
+"""Largest number of equal units that are measured, in the model's order. These units are enough to
+fill caches like a stage, and few enough to measure very deep models quickly."""
 
 LEAST_S = 1e-9
-"""Least seconds of a unit's forward pass; without it, a clock that shows 0 causes a division by 0.
-"""
+"""Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a
+division by 0."""
 
 
 class Measured(NamedTuple):
@@ -67,8 +67,9 @@ class Profile:
         optim: Settings of the optimizer.
         samples: Number of samples of a batch, or of a micro-batch.
         device: The device on which units are measured.
-        receiver: The device to which messages are copied; another device if there are several.
-        threads: CPU threads, as many as a worker has.
+        receiver: The device to which messages are copied. It differs from `device` if there are
+            several devices.
+        threads: Number of CPU threads, the same as in a worker.
         numerics: Precision and determinism, the same as in workers.
         compiled: Whether workers compile their networks by torch.compile.
         recompute: Whether the backward pass of a unit runs the forward pass again.
@@ -105,7 +106,7 @@ class Profile:
         Args:
             samples: Number of samples of a batch.
             neighbours: How many other processes compute at the same time.
-            threads: CPU threads; None for as many as this profile has.
+            threads: CPU threads; None for the number of threads of this profile.
         """
         key = (samples, neighbours, threads or self.threads)
         if key not in self._family:
@@ -235,7 +236,7 @@ class Profile:
         return known["input_s"], known["weight_s"]
 
     def _measure_units(self) -> None:
-        """Measure all kinds of units in one chain, unless all have been measured before."""
+        """Measure all kinds of units in one chain; do nothing if the results are known already."""
         chosen = self._chosen()
         keys = [self._key(index, first) for index, first in chosen]
         if {"parameter", *keys} <= self._known.keys():
@@ -261,8 +262,8 @@ class Profile:
 
         Args:
             index: Index of the unit.
-            first: Whether the unit is the first of a module. This does not matter if the unit reads
-                only the data of a batch.
+            first: Whether the unit is the first of a module. The key is the same for both values if
+                the unit reads only the data of a batch.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)

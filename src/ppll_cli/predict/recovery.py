@@ -9,7 +9,7 @@ from ppll_cli.predict.costs import Source, end_of, sent_bytes
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
-"""Bytes of the copy whose speed is taken as the speed at which snapshots are written."""
+"""Size in bytes of a measured copy. The prediction assumes that snapshots are written as fast."""
 
 
 def with_copies(

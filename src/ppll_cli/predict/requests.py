@@ -152,7 +152,7 @@ class Copy:
     threads: int
 
     def measure(self) -> float:
-        """Return the seconds of the copy; through the host, of both copies together."""
+        """Return the seconds of the copy; if `by_host`, the sum of copies to and from the host."""
         source, target = torch.device(self.source), torch.device(self.target)
         sent = torch.ones(self.size, dtype=torch.uint8, device=source)
         landed = torch.ones(self.size, dtype=torch.uint8, device=target)

@@ -94,8 +94,9 @@ def predict(
     """Predict the speed and memory of a job.
 
     CPU cores share caches and memory, so a stage takes longer while other stages compute. Therefore
-    every unit is measured twice: alone, and while as many other processes compute as there will be
-    other workers with cores of their own. The time of each instruction is interpolated between the
+    every unit is measured twice: alone, and while other processes compute. Their number is the
+    number of other workers that can compute at the same time on cores of their own. The time of
+    each instruction is interpolated between the
     two measured times by the number of workers that compute while the instruction runs. Times and
     overlap depend on each other, so both are found by iteration.
 
@@ -172,7 +173,8 @@ def bp_batch_s(modules: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    This is the number on the machine with most workers, as far as this machine has cores for them.
+    The machine with the most workers counts. The number is limited by the cores of the machine on
+    which this process runs.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
@@ -188,8 +190,8 @@ def _cost(times: Sequence[Times]) -> Cost:
 def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
     """Return the bytes that each stage keeps for backward passes at once, its inputs included.
 
-    Under local learning a stage keeps the activations of its largest chunk, otherwise those of all
-    forward passes that wait for their backward pass.
+    Under local learning, a stage keeps the activations of its largest chunk. Otherwise it keeps the
+    activations of all forward passes that wait for their backward pass.
     """
     image = ValueSpec((job.image.channels, job.image.height, job.image.width), torch.float32)
     first = bytes_of([image, *job.task.targets.values()])
@@ -245,7 +247,8 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
 def _watched_bytes(job: Job, stage: int) -> int:
     """Return the bytes on a stage for weights that losses of earlier modules read.
 
-    They are older versions of this stage's units, and slots for weights that other stages send.
+    The bytes are for older versions of this stage's units, and for slots that receive weights from
+    other stages.
     """
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():

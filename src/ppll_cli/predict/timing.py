@@ -17,7 +17,8 @@ from ppll_cli.tasks.task import Task
 WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 """How often a step runs before it is timed, how often it is timed, and for how many seconds.
 
-After `BUDGET_S` seconds, timing ends before `REPETITIONS`, but not before three repetitions."""
+Timing ends after `REPETITIONS` repetitions or, if there were at least three, after `BUDGET_S`
+seconds."""
 
 CUDA_WARMUP_S = 0.5
 """Seconds that a CUDA device is kept busy before timing, because it is slow after an idle time."""
@@ -39,7 +40,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Set a mark after all work that the device has been given so far."""
+        """Set a mark after all work that has been queued on the device until now."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -63,8 +64,8 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
     On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. A step
     returns only when the device has finished it, so the warm-up is over when timing begins.
 
-    The median is used, not the minimum, because steps of a run are sometimes slow too: when memory
-    is allocated or when neighbours use the caches.
+    The median is used, because some steps of a run are slow: when memory is allocated, or when
+    other processes use the caches. The minimum would ignore this.
 
     Args:
         step: Runs one step, and returns measured times in seconds.
@@ -92,10 +93,10 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the storages that autograd saves while the body runs, except those of `others`.
+    """Collect the storages that autograd saves while the body runs; leave out tensors of `others`.
 
     Yields:
-        The bytes of each storage by address; filled while the body runs.
+        A dictionary with the bytes of each storage by address, which is filled while the body runs.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
@@ -130,7 +131,7 @@ def time_criterion(
 
     Args:
         criterion: The auxiliary network and loss, on the device and in training mode.
-        values: The tensors that the network reads. Those that the module makes take gradients.
+        values: The tensors that the network reads. Tensors that the module makes take gradients.
         task: The task, which computes the metric.
         numerics: Precision and determinism.
 

@@ -52,8 +52,8 @@ def check_shares(course: Course, replicas: int) -> None:
 def check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a schedule that would deadlock, or would not train the model correctly.
 
-    This checks and simulates the instructions of all stages, for every number of micro-batches into
-    which a replica may split its samples of a batch.
+    The function checks and simulates the instructions of all stages, for every number of
+    micro-batches into which a replica may split its samples of a batch.
 
     Raises:
         ConfigError: The schedule is wrong, or the model's units do not allow split backward passes

@@ -22,17 +22,17 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.predict.profile import Measured, Profile
 
 BACKWARD = 3
-"""Cost of a forward and backward pass together, divided by that of the forward pass alone.
+"""Cost of a forward and backward pass together, divided by the cost of the forward pass alone.
 
-For each matrix product of the forward pass, the backward pass has two: one for the gradients of the
-weights and one for those of the inputs."""
+For each matrix product of the forward pass, the backward pass has two products: one for the
+gradients of the weights, and one for the gradients of the inputs."""
 
 STEP_FLOPS = 10
 """Approximate floating point operations of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""Returns the cost of an auxiliary network, given the units of all modules and the network's
-module."""
+"""Returns the cost of a module's auxiliary network, given the units of all modules and the module's
+number."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,10 @@ def weights(
 
 
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
-    """Return costs in seconds for the profile's samples, with their share of an optimizer step."""
+    """Return costs in seconds for the profile's samples.
+
+    A batch has one optimizer step. The samples get their share of its time.
+    """
 
     def seconds(part: Measured) -> float:
         step_s = part.params * profile.step_s * profile.samples / batch_size
@@ -277,7 +280,7 @@ def _grouped(
 def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
     """Cut the model into stages of balanced cost, each of which is a module.
 
-    The cost of an auxiliary network depends on the cuts.
+    The cost of an auxiliary network depends on the cuts, so it is computed for each possible cut.
     """
     count = len(weights.units)
     if weights.auxiliary is None:
@@ -290,7 +293,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
         # The cost may depend a little on the other modules; assume that these have equal sizes.
         modules_left, units_left = stages - module - 1, count - stop
         if units_left < modules_left or (units_left and not modules_left):
-            return float("inf")  # no partition can end the module there
+            return float("inf")  # no partition can end the module before unit `stop`
         early = _even(stop, module + 1)
         late = _even(units_left, modules_left) if modules_left else []
         return auxiliary([*early, *(range(stop + r.start, stop + r.stop) for r in late)], module)

@@ -45,7 +45,7 @@ class Prepared:
     """A job, and facts that the program found while it prepared the job.
 
     Attributes:
-        job: The job, which all workers are given.
+        job: The job, which all workers receive.
         units: Names of the model's units.
         unit_costs: Cost of each unit.
         auxiliary_costs: Cost of each module's auxiliary network.
@@ -245,7 +245,7 @@ def assemble(
 
 
 def _reads_bank(end: ModuleEnd) -> bool:
-    """Return whether a module's auxiliary network reads features of earlier modules too."""
+    """Return whether a module's auxiliary network reads features besides the module's own."""
     criterion = end.follows[-1]
     return isinstance(criterion, Criterion) and len(criterion.features) > 1
 

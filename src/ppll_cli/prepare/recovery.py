@@ -16,9 +16,9 @@ from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
 
 USUAL, MOST, FEWEST = 16, 64, 2
-"""How many messages a stage may pass between two snapshots if the program chooses: the usual
-number; the largest one, where the messages are small compared with the state; and the smallest one,
-where shared memory is short."""
+"""How many messages a stage may handle between two snapshots, if the program chooses the number:
+the usual number; the largest number, if messages are small compared with the state; and the
+smallest number, if shared memory is short."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which another process sees stores in the order in which they were made."""
@@ -70,7 +70,7 @@ class _Room(NamedTuple):
     Attributes:
         states: One snapshot of each stage.
         messages: One message of each channel.
-        least: The channels, if stages save their state after each message.
+        least: All channels, if stages save their state after each message.
     """
 
     states: int
@@ -99,8 +99,9 @@ class _Room(NamedTuple):
     def wished(self) -> int:
         """Return how many messages to allow between two snapshots, if there is room for them.
 
-        It is the usual number. Where the state is so large that the snapshots take more memory than
-        these messages, it is as many messages as take the memory of the snapshots.
+        The result is the usual number. If the snapshots take more memory than this number of
+        messages, the result is the number of messages that take as much memory as the snapshots,
+        but not more than `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 

@@ -1,4 +1,4 @@
-"""Distributes workers over several machines in their order, by the devices of each machine."""
+"""Distributes workers over several machines, in the order of workers and machines."""
 
 import platform
 import socket
@@ -69,6 +69,6 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the CPU threads per worker: the setting, or the fewest cores per worker."""
+    """Return the CPU threads per worker: the setting, or a worker's smallest share of cores."""
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

@@ -1,4 +1,8 @@
-"""The subject of a run, independent of the schedule: data set, model and local method."""
+"""The subject of a run, independent of the schedule: data set, model and local method.
+
+The exports of a module are units that the local method adds at the module's end. They make tensors
+for later modules, such as features for a bank.
+"""
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
@@ -118,8 +122,8 @@ class Subject:
         """Return the end of each module, and the tensors that exist before each unit.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or exports a tensor or
-                watches a unit that it must not.
+            ConfigError: The local method does not apply to the model, or it exports a tensor, or
+                watches a unit, that is not allowed.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
@@ -175,7 +179,7 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
         config: Configuration of the data set's class.
 
     Raises:
-        ConfigError: The class is not that of a data set, or its files cannot be used.
+        ConfigError: The class is no data set, or the data set's files cannot be used.
     """
     key, path = as_typed("data", config.get("_target_"))
     dataset: Dataset = make("data", config)
@@ -200,7 +204,7 @@ def make_units(
         task: The task that the model learns.
 
     Raises:
-        ConfigError: The class is not that of a model, or does not fit the images or the task.
+        ConfigError: The class is no model, or the model does not fit the images or the task.
     """
     key, path = as_typed("model", config.get("_target_"))
     model: Model = make("model", config)
@@ -225,7 +229,7 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    # `local=greedy` gives this key to a user's class too, which may not have such an argument.
+    # `local=greedy` passes this key even to a user's class, which may not have such an argument.
     if local.get("detection_head") is None:
         local.pop("detection_head", None)
     if settings.fba.enabled and "bank" in local:  # fill in the bank's defaults, to record them
@@ -264,8 +268,8 @@ def _traced(
 ) -> list[TracedUnit]:
     """Trace a sample through the units; trace units with the same recipe only once.
 
-    Traces of units of the program's own models are kept for the next configuration that this
-    process prepares, as in a sweep.
+    This process stores traces of units of the program's own models, and reuses them for its next
+    configuration, for example in a sweep.
     """
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
@@ -286,7 +290,7 @@ _TRACED: dict[object, TracedUnit] = {}
 
 
 def _is_own(unit: Unit) -> bool:
-    """Return whether a class of this program makes the unit, from plain values alone."""
+    """Return whether a class of this program's models makes the unit, given only plain values."""
     if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
         return False
     plain = (bool, int, float, str, NoneType)

@@ -1,10 +1,10 @@
-"""Tests before a run whether split backward passes or recomputation keep gradients right.
+"""Tests before a run whether gradients stay right if backward passes are split or recompute.
 
 Zero-bubble schedules run a backward pass in two halves, and both halves run the operations that use
 parameters. If an operation frees its saved tensors or counts its calls, or if a hook changes
-gradients, the result may be wrong. `recompute=true` runs the forward pass twice. If a unit returns
-another result at each call, and no buffer stores the reason, the second forward pass returns
-another result than the first.
+gradients, the result may be wrong. `recompute=true` runs the forward pass twice. Buffers and random
+numbers are the same in both runs. But if a unit keeps other state, such as a Python counter, the
+second run may return another result than the first.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -64,7 +64,7 @@ class FoundWeights:
 def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeights:
     """Compare a file of weights with a model.
 
-    The names in the file may be those of this program or of torchvision.
+    The file may use the names of this program or the names of torchvision.
 
     Args:
         given: The file, or a run directory.
