@@ -60,7 +60,7 @@ class BatchMaker(Protocol):
     def steps_per_epoch(self) -> int: ...  # noqa: D102
 
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
-        """Make a training batch. It depends only on the run's seed, the epoch and the batch.
+        """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
         A separate thread calls this, on CUDA with its own stream. Copy tensors to the device with
         `ppll_cli.data.staging.to_device`, which does not wait for the device.

@@ -183,10 +183,11 @@ class Scenes:
         return len(self.chosen)
 
     def __getitem__(self, number: int) -> Scene:
-        """Return a picture and its objects, after comparing its file's size with the annotation.
+        """Return a picture and its objects, after comparing the picture's size with its annotation.
 
         Raises:
-            ConfigError: The file cannot be read, or its size differs from the annotation.
+            ConfigError: The file cannot be read, or the size of the picture differs from its
+                annotation.
         """
         picture = int(self.chosen[number])
         here = slice(*self.objects.starts[picture : picture + 2])

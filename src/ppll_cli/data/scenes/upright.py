@@ -24,7 +24,8 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
         boxes: Left, top, right and bottom in the annotation, in pixels, float32 [n, 4].
 
     Raises:
-        ConfigError: The file cannot be read as a picture, or its size differs from the annotation.
+        ConfigError: The file cannot be read as a picture, or the size of the picture differs from
+            its annotation.
     """
     found = header(path)
     if size == found.upright:
