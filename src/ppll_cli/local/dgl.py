@@ -54,10 +54,10 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
 class DGL(LocalMethod):
     """Trains each module through a small convolutional network and the task's loss.
 
-    The network pools the map to a quarter of its height and width, rounded up. Three 1x1
-    convolutions, each with BatchNorm and ReLU, follow and keep the number of channels. Then the map
-    is pooled to 2x2, and a perceptron with three hidden layers of width `hidden`, each with
-    BatchNorm and ReLU, and a Linear layer makes the prediction.
+    The network pools the map to a quarter of its height and width, rounded up. Then three 1x1
+    convolutions, each with BatchNorm and ReLU, keep the number of channels. Finally the map is
+    pooled to 2x2, and a perceptron with three hidden layers of width `hidden`, each with BatchNorm
+    and ReLU, and a Linear layer makes the prediction.
 
     The layers, and their initial weights (torch's defaults), are those of "mlp-sr" in the authors'
     code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,

@@ -137,8 +137,8 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
     """Return the bank's settings, with defaults resolved for a task and a model.
 
     Raises:
-        ConfigError: `fba.features=first` is set, but there is no long skip with first features; or
-            an option is set that does not apply to the task.
+        ConfigError: `fba.features=first` is set, but the task is not super-resolution or the
+            model's head reads no long skip; or an option is set that does not apply to the task.
     """
     kind = bank_of(task)
     if type(kind) is not Bank:

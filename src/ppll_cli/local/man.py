@@ -34,10 +34,10 @@ class MAN(LocalMethod):
 
     All this follows the authors' code, which trains the modules one after the other, updates the
     average after each module, and steps the optimizer once after all modules. So for batch b, the
-    newest weights in the average are those after the optimizer step of batch b - 2: a lag of 2.
-    Here the average is updated directly before the forward pass. Other lags are our extension. If
-    the next unit is the model's head, the local loss reads the module's features directly, without
-    LB and EMA (our choice).
+    newest weights in the average are the weights after the optimizer step of batch b - 2: a lag of
+    2. Here the average is updated directly before the forward pass. Other lags are our extension.
+    If the next unit is the model's head, the local loss reads the module's features directly,
+    without LB and EMA (our choice).
 
     Args:
         loss: The loss that reads y. It is for classification only; a detector has its task's loss.

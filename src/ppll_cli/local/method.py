@@ -81,10 +81,10 @@ class Criterion(nn.Module):
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
-        writes: Names of the tensors that the criterion makes for later modules; empty for this
+        writes: Names of the tensors that the criterion makes for later modules; empty in this base
             class.
         watches: A later unit whose weights are passed to `see` before each training batch, or None.
-        further: Names of the predictions that `predict_further` returns; empty for this class.
+        further: Names of the predictions that `predict_further` returns; empty in this base class.
     """
 
     def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
@@ -133,8 +133,9 @@ class LocalMethod(ABC):
     """A method that trains modules. Its constructor takes the keys of the method's YAML file.
 
     Attributes:
-        changed: Why auxiliary networks may differ from those of an earlier version of this program.
-            If a run of that version cannot be resumed, the error message contains this text.
+        changed: Why auxiliary networks may differ from the auxiliary networks of an earlier version
+            of this program. If a run of that version cannot be resumed, the error message contains
+            this text.
     """
 
     changed: ClassVar[str] = ""

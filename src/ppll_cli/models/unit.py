@@ -30,9 +30,9 @@ class ImageSpec:
         channels: Number of channels.
         height: Height in pixels.
         width: Width in pixels.
-        mean: The mean that normalisation subtracts from pixels in [0, 1]: one value, or one per
-            channel.
-        std: The standard deviation by which normalisation then divides: one value, or one per
+        mean: The mean that normalisation subtracts from pixels in [0, 1]: one value, or one value
+            per channel.
+        std: The standard deviation by which normalisation then divides: one value, or one value per
             channel.
     """
 
@@ -51,8 +51,8 @@ class Unit:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
         build: Builds the network, with fresh weights from torch's global generator. The network
             takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
-            there are several. It must not change its inputs in place, because other units may read
-            them.
+            `writes` has several names. It must not change its inputs in place, because other units
+            may read them.
         reads: Names of the tensors that the network takes.
         writes: Names of the tensors that the network returns. If a tensor with this name exists
             already, later units read the new tensor.

@@ -29,7 +29,7 @@ CANDIDATES = 1000
 """Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
 
 OVERLAP = 0.5
-"""If two detections of a class have a larger intersection over union, only the better is kept."""
+"""If two detections of a class have a larger intersection over union, the worse one is dropped."""
 
 MOST = 100
 """Largest number of detections of a picture. COCO's metric counts no more than this number."""

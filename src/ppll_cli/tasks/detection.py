@@ -223,8 +223,8 @@ class Detection:
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
     """Return the sum over each picture's selected rows, [B].
 
-    Pictures are summed one by one, because a sum over a whole batch could add in an order that
-    depends on the number of pictures, which changes the last bits on CPU.
+    Pictures are summed one by one. On CPU, a sum over a whole batch could add in an order that
+    depends on the number of pictures, and then the last bits would differ.
 
     Args:
         rows: float [B, A, columns].

@@ -52,9 +52,9 @@ class SuperResolution:
 
     PSNR and SSIM are measured on the luma of each whole picture, without a border of `scale`
     pixels, and averaged over pictures. The scores also contain PSNR and SSIM of bicubic
-    enlargement, and `rgb_psnr`. EDSR's authors report the latter for DIV2K: PSNR of RGB without a
-    border of `scale` + 6 pixels. In training, PSNR is computed from the mean squared error over
-    whole patches.
+    enlargement, and `rgb_psnr`. EDSR's authors report `rgb_psnr` for DIV2K: it is the PSNR of RGB
+    without a border of `scale` + 6 pixels. In training, PSNR is computed from the mean squared
+    error over whole patches.
 
     Attributes:
         scale: Factor by which height and width grow.
