@@ -71,7 +71,7 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN. On CUDA, this may be some optimizer steps later.
+    """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
 
     Args:
         step: Number of optimizer steps done before the batch; None if not known exactly.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppll_cli.data.files import Files, check_at_least
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor

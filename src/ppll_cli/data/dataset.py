@@ -15,7 +15,7 @@ from ppll_cli.data.files import Part, fixed_random, hold_out
 
 __all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # data sets of users import these
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
 
     from ppll_cli.data.batches import Batches, Split

@@ -16,7 +16,7 @@ from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Found, Objects, Scenes, check_objects, read_objects
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     from ppll_cli.data.source import EvaluationForm
 
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of the first scene

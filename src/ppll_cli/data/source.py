@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor

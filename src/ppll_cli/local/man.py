@@ -26,11 +26,12 @@ Loss = Literal["infopro", "dgl", "ce"]
 class MAN(LocalMethod):
     """Trains each module through a copy of the next unit and a moving average of the next unit.
 
-    The next unit is the unit after the module. LB and EMA are two copies of it with fresh weights.
-    Both read the module's features x, and the local loss reads y = LB(x) + EMA(x). LB is trained.
-    EMA is not trained; its parameters follow the parameters of the next unit, EMA <- m EMA + (1 -
-    m) next. Gradients pass through EMA to the module. Buffers are not averaged: BatchNorm in both
-    copies uses the batch's statistics in training, and its own running statistics in evaluation.
+    The next unit is the unit after the module. LB and EMA are two copies of the next unit with
+    fresh weights. Both read the module's features x, and the local loss reads y = LB(x) + EMA(x).
+    LB is trained. EMA is not trained; its parameters follow the parameters of the next unit, EMA <-
+    m EMA + (1 - m) next. Gradients pass through EMA to the module. Buffers are not averaged:
+    BatchNorm in both copies uses the batch's statistics in training, and its own running statistics
+    in evaluation.
 
     All this follows the authors' code, which trains the modules one after the other, updates the
     average after each module, and steps the optimizer once after all modules. So for batch b, the

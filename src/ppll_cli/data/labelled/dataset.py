@@ -22,7 +22,7 @@ from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.leaves.machine import memory_bytes
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor

@@ -49,7 +49,7 @@ class Request:
 
     Attributes:
         wanted: The pictures to decode.
-        side: Height and width of their images, in pixels.
+        side: Height and width of the images, in pixels.
         offset: Offset of the first image in the shared memory, in bytes; all other images follow
             it.
     """

@@ -13,7 +13,7 @@ from ppll_cli.data.files import Files, Part, cache_root, check_at_least, hold_ou
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor

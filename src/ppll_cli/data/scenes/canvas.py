@@ -129,7 +129,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item that is too small to be recognised, so it is not an object."""
+    """Paint a fragment of an item, too small to be recognised, which is therefore not an object."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])

@@ -17,7 +17,7 @@ from ppll_cli.data.files import PARTS, Files, Part, check_at_least, hold_out
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.scenes.sizes import MULTIPLE, padded
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
@@ -168,7 +168,8 @@ class DetectionDataset(Files, ABC):
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
         """Return the form of evaluation batches, which have one picture.
 
-        In a batch with larger pictures, padding could change the detections of a picture.
+        In a batch with larger pictures, a picture would be padded, which could change its
+        detections.
         """
         from ppll_cli.data.source import EvaluationForm
 
