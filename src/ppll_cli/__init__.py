@@ -26,8 +26,8 @@ if (
 ):
     del sys.path[0]
 
-# This must run before anything imports torch's compiler, in every process. Creating an optimizer of
-# torch imports it.
+# This must run in every process before torch's compiler is imported. For example, the constructor
+# of a torch optimizer imports the compiler.
 keep_compiled_code()
 
 
@@ -39,21 +39,21 @@ def load_run(
     device: "str | torch.device" = "cpu",
     classes: Sequence[Any] = (),
 ) -> "LoadedRun":
-    """Load the model of a run, and the data set on which it was trained, from the run directory.
+    """Load the model of a run from the run directory, and load the run's data set.
 
-    The data set describes the images and names the classes.
+    The data set defines the size of the images and the names of the classes.
 
     Args:
         run_dir: The run directory.
         checkpoint: The checkpoint to load: `last`, `best`, or a number of optimizer steps.
         ema: Whether to load the averages of the weights, which a run with `optim.ema` keeps.
         device: The device on which to put the model.
-        classes: Classes of your own that the run used, or their dotted paths. The function imports
-            no class of a user that is missing here, even if the run directory names it.
+        classes: Your own classes, or their dotted paths, if the run used some. The function imports
+            only classes of this program and classes that are listed here.
 
     Raises:
         ConfigError: The folder is no run directory, the checkpoint or its averages are missing, or
-            the run used a class of the user's own that is not among `classes`.
+            the run used a user's class that is not in `classes`.
     """
     from ppll_cli.launch.loaded import load_run as load  # torch takes seconds to import
 

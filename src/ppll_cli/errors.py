@@ -41,7 +41,7 @@ class ScheduleError(PpllError):
 
 
 class DeadlockError(PpllError):
-    """Raised when every stage of a simulated pipeline waits for another one.
+    """Raised when every stage of a simulated pipeline waits for another stage.
 
     Args:
         report: What each stage waits for.
@@ -71,7 +71,7 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN; on CUDA, perhaps some optimizer steps later.
+    """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
 
     Args:
         step: Number of optimizer steps done before the batch; None if not known exactly.
@@ -96,7 +96,8 @@ class ReplayError(PpllError):
     """Raised when a restarted worker computes other values than the worker before it.
 
     Args:
-        tensor: What differs: the name of a tensor, or the names of all tensors.
+        tensor: What differs: a text that names one tensor or, if the form of the message differs,
+            all its tensors.
         message: The message to the next stage that was sent before the restart.
     """
 
@@ -117,7 +118,8 @@ class WorkerFailedError(PpllError):
 
     Args:
         report: The report of the failure: from the worker itself, or from the launcher if the
-            worker's process is dead. It identifies the worker by `name`, or else by `stage`.
+            worker's process is dead. The key `name` or, if it is missing, the key `stage`
+            identifies the worker.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
@@ -134,11 +136,13 @@ class WorkerFailedError(PpllError):
 
 
 class RunFailedError(PpllError):
-    """Raised when the run failed outside its workers, after these have been stopped (exit 1)."""
+    """Raised when a run failed outside its workers, after all workers were stopped (exit 1)."""
 
 
 class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
-    """Raised when a signal ended the run early: after a checkpoint, or immediately if sent twice.
+    """Raised when a signal ended the run early.
+
+    After the first signal the run saves a checkpoint and ends. A second signal ends it immediately.
 
     Args:
         signal: Number of the signal.

@@ -20,7 +20,8 @@ class Augmentation:
     """The augmentation of training batches.
 
     Attributes:
-        kind: "none"; "basic" for random crop and flip; "randaugment" for these and RandAugment.
+        kind: "none"; "basic" for random crop and flip; "randaugment" for random crop, flip and then
+            RandAugment.
         pad: Largest shift of an image by the random crop, in pixels; 0 for no crop.
         pad_mode: How the image is padded for the crop, "zeros" or "reflect".
         flip: Whether each image is mirrored with probability 1/2.
@@ -51,7 +52,7 @@ class Augmentation:
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    """Return one value, or one per channel, as float32 [1, 1, 1] or [C, 1, 1] for `normalise`."""
+    """Convert one value, or one per channel, to float32 [1, 1, 1] or [C, 1, 1] for `normalise`."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
 
 
@@ -70,11 +71,11 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator) -> Tensor:
-    """Pad every image, and crop it to its old size at a random place.
+    """Pad every image, and crop it to its old size at a random position.
 
     Args:
         images: uint8 [B, C, H, W].
-        pad: Pixels on each side, fewer than H and W.
+        pad: Number of pixels that are added on each side, less than H and W.
         mode: `zeros`, or `reflect` (mirrored without repeating the border pixels).
         generator: A CPU generator.
 
@@ -98,7 +99,7 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Return which rows (or columns) of the image to copy, int64 [B, size]; all are inside it.
+    """Return the rows (or columns) inside the image that are copied to the crop, int64 [B, size].
 
     Args:
         places: The rows of the crop, counted from the image's first row, int64 [B, size]. Rows

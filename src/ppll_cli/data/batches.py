@@ -81,7 +81,7 @@ Images = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of a split.
+    """The images and labels of a split of a data set, such as `train`.
 
     Attributes:
         images: uint8 [N, C, H, W].
@@ -100,8 +100,8 @@ class Form:
     """Settings that define how batches are made from images.
 
     Attributes:
-        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
-        std: Standard deviation of these pixels: one value, or one per channel.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
+        std: Standard deviation of these pixels: one value, or one value per channel.
         augmentation: The augmentation of training batches.
         mixing: The mixing of training images in pairs, after augmentation and normalisation.
         drop_last: Whether a shorter last batch is left out.
@@ -228,19 +228,20 @@ class Batches(ImageBatches):
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
-"""A batch, and an event that is recorded after the work that makes it; None on CPU."""
+"""A batch, and a CUDA event that is recorded after the work that makes the batch; on CPU, None
+instead of the event."""
 
 
 class Ahead:
     """Makes the next training batch in a thread while the worker trains on the current one.
 
-    On CUDA the thread has its own stream. The caller itself makes evaluation batches, on its own
-    stream.
+    On CUDA the thread has its own stream. Evaluation batches are made in the caller's thread, on
+    the caller's stream.
 
     Args:
         batches: Makes the batches.
-        threads: Number of CPU threads that torch may use for work of the new thread.
-        device: The device on which `batches` makes them.
+        threads: Number of CPU threads that torch may use for the work of the new thread.
+        device: The device on which `batches` makes the batches.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:
@@ -252,10 +253,10 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch, and let the thread begin the next one.
+        """Return a training batch, and let the thread begin to make the next one.
 
-        If this batch follows the previous one, the thread has already begun it. An exception that
-        occurred in the thread is raised here.
+        If this batch follows the previously returned batch, the thread has already begun to make
+        it. An exception that occurred in the thread is raised here.
 
         Args:
             epoch: Number of the epoch, from 0.

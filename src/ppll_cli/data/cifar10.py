@@ -24,7 +24,7 @@ class Cifar10(Published):
 
     @property
     def published(self) -> Any:
-        """The class of torchvision for this data set."""
+        """The class in torchvision for this data set."""
         from torchvision.datasets import CIFAR10
 
         return CIFAR10

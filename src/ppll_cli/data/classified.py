@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ppll_cli.data.files import Files, check_at_least
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
@@ -32,14 +32,14 @@ class Classified(Files, ABC):
     """A data set for classification: settings and preprocessing.
 
     Attributes:
-        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
-        std: Standard deviation of these pixels: one value, or one per channel.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
+        std: Standard deviation of these pixels: one value, or one value per channel.
         pad: Largest shift of a training image by the random crop, in pixels; 0 for no crop.
         pad_mode: How images are padded for the crop: `zeros` or `reflect` (mirrored pixels).
         flip: Whether each training image is mirrored from left to right with probability 1/2.
         augment: `basic` for random crop and flip, with `pad` and `flip` as settings; `randaugment`
-            for crop, flip and then RandAugment; `none` for no augmentation, and `pad` and `flip`
-            are ignored.
+            for crop, flip and then RandAugment; `none` for no augmentation, so that `pad` and
+            `flip` are ignored.
         mixup: Alpha of Mixup, which blends the images of a training batch in pairs; 0 for no Mixup.
         cutmix: Alpha of CutMix, which replaces a box of each image by the same box of another
             image; 0 for no CutMix.
@@ -92,7 +92,7 @@ class Classified(Files, ABC):
 
     @property
     def task(self) -> "Classification":
-        """Classification with this number of classes."""
+        """Classification with the number of classes of this data set."""
         from ppll_cli.tasks.classification import Classification
 
         return Classification(self.class_count)
@@ -177,7 +177,7 @@ class Classified(Files, ABC):
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:
-    """Check `data.mean` and `data.std`, which have one value, or one per channel.
+    """Check `data.mean` and `data.std`, which must have one value, or one per channel.
 
     Raises:
         ConfigError: The number of values is wrong, or a value is not allowed.

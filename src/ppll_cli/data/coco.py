@@ -25,8 +25,9 @@ _MOST_SHOWN = 60  # characters of a wrong value in a message
 class Coco(DetectionDataset):
     """COCO from annotations/instances_{train2017,val2017}.json, train2017 and val2017 in the root.
 
-    Other data sets in this format can be put there instead: the classes are read from the file, in
-    the order of their ids. Boxes of crowds are ignored. The 19 GB are not downloaded.
+    Other data sets in this format can be put in the root instead: the classes are read from the
+    file, in the order of their ids. Boxes of crowds are ignored. The files (19 GB) are not
+    downloaded.
     """
 
     @property
@@ -139,14 +140,14 @@ class _Entry(NamedTuple):
         return ValueError(f"{self.name} has {has}: {problem}")
 
     def whole(self, key: str) -> int:
-        """Return an id."""
+        """Return an id, which must be an integer."""
         value = self.values.get(key)
-        if type(value) is not int:  # True is an int too
+        if type(value) is not int:  # bool is a subclass of int
             raise self.wrong(key, "it must be a whole number")
         return value
 
     def text(self, key: str) -> str:
-        """Return a printable text, which is not empty."""
+        """Return a text, which must be printable and not empty."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.isprintable() or not value:
             raise self.wrong(key, "it must be printable text")
@@ -190,7 +191,7 @@ def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
 
 
 def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
-    """Return the entries of a list by id, in the order of ids. Refuse an id that occurs twice."""
+    """Return the entries of a list by id, in the order of ids; refuse an id that occurs twice."""
     found: dict[int, _Entry] = {}
     for entry in _entries(content, key):
         number = entry.whole("id")
@@ -201,7 +202,8 @@ def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    # The comparison excludes NaN and infinity; isfinite fails for an int too large for a float.
+    # The comparison excludes NaN and infinity. isfinite would fail for an int that is too large for
+    # a float.
     return isinstance(value, int | float) and type(value) is not bool and abs(value) <= MOST_PIXELS
 
 

@@ -15,7 +15,7 @@ from ppll_cli.data.files import Part, fixed_random, hold_out
 
 __all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # data sets of users import these
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
 
     from ppll_cli.data.batches import Batches, Split
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused be
 
 @dataclass(frozen=True)
 class Arrays:
-    """The images and labels of a part as they were read, not yet checked.
+    """The images and labels of a part (`train` or `test`) as they were read, not yet checked.
 
     Attributes:
         images: uint8 [N, C, H, W].
@@ -45,7 +45,7 @@ class Arrays:
 class ImageDataset(Classified):
     """A data set of labelled images that all have one size. A subclass reads its files.
 
-    A subclass that adds keys is a frozen keyword-only dataclass, and each key is a field of it.
+    A subclass that adds keys must be a frozen keyword-only dataclass with a field for each key.
     """
 
     @abstractmethod
@@ -74,7 +74,8 @@ class ImageDataset(Classified):
         """Return digests of the pixels and labels of each split.
 
         Returns:
-            The digests; None if the `load` of a subclass returns something other than `Split`.
+            The digests; None if a subclass overrides `load` so that it does not return `Split`
+            objects.
         """
         from ppll_cli.data.batches import Split
         from ppll_cli.data.identity import of_arrays
@@ -138,7 +139,7 @@ class ImageDataset(Classified):
 
 
 def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
-    """Return what is wrong with a part; None if nothing is."""
+    """Return a description of what is wrong with a part; None if the part is correct."""
     images, labels = arrays.images, arrays.labels
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
         return f"holds images {images.dtype} {images.shape}, not uint8 [N, {channels}, H, W]"

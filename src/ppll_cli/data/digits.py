@@ -14,7 +14,7 @@ _DARKEST = 16
 
 
 class Digits(ImageDataset):
-    """The digits of scikit-learn, which need neither a file of the user nor a network.
+    """The digits of scikit-learn, which need neither files of the user nor a download.
 
     The digits are sorted by writer, so they are permuted, always in the same way: the first 1437
     are `train`, the other 360 `test`. Values from 0 to 16 are scaled to 0 to 255 and rounded.
@@ -34,8 +34,8 @@ class Digits(ImageDataset):
 def _table() -> np.ndarray:
     """Return a table int64 [1797, 65]. A row has the 64 values of a digit, then its label.
 
-    If possible, the function reads scikit-learn's file itself, because importing scikit-learn takes
-    seconds.
+    If possible, the function reads scikit-learn's file without importing scikit-learn, because the
+    import takes seconds.
     """
     package = find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []

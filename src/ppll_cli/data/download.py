@@ -17,12 +17,12 @@ SOCKET_TIMEOUT_S = 8.0
 FIRST_BYTE_S = 15.0
 """Time limit until the first byte, in seconds.
 
-A name server, or a host with many addresses, can take much longer than `SOCKET_TIMEOUT_S`."""
+A name server, or a host with many addresses, can need much longer than `SOCKET_TIMEOUT_S`."""
 
 STALL_S = 120.0
-"""Time limit without a new byte, after the first one, in seconds.
+"""Time limit in seconds between two new bytes, after the first byte.
 
-It is long, because no byte is written while the checksum of a large archive is computed.
+The limit is long, because no byte is written while the checksum of a large archive is computed.
 """
 
 Fetch = Callable[[Path], None]
@@ -32,18 +32,19 @@ Fetch = Callable[[Path], None]
 def provide(
     dataset: Files, files: Sequence[str], url: str, fetch: Fetch, *, everything: bool = False
 ) -> None:
-    """Make sure that files exist under a data set's folder; download missing ones if allowed.
+    """Make sure that files exist under a data set's folder; download missing files if allowed.
 
     Files are downloaded into a temporary folder inside the data set's folder, and moved from there
     when all are complete. So an interrupted download leaves no incomplete data, and two runs can
     download at the same time.
 
     Args:
-        dataset: The data set. Its keys say which folder is used and whether downloads are allowed.
+        dataset: The data set. Its settings define which folder is used and whether downloads are
+            allowed.
         files: Paths relative to the folder.
         url: The URL where a person finds the files.
         fetch: Downloads at least the missing files into a folder.
-        everything: Whether other downloaded files are moved too. They are moved before `files`, so
+        everything: Whether other downloaded files are moved too. These are moved before `files`, so
             that the existence of `files` shows that the download was complete.
 
     Raises:
@@ -81,7 +82,7 @@ def provide(
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
     """Run a download in a daemon thread; return the exception if it failed, None if it succeeded.
 
-    If the thread hangs, this function returns while the thread goes on, because a DNS query cannot
+    If the thread hangs, this function returns, and the thread continues, because a DNS query cannot
     be interrupted. A daemon thread does not delay the exit of the process.
     """
     failures: list[Exception] = []
@@ -89,7 +90,7 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
     def run() -> None:
         try:
             fetch(folder)
-        except Exception as error:  # returned by the thread that waits
+        except Exception as error:  # the waiting thread returns it
             failures.append(error)
 
     thread = threading.Thread(target=run, name="download", daemon=True)

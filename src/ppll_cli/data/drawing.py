@@ -1,4 +1,4 @@
-"""Draws labels on sample pictures, with opaque backgrounds, and so that labels do not overlap.
+"""Draws labels with opaque backgrounds on sample pictures, so that labels do not overlap.
 
 A rectangle is (left, top, right, bottom) in pixels; it excludes column `right` and row `bottom`.
 """
@@ -13,17 +13,17 @@ Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAGE_WIDTH = 700
-"""Width of a picture on a page, in pixels; a page shows wider pictures reduced."""
+"""Assumed width of a web page, in pixels. The page shows wider pictures at a reduced size."""
 
 TEXT_HEIGHT = 14
 """Height of text on a page, in pixels."""
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Colours of background and text beside a picture, readable on light and on dark pages."""
+"""Colours of background (`PAPER`) and text (`INK`) beside a picture, for light and dark pages."""
 
-_MIDDLE = 125  # dark text is more readable on grounds brighter than this (0 to 255)
-_STEP = 4  # distance in pixels of the places that are tried if none at the box is free
+_MIDDLE = 125  # dark text is more readable on backgrounds brighter than this (0 to 255)
+_STEP = 4  # distance in pixels between tried places, if no place at the box is free
 _ELLIPSIS = "..."
 
 
@@ -63,7 +63,7 @@ def draw_label(
 
 
 def ink_on(ground: Colour) -> Colour:
-    """Return the text colour, dark or light, that contrasts with this ground."""
+    """Return the text colour, dark or light, that contrasts with this background."""
     red, green, blue = ground
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > _MIDDLE else PAPER
 
@@ -71,7 +71,7 @@ def ink_on(ground: Colour) -> Colour:
 def draw_lead(
     draw: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, colour: Colour, width: int
 ) -> None:
-    """Draw a line from a label to its box, unless the two touch."""
+    """Draw a line from a label to its box, unless label and box touch."""
     touching = (box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1)
     if overlap(place, touching):
         return
@@ -90,14 +90,14 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Find a place for a label, at its box or as near as possible, where it covers no other label.
+    """Find a place for a label, at its box or as near as possible, that overlaps no other label.
 
     Args:
         size: Width and height of the label, in pixels.
-        box: The box that the label names.
+        box: The box that the label describes.
         frame: Width and height of the picture, in pixels. The place is inside the picture.
         taken: Places of other labels.
-        below: Whether to try the box's lower border before its upper one.
+        below: Whether to try the box's lower border before its upper border.
 
     Returns:
         The place; None if no place is free.
@@ -134,7 +134,7 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place whose middle is nearest to the box's middle, from a grid of places."""
+    """Return the free place of a grid that is nearest to the box's middle; None if none is free."""
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
     free = np.ones((len(tops), len(lefts)), dtype=bool)
@@ -157,7 +157,7 @@ def dashed_rectangle(
     colours: tuple[Colour, Colour],
     width: int,
 ) -> None:
-    """Draw a border of dashes in two alternating colours, which is visible on every ground."""
+    """Draw a border of dashes in two alternating colours, visible on every background."""
     left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
     length = 4 * width
     for start in range(left, right + 1, length):

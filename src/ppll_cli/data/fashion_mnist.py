@@ -35,8 +35,8 @@ class FashionMnist(ImageDataset):
     """Fashion-MNIST from four idx files, plain or `.gz`, in the root or in `FashionMNIST/raw`.
 
     With `root=None` the files are also searched in Debian's folder. MD5 sums are not checked,
-    because packing the same files again gives other `.gz` files. Headers and lengths are checked,
-    and gzip checks its own sum.
+    because the same files, packed again, have other sums. Headers and lengths are checked, and gzip
+    checks its own checksum.
     """
 
     class_count = 10
@@ -58,7 +58,7 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """Return paths by file name, in the first folder that has all files; None without one."""
+        """Return paths by file name in the first complete folder; None if all are incomplete."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)
@@ -79,9 +79,9 @@ class FashionMnist(ImageDataset):
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, plain or `.gz`.
 
-    Its header consists of two zero bytes, the code of the type, the number of dimensions, and the
-    size of each dimension as a big-endian 32-bit integer. Reading stops just after the announced
-    length, so that a small `.gz` cannot fill the memory.
+    The header of the file consists of two zero bytes, the code of the type, the number of
+    dimensions, and the size of each dimension as a big-endian 32-bit integer. Reading stops just
+    after the announced length, so that a small `.gz` cannot fill the memory.
 
     Args:
         path: The file.
@@ -108,7 +108,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _plain_or_gz(folder: Path, name: str) -> Path | None:
-    """Return the plain file, which is read faster, or the `.gz` file; None without either."""
+    """Return the plain file, which is read faster, or the `.gz` file; None if both are missing."""
     paths = (folder / name, folder / f"{name}.gz")
     return next((path for path in paths if path.is_file()), None)
 

@@ -16,13 +16,13 @@ from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Found, Objects, Scenes, check_objects, read_objects
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     from ppll_cli.data.source import EvaluationForm
 
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of the first scene
 PAINTER = 1
-"""Version of the painting code. Increase it with each change of painted scenes, so that scenes in
-the cache folder are not used any more."""
+"""Version of the painting code. Increase it with each change of painted scenes, so that older
+scenes in the cache folder are not used."""
 
 _MOST = 1_000_000  # largest number of scenes of a part
 
@@ -31,12 +31,14 @@ _MOST = 1_000_000  # largest number of scenes of a part
 class FashionScenes(DetectionDataset):
     """Scenes painted with items of Fashion-MNIST, equal on every machine.
 
-    They are painted once and kept in the cache folder. Training scenes contain only training items,
-    test scenes only test items. `ppll_cli.data.fashion_mnist` finds or downloads the items' files.
+    The scenes are painted once and stored in the cache folder. Training scenes contain only
+    training items, test scenes only test items. `ppll_cli.data.fashion_mnist` finds or downloads
+    the items' files.
 
     Attributes:
         pictures: Number of training scenes.
-        test_pictures: Number of test scenes. A larger number adds scenes and changes none.
+        test_pictures: Number of test scenes. A larger number adds scenes; the first scenes stay the
+            same.
         side: Height and width of a scene, in pixels.
     """
 

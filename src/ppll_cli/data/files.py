@@ -12,7 +12,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.cache import cache_folder
 
 Part = Literal["train", "test"]
-"""A part into which the files of a data set are divided; `val` is held out of `train`."""
+"""A part into which the files of a data set are divided. The split `val` is held out of `train`."""
 
 PARTS: tuple[Part, ...] = ("train", "test")
 _LONGEST_STEM = 50  # a character has up to 4 bytes, and a file's name up to 255
@@ -20,7 +20,7 @@ _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the user's cache folder for data, which `data.root=null` means. It may not exist yet.
+    """Return the cache folder for data, the root if `data.root` is null; it may not exist yet.
 
     Raises:
         ConfigError: The user has no home folder.
@@ -106,12 +106,12 @@ def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
 
     Args:
         samples: Number of training samples.
-        fraction: The fraction of them to hold out.
+        fraction: The fraction of these samples to hold out.
 
     Returns:
         The indices of the kept samples, in ascending order, and the indices of the held-out
-        samples. Held-out indices are in random order, so that any first n of them are a random
-        sample.
+        samples. Held-out indices are in random order, so that the first n of them are a random
+        sample, for every n.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.
@@ -147,7 +147,7 @@ def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> Non
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return a file name for a picture in samples/ that no other picture has.
+    """Return a unique file name for a picture in the folder samples/.
 
     Args:
         number: Index of the picture in the test split, from 0.

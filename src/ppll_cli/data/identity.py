@@ -2,7 +2,7 @@
 
 A data set may have a method `identity(splits)`, which returns an ordered list of entries for each
 split. An entry is the name of a file with its size in bytes, or any other name with a text, such as
-the digest of an array. Data are the same if their entries are equal.
+the digest of an array. Two data sets are the same if their entries are equal.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
 
 
 def difference(identity: Identity, before: Identity) -> str:
-    """Describe in one line how data differ from those with which a run was started.
+    """Describe in one line how data differ from the data with which a run was started.
 
     Args:
         identity: The identity of the data now.

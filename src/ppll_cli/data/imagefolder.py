@@ -50,14 +50,18 @@ class ImageFolder(LabelledPictures):
         return arranged(sources, {part: self._read(part, at) for part, at in sources.items()})
 
     def _source(self, part: str) -> Path | None:
-        """Return a part's CSV file, or else its folder; None if there is neither."""
+        """Return a part's CSV file, or its folder if no file exists; None if both are missing."""
         file, folder = self.folder / f"{part}.csv", self.folder / part
         if file.is_file():
             return file
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """Return the CSV file in the root, or the root if it has folders of classes instead."""
+        """Return the CSV file in the root; without such a file, return the root.
+
+        Raises:
+            ListingError: The root has several CSV files, or neither a CSV file nor folders.
+        """
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

@@ -27,9 +27,9 @@ SOLUTION = "LOC_val_solution.csv"
 class ImageNet(LabelledPictures):
     """ImageNet from `train` and `val` under the root, with a folder per class, or Kaggle's archive.
 
-    `val` is the test set. Training uses random pieces of the pictures, evaluation squares in their
-    middle, both resized. Loaders decode the pictures. Classes are named by WordNet's ids; a subset
-    of them is allowed.
+    `val` is the test set. Training uses random pieces of the pictures, and evaluation uses squares
+    from their middle. Both are resized. Separate processes (loaders) decode the pictures. Classes
+    are named by WordNet's ids; a subset of them is allowed.
 
     Attributes:
         crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.
@@ -59,7 +59,7 @@ class ImageNet(LabelledPictures):
 
     @property
     def resident(self) -> bool:
-        """False: each epoch uses other pieces of the pictures, so images are not kept."""
+        """False: each epoch uses other pieces of the pictures, so images are not stored."""
         return False
 
     @property
@@ -86,7 +86,12 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return file and class for a line of Kaggle: a name, and `CLASS LEFT TOP RIGHT BOTTOM ...`."""
+    """Return file and class for a line of Kaggle's list.
+
+    Args:
+        name: Name of the picture.
+        boxes: Its boxes as text, `CLASS LEFT TOP RIGHT BOTTOM ...`.
+    """
     return f"{name}.JPEG", boxes.split()[0]
 
 

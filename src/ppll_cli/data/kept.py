@@ -14,14 +14,14 @@ from ppll_cli.data.files import cache_root
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_bytes
 
-_VERSION = 2  # version of the format; change it to discard everything that was kept
+_VERSION = 2  # version of the format; change it to discard everything that was cached
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 def place(folder: str, recipe: object) -> Path:
-    """Return the path in the cache folder for derived data.
+    """Return the path for derived data in the cache folder.
 
     Args:
         folder: Name of the folder for all data of this kind.
@@ -50,7 +50,7 @@ def unwritable(path: Path, error: OSError) -> ConfigError:
 
 
 def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
-    """Read a kept folder; make it first if it is missing or damaged.
+    """Read a folder of the cache; make the folder first if it is missing or damaged.
 
     Args:
         folder: The path of the folder.
@@ -62,7 +62,7 @@ def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path
 
     Raises:
         OSError: The folder cannot be written.
-        ConfigError: `make` raised it.
+        ConfigError: `make` raises it.
     """
     if os.path.lexists(folder):
         try:
@@ -79,7 +79,7 @@ def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path
 
 
 def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) -> T:
-    """Make an object, and keep it in a file; only log a warning if the file cannot be written.
+    """Make an object and save it in the cache; if saving fails, only log a warning.
 
     Args:
         path: The file. A file, link or folder at this path is replaced.
@@ -107,7 +107,7 @@ def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) ->
 
 
 def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
-    """Read a kept file.
+    """Read a file of the cache.
 
     Args:
         path: The file.
@@ -126,11 +126,11 @@ def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
-    """Move a new folder to its final path, unless another run has put an undamaged one there."""
+    """Move a new folder to its final path, unless another run has put a good folder there."""
     if os.path.lexists(folder):
         try:
             read(folder)
-        except Exception:  # it is still damaged
+        except Exception:  # no other run has repaired it
             os.replace(folder, aside)
         else:
             return

@@ -1,9 +1,11 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mix the images of a batch in pairs.
 
-Image i of a batch is mixed with image i - 1, and the first image with the last one. These pairs are
+Image i of a batch is mixed with image i - 1, and the first image with the last one. The pairs are
 random, because the order of samples is random. Random numbers are drawn on the CPU, once per batch,
 before the batch is divided among replicas and micro-batches.
-Legend: B batch, C channels, H height, W width (pixels).
+
+Legend: B batch, C channels, H height,
+W width (pixels).
 """
 
 from collections.abc import Mapping
@@ -26,7 +28,8 @@ class Mixing:
     Attributes:
         mixup: Alpha of Mixup. The share of an image in its mixture is drawn from Beta(alpha,
             alpha). 0 turns Mixup off.
-        cutmix: Alpha of CutMix; the share is drawn from Beta(alpha, alpha). 0 turns CutMix off.
+        cutmix: Alpha of CutMix. The share of an image in its mixture is drawn from Beta(alpha,
+            alpha). 0 turns CutMix off.
     """
 
     mixup: float = 0.0

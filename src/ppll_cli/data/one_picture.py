@@ -19,7 +19,7 @@ def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
     """Convert a picture to the size and the channels of a model's images.
 
     A picture of another size is resized (bilinear, antialiased) so that it just covers the model's
-    image, and cropped to its middle.
+    image, and then cropped to its middle.
 
     Args:
         picture: A picture of any size and mode.

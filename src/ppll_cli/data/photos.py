@@ -24,7 +24,7 @@ class Photos(PictureDataset):
     Attributes:
         folders: Folders with .png, .jpg or .jpeg files.
         longest_side: Larger pictures are reduced so that their longer side has this many pixels,
-            which makes photographs sharper. None keeps all sizes.
+            because reduced photographs are sharper. None keeps all sizes.
     """
 
     folders: list[str]

@@ -58,12 +58,12 @@ class Published(ImageDataset):
             images, labels = self.open(part, self.folder)
         except MemoryError:
             raise
-        except Exception as error:  # scipy and pickle raise anything for a damaged file
+        except Exception as error:  # scipy and pickle raise exceptions of any kind
             raise self._explained(part, error) from error
         return Arrays(images, labels, self._source(part))
 
     def identity(self, splits: "dict[str, Split]") -> "Identity":
-        """Return the published files and their MD5 sums; no other files are read."""
+        """Return the names of the published files and their MD5 sums, without reading the files."""
         return {part: [*self.files(part).items()] for part in PARTS}
 
     def _source(self, part: Part) -> str:

@@ -31,7 +31,7 @@ SHIFT = 150 / 331 * STRENGTH
 ANGLE = 30 / 180 * pi * STRENGTH
 """Angle of a rotation, in radians."""
 ENHANCED = 0.9 * STRENGTH
-"""Brightness, colour, contrast and sharpness are changed by a factor of 1 plus or minus this."""
+"""Brightness, colour, contrast and sharpness change by a factor of 1 plus or minus this number."""
 SOLARISED_FROM = round(255 * (1 - STRENGTH))
 """Smallest pixel value that solarising inverts."""
 KEPT_BITS = 8 - round(4 * STRENGTH)
@@ -51,7 +51,7 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         The augmented images, uint8 [B, C, H, W].
     """
-    count = len(GEOMETRY) + len(COLOURS) + 1  # the last one leaves an image unchanged
+    count = len(GEOMETRY) + len(COLOURS) + 1  # the last operation leaves an image unchanged
     for _ in range(OPERATIONS):
         drawn = torch.randint(count, (len(images),), generator=generator)
         signs = 2 * torch.randint(2, (len(images),), generator=generator) - 1
@@ -135,7 +135,7 @@ GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
 
 
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
-    """Transform images by affine maps, with the nearest pixel, or black outside of the image.
+    """Transform images by affine maps; take the nearest pixel, or black outside of the image.
 
     Args:
         images: uint8 [B, C, H, W].
@@ -162,7 +162,7 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """Blend with another image: towards it for factors below 1, away from it for larger ones."""
+    """Blend with another image: towards it for factors below 1, away from it above 1."""
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
 

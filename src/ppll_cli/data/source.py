@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
@@ -19,7 +19,7 @@ PREPROCESSING = (
     *("short_side", "long_side", "anchor"),
     *("scale", "overlap"),
 )
-"""Keys of data sets that define how pictures are prepared for a model and how it is applied.
+"""Keys of data sets that define how pictures are prepared and how a model is applied to them.
 
 Their values belong to a trained model. When a model is evaluated on other data, the values from the
 model's training are used.
@@ -40,7 +40,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationForm:
-    """The largest shapes of evaluation batches, if they differ from those of training batches.
+    """The largest shapes of evaluation batches, if these differ from training batches.
 
     Attributes:
         image: Shape of the largest images.
@@ -60,7 +60,7 @@ class BatchMaker(Protocol):
     def steps_per_epoch(self) -> int: ...  # noqa: D102
 
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
-        """Make a training batch. It depends only on the run's seed, the epoch and the batch.
+        """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
         A separate thread calls this, on CUDA with its own stream. Copy tensors to the device with
         `ppll_cli.data.staging.to_device`, which does not wait for the device.
@@ -97,20 +97,21 @@ class Dataset(Protocol):
     - `mixed`: the keys that turn on the mixing of training images in pairs, with their values (see
       `ppll_cli.data.mixing`). If it is not empty, batches have the targets of a mixed
       `ppll_cli.tasks.classification.Classification`.
-    - `identity(splits)`: entries that identify the data, in whichever folder the files are (see
-      `ppll_cli.data.identity`). A run is not resumed on data with another identity. Without this
-      method the data are not compared.
+    - `identity(splits)`: entries that identify the data, independently of the folder of the files
+      (see `ppll_cli.data.identity`). A run is not resumed on data with another identity. Without
+      this method the data are not compared.
 
     The evaluation of a finished run uses these members if the data set has them:
 
     - `class_names`: names of the classes, in the order of their labels.
     - `file_names(split)`: names of the picture files of a split, in order.
-    - `inputs(picture, image, device)`: all tensors but the targets of a batch that consists of one
-      picture of the user, by name. It gets a PIL picture and the model's `ImageSpec`.
-    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. It gets the
-      result of `inputs`.
-    - `evaluated(splits, name)`: the splits, in which the split `name` is ready for evaluation. A
-      data set needs this method if `load` returns some split only in its form for training.
+    - `inputs(picture, image, device)`: the tensors, without targets, of a batch that consists of
+      one picture of the user, by name. `picture` is a PIL picture, and `image` is the model's
+      `ImageSpec`.
+    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. The argument
+      `inputs` is the result of the method `inputs`.
+    - `evaluated(splits, name)`: the splits, with the split `name` prepared for evaluation. A data
+      set needs this method if `load` prepares some split only for training.
     """
 
     @property
@@ -132,7 +133,7 @@ class Dataset(Protocol):
         ...
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
-        """Return the form of evaluation batches; None if it is that of training batches."""
+        """Return the form of evaluation batches; None if training batches have the same form."""
         ...
 
     def batches(

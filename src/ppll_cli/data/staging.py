@@ -19,9 +19,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     or freed.
 
     Args:
-        tensor: A tensor, usually in host memory. Pinned memory is not copied to other pinned memory
-            first, so a pinned tensor must not be changed afterwards.
-        device: The target device. A tensor that is on it already is returned as it is.
+        tensor: A tensor, usually in host memory. A pinned tensor is copied directly, so it must not
+            be changed after this call.
+        device: The target device. A tensor that is already on this device is returned unchanged.
 
     Returns:
         The tensor on the device. The copy is queued on the calling thread's current stream.
@@ -34,8 +34,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class SideStream:
     """A CUDA stream for a thread that makes tensors which another thread uses.
 
-    The work of the two threads then overlaps on the device. Only the consumer's stream waits for
-    finished tensors, not its host thread. On CPU there are no streams, and all methods do nothing.
+    The work of the two threads then overlaps on the device. Only the stream of the using thread
+    waits for finished tensors; the thread itself does not wait. On CPU there are no streams, and
+    all methods do nothing.
 
     Args:
         device: The device on which tensors are made. The new stream first waits for the work that
@@ -50,7 +51,7 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def enter(self) -> None:
-        """Make the side stream current for the calling thread; device and stream are per thread."""
+        """Make the side stream, and its device, current for the calling thread only."""
         if self._stream is not None:
             torch.cuda.set_device(self._device)
             torch.cuda.set_stream(self._stream)
@@ -78,5 +79,5 @@ class SideStream:
         current = torch.cuda.current_stream(self._device)
         current.wait_event(made)
         for tensor in tensors.values():
-            if tensor.is_cuda:  # the data set of a user may leave some on the host
+            if tensor.is_cuda:  # a user's data set may leave some tensors on the host
                 tensor.record_stream(current)

@@ -16,7 +16,7 @@ ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNet(LabelledPictures):
-    """Tiny ImageNet from its archive, unpacked in the root; the root may also be its folder.
+    """Tiny ImageNet from its archive, unpacked in the root; the root may be the unpacked folder.
 
     The archive's `val` is the test set, because the labels of its `test` were never published.
     Classes are named by WordNet's ids.

@@ -44,7 +44,7 @@ class Voc(DetectionDataset):
     Attributes:
         years: Which lists are used. `07` trains on trainval of 2007 and tests on test of 2007;
             `07+12` also trains on trainval of 2012; `12` trains on train of 2012 and tests on val
-            of 2012. A number n means its two digits, because YAML reads 07 as 7.
+            of 2012. A number means its two-digit text, because YAML reads 07 as 7.
     """
 
     years: str | int
@@ -101,7 +101,7 @@ class Voc(DetectionDataset):
         return f"unpack the archives of {URL} there"
 
     def _pictures(self, year: str, name: str) -> list[str]:
-        """Return the names on a list, after a check that their picture files exist."""
+        """Return the names on a list of pictures, after a check that their picture files exist."""
         path = self.folder / _list(year, name)
         try:
             pictures = path.read_text().split()

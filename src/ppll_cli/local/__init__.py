@@ -1,1 +1,4 @@
-"""Local learning methods: auxiliary networks and local losses."""
+"""Local learning methods: auxiliary networks and local losses.
+
+"(our choice)" marks what the cited papers do not define, or define differently.
+"""

@@ -16,20 +16,21 @@ class AugLocal(LocalMethod):
     The copies have fresh weights. The copied units are evenly spaced between the module and the
     head, so that the module prepares features for the whole rest of the model. If j is the module's
     last unit and L the last unit before the head, units round(j + i (L - j) / d) are copied, for i
-    from 1 to d. Halves are rounded to the even index. If there are at most d such units, all are
-    copied. If d is 1, BatchNorm is placed between the pooled vector and the Linear layer. All this,
-    and He's rule for convolutions, follows the paper's code (github.com/ChenxiangMA/AugLocal).
+    from 1 to d. Halves are rounded to the even index. If there are at most d units between the
+    module and the head, all of them are copied. If d is 1, BatchNorm is placed between the pooled
+    vector and the Linear layer. All this, and He's rule for convolutions, follows the paper's code
+    (github.com/ChenxiangMA/AugLocal).
 
     The paper's head is a mean over positions and a Linear layer. For a model with another head,
-    that head is copied, and for tokens no BatchNorm is added (both ours). In the paper's code the
-    last module has d + 1 units, so that "K=16" for ResNet-32 means 16 - d modules. `local.cuts`
-    accepts these partitions by name, for example `auglocal_d3`.
+    that head is copied, and for tokens no BatchNorm is added (both are our choice). In the paper's
+    code the last module has d + 1 units, so that "K=16" for ResNet-32 means 16 - d modules.
+    `local.cuts` accepts these partitions by name, for example `auglocal_d3`.
 
     Args:
         depth: d of the first module, 1 or more.
-        tau: How far d falls from `depth` towards 1, as a fraction from 0 to 1. d falls linearly
-            between the first and the last module with an auxiliary network, rounded. With 0, all
-            modules have the same d.
+        tau: How far d falls from `depth` towards 1, as a fraction from 0 to 1. From the first to
+            the last module with an auxiliary network, d falls linearly and is rounded. If tau is 0,
+            all modules have the same d.
         detection_head: For detectors, the pyramid levels on which a module is trained. `level`
             means the levels for the stride of the last copied unit's output.
     """

@@ -1,6 +1,7 @@
 """Defines the contents of the feature bank for each task, and networks that read the bank.
 
-The feature bank holds detached features of earlier modules (FBA, arXiv 2406.00446).
+The feature bank holds detached features of earlier modules (FBA, arXiv 2406.00446). "Banked"
+features are features in the bank.
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,14 @@ class Bank:
     """The bank for classification and for tasks that users wrote: it holds pooled vectors.
 
     Attributes:
-        long_skips: Whether the bank holds by default the tensors of the model's long skips, which
-            the model's head reads in addition to its input.
+        long_skips: Whether the bank by default holds the tensors of the model's long skips. The
+            model's head reads these tensors in addition to its input.
     """
 
     long_skips = False
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return a module without parameters that converts features to the form kept in the bank.
+        """Return a module without parameters that converts features to their form in the bank.
 
         Return None if later modules cannot use features of this shape.
         """
@@ -40,12 +41,12 @@ class Bank:
 
         Args:
             copies: The copied units and head from which the network is made.
-            banked: Shapes of the earlier modules' features, before they are banked; empty without a
-                bank.
+            banked: Shapes of the earlier modules' features, before their conversion by `form`;
+                empty without a bank.
             bank: The settings of the bank, such as the kind of fusion.
 
         Raises:
-            ConfigError: The model's head cannot be used in this way.
+            ConfigError: The model's head belongs to a class that cannot read banked features.
         """
         head = self.head(copies.head, banked, bank) if banked else copies.head
         return CopiedNetwork(copies.units, head)
@@ -103,7 +104,7 @@ class VectorHead(ClassifierHead):
 
 
 class FusedHead(nn.Module):
-    """A head that fuses its vector with a feature bank (arXiv 2406.00446; the details are ours).
+    """A head that fuses its vector with a feature bank (arXiv 2406.00446; details are our choice).
 
     A Linear layer and ReLU project each banked vector to the head's width D. `add` sums the
     projections and the head's own vector. `concatenate` concatenates them, and a Linear layer
@@ -117,9 +118,9 @@ class FusedHead(nn.Module):
         fusion: `concatenate` or `add`.
         shared_head: Whether the classifier has the shape of the model's classifier. Otherwise it
             reads the concatenated vectors.
-        normalize: Whether each vector, the head's own too, is shifted and scaled to mean 0 and
-            variance 1 over its elements before banked vectors are projected. Then the features of
-            modules with larger activations do not outweigh the others.
+        normalize: Whether each vector, including the head's own, is shifted and scaled to mean 0
+            and variance 1 over its elements before banked vectors are projected. Then features of
+            modules with larger activations do not outweigh features of other modules.
     """
 
     def __init__(
@@ -156,19 +157,19 @@ class FusedHead(nn.Module):
 
 
 class FusedPictureHead(nn.Module):
-    """A head that fuses its map with a feature bank (arXiv 2406.00446; the details are ours).
+    """A head that fuses its map with a feature bank (arXiv 2406.00446; details are our choice).
 
-    Our reading: the bank holds x_0, the network's first features, as in the backbone's long skip.
-    Module j is trained through Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where SLM is the Simple
-    Local Module. The public code of Local-SR also passes the detached x_0 to its local networks,
-    but does not use the sum with x_0. With other values of `fba.features`, the bank holds maps of
-    earlier modules instead of x_0 (ours).
+    Our reading of the paper: the bank holds x_0, the output of the model's first unit. The
+    backbone's long skip also carries x_0. Module j is trained through Upsampler(SLM_j(x_j) +
+    stop-gradient(x_0)), where SLM is the Simple Local Module. The public code of Local-SR also
+    passes the detached x_0 to its local networks, but does not use the sum with x_0. With other
+    values of `fba.features`, the bank holds maps of earlier modules instead of x_0 (our choice).
 
     If a banked map and the head's map differ in the number of channels, a 1x1 convolution projects
-    the banked map to the head's number.
-    `add` sums the banked maps and the head's own map. `concatenate` concatenates them, and a 1x1
-    convolution reduces the result to the head's number of channels. With its initial weights this
-    convolution returns the head's own map; it learns to use the bank in training.
+    the banked map to the head's number of channels. `add` sums the banked maps and the head's own
+    map. `concatenate` concatenates them, and a 1x1 convolution reduces the result to the head's
+    number of channels. With its initial weights this convolution returns the head's own map; it
+    learns to use the bank in training.
 
     Args:
         head: A copy of the model's head.

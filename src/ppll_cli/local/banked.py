@@ -11,7 +11,8 @@ from ppll_cli.tasks.classification import ClassifierHead
 from ppll_cli.tasks.task import Task
 
 PROBE, ZEROED = "probe", "bank_zeroed"
-"""Names of further predictions: the probe's, and that of the bank's reader for a bank of zeros."""
+"""Names of further predictions: by the probe, and by the network that reads the bank if all banked
+features are zeros."""
 
 
 class BankedCriterion(Criterion):
@@ -40,11 +41,11 @@ class BankedCriterion(Criterion):
 
 
 class ProbedCriterion(Criterion):
-    """Trains a module without a bank, and a probe that reads the bank (ours).
+    """Trains a module without a bank, and a probe that reads the bank (our choice).
 
     The Simple Local Module and its head are trained by the task's loss, as without a bank. The
     probe reads the detached vector that this head pools, and banked features. The criterion's loss
-    is the sum of both losses; the prediction is that of the head without a bank.
+    is the sum of both losses; the prediction is made by the head without a bank.
 
     Args:
         network: The Simple Local Module, which ends in a `ClassifierHead`.
@@ -74,7 +75,7 @@ class ProbedCriterion(Criterion):
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the probe's prediction and, with `measure_zeroed`, the one for a bank of zeros."""
+        """Return the probe's prediction and, if it is to be measured, that for a bank of zeros."""
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])
         return {name: self.probe(vector, *b) for name, b in zip(self.further, banks, strict=False)}

@@ -40,7 +40,7 @@ class CopiedNetwork(nn.Module):
 
 
 def later_units(site: Site) -> range:
-    """Return the indices of the units after a module, without the model's head (its last unit)."""
+    """Return the indices of the units after a module, without the model's last unit, its head."""
     return range(site.stop, len(site.units) - 1)
 
 
@@ -79,7 +79,7 @@ def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn
 
     Args:
         site: The module.
-        index: The unit to copy.
+        index: Index of the unit to copy.
         shape: Shape of the copy's input, without the batch dimension. If the unit's own input has
             this shape, the copy's parameters have the same names and shapes as the unit's
             parameters. Otherwise the unit's `adapt` makes the copy.
@@ -113,7 +113,7 @@ def _check_chained(site: Site, index: int, method: str) -> None:
 
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the shape of a network's output for an input shape, found with one sample."""
-    network.eval()  # so BatchNorm's statistics stay, and no random numbers are drawn
+    network.eval()  # keeps BatchNorm's statistics, and draws no random numbers
     with torch.no_grad():
         output: torch.Tensor = network(torch.zeros(1, *shape))
     network.train()

@@ -14,7 +14,7 @@ the stride of the head's input."""
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
-    """Return the site, with its task replaced by one that makes the chosen kind of local heads.
+    """Return the site with a task whose local heads are of the chosen kind.
 
     Args:
         site: The site of the module.
@@ -22,7 +22,7 @@ def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
 
     Raises:
         ConfigError: The task is not detection, or the head of a user's own model is not derived
-            from `PyramidHead`, which defines its width.
+            from `PyramidHead`, so that the width for local heads is unknown.
     """
     if chosen is None:
         return site

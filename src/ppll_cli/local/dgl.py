@@ -13,7 +13,7 @@ from ppll_cli.tasks.classification import classes_of
 
 
 class AdaptivePool(nn.Module):
-    """Average pooling to a given size, or to the input's size if that is smaller.
+    """Average pooling to a given size, or to the input's size if the input is smaller.
 
     Args:
         divisor: Divisor of the input's height and width. The quotients are rounded up.
@@ -54,18 +54,19 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
 class DGL(LocalMethod):
     """Trains each module through a small convolutional network and the task's loss.
 
-    The network pools the map to a quarter of its height and width, rounded up. Three 1x1
-    convolutions follow, each with BatchNorm and ReLU, which keep the number of channels. Then the
-    map is pooled to 2x2, and a perceptron with three hidden layers of width `hidden`, each with
-    BatchNorm and ReLU, and a Linear layer makes the prediction.
+    The network pools the map to a quarter of its height and width, rounded up. Then three 1x1
+    convolutions, each with BatchNorm and ReLU, keep the number of channels. Finally the map is
+    pooled to 2x2, and a perceptron with three hidden layers of width `hidden`, each with BatchNorm
+    and ReLU, and a Linear layer makes the prediction.
 
     The layers, and their initial weights (torch's defaults), are those of "mlp-sr" in the authors'
-    code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect;
-    they are kept so that the number of parameters is equal. A map of one pixel is not enlarged
-    (ours; the authors' code copies the pixel to 2x2). Other papers use other networks under the
-    name DGL: the one in AugLocal's code has two hidden layers, and He's rule for convolutions; the
-    one in MAN++'s code pools to 8x8, has 128 channels, pools to one pixel, and has hidden layers of
-    width 512. InfoPro's comparison with DGL was published without code.
+    code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,
+    but they make the number of parameters equal to the authors' number. A map of one pixel is not
+    enlarged (our choice; the authors' code copies the pixel to 2x2). Other papers use other
+    networks under the name DGL: the network in AugLocal's code has two hidden layers, and He's rule
+    for convolutions; the network in MAN++'s code pools to 8x8, has 128 channels, pools to one
+    pixel, and has hidden layers of width 512. InfoPro's comparison with DGL was published without
+    code.
 
     Args:
         hidden: Width of the perceptron's hidden layers. None means the width of the perceptron's
@@ -82,7 +83,7 @@ class DGL(LocalMethod):
 
     def criterion(self, site: Site) -> Criterion:
         """Return the auxiliary network and local loss of a module."""
-        classes_of(site.task, "dgl", key="local")  # refuses tasks whose predictions are no vectors
+        classes_of(site.task, "dgl", key="local")  # refuses all tasks except classification
         pools = AdaptivePool(divisor=4), AdaptivePool(size=2)
         return Criterion(dgl_network(site, pools, None, self.hidden), (site.feature,), site.task)
 

@@ -1,7 +1,7 @@
 """FBA: auxiliary networks with a feature bank (arXiv 2406.00446).
 
 The paper's abstract and its reviews describe the purpose of the two parts, the Simple Local Module
-and the feature bank. How they are built here is our own reading.
+and the feature bank. How this program builds them is our own reading.
 """
 
 from collections.abc import Sequence
@@ -36,16 +36,16 @@ class FBA(LocalMethod):
     The bank holds detached features of earlier modules, and is sent forward with the activations.
     `bank_of` chooses the kind of bank for each task. For classification the bank holds pooled
     vectors, as in the paper, and the head joins them with its own vector. For super-resolution the
-    bank holds by default the network's first features, which the model's own head reads through its
-    long skip. The values `fba.join=input`, `fba.trains=probe` and `fba.normalize=true` are variants
-    of ours.
+    bank holds by default the output of the model's first unit, which the model's own head reads
+    through its long skip. The values `fba.join=input`, `fba.trains=probe` and `fba.normalize=true`
+    are our own variants.
 
     Args:
         depth: Number of units copied from each later resolution stage, 1 or more. If the model has
-            only one resolution stage, the total number of copied units.
+            only one resolution stage, `depth` is the total number of copied units.
         bank: The settings of the bank: which features it holds, and how they are fused.
-        detection_head: For detectors, the pyramid levels on which a module is trained. With `level`
-            only the units that lead to the finest level are copied.
+        detection_head: For detectors, the pyramid levels on which a module is trained. With
+            `level`, units whose maps are coarser than the head's finest level are not copied.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ def bank_of(task: Task, join: str = "head") -> Bank:
 
 
 def _form(task: Task, join: str, shape: Shape) -> nn.Module:
-    """Build the network that converts features to the form kept in the bank."""
+    """Build the network that converts features to their form in the bank."""
     network = bank_of(task, join).form(shape)
     assert network is not None
     return network
@@ -137,8 +137,8 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
     """Return the bank's settings, with defaults resolved for a task and a model.
 
     Raises:
-        ConfigError: `fba.features=first` is set, but there is no long skip with first features; or
-            an option is set that does not apply to the task.
+        ConfigError: `fba.features=first` is set, but the task is not super-resolution or the
+            model's head reads no long skip; or an option is set that does not apply to the task.
     """
     kind = bank_of(task)
     if type(kind) is not Bank:
@@ -153,7 +153,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return names and shapes of the head's long skips that exist at the end of the module."""
+    """Return names and shapes of the head's long skips that this or earlier modules compute."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

@@ -5,7 +5,9 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 
 
 class Greedy(LocalMethod):
-    """Trains each module through the task's smallest head; for classification, a pool and a Linear.
+    """Trains each module through the task's smallest head.
+
+    For classification this head consists of a pool and a Linear layer.
 
     Args:
         detection_head: For detectors, the pyramid levels on which a module is trained.

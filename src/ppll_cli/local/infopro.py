@@ -21,13 +21,13 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # ours: as for 4; with 2 modules there is no second auxiliary network
+    3: (6.0, 0.0, 1.0, 2.0),  # our choice: as for 4, since 2 modules have only one network
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
 }
 """For each number of modules: the weights of reconstruction and classification at the first
-auxiliary network, then at the last one. They come from the commands that InfoPro's authors
+auxiliary network, then at the last one. The weights come from the commands that InfoPro's authors
 published for ResNet-32 on CIFAR-10 with the contrastive loss. The presets contain the authors'
 weights for ResNet-110, STL-10 and SVHN."""
 
@@ -43,19 +43,20 @@ class InfoPro(LocalMethod):
     by He's rule (fan out), as in the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
     If l1 is 0, there is no decoder. If l2 is 0, reconstruction alone trains the module. The
-    classifier is then a `Probe` with weight 1, which only measures the accuracy of the module
-    (ours).
+    classifier is then a `Probe` with weight 1, which only measures the accuracy of the module (our
+    choice).
 
     Args:
         loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
-            vectors, trained by cross-entropy, measures the module's accuracy (ours). For mixed
-            images, the similarity of two targets is computed from their class shares (ours).
+            vectors, trained by cross-entropy, measures the module's accuracy (our choice). For
+            mixed images, the similarity of two targets is computed from their class shares (our
+            choice).
         weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
-            entry of `WEIGHTS` with the nearest number of modules; if two are equally near, the
-            smaller one (ours).
-        width: Largest number of channels. A convolution with fewer input channels doubles them and
-            has stride 2. A convolution with this many input channels, or with more (ours), has
-            `width` output channels and stride 1.
+            entry of `WEIGHTS` with the nearest number of modules; if two numbers are equally near,
+            the entry of the smaller number (our choice).
+        width: Largest number of channels. A convolution with fewer input channels has twice as many
+            output channels, but at most `width`, and stride 2. A convolution with `width` input
+            channels, or with more (our choice), has `width` output channels and stride 1.
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.
@@ -272,9 +273,9 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     their class (InfoPro's code counts their loss as 0). If no sample remains, the result is 0.
 
     For mixed images, the dot product of two images' rows of class shares is the weight of each
-    image in the other's mean (ours). For images that are not mixed it is 1 or 0. If the weights in
-    a sample's mean add up to less than 1, this sum is the sample's weight in the mean over samples
-    (ours).
+    image in the other's mean (our choice). For images that are not mixed this weight is 1 or 0. If
+    the weights in a sample's mean add up to less than 1, their sum is the sample's weight in the
+    mean over samples (our choice).
 
     Args:
         vectors: Float [B, D], each of length 1.

@@ -1,4 +1,4 @@
-"""The feature bank whose features are joined at the input of the Simple Local Module (ours).
+"""The feature bank that is joined to the input of the Simple Local Module (our own variant).
 
 Legend: B batch, C channels, D width, H height, W width of a map, T tokens.
 """
@@ -19,28 +19,28 @@ from ppll_cli.tasks.task import Shape
 
 
 class InputBank(Bank):
-    """The bank for `fba.join=input`: it holds the outputs of earlier modules, unpooled."""
+    """The bank for `fba.join=input`: it holds the outputs of earlier modules, not pooled."""
 
     def form(self, shape: Shape) -> nn.Module:
         """Return the identity, so that the bank holds unchanged features."""
         return nn.Identity()
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return copied units and head, which read the module's features joined with the bank."""
+        """Return copied units and head as one network that reads features joined with the bank."""
         if not banked:
             return CopiedNetwork(copies.units, copies.head)
         return JoinedAtInput(copies, banked, bank.joined)
 
 
 class JoinedAtInput(CopiedNetwork):
-    """A Simple Local Module whose input is a module's features fused with banked features (ours).
+    """A Simple Local Module that reads a module's features fused with banked ones (our variant).
 
     All features have the same kind of shape: maps [B, C, H, W], tokens [B, T, D] or vectors [B, D].
     Banked maps are averaged to the size of the module's map. A Linear layer (for maps a 1x1
     convolution) and ReLU project each banked tensor to the width of the module's features. `add`
     sums the projections and the module's features. `concatenate` concatenates them, and another
-    such layer reduces the result to the module's width. With its initial weights this layer returns
-    the module's features.
+    Linear layer (or 1x1 convolution) reduces the result to the module's width. With its initial
+    weights this layer returns the module's features.
 
     Args:
         copies: The copied units and head.
@@ -73,8 +73,8 @@ class JoinedAtInput(CopiedNetwork):
         return super().forward(self.joined(x, bank))
 
     def joined(self, x: Tensor, bank: Sequence[Tensor]) -> Tensor:
-        """Return a module's features fused with banked features, in the shape of the former."""
-        if self.maps:  # on CUDA its backward is not deterministic, but no gradient passes here
+        """Fuse banked features into a module's features, whose shape does not change."""
+        if self.maps:  # the pool's backward is not deterministic on CUDA, but gets no gradient
             size = x.shape[2], x.shape[3]
             bank = [F.adaptive_avg_pool2d(b.detach(), size) for b in bank]
         projected = (F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True))

@@ -19,7 +19,8 @@ Maps = Sequence[tuple[int, int]]
 """For each of several maps, its stride and its number of channels."""
 
 CONVOLUTIONS = 2
-"""Number of convolutions in each branch before the one that predicts; the model's head has four."""
+"""Number of convolutions in each branch before the predicting convolution; the model's head has
+four."""
 
 
 class LevelHead(nn.Module):
@@ -32,9 +33,9 @@ class LevelHead(nn.Module):
     their initial weights and the choice of anchors that are trained follow the code of MAN++'s
     authors (arXiv 2507.16279).
 
-    The following is ours: the width, and the norms between the convolutions, are taken from the
-    model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to the
-    stride of the map; coarser banked maps are not used.
+    The following is our choice. The width, and the norms between the convolutions, are taken from
+    the model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to
+    the stride of the map; coarser banked maps are not used.
 
     Args:
         maps: Stride and channels of the module's map, then of banked maps of earlier modules.
@@ -111,7 +112,7 @@ class LevelDetection(Detection):
     """
 
     style: HeadStyle
-    forced = False  # a box that fits no level of the module is left to other modules
+    forced = False  # other modules find the boxes that fit no level of this module
 
     def smallest_head(self, shape: Shape) -> LevelHead:
         """Return a `LevelHead` for a map of this shape."""

@@ -26,18 +26,19 @@ Loss = Literal["infopro", "dgl", "ce"]
 class MAN(LocalMethod):
     """Trains each module through a copy of the next unit and a moving average of the next unit.
 
-    The next unit is the unit after the module. LB and EMA are two copies of it with fresh weights.
-    Both read the module's features x, and the local loss reads y = LB(x) + EMA(x). LB is trained.
-    EMA is not trained; its parameters follow the parameters of the next unit, EMA <- m EMA + (1 -
-    m) next. Gradients pass through EMA to the module. Buffers are not averaged: BatchNorm in both
-    copies uses the batch's statistics in training, and its own running statistics in evaluation.
+    The next unit is the unit after the module. LB and EMA are two copies of the next unit with
+    fresh weights. Both read the module's features x, and the local loss reads y = LB(x) + EMA(x).
+    LB is trained. EMA is not trained; its parameters follow the parameters of the next unit, EMA <-
+    m EMA + (1 - m) next. Gradients pass through EMA to the module. Buffers are not averaged:
+    BatchNorm in both copies uses the batch's statistics in training, and its own running statistics
+    in evaluation.
 
-    All this follows the authors' code. It trains the modules one after the other, updates the
+    All this follows the authors' code, which trains the modules one after the other, updates the
     average after each module, and steps the optimizer once after all modules. So for batch b, the
-    newest weights in the average are those after the optimizer step of batch b - 2: a lag of 2.
-    Here the average is updated directly before the forward pass. Other lags are ours. If the next
-    unit is the model's head, the local loss reads the module's features directly, without LB and
-    EMA (ours).
+    newest weights in the average are the weights after the optimizer step of batch b - 2: a lag of
+    2. Here the average is updated directly before the forward pass. Other lags are our extension.
+    If the next unit is the model's head, the local loss reads the module's features directly,
+    without LB and EMA (our choice).
 
     Args:
         loss: The loss that reads y. It is for classification only; a detector has its task's loss.
@@ -48,15 +49,16 @@ class MAN(LocalMethod):
             cross-entropy. For tokens, `ce` reads y through another trained block and a copy of the
             model's head (as published for ViTs: LayerNorm, class token, Linear). For other features
             it uses a copy of the model's head or, if the shape does not fit the head, the task's
-            smallest head (ours). None means `ce` for tokens and `infopro` otherwise.
-        lag: The age of the next unit's weights in the average's update, in batches, 1 or more.
+            smallest head (our choice). None means `ce` for tokens and `infopro` otherwise.
+        lag: Age of the next unit's weights with which the average is updated, in batches, 1 or
+            more.
         momentum: m, from 0 to 1.
         weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
             the weights that `infopro_weights` returns.
         detection_head: For detectors, the pyramid levels on which a module is trained. `level` (the
             default) means the levels for the stride of y, as in the code of MAN++'s authors.
-            `pyramid` means all levels, found by a copy of the model's head that reads only y
-            (ours).
+            `pyramid` means all levels, found by a copy of the model's head that reads only y (our
+            choice).
     """
 
     name: ClassVar[str] = "man"
@@ -94,7 +96,10 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return the default weights of InfoPro's loss; None lets `InfoPro` choose them (ours)."""
+        """Return the default weights of InfoPro's loss.
+
+        None means the defaults of `InfoPro` (our choice).
+        """
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
@@ -159,10 +164,10 @@ class MANPlus(MAN):
     def infopro_weights(self, site: Site) -> list[float] | None:
         """Return the weights of the authors' code: (5, 0.5) times 1 - r, with r = stage / (K - 2).
 
-        K is the number of modules. `stage` is the resolution stage of the backbone at the module's
-        end: the number of changes of the features' shape so far. With few modules r would reach 1,
-        so that both weights are 0 and the module is not trained. So the divisor is at least the
-        number of stages (ours).
+        K is the number of modules. `stage` is the index of the backbone's resolution stage at the
+        module's end: the number of changes of the features' shape up to this point. With few
+        modules r would reach 1, so that both weights are 0 and the module is not trained. Therefore
+        the divisor is at least the number of stages (our choice).
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -190,7 +195,7 @@ class Mixture(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute y from the module's features. It has the shape of the next unit's output."""
+        """Compute y, which has the shape of the next unit's output, from the module's features."""
         learned, average = self.learned(x), self.average(x)
         if self.scale is None:
             mixed: Tensor = learned + average
@@ -233,6 +238,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, except in the first batches, when weights are not old enough."""
+        """Update the averages, unless `steps` is below 0, as it is in the first batches."""
         if steps >= 0:
             self.mixture.take(weights)

@@ -59,7 +59,7 @@ class Site:
 
     @property
     def progress(self) -> float:
-        """Position of the module: 0 for the first with an auxiliary network, 1 for the last."""
+        """Position among the modules with an auxiliary network: 0 for the first, 1 for the last."""
         return self.module / max(1, len(self.modules) - 2)
 
     def at(self, module: int) -> Self:
@@ -81,9 +81,10 @@ class Criterion(nn.Module):
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
-        writes: Names of the tensors that the criterion makes for later modules: none.
+        writes: Names of the tensors that the criterion makes for later modules; empty in this base
+            class.
         watches: A later unit whose weights are passed to `see` before each training batch, or None.
-        further: Names of the predictions that `predict_further` returns: by default none.
+        further: Names of the predictions that `predict_further` returns; empty in this base class.
     """
 
     def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
@@ -107,7 +108,7 @@ class Criterion(nn.Module):
         return self.task.loss(prediction, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return further predictions, by name, for evaluations to measure like that of `forward`.
+        """Return further predictions by name; evaluations measure them like `forward`'s prediction.
 
         The metric of the prediction NAME is reported as METRIC_NAME, such as `accuracy_probe`.
 
@@ -122,8 +123,9 @@ class Criterion(nn.Module):
         Args:
             weights: The watched unit's parameters by name. They are overwritten later, so this
                 method must read or copy them before it returns.
-            steps: Number of optimizer steps that had produced these weights. If it is below 0,
-                training has done fewer steps than the lag, and these are the initial weights.
+            steps: Number of optimizer steps that had produced these weights. If this number is
+                below 0, training has done fewer steps than the lag, and these are the initial
+                weights.
         """
 
 
@@ -131,8 +133,9 @@ class LocalMethod(ABC):
     """A method that trains modules. Its constructor takes the keys of the method's YAML file.
 
     Attributes:
-        changed: Why auxiliary networks may differ from those of an earlier version of this program.
-            A message contains this text if a run of that version cannot be resumed.
+        changed: Why auxiliary networks may differ from the auxiliary networks of an earlier version
+            of this program. If a run of that version cannot be resumed, the error message contains
+            this text.
     """
 
     changed: ClassVar[str] = ""
@@ -152,7 +155,7 @@ class LocalMethod(ABC):
         """Return units that compute further tensors of a module, for criteria of later modules.
 
         These units have no parameters and run after the module's own units, without gradients.
-        Their outputs are sent as far as the last criterion that reads them. This method is not
+        Their outputs are sent forward up to the last criterion that reads them. This method is not
         called for the model's last module.
         """
         return ()

@@ -21,8 +21,8 @@ class AsMap(nn.Module):
 
     For transformers (our reading), patch tokens [B, T, D] are arranged in a square, in the order of
     the patches in the image. A class token in front is added to each patch token, because otherwise
-    the class token would not be trained. If the number of tokens fits no square, they become one
-    column. Vectors [B, D] become maps of one pixel.
+    the class token would not be trained. If the number of tokens fits no square, the tokens become
+    a map with one column. Vectors [B, D] become maps of one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class PredSim(LocalMethod):
     compares all pairs of samples in a batch. It is the mean squared difference between two matrices
     of `similarities`: of the samples' features after a 3x3 convolution, and of the samples' labels.
     The loss is (1 - similarity) * prediction loss + similarity * similarity loss. For a mixed
-    image, the row of class shares is used as its label (ours).
+    image, the row of class shares is used as its label (our choice).
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
     Linear layer begins with torch's initial weights instead of zeros, and odd sizes are pooled
@@ -30,7 +30,7 @@ class PredSim(LocalMethod):
 
     Args:
         similarity: Weight of the similarity loss, from 0 to 1. With 0 there is no convolution. With
-            1 the classifier is a `Probe`, which only measures the module's accuracy (ours).
+            1 the classifier is a `Probe`, which only measures the module's accuracy (our choice).
         width: Largest number of inputs of the Linear layer. The longer side of the map is halved,
             rounded up, until the number of values is at most `width`, or one value per channel is
             left. The paper's commands for CIFAR-10 use 2048.
@@ -102,7 +102,8 @@ def summary(x: Tensor) -> Tensor:
 def similarities(vectors: Tensor) -> Tensor:
     """Compute the similarity of each pair of vectors, [B, D] to [B, B], from -1 to 1.
 
-    From each vector, the mean of its D elements is subtracted. The similarity is the cosine.
+    The mean of the D elements of each vector is subtracted first. The similarity is the cosine of
+    the angle between two of the resulting vectors.
     """
     vectors = vectors.float()
     return gram(F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8))
@@ -126,5 +127,5 @@ def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
 
 
 def _windows(size: int, kernel: int) -> int:
-    """Return the number of windows that cover a side. The last window may exceed it."""
+    """Return the number of windows that cover a side. The last window may exceed the side."""
     return -(-size // kernel)

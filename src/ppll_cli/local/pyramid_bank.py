@@ -58,8 +58,8 @@ class BankedPyramid(nn.Module):
     maps of earlier modules) and own maps (the module's map, and the maps that copies of later units
     compute from it). For each stride, the last own map is used, as in the model. If several maps
     have the same stride, `concatenate` concatenates them, and the pyramid's 1x1 convolution reduces
-    the result to the pyramid's width. `add` sums the own map and the banked maps with the same
-    number of channels.
+    the result to the pyramid's width. `add` sums the own map and those banked maps that have the
+    same number of channels.
 
     Args:
         units: Copies of later units, in order.

@@ -16,7 +16,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self._rate = rate  # private, because it does not change the cost of a unit
+        self._rate = rate  # private, so that units with different rates are measured only once
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a batch of the shape of `x`, [B, ...]."""
@@ -33,7 +33,7 @@ def drop_path_of(rate: float) -> nn.Module:
 
 
 def rates(last: float, blocks: int) -> list[float]:
-    """Return the rate of each block. Rates grow linearly from 0 to `last` at the last block.
+    """Return the rate of each block: from 0 at the first to `last` at the last, growing linearly.
 
     A single block has rate 0.
     """

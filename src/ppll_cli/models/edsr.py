@@ -20,7 +20,7 @@ from ppll_cli.tasks.super_resolution import super_resolution_of
 from ppll_cli.tasks.task import Task
 
 FIRST = "first"
-"""Name of the first features, which the last unit reads through the long skip."""
+"""Name of the output of unit `first`. The last unit also reads this output: the long skip."""
 
 
 class First(nn.Module):
@@ -47,7 +47,8 @@ class ResidualUnit(nn.Module):
 
     Args:
         width: C.
-        scale: Factor for the result of the convolutions, before the input is added.
+        scale: Factor by which the result of the convolutions is multiplied before the input is
+            added.
     """
 
     def __init__(self, width: int, scale: float) -> None:
@@ -84,11 +85,13 @@ class Tail(PictureHead):
 
 @dataclass(frozen=True, kw_only=True)
 class EDSR:
-    """EDSR with units `first`, `body.0` ... `body.{depth-1}` and `tail`. The data define its scale.
+    """EDSR with units `first`, `body.0` ... `body.{depth-1}` and `tail`.
 
-    `tail` also reads the first features, which all stages pass on together with the map. Under
-    back-propagation their gradients are sent back; in local learning they are detached between
+    The data set defines the scale. `tail` reads the map of the last residual unit and, through the
+    long skip, the output of `first`. All stages in between send both to the next stage. Under
+    back-propagation, gradients of both are sent back. In local learning, both are detached between
     modules.
+
     The paper's baseline has 16 residual units of 64 channels, with 1.37 million parameters for x2.
     Its large network has `depth=32 width=256 res_scale=0.1`. As in the paper's code, initial
     weights are torch's defaults, and values of pictures are from 0 to 255 within the network.
@@ -96,8 +99,8 @@ class EDSR:
     Attributes:
         depth: Number of residual units.
         width: C of all maps.
-        res_scale: Factor for the result of a residual unit's convolutions, before its input is
-            added.
+        res_scale: Factor by which the result of a residual unit's convolutions is multiplied before
+            its input is added.
 
     Raises:
         ConfigError: An option is out of range.
@@ -153,6 +156,6 @@ def _same(
 ) -> nn.Module:
     """Build the same unit again, for maps of another height and width.
 
-    The unit accepts maps of every height and width, and all maps have the same channels.
+    The unit accepts maps of every height and width. All maps have the same number of channels.
     """
     return build()

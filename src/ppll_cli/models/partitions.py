@@ -26,8 +26,8 @@ _INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
 }
 """For each depth and partition: group and index of the last unit of each module but the last.
 
-They are taken from github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. In a balanced
-partition ("InfoPro*" in the paper), all modules need about the same memory.
+The partitions are taken from github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. In a
+balanced partition ("InfoPro*" in the paper), all modules need about the same memory.
 """
 
 _AUGLOCAL_DEPTHS = range(1, 7)
@@ -39,10 +39,10 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
 
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
     modules, except that the last d + 1 units form one module. MAN's code (arXiv 2507.16279) adds
-    the stem as a separate module before InfoPro's K8 or K16. For ResNet-110 it has partitions K32
-    and K55, also after a separate stem. As we read it, each module of K55 has one residual unit.
-    The sizes of K32's modules are our choice: two units in each of the first ones, and one unit in
-    each later one.
+    the stem as a separate module before InfoPro's K8 or K16. For ResNet-110, MAN's code has
+    partitions K32 and K55, in which the stem is a separate module too. As we read this code, each
+    other module of K55 has one residual unit. The sizes of K32's modules are our choice: modules of
+    two units come first, then modules of one unit.
     """
     if depth not in _INFOPRO:
         return {}

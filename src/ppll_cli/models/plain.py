@@ -39,7 +39,7 @@ class PlainModel(nn.Module):
 
 
 def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:
-    """Return the module with this path of names; create missing modules as empty ones."""
+    """Return the module with this path of names; create an empty module for each missing name."""
     for folder in folders:
         if not hasattr(root, folder):
             root.add_module(folder, nn.Module())

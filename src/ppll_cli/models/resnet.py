@@ -52,7 +52,7 @@ class BasicUnit(nn.Module):
 
     Args:
         channels: C of the input.
-        width: C of the output and inside.
+        width: C of the output, and between the convolutions.
         stride: Factor by which H and W are divided.
         rate: Probability that the convolutions' result is zeroed for a sample.
     """
@@ -79,7 +79,7 @@ class BottleneckUnit(nn.Module):
 
     Args:
         channels: C of the input.
-        width: C inside; the output has four times as many channels.
+        width: C between the convolutions; the output has four times as many channels.
         stride: Factor by which H and W are divided.
         rate: Probability that the convolutions' result is zeroed for a sample.
     """
@@ -153,7 +153,10 @@ def _adapted(
     input_shape: tuple[int, ...],
     output_shape: tuple[int, ...],
 ) -> nn.Module:
-    """Build a residual unit for another input; it halves H and W if they exceed the output's."""
+    """Build a residual unit for an input of another shape.
+
+    The new unit halves H and W if H of its input exceeds H of the original unit's output.
+    """
     stride = 2 if input_shape[1] > output_shape[1] else 1
     return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)
 
@@ -191,9 +194,9 @@ class CifarResNet:
 
     The units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. In units that change the shape,
     the skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
-    (github.com/blackfeather-wang/InfoPro-Pytorch), with which papers on local learning usually
-    compare. The original paper (arXiv 1512.03385, section 4.2) pads with zeros instead, which needs
-    slightly fewer parameters.
+    (github.com/blackfeather-wang/InfoPro-Pytorch), the usual reference of papers on local learning.
+    In the original paper (arXiv 1512.03385, section 4.2), the skip pads with zeros instead, and the
+    network has slightly fewer parameters.
 
     Attributes:
         depth: Number of layers, 6n + 2: usually 32 or 110.
@@ -219,11 +222,11 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The partitions that have names: for each name, the first units of modules 2 to k."""
+        """The named partitions: for each name, the first units of modules 2 to k."""
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the map `x` [B, C, H, W] of the one before.
+        """Return the units for these images; each reads the previous unit's map `x` [B, C, H, W].
 
         Raises:
             ConfigError: The image is too small, or the task is not classification.
@@ -244,7 +247,7 @@ FAMILY: dict[int, tuple[UnitType, tuple[int, int, int, int]]] = {
     101: (BottleneckUnit, (3, 4, 23, 3)),
     152: (BottleneckUnit, (3, 8, 36, 3)),
 }
-"""For each depth: the class of residual units, and their number in each of the four groups."""
+"""For each depth: the class of the residual units, and their number in each of the four groups."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +258,7 @@ class ResNet:
 
     Attributes:
         depth: 18, 34, 50, 101 or 152.
-        stem: `imagenet` divides H and W by 4 before the first residual unit; `cifar` keeps them.
+        stem: `imagenet` divides H and W by 4 before the first residual unit; `cifar` keeps H and W.
         drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
             probability grows linearly from 0 at the first unit (stochastic depth, arXiv
             1603.09382).
@@ -278,7 +281,7 @@ class ResNet:
         check_probability("model.drop_path", self.drop_path)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the map `x` [B, C, H, W] of the one before.
+        """Return the units for these images; each reads the previous unit's map `x` [B, C, H, W].
 
         Raises:
             ConfigError: The image is too small, or the task is not classification.

@@ -16,7 +16,8 @@ from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
-"""For each stride, the name of the last map of a group of the ResNet. `head` reads these maps."""
+"""For each stride, the name of the map at the end of the ResNet's group with this stride. The unit
+`head` reads these maps."""
 
 Norm = Literal["none", "group"]
 GROUPS = 32
@@ -27,10 +28,10 @@ class RetinaNet:
     """RetinaNet on torchvision's ResNet, with units `stem`, `layer1.0` ... `layer4.N` and `head`.
 
     `head` has the pyramid and the branches for classes and boxes. It reads the last maps of the
-    second, third and fourth group of residual units. All later stages pass these maps on: under
-    back-propagation their gradients are sent back, and in local learning they are detached between
-    modules. BatchNorm in residual units is trained, not frozen as in torchvision's pretrained
-    models.
+    second, third and fourth group of residual units. Each stage sends the maps that exist so far to
+    the next stage. Under back-propagation, their gradients are sent back. In local learning, the
+    maps are detached between modules. BatchNorm in residual units is trained; in torchvision's
+    pretrained models it is frozen.
 
     Attributes:
         depth: Depth of the ResNet: 18, 34, 50, 101 or 152.
@@ -59,7 +60,7 @@ class RetinaNet:
         check_probability("model.drop_path", self.drop_path)
         if self.norm not in get_args(Norm):
             raise ConfigError("model.norm", self.norm, "is unknown", "possible: none, group")
-        # The coarsest map may be a single pixel, and a norm needs two values.
+        # The coarsest map may be a single pixel, and GroupNorm needs at least two values per group.
         if self.norm == "group" and (self.width % GROUPS or self.width == GROUPS):
             problem = f"does not make {GROUPS} groups of two channels or more"
             remedy = f"use {2 * GROUPS} or another multiple of {GROUPS}, or model.norm=none"

@@ -1,7 +1,7 @@
-"""Converts torchvision's names of weights to this program's. Does not import torchvision."""
+"""Converts torchvision's names of weights to this program's names, without torchvision."""
 
 PREFIXES = {
-    # ResNet; names of residual units are the same in both
+    # ResNet; residual units have the same names in this program
     "conv1.": "stem.conv1.",
     "bn1.": "stem.bn1.",
     "fc.": "head.fc.",

@@ -25,17 +25,18 @@ NORM = "head.head.classification_head.conv.0.1.weight"
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of a torchvision model to the names of the corresponding model here.
 
-    The result fits `ResNet` with `stem="imagenet"`, `ViT` with `pooling="cls"`, or `RetinaNet`.
-    Tensors are shared, not copied. The number of attention heads cannot be found from the weights,
-    so give `ViT` the number of the original model.
+    The result fits `ResNet` with `stem="imagenet"`, `ViT` with `pooling="cls"`, or `RetinaNet`. The
+    result shares its tensors with `state_dict`. The number of attention heads cannot be found from
+    the weights, so give `ViT` the number of the original model.
 
     Args:
         state_dict: Weights of a torchvision ResNet-18, 34, 50, 101 or 152, of a VisionTransformer,
-            or of a RetinaNet over such a ResNet with a pyramid of C3 to C5 and P6 made from P5; for
-            any number of classes.
+            or of a RetinaNet over such a ResNet. The number of classes may differ from
+            torchvision's. RetinaNet's pyramid must be made from C3 to C5, and P6 from P5.
 
     Returns:
-        Weights for `PlainModel.load_state_dict`, or, unit by unit, for the units' modules.
+        Weights for `PlainModel.load_state_dict`. Each name begins with the name of a unit; the rest
+        of the name fits the module of this unit.
 
     Raises:
         ConfigError: The weights belong to another model.
@@ -56,7 +57,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Guess the model from the weights, and return its tensors by name, without storage."""
+    """Guess the model from the weights; return its tensors by name, on the meta device."""
     if {"stem.conv1.weight", LOGITS} <= ours.keys():
         return _built(*_retinanet(ours))
     if {"stem.conv1.weight", "head.fc.weight"} <= ours.keys():
@@ -74,7 +75,10 @@ def _built(model: Model, image: ImageSpec, task: Task) -> dict[str, Tensor]:
 
 
 def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
-    """Return a RetinaNet with the sizes of the weights; its anchors are arbitrary."""
+    """Return a RetinaNet with the sizes of the weights, and images and a task for it.
+
+    No weight depends on the sizes of images and anchors, so these are arbitrary.
+    """
     classes = tuple(map(str, range(len(ours[LOGITS]) // ANCHORS)))
     task = Detection(classes, boxes=1, height=224, width=224, anchor=32)
     width = ours[LOGITS].shape[1]
@@ -103,7 +107,10 @@ def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:
 
 
 def _vit(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
-    """Return a ViT with the sizes of the weights, and images for it; `heads` is arbitrary."""
+    """Return a ViT with the sizes of the weights, and images for it.
+
+    No weight depends on `heads`, so its value is arbitrary.
+    """
     dim, channels, patch = ours["embed.conv_proj.weight"].shape[:3]
     hidden = len(ours.get("blocks.0.mlp.0.weight", ()))
     if hidden == 0:

@@ -30,9 +30,9 @@ class ImageSpec:
         channels: Number of channels.
         height: Height in pixels.
         width: Width in pixels.
-        mean: The mean that normalisation subtracts from pixels in [0, 1]: one value, or one per
-            channel.
-        std: The standard deviation by which normalisation then divides: one value, or one per
+        mean: The mean that normalisation subtracts from pixels in [0, 1]: one value, or one value
+            per channel.
+        std: The standard deviation by which normalisation then divides: one value, or one value per
             channel.
     """
 
@@ -51,16 +51,17 @@ class Unit:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
         build: Builds the network, with fresh weights from torch's global generator. The network
             takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
-            there are several. It must not change its inputs in place, because other units may read
-            them.
+            `writes` has several names. It must not change its inputs in place, because other units
+            may read them.
         reads: Names of the tensors that the network takes.
         writes: Names of the tensors that the network returns. If a tensor with this name exists
-            already, later units read the new one.
+            already, later units read the new tensor.
         adapt: Builds a network of the same kind for an input of another shape; None if this is not
-            possible. Arguments are the shape of the other input and the shape of the unit's own
-            output, both without the batch dimension. Auxiliary networks call it to copy a unit for
-            features of another shape; the copy may return larger maps than the unit. If inputs
-            other than the first are long skips, the copy takes only the first input.
+            possible. Its arguments are the shape of this input and the shape of the original unit's
+            output, both without the batch dimension. Auxiliary networks use it to copy a unit for
+            features of another shape. The copy may return larger maps than the unit. If the unit
+            also reads long skips (outputs of much earlier units), the copy takes only the first
+            input.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Model(Protocol):
     """
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units in order. The first one reads `image`, the last writes the prediction.
+        """Return the units in order. The first unit reads `image`, the last writes the prediction.
 
         Raises:
             ConfigError: The options do not fit the images or the task.
@@ -125,7 +126,7 @@ def check_names(names: Sequence[str]) -> None:
         ConfigError: Two units share a name, or one name is a prefix of another (`a` and `a.b`).
     """
     taken: set[str] = set()
-    inside: dict[str, str] = {}  # for each prefix of names, the first name with it
+    inside: dict[str, str] = {}  # for each prefix of names, the first name that has it
     for name in names:
         parts = name.split(".")
         folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]

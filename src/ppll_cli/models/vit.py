@@ -68,7 +68,8 @@ class Attention(nn.Module):
     """Multi-head self-attention with the same parameters as `nn.MultiheadAttention`.
 
     torch's class is not used, because it works on [T, B, D], so that training on a CPU takes 1.1 to
-    1.4 times as long. In evaluation it also computes in another way, which changes the last bits.
+    1.4 times as long. In evaluation torch's class uses another algorithm, which changes the last
+    bits of results.
 
     Args:
         dim: D.
@@ -142,7 +143,7 @@ class Block(nn.Module):
 
 
 class Head(ClassifierHead):
-    """LayerNorm, pooling over the tokens, and a Linear layer with initial zeros, as in torchvision.
+    """LayerNorm, pooling over tokens, and a Linear layer that starts at zero, as in torchvision.
 
     Args:
         dim: D.
@@ -222,7 +223,7 @@ class ViT:
         return round(self.dim * self.mlp_ratio)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the tokens `x` [B, T, D] of the one before.
+        """Return the units for these images; each reads the previous unit's tokens `x` [B, T, D].
 
         Raises:
             ConfigError: `patch` does not divide the image, or the task is not classification.

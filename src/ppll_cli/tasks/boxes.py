@@ -14,7 +14,7 @@ BACKGROUND = -1
 """Value that `matched` returns for an anchor that is trained as background."""
 
 BETWEEN = -2
-"""Value that `matched` returns for an untrained anchor: neither a box nor background."""
+"""Value that `matched` returns for an anchor that is matched neither to a box nor to background."""
 
 FOUND_FROM = 0.5
 """Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""
@@ -23,16 +23,16 @@ BACKGROUND_BELOW = 0.4
 """An anchor below this intersection over union with all boxes is background (arXiv 1708.02002)."""
 
 SCORES_ABOVE = 0.05
-"""Detections must have a score above this (torchvision's choice)."""
+"""Detections must have a score above this value (torchvision's choice)."""
 
 CANDIDATES = 1000
 """Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
 
 OVERLAP = 0.5
-"""If detections of a class have a larger intersection over union, only the best one is kept."""
+"""If two detections of a class have a larger intersection over union, the worse one is dropped."""
 
 MOST = 100
-"""Largest number of detections of a picture, which is the number that COCO counts."""
+"""Largest number of detections of a picture. COCO's metric counts no more than this number."""
 
 
 class Detections(NamedTuple):
@@ -61,7 +61,7 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
 
     Args:
         boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
-        wanted: Whether each box is to be matched, bool [..., N].
+        wanted: Whether a box may be matched, bool [..., N].
         anchors: float [..., A, 4].
         forced: Whether boxes are matched even if no anchor overlaps them by `FOUND_FROM`.
 

@@ -71,7 +71,7 @@ def pooled_width(shape: tuple[int, ...]) -> int:
 
 
 class ClassifierHead(nn.Module):
-    """The head of a classifier, which works in two steps: features to vectors, vectors to logits.
+    """The head of a classifier: converts features to vectors, and then vectors to logits.
 
     Attributes:
         fc: The layer of the second step. A subclass creates it.
@@ -108,7 +108,7 @@ class Classification:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """Shape and dtype of the tensors that a batch has beside its images, by name."""
+        """Shape and dtype of the tensors that a batch has besides its images, by name."""
         return MIXED_TARGETS if self.mixed else TARGETS
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -150,7 +150,7 @@ class Classification:
         return by_class(rows, names or tuple(map(str, range(self.classes))))
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a network of a pool and a Linear layer."""
+        """Return a network that consists of a pool and a Linear layer."""
         return nn.Sequential(Pool(len(shape)), nn.Linear(pooled_width(shape), self.classes))
 
 
@@ -170,8 +170,7 @@ def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
 
     Args:
         task: The data set's task.
-        mixed: The keys of the data set that mix images, with their values; empty if images are not
-            mixed.
+        mixed: The settings of the data set that mix images, by key; empty if images are not mixed.
 
     Raises:
         ConfigError: The task has no labels to mix.

@@ -1,6 +1,6 @@
 """Object detection: boxes and their classes in each picture.
 
-Legend: B batch, N most boxes of a picture, A anchors of a picture, C classes.
+Legend: B batch, N largest number of boxes of a picture, A anchors of a picture, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,9 +75,10 @@ class Detection:
         boxes: N, the largest number of boxes of a picture.
         height: Largest height of images in pixels, a multiple of 32.
         width: Largest width of images in pixels, a multiple of 32.
-        anchor: Side of the smallest anchors in pixels, which belong to maps of stride 8.
+        anchor: Side of the smallest anchors in pixels. The smallest anchors belong to maps of
+            stride 8.
         crowds: Whether ignored boxes are crowds, as in COCO; otherwise they are difficult objects.
-        forced: Whether boxes are matched even if no anchor overlaps them enough.
+        forced: Whether a box is matched even if no anchor overlaps it enough.
         metric: Name of the metric.
     """
 
@@ -134,7 +135,7 @@ class Detection:
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
         focal: Tensor = FocalLoss.apply(logits, classes)
         counted = found | (which == BACKGROUND)
-        # Anchors without a box are compared with themselves, to avoid the logarithm of zero.
+        # Each anchor without a box is compared with itself, to avoid the logarithm of zero.
         right = boxes.gather(1, given[..., None].expand(-1, -1, 4))
         right = torch.where(found[..., None], right, anchors)
         distance = (deltas - offsets(right, anchors)).abs()
@@ -142,10 +143,10 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return a row for each picture, each of its boxes and each detection; see `precision`.
+        """Return a row for each picture, each true box and each detection.
 
-        In training no rows are returned, because finding detections in each batch would take too
-        long.
+        The module `precision` defines the columns of a row. In training no rows are returned,
+        because finding detections in each batch would take too long.
         """
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
@@ -167,7 +168,7 @@ class Detection:
     def score(self, rows: Tensor) -> Mapping[str, float]:
         """Return AP, AP50 and AP75 as COCO defines them, and VOC's two versions of AP50.
 
-        VOC's versions are left out if ignored boxes are crowds, which VOC does not have.
+        VOC's versions are left out if ignored boxes are crowds, because VOC has no crowds.
         """
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
@@ -205,8 +206,8 @@ class Detection:
             shape: Shape of the features, without the batch dimension.
 
         Raises:
-            ConfigError: The features are no map, or the stride is no power of 2, or is not the same
-                in height and width.
+            ConfigError: The features are no map, the stride is no power of 2, or the strides in
+                height and width differ.
         """
         if len(shape) == 3 and self.height % shape[1] == 0:
             stride = self.height // shape[1]
@@ -222,8 +223,8 @@ class Detection:
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
     """Return the sum over each picture's selected rows, [B].
 
-    Pictures are summed one by one, because a sum over a whole batch could add in an order that
-    depends on the number of pictures, which changes the last bits on CPU.
+    Pictures are summed one by one. On CPU, a sum over a whole batch could add in an order that
+    depends on the number of pictures, and then the last bits would differ.
 
     Args:
         rows: float [B, A, columns].
@@ -244,7 +245,7 @@ def detection_of(task: Task, name: str, key: str = "model") -> Detection:
     """Return the task if it is detection; otherwise refuse the setting `key=name`.
 
     Raises:
-        ConfigError: The task is another one.
+        ConfigError: The task is not detection.
     """
     data = "with boxes: data=fashion_scenes, data=voc or data=coco"
     return only_for(Detection, task, key, name, "detection", data)

@@ -14,11 +14,11 @@ ALPHA = 0.25
 
 
 class FocalLoss(torch.autograd.Function):
-    """Computes torchvision's `sigmoid_focal_loss`, bit-identical, in fewer operations.
+    """Computes the same bits as torchvision's `sigmoid_focal_loss`, with fewer operations.
 
     The loss is weight * (1 - p)^2 * -log(p), where p is the predicted probability of the right
-    answer. The backward pass is written explicitly. It keeps three tensors [B, A, C] in memory;
-    autograd would keep nine, and compute the sigmoid again.
+    answer. The backward pass is written explicitly. For it, the forward pass keeps three tensors
+    [B, A, C] in memory. Autograd would keep nine tensors, and compute the sigmoid again.
     """
 
     @staticmethod
@@ -26,7 +26,7 @@ class FocalLoss(torch.autograd.Function):
         """Return the loss of each logit.
 
         Args:
-            ctx: The context, which keeps tensors for the backward.
+            ctx: The context, which keeps tensors for the backward pass.
             logits: float32 [B, A, C].
             classes: Whether an anchor is matched to an object of a class, bool [B, A, C].
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 class _Levels(nn.Module):
     """Holds the numbers for converting pictures in [0, 1] to levels from 0 to 255 minus their mean.
 
-    Networks compute with levels, as in the code of EDSR's authors and in BasicSR, because they
-    learn faster than with values in [0, 1]. The number 255 is saved with the weights, so that
-    weights of networks that compute in [0, 1] cannot be loaded. The mean is not saved, because the
-    data set defines it.
+    Networks compute with levels, as in the code of EDSR's authors and in BasicSR, because networks
+    learn faster with levels than with values in [0, 1]. The number 255 is saved with the weights,
+    so that weights of networks that compute in [0, 1] cannot be loaded. The mean is not saved,
+    because the data set defines it.
 
     Args:
         mean: Mean of each channel of the pictures in [0, 1], 3 numbers.
@@ -27,7 +27,7 @@ class _Levels(nn.Module):
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # With dimensions, so that under autocast results are float32 and not bfloat16.
+        # The buffer has dimensions. With a scalar, results under autocast would be bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
         self.register_buffer("mean", values, persistent=False)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 PEAK = 255.0
-"""Range of values that PSNR and SSIM assume, although luma itself goes from 16 to 235."""
+"""Range of values that PSNR and SSIM assume, although luma values are only from 16 to 235."""
 
 RADIUS = 5
 """Distance in pixels from the centre of an SSIM window to its border: windows have 11x11 pixels."""
@@ -58,8 +58,9 @@ def psnr(squared_error: float, pixels: float) -> float:
     """Compute the peak signal-to-noise ratio in dB.
 
     Args:
-        squared_error: Sum of the squared errors over all pixels.
-        pixels: Number of pixels. A mean squared error below 0.0001 counts as 0.0001: 88.1 dB.
+        squared_error: Sum of the squared errors over all pixels. If the mean is below 0.0001, the
+            function uses 0.0001, which gives 88.1 dB.
+        pixels: Number of pixels.
     """
     mean = max(squared_error / pixels, 1e-4)
     return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))

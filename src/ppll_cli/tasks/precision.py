@@ -25,7 +25,7 @@ COLUMNS = 8
 THERE, FOUND, PICTURE = range(3)
 OVERLAP = 0.5
 OVERLAPS = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
-"""For each metric, the slice of COCO's overlaps 0.5, 0.55 ... 0.95 that is averaged."""
+"""For each metric, the slice of COCO's overlaps 0.5, 0.55 ... 0.95 over which it is averaged."""
 
 Floats = NDArray[np.float64]
 
@@ -41,8 +41,8 @@ def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Ma
 
     Returns:
         By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75`, computed by
-        pycocotools. Without crowds also `voc_ap50`, the area under the curve of precision against
-        recall, and `voc07_ap50`, the mean of 11 points of this curve.
+        pycocotools. If `crowds` is False, also `voc_ap50`, the area under the curve of precision
+        against recall, and `voc07_ap50`, the mean of 11 points of this curve.
     """
     precision = _coco(rows, tuple(classes), crowds)
     found = {name: _mean(precision[at]) for name, at in OVERLAPS.items()}
@@ -111,7 +111,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
 
 
 def _mean(precision: Floats) -> float:
-    """Return the mean without values of -1, which mean that a class has no boxes."""
+    """Return the mean of all values except -1, which marks a class without boxes."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else nan
 
@@ -135,10 +135,10 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
 def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
     """Return recall and precision of a class after each detection, in order of falling score.
 
-    As in VOC's own code, a detection is compared with the box that it overlaps most. It is right if
-    the overlap is at least 0.5 and no detection with a higher score has matched this box. If it
-    matches a difficult box, it does not count. Unlike in VOC's code, coordinates are edges of
-    pixels, not indices of pixels.
+    As in VOC's own code, a detection is compared with the box that it overlaps most. The detection
+    is right if the overlap is at least 0.5 and no detection with a higher score has matched this
+    box. A detection that matches a difficult box does not count. Unlike in VOC's code, coordinates
+    are edges of pixels, not indices of pixels.
     """
     of_picture: dict[float, list[int]] = defaultdict(list)
     for index, picture in enumerate(there[:, 1].tolist()):

@@ -39,7 +39,7 @@ def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 class Anchors(nn.Module):
-    """Joins levels and anchors with deltas and logits, so that a prediction is complete by itself.
+    """Joins levels and anchors with deltas and logits, so that a prediction contains its anchors.
 
     Args:
         smallest: Side of the smallest anchors of a pyramid, on maps of stride 8, in pixels. On
@@ -58,8 +58,8 @@ class Anchors(nn.Module):
         ]
         shapes = ((0.5, 1.0, 2.0),) * len(levels)
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
-        # The cells are a buffer, and steps are plain numbers, so that no batch copies data to a
-        # device.
+        # The cells are a buffer, and steps are plain numbers, so that data need not be copied to
+        # the device for each batch.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
@@ -112,9 +112,9 @@ class PyramidHead(nn.Module):
     applied to all maps of the pyramid.
 
     In local learning, some input maps may be missing. The paper has no such case; these rules are
-    ours. A level that is finer than a given map, but has no map of its own, is computed only from
-    coarser levels. A missing map that is coarser than all given maps is replaced by the coarsest
-    given map with rows and columns left out.
+    ours. If the map of a level is missing, but a coarser map is given, the level is computed only
+    from coarser levels. A missing map that is coarser than all given maps is replaced by the
+    coarsest given map with rows and columns left out.
 
     Args:
         channels: Channels of the given maps, by stride: at least one of `STRIDES`.
@@ -168,14 +168,14 @@ class PyramidHead(nn.Module):
 
 
 def _thinned(x: Tensor, step: int) -> Tensor:
-    """Return a map's every `step`-th row and column."""
+    """Return every `step`-th row and column of a map."""
     return F.max_pool2d(x, 1, step)
 
 
 class SmallestHead(nn.Module):
     """One 3x3 convolution for classes and boxes, on a map pooled to each stride of a pyramid.
 
-    For a level that is finer than the map, the map's pixels are repeated.
+    If a level is finer than the map, the map's pixels are repeated.
 
     Args:
         channels: Channels of the map.

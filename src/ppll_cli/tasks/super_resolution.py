@@ -23,24 +23,26 @@ TARGET = "target"
 TILE = "tile"
 """Name of the numbers that describe evaluation samples, which are tiles of pictures; int64 [B, 9].
 
-They are the index of the tile's picture; the bounds of the pixels that PSNR counts, as first row,
-row after the last, first column and column after the last; and the same bounds for SSIM. Bounds are
-in pixels of the large picture, relative to the tile's corner. In training the shape is [B, 0].
+The numbers are: the index of the tile's picture; four bounds of the pixels that PSNR counts (first
+row, row after the last, first column, column after the last); and the same four bounds for SSIM.
+Bounds are in pixels of the large picture, relative to the tile's corner. In training the shape is
+[B, 0].
 """
 
 BICUBIC = "bicubic"
 """Name of PSNR and SSIM of the whole picture after bicubic enlargement, float64 [B, 2].
 
-The first tile of a picture has these values; its other tiles have zeros. In training: [B, 0].
+The first tile of a picture has these values; all other tiles of the picture have zeros. In training
+the shape is [B, 0].
 """
 
 AUTHORS_BORDER = 6
 """EDSR's authors leave out a border of `scale` plus this number of pixels for DIV2K."""
 
 _COLUMNS = 9
-"""Number of columns in a row of measurements of a tile. They are: the index of the picture; for the
-luma, the sum of squared errors and the number of pixels; for SSIM, the sum and the number of
-pixels; for RGB, the sum of squared errors and the number of values; and the two values of
+"""Number of columns in a row of measurements of a tile. The columns are: the index of the picture;
+for the luma, the sum of squared errors and the number of pixels; for SSIM, the sum and the number
+of pixels; for RGB, the sum of squared errors and the number of values; and the two values of
 `BICUBIC`."""
 
 
@@ -50,16 +52,16 @@ class SuperResolution:
 
     PSNR and SSIM are measured on the luma of each whole picture, without a border of `scale`
     pixels, and averaged over pictures. The scores also contain PSNR and SSIM of bicubic
-    enlargement, and `rgb_psnr`, which EDSR's authors report for DIV2K: PSNR of RGB without a border
-    of `scale` + 6 pixels. In training, PSNR is computed from the mean squared error over whole
-    patches.
+    enlargement, and `rgb_psnr`. EDSR's authors report `rgb_psnr` for DIV2K: it is the PSNR of RGB
+    without a border of `scale` + 6 pixels. In training, PSNR is computed from the mean squared
+    error over whole patches.
 
     Attributes:
         scale: Factor by which height and width grow.
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
-        overlap: Number of pixels of the small picture by which a tile extends beyond its evaluated
-            pixels.
+        overlap: Number of pixels of the small picture by which a tile extends beyond those of its
+            pixels that are evaluated.
         metric: Name of the metric.
         reference: Name of the enlargement with which the model is compared.
     """
@@ -94,7 +96,8 @@ class SuperResolution:
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """Return a row of `_COLUMNS` numbers for each tile.
 
-        In training, all patches of a batch give one row, which has only the error of the luma.
+        In training, there is only one row for all patches of a batch, with only the error of the
+        luma.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -194,10 +197,10 @@ def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
 
 
 def super_resolution_of(task: Task, name: str) -> SuperResolution:
-    """Return the task if it is super-resolution; otherwise refuse `model=name`.
+    """Return the task if it is super-resolution; otherwise refuse the setting `model=name`.
 
     Raises:
-        ConfigError: The task is another one.
+        ConfigError: The task is not super-resolution.
     """
     data = "of pictures: data=photos or data=div2k"
     return only_for(SuperResolution, task, "model", name, "super-resolution", data)

@@ -22,8 +22,9 @@ class Task(Protocol):
     last line of a run shows it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
-    are the names of classes, or of the pictures' files. `rows` are those of all batches that
-    `detail(prediction, values)` returned, or `measure` if the task has no `detail`.
+    are the names of classes, or of the pictures' files. `rows` contains the results of
+    `detail(prediction, values)` for all batches. If the task has no method `detail`, `rows`
+    contains the results of `measure`.
 
     Attributes:
         metric: Name of the metric, one of the names that `score` returns. Higher is better.
@@ -63,7 +64,7 @@ class Task(Protocol):
         ...
 
     def smallest_head(self, shape: Shape) -> nn.Module:
-        """Return the smallest network that makes a prediction from features of a shape."""
+        """Return the smallest network that makes a prediction from features of this shape."""
         ...
 
 

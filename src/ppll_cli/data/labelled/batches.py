@@ -1,4 +1,4 @@
-"""Makes batches of pictures that loaders decode during training on earlier batches.
+"""Makes batches of pictures that loaders (child processes) decode during earlier batches.
 
 Legend: B batch, C channels, H height, W width (pixels of the images).
 """
@@ -22,7 +22,7 @@ from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.staging import to_device
 
 AHEAD = 2
-"""Number of batches that loaders decode ahead of the current one."""
+"""Number of batches after the current batch that loaders decode in advance."""
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -41,8 +41,8 @@ class Underway(Generic[Key]):
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
         """Provide the images of the first batch in `keys`, uint8 [B, 3, H, W].
 
-        Loaders begin or continue to decode the other batches in `keys`. All further batches are
-        dropped.
+        Loaders begin or continue to decode the other batches in `keys`. All other batches that were
+        begun are dropped.
 
         Args:
             keys: The key of the current batch, then the keys of the batches to decode ahead.
@@ -67,7 +67,7 @@ class LoadedBatches(ImageBatches):
     Args:
         splits: The pictures of each split.
         middle: Side of the square in the middle that evaluation uses, as a fraction of the
-            picture's shorter side. Training uses it too if `scale` is None.
+            picture's shorter side. Training uses the same square if `scale` is None.
         scale: Smallest and largest area of the random pieces that training uses, as fractions of
             the picture's area; None if training uses the square in the middle.
         loaders: The processes that decode the pictures.
@@ -103,8 +103,8 @@ class LoadedBatches(ImageBatches):
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
         size, end = last - first, self.samples[split]
         before, self._evaluated = self._evaluated, (split, first)
-        # Replicas take batches in turn, so this replica skips some. Assume that it skips as many
-        # before its next batch as it skipped before this one.
+        # Replicas take batches in turn, so this replica skips the batches of other replicas. Assume
+        # that it skips as many batches before its next batch as it skipped before this batch.
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]

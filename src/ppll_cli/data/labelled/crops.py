@@ -9,7 +9,7 @@ from math import exp, log, sqrt
 from ppll_cli.data.pictures.files import Box
 
 TRIES = 10
-"""Largest number of random pieces that are tried before the middle is used."""
+"""Largest number of random pieces that are tried before a piece in the middle is used."""
 
 RATIOS = (3 / 4, 4 / 3)
 """Smallest and largest ratio of a random piece's width to its height."""
@@ -32,7 +32,7 @@ def middle(width: int, height: int, part: float) -> Box:
 
 
 def random_piece(width: int, height: int, scale: tuple[float, float], draws: Sequence[Draw]) -> Box:
-    """Return a piece of random area, ratio and place, as in the training of Inception.
+    """Return a piece of random area, ratio and position, as in the training of Inception.
 
     See arXiv 1409.4842. torchvision's RandomResizedCrop chooses pieces in the same way, but rounds
     to whole pixels.
@@ -41,8 +41,8 @@ def random_piece(width: int, height: int, scale: tuple[float, float], draws: Seq
         width: Width of the picture, in pixels.
         height: Height of the picture, in pixels.
         scale: Smallest and largest area of the piece, as fractions of the picture's area.
-        draws: Random numbers for each try. If no try fits into the picture, the piece is the
-            largest one in the middle with an allowed ratio.
+        draws: Random numbers for each try. If the pieces of all tries exceed the picture, the
+            result is the largest piece in the middle with an allowed ratio.
     """
     low, high = (log(ratio) for ratio in RATIOS)
     for area, ratio, left, top in draws:

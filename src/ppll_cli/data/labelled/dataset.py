@@ -22,7 +22,7 @@ from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.leaves.machine import memory_bytes
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
@@ -32,16 +32,17 @@ if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused be
     from ppll_cli.models.unit import ImageSpec
 
 CHECK_S = 3.0
-"""Time in seconds for test decoding at the start, if images are not kept."""
+"""Time in seconds for decoding some pictures as a test at the start, if loaders are used."""
 
 MOST_CHECKED = 50_000
-"""Number of pictures chosen for test decoding, more than can be decoded in `CHECK_S`."""
+"""Number of pictures chosen for the test at the start, more than can be decoded in `CHECK_S`."""
 
 MOST_BYTES = 4 << 30
-"""Largest total size in bytes of images that are kept; at most a quarter of the memory is used."""
+"""Largest total size in bytes of images that are kept in memory. A quarter of the machine's memory
+is a second limit."""
 
 MOST_LOADERS = 16
-"""Largest number of loaders, unless the user gives their number."""
+"""Largest number of loaders that is chosen if the user does not give a number."""
 
 _CHECK_SEED = 0
 
@@ -51,15 +52,15 @@ class LabelledPictures(Classified):
     """A data set of labelled pictures of any size. A subclass finds the pictures.
 
     An image is a square from the middle of the upright picture, resized with an antialiased filter.
-    Images are made once, kept in the cache folder and mapped into memory. If all images together
+    Images are made once, stored in the cache folder and mapped into memory. If all images together
     are too large for memory, separate processes (loaders) decode pictures during training. Both
     ways give equal images.
 
     Attributes:
         size: Height and width of the images, in pixels.
         loaders: Number of processes that decode pictures during training. 0 means that images are
-            made once and kept. None means 0 if the images fit in memory, and otherwise the number
-            of cores minus one, at most `MOST_LOADERS`.
+            made once and kept in memory. None means 0 if the images fit into memory; otherwise the
+            number of cores minus one, at most `MOST_LOADERS`.
     """
 
     size: int
@@ -82,7 +83,7 @@ class LabelledPictures(Classified):
     def scale(self) -> tuple[float, float] | None:
         """Smallest and largest area of random training pieces, as fractions of a picture's area.
 
-        None if training uses the square in the middle instead of random pieces.
+        The value is None if training uses the square in the middle instead of random pieces.
         """
         return None
 
@@ -126,7 +127,7 @@ class LabelledPictures(Classified):
         return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
-        """Make the images, or decode some pictures, to find files that cannot be read.
+        """Make the images; if loaders decode the pictures later, only decode some as a test.
 
         Raises:
             ConfigError: Files are missing or wrong.
@@ -220,7 +221,7 @@ class LabelledPictures(Classified):
 
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
-        """The pictures of `train`, of `val` if there is one, and of `test`, equal in every run."""
+        """The pictures of `train`, `test` and, if it exists, `val`. They are equal in every run."""
         parts = dict(self._found.parts)
         train, test, val = parts["train"], parts.get("test"), parts.get("val")
         if val is not None and test is not None and self.val_fraction:
@@ -247,7 +248,7 @@ class LabelledPictures(Classified):
         return {**splits, "test": test.of(limit)}
 
     def _check_apart(self) -> None:
-        """Check that no file is in two splits, not even through links to folders."""
+        """Check that each file is in only one split, even if folders are links."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, str] = {}
         for split, listing in self._splits.items():

@@ -1,4 +1,4 @@
-"""Makes images of one size from pictures, once, and keeps them in the cache folder."""
+"""Makes images of one size from pictures once, and stores them in the cache folder."""
 
 import logging
 import os
@@ -16,13 +16,13 @@ from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.pictures.files import unreadable
 
 AT_ONCE = 128
-"""Number of pictures that loaders are asked for together."""
+"""Largest number of pictures in a call of `Loaders.begin`."""
 
 _FEW = 200
 """Up to this number of pictures are decoded without loaders, because loaders start slowly."""
 
 _SAID = 5000
-"""If more images than this number are made, a log message says so, because it takes a while."""
+"""If more images than this number are made, a log message says so, because this takes a while."""
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
     Args:
         wanted: The N pictures, and the piece of each picture to use.
         side: Height and width of the images, in pixels.
-        processes: Number of loaders that make them.
+        processes: Number of loaders that make the images.
 
     Returns:
         uint8 [N, 3, side, side], mapped from a file; changes stay in this process.
@@ -73,9 +73,9 @@ def images_of(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield arrays with the images of pictures. Each array is valid until the next one is yielded.
 
-    This process itself decodes up to `_FEW` pictures, and yields each image, uint8
-    [3, side, side]. If there are more, loaders decode them, and each array holds up to `AT_ONCE`
-    images, uint8 [n, 3, side, side].
+    This process itself decodes up to `_FEW` pictures, and yields each image, uint8 [3, side, side].
+    If there are more pictures, loaders decode them, and each array holds up to `AT_ONCE` images,
+    uint8 [n, 3, side, side].
 
     Args:
         wanted: The pictures, and the piece of each picture to use.

@@ -30,7 +30,8 @@ PATH_NAMES = (
     "picture",
 )
 LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
-"""Names that the first line of a CSV file may give the columns of paths and of classes."""
+"""Possible names of the columns of paths (`PATH_NAMES`) and of classes (`LABEL_NAMES`) in the first
+line of a CSV file."""
 
 _MOST_CSV_BYTES = 1 << 30
 
@@ -43,8 +44,8 @@ class Listing:
     """The N pictures of a split.
 
     Attributes:
-        paths: Their files.
-        labels: The numbers of their classes, int64 [N].
+        paths: The files of the pictures.
+        labels: The numbers of the classes of the pictures, int64 [N].
     """
 
     paths: Sequence[str]
@@ -65,7 +66,7 @@ class ListingError(ValueError):
     Args:
         source: The file or folder.
         problem: The fault of the file or folder.
-        remedy: A way for the user to correct it.
+        remedy: A way for the user to correct the fault.
     """
 
     def __init__(self, source: object, problem: str, remedy: str) -> None:
@@ -121,7 +122,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name, without hidden ones.
+    """Return the folders in a folder, sorted by name, without hidden folders.
 
     Raises:
         ListingError: The folder cannot be read.
@@ -139,7 +140,7 @@ def from_folders(folder: Path, *, empty: bool = False) -> Classes:
         empty: Whether a class may have no pictures.
 
     Raises:
-        ListingError: There are no classes, or one has no pictures although `empty` is False.
+        ListingError: There are no classes, or a class has no pictures although `empty` is False.
     """
     found: dict[str, Sequence[str]] = {}
     for inner in class_folders(folder):
@@ -165,19 +166,20 @@ def from_csv(
 ) -> Classes:
     """Find the pictures that a CSV file lists. Each line has the path of a picture and its class.
 
-    The first line may name the columns; other columns than those of path and class are not used.
+    The first line may name the columns. All columns except those of path and class are ignored.
     Columns are separated by commas, semicolons or tabs.
 
     Args:
         file: The CSV file.
-        folders: Folders that paths are relative to; the first one that has the file is used.
+        folders: Folders to which paths are relative; the first folder that has the file is used.
         meant: Converts the contents of the two columns to the path and the class.
 
     Returns:
         The pictures of each class, in the order of the file.
 
     Raises:
-        ListingError: The file cannot be read, or a line names no picture or no class.
+        ListingError: The file cannot be read, a line has no path or no class, or a picture does not
+            exist.
     """
     found: dict[str, list[str]] = {}
     path_at, label_at = 0, 1
@@ -217,8 +219,8 @@ def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> 
         train: The classes of the training pictures.
 
     Raises:
-        ListingError: The part has a class that the training pictures lack, or it is a folder that
-            lacks one of their classes.
+        ListingError: The part has a class that the training pictures lack, or it is a folder
+            without a class of the training pictures.
     """
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
@@ -258,12 +260,12 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
-    """Return the index of the first name that is in `known`; None if there is none."""
+    """Return the index of the first name that is in `known`; None if no name is in it."""
     return next((number for number, name in enumerate(names) if name in known), None)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV file that are not empty, with their line numbers from 1."""
+    """Yield the rows of a CSV file that are not empty, each with its line number, from 1."""
     with _reading(file), regular(file, _MOST_CSV_BYTES) as opened:
         lines = opened.read().decode("utf-8-sig").splitlines()
     first = next((line for line in lines if line.strip()), "")

@@ -1,6 +1,6 @@
 """The program of a loader, a process that decodes pictures into memory shared with a worker.
 
-It does not import torch, so it starts in a fraction of a second and needs little memory.
+The program does not import torch, so it starts in a fraction of a second and needs little memory.
 """
 
 import ctypes
@@ -49,8 +49,9 @@ class Request:
 
     Attributes:
         wanted: The pictures to decode.
-        side: Height and width of their images, in pixels.
-        offset: Offset of the first image in the shared memory, in bytes; the others follow it.
+        side: Height and width of the images, in pixels.
+        offset: Offset of the first image in the shared memory, in bytes; all other images follow
+            it.
     """
 
     wanted: tuple[Wanted, ...]
@@ -103,7 +104,7 @@ def main(requests: int, memory: int) -> None:
         requests: File descriptor of the connection.
         memory: File descriptor of the shared memory.
     """
-    for number in STOPPING:  # signals may reach all processes, but the worker ends its loaders
+    for number in STOPPING:  # a signal may reach all processes; the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # Linux kills this process when the worker ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG

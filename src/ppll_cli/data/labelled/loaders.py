@@ -26,7 +26,8 @@ from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import fate, is_stopped
 
 MOST_AT_ONCE = 8
-"""Largest number of pictures per request; a request costs little compared with decoding them."""
+"""Largest number of pictures per request. Decoding so many pictures takes much longer than sending
+the request."""
 
 LOOK_S = 0.5
 """Interval in seconds at which a loader that does not answer is checked."""
@@ -71,7 +72,7 @@ class Loaders:
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
         # Call _end when this object is freed or the process exits. Threads must not refer to this
-        # object, because it would then never be freed.
+        # object; otherwise it would never be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self._end = Finalize(self, _end, ends, exitpriority=10)
 
@@ -112,7 +113,7 @@ class Loaders:
         return Loading(answers, self.memory, region, (len(wanted), 3, self._side, self._side))
 
     def close(self) -> None:
-        """End the loaders; open requests fail."""
+        """End the loaders; unfinished requests fail."""
         self._end()
 
 
@@ -180,7 +181,7 @@ class SharedMemory:
         if hasattr(os, "memfd_create"):
             self._file = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
         else:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as this
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this object
         self._size = 0
         self._free: dict[int, list[Region]] = {}
         self._lock = Lock()
@@ -195,7 +196,7 @@ class SharedMemory:
         self._file.close()
 
     def take(self, size: int) -> Region:
-        """Return a free region of at least `size` bytes; extend the memory if there is none."""
+        """Return a free region of at least `size` bytes; extend the memory if no region is free."""
         whole = ceil(size / ALLOCATIONGRANULARITY) * ALLOCATIONGRANULARITY
         with self._lock:
             if free := self._free.get(whole):
@@ -231,7 +232,7 @@ class _Loader:
             )
 
     def work(self, jobs: "SimpleQueue[Job | None]") -> None:
-        """Pass jobs to the loader, one after the other, until None comes."""
+        """Pass jobs from the queue to the loader, one after the other, until an item is None."""
         while (job := jobs.get()) is not None:
             request, answer = job
             if not answer.set_running_or_notify_cancel():

@@ -22,7 +22,7 @@ from ppll_cli.data.pictures.files import decoded as decoded  # re-exported for o
 from ppll_cli.data.pictures.files import header, unreadable
 from ppll_cli.errors import ConfigError
 
-_VERSION = 2  # version of the format; change it to discard all pictures that were kept
+_VERSION = 2  # version of the format; change it to discard all cached pictures
 
 Bytes = NDArray[np.uint8]
 """Pixels of a picture, uint8 [height, width, 3]."""
@@ -34,7 +34,7 @@ class Source:
 
     Attributes:
         high: The file of the large picture.
-        low: The file of the small picture; None if it is made from the large one.
+        low: The file of the small picture; None if it is made from the large picture.
     """
 
     high: Path
@@ -62,23 +62,23 @@ class Pictures:
 def kept(
     folder: Path, sources: Sequence[Source], scale: int, longest: int | None, measured: bool
 ) -> Pictures:
-    """Return pictures from their kept files; decode them first if the files are missing.
+    """Return pictures from files of decoded pixels; make these files first if they are missing.
 
     Large pictures are cropped so that their sides are multiples of the scale. If a small picture
-    has no file, it is made from the large picture with PIL's bicubic filter, which is antialiased,
-    like MATLAB's imresize, and works on 8 bits.
+    has no file, it is made from the large picture with PIL's bicubic filter. Like MATLAB's
+    imresize, this filter is antialiased; it works on 8 bits.
 
     Args:
-        folder: Folder for the kept files; it may not exist yet.
+        folder: Folder for the files of decoded pixels; it may not exist yet.
         sources: The files of the pictures.
         scale: The scale s.
-        longest: Largest longer side of pictures, in pixels; larger ones are reduced. None for no
-            limit.
+        longest: Limit for the longer side of pictures, in pixels. Larger pictures are reduced. None
+            for no limit.
         measured: Whether the quality of bicubic enlargement is measured.
 
     Raises:
-        ConfigError: A file is no picture, a small picture is too small for its large one, or the
-            folder cannot be written.
+        ConfigError: A file is no picture, a small picture is too small for its large picture, or
+            the folder cannot be written.
     """
     stamps = [_stamp(path) for source in sources for path in (source.high, source.low) if path]
     recipe = json.dumps([_VERSION, stamps, scale, longest, measured])
@@ -164,7 +164,7 @@ def _read(place: Path, count: int, scale: int, measured: bool) -> Pictures:
 
 
 def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
-    """Return the pictures in a file, which holds them one after the other."""
+    """Return the pictures in a file that holds their pixels one after the other."""
     flat, sizes = np.load(path, mmap_mode="r"), [tuple(map(int, shape)) for shape in shapes]
     ends = np.cumsum([prod(size) for size in sizes], dtype=np.int64)
     whole = flat.dtype == np.uint8 and flat.ndim == 1 and len(flat) == ends[-1]
@@ -175,7 +175,7 @@ def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
 
 
 def large_size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
-    """Return height and width of a large picture as it is kept, without decoding its pixels.
+    """Return height and width of a large picture in the cache, without decoding its pixels.
 
     Raises:
         ConfigError: The file cannot be read as a picture.

@@ -13,7 +13,7 @@ from ppll_cli.data.files import Files, Part, cache_root, check_at_least, hold_ou
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.errors import ConfigError
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
@@ -39,8 +39,8 @@ class PictureDataset(Files, ABC):
         patches_per_epoch: Number of training patches per epoch.
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
         tile: Largest height and width of evaluation tiles, in pixels of the small picture.
-        overlap: Number of pixels by which a tile extends beyond its evaluated pixels, except at the
-            picture's border.
+        overlap: Number of pixels by which a tile extends beyond those of its pixels that are
+            evaluated, except at the picture's border.
         mean: Mean of the pixels, which are in [0, 1], for each channel. Models subtract it from
             their input and add it to their output.
     """
@@ -66,7 +66,7 @@ class PictureDataset(Files, ABC):
     def longest(self) -> int | None:
         """Limit for the longer side of pictures, in pixels.
 
-        Larger pictures are reduced. None: no limit.
+        Larger pictures are reduced. None means no limit.
         """
         return None
 
@@ -83,11 +83,11 @@ class PictureDataset(Files, ABC):
             )
 
     def prepare(self) -> None:
-        """Decode the pictures, unless they are in the cache folder already."""
+        """Decode the pictures, unless the cache folder has their pixels already."""
         self.load()
 
     def load(self) -> "dict[str, PictureSplit]":
-        """Return `train`, `test`, and `val` if `val_fraction` is not 0; equal in every run."""
+        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run."""
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
 
@@ -124,7 +124,7 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: "Iterable[Sequence[Source]]") -> None:
-        """Check that no picture occurs twice, in one part or in two, not even through a link."""
+        """Check that each picture occurs only once in all parts, even if files are links."""
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:
@@ -166,7 +166,7 @@ class PictureDataset(Files, ABC):
 
     @property
     def task(self) -> "SuperResolution":
-        """Super-resolution by this scale."""
+        """Super-resolution by the scale of this data set."""
         from ppll_cli.tasks.super_resolution import SuperResolution
 
         return SuperResolution(self.scale, self.patch, tuple(self.mean), self.overlap)
@@ -178,7 +178,7 @@ class PictureDataset(Files, ABC):
         return ImageSpec(3, self.patch, self.patch)
 
     def evaluation_form(self, splits: "Mapping[str, PictureSplit]") -> "EvaluationForm":
-        """Return the shapes for the largest tile; a batch has one tile."""
+        """Return the shapes of a batch with the largest tile; each batch has one tile."""
         from ppll_cli.data.source import EvaluationForm
         from ppll_cli.models.unit import ImageSpec
 
@@ -209,7 +209,7 @@ class PictureDataset(Files, ABC):
             captioned(found).save(folder / sample_name(number, source.high))
 
     def file_names(self, split: str) -> tuple[str, ...]:
-        """Return the names of the large pictures' files of a split, in order."""
+        """Return the file names of the large pictures of a split, in order."""
         return tuple(source.high.name for source in self._divided()[split])
 
     def inputs(

@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels."""
 
 _GAP = 2.0
-"""A JPEG is decoded at a reduced size that is at least this many times the needed size."""
+"""The reduced size at which a JPEG is decoded is at least this many times the needed size."""
 
 _MOST_16_BIT = 0xFFFF
 _QUIET = Lock()  # warning filters belong to the process, so one thread changes them at a time
@@ -115,7 +115,7 @@ def unreadable(path: Path, error: Exception) -> ConfigError:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
     try:
-        path.stat()  # raises an error with the reason, where is_file() only returns False
+        path.stat()  # raises an error with the reason; is_file() would only return False
         if not path.is_file():  # opening a named pipe would wait for its writer
             raise ValueError("it is not a regular file")
         with _QUIET, warnings.catch_warnings():

@@ -55,7 +55,7 @@ class PictureSplit:
 
 
 class PatchBatches:
-    """Makes batches from pictures that are mapped into memory; only pieces go to the device.
+    """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
 
     Args:
         splits: The splits by name.
@@ -130,8 +130,8 @@ class PatchBatches:
         Returns:
             Small [1, 3, H, W] and large [1, 3, sH, sW] tile, float32 in [0, 1], the description of
             the tile, int64 [1, 9], and the quality of bicubic enlargement, float64 [1, 2], by name.
-            Quality is measured for the whole picture. The picture's first tile has its values; all
-            other tiles have zeros.
+            Quality is measured for the whole picture. The picture's first tile has these values;
+            all other tiles have zeros.
         """
         assert size == 1
         assert 0 <= batch < len(self.splits[split])
@@ -173,15 +173,15 @@ def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
 
 
 def _turned(patch: Bytes, turn: int) -> Bytes:
-    """Mirror and rotate a square in one of eight ways; way 0 leaves it unchanged."""
+    """Mirror and rotate a square in one of eight ways; way 0 leaves the square unchanged."""
     patch = np.rot90(patch, turn % 4)
     return patch[:, ::-1] if turn >= 4 else patch
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return the range of counted pixels along a side of the large tile, counted from its start.
+    """Return the range of evaluated pixels along a side of the large tile, relative to its start.
 
-    Pixels closer than `border` to the picture's edge do not count.
+    Pixels closer than `border` to the picture's edge are not evaluated.
 
     Args:
         span: The span of the small tile.

@@ -26,8 +26,8 @@ class View(NamedTuple):
     Attributes:
         name: What the view shows.
         pixels: uint8 [H, W, 3]; all views of a piece have the same shape.
-        psnr: PSNR against the original in dB, as in the run's metric; None for the original, and if
-            the piece is smaller than the border that PSNR excludes.
+        psnr: PSNR against the original in dB, as in the run's metric; None for the original, and
+            for a piece that consists only of the border that PSNR excludes.
     """
 
     name: str
@@ -45,8 +45,8 @@ def views(
 ) -> list[View]:
     """Return views of a picture's middle: input, bicubic and model's enlargement, and original.
 
-    PSNR is computed on the luma of the piece without a border of `scale` pixels, as the metric
-    computes it for whole pictures.
+    PSNR is computed on the luma of the piece without a border of `scale` pixels, in the same way as
+    the metric for whole pictures.
 
     Args:
         low: The small picture, uint8 [H, W, 3].

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A range of pixels along one side of a picture, and the part of it that counts.
+    """A range of pixels along one side of a picture, and the part of the range that counts.
 
     A network computes all pixels of the range. Only the pixels that count are evaluated. All
     numbers are positions along the side, from 0.

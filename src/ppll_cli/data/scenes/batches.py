@@ -52,8 +52,8 @@ class SceneBatches:
         short_side: Shorter side of a resized picture, in pixels, unless the longer side would
             exceed `long_side`.
         long_side: Largest length of the longer side of a resized picture, in pixels.
-        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
-        std: Standard deviation of these pixels: one value, or one per channel.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
+        std: Standard deviation of these pixels: one value, or one value per channel.
         flip: Whether each training picture is mirrored with probability 1/2.
         drop_last: Whether a shorter last batch is left out.
         batch_size: Pictures per training batch.

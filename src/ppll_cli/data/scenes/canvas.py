@@ -65,7 +65,7 @@ class Cutout(NamedTuple):
 def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: int) -> Painted:
     """Paint a scene with up to 8 items on a cluttered background, large items behind small ones.
 
-    An item for which no place is found is left out.
+    If no place is found for an item, the item is left out.
 
     Args:
         random: The generator of this scene.
@@ -129,7 +129,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item that is too small to be recognised, so it is not an object."""
+    """Paint a fragment of an item, too small to be recognised, which is therefore not an object."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])
@@ -143,7 +143,7 @@ def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
 
 
 def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout | None:
-    """Resize an item to the area of a square with this side.
+    """Cut out an item, and resize its box to the area of a square with side `size`.
 
     A dark pixel belongs to the item if there are bright pixels on both sides of it in its row, and
     also in its column.
@@ -216,7 +216,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Draw 8 colours, and return one, [3]: the first with enough contrast, or else the best."""
+    """Draw 8 colours; return the first with enough contrast or, without any, the best, [3]."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

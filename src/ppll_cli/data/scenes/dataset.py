@@ -17,7 +17,7 @@ from ppll_cli.data.files import PARTS, Files, Part, check_at_least, hold_out
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.scenes.sizes import MULTIPLE, padded
 
-if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused before that
+if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
@@ -29,9 +29,9 @@ if TYPE_CHECKING:  # torch takes seconds to import; wrong options are refused be
     from ppll_cli.tasks.detection import Detection
 
 CHECK_S = 5.0
-"""Time in seconds for comparing pictures with their annotations at the start.
+"""Time in seconds for comparing the sizes of pictures with their annotations at the start.
 
-Pictures that are not reached in this time are compared when they are decoded."""
+Pictures that are not compared in this time are compared when they are decoded."""
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class DetectionDataset(Files, ABC):
     """A data set of pictures of any size with boxes of objects. A subclass finds the files.
 
     Attributes:
-        mean: Mean of the pixels, which are in [0, 1]: one value, or one per channel.
-        std: Standard deviation of these pixels: one value, or one per channel.
+        mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
+        std: Standard deviation of these pixels: one value, or one value per channel.
         flip: Whether each training picture is mirrored from left to right with probability 1/2.
         short_side: Length in pixels to which the shorter side of a picture is resized, unless the
             longer side would exceed `long_side`.
@@ -66,7 +66,7 @@ class DetectionDataset(Files, ABC):
     def read(self, part: Part) -> Scenes:
         """Return the pictures of a part and their objects.
 
-        Data that take long to read are kept in the cache folder, so that later calls are fast.
+        Data that take long to read are stored in the cache folder, so that later calls are fast.
 
         Raises:
             ConfigError: Files are missing or wrong.
@@ -74,7 +74,7 @@ class DetectionDataset(Files, ABC):
 
     @property
     def crowds(self) -> bool:
-        """Whether ignored boxes are crowds in the sense of COCO, and not single objects."""
+        """Whether ignored boxes are crowds as in COCO; otherwise they are single objects."""
         return False
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return `train`, `test`, and `val` if `val_fraction` is not 0; equal in every run.
+        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run.
 
         Raises:
             ConfigError: Files are missing or wrong, or there are too few pictures to hold out
@@ -131,7 +131,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice, in one part or in two, even through folder links."""
+        """Check that each file occurs only once in all parts, even if folders are links."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
@@ -160,7 +160,7 @@ class DetectionDataset(Files, ABC):
         )
 
     def image_spec(self, splits: Mapping[str, Scenes]) -> "ImageSpec":
-        """Return the largest possible shape of images, which perhaps no batch has."""
+        """Return the largest possible shape of images; the images of batches may be smaller."""
         from ppll_cli.models.unit import ImageSpec
 
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
@@ -168,7 +168,8 @@ class DetectionDataset(Files, ABC):
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
         """Return the form of evaluation batches, which have one picture.
 
-        In a batch with larger pictures, padding could change the detections of a picture.
+        In a batch with larger pictures, a picture would be padded, which could change its
+        detections.
         """
         from ppll_cli.data.source import EvaluationForm
 
@@ -178,7 +179,7 @@ class DetectionDataset(Files, ABC):
         """Return digests of the annotations of each split, the classes, and the pictures' files.
 
         Returns:
-            The identity; None if the `load` of a subclass returns something other than `Scenes`.
+            The identity; None if a subclass overrides `load` so that it does not return `Scenes`.
         """
         from ppll_cli.data.identity import of_arrays, of_files
 
@@ -221,7 +222,7 @@ class DetectionDataset(Files, ABC):
         )
 
     def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
-        """Write the first test pictures with their true boxes and the detected ones.
+        """Write the first test pictures with their true boxes and the detected boxes.
 
         Args:
             predict: Takes images and returns the model's prediction.

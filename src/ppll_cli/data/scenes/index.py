@@ -1,4 +1,4 @@
-"""Keeps the objects of all pictures of a data set in a few arrays, which are saved in a file.
+"""Holds the objects of all pictures of a data set in a few arrays, which are saved in a file.
 
 Legend: P pictures, n objects of one picture, S objects of all pictures.
 """
@@ -19,7 +19,7 @@ from ppll_cli.data.scenes.upright import on_upright
 MOST_PIXELS = 1e6
 """Largest number in an annotation that is accepted as a position or a size, in pixels."""
 
-_LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; thinner ones are dropped
+_LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; smaller boxes are dropped
 _LEAST_PART = 0.5  # fraction of a box's area that should be inside its picture
 
 Bytes = NDArray[np.uint8]
@@ -113,8 +113,8 @@ class Index:
         """Gather the annotations of pictures.
 
         Raises:
-            ValueError: Most boxes are not inside their pictures, so they belong to other pictures
-                or are not in pixels.
+            ValueError: Most boxes are not inside their pictures, so the boxes belong to other
+                pictures, or their unit is not pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
         objects = Objects.of(pictures)
@@ -122,7 +122,7 @@ class Index:
         return cls(tuple(classes), tuple(files), sizes.reshape(-1, 2), objects, remark)
 
     def check(self) -> None:
-        """Check the index after reading it from a kept file.
+        """Check the index after reading it from a file of the cache.
 
         Raises:
             ValueError: The parts do not match each other.
@@ -183,10 +183,11 @@ class Scenes:
         return len(self.chosen)
 
     def __getitem__(self, number: int) -> Scene:
-        """Return a picture and its objects, after comparing its file's size with the annotation.
+        """Return a picture and its objects, after comparing the picture's size with its annotation.
 
         Raises:
-            ConfigError: The file cannot be read, or its size is not that of the annotation.
+            ConfigError: The file cannot be read, or the size of the picture differs from its
+                annotation.
         """
         picture = int(self.chosen[number])
         here = slice(*self.objects.starts[picture : picture + 2])
@@ -216,9 +217,9 @@ class Scenes:
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """Return an index from its kept file; make it first if the file is missing or damaged.
+    """Read an index from its file in the cache; make it first if the file is missing or damaged.
 
-    An index is kept because annotations take long to read.
+    The cache has indices because annotations take long to read.
 
     Args:
         recipe: Everything that determines the index, as data that JSON can represent.
@@ -233,7 +234,7 @@ def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
 
 
 def _written(index: Index) -> bytes:
-    # Names are written as JSON, because an array of strings pads each to the longest.
+    # Names are written as JSON, because an array of strings pads each string to the longest.
     names = json.dumps([index.classes, index.files, index.remark]).encode()
     buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
     np.savez(buffer, names=text, sizes=index.sizes, **index.objects.arrays)
@@ -255,10 +256,10 @@ def read_objects(stored: "np.lib.npyio.NpzFile") -> Objects:
 
 
 def check_objects(objects: Objects, pictures: int, classes: int) -> None:
-    """Check objects that were read from a kept file.
+    """Check objects that were read from a file of the cache.
 
     Raises:
-        ValueError: They do not match the number of pictures or classes, or each other.
+        ValueError: The arrays do not match the number of pictures or classes, or each other.
     """
     starts, labels, count = objects.starts, objects.labels, len(objects.labels)
     shapes: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
@@ -279,10 +280,11 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
     """Return a warning about boxes that are dropped or mostly outside of their pictures.
 
-    Without such boxes the warning is empty.
+    If there are no such boxes, the warning is empty.
 
     Raises:
-        ValueError: Most boxes are not inside their pictures, or no box is in pixels.
+        ValueError: Most boxes are not inside their pictures, or the boxes are fractions instead of
+            pixels.
     """
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)
@@ -310,7 +312,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
 
 
 def _inside(box: tuple[Found, float, float, float, float]) -> bool:
-    """Return whether half of a box, and at least a pixel in each direction, lies in its picture."""
+    """Return whether half of a box, and at least 1x1 pixel, is inside its picture."""
     picture, left, top, right, bottom = box
     width = min(right, picture.width) - max(left, 0.0)
     height = min(bottom, picture.height) - max(top, 0.0)

@@ -36,7 +36,7 @@ from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import FRAME, Detection
 
 PICTURES = 8
-"""Number of test pictures that are drawn, from the first one."""
+"""Number of drawn pictures, which are the first pictures of the test set."""
 
 LEAST_SCORE = 0.3
 """Smallest score of detections that are drawn."""
@@ -47,11 +47,12 @@ MOST_DETECTIONS = 20
 NOTHING = f"nothing above {LEAST_SCORE:g}"
 
 _LEAST_SIDE = 640
-"""Smaller pictures are enlarged by an integer until their longer side has this many pixels."""
+"""Smallest longer side of a drawing, in pixels. Smaller pictures are enlarged by an integer
+factor."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # of the legend's found box; in pictures, each class has its own
+_EXAMPLE: Colour = (255, 170, 60)  # for the legend; in pictures, colours depend on classes
 
 
 class Mark(NamedTuple):
@@ -61,8 +62,8 @@ class Mark(NamedTuple):
         box: The outer border of the box, in pixels of the enlarged picture.
         text: The text of the label.
         colour: The colour of a found box and its label; None for a true box, which is dashed.
-        ignored: Whether it is a true box that training and scoring leave out.
-        place: The place of the label; None if not chosen yet, or if no place is free.
+        ignored: Whether the box is a true box that training and scoring leave out.
+        place: The place of the label; None if no place has been chosen yet, or if no place is free.
     """
 
     box: Rectangle
@@ -112,7 +113,8 @@ def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) ->
 
     Args:
         picture: The picture, in RGB.
-        found: The detections. All of them are listed; `marks` chooses those that are drawn.
+        found: The detections. All detections are listed; `marks` chooses which detections are
+            drawn.
         classes: Names of the classes.
     """
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
@@ -129,11 +131,11 @@ def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) ->
 def drawn(
     scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
 ) -> Image.Image:
-    """Draw a picture with dashed true boxes and coloured found ones, and a legend below it.
+    """Draw a picture with dashed true boxes and coloured found boxes, and a legend below it.
 
     Args:
         scene: The picture.
-        found: The detections; `marks` chooses those that are drawn.
+        found: The detections; `marks` chooses which detections are drawn.
         classes: Names of the classes.
         truth: Whether the true boxes are known; if not, the legend does not mention them.
     """
@@ -150,7 +152,7 @@ def drawn(
     line = max(2, text // 6)
     found_boxes = [mark for mark in placed if mark.colour is not None]
     true_boxes = [mark for mark in placed if mark.colour is None]
-    for mark in [*reversed(found_boxes), *true_boxes]:  # the last are on top
+    for mark in [*reversed(found_boxes), *true_boxes]:  # boxes that are drawn later are on top
         if mark.colour is None:
             dashed_rectangle(draw, mark.box, mark.dashes, line)
         else:
@@ -168,9 +170,9 @@ def drawn(
 def marks(
     scene: Scene, found: Detections, classes: Sequence[str], size: tuple[int, int], factor: int
 ) -> list[Mark]:
-    """Return the boxes to draw: found ones in order of falling score, then all true ones.
+    """Return the boxes to draw: found boxes in order of falling score, then all true boxes.
 
-    Found boxes are those with scores of at least `LEAST_SCORE`, at most `MOST_DETECTIONS`.
+    Found boxes are detections with scores of at least `LEAST_SCORE`, at most `MOST_DETECTIONS`.
 
     Args:
         scene: The picture and its true boxes.
@@ -258,7 +260,7 @@ def _with_legend(
 
 
 def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int]]:
-    """Yield left edge and row of each item, with as many items in a row as fit."""
+    """Yield left edge and row of each item; each row gets as many items as fit."""
     left, row = 0, 0
     for width in widths:
         if left and left + width > most:
@@ -279,7 +281,7 @@ def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
 
 
 def _colour(label: int, classes: int) -> Colour:
-    """Return the colour of a class; classes have hues at equal distances, all of them light."""
+    """Return the light colour of a class; the hues of all classes have equal distances."""
     hue = Image.new("HSV", (1, 1), (round(255 * label / classes), 170, 255))
     red, green, blue = hue.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
     return red, green, blue

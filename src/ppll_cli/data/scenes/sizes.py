@@ -1,7 +1,8 @@
 """Sizes of pictures in a batch."""
 
 MULTIPLE = 32
-"""Height and width of a batch's images are multiples of this, as maps of stride 32 require."""
+"""Height and width of a batch's images are multiples of this number, because of maps of stride
+32."""
 
 
 def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:

@@ -24,8 +24,8 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
         boxes: Left, top, right and bottom in the annotation, in pixels, float32 [n, 4].
 
     Raises:
-        ConfigError: The file cannot be read as a picture, or its size is not that of the
-            annotation.
+        ConfigError: The file cannot be read as a picture, or the size of the picture differs from
+            its annotation.
     """
     found = header(path)
     if size == found.upright:
@@ -38,7 +38,7 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
 
 
 def _turned(boxes: Boxes, found: Header) -> Boxes:
-    """Turn the boxes of a stored picture like the picture, whose sides EXIF swaps."""
+    """Turn the boxes of a stored picture in the same way as EXIF turns the picture."""
     left, top, right, bottom = boxes.T
     width, height = (np.float32(side) for side in found.size)
     sides = {
