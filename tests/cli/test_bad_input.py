@@ -510,7 +510,7 @@ VALUES = [
     row("warmup", ["optim.warmup_epochs=1e300"], "optim.warmup_epochs=1e+300", "less than or equa"),
     row("nonfinite", ["optim.nonfinite=go"], "optim.nonfinite=go", "'stop' or 'skip'"),
     row("nesterov", ["optim.nesterov=true"], "optim.nesterov=True", "needs optim.momentum above 0"),
-    row("microbatches-0", [*GPIPE, "schedule.microbatches=0"], "schedule.microbatches=0", "above 0"),
+    row("none", [*GPIPE, "schedule.microbatches=0"], "schedule.microbatches=0", "above 0"),
     row(
         "microbatches-batch",
         [*GPIPE, "schedule.microbatches=65"],
@@ -779,7 +779,7 @@ RESUMES = [
     row("a-file", ["resume=run"], "resume=run", "give a run directory", file("run")),
     row("no-run", ["resume=run"], "resume=run", "that a run printed at its end", folder("run")),
     row("broken", ["resume=run"], "resume=run", "holds no config.json", file("run/config.json")),
-    row("start-up", ["resume=run"], "resume=run", "start it again with its", file("run/ppll-run.log")),
+    row("start-up", ["resume=run"], "resume=run", "start it again with", file("run/ppll-run.log")),
     row(
         "link",
         ["resume=run"],
