@@ -199,8 +199,8 @@ class Recorder:
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
         """Continue where another process was when it called `so_far`.
 
-        This process records a trace only if the other one had not completed its own: the other
-        stages were traced then, and go on while they wait for this one.
+        A complete trace is kept, because a new one would be of another time than the other stages'
+        traces.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:
