@@ -91,8 +91,8 @@ def test_each_micro_batch_is_a_message() -> None:
         job = split(recovering(every, fixed=True))
         found = with_copies(job, Copies(), [4, 4], [{Step(0): 5.0}, {Step(1): 7.0}])
         assert found[0] == {Step(0): 5.0 + STATES[0] / batches}
-        received = {ReceiveActivations(0, 1, m): MESSAGE / 2 for m in range(2)}
-        assert found[1] == {Step(1): 7.0 + STATES[1] / batches, **received}
+        received: Times = {ReceiveActivations(0, 1, m): MESSAGE / 2 for m in range(2)}
+        assert found[1] == received | {Step(1): 7.0 + STATES[1] / batches}
     # A message takes 20 snapshots' time, so 5 of them are enough: a snapshot after 3 batches.
     times: list[Times] = [{Step(0): STATES[0] * 40.0}, {Step(1): 1.0}]
     found = with_copies(split(recovering(16, fixed=False)), Copies(), [4, 4], times)

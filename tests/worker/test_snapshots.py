@@ -130,7 +130,7 @@ def test_a_trace_is_pickled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert Counted.times == 2
     found = made.load({})
     assert found is not None
-    assert [type(each) for each in found.trace] == [Counted, Counted]
+    assert [type(each).__name__ for each in found.trace] == ["Counted", "Counted"]
     made.save({}, progress_with([Counted()]))  # a longer trace of a later segment, in a real run
     found = made.load({})
     assert found is not None
