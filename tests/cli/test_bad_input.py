@@ -411,6 +411,7 @@ KEYS = [
     row("without-its-group", ["lr=0.1"], "lr=0.1", "did you mean optim.lr?"),
     row("in-two-groups", ["depth=3"], "depth=3", "did you mean model.depth or transport.depth?"),
     row("nothing-near", ["optim.speed=1"], "optim.speed=1", "optim has name, lr, momentum"),
+    row("in-a-preset", ["recipe.tau=1"], "recipe.tau=1", "--cfg job shows all keys"),
     row("no-such-group", ["foo.bar=1"], "foo.bar=1", "--cfg job shows all keys"),
     row("of-another-model", [*RESNET, "model.dim=8"], "model.dim=8", "model has _target_, depth"),
     row("added", ["+gpu=2"], "gpu=2", "did you mean gpus? there are model, data"),

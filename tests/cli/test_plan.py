@@ -305,6 +305,18 @@ def test_notes_explain_the_tables(planner: Make) -> None:
     assert "local losses" not in notes
 
 
+def test_notes_say_where_recovery_is_not_predicted(planner: Make) -> None:
+    """A row with replicas cannot have it. Schedules that never can have it get no note."""
+    found = planner("schedule=bp,ppll", "replicas=1,2", "recover=stage", "model.depth=6")
+    for gpus in (1, 2, 4):
+        found.rows(gpus)
+    (note,) = [note for note in found.notes([1, 2, 4]) if "recover" in note]
+    assert note == (
+        "ppll, 2 replicas for gpus=4 is predicted without recover=stage: "
+        "the replicas of a stage average their gradients"
+    )
+
+
 def test_notes_give_the_auxiliary_share_up_to_which_ppll_is_ahead(planner: Make) -> None:
     """The bound is (K - 1) / M against 1F1B, and a third of that against ZB-H1."""
     found = planner("schedule=1f1b,zb_h1,ppll", "schedule.microbatches=6")

@@ -174,3 +174,18 @@ def test_the_new_worker_is_announced_when_it_is_ready(
     restart, restarted = told
     assert (restart["kind"], restarted["kind"]) == ("restart", "restarted")
     assert before_s <= restart["began_s"] == restarted["began_s"] <= restarted["ended_s"]
+
+
+def test_a_late_word_of_the_dead_worker_ends_no_restart(
+    made: Restarts, told: list[dict[str, Any]]
+) -> None:
+    """It was ready before it failed, and its report is read only afterwards."""
+    ready = {"kind": "ready", "stage": 0, "replica": 0, "at_s": 0.0}
+    worker: Any = Worker(0, left=[ready])
+    read: list[bool] = []
+    made.handle([fault(0)], [worker], lambda _, report: read.append(made.repeats(report)))
+    assert read == [False]
+    assert [each["kind"] for each in told] == ["restart"]
+    made.repeats({**ready, "at_s": perf_counter()})
+    assert [each["kind"] for each in told] == ["restart", "restarted"]
+    assert told[0]["began_s"] == told[1]["began_s"] <= told[1]["ended_s"]

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from ppll_cli.config import settings
-from ppll_cli.config.moved import OPTIONS, TARGETS, choices_now, config_now
+from ppll_cli.config.moved import ADDED, OPTIONS, TARGETS, choices_now, config_now
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.changeable import FREE
-from ppll_cli.launch.resume import ADDED, GROUPS, Recorded, recorded
+from ppll_cli.launch.resume import GROUPS, Recorded, recorded
 from tests.conftest import compose_config, own_model
 
 STARTED = ["data=synthetic", "model.depth=2", "max_steps=7", "checkpoint.keep=5", "data.pad=1"]
@@ -240,6 +240,19 @@ def test_moved_names_are_replaced_anywhere_in_a_configuration() -> None:
         "transport": "queue",
         "model": "naive",
     }
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"name": "off", "every": 16}, {"name": "off", "every": None}),  # the older default
+        ({"name": "off", "every": 4}, {"name": "off", "every": 4}),
+        ({"name": "stage", "every": 16}, {"name": "stage", "every": 16}),
+        ("no group", "no group"),
+    ],
+)
+def test_an_unused_default_of_older_versions_is_forgotten(before: object, now: object) -> None:
+    assert config_now({"recover": before, "every": 16}) == {"recover": now, "every": 16}
 
 
 def test_resume_uses_the_recorded_values_of_an_experiment(tmp_path: Path) -> None:

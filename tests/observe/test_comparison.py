@@ -282,7 +282,7 @@ def test_a_note_names_runs_in_which_stages_restarted(tmp_path: Path) -> None:
     make(tmp_path / "2", "ppll", restarts=[])
     make(tmp_path / "3", "ppll", restarts="damaged")
     (note,) = [note for note in compare([tmp_path]).notes if "restart" in note]
-    assert note == "slower, because other stages waited while one restarted: 1 (2 restarts)"
+    assert note == "stages restarted, which may have cost time: 1 (2 restarts)"
 
 
 def test_the_local_method_of_a_run_without_local_losses_is_not_shown(tmp_path: Path) -> None:

@@ -100,6 +100,30 @@ def test_runs_that_differ_in_more_than_the_seed_are_another_group(
     assert names(compare([tmp_path])) == ["0, 1", "2"]
 
 
+def test_what_an_unused_recovery_has_recorded_does_not_separate_groups(tmp_path: Path) -> None:
+    """Older runs have no group `recover`, or another default of `recover.every`."""
+    recorded: list[dict[str, Any]] = [
+        {},
+        {"recover": {"name": "off", "tries": 10, "minutes": 60, "every": 16}},
+        {"recover": {"name": "off", "tries": 10, "minutes": 60, "every": None}},
+        {"recover": {"name": "stage", "tries": 10, "minutes": 60, "every": None}},
+    ]
+    for seed, config in enumerate(recorded):
+        choices = {"recover": config["recover"]["name"]} if config else {}
+        seeded(tmp_path / str(seed), "ppll", seed, config=config, choices=choices)
+    found = compare([tmp_path])
+    assert names(found) == ["0-2", "3"]
+    assert [group.differs for group in found.groups] == ["recover=off", "recover=stage seed=3"]
+    each = [row.differs for row in compare([tmp_path], each=True).rows]
+    assert each == [*[f"recover=off seed={n}" for n in range(3)], "recover=stage seed=3"]
+
+
+def test_older_names_of_options_do_not_separate_groups(tmp_path: Path) -> None:
+    for seed, name in enumerate(("naive", "queue")):
+        seeded(tmp_path / str(seed), "ppll", seed, choices={"transport": name})
+    assert names(compare([tmp_path])) == ["0, 1"]
+
+
 def test_names_that_differ_only_in_the_seed_are_one_group(tmp_path: Path) -> None:
     for seed in (0, 1, 10):
         seeded(tmp_path / str(seed), "ppll", seed, config={"name": f"vit-s{seed}"})

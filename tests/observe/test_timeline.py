@@ -144,6 +144,23 @@ def test_the_picture_shows_the_time_in_which_all_stages_were_traced() -> None:
     assert timeline.window(apart) == (0.0, 4.0)
 
 
+def test_the_picture_shows_a_few_batches_of_the_slowest_stage() -> None:
+    """However many are traced, because channels let a stage get far ahead."""
+
+    def lane(start_s: float, batch_s: float) -> list[Span]:
+        spans = []
+        for step in range(70):
+            first_s = start_s + batch_s * step
+            middle_s = first_s + batch_s / 2
+            spans.append(Span(first_s, middle_s, "compute", FORWARD, step))
+            spans.append(Span(middle_s, first_s + batch_s, "compute", Backward(0, 0), step))
+        return spans
+
+    assert timeline.window([lane(0.0, 2.0), lane(9.0, 5.0)]) == (9.0, 9.0 + 4 * 5.0)
+    assert timeline.window([lane(0.0, 5.0), lane(9.0, 2.0)]) == (9.0, 10.0 + 4 * 5.0)
+    assert timeline.window([lane(0.0, 1.0), [], lane(66.0, 5.0)]) == (66.0, 70.0)
+
+
 RESTART = Restart(1, 12.5, 13.5, "the worker is gone", "Loss", "batch 3")
 
 

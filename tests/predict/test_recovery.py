@@ -1,12 +1,24 @@
 """What predictions say of `recover=stage`: copies take time, and what is kept takes memory."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
 from ppll_cli.config.sections import Recover
-from ppll_cli.job.job import Job
-from ppll_cli.pipeline.instructions import ReceiveActivations, Step
+from ppll_cli.job.job import Job, WatchedUnit
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.pipeline.instructions import (
+    Backward,
+    Compute,
+    ReceiveActivations,
+    ReceiveWeights,
+    Step,
+)
+from ppll_cli.pipeline.routes import Watch
+from ppll_cli.pipeline.schedule import Place, forward
+from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.predict.pace import Times
 from ppll_cli.predict.recovery import recovery_bytes, with_copies
 from ppll_cli.predict.speed import predict
@@ -25,6 +37,24 @@ class Copies(Source):
 
     def copy(self, size: int) -> float:
         return float(size)
+
+
+class Split(PPLL):
+    """A user's schedule of local learning that splits each batch."""
+
+    splits = True
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        for chunk in place.chunks:
+            for micro_batch in range(place.microbatches):
+                yield from forward(place, chunk, micro_batch)
+                yield Backward(chunk, micro_batch)
+            yield Step(chunk)
+
+
+def split(job: Job) -> Job:
+    chosen = {"_target_": f"{__name__}.Split", "microbatches": 2}
+    return replace(job, settings=job.settings.model_copy(update={"schedule": chosen}))
 
 
 def recovering(every: int, fixed: bool, modules: int | None = None) -> Job:
@@ -53,6 +83,30 @@ def test_snapshots_are_as_frequent_as_a_hundredth_of_the_time_allows(
     times: list[Times] = [{Step(0): batch_s}, {Step(1): 1.0}]
     found = with_copies(recovering(16, fixed=False), Copies(), [8], times)
     assert found[0][Step(0)] == pytest.approx(batch_s + STATES[0] / batches)
+
+
+def test_each_micro_batch_is_a_message() -> None:
+    """A snapshot follows the batch with which the messages are enough."""
+    for every, batches in ((4, 2), (5, 3), (1, 1)):
+        job = split(recovering(every, fixed=True))
+        found = with_copies(job, Copies(), [4, 4], [{Step(0): 5.0}, {Step(1): 7.0}])
+        assert found[0] == {Step(0): 5.0 + STATES[0] / batches}
+        received: Times = {ReceiveActivations(0, 1, m): MESSAGE / 2 for m in range(2)}
+        assert found[1] == received | {Step(1): 7.0 + STATES[1] / batches}
+    # A message takes 20 snapshots' time, so 5 of them are enough: a snapshot after 3 batches.
+    times: list[Times] = [{Step(0): STATES[0] * 40.0}, {Step(1): 1.0}]
+    found = with_copies(split(recovering(16, fixed=False)), Copies(), [4, 4], times)
+    assert found[0][Step(0)] == pytest.approx(STATES[0] * (40 + 1 / 3))
+
+
+def test_weights_that_a_stage_receives_are_copied_as_well() -> None:
+    made = recovering(4, fixed=True)
+    watched = {3: WatchedUnit("3", {"weight": ValueSpec((100,), torch.float32)})}
+    routes = replace(made.routes, watches={0: Watch(3, 2)})
+    times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
+    found = with_copies(replace(made, routes=routes, watched=watched), Copies(), [8], times)
+    received = [seconds for each, seconds in found[0].items() if isinstance(each, ReceiveWeights)]
+    assert received == [400.0]
 
 
 def test_modules_of_a_stage_share_its_snapshot() -> None:

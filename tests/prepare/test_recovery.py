@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from ppll_cli.config.sections import Recover
 from ppll_cli.errors import ConfigError
+from ppll_cli.job.snapshots import MARGIN
 from ppll_cli.prepare.recovery import FEWEST, MOST, USUAL, planned
 from ppll_cli.transport.journal import head_bytes
 from tests.conftest import prepared, shared_memory
@@ -53,9 +55,30 @@ def test_a_plan_has_it_where_it_can_be(schedule: str, recovers: bool) -> None:
     job = replace(
         found.job, snapshot_every=0, settings=settings.model_copy(update={"recover": recover})
     )
-    made = planned(job, (*found.unit_costs, *found.auxiliary_costs))
+    made, obstacle = planned(job, (*found.unit_costs, *found.auxiliary_costs))
     assert made.recovers == recovers
+    assert bool(obstacle) != recovers
     assert made.snapshot_every == found.job.snapshot_every
+
+
+def test_a_plan_does_not_depend_on_the_shared_memory_of_its_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = prepared(*DATA, *VIT, "recover=auto")
+    costs = *found.unit_costs, *found.auxiliary_costs
+    shared_memory(monkeypatch, 1)
+    job, obstacle = planned(replace(found.job, snapshot_every=0), costs)
+    assert (job.snapshot_every, obstacle) == (found.job.snapshot_every, "")
+    off = found.job.settings.model_copy(update={"recover": Recover()})
+    assert not planned(replace(found.job, snapshot_every=0, settings=off), costs)[0].recovers
+
+
+def test_on_cuda_a_plan_says_what_recovery_needs() -> None:
+    found = prepared(*DATA, *VIT, "recover=stage")
+    job = replace(found.job, snapshot_every=0, devices=("cuda:0", "cuda:1"))
+    made, obstacle = planned(job, (*found.unit_costs, *found.auxiliary_costs))
+    assert not made.recovers
+    assert "other bits" in obstacle
 
 
 def chosen(*overrides: str) -> tuple[int, list[str]]:
@@ -79,8 +102,11 @@ def test_the_program_chooses_how_often_to_save() -> None:
     (room,) = found.job.channels.values()
     message = room.size + head_bytes(room.size)
     assert found.job.snapshot_every == 2 * 3 * 4 * params // message  # AdamW's two values as well
-    momentum = chosen("recover=stage", "optim=sgd", "optim.momentum=0.9")[0]
-    assert momentum == max(USUAL, 2 * 2 * 4 * params // message)
+    momentum = ["recover=stage", "batch_size=4", "optim=sgd", "optim.momentum=0.9"]
+    (room,) = prepared(*DATA, *VIT, *momentum).job.channels.values()
+    expected = 2 * 2 * 4 * params // (room.size + head_bytes(room.size))
+    assert USUAL < expected < MOST
+    assert chosen(*momentum)[0] == expected
 
 
 @pytest.mark.parametrize("name", ["auto", "stage"])
@@ -91,7 +117,7 @@ def test_where_shared_memory_is_short_stages_save_more_often(
     (room,) = large.job.channels.values()
     message = room.size + head_bytes(room.size)
     params = sum(cost.params for cost in (*large.unit_costs, *large.auxiliary_costs))
-    whole = 2 * 3 * 4 * params + room.slots * message
+    whole = MARGIN * 2 * 3 * 4 * params + room.slots * message
     for every in (USUAL, 5, FEWEST):
         shared_memory(monkeypatch, round((whole - (USUAL - every) * message) / 0.9) + 1)
         found, notes = chosen("batch_size=40", f"recover={name}")

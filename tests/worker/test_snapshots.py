@@ -1,7 +1,8 @@
 """A worker that dies during a snapshot leaves a complete snapshot: the new one or the old one."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +14,19 @@ from torch import Tensor
 
 from ppll_cli.config import settings
 from ppll_cli.job.job import Job
+from ppll_cli.job.snapshots import MARGIN, snapshot_bytes
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.prepare.preparation import prepare
 from ppll_cli.transport.journal import JournalTransport
-from ppll_cli.worker import snapshots
-from ppll_cli.worker.snapshots import Interval, Snapshots, _Buffer
+from ppll_cli.transport.slots import layout_bytes, layout_of
+from ppll_cli.worker import snapshots, worker
+from ppll_cli.worker.recorder import Totals
+from ppll_cli.worker.snapshots import Interval, Progress, Snapshots, _Buffer
+from ppll_cli.worker.state import tensors_of
 from tests.conftest import assert_same, compose_config
 from tests.worker.dying import Journals
 from tests.worker.inside import Died, execute
+from tests.worker.test_chunk import held, job_of
 
 SMALL = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 SMALL += ["batch_size=8", "epochs=2", "threads=1", "device=cpu", "model.dim=16", "model.depth=2"]
@@ -98,6 +104,62 @@ def test_the_users_number_is_the_interval() -> None:
     assert interval.messages == 3
 
 
+def progress_with(trace: list[Any]) -> Progress:
+    return Progress(1, 1, 0, True, Totals(), trace, (None, None), {})
+
+
+class Counted:
+    """A part of a trace that counts how often it is pickled."""
+
+    times = 0
+
+    def __reduce__(self) -> tuple[type["Counted"], tuple[()]]:
+        Counted.times += 1
+        return Counted, ()
+
+
+def test_a_trace_is_pickled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "times", 0)
+    channel = Channel(0, 1, "activations", 1)
+    sender = JournalTransport(depth=1).channel(20, 512)[0]
+    links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
+    made = Snapshots(str(tmp_path), Interval(16, fixed=False), links)
+    trace = [Counted(), Counted()]
+    for _ in range(3):
+        made.save({}, progress_with(trace))
+    assert Counted.times == 2
+    found = made.load({})
+    assert found is not None
+    assert [type(each).__name__ for each in found.trace] == ["Counted", "Counted"]
+    made.save({}, progress_with([Counted()]))  # a longer trace of a later segment, in a real run
+    found = made.load({})
+    assert found is not None
+    assert len(found.trace) == 1
+
+
+def test_the_wait_for_queued_work_is_no_time_of_a_snapshot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+
+    @contextmanager
+    def noted(what: str) -> Iterator[None]:
+        calls.append(what)
+        yield
+
+    moment = SimpleNamespace(wait=lambda: calls.append("wait"))
+    monkeypatch.setattr(worker, "Moment", lambda device: moment)
+    made: Any = SimpleNamespace(
+        device=torch.device("cpu"),
+        links=SimpleNamespace(pulse=SimpleNamespace(begin=lambda *_: None)),
+        recorder=SimpleNamespace(waiting=noted),
+        _save_snapshot=lambda _: calls.append("save"),
+    )
+    timed: Any = SimpleNamespace(timed=lambda: noted("timed"))
+    worker.Worker._take_snapshot(made, timed)
+    assert calls == ["wait", "snapshot", "timed", "save"]
+
+
 class Clock:
     """A clock that runs only while the test lets it."""
 
@@ -116,7 +178,7 @@ def test_the_interval_follows_the_measured_snapshots(
     sender = JournalTransport(depth=1).channel(20, 512)[0]
     links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
     made = Snapshots(str(tmp_path), Interval(16, fixed=False), links)
-    progress: Any = None
+    progress = progress_with([])
 
     def batches_until_due() -> int:
         count = 0
@@ -131,6 +193,22 @@ def test_the_interval_follows_the_measured_snapshots(
 
     # The first snapshot does not count: it takes the memory too.
     assert [batches_until_due() for _ in range(4)] == [16, 16, 4, 4]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_there_is_room_for_buffers_and_alignment(stage: int, optim: str) -> None:
+    """ResNet-32 has many small tensors, and BatchNorm keeps statistics with their averages."""
+    job = job_of("model=resnet32", "schedule=ppll", "gpus=2", f"optim={optim}", "optim.ema=0.9")
+    chunks = held(job, stage)
+    parameters = [parameter for chunk in chunks for parameter in chunk.parameters]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    for chunk in chunks:
+        chunk.step(0, None)
+    size = layout_bytes(layout_of(tensors_of(chunks)))
+    counted = snapshot_bytes(job, stage, sum(each.numel() for each in parameters))
+    assert counted < size <= MARGIN * counted
 
 
 def test_a_buffer_holds_any_tensors(tmp_path: Path) -> None:

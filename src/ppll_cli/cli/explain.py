@@ -106,7 +106,7 @@ def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
     elsewhere = [k for k in keys if k.endswith(f".{name}")]
     remedy = f"{command('ppll-run', '--cfg', 'job')} shows all keys"
     has = f"{group} has {', '.join(beside)}"
-    if group and (others := _options_with(group, name)):
+    if beside and group and (others := _options_with(group, name)):
         remedy = f"it is a key of {', '.join(f'{group}={each}' for each in others)}; {has}"
     elif near := meant(name, beside):
         remedy = near.replace("mean ", f"mean {group}." if group else "mean ", 1) + remedy

@@ -82,6 +82,7 @@ class Planner:
         self.profile = profile_of(self.base, self.subject, self.device)
         self._rows: dict[tuple[str, int, int], Row] = {}
         self._beside: set[int] = set()
+        self._unplanned: dict[tuple[str, int, str], list[int]] = {}
         self._errors: list[ConfigError] = []
         self._found = False
 
@@ -100,9 +101,7 @@ class Planner:
     def rows(self, gpus: int) -> dict[str, Row]:
         """Return a row for each schedule and each number of replicas asked for, by row title."""
         return {
-            name if replicas == 1 else f"{name}, {replicas} replicas": self._row(
-                name, gpus, replicas
-            )
+            _title(name, replicas): self._row(name, gpus, replicas)
             for replicas in self.replicas or (1,)
             for name in self.schedules
         }
@@ -166,7 +165,15 @@ class Planner:
             )
         if any(self._schedule(name).local for name in self.schedules):
             lines.append("ll and ppll train modules by local losses, the others the whole model")
-        return lines + self._bounds(gpus)
+        return lines + self._without_recovery() + self._bounds(gpus)
+
+    def _without_recovery(self) -> list[str]:
+        """Return notes on rows of local learning that are predicted without `recover`."""
+        return [
+            f"{_title(name, replicas)} for gpus={','.join(map(str, gpus))} is predicted without "
+            f"recover={self.base.recover.name}: {obstacle}"
+            for (name, replicas, obstacle), gpus in self._unplanned.items()
+        ]
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
         """Return notes on the largest cost of auxiliary networks at which ppll is the fastest."""
@@ -206,7 +213,7 @@ class Planner:
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)
-            job = planned(job, (*self.subject.costs, *auxiliary))
+            job, obstacle = planned(job, (*self.subject.costs, *auxiliary))
         except ConfigError as error:
             self._errors.append(error)
             if error.key == "gpus":
@@ -214,6 +221,8 @@ class Planner:
                 what = "units" if stages > len(self.subject.units) else "modules"
                 return Row(name, None, obstacle=f"more stages than {what}")
             return Row(name, None, obstacle=error.problem)
+        if obstacle and job.local_learning and job.stages > 1:
+            self._unplanned.setdefault((name, replicas, obstacle), []).append(gpus)
         self._found = True
         self._beside.add(neighbours_of(job) if self._neighbours is None else self._neighbours)
         found = predict(job, self.profile, self.interconnect, self._neighbours)
@@ -233,3 +242,8 @@ class Planner:
     def _bp(self, threads: int) -> float:
         profile = self.profile.at(self.base.batch_size, threads=threads)
         return self.base.batch_size / bp_batch_s(len(self.subject.units), profile)
+
+
+def _title(name: str, replicas: int) -> str:
+    """Return the title of a row for a schedule and a number of replicas of each stage."""
+    return name if replicas == 1 else f"{name}, {replicas} replicas"

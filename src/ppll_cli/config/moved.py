@@ -1,4 +1,4 @@
-"""Replaces names in the `config.json` of older versions by current names. Imports no torch.
+"""Turns the `config.json` of older versions into what this version would write. Imports no torch.
 
 If you move a class or rename an option, add a line here, so that older runs can be resumed.
 """
@@ -26,10 +26,21 @@ OPTIONS = {
 }
 """Current name of an option, by group and older name."""
 
+ADDED = {"recover": "off"}
+"""Groups that records of older runs lack, and the option that these runs had in effect."""
+
+_EVERY = 16
+"""Default of `recover.every` in older versions. The default is null now."""
+
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration in which all classes have their current names."""
-    return {key: _now(key, value) for key, value in config.items()}
+    """Return a configuration with current names of classes, and without an old unused default."""
+    now = _renamed(config)
+    recover = now.get("recover")
+    if isinstance(recover, dict) and recover.get("name") == "off":
+        # With this option the key has no effect. A note on an unused key is for users who gave it.
+        now["recover"] = {k: None if (k, v) == ("every", _EVERY) else v for k, v in recover.items()}
+    return now
 
 
 def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,9 +51,13 @@ def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _now(key, value) for key, value in config.items()}
+
+
 def _now(key: str, value: Any) -> Any:
     if isinstance(value, Mapping):
-        return config_now(value)
+        return _renamed(value)
     if isinstance(value, list):
         return [_now("", each) for each in value]
     if key == "_target_" and isinstance(value, str):

@@ -129,12 +129,12 @@ class Restarts:
         self, watched: Watched, report: Report, deal: Callable[[Watched, Report], None]
     ) -> None:
         history = self._history[watched.seat]
-        history.began_s = report["began_s"]
         watched.kill()  # it may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 deal(watched, left)
+        history.began_s = report["began_s"]  # a late "ready" of the dead worker ends no restart
         watched.clean_up()
         watched.pulse.start_again()
         self._tell({**report, "kind": "restart"})

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ppll_cli.config.commands import setting, word
-from ppll_cli.config.moved import choices_now, config_now
+from ppll_cli.config.moved import ADDED, choices_now, config_now
 from ppll_cli.config.overrides import at, keys, parsed, text
 from ppll_cli.config.targets import targets_in
 from ppll_cli.config.weights import absolute_path
@@ -40,9 +40,6 @@ GROUPS = (
     "recover",
     "tracker",
 )
-
-ADDED = {"recover": "off"}
-"""Groups that records of older runs lack, and the option that these runs had in effect."""
 
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 

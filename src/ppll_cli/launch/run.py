@@ -27,11 +27,11 @@ from ppll_cli.job.pulse import Pulse
 from ppll_cli.launch import advice, beginning, failure
 from ppll_cli.launch.beginning import short
 from ppll_cli.launch.facts import facts
-from ppll_cli.launch.faults import Faults
 from ppll_cli.launch.launcher import launch
 from ppll_cli.launch.locks import locked
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.follow import announce
+from ppll_cli.launch.restart_log import RestartLog
 from ppll_cli.launch.restorable import check_restorable
 from ppll_cli.launch.results import write_results
 from ppll_cli.launch.resume import Recorded
@@ -135,7 +135,7 @@ class Run:
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
-        self._faults = Faults(job, () if start is None else beginning.restarts(self.run_dir))
+        self._restarts = RestartLog(job, () if start is None else beginning.restarts(self.run_dir))
         name = self.choices["transport"]
         transport = fitting(name, transport, job, machine=0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
@@ -198,7 +198,7 @@ class Run:
         job = self.prepared.job
         if job.recovers:
             summary["recover"] = {"every": job.snapshot_every}
-        if (restarts := self._faults.listed()) or job.recovers:
+        if (restarts := self._restarts.listed()) or job.recovers:
             summary["restarts"] = restarts
         return summary
 
@@ -265,7 +265,7 @@ class Run:
         self.console.watch(self._looks)
 
     def _looks(self) -> list[Look]:
-        return self._faults.marked([pulse.look() for pulse in self._pulses])
+        return self._restarts.marked([pulse.look() for pulse in self._pulses])
 
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
@@ -286,7 +286,7 @@ class Run:
                 ]
                 self.tracker.stages(line["step"], stages, line["seconds"])
         elif report["kind"] in ("restart", "restarted"):
-            self._faults.take(report)
+            self._restarts.take(report)
         elif report["kind"] in ("counted", "saved"):
             self._saving.take(report, time.perf_counter() - self._started_s)
 
@@ -327,7 +327,7 @@ class Run:
     ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
         seconds = time.perf_counter() - self._started_s
         summarised = partial(self._summarise, reports=reports, seconds=seconds)
-        known = reports, self._faults.drawn(), status, error
+        known = reports, self._restarts.drawn(), status, error
         return write_results(self.prepared.job, summarised, self.tracker, *known)
 
     def _tracked(self) -> Tracked:

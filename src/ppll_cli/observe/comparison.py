@@ -198,7 +198,7 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
         if (found := row.run.get("restarts")) and isinstance(found, list)
     ]
     if restarted:
-        yield f"slower, because other stages waited while one restarted: {', '.join(restarted)}"
+        yield f"stages restarted, which may have cost time: {', '.join(restarted)}"
     for row in comparison.rows:
         if row.run.error:
             yield f"{row.run.name} {row.run.status}: {row.run.error.splitlines()[0]}"

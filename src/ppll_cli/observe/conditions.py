@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from ppll_cli.config.moved import ADDED, choices_now
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.runs import FoundRun
 
@@ -113,7 +114,7 @@ def seedless(run: FoundRun) -> Conditions:
 
     For a completed run, `max_steps` is left out, because the number of steps replaces it.
     """
-    found, choices = _flat(run.config), run.configured("choices") or {}
+    found, choices = _settings(run), _choices(run)
     if run.schedule in WHOLE:
         found, choices = _without_method(found), _without_method(choices)
     for key in ("seed", "device", *(["max_steps"] if run.status == "completed" else [])):
@@ -174,8 +175,8 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     this group is listed only if all options have it, or if runs with the same option differ in it.
     For a run that trains the whole model by one loss, settings of local methods are left out.
     """
-    flat = [_flat(run.config) for run in runs]
-    chosen: list[Mapping[str, Any]] = [run.configured("choices") or {} for run in runs]
+    flat = [_settings(run) for run in runs]
+    chosen = [_choices(run) for run in runs]
     groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if g not in NAMED]
     split = {g for g in groups if len({str(c.get(g)) for c in chosen}) > 1}
     found = [
@@ -228,6 +229,20 @@ def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
+
+
+def _choices(run: FoundRun) -> dict[str, Any]:
+    """Return the option of each group; for older runs by its current name. Empty if unknown."""
+    found = run.configured("choices")
+    return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
+
+
+def _settings(run: FoundRun) -> dict[str, Any]:
+    """Return a run's settings by key. Those of `recover` are only its name if it is off."""
+    config, recover = run.config, run.configured("recover", "name")
+    if config and recover in (None, "off"):  # older runs have no such group
+        config = {**config, "recover": {"name": "off"}}
+    return _flat(config)
 
 
 def _flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:

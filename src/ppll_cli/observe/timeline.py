@@ -43,6 +43,9 @@ LEGEND = {
 }
 """Names in the legend for categories whose own names are not clear enough."""
 
+SHOWN = 4
+"""Number of batches of the slowest stage in the picture. The file has all traced batches."""
+
 LANE_INCHES = 0.5
 MOST_INCHES = 40.0
 TITLE_WIDTH = 92
@@ -283,12 +286,28 @@ def _fields(instruction: Instruction | None) -> Mapping[str, int]:
 
 
 def window(lanes: Lanes) -> tuple[float, float]:
-    """Return start and end of the time in which all stages, or else any stage, were traced."""
+    """Return start and end of the time that the picture shows.
+
+    It is the time in which all stages were traced, up to the end of the `SHOWN`th batch of the
+    slowest stage. A stage is traced for longer where channels let it get far ahead of another one.
+    If there is no such time, it is the time in which any stage was traced.
+    """
     starts = [min(span.start_s for span in spans) for spans in lanes if spans]
     ends = [max(span.end_s for span in spans) for spans in lanes if spans]
-    if max(starts) < min(ends):
-        return max(starts), min(ends)
+    start_s = max(starts)
+    if start_s < min(ends):
+        return start_s, min(*ends, max(_shown_until(spans, start_s) for spans in lanes if spans))
     return min(starts), max(ends)
+
+
+def _shown_until(spans: Sequence[Span], start_s: float) -> float:
+    """Return when a worker ended the `SHOWN`th batch that it began at `start_s` or later."""
+    batches: dict[int, tuple[float, float]] = {}
+    for span in spans:
+        first_s, last_s = batches.get(span.step, (span.start_s, span.end_s))
+        batches[span.step] = min(first_s, span.start_s), max(last_s, span.end_s)
+    ends = sorted(last_s for first_s, last_s in batches.values() if first_s >= start_s)
+    return [start_s, *ends[:SHOWN]][-1]
 
 
 def picture(

@@ -1,11 +1,12 @@
 """Predicts what `recover=stage` costs: the time of copies, and memory."""
 
 from collections.abc import Sequence
+from math import ceil
 
 from ppll_cli.job.job import Job
 from ppll_cli.job.snapshots import BUFFERS, messages_between, snapshot_bytes
-from ppll_cli.pipeline.instructions import ReceiveActivations, Step
-from ppll_cli.predict.costs import Source, end_of, sent_bytes
+from ppll_cli.pipeline.instructions import ReceiveActivations, ReceiveWeights, Step
+from ppll_cli.predict.costs import Source, end_of, sent_bytes, weight_bytes
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
@@ -33,14 +34,18 @@ def with_copies(
     for stage, known in enumerate(times):
         own = dict(known)
         for instruction in job.training(stage, len(sizes)):
-            if isinstance(instruction, ReceiveActivations):
-                m, before = instruction.micro_batch, sent[instruction.chunk - 1]
-                own[instruction] = profile.copy(sizes[m] * before.activations)
+            match instruction:
+                case ReceiveActivations(_, chunk, m):
+                    own[instruction] = profile.copy(sizes[m] * sent[chunk - 1].activations)
+                case ReceiveWeights(_, chunk, _):
+                    own[instruction] = profile.copy(weight_bytes(job, chunk))
         snapshot_s = profile.copy(PIECE) * _snapshot(job, stage, profile) / PIECE
         steps = [instruction for instruction in own if isinstance(instruction, Step)]
-        batches = job.snapshot_every
+        messages = job.snapshot_every
         if job.settings.recover.every is None:
-            batches = messages_between(snapshot_s, sum(own.values()), batches)
+            message_s = sum(own.values()) / len(sizes)  # each micro-batch is a message
+            messages = messages_between(snapshot_s, message_s, messages)
+        batches = ceil(messages / len(sizes))  # a stage takes a snapshot only after a whole batch
         for step in steps:
             own[step] += snapshot_s / batches / len(steps)
         result.append(own)

@@ -4,12 +4,13 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 from typing import NamedTuple
 
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job
-from ppll_cli.job.snapshots import BUFFERS, snapshot_bytes
+from ppll_cli.job.snapshots import BUFFERS, MARGIN, snapshot_bytes
 from ppll_cli.models.trace import Cost
 from ppll_cli.transport.journal import head_bytes
 from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
@@ -56,12 +57,18 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str]) -> Job:
     return job
 
 
-def planned(job: Job, costs: Sequence[Cost]) -> Job:
-    """Return the job with `snapshot_every` set where the group `recover` asks for it and can be."""
-    try:
-        return recovering(job, costs, [])
-    except ConfigError:
-        return job
+def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
+    """Return the job with `snapshot_every` set for a prediction, or else why it cannot be set.
+
+    The run may use another machine than the plan, so the shared memory of this one does not matter.
+    With `recover=off` the text is empty.
+    """
+    asked = job.settings.recover
+    if asked.name == "off":
+        return job, ""
+    if obstacle := _obstacle(job):
+        return job, obstacle[0]
+    return replace(job, snapshot_every=asked.every or _Room.of(job, costs).wished()), ""
 
 
 class _Room(NamedTuple):
@@ -94,7 +101,8 @@ class _Room(NamedTuple):
 
     def size(self, every: int) -> int:
         """Return the bytes of all channels and snapshots."""
-        return BUFFERS * self.states + self.least + (every - 1) * self.messages
+        states = ceil(MARGIN * BUFFERS * self.states)
+        return states + self.least + (every - 1) * self.messages
 
     def wished(self) -> int:
         """Return how many messages to allow between two snapshots, if there is room for them.

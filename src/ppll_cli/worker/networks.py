@@ -157,7 +157,7 @@ class Networks:
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
         """
-        self.nonfinite.stop(step, self.parameters)
+        self.nonfinite.raise_if_found(step, self.parameters)
         if total is None and self.optimizer is not None and self.job.needs_norm:
             total = squared_norm(self.optimizer.parameters)
         self.squared_norm = total
@@ -168,7 +168,7 @@ class Networks:
 
     def _optimize(self, optimizer: FusedOptimizer, step: int, total: Tensor | None) -> None:
         optim, course = self.job.settings.optim, self.job.course
-        skip = self.nonfinite.skip(step, total)
+        skip = self.nonfinite.skip_flag(step, total)
         for versions in self.versions.values():
             versions.before_step()
         if total is not None and optim.clip_norm is not None:

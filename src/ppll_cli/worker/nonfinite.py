@@ -37,7 +37,7 @@ class NonFinite:
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 
-    def stop(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
+    def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
         """Raise an error if a loss of the batch was not finite.
 
         Args:
@@ -52,7 +52,7 @@ class NonFinite:
             largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
             raise NonFiniteError(step, self._place.module, largest)
 
-    def skip(self, step: int, total: Tensor | None) -> Tensor | None:
+    def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
         """Decide whether to skip a step, and report a skipped one.
 
         Args:

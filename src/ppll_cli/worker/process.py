@@ -96,7 +96,7 @@ def is_final(error: Exception) -> bool:
     """Return whether a new process of the worker would raise the same error again.
 
     A `RunFailedError` comes from a process beside the worker: a data loader that was killed, was
-    stopped or ran out of memory. A new worker starts new loaders.
+    stopped, ran out of memory or did not answer. A new worker starts new loaders.
     """
     return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
 

@@ -12,7 +12,7 @@ import pickle
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -70,7 +70,8 @@ class _State:
         sent: For each channel to another stage, the number of messages and of bytes sent.
         received: For each channel from another stage, the number of messages received.
         random: The state of Python's and of torch's random numbers, for a user's own code.
-        progress: How far the worker has come.
+        progress: How far the worker has come, without the trace.
+        trace: The trace, pickled.
     """
 
     buffer: int
@@ -81,6 +82,7 @@ class _State:
     received: Mapping[Channel, int]
     random: tuple[Any, Tensor]
     progress: Progress
+    trace: bytes
 
 
 class Interval:
@@ -135,6 +137,8 @@ class Snapshots:
             assert isinstance(receiver, JournalReceiver)
             self._receivers[source] = receiver
         self._covered: Mapping[Channel, tuple[int, int]] = {}
+        self._trace: list[Span] | None = None  # the last trace that was saved
+        self._pickled_trace = b""
 
     @property
     def due(self) -> bool:
@@ -184,13 +188,21 @@ class Snapshots:
                 sent={c: (each.position, each.bytes_sent) for c, each in self._senders.items()},
                 received={c: each.position for c, each in self._receivers.items()},
                 random=(random.getstate(), torch.get_rng_state()),
-                progress=progress,
+                progress=replace(progress, trace=[]),
+                trace=self._pickled(progress.trace),
             )
             pickle.dump(state, file, pickle.HIGHEST_PROTOCOL)
         os.replace(new, self._file)
         self._current, self._covered = index, state.sent
         for receiver in self._receivers.values():
             receiver.free()
+
+    def _pickled(self, trace: list[Span]) -> bytes:
+        """Return a trace in bytes. It may be long, and rarely changes, so it is pickled once."""
+        if trace is not self._trace:
+            self._trace = trace
+            self._pickled_trace = pickle.dumps(trace, pickle.HIGHEST_PROTOCOL)
+        return self._pickled_trace
 
     def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
         """Restore the networks and the channels as they were at the last snapshot.
@@ -217,7 +229,7 @@ class Snapshots:
         python, ours = state.random
         random.setstate(python)
         torch.set_rng_state(ours)
-        return state.progress
+        return replace(state.progress, trace=pickle.loads(state.trace))
 
 
 def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:

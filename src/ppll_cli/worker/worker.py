@@ -18,9 +18,11 @@ from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.links import Handled, Links, upcoming
 from ppll_cli.job.numerics import in_force
 from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
+from ppll_cli.observe import timeline
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.pipeline import passes
 from ppll_cli.pipeline.schedule import Place
+from ppll_cli.transport.order import Moment
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.clock import clock_of
 from ppll_cli.worker.interpreter import Interpreter
@@ -29,9 +31,6 @@ from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.snapshots import Interval, Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
-
-TRACED = 4
-"""Number of steady-state batches in a timeline, in addition to those that channels can buffer."""
 
 
 class Worker:
@@ -77,6 +76,8 @@ class Worker:
             size, seed = job.course.batch_size, settings.seed
             batches = dataset.batches(dataset.load(), size, seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
+        # Slots for messages that are kept count too. They are free after a snapshot, so the stage
+        # before may have filled them all while this stage evaluated.
         buffered = (job.depth + job.kept) * (job.stages - 1)
         clock = clock_of(self.device)
         self.reports = Reports(
@@ -93,7 +94,7 @@ class Worker:
             warmup=job.warmup,
             skip=min(buffered, job.course.segment // 2),
             on_steady=self.memory.reset,
-            traced=TRACED + buffered if settings.timeline else 0,
+            traced=timeline.SHOWN + buffered if settings.timeline else 0,
         )
         self._items = self._trained = 0  # batches and marks handled; training batches among them
         self._reported = 0  # the step of the last report of training
@@ -218,6 +219,8 @@ class Worker:
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
+        # Otherwise the wait for queued training would seem to be time of the snapshot.
+        Moment(self.device).wait()
         with self.recorder.waiting("snapshot"), snapshots.timed():
             self._save_snapshot(snapshots)
 

@@ -13,7 +13,7 @@ from ppll_cli.observe.timeline import Restart
 log = logging.getLogger(__name__)
 
 
-class Faults:
+class RestartLog:
     """Follows the restarts of workers by the launcher's reports of them.
 
     Args:
