@@ -73,6 +73,8 @@ MODULES: dict[tuple[int, int], list[str]] = {
 """For each depth of the model and number of modules, the first units of all modules but the first.
 Those of (32, 16) are the partition `man_K16`."""
 
+NUMBERS = [modules for _, modules in MODULES]
+
 VARIANTS_OF = 20, 4
 
 ALONE = {
@@ -112,7 +114,7 @@ def rows(
     budget: Sequence[str],
     methods: Sequence[str],
     seeds: Sequence[int],
-    numbers: Sequence[int] = tuple(k for _, k in MODULES),
+    numbers: Sequence[int] = NUMBERS,
 ) -> list[Row]:
     """Return the rows: for each model back-propagation, and each method with each cut.
 
@@ -219,13 +221,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=every, default=every, help="measure only these methods"
     )
-    numbers = [k for _, k in MODULES]
     parser.add_argument(
         "--modules",
         type=int,
         nargs="+",
-        choices=numbers,
-        default=numbers,
+        choices=NUMBERS,
+        default=NUMBERS,
         help="measure only these numbers of modules",
     )
     parser.add_argument(

@@ -7,7 +7,7 @@ import pytest
 
 from ppll_cli.launch.restart_log import RestartLog
 from ppll_cli.observe.progress import KINDS, Look
-from ppll_cli.observe.timeline import Restart
+from ppll_cli.observe.spans import Restart
 from tests.conftest import prepared
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]

@@ -10,8 +10,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from ppll_cli.observe import timeline
-from ppll_cli.observe.timeline import COLOURS, LEGEND, RARE, Restart, Span
+from ppll_cli.observe import timeline, timeline_picture
+from ppll_cli.observe.spans import Restart, Span
+from ppll_cli.observe.timeline_picture import COLOURS, LEGEND, RARE, picture, window
 from ppll_cli.pipeline.instructions import (
     Backward,
     BackwardInput,
@@ -139,9 +140,9 @@ def test_an_arrow_stays_in_its_replica() -> None:
 
 
 def test_the_picture_shows_the_time_in_which_all_stages_were_traced() -> None:
-    assert timeline.window(LANES) == (11.0, 14.0)
+    assert window(LANES) == (11.0, 14.0)
     apart = [[Span(0.0, 1.0, "compute", FORWARD, 0)], [Span(3.0, 4.0, "compute", FORWARD, 0)]]
-    assert timeline.window(apart) == (0.0, 4.0)
+    assert window(apart) == (0.0, 4.0)
 
 
 def test_the_picture_shows_a_few_batches_of_the_slowest_stage() -> None:
@@ -156,9 +157,9 @@ def test_the_picture_shows_a_few_batches_of_the_slowest_stage() -> None:
             spans.append(Span(middle_s, first_s + batch_s, "compute", Backward(0, 0), step))
         return spans
 
-    assert timeline.window([lane(0.0, 2.0), lane(9.0, 5.0)]) == (9.0, 9.0 + 4 * 5.0)
-    assert timeline.window([lane(0.0, 5.0), lane(9.0, 2.0)]) == (9.0, 10.0 + 4 * 5.0)
-    assert timeline.window([lane(0.0, 1.0), [], lane(66.0, 5.0)]) == (66.0, 70.0)
+    assert window([lane(0.0, 2.0), lane(9.0, 5.0)]) == (9.0, 9.0 + 4 * 5.0)
+    assert window([lane(0.0, 5.0), lane(9.0, 2.0)]) == (9.0, 10.0 + 4 * 5.0)
+    assert window([lane(0.0, 1.0), [], lane(66.0, 5.0)]) == (66.0, 70.0)
 
 
 RESTART = Restart(1, 12.5, 13.5, "the worker is gone", "Loss", "batch 3")
@@ -197,15 +198,15 @@ def test_the_picture_shows_a_restart_in_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It never widens the picture, and the legend names it only if it is to be seen."""
-    made = kept_figures(monkeypatch, timeline)
+    made = kept_figures(monkeypatch, timeline_picture)
     file, known = tmp_path / "timeline.png", (["0", "1"], ["cpu"] * 2, "")
     later = RESTART._replace(start_s=100.0, end_s=101.0)
     for restarts in ([RESTART], [later]):
-        timeline.picture(file, [LANES[0], []], *known, restarts)
+        picture(file, [LANES[0], []], *known, restarts)
     black = np.abs(imread(file)[:, :, :3]).max(axis=2) < 0.02
     seen, unseen = ([text.get_text() for text in f.legends[0].get_texts()] for f in made)
     assert ("restart of the stage" in seen, "restart of the stage" in unseen) == (True, False)
-    timeline.picture(file, [LANES[0], []], *known, [RESTART])
+    picture(file, [LANES[0], []], *known, [RESTART])
     more = np.abs(imread(file)[:, :, :3]).max(axis=2) < 0.02
     assert more.sum() > black.sum() + 2000
     assert made[0].axes[0].get_xlim() == made[1].axes[0].get_xlim()
@@ -225,9 +226,9 @@ def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
 
 def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has a legend for every colour, stages with devices, a whole title, and an axis in ms."""
-    made = kept_figures(monkeypatch, timeline)
+    made = kept_figures(monkeypatch, timeline_picture)
     title = "a title of very many words " * 8
-    timeline.picture(tmp_path / "timeline.png", LANES, ["0", "1"], ["cpu", "cuda:1"], title)
+    picture(tmp_path / "timeline.png", LANES, ["0", "1"], ["cpu", "cuda:1"], title)
     (figure,) = made
     (axes,), (legend,) = figure.axes, figure.legends
     entries = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppll_cli.observe.timeline import Span
+from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.instructions import Backward, Forward
 from ppll_cli.worker import clock as clocks
 from ppll_cli.worker.clock import HostClock

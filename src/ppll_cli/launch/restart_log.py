@@ -8,7 +8,7 @@ from ppll_cli.job.job import Job, Seat
 from ppll_cli.launch import failure
 from ppll_cli.launch.watched import Report
 from ppll_cli.observe.progress import Look
-from ppll_cli.observe.timeline import Restart
+from ppll_cli.observe.spans import Restart
 
 log = logging.getLogger(__name__)
 

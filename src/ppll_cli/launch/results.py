@@ -18,6 +18,7 @@ from ppll_cli.launch.samples import write_samples
 from ppll_cli.leaves.files import remove, write_json
 from ppll_cli.observe import timeline
 from ppll_cli.observe.logs import for_show, to_file
+from ppll_cli.observe.spans import Restart
 from ppll_cli.observe.tracker import Guarded
 
 Report = Mapping[str, Any]
@@ -28,7 +29,7 @@ def write_results(
     summarise: Callable[..., dict[str, Any]],
     tracker: Guarded,
     reports: Sequence[Report],
-    restarts: Sequence[timeline.Restart],
+    restarts: Sequence[Restart],
     status: str,
     error: str | None = None,
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
@@ -97,7 +98,7 @@ def _draw(
     job: Job,
     run_dir: Path,
     reports: Sequence[Report],
-    restarts: Sequence[timeline.Restart],
+    restarts: Sequence[Restart],
     summary: Mapping[str, Any],
 ) -> None:
     """Draw the timeline if every worker has a trace; restarted workers need none."""

@@ -15,7 +15,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ppll_cli.observe.timeline import Span
+from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.worker.clock import Clock
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ppll_cli.job.links import Links
 from ppll_cli.job.snapshots import messages_between
-from ppll_cli.observe.timeline import Span
+from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalReceiver, JournalSender
 from ppll_cli.transport.memory import HostMemory

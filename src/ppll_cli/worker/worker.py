@@ -18,7 +18,7 @@ from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.links import Handled, Links, upcoming
 from ppll_cli.job.numerics import in_force
 from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
-from ppll_cli.observe import timeline
+from ppll_cli.observe.timeline_picture import SHOWN
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.pipeline import passes
 from ppll_cli.pipeline.schedule import Place
@@ -94,7 +94,7 @@ class Worker:
             warmup=job.warmup,
             skip=min(buffered, job.course.segment // 2),
             on_steady=self.memory.reset,
-            traced=timeline.SHOWN + buffered if settings.timeline else 0,
+            traced=SHOWN + buffered if settings.timeline else 0,
         )
         self._items = self._trained = 0  # batches and marks handled; training batches among them
         self._reported = 0  # the step of the last report of training

@@ -6,7 +6,7 @@ import pytest
 
 from ppll_cli.job.manifest import SavedFile
 from ppll_cli.launch.machines.spelling import read, spelled
-from ppll_cli.observe.timeline import Span
+from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.instructions import Forward, NextBatch
 
 REPORT = {

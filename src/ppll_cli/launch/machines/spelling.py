@@ -5,7 +5,7 @@ from dataclasses import astuple, is_dataclass
 from typing import Any, get_args
 
 from ppll_cli.job.manifest import SavedFile
-from ppll_cli.observe.timeline import Span
+from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.instructions import Instruction
 
 _KINDS: dict[str, Callable[..., Any]] = {

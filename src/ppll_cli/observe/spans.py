@@ -1,0 +1,69 @@
+"""What a trace of a run contains: intervals of the stages' time, and restarts of workers."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
+
+
+class Span(NamedTuple):
+    """An interval of a stage's time.
+
+    Attributes:
+        start_s: Start of the interval, in seconds on a clock that all stages share.
+        end_s: End of the interval, on the same clock.
+        kind: What the stage did, one of `progress.KINDS`.
+        instruction: The instruction that the stage executed; None for an interval without one.
+        step: Number of the batch: optimizer steps before it.
+    """
+
+    start_s: float
+    end_s: float
+    kind: str
+    instruction: Instruction | None
+    step: int
+
+    def later(self, seconds: float) -> "Span":
+        """Return this span moved to a later time."""
+        return self._replace(start_s=self.start_s + seconds, end_s=self.end_s + seconds)
+
+    @property
+    def category(self) -> str:
+        """The category of the span, a key of `timeline_picture.COLOURS`."""
+        if self.kind in ("starved", "blocked"):
+            return "idle"
+        if self.kind == "compute":
+            return "forward" if isinstance(self.instruction, Forward | Loss) else "backward"
+        if self.kind == "transfer":
+            sends = type(self.instruction).__name__.startswith("Send")
+            return "send" if sends else "receive"
+        return self.kind
+
+
+Lanes = Sequence[Sequence[Span]]
+"""The spans of each worker; none for a worker that failed before its trace was complete."""
+
+
+class Restart(NamedTuple):
+    """A restart of a worker with `recover=stage`.
+
+    Attributes:
+        worker: Index of the worker in the list of lanes.
+        start_s: When the launcher detected the fault, in seconds on the clock of the spans.
+        end_s: When the new worker continued the work, or failed like the old worker.
+        error: The fault in words.
+        phase: What the worker did when it failed.
+        batch: The batch or mark (see `job.course`) at which it failed; None if it was starting.
+    """
+
+    worker: int
+    start_s: float
+    end_s: float
+    error: str
+    phase: str
+    batch: str | None
+
+    @property
+    def span(self) -> Span:
+        """The time of the restart as a bar of the picture."""
+        return Span(self.start_s, self.end_s, "restart", None, 0)
