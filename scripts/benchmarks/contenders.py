@@ -1,4 +1,7 @@
-"""Makes the contenders that `scripts/benchmark schedules` compares, from users' overrides."""
+"""Makes the contenders that `scripts/benchmark schedules` compares.
+
+The job of each contender comes from overrides, such as a user gives to `ppll-run`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace

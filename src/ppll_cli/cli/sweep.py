@@ -117,7 +117,7 @@ class CompareRuns(Callback):
         with for_show("the comparison could not be written"):
             written = write(comparison, folder)
         with for_show("the comparison could not be shown"):
-            # The user may add another run or sweep to this command, to compare with it.
+            # A user who adds another run or sweep to this command compares the sweep with it.
             then = command("ppll-compare", short_path(folder.absolute()))
             show(comparison, folder, written, then)
         return True

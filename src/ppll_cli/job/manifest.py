@@ -45,7 +45,7 @@ class Manifest:
     Attributes:
         step: Number of optimizer steps done.
         epoch: The epoch of the last step, counted from 1.
-        cuts: Names of the units that start modules 2 to k; empty under back-propagation.
+        cuts: Name of the first unit of each module but the first; empty under back-propagation.
         metrics: The value of `Metrics.state` when the last stage had saved its file.
         files: The files that the stages wrote.
         parts: The parts of the run until this step (see `parts.py`); empty if an older program

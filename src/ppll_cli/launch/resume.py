@@ -55,7 +55,8 @@ class Recorded:
         run_dir: The run directory.
         config: The configuration with which the run was started, with interpolations resolved.
         choices: The option chosen in each group.
-        cuts: Names of the units that start modules 2 to k; None if an older program recorded none.
+        cuts: Name of the first unit of each module but the first; None if an older program recorded
+            none.
         data_sha256: Digest of the identity of the data; None if not recorded.
         weights: The record of the file of weights with which the run began; None if all weights
             were initialized from the seed.

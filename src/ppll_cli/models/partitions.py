@@ -35,7 +35,9 @@ _AUGLOCAL_DEPTHS = range(1, 7)
 
 
 def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
-    """Return the first units of modules 2 to k for the partitions of InfoPro, AugLocal and MAN.
+    """Return the partitions of InfoPro, AugLocal and MAN, each by its name.
+
+    A partition is given by the first unit of each module but the first.
 
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
     modules, except that the last d + 1 units form one module. MAN's code (arXiv 2507.16279) adds

@@ -222,7 +222,7 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The named partitions: for each name, the first units of modules 2 to k."""
+        """The named partitions: by name, the first unit of each module but the first."""
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

@@ -75,8 +75,8 @@ class Model(Protocol):
     """The interface of a model's class; its constructor takes the keys of the model's YAML file.
 
     A model may also have an attribute or property `partitions`, a `Mapping[str, Sequence[str]]` of
-    well-known partitions into modules. It maps the name of a partition to the first units of
-    modules 2 to k. `local.cuts=NAME` chooses a partition.
+    well-known partitions into modules. It maps the name of a partition to the first unit of each
+    module but the first. `local.cuts=NAME` chooses a partition.
     """
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

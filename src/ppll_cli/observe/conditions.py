@@ -238,7 +238,10 @@ def _choices(run: FoundRun) -> dict[str, Any]:
 
 
 def _settings(run: FoundRun) -> dict[str, Any]:
-    """Return a run's settings by key. Those of `recover` are only its name if it is off."""
+    """Return a run's settings by key.
+
+    If workers are not restarted (`recover=off`), `recover.name` is the only setting of `recover`.
+    """
     config, recover = run.config, run.configured("recover", "name")
     if config and recover in (None, "off"):  # older runs have no such group
         config = {**config, "recover": {"name": "off"}}

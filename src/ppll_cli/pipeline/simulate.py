@@ -114,7 +114,8 @@ class _Channel(_Carrier):
 
     Args:
         slots: Number of slots.
-        ahead: Number of slots with a message at the start; not 0 only for channels of weights.
+        ahead: Number of slots that have a message at the start: `Channel.ahead`, which is 0 except
+            for channels of kind "weights".
     """
 
     def __init__(self, slots: int, ahead: int) -> None:

@@ -123,7 +123,8 @@ def cut(
         settings: The configuration.
         schedule: The schedule.
         names: Names of the model's units.
-        partitions: The model's own partitions: by name, the units that start modules 2 to k.
+        partitions: The model's own partitions: by name, the first unit of each module but the
+            first.
         weights: The costs that the partition balances.
 
     Raises:
@@ -197,7 +198,7 @@ def _fixed_modules(
 
 
 def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the units that start modules 2 to k in the model's partition of this name."""
+    """Return the first unit of each module but the first, in the partition of this name."""
     if name not in partitions:
         names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
         remedy = f"{names}; or give a list of names of units"

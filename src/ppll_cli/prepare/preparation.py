@@ -70,7 +70,7 @@ class Prepared:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Names of the units that start modules 2 to k."""
+        """Name of the first unit of each module but the first."""
         return tuple(self.units[module.start] for module in self.job.layout.modules[1:])
 
 

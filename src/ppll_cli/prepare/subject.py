@@ -114,7 +114,7 @@ class Subject:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The model's own partitions: by name, the units that start modules 2 to k."""
+        """The model's own partitions: by name, the first unit of each module but the first."""
         named: Mapping[str, Sequence[str]] = getattr(self.model, "partitions", {})
         return named
 

@@ -140,7 +140,7 @@ class PictureDataset(Files, ABC):
     def _check_size(self, file: Path, trained: bool) -> None:
         from ppll_cli.data.pictures.cache import large_size
 
-        # SSIM needs a window of 11x11 pixels inside a border of `scale` pixels.
+        # SSIM leaves out a border of `scale` pixels; the rest must hold its window of 11x11 pixels.
         least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
         height, width = (side // self.scale for side in large_size(file, self.scale, self.longest))
         if min(height, width) < least:
