@@ -67,13 +67,14 @@ class Outcome:
     Attributes:
         plan: The run and its faults.
         hits: Number of faults injected.
-        restarts: Seconds from the detection of each fault until the new worker was ready.
+        restarts: Seconds from the detection of each fault until the new worker was ready; None if
+            the new worker failed before it was ready.
         notes: Descriptions of all failed checks.
     """
 
     plan: Plan
     hits: int = 0
-    restarts: list[float] = field(default_factory=list)
+    restarts: list[float | None] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -197,11 +198,12 @@ def _new(session: Session, before: Sequence[int]) -> set[int]:
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return totals over all runs, and a row for each run."""
-    seconds = [each for outcome in outcomes for each in outcome.restarts]
+    restarts = [each for outcome in outcomes for each in outcome.restarts]
+    seconds = [each for each in restarts if each is not None]
     return {
         "runs": len(outcomes),
         "faults": sum(outcome.hits for outcome in outcomes),
-        "restarts": len(seconds),
+        "restarts": len(restarts),
         "median_s": median(seconds or [0.0]),
         "longest_s": max(seconds, default=0.0),
         "failed": sum(bool(outcome.notes) for outcome in outcomes),

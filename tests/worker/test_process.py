@@ -1,8 +1,15 @@
-"""Which errors of a worker a restart may remedy."""
+"""The start of a worker's process, and which of its errors a restart may remedy."""
+
+from multiprocessing import Pipe
+from multiprocessing.sharedctypes import RawValue
+from typing import Any
 
 import pytest
 
 from ppll_cli.errors import ConfigError, NonFiniteError, ReplayError, RunFailedError
+from ppll_cli.job.job import Seat
+from ppll_cli.job.links import Links
+from ppll_cli.job.pulse import Pulse
 from ppll_cli.worker import process
 
 
@@ -20,3 +27,23 @@ from ppll_cli.worker import process
 def test_an_error_that_comes_again_is_final(error: Exception, final: bool) -> None:
     """A loader that was killed once ended a run with `recover=stage`."""
     assert process.is_final(error) == final
+
+
+def test_a_worker_gives_a_sign_of_life_before_its_long_limit_applies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A worker that was stopped in between was noticed only after the limit of 900 s."""
+    begun: list[float] = []
+
+    class Watched(Pulse):
+        def begin(self, doing: str, limit_s: float | None) -> None:
+            begun.append(self.alive_s)
+            raise SystemExit
+
+    for module, name in ((process.streams, "guard"), (process.lifeline, "share")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    job: Any = None  # a process that is stopped so early has not looked at its job
+    links = Links({}, {}, Pipe()[0], RawValue("b", 0), Watched())
+    with pytest.raises(SystemExit):
+        process.main(job, Seat(0), links)
+    assert begun[0] > 0

@@ -41,6 +41,9 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     """Run a worker, which reports its progress and its end or failure to the parent."""
     streams.guard()  # an error while a user's model prints must not stop the run
     lifeline.share(links.parent)
+    # The sign of life comes first. A worker that is stopped before it gives one is noticed only
+    # after the limit of its activity, which is long from here on.
+    links.pulse.beat()
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = CurrentMemory(torch.device(job.device(seat)))
     threading.Thread(target=_stay_with_parent, args=(links, memory), daemon=True).start()
@@ -83,7 +86,6 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     """Renew the sign of life every second, and end this process when the parent is gone."""
     parent = parent_process()
     assert parent is not None
-    links.pulse.beat()
     while not wait([parent.sentinel], timeout=BEAT_S):
         links.pulse.beat(memory.read())
     remove_left(os.getpid())  # normally the parent does this, and removes the folder
