@@ -264,7 +264,7 @@ def markdown(trials: Trials, rows: Sequence[Row]) -> str:
     return "\n".join(texts)
 
 
-COLUMNS = ["method", "modules", "test accuracy", "less bp's", "auxiliary parameters"]
+COLUMNS = ["method", "modules", "test accuracy", "difference to bp", "auxiliary parameters"]
 COLUMNS += ["auxiliary FLOPs", "samples/s", "peak memory per stage, MB", "seconds to bp"]
 
 
