@@ -185,6 +185,9 @@ class Case:
             return "NCCL refuses two ranks on one GPU"
         if name == "ddp" and batch_size % self.gpus:
             return f"a batch of {batch_size} cannot be shared evenly"
+        if name == "torch_zero_bubble_m4" and len(self.job("ppll").features[0].shape) == 3:
+            # It detaches the outputs of a stage in place. Channels-last maps are sent as views.
+            return "torch's split backward fails for views, and maps are views here"
         return None
 
     def _contender(self, name: str) -> Contender:
