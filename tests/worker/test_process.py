@@ -10,6 +10,8 @@ from ppll_cli.errors import ConfigError, NonFiniteError, ReplayError, RunFailedE
 from ppll_cli.job.job import Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import Pulse
+from ppll_cli.leaves import lifeline
+from ppll_cli.observe import streams
 from ppll_cli.worker import process
 
 
@@ -40,7 +42,7 @@ def test_a_worker_gives_a_sign_of_life_before_its_long_limit_applies(
             begun.append(self.alive_s)
             raise SystemExit
 
-    for module, name in ((process.streams, "guard"), (process.lifeline, "share")):
+    for module, name in ((streams, "guard"), (lifeline, "share")):
         monkeypatch.setattr(module, name, lambda *_: None)
     job: Any = None  # a process that is stopped so early has not looked at its job
     links = Links({}, {}, Pipe()[0], RawValue("b", 0), Watched())
