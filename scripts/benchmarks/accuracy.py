@@ -2,7 +2,7 @@
 
 Each method trains ResNet-20, cut into 4 and 8 modules, and ResNet-32, cut into 16, on a third of
 Fashion-MNIST's training set, with three seeds. The table has the mean accuracy over the seeds and
-its standard deviation. All rows take two hours on two cores; `--long` uses the whole training set
+its standard deviation. All rows take many hours on two cores; `--long` uses the whole training set
 for 20 epochs. All rows have the same number of training steps. The last module always has a
 residual unit. A last module with only the head would do worse, because no local loss trains
 features for it.
@@ -83,8 +83,8 @@ ALONE = {
     "bp, 2 replicas": ["schedule=bp", "gpus=2", "replicas=2", "threads=1"],
     "zb_h1": ["schedule=zb_h1", "gpus=2", "partition=flops", "threads=1"],
 }
-"""The rows without a local method. Only the first one is trained: with the same samples in a
-BatchNorm, all of them learn the same."""
+"""The rows without a local method. Only `bp` is trained. What the other rows learn differs from it
+at most in the samples over which a BatchNorm computes its statistics."""
 
 SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000", "log_every=25"]
 LONG = ["epochs=20", "log_every=500"]

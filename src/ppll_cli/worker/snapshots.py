@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli.job.links import Links
-from ppll_cli.job.snapshots import messages_between
+from ppll_cli.job.snapshots import BUFFERS, messages_between
 from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalReceiver, JournalSender
@@ -126,7 +126,7 @@ class Snapshots:
         self._file = Path(folder, "last")
         self._interval = interval
         self._ended_s: float | None = None  # when the last snapshot ended, on `perf_counter`
-        self._buffers = [_Buffer(Path(folder, f"tensors-{index}")) for index in range(2)]
+        self._buffers = [_Buffer(Path(folder, f"tensors-{index}")) for index in range(BUFFERS)]
         self._current = 0
         self._senders: dict[Channel, JournalSender] = {}
         self._receivers: dict[Channel, JournalReceiver] = {}
