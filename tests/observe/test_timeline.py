@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from ppll_cli.observe import timeline, timeline_picture
-from ppll_cli.observe.spans import Restart, Span
+from ppll_cli.observe.spans import Restart, Span, Traced
 from ppll_cli.observe.timeline_picture import COLOURS, LEGEND, RARE, picture, window
 from ppll_cli.pipeline.instructions import (
     Backward,
@@ -74,7 +74,7 @@ def test_what_a_span_counts_as(kind: str, instruction: Any, category: str) -> No
 
 
 def test_the_trace_has_all_stages_on_one_clock() -> None:
-    events = timeline.trace(LANES, ["0", "1"], ["cpu", "cuda:1"], "a title")["traceEvents"]
+    events = timeline.trace(Traced(LANES, ["0", "1"], ["cpu", "cuda:1"], "a title"))["traceEvents"]
     names = {
         event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"
     }
@@ -97,7 +97,8 @@ def test_the_trace_has_all_stages_on_one_clock() -> None:
 def arrows(lanes: list[list[Span]], replicas: int = 1) -> list[tuple[Any, ...]]:
     """Return, for each arrow, its name, and process and time of its start and of its end."""
     count = len(lanes)
-    made = timeline.trace(lanes, ["s"] * count, ["cpu"] * count, "", replicas)["traceEvents"]
+    traced = Traced(lanes, ["s"] * count, ["cpu"] * count, "", replicas)
+    made = timeline.trace(traced)["traceEvents"]
     begins = {event["id"]: event for event in made if event["ph"] == "s"}
     ends = {event["id"]: event for event in made if event["ph"] == "f"}
     assert begins.keys() == ends.keys()
@@ -180,7 +181,7 @@ def test_a_restart_is_an_event_on_the_track_of_its_stage() -> None:
     early = Restart(1, 8.0, 9.5, "first", "starting", None)
     late = Restart(1, 17.0, 19.0, "second", "Loss", "batch 3")
     for lanes in (LANES, [LANES[0], []]):
-        made = timeline.trace(lanes, ["0", "1"], ["cpu"] * 2, "", restarts=[early, late])
+        made = timeline.trace(Traced(lanes, ["0", "1"], ["cpu"] * 2, "", restarts=[early, late]))
         events = made["traceEvents"]
         found = [event for event in events if event["name"] == "restart"]
         assert [(e["ph"], e["pid"], e["tid"], e["ts"], e["dur"]) for e in found] == [
@@ -199,21 +200,21 @@ def test_the_picture_shows_a_restart_in_its_time(
 ) -> None:
     """It never widens the picture, and the legend names it only if it is to be seen."""
     made = kept_figures(monkeypatch, timeline_picture)
-    file, known = tmp_path / "timeline.png", (["0", "1"], ["cpu"] * 2, "")
+    file, known = tmp_path / "timeline.png", Traced([LANES[0], []], ["0", "1"], ["cpu"] * 2, "")
     later = RESTART._replace(start_s=100.0, end_s=101.0)
     for restarts in ([RESTART], [later]):
-        picture(file, [LANES[0], []], *known, restarts)
+        picture(file, known._replace(restarts=restarts))
     black = np.abs(imread(file)[:, :, :3]).max(axis=2) < 0.02
     seen, unseen = ([text.get_text() for text in f.legends[0].get_texts()] for f in made)
     assert ("restart of the stage" in seen, "restart of the stage" in unseen) == (True, False)
-    picture(file, [LANES[0], []], *known, [RESTART])
+    picture(file, known._replace(restarts=[RESTART]))
     more = np.abs(imread(file)[:, :, :3]).max(axis=2) < 0.02
     assert more.sum() > black.sum() + 2000
     assert made[0].axes[0].get_xlim() == made[1].axes[0].get_xlim()
 
 
 def test_the_picture_has_the_colour_of_what_is_done(tmp_path: Path) -> None:
-    timeline.write(tmp_path, LANES, ["0", "1"], ["cpu", "cpu"], "a title")
+    timeline.write(tmp_path, Traced(LANES, ["0", "1"], ["cpu", "cpu"], "a title"))
     image = imread(tmp_path / "timeline.png")[:, :, :3]
     for category in COLOURS.keys() - RARE:
         near = np.abs(image - np.array(to_rgb(COLOURS[category]))).max(axis=2) < 0.02
@@ -228,7 +229,7 @@ def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """It has a legend for every colour, stages with devices, a whole title, and an axis in ms."""
     made = kept_figures(monkeypatch, timeline_picture)
     title = "a title of very many words " * 8
-    picture(tmp_path / "timeline.png", LANES, ["0", "1"], ["cpu", "cuda:1"], title)
+    picture(tmp_path / "timeline.png", Traced(LANES, ["0", "1"], ["cpu", "cuda:1"], title))
     (figure,) = made
     (axes,), (legend,) = figure.axes, figure.legends
     entries = {

@@ -18,7 +18,7 @@ from ppll_cli.launch.samples import write_samples
 from ppll_cli.leaves.files import remove, write_json
 from ppll_cli.observe import timeline
 from ppll_cli.observe.logs import for_show, to_file
-from ppll_cli.observe.spans import Restart
+from ppll_cli.observe.spans import Restart, Traced
 from ppll_cli.observe.tracker import Guarded
 
 Report = Mapping[str, Any]
@@ -108,7 +108,8 @@ def _draw(
         names = [job.name(seat) for seat in job.seats]
         places = [job.place_name(seat) for seat in job.seats]
         title = timeline.title(summary)
-        timeline.write(run_dir, lanes, names, places, title, job.replicas, restarts)
+        traced = Traced(lanes, names, places, title, job.replicas, restarts)
+        timeline.write(run_dir, traced)
 
 
 @contextmanager

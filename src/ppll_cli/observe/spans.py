@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
 
+SHOWN = 4
+"""Number of batches of the slowest stage in the picture. The file has all traced batches."""
+
 
 class Span(NamedTuple):
     """An interval of a stage's time.
@@ -67,3 +70,23 @@ class Restart(NamedTuple):
     def span(self) -> Span:
         """The time of the restart as a bar of the picture."""
         return Span(self.start_s, self.end_s, "restart", None, 0)
+
+
+class Traced(NamedTuple):
+    """What a timeline shows.
+
+    Attributes:
+        lanes: The spans of each worker, with replicas of a stage next to one another.
+        names: The name of each worker, by stage and replica.
+        devices: The device of each worker.
+        title: The title.
+        replicas: Number of replicas of each stage.
+        restarts: The restarts of workers.
+    """
+
+    lanes: Lanes
+    names: Sequence[str]
+    devices: Sequence[str]
+    title: str
+    replicas: int = 1
+    restarts: Sequence[Restart] = ()

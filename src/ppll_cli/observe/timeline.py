@@ -1,12 +1,12 @@
 """Writes a trace and a picture of the stages' work over a few batches of the steady state."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ppll_cli.leaves.files import write_json
-from ppll_cli.observe.spans import Lanes, Restart, Span
+from ppll_cli.observe.spans import Lanes, Span, Traced
 from ppll_cli.observe.timeline_picture import picture
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import receives, sends
@@ -32,92 +32,55 @@ def title(summary: Mapping[str, Any]) -> str:
     )
 
 
-def write(
-    folder: Path,
-    lanes: Lanes,
-    names: Sequence[str],
-    devices: Sequence[str],
-    title: str,
-    replicas: int = 1,
-    restarts: Sequence[Restart] = (),
-) -> None:
-    """Write `timeline.json` and `timeline.png`.
-
-    Args:
-        folder: The run directory.
-        lanes: The spans of each worker, with replicas of a stage next to one another.
-        names: The name of each worker, by stage and replica.
-        devices: The device of each worker.
-        title: The title of the picture.
-        replicas: Number of replicas of each stage.
-        restarts: The restarts of workers.
+def write(folder: Path, traced: Traced) -> None:
+    """Write `timeline.json` and `timeline.png` to a run directory.
 
     Raises:
         OSError: One of the files cannot be written.
     """
-    made = trace(lanes, names, devices, title, replicas, restarts)
-    write_json(folder / "timeline.json", made)
-    picture(folder / "timeline.png", lanes, names, devices, title, restarts)
+    write_json(folder / "timeline.json", trace(traced))
+    picture(folder / "timeline.png", traced)
 
 
-def trace(
-    lanes: Lanes,
-    names: Sequence[str],
-    devices: Sequence[str],
-    title: str,
-    replicas: int = 1,
-    restarts: Sequence[Restart] = (),
-) -> dict[str, Any]:
-    """Return a Chrome trace for Perfetto: a process for each worker, times in microseconds.
-
-    Args:
-        lanes: The spans of each worker, with replicas of a stage next to one another.
-        names: The name of each worker, by stage and replica.
-        devices: The device of each worker.
-        title: The title of the run.
-        replicas: Number of replicas of each stage.
-        restarts: The restarts of workers.
-    """
+def trace(traced: Traced) -> dict[str, Any]:
+    """Return a Chrome trace for Perfetto: a process for each worker, times in microseconds."""
+    lanes, restarts = traced.lanes, traced.restarts
     starts_s = [span.start_s for span in chain(*lanes)]
     zero_s = min(starts_s + [restart.start_s for restart in restarts])
     events: list[dict[str, Any]] = []
-    for worker, (spans, name, device) in enumerate(zip(lanes, names, devices, strict=True)):
-        place = {"pid": worker, "tid": worker}
+    workers = zip(lanes, traced.names, traced.devices, strict=True)
+    for worker, (spans, name, device) in enumerate(workers):
         for what, args in (
             ("process_name", {"name": f"stage {name} ({device})"}),
             ("process_sort_index", {"sort_index": worker}),
             ("thread_name", {"name": "instructions"}),
         ):
-            events.append({"name": what, "ph": "M", **place, "args": args})
+            events.append({"name": what, "ph": "M", "pid": worker, "tid": worker, "args": args})
         for span in spans:
-            fields = _fields(span.instruction)
             what = span.kind if span.instruction is None else type(span.instruction).__name__
-            events.append(
-                {
-                    "name": what,
-                    "cat": span.category,
-                    "ph": "X",
-                    "ts": _microseconds(span.start_s - zero_s),
-                    "dur": _microseconds(span.end_s - span.start_s),
-                    **place,
-                    "args": {"batch": span.step, "kind": span.kind, **fields},
-                }
-            )
+            about = {"batch": span.step, "kind": span.kind, **_fields(span.instruction)}
+            events.append(_event(worker, what, span, zero_s, about))
     for restart in restarts:
-        events.append(
-            {
-                "name": "restart",
-                "cat": "restart",
-                "ph": "X",
-                "ts": _microseconds(restart.start_s - zero_s),
-                "dur": _microseconds(restart.end_s - restart.start_s),
-                "pid": restart.worker,
-                "tid": restart.worker,
-                "args": {key: getattr(restart, key) for key in ("error", "phase", "batch")},
-            }
-        )
-    events += _arrows(lanes, zero_s, replicas)
-    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"title": title}}
+        about = {key: getattr(restart, key) for key in ("error", "phase", "batch")}
+        events.append(_event(restart.worker, "restart", restart.span, zero_s, about))
+    events += _arrows(lanes, zero_s, traced.replicas)
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": {"title": traced.title}}
+
+
+def _event(
+    worker: int, name: str, span: Span, zero_s: float, args: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a bar of the trace, with its time relative to `zero_s`."""
+    return {
+        "name": name,
+        "cat": span.category,
+        "ph": "X",
+        "ts": _microseconds(span.start_s - zero_s),
+        "dur": _microseconds(span.end_s - span.start_s),
+        "pid": worker,
+        "tid": worker,
+        "args": args,
+    }
 
 
 def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.figures import figure
-from ppll_cli.observe.spans import Lanes, Restart, Span
+from ppll_cli.observe.spans import SHOWN, Lanes, Span, Traced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,9 +39,6 @@ LEGEND = {
     "restart": "restart of the stage",
 }
 """Names in the legend for categories whose own names are not clear enough."""
-
-SHOWN = 4
-"""Number of batches of the slowest stage in the picture. The file has all traced batches."""
 
 LANE_INCHES = 0.5
 MOST_INCHES = 40.0
@@ -78,17 +75,11 @@ def _shown_until(spans: Sequence[Span], start_s: float) -> float:
     return [start_s, *ends[:SHOWN]][-1]
 
 
-def picture(
-    path: Path,
-    lanes: Lanes,
-    names: Sequence[str],
-    devices: Sequence[str],
-    title: str,
-    restarts: Sequence[Restart] = (),
-) -> None:
+def picture(path: Path, traced: Traced) -> None:
     """Draw a lane for each worker. A bar that is wide enough shows the number of its batch."""
     from matplotlib.patches import Patch
 
+    lanes, restarts = traced.lanes, traced.restarts
     start_s, end_s = window(lanes)
     drawn = [
         list(_clipped([*spans, *(r.span for r in restarts if r.worker == lane)], start_s, end_s))
@@ -101,12 +92,13 @@ def picture(
             _draw(axes, lane, spans, end_s - start_s)
         axes.set_xlim(0, 1e3 * (end_s - start_s))
         axes.set_ylim(len(lanes) - 0.5, -0.5)
-        places = [f"stage {name}\n{device}" for name, device in zip(names, devices, strict=True)]
+        workers = zip(traced.names, traced.devices, strict=True)
+        places = [f"stage {name}\n{device}" for name, device in workers]
         axes.set_yticks(range(len(lanes)), places, fontsize=9, parse_math=False)
         axes.tick_params(axis="x", labelsize=9)
         axes.set_xlabel("time in ms; numbers are those of batches (optimizer steps)", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
-        text = fill(printable(title), TITLE_WIDTH)
+        text = fill(printable(traced.title), TITLE_WIDTH)
         axes.set_title(text, loc="left", fontsize=10, parse_math=False)
         handles = [
             Patch(facecolor=c, edgecolor="black", linewidth=0.5, label=LEGEND.get(name, name))

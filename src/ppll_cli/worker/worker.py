@@ -18,7 +18,7 @@ from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.links import Handled, Links, upcoming
 from ppll_cli.job.numerics import in_force
 from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
-from ppll_cli.observe.timeline_picture import SHOWN
+from ppll_cli.observe.spans import SHOWN
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.pipeline import passes
 from ppll_cli.pipeline.schedule import Place
