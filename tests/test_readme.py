@@ -3,7 +3,8 @@
 import json
 import re
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, stdev
+from typing import Any
 
 import pytest
 
@@ -105,21 +106,52 @@ def test_accuracies_in_the_docs_are_the_measured_ones() -> None:
         assert speed == f"{measured[f'{method} {modules} speed']['samples_per_second']:.0f}"
 
 
+Results = list[dict[str, Any]]
+
+
+def results_by_seed(file: str) -> dict[str, Results]:
+    """Return the results of each training, without its seed in the name, by seed."""
+    found: dict[str, Results] = {}
+    for name, result in json.loads((DOCS / "benchmarks" / file).read_text())["rows"].items():
+        found.setdefault(name.rsplit(" seed ", 1)[0], []).append(result)
+    return found
+
+
+def cells_of(found: Results, bp: Results) -> list[str]:
+    """Return accuracy, difference to `bp`, auxiliary parameters and auxiliary FLOPs, as shown."""
+    reached = [result["accuracy"] for result in found]
+    gap = mean(reached) - mean(result["accuracy"] for result in bp)
+    first = found[0]
+    return [
+        f"{mean(reached):.4f} ± {stdev(reached):.4f}",
+        "" if found is bp else f"{gap:+.4f}",
+        f"{first['aux_params']:,}",
+        f"{first['aux_flops'] / first['flops']:.0%}",
+    ]
+
+
+def lines_with_means() -> list[list[str]]:
+    """Return the cells of the lines on the page that have the mean of several seeds."""
+    page = (DOCS / "benchmarks" / "accuracy.md").read_text()
+    lines = [line for line in page.splitlines() if re.match(r"\|.* 0\.\d+ ± ", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 def test_mean_accuracies_in_the_docs_are_the_measured_ones() -> None:
-    """The figures of three seeds are compared, and those of README."""
-    docs = DOCS / "benchmarks"
-    measured = json.loads((docs / "accuracy-seeds.json").read_text())["rows"]
-    page = (docs / "accuracy.md").read_text()
-    lines = re.findall(r"^\| ([^|]+) \| (\d) \| (0\.\d+) ± [^|]+ \| ([^|]*) \|", page, re.MULTILINE)
+    """The figures of four modules are compared, and those of README."""
+    measured = results_by_seed("accuracy-seeds.json")
+    lines = [cells for cells in lines_with_means() if len(cells) == 7]
     assert len(lines) == 8
+    bp = measured["resnet20 bp 1"]
     of = {}
-    for method, seeds, shown, difference in lines:
-        name = f"resnet20 {method} {1 if method == 'bp' else 4} seed"
-        found = [measured[f"{name} {seed}"]["accuracy"] for seed in range(int(seeds))]
-        of[method] = mean(found)
-        assert shown == f"{of[method]:.4f}"
-        bp = mean(measured[f"resnet20 bp 1 seed {seed}"]["accuracy"] for seed in range(int(seeds)))
-        assert difference.strip() in ("", f"{of[method] - bp:+.4f}")
+    for method, seeds, *shown in lines:
+        found = bp if method == "bp" else measured[f"resnet20 {method} 4"]
+        assert len(found) == int(seeds)
+        assert [*shown[:2], *shown[3:]] == cells_of(found, bp)
+        heads = zip(*(result["module_tests"] for result in found), strict=True)
+        tests = [f"{mean(test['accuracy'] for test in head):.3f}" for head in heads]
+        assert shown[2] == ("" if method == "bp" else " / ".join(tests))
+        of[method] = mean(result["accuracy"] for result in found)
     local = [of[method] for method in ("dgl", "fba off", "fba on", "auglocal")]
     text = " ".join(README.split())
     assert f"{of['bp']:.3f} by back-propagation" in text
@@ -127,14 +159,15 @@ def test_mean_accuracies_in_the_docs_are_the_measured_ones() -> None:
 
 
 def test_accuracies_with_more_modules_are_the_measured_ones() -> None:
-    docs = DOCS / "benchmarks"
-    measured = json.loads((docs / "accuracy-modules.json").read_text())["rows"]
-    page = (docs / "accuracy.md").read_text()
-    lines = re.findall(r"^\| (resnet\d+), (\d+) \| ([^|]+) \| (0\.\d+) ±", page, re.MULTILINE)
-    assert len(lines) == 16
-    for model, modules, method, shown in lines:
-        name = f"{model} {method} {modules} seed"
-        assert shown == f"{mean(measured[f'{name} {seed}']['accuracy'] for seed in range(3)):.4f}"
+    """The page has each row of the file."""
+    measured = results_by_seed("accuracy-modules.json")
+    lines = [cells for cells in lines_with_means() if len(cells) == 6]
+    assert len(lines) == len(measured)
+    for of, method, *shown in lines:
+        model, modules = of.split(", ")
+        found = measured[f"{model} {method} {modules}"]
+        assert len(found) == 3
+        assert shown == cells_of(found, measured[f"{model} bp 1"])
 
 
 def test_speeds_in_the_docs_are_the_measured_ones() -> None:
