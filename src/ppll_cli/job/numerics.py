@@ -3,12 +3,14 @@
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils.deterministic
+
+from ppll_cli.job.convolutions import Convolutions
 
 _memory: Any = torch.utils.deterministic  # type checkers do not know its property
 
@@ -65,11 +67,15 @@ class Numerics:
         finally:
             _set(before)
 
-    def autocast(self, device: torch.device) -> AbstractContextManager[None]:
-        """Return the context manager in which to run forward passes and losses."""
+    @contextmanager
+    def autocast(self, device: torch.device) -> Iterator[None]:
+        """Run forward passes and losses in the precision while the body of the statement runs."""
         if self.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(device.type, torch.bfloat16)
+            yield
+            return
+        mended = Convolutions() if device.type == "cpu" else nullcontext()
+        with torch.autocast(device.type, torch.bfloat16), mended:
+            yield
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:

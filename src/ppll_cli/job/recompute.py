@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from ppll_cli.job.convolutions import Convolutions
+
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
     """Run a network so that only its inputs are kept; the backward then runs it again.
@@ -30,7 +32,9 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            return functional_call(network, buffers, tensors)
+            # Checkpoint restores autocast for this second pass, but no other context of the first.
+            with Convolutions():
+                return functional_call(network, buffers, tensors)
         first = False
         return network(*tensors)
 

@@ -1,0 +1,84 @@
+"""Works around a fault of torch's bfloat16 convolutions on CPU."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+"""torch's convolutions, each with its number of spatial dimensions."""
+
+
+class Convolutions(TorchFunctionMode):
+    """Computes in float32 the convolutions whose gradients torch gets wrong under CPU autocast.
+
+    If an element of the kernel meets nothing but padding, the gradient of that element is 0. On
+    processors with bfloat16 instructions, torch 2.14 leaves this part of the gradient unset, so it
+    has the values that the memory happened to have. An example is a kernel of width 3 with stride 2
+    and padding 1 on a map of width 1, as in the last levels of RetinaNet's pyramid.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch, in float32 if it is such a convolution."""
+        named = kwargs or {}
+        dimensions = CONVOLUTIONS.get(func)
+        if dimensions is None or not torch.is_autocast_enabled("cpu"):
+            return func(*args, **named)
+        if _meets_whole_kernel(dimensions, *args, **named):
+            return func(*args, **named)
+        with torch.autocast("cpu", enabled=False):
+            found: Tensor = func(*map(_float, args), **{k: _float(v) for k, v in named.items()})
+        return found.to(torch.get_autocast_dtype("cpu"))
+
+
+def _float(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def _meets_whole_kernel(
+    dimensions: int,
+    input: Tensor,  # noqa: A002 (the name in torch)
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> bool:
+    """Return whether each element of a kernel meets at least one element of the input.
+
+    The arguments but the first are those of the convolution. An input too small for the kernel
+    counts as meeting it, so that torch reports it.
+    """
+    sizes = zip(
+        input.shape[-dimensions:],
+        weight.shape[-dimensions:],
+        _each(stride, dimensions),
+        _each(padding, dimensions),
+        _each(dilation, dimensions),
+        strict=True,
+    )
+    for size, kernel, step, pad, spread in sizes:
+        reach = spread * (kernel - 1)
+        before = {"valid": 0, "same": reach // 2}.get(pad, pad) if isinstance(pad, str) else pad
+        after = reach - before if pad == "same" else before
+        starts = range(-before, size + after - reach, step)
+        offsets = range(0, reach + 1, spread)
+        if starts and not all(any(0 <= at + start < size for start in starts) for at in offsets):
+            return False
+    return True
+
+
+def _each(value: Any, dimensions: int) -> Sequence[Any]:
+    """Return an argument for each dimension, as torch reads it."""
+    if isinstance(value, int | str):
+        return [value] * dimensions
+    return value if len(value) == dimensions else list(value) * dimensions
