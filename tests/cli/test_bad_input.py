@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ppll_cli.cli import app
+from ppll_cli.config.composition import GROUPS
 from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.files import Part
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch import run as running
 from ppll_cli.launch.record import CONFIG_FORMAT
-from ppll_cli.launch.resume import GROUPS
 from ppll_cli.leaves import forkserver
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
@@ -422,6 +422,9 @@ KEYS = [
     row("left-out", ["~optim.lr"], "optim.lr=", "has no value, and needs one"),
     row("left-out-of-model", ["~model.dim"], "model.dim=", "needs a value for it"),
     row("group-left-out", ["~model"], "model=", "has no value, and needs one"),
+    row(
+        "group-replaced", ["~model", "+model={_target_:own.M}"], "model=", "~model removes a group"
+    ),
     row("null-left-out", ["~gpus"], "~gpus=", "there is nothing to leave out"),
     row("unknown-left-out", ["~gpu"], "gpu=", "did you mean gpus?"),
     row("missing", ["gpus=???"], "gpus=???", "Missing mandatory value"),
@@ -892,7 +895,7 @@ TARGETS = [
         "Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0",
     ),
     blamed("schedule", Sends, "stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but"),
-    blamed("schedule", Words, "stage 0 runs forward, but a schedule yields only"),
+    blamed("schedule", Words, "stage 0 runs forward, but batch() yields only"),
     blamed("transport", NoTransport, "has no 'obstacle'; see ppll_cli.transport.channel.Transport"),
     blamed(
         "data", Unreadable, "loading the data raised RuntimeError: the disk is on fire; see lin"

@@ -187,6 +187,18 @@ def test_errors_of_the_class_name_the_option() -> None:
     assert str(refusal(Options, count=-1)) == "group.count=-1: must not be negative"
 
 
+class Exits:
+    """Ends the program, as a script does."""
+
+    def __init__(self) -> None:
+        sys.exit()
+
+
+def test_a_class_cannot_end_the_program() -> None:
+    with pytest.raises(ConfigError, match="constructing it raised SystemExit"):
+        of(Exits)
+
+
 class Odd:
     """Has options whose types YAML lacks, and one that only the class itself can check."""
 

@@ -5,7 +5,9 @@ from dataclasses import fields, replace
 from itertools import permutations, product
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from ppll_cli.errors import ScheduleError
 from ppll_cli.pipeline.instructions import (
@@ -114,14 +116,14 @@ SECOND = pipeline(GPipe(), 3)[1]  # neither the first chunk nor the last one
 THIRD = pipeline(Interleaved(), 2)[1]  # chunks 1 and 3
 
 BAD: dict[str, tuple[Place, list[Any], str]] = {
-    "a word": (ALONE, ["forward"], "stage 0 runs forward, but a schedule yields only"),
-    "a class": (ALONE, [Forward], "but a schedule yields only"),
-    "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), but a schedule"),
-    "communication": (ALONE, [F, SendActivations(1, 0, 0)], "but a schedule yields only"),
-    "a release": (ALONE, [F, Release(1, 0, "gradients")], "but a schedule yields only"),
-    "an average": (ALONE, [F, StartAverage(0)], "but a schedule yields only"),
-    "evaluation": (ALONE, [F, Measure(0, 0)], "but a schedule yields only"),
-    "a mark": (ALONE, [End(1)], "but a schedule yields only"),
+    "a word": (ALONE, ["forward"], "stage 0 runs forward, but batch() yields only"),
+    "a class": (ALONE, [Forward], "but batch() yields only"),
+    "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), but batch()"),
+    "communication": (ALONE, [F, SendActivations(1, 0, 0)], "but batch() yields only"),
+    "a release": (ALONE, [F, Release(1, 0, "gradients")], "but batch() yields only"),
+    "an average": (ALONE, [F, StartAverage(0)], "but batch() yields only"),
+    "evaluation": (ALONE, [F, Measure(0, 0)], "but batch() yields only"),
+    "a mark": (ALONE, [End(1)], "but batch() yields only"),
     "no chunk of the model": (BOTH, [Forward(2, 0)], "the chunks of this stage are 0, 1"),
     "below the first chunk": (BOTH, [Forward(-1, 0)], "the chunks of this stage are 0, 1"),
     "a chunk of another stage": (
@@ -130,6 +132,8 @@ BAD: dict[str, tuple[Place, list[Any], str]] = {
         "Forward(chunk=2, micro_batch=0) on stage 1: the chunks of this stage are 1, 3",
     ),
     "no number": (ALONE, [Forward(False, 0)], "the chunks of this stage are 0"),
+    "a real number": (ALONE, [Forward(0, 0.0)], "the micro-batches are 0"),  # type: ignore[arg-type]
+    "a tensor": (ALONE, [Forward(torch.tensor(0), 0)], "the chunks of this"),  # type: ignore[arg-type]
     "no micro-batch": (ALONE, [Forward(0, 1)], "on stage 0: the micro-batches are 0"),
     "true for one": (TWICE, [F, Forward(0, True)], "on stage 0: the micro-batches are 0, 1"),
     "another order": (
@@ -166,7 +170,7 @@ BAD: dict[str, tuple[Place, list[Any], str]] = {
     "an input half alone": (
         SECOND,
         [Forward(1, 0), BackwardInput(1, 0), Step(1)],
-        "Step(chunk=1) on stage 1: Backward(chunk=1, micro_batch=0) has to come before it",
+        "Step(chunk=1) on stage 1: BackwardWeight(chunk=1, micro_batch=0) has to come before it",
     ),
     "a whole backward after its half": (
         SECOND,
@@ -203,6 +207,17 @@ def test_a_stage_may_have_many_chunks(schedule: Schedule) -> None:
 def test_halves_and_whole_backwards_may_differ_between_chunks() -> None:
     chunk_0: list[Compute] = [BackwardInput(0, 0), BackwardWeight(0, 0), Step(0)]
     validate(BOTH, [F, Forward(1, 0), Loss(1, 0), Backward(1, 0), Step(1), *chunk_0])
+
+
+def test_numbers_of_numpy_are_accepted() -> None:
+    zero: Any = np.int64(0)
+    validate(ALONE, [Forward(zero, zero), Loss(zero, zero), Backward(zero, zero), Step(zero)])
+
+
+def test_a_method_that_returns_nothing_is_refused() -> None:
+    nothing: Any = None
+    with pytest.raises(ScheduleError, match=r"batch\(\) returned None for stage 0"):
+        validate(ALONE, nothing)
 
 
 def test_a_stream_without_an_end_is_refused() -> None:
@@ -265,7 +280,7 @@ def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
     [
         ([F], "stage 0 never runs Measure(chunk=0, micro_batch=0)"),
         ([Measure(0, 0), F], "Measure(chunk=0, micro_batch=0) on stage 0: its Forward has to come"),
-        ([F, L, Measure(0, 0)], "a schedule yields only Forward and Measure"),
+        ([F, L, Measure(0, 0)], "evaluation() yields only Forward and Measure"),
     ],
 )
 def test_the_error_says_what_is_wrong_with_an_evaluation(stream: list[Any], said: str) -> None:

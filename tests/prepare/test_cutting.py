@@ -1,9 +1,11 @@
 """Partitions by FLOPs, compared with every possible partition."""
 
+import sys
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, cycle
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ppll_cli.config import settings
@@ -132,8 +134,22 @@ def test_every_stage_gets_units() -> None:
         (lambda stages: [0, 1, 2], r"is \[0, 1, 2\]; it must give each of"),
         (lambda stages: [], r"is \[\]; it must give each of"),
         (lambda stages: [0][stages], r"its layout\(2\)"),
+        (lambda stages: [0, 1.0], r"is \[0, 1.0\]; it must give each of"),
+        (lambda stages: [0, True], r"is \[0, True\]; it must give each of"),
+        (lambda stages: cycle([0, 1]), r"has more than 10000 chunks; it may never end"),
+        (lambda stages: sys.exit(), r"its layout\(2\) raised SystemExit"),
     ],
-    ids=["first elsewhere", "empty stage", "unknown stage", "nothing", "raises"],
+    ids=[
+        "first elsewhere",
+        "empty stage",
+        "unknown stage",
+        "nothing",
+        "raises",
+        "real numbers",
+        "bools",
+        "endless",
+        "exits",
+    ],
 )
 def test_an_impossible_layout_of_a_users_schedule_is_refused(layout: Any, said: str) -> None:
     class Own(OneFOneB):
@@ -143,3 +159,11 @@ def test_an_impossible_layout_of_a_users_schedule_is_refused(layout: Any, said: 
 
     with pytest.raises(ConfigError, match=said):
         placed(Own(), 2)
+
+
+def test_a_layout_may_be_an_array() -> None:
+    class Own(OneFOneB):
+        def layout(self, stages: int) -> Any:
+            return np.arange(stages)
+
+    assert [type(stage) for stage in placed(Own(), 2)] == [int, int]

@@ -28,6 +28,7 @@ from ppll_cli.cli.overrides import (
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import (
     CONFIG,
+    check_choices,
     options_given,
     own_choices,
     register_resolvers,
@@ -307,6 +308,7 @@ def _run(
             known = run_dir, config, choices, sweep.overrides
             before, config, choices = sweep.before.changed(*known)
         parsed = settings.parse(config)
+        check_choices(choices)
         for group in ("schedule", "data", "tracker"):  # these classes check arguments without torch
             make(group, config[group])
         if before is None and parsed.weights is not None:

@@ -7,9 +7,9 @@ from typing import Self
 import torch
 
 from ppll_cli.config.settings import Settings, usable_cores
-from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import device_of, model_of
+from ppll_cli.job.schedule import schedule_of
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
@@ -236,8 +236,7 @@ class Planner:
         )
 
     def _schedule(self, name: str) -> Schedule:
-        schedule: Schedule = make("schedule", self.settings(name, 1, 1).schedule)
-        return schedule
+        return schedule_of(self.settings(name, 1, 1).schedule)
 
     def _bp(self, threads: int) -> float:
         profile = self.profile.at(self.base.batch_size, threads=threads)

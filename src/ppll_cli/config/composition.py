@@ -8,6 +8,21 @@ from typing import Any
 
 from ppll_cli.config.commands import short_path
 from ppll_cli.config.options import conf_dir
+from ppll_cli.errors import ConfigError
+
+GROUPS = (
+    "model",
+    "data",
+    "partition",
+    "schedule",
+    "local",
+    "fba",
+    "optim",
+    "transport",
+    "recover",
+    "tracker",
+)
+"""The program's groups that every run has; others are presets."""
 
 CONFIG = "config"
 """The name of the program's main configuration."""
@@ -93,3 +108,15 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
 def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
     """Return the chosen option of each group of this program; leave out Hydra's own groups."""
     return {str(k): str(v) for k, v in choices.items() if "hydra" not in str(k)}
+
+
+def check_choices(choices: Mapping[str, str]) -> None:
+    """Refuse a configuration without a group that every run needs, even if its keys are given.
+
+    Raises:
+        ConfigError: The command line has removed a group.
+    """
+    for group in GROUPS:
+        if group not in choices:
+            problem = f"~{group} removes a group that every run needs"
+            raise ConfigError(group, "", problem, "choose one of its options")

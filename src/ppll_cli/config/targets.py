@@ -70,13 +70,13 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
         doing: Says in the message what the code was doing.
 
     Raises:
-        ConfigError: The code raised an exception that is not this program's own.
+        ConfigError: The code raised an exception that is not this program's own, or `SystemExit`.
     """
     try:
         yield
     except PpllError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         log.debug("%s=%s: %s", key, value, doing, exc_info=True)
         frames = traceback.extract_tb(error.__traceback__)[2:]  # without this frame and its caller
         places = [(frame.filename, frame.lineno) for frame in frames]

@@ -12,6 +12,7 @@ from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import make
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
+from ppll_cli.job.schedule import schedule_of
 from ppll_cli.job.weights import Weights
 from ppll_cli.leaves.names import device_name, seat_name
 from ppll_cli.leaves.values import ValueSpec
@@ -292,8 +293,7 @@ class Job:
 
     def make_schedule(self) -> Schedule:
         """Make the schedule from its configuration."""
-        schedule: Schedule = make("schedule", self.settings.schedule)
-        return schedule
+        return schedule_of(self.settings.schedule)
 
     def units(self) -> list[Unit]:
         """Make the model from its configuration, and return its units."""

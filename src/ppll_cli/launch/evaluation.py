@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
+from ppll_cli.job.schedule import schedule_of
 from ppll_cli.launch.loaded import OURS, LoadedRun
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.observe.metrics import finite
@@ -101,8 +101,7 @@ def _schedule(run: LoadedRun) -> Schedule | None:
     config = run.settings.schedule
     if not str(config.get("_target_")).startswith(OURS):
         return None
-    schedule: Schedule = make("schedule", config)
-    return schedule
+    return schedule_of(config)
 
 
 def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:

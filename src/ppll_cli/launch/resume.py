@@ -17,6 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ppll_cli.config.commands import setting, word
+from ppll_cli.config.composition import GROUPS
 from ppll_cli.config.moved import ADDED, choices_now, config_now
 from ppll_cli.config.overrides import at, keys, parsed, text
 from ppll_cli.config.targets import targets_in
@@ -27,19 +28,6 @@ from ppll_cli.launch.record import DIGEST, PATHS, absolute, check_kinds, no_run,
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, only_started
 
 log = logging.getLogger(__name__)
-
-GROUPS = (
-    "model",
-    "data",
-    "partition",
-    "schedule",
-    "local",
-    "fba",
-    "optim",
-    "transport",
-    "recover",
-    "tracker",
-)
 
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 

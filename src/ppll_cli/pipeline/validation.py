@@ -8,6 +8,7 @@ error in all these cases, before the run starts.
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
+from numbers import Integral
 from typing import TypeVar, get_args
 
 from ppll_cli.errors import ScheduleError
@@ -68,6 +69,9 @@ def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
     """Let the checker check all instructions, and return them as a list."""
     place = checker.place
     most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
+    if not isinstance(instructions, Iterable):  # a user's method without `yield`
+        given = f"{checker.method}() returned {instructions!r} for stage {place.stage}"
+        raise ScheduleError(f"{given}, not instructions")
     found = list(islice(instructions, most + 1))
     if len(found) > most:
         raise ScheduleError(
@@ -90,6 +94,7 @@ class _Checker:
 
     def __init__(self, place: Place, allowed: tuple[type, ...]) -> None:
         self.place, self._allowed = place, allowed
+        self.method = "evaluation" if Measure in allowed else "batch"
         self._layout = place.routes.layout
         # Each counter has, for each chunk, the number of micro-batches done.
         self._forwards: Counter[int] = Counter()
@@ -108,11 +113,11 @@ class _Checker:
         if not isinstance(instruction, self._allowed):
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
-                f"stage {self.place.stage} runs {instruction}, but a schedule yields only "
+                f"stage {self.place.stage} runs {instruction}, but {self.method}() yields only "
                 f"{', '.join(names)} and {last}"
             )
         chunks, chunk = self.place.chunks, instruction.chunk
-        if isinstance(chunk, bool) or chunk not in chunks:
+        if not whole(chunk) or chunk not in chunks:
             raise self._error(instruction, f"the chunks of this stage are {_listed(chunks)}")
         if chunk in self._stepped:
             raise self._error(instruction, "it comes after the chunk's Step")
@@ -135,9 +140,9 @@ class _Checker:
             case Step():
                 missing = self._weights[chunk]
                 if missing < self.place.microbatches:
-                    raise self._error(
-                        instruction, f"{Backward(chunk, missing)} has to come before it"
-                    )
+                    halved = self._inputs[chunk] > missing
+                    before = (BackwardWeight if halved else Backward)(chunk, missing)
+                    raise self._error(instruction, f"{before} has to come before it")
                 self._stepped.add(chunk)
 
     def check_end(self) -> None:
@@ -196,7 +201,7 @@ class _Checker:
     ) -> None:
         """Check that an instruction is for the chunk's next micro-batch, and count it."""
         micro_batch, count = instruction.micro_batch, self.place.microbatches
-        if isinstance(micro_batch, bool) or micro_batch not in range(count):
+        if not whole(micro_batch) or micro_batch not in range(count):
             raise self._error(instruction, f"the micro-batches are {_listed(range(count))}")
         if micro_batch != done[instruction.chunk]:
             kind = type(instruction).__name__
@@ -209,6 +214,11 @@ class _Checker:
 
     def _error(self, instruction: Compute | Measure, problem: str) -> ScheduleError:
         return ScheduleError(f"{instruction} on stage {self.place.stage}: {problem}")
+
+
+def whole(number: object) -> bool:
+    """Return whether a number is an integer of Python or NumPy, not a bool."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _listed(numbers: Iterable[int]) -> str:

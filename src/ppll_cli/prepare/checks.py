@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
-from ppll_cli.errors import ConfigError, DeadlockError, ScheduleError
+from ppll_cli.errors import ConfigError, DeadlockError, PpllError, ScheduleError
 from ppll_cli.job.course import Course
 from ppll_cli.job.job import Job
 from ppll_cli.models.trace import Cost
@@ -68,13 +68,19 @@ def check_instructions(job: Job, subject: Subject) -> None:
             _ = job.channels  # makes, checks and simulates all streams
             _ = job.halves
     except (ScheduleError, DeadlockError) as error:
-        raise ConfigError(key, path, " ".join(str(error).split())) from None
+        raise ConfigError(key, path, in_one_line(error)) from None
     check_backwards(job)
     before = subject.at_ends(job.layout.modules)[1]
     if job.settings.recompute:
         check_recompute(subject.units, before)
     if job.halves:
         check_halves((key, path), subject.units, before)
+
+
+def in_one_line(error: PpllError) -> str:
+    """Return an error's message in one line."""
+    head, *lines = (" ".join(line.split()) for line in str(error).splitlines())
+    return f"{head} {'; '.join(lines)}" if lines else head
 
 
 def check_backwards(job: Job) -> None:

@@ -7,8 +7,9 @@ stage that the partition cuts is a module.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import prod
+from typing import Any
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.sections import Partition
@@ -19,7 +20,11 @@ from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.layout import Layout, cut_at, group
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.solver import balance, solve
+from ppll_cli.pipeline.validation import whole
 from ppll_cli.predict.profile import Measured, Profile
+
+MOST_CHUNKS = 10_000
+"""Largest accepted number of chunks. It stops a user's `layout()` that never ends."""
 
 BACKWARD = 3
 """Cost of a forward and backward pass together, divided by the cost of the forward pass alone.
@@ -219,11 +224,14 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
         return [*range(stages)]
     key, name = as_typed("schedule", type(schedule))
     with blaming(key, name, f"its layout({stages})"):
-        found = list(schedule.layout(stages))
-    if found[:1] != [0] or set(found) != {*range(stages)}:
+        found: list[Any] = list(islice(schedule.layout(stages), MOST_CHUNKS + 1))
+    if len(found) > MOST_CHUNKS:
+        problem = f"its layout({stages}) has more than {MOST_CHUNKS} chunks; it may never end"
+        raise ConfigError(key, name, problem)
+    if not all(map(whole, found)) or found[:1] != [0] or set(found) != {*range(stages)}:
         remedy = f"it must give each of the stages 0 to {stages - 1} a chunk, and stage 0 the first"
         raise ConfigError(key, name, f"its layout({stages}) is {found}", remedy)
-    return found
+    return [*map(int, found)]
 
 
 def _manual(

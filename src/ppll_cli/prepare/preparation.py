@@ -6,16 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ppll_cli.config.settings import Settings
-from ppll_cli.config.targets import make
 from ppll_cli.data.files import cache_root
 from ppll_cli.data.identity import Identity
-from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import check_processors, devices_here, receiver_of
 from ppll_cli.job.ends import ModuleEnd
 from ppll_cli.job.job import Job
 from ppll_cli.job.numerics import Numerics
+from ppll_cli.job.schedule import schedule_of
 from ppll_cli.leaves.machine import processor
-from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion
 from ppll_cli.models.trace import Cost
@@ -86,14 +84,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
         ConfigError: The settings do not fit the model, the data, one another or this machine.
     """
     notes: list[str] = []
-    schedule: Schedule = make("schedule", settings.schedule)
-    if not isinstance(schedule, Schedule):
-        raise ConfigError(
-            "schedule._target_",
-            settings.schedule["_target_"],
-            "is not a Schedule",
-            f"derive it from {class_path(Schedule)}",
-        )
+    schedule = schedule_of(settings.schedule)
     _note_schedule(settings, schedule, notes)
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     homes: tuple[int, ...] = ()

@@ -58,7 +58,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
             pass
         if links.groups is not None:
             links.groups.close()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         try:
             links.parent.send(_failure(job, seat, worker, error))
         except OSError:  # the parent is gone, and this may be what caused `error`
@@ -94,7 +94,7 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     os._exit(1)
 
 
-def is_final(error: Exception) -> bool:
+def is_final(error: BaseException) -> bool:
     """Return whether a new process of the worker would raise the same error again.
 
     A `RunFailedError` comes from a process beside the worker: a data loader that was killed, was
@@ -103,7 +103,7 @@ def is_final(error: Exception) -> bool:
     return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Return the text of an exception, with advice if memory ran out."""
     said = f"{type(error).__name__}: {error}"
     # On CPU torch raises a RuntimeError with this text.
@@ -116,7 +116,9 @@ def _said(error: Exception) -> str:
     return said
 
 
-def _failure(job: Job, seat: Seat, worker: Worker | None, error: Exception) -> dict[str, object]:
+def _failure(
+    job: Job, seat: Seat, worker: Worker | None, error: BaseException
+) -> dict[str, object]:
     """Return a report about an exception for the parent and the user, as plain data."""
     shapes: dict[str, list[int]] = {}
     for chunk in worker.chunks.values() if worker is not None else ():

@@ -1,0 +1,33 @@
+"""Makes a run's schedule from its configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.names import class_path
+from ppll_cli.pipeline.schedule import Schedule
+
+
+def schedule_of(config: Mapping[str, Any]) -> Schedule:
+    """Make a schedule, and check the attributes that a user's own class may have set wrongly.
+
+    Raises:
+        ConfigError: The class is not a Schedule, or an attribute has a wrong type or value.
+    """
+    key, path = "schedule._target_", config.get("_target_")
+    schedule = make("schedule", config)
+    if not isinstance(schedule, Schedule):
+        raise ConfigError(key, path, "is not a Schedule", f"derive it from {class_path(Schedule)}")
+    for name in ("local", "one_stage", "splits"):
+        if not isinstance(value := getattr(schedule, name), bool):
+            raise ConfigError(key, path, f"its {name} must be True or False, not {value!r}")
+    count: object = getattr(schedule, "microbatches", None)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(
+            key,
+            path,
+            f"its microbatches must be a whole number of at least 1, not {count!r}",
+            "if it has a constructor of its own, call super().__init__(microbatches=...) there",
+        )
+    return schedule
