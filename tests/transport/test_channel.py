@@ -20,6 +20,7 @@ from ppll_cli.transport.memory import DeviceMemory
 from ppll_cli.transport.order import HostOrder
 from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.ring import RingTransport
+from ppll_cli.transport.ring_ends import RingReceiver, RingSender
 from tests.transport.far import FarReceiver, Uploading, serve
 
 LIMIT_S = 30.0
@@ -61,7 +62,7 @@ class OfferedRing(RingTransport):
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
-    ) -> tuple[ring.RingSender, ring.RingReceiver]:
+    ) -> tuple[RingSender, RingReceiver]:
         memories = DeviceMemory(slots * size, target), DeviceMemory(slots * size, target)
         return ring.ring(slots, size, memories, (HostOrder(), HostOrder()))
 
@@ -71,7 +72,7 @@ class PinnedRing(RingTransport):
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
-    ) -> tuple[ring.RingSender, ring.RingReceiver]:
+    ) -> tuple[RingSender, RingReceiver]:
         with mock.patch.object(ring, "cannot_share", return_value="a test says so"):
             return super().channel(slots, size, source, target)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ppll_cli.transport.memory import HostMemory
 from ppll_cli.transport.order import CudaOrder, Moment, let_default_stream_wait
-from ppll_cli.transport.ring import RingReceiver, RingSender, ring
+from ppll_cli.transport.ring import ring
+from ppll_cli.transport.ring_ends import RingReceiver, RingSender
 
 WAIT_S = 10.0
 SIZE = 512

@@ -13,7 +13,8 @@ from ppll_cli.transport import memory, ring
 from ppll_cli.transport.channel import ALIGNMENT, message_bytes
 from ppll_cli.transport.memory import HostMemory
 from ppll_cli.transport.order import HostOrder, Tensors
-from ppll_cli.transport.ring import RingReceiver, RingSender, RingTransport
+from ppll_cli.transport.ring import RingTransport
+from ppll_cli.transport.ring_ends import RingReceiver, RingSender
 from tests.conftest import shared_memory
 
 WAIT_S = 10.0

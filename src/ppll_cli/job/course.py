@@ -92,6 +92,7 @@ class Batch:
         step: Number of optimizer steps done before a training batch.
         samples: Number of samples of the whole batch, over all replicas.
         first_micro_batch: Total number of micro-batches of the replicas with lower numbers.
+        first_sample: Total number of samples of these replicas.
         averaged: Whether averaged weights are evaluated.
     """
 
@@ -100,6 +101,7 @@ class Batch:
     step: int = 0
     samples: int = 0
     first_micro_batch: int = 0
+    first_sample: int = 0
     averaged: bool = False
 
     def share(self, micro_batch: int) -> float:

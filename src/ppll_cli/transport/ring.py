@@ -1,10 +1,4 @@
-"""The fast transport: a ring of slots in shared memory, allocated once and used for every message.
-
-A sender copies its tensors into a slot and sends a token through a pipe. The receiver computes with
-the tensors in the slot, without a copy. A token contains the message's header and the number of a
-layout. A layout describes the names, dtypes, shapes and strides of the tensors; the first token
-with a layout also contains the layout itself. Each end uses the slots one after another, and the
-receiver frees them in the order of the messages, so a token need not name its slot.
+"""The fast transport: rings of slots that are allocated once; see `ring_ends` for the messages.
 
 The devices of the two workers decide in which memory the slots are (`memory`), and how one end of
 the channel waits until the other end has finished with a slot (`order`). If a worker is on CPU,
@@ -15,135 +9,20 @@ and the receiver copies the tensors to its device.
 """
 
 import logging
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
+from ppll_cli.transport.channel import ALIGNMENT, WireDtype, aligned
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory, no_room
 from ppll_cli.transport.order import CudaOrder, HostOrder, Order
-from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet, open_pipes
-from ppll_cli.transport.slots import Layout, Slots, layout_of
+from ppll_cli.transport.pipes import open_pipes
+from ppll_cli.transport.ring_ends import RingReceiver, RingSender
+from ppll_cli.transport.slots import Slots
 
 log = logging.getLogger(__name__)
-
-
-_Token = tuple[int, Header, bytes, Layout | None]
-"""The number of the layout, the header, the handle of the slot's CUDA event when the slot is used
-for the first time (else empty), and the layout when it is used for the first time (else None)."""
-
-
-class RingSender:
-    """The sending end; see `channel.Sender`."""
-
-    def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
-        self._messages, self._slots, self._order = ends.messages, slots, order
-        self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
-        self._layouts: dict[Layout, tuple[int, int]] = {}  # number, and tensors' bytes
-        self.bytes_sent = 0
-
-    def open(self) -> None:
-        """Open the memory, unless the receiver will offer it."""
-        self._slots.memory.open()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
-        return self._free.wait(timeout_s, self._take)
-
-    def _take(self, word: bytes) -> int:
-        """Handle a message from the receiver: the offer of its memory, or a freed slot.
-
-        Returns:
-            The number of slots that become free.
-        """
-        if self._slots.memory.tensor is None:
-            self._slots.memory.accept(word)
-            return self._slots.count
-        if word:
-            self._order.learn(word)
-        return 1
-
-    def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot and send the token.
-
-        Raises:
-            ValueError: The tensors do not fit into a slot.
-        """
-        layout = layout_of(tensors)
-        known, spelled_out = self._layouts.get(layout), None
-        if known is None:
-            self._slots.check_room(layout)
-            size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-            known = self._layouts[layout] = len(self._layouts), size
-            spelled_out = layout
-        number, size = known
-        slot, views = self._slots.next(number, layout)
-        handle = self._order.fill(slot, views, tensors)
-        self.bytes_sent += size
-        self._free.count -= 1
-        token: _Token = (number, header, handle, spelled_out)
-        # Not `Connection.send`: it uses a slower pickler, which can also share tensors.
-        self._messages.send_bytes(pickle.dumps(token, pickle.HIGHEST_PROTOCOL))
-
-
-class RingReceiver:
-    """The receiving end; see `channel.Receiver`.
-
-    Received tensors are views of the slot, or copies on `device` if it is not None.
-    """
-
-    def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
-        self._messages, self._returned = Inlet(ends.messages), ends.returned
-        self._slots, self._order, self._device = slots, order, device
-        self._layouts: list[Layout] = []
-        self._token: _Token | None = None
-        self._oldest = 0
-
-    def open(self) -> None:
-        """Open the memory, and offer it to the sender if the sender does not have it yet."""
-        offer = self._slots.memory.offer()
-        if offer:
-            self._returned.send_bytes(offer)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a message and return whether there is one."""
-        return self._token is not None or self._messages.ready(timeout_s)
-
-    def peek(self) -> Header:
-        """Return the header of the next message."""
-        return self._peek()[1]
-
-    def _peek(self) -> _Token:
-        if self._token is None:
-            # Unpickling is safe here: a worker of the same run wrote the bytes.
-            token: Any = pickle.loads(self._messages.connection.recv_bytes())
-            self._token = token
-        return self._token
-
-    def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """Return the next message. Its tensors are valid until `release` frees the slot."""
-        number, header, handle, layout = self._peek()
-        self._token = None
-        if layout is not None:
-            self._layouts.append(layout)
-        if handle:
-            self._order.learn(handle)
-        slot, views = self._slots.next(number, self._layouts[number])
-        self._order.take(slot)
-        if self._device is None:
-            return header, {name: view.detach() for name, view in views.items()}
-        device = self._device
-        return header, {name: view.to(device, non_blocking=True) for name, view in views.items()}
-
-    def release(self) -> None:
-        """Free the oldest slot in use."""
-        slot, self._oldest = self._oldest, (self._oldest + 1) % self._slots.count
-        self._returned.send_bytes(self._order.give_back(slot))
 
 
 class RingTransport:

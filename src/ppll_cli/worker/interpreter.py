@@ -1,39 +1,22 @@
 """Executes a stage's instructions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ppll_cli.data.batches import Ahead
-from ppll_cli.job.course import Batch, EvaluationBatch, TrainBatch
+from ppll_cli.job.course import Batch, EvaluationBatch
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import COMPILING_LIMIT_S
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.feed import micro_batches
+from ppll_cli.worker.further import Further
 from ppll_cli.worker.mail import Mail
-from ppll_cli.worker.norms import Norms
 from ppll_cli.worker.recorder import Recorder
-from ppll_cli.worker.upstream import Upstream
-
-KINDS: dict[type, str] = {
-    do.NextBatch: "data",
-    do.Forward: "compute",
-    do.Backward: "compute",
-    do.BackwardInput: "compute",
-    do.BackwardWeight: "compute",
-    do.StartAverage: "average",
-    do.FinishAverage: "average",
-    do.AddNorms: "optimizer",
-    do.ReadWeights: "auxiliary",
-    do.Step: "optimizer",
-}
-"""For each instruction, the kind of time that it counts as. `Loss` is not listed: it is auxiliary
-time if its chunk has an auxiliary network, otherwise compute. Instructions that receive or send are
-not listed: they record the times of waiting and of copying separately."""
 
 _name = lru_cache(maxsize=1024)(str)
 """Return the text of an instruction. Cached, because all batches have the same instructions."""
@@ -54,7 +37,7 @@ class Interpreter:
     Attributes:
         mail: Sends and receives the stage's messages, and knows the batch or mark that the stage
             handles now.
-        upstream: Sends and receives weights that losses of earlier modules read.
+        further: Executes the instructions that PPLL alone does not need.
         instruction: The instruction that the stage executes now.
     """
 
@@ -72,26 +55,19 @@ class Interpreter:
         self.chunks, self.batches, self.marks = chunks, batches, marks
         device = torch.device(job.device(seat))
         self.mail = Mail(seat.stage, links, device, recorder)
-        self.upstream = Upstream(job, links, chunks, self.mail, recorder)
+        self.further = Further(job, links, chunks, device, self.mail, recorder)
         self.instruction: do.Instruction | None = None
-        self._batch, self._first_sample = Batch([]), 0
-        self._norms = Norms(len(job.features), chunks.values(), device)
+        self._batch = Batch([])
 
-    def run(self, stream: Iterable[do.Instruction], batch: Batch, first_sample: int = 0) -> None:
-        """Execute the instructions of a batch.
-
-        Args:
-            stream: The instructions.
-            batch: The batch.
-            first_sample: Number of the batch's samples that replicas with lower numbers compute.
-        """
-        self._batch, self._first_sample = batch, first_sample
+    def run(self, stream: Iterable[do.Instruction], batch: Batch) -> None:
+        """Execute the instructions of a batch."""
+        self._batch = batch
         for chunk in self.chunks.values():
             chunk.begin(batch)
         self.execute(stream)
         for chunk in self.chunks.values():
             chunk.end()
-        self._norms.end()
+        self.further.end()
 
     def execute(self, stream: Iterable[do.Instruction]) -> None:
         """Execute instructions one after another, and measure their times."""
@@ -102,26 +78,19 @@ class Interpreter:
             limit_s = None
         for instruction in stream:
             self.instruction = instruction
-            kind = type(instruction)
             # A wait for other replicas has no time limit: the parent sees which replica is late.
-            waits = kind is do.FinishAverage
+            waits = isinstance(instruction, do.FinishAverage)
             self.links.pulse.begin(_name(instruction), None if waits else limit_s)
-            counts_as = KINDS.get(kind)
-            if isinstance(instruction, do.Loss):
-                auxiliary = self.chunks[instruction.chunk].auxiliary
-                counts_as = "auxiliary" if auxiliary else "compute"
-            if counts_as is None:
-                self._do(instruction)
-                continue
-            with self.recorder.working(counts_as, instruction):
+            with self.recorder.executing(instruction):
                 self._do(instruction)
 
     def _do(self, instruction: do.Instruction) -> None:
-        """Execute one instruction. The instructions of PPLL are here."""
+        """Execute one instruction."""
         chunks, mail = self.chunks, self.mail
         match instruction:
             case do.NextBatch():
-                for micro_batch, tensors in enumerate(self._next_batch()):
+                made = micro_batches(self.batches, self.job.course, mail.item, self._batch)
+                for micro_batch, tensors in enumerate(made):
                     chunks[0].take_inputs(micro_batch, tensors)
             case do.ReceiveActivations(_, chunk, micro_batch):
                 chunks[chunk].take_inputs(micro_batch, mail.receive(instruction))
@@ -132,13 +101,22 @@ class Interpreter:
                 mail.send(instruction, chunks[chunk].take_outputs(micro_batch))
             case do.Loss(chunk, micro_batch):
                 chunks[chunk].loss(micro_batch)
+            case do.ReceiveGradients(_, chunk, micro_batch):
+                chunks[chunk].take_gradients(micro_batch, mail.receive(instruction))
             case do.Backward(chunk, micro_batch):
                 self._hand_gradients_to(chunk, micro_batch)
                 chunks[chunk].backward(micro_batch)
+            case do.BackwardInput(chunk, micro_batch):
+                self._hand_gradients_to(chunk, micro_batch)
+                chunks[chunk].backward_input(micro_batch)
+            case do.BackwardWeight(chunk, micro_batch):
+                chunks[chunk].backward_weight(micro_batch)
+            case do.SendGradients(_, chunk, micro_batch):
+                mail.send(instruction, chunks[chunk].take_input_gradients(micro_batch))
             case do.Release():
                 mail.release(instruction)
             case do.Step(chunk):
-                chunks[chunk].step(self._batch.step, self._norms.total())
+                chunks[chunk].step(self._batch.step, self.further.squared_norm())
             case do.Measure(chunk, micro_batch):
                 assert isinstance(mail.item, EvaluationBatch)
                 chunks[chunk].measure(micro_batch, mail.item.split)
@@ -150,55 +128,7 @@ class Interpreter:
             case do.Evaluate() | do.Checkpoint() | do.End():
                 self.marks[type(instruction)](instruction)
             case _:
-                self._do_more(instruction)
-
-    def _do_more(self, instruction: do.Instruction) -> None:
-        """Execute an instruction that only some settings, or schedules other than PPLL, need."""
-        chunks, mail, norms = self.chunks, self.mail, self._norms
-        match instruction:
-            case do.ReceiveGradients(_, chunk, micro_batch):
-                chunks[chunk].take_gradients(micro_batch, mail.receive(instruction))
-            case do.SendGradients(_, chunk, micro_batch):
-                mail.send(instruction, chunks[chunk].take_input_gradients(micro_batch))
-            case do.BackwardInput(chunk, micro_batch):
-                self._hand_gradients_to(chunk, micro_batch)
-                chunks[chunk].backward_input(micro_batch)
-            case do.BackwardWeight(chunk, micro_batch):
-                chunks[chunk].backward_weight(micro_batch)
-            case do.StartAverage(chunk):
-                chunks[chunk].start_average()
-            case do.FinishAverage(chunk):
-                chunks[chunk].finish_average()
-            case do.AddNorms():
-                norms.add()
-            case do.ReceiveNorms():
-                norms.take(mail.receive(instruction)["norms"])
-                mail.release(instruction)
-            case do.SendNorms():
-                mail.send(instruction, {"norms": norms.vector})
-            case do.ReceiveWeights():
-                self.upstream.receive(instruction, self._batch.step)
-            case do.ReadWeights():
-                self.upstream.read(instruction, self._batch.step)
-            case do.SendWeights():
-                self.upstream.send(instruction, self._batch.step)
-            case _:
-                raise AssertionError(f"no such instruction: {instruction}")
-
-    def _next_batch(self) -> Sequence[Mapping[str, Tensor]]:
-        """Return the tensors of each micro-batch of the batch, by name."""
-        assert self.batches is not None
-        item, sizes, course = self.mail.item, self._batch.sizes, self.job.course
-        if isinstance(item, EvaluationBatch):
-            size, numbers = course.evaluation_size, range(item.batch, item.batch + len(sizes))
-            return [self.batches.evaluation(item.data_split, n, size) for n in numbers]
-        assert isinstance(item, TrainBatch)
-        batch = self.batches.train(item.epoch, item.batch)
-        if self.job.replicas > 1:
-            share = self._first_sample, sum(sizes)
-            batch = {name: tensor.narrow(0, *share) for name, tensor in batch.items()}
-        parts = {name: torch.split(tensor, list(sizes)) for name, tensor in batch.items()}
-        return [{name: each[m] for name, each in parts.items()} for m in range(len(sizes))]
+                self.further.execute(instruction, self._batch.step)
 
     def _hand_outputs_to(self, number: int, micro_batch: int) -> None:
         """Give a chunk the outputs of the previous chunk, if both are on this stage."""

@@ -9,15 +9,32 @@ The first counted batches can also be traced span by span, for a timeline.
 """
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Container, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ppll_cli.observe.spans import Span
+from ppll_cli.pipeline import instructions as do
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.worker.clock import Clock
+
+KINDS: dict[type, str] = {
+    do.NextBatch: "data",
+    do.Forward: "compute",
+    do.Loss: "compute",
+    do.Backward: "compute",
+    do.BackwardInput: "compute",
+    do.BackwardWeight: "compute",
+    do.StartAverage: "average",
+    do.FinishAverage: "average",
+    do.AddNorms: "optimizer",
+    do.ReadWeights: "auxiliary",
+    do.Step: "optimizer",
+}
+"""For each instruction, the kind of time that it counts as. Instructions that receive or send are
+not listed: `Mail` records the times of waiting and of copying separately."""
 
 
 @dataclass
@@ -89,6 +106,8 @@ class Recorder:
         skip: Number of batches not counted at the start of each segment.
         on_steady: Called once, when the steady state begins.
         traced: Number of consecutive batches to trace; fewer if every segment is shorter.
+        auxiliary: Numbers of the chunks with an auxiliary network. Their losses count as auxiliary
+            time.
 
     Attributes:
         totals: Counts and times of the steady state. Batches and samples are counted immediately,
@@ -104,7 +123,9 @@ class Recorder:
         skip: int,
         on_steady: Callable[[], None],
         traced: int = 0,
+        auxiliary: Container[int] = (),
     ) -> None:
+        self._auxiliary = auxiliary
         self.totals = Totals()
         self.trace: list[Span] = []
         self.counted_s = 0.0
@@ -169,6 +190,13 @@ class Recorder:
     def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
         """Measure the device's work for an instruction."""
         return self._span(kind, instruction)
+
+    def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
+        """Measure the device's work for an instruction that neither receives nor sends."""
+        kind = KINDS.get(type(instruction))
+        if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
+            kind = "auxiliary"
+        return nullcontext() if kind is None else self._span(kind, instruction)
 
     def collect(self) -> None:
         """Add up the times of all spans and segments that the device has finished."""

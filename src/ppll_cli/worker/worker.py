@@ -95,6 +95,7 @@ class Worker:
             skip=min(buffered, job.course.segment // 2),
             on_steady=self.memory.reset,
             traced=SHOWN + buffered if settings.timeline else 0,
+            auxiliary={number for number, chunk in self.chunks.items() if chunk.auxiliary},
         )
         self._items = self._trained = 0  # batches and marks handled; training batches among them
         self._reported = 0  # the step of the last report of training
@@ -137,7 +138,7 @@ class Worker:
             end.open()
         self.report("ready", at_s=perf_counter())
         if not self._items:  # otherwise an earlier process has sent them
-            self.interpreter.upstream.send_ahead()
+            self.interpreter.further.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
         for item in upcoming(self.job, self.seat, self.links, wait, before):
@@ -174,12 +175,12 @@ class Worker:
     def _train(self, item: TrainBatch) -> None:
         split = partial(split_share, item.samples, self.schedule.microbatches, self.job.replicas)
         shares = [split(replica) for replica in range(self.replica + 1)]
-        sizes, first = shares[-1], sum(map(len, shares[:-1]))
+        sizes, before = shares[-1], shares[:-1]
         self.recorder.begin_batch(item.step)
         self.reports.begin("train")
-        batch = Batch(sizes, True, item.step, item.samples, first)
-        first_sample = sum(map(sum, shares[:-1]))
-        self.interpreter.run(self._stream(True, len(sizes)), batch, first_sample)
+        first = sum(map(len, before)), sum(map(sum, before))
+        batch = Batch(sizes, True, item.step, item.samples, *first)
+        self.interpreter.run(self._stream(True, len(sizes)), batch)
         self.recorder.end_batch(sum(sizes))
         self._training = True
         done = item.step + 1
