@@ -24,6 +24,7 @@ from ppll_cli.pipeline.instructions import (
     Step,
 )
 from ppll_cli.pipeline.layout import Chunk, Layout
+from ppll_cli.pipeline.marks import mark
 from ppll_cli.pipeline.routes import Routes, Watch, find_routes
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.schedules.interleaved import Interleaved
@@ -139,7 +140,7 @@ def check(
     evaluation: Streams = [[] for _ in here]
     if evaluated:
         evaluation = [passes.evaluation(each, schedule) for each in places(routes, evaluated)]
-    marks = [passes.mark(place, End(1)) for place in here]
+    marks = [mark(place, End(1)) for place in here]
     streams = [
         [*own, *measured, *mark, *own]
         for own, measured, mark in zip(batch, evaluation, marks, strict=True)

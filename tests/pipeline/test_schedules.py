@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppll_cli.pipeline import passes
+from ppll_cli.pipeline import marks, passes
 from ppll_cli.pipeline.instructions import (
     Backward,
     BackwardInput,
@@ -214,22 +214,22 @@ def test_interleaved_evaluates_several_batches_together() -> None:
 
 @pytest.mark.parametrize("mark", [Evaluate("test", 7, 1), Checkpoint(7, 1), End(7)])
 def test_a_mark_is_sent_on_before_a_stage_acts_on_it(mark: Mark) -> None:
-    assert [words(passes.mark(place, mark)) for place in pipeline(GPipe(), 3)] == table("""
+    assert [words(marks.mark(place, mark)) for place in pipeline(GPipe(), 3)] == table("""
               ma>1 !
         mb<0  mb>2 !
         mc<1       !
     """)
-    assert [words(passes.mark(place, mark)) for place in pipeline(PPLL(), 2, 2)] == table("""
+    assert [words(marks.mark(place, mark)) for place in pipeline(PPLL(), 2, 2)] == table("""
               mb>1 !
         mc<0       !
     """)
-    assert [words(passes.mark(place, mark)) for place in pipeline(Interleaved(), 3)] == table("""
+    assert [words(marks.mark(place, mark)) for place in pipeline(Interleaved(), 3)] == table("""
               ma>1 !
         mb<0  mb>2 !
         mc<1       !
     """)
     (alone,) = pipeline(Interleaved())
-    assert passes.mark(alone, mark) == [mark]
+    assert marks.mark(alone, mark) == [mark]
 
 
 def draw(schedule: Schedule, stages: int, count: int, modules: int = 1) -> str:

@@ -16,6 +16,7 @@ from ppll_cli.pipeline.instructions import (
     Release,
     SendActivations,
 )
+from ppll_cli.pipeline.marks import mark
 from ppll_cli.pipeline.routes import Watch
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.pipeline.schedule import Schedule
@@ -126,9 +127,9 @@ def test_the_slots_are_enough_for_items_of_all_kinds_in_turn(kind: type[Schedule
         whole = trained(schedule, places(routes, schedule.microbatches, norms))
         short = trained(schedule, places(routes, min(2, schedule.microbatches), norms))
         evaluation = [passes.evaluation(p, schedule) for p in places(routes, stages)]
-        mark = [passes.mark(place, End(2)) for place in places(routes)]
+        at_mark = [mark(place, End(2)) for place in places(routes)]
         slots = most(slots_needed(streams) for streams in (whole, short, evaluation))
-        items = zip(whole, evaluation, mark, short, strict=True)
+        items = zip(whole, evaluation, at_mark, short, strict=True)
         streams = [[*b, *e, *e, *m, *m, *s, *b, *m] for b, e, m, s in items]
         simulate(streams, lambda *_: 1.0, slots.__getitem__)
 

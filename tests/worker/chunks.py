@@ -82,7 +82,7 @@ def trained(job: Job, number: int, split: bool = False) -> tuple[dict[str, Tenso
             specs = job.specs[number]
             chunk.take_inputs(m, {n: batch_like(specs[n], SIZES[m], CPU) for n in specs})
             chunk.forward(m)
-            outputs = chunk._values[m]
+            outputs = chunk._held[m].values
             names = out.gradients or chunk.units[-1][0].writes
             wanted = [name for name in names if outputs[name].requires_grad]
             gradients = {n: torch.randn(outputs[n].shape).to(outputs[n].dtype) for n in wanted}

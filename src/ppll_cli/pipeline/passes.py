@@ -44,22 +44,6 @@ def evaluation(place: Place, schedule: Schedule) -> Stream:
     return release(place, communicate(place, take_batch(place, computing)))
 
 
-def mark(place: Place, what: do.Mark) -> Stream:
-    """Return the instructions of a stage for a mark (evaluation, checkpoint or end).
-
-    A stage first sends the mark on and then acts on it, so that the stages act in parallel. A stage
-    receives the mark from the channel to its lowest chunk, like its batches.
-    """
-    layout = place.routes.layout
-    lowest = [min(layout.of(stage)) for stage in range(layout.stages)]
-    own = lowest[place.stage]
-    stream: Stream = [do.ReceiveMark(layout.chunks[own - 1].stage, own)] if own else []
-    for stage, chunk in enumerate(lowest):
-        if chunk and layout.chunks[chunk - 1].stage == place.stage:
-            stream.append(do.SendMark(stage, chunk - 1))
-    return [*stream, what]
-
-
 def take_batch(place: Place, stream: Iterable[do.Instruction]) -> Stream:
     """Add `NextBatch` on the stage that has chunk 0."""
     return [*([do.NextBatch()] if 0 in place.chunks else []), *stream]

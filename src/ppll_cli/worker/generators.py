@@ -1,6 +1,11 @@
 """Seeds the random number generators that networks draw from."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+
+from ppll_cli.job.course import Batch
 
 
 class Generators:
@@ -8,18 +13,33 @@ class Generators:
 
     Args:
         device: The device that computes.
+        seed: The run's seed.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self._seed = seed
         self._generators = [torch.default_generator]
         if device.type == "cuda":
             index = torch.cuda.current_device() if device.index is None else device.index
             self._generators.append(torch.cuda.default_generators[index])
 
-    def seed(self, seed: int) -> None:
-        """Seed all generators.
+    def seed(
+        self,
+        of: Callable[[int, Any, int, int], int],
+        owner: str | int,
+        batch: Batch,
+        micro_batch: int,
+    ) -> None:
+        """Seed all generators for the forward of a unit or auxiliary network on a micro-batch.
 
         `torch.manual_seed` would seed every device, and format a stack trace in each call.
+
+        Args:
+            of: A function of `seeding`, which computes the seed.
+            owner: The name of the unit, or the number of the auxiliary network's module.
+            batch: The batch.
+            micro_batch: Index of the micro-batch in this worker's share of the batch.
         """
+        seed = of(self._seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:
             generator.manual_seed(seed)

@@ -1,5 +1,6 @@
-"""The networks of a chunk: its units, the criterion (loss) of its module, and their optimizer."""
+"""Makes the networks of a chunk: its units, the criterion of its module, and their optimizer."""
 
+from contextlib import AbstractContextManager
 from functools import cached_property
 
 import torch
@@ -8,8 +9,7 @@ from torch import Tensor, nn
 from ppll_cli import seeding
 from ppll_cli.config.targets import make
 from ppll_cli.job.job import Job
-from ppll_cli.job.learning_rate import learning_rate
-from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
+from ppll_cli.job.optimizer import FusedOptimizer
 from ppll_cli.job.placing import placed
 from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
 from ppll_cli.models.unit import Unit, build_unit
@@ -44,6 +44,7 @@ class Networks:
         optimizer: The optimizer of all parameters; None if there are no parameters.
         versions: The last weights of each unit whose weights a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
+        averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
         average: Averages the gradients over the replicas; None if there is only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
@@ -80,6 +81,7 @@ class Networks:
         optim = settings.optim
         self.optimizer = FusedOptimizer(optim, self.parameters) if self.parameters else None
         self.ema = None if optim.ema is None else Ema(self.units, optim.ema)
+        self.averaged = False
         self.nonfinite = NonFinite(optim.nonfinite == "skip", place, device)
         self.squared_norm: Tensor | None = None
         self.average: Average | None = None
@@ -106,7 +108,7 @@ class Networks:
         return [list(network.parameters()) for _, network in self.units]
 
     @cached_property
-    def _weights(self) -> list[nn.Parameter]:
+    def unit_weights(self) -> list[nn.Parameter]:
         """The parameters of units, without parameters that need no gradient; each once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
@@ -129,6 +131,16 @@ class Networks:
         """Whether the chunk has an auxiliary network."""
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context manager in which to run forward passes and losses."""
+        return self.job.numerics.autocast(self.device)
+
+    def use_averages(self, averaged: bool) -> None:
+        """From now on compute with the averages of the weights, or with the weights themselves."""
+        if self.ema is not None and averaged != self.averaged:
+            self.ema.swap()
+            self.averaged = averaged
+
     def start_average(self) -> None:
         """Make the next backward average gradients over the replicas of the stage."""
         assert self.average is not None
@@ -143,36 +155,3 @@ class Networks:
         """Average the remaining gradients after a backward, if `start_average` came before it."""
         if self.average is not None:
             self.average.complete()
-
-    def step(self, step: int, total: Tensor | None) -> None:
-        """Clip the gradients and do one optimizer step.
-
-        Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
-
-        Args:
-            step: Number of optimizer steps done before.
-            total: Squared norm of the model's gradients, a scalar. If None, the chunk computes the
-                norm of its own gradients where it needs one.
-
-        Raises:
-            NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
-        """
-        self.nonfinite.raise_if_found(step, self.parameters)
-        if total is None and self.optimizer is not None and self.job.needs_norm:
-            total = squared_norm(self.optimizer.parameters)
-        self.squared_norm = total
-        if self.optimizer is not None:
-            self._optimize(self.optimizer, step, total)
-        if self.ema is not None:
-            self.ema.update(step)
-
-    def _optimize(self, optimizer: FusedOptimizer, step: int, total: Tensor | None) -> None:
-        optim, course = self.job.settings.optim, self.job.course
-        skip = self.nonfinite.skip_flag(step, total)
-        for versions in self.versions.values():
-            versions.before_step()
-        if total is not None and optim.clip_norm is not None:
-            clip(optimizer.parameters, optim.clip_norm, total)
-        rate = learning_rate(optim, step, course.steps_per_epoch, course.epochs)
-        optimizer.step(rate, skip)
-        optimizer.zero_grad()

@@ -13,9 +13,9 @@ from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.optimizer import warn_of_skipped
 from ppll_cli.tasks.task import Task
 from ppll_cli.transport.replicas import Replicas
-from ppll_cli.worker.chunk import HeldChunk, split_of
+from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.clock import Clock
-from ppll_cli.worker.sums import Sums
+from ppll_cli.worker.sums import Sums, split_of
 
 
 @dataclass(frozen=True)

@@ -72,3 +72,8 @@ class Sums:
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])
+
+
+def split_of(split: str, name: str) -> str:
+    """Return the key of `HeldChunk.sums` for a criterion's prediction; "" names the main one."""
+    return f"{split}.{name}" if name else split

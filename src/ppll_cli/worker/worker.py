@@ -20,7 +20,7 @@ from ppll_cli.job.numerics import in_force
 from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
 from ppll_cli.observe.spans import SHOWN
 from ppll_cli.pipeline import instructions as do
-from ppll_cli.pipeline import passes
+from ppll_cli.pipeline.marks import mark
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.transport.order import Moment
 from ppll_cli.worker.chunk import HeldChunk
@@ -159,7 +159,7 @@ class Worker:
         if not isinstance(item, EvaluationBatch):
             for chunk in self.chunks.values():
                 chunk.use_averages(False)
-            self.interpreter.execute(passes.mark(Place(self.index, self.job.routes), item))
+            self.interpreter.execute(mark(Place(self.index, self.job.routes), item))
         elif self._evaluates(item):
             self.reports.begin(item.split)
             sizes = self.job.course.evaluation_sizes(item)
