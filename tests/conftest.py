@@ -79,8 +79,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _equal_random_numbers_in_every_run() -> None:
-    """Seed torch, so that a test with random numbers fails in every run or in no run."""
-    torch.manual_seed(0)
+    """Seed torch, so that a test with random numbers fails in every run or in no run.
+
+    `torch.manual_seed` would seed every kind of device too, and take longer than many tests.
+    """
+    torch.default_generator.manual_seed(0)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 For each composition Hydra reads about 25 files and joins them. The result depends only on the
 chosen options, and no test changes these files. In each test Hydra still finds the chosen options,
-and applies the overrides of keys.
+and applies the overrides of keys. Hydra also makes a map of all choices for each of these files, in
+case its list of defaults refers to one; it is left out where no entry does.
 """
 
 from collections.abc import Iterator
@@ -11,10 +12,11 @@ from copy import copy, deepcopy
 from typing import Any
 
 import pytest
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from hydra.core.default_element import ResultDefault
-from omegaconf import DictConfig
+from hydra.core.default_element import InputDefault, ResultDefault
+from omegaconf import DictConfig, OmegaConf
 
 from ppll_cli.config.options import conf_dir
 
@@ -27,6 +29,7 @@ then nothing is kept."""
 def configurations() -> Iterator[None]:
     """Keep the files that Hydra reads, and the results of joining them, while the body runs."""
     load, join = ConfigRepository.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
+    map_choices = defaults_list._create_interpolation_map
     loaded: dict[str, Any] = {}
     joined: dict[tuple[Any, ...], DictConfig] = {}
 
@@ -49,9 +52,14 @@ def configurations() -> Iterator[None]:
             joined[key] = join(loader, defaults, copies)
         return deepcopy(joined[key])
 
+    def map_if_used(overrides: Any, entries: list[InputDefault], self_added: bool) -> DictConfig:
+        used = any(not entry.is_self() and entry.is_interpolation() for entry in entries)
+        return map_choices(overrides, entries, self_added) if used else OmegaConf.create()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", load_once)
         patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", join_once)
+        patch.setattr(defaults_list, "_create_interpolation_map", map_if_used)
         yield
 
 

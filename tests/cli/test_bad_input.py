@@ -66,19 +66,24 @@ def refusal(
     monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
     def refusal(arguments: Sequence[str]) -> str:
-        before = sorted(Path().rglob("*"))
+        before = files_here()
         monkeypatch.setattr(sys, "argv", ["ppll-run", *arguments])
         with restored(), pytest.raises(SystemExit) as left:
             app.main()
         said = capsys.readouterr()
         assert left.value.code == 2, said.err
         assert not said.out or "--multirun" in arguments
-        assert sorted(Path().rglob("*")) == before, "something was left behind"
+        assert files_here() == before, "something was left behind"
         (line,) = said.err.splitlines()
         assert line.startswith("ppll-run: ")
         return line.removeprefix("ppll-run: ")
 
     return refusal
+
+
+def files_here() -> list[Path]:
+    """Return what is in the working directory, without what Python compiles there."""
+    return sorted(path for path in Path().rglob("*") if "__pycache__" not in path.parts)
 
 
 # --- Code that a user may have written -----------------------------------------------------------

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from ppll_cli.data import digits
@@ -30,6 +29,8 @@ def test_the_split_is_always_the_same_1437_and_360_digits(options: Options) -> N
 
 
 def test_every_digit_is_in_exactly_one_part(options: Options) -> None:
+    from sklearn.datasets import load_digits  # no other test needs it, and its import takes seconds
+
     splits = Digits(**options()).load().values()
     ours = [pair for split in splits for pair in pairs(split.images, split.labels)]
     theirs = load_digits()
