@@ -153,10 +153,6 @@ class ImageBatches(ABC):
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch, augmented and mixed.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0. The last batch may be shorter.
-
         Returns:
             Images float32 [B, C, H, W] and labels int64 [B], by name. If mixing is on, there are
             also the other labels and the shares (see `ppll_cli.data.mixing.targets`).
@@ -171,16 +167,7 @@ class ImageBatches(ABC):
         return mixing.mixed(named, generator_of(seeding.mixing(seed, epoch, batch)))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch of samples in their order, neither augmented nor mixed.
-
-        Args:
-            split: Name of the split.
-            batch: Index of the batch within the split, from 0.
-            size: Samples per batch; the last batch may have fewer.
-
-        Returns:
-            Tensors with the names and dtypes of a training batch.
-        """
+        """Make an evaluation batch of samples in their order, neither augmented nor mixed."""
         assert 0 <= batch < self.evaluation_batches(split, size)
         first = batch * size
         last = min(first + size, self.samples[split])
@@ -257,10 +244,6 @@ class Ahead:
 
         If this batch follows the previously returned batch, the thread has already begun to make
         it. An exception that occurred in the thread is raised here.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
         """
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)

@@ -139,16 +139,7 @@ class Classified(Files, ABC):
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """Prepare a picture of the user for the model: fit it to the model's size and normalise it.
-
-        Args:
-            picture: A picture of any size and mode.
-            image: The shape of the model's images.
-            device: The device of the result.
-
-        Returns:
-            The image by name, float32 [1, C, H, W].
-        """
+        """Fit a picture of the user to the model's size and normalise it: float32 [1, C, H, W]."""
         from ppll_cli.data.augment import normalise, per_channel
         from ppll_cli.data.one_picture import fitted
         from ppll_cli.models.unit import IMAGE
@@ -162,13 +153,7 @@ class Classified(Files, ABC):
         picture: "Image.Image",
         inputs: "dict[str, Tensor]",
     ) -> "Prediction":
-        """Return the model's probabilities of all classes for a picture of the user.
-
-        Args:
-            predict: Takes images and returns the model's prediction.
-            picture: The picture.
-            inputs: The result of `inputs` for this picture.
-        """
+        """Return the model's probabilities of all classes for a picture of the user."""
         from ppll_cli.data.one_picture import labelled
         from ppll_cli.models.unit import IMAGE
 

@@ -87,10 +87,6 @@ class PatchBatches:
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch of patches at random places of random pictures.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
-
         Returns:
             Small [B, 3, P, P] and large [B, 3, sP, sP] patches, float32 in [0, 1], by name. The
             tensors that describe tiles are empty, [B, 0].
@@ -120,12 +116,7 @@ class PatchBatches:
         return self._named(low, high, torch.empty(count, 0), torch.empty(count, 0))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch, which is one tile, because tiles have different shapes.
-
-        Args:
-            split: Name of the split.
-            batch: Index of the tile within the split, from 0.
-            size: Must be 1.
+        """Make a batch of one tile (`size` must be 1), because tiles have different shapes.
 
         Returns:
             Small [1, 3, H, W] and large [1, 3, sH, sW] tile, float32 in [0, 1], the description of

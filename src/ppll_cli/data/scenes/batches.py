@@ -87,10 +87,6 @@ class SceneBatches:
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch without ignored boxes, from the random order of the epoch.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
-
         Returns:
             Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.
         """
@@ -107,16 +103,7 @@ class SceneBatches:
         return self._named(sized, numbers)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch of pictures in their order, not mirrored, with all boxes.
-
-        Args:
-            split: Name of the split.
-            batch: Index of the batch within the split, from 0.
-            size: Pictures per batch; the last batch may have fewer.
-
-        Returns:
-            Tensors with the names and dtypes of a training batch.
-        """
+        """Make an evaluation batch of pictures in their order, not mirrored, with all boxes."""
         scenes = self.splits[split]
         numbers = torch.arange(batch * size, min((batch + 1) * size, len(scenes)))
         assert len(numbers)

@@ -222,12 +222,7 @@ class DetectionDataset(Files, ABC):
         )
 
     def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
-        """Write the first test pictures with their true boxes and the detected boxes.
-
-        Args:
-            predict: Takes images and returns the model's prediction.
-            folder: The folder to create.
-        """
+        """Write the first test pictures with their true boxes and the detected boxes."""
         import torch
 
         from ppll_cli.data.scenes.samples import write_samples
