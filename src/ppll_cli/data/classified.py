@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from PIL import Image
     from torch import Tensor
 
-    from ppll_cli.data.batches import Form
     from ppll_cli.data.source import EvaluationForm, Prediction
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
@@ -112,29 +111,6 @@ class Classified(Files, ABC):
         """
         if self.pad >= side:
             raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
-
-    def form(self, batch_size: int, seed: int, device: "torch.device") -> "Form":
-        """Return the settings that define how batches are made from images.
-
-        Args:
-            batch_size: Samples per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
-        """
-        from ppll_cli.data.augment import Augmentation
-        from ppll_cli.data.batches import Form
-        from ppll_cli.data.mixing import Mixing
-
-        return Form(
-            mean=self.mean,
-            std=self.std,
-            augmentation=Augmentation(self.augment, self.pad, self.pad_mode, self.flip),
-            mixing=Mixing(self.mixup, self.cutmix),
-            drop_last=self.drop_last,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-        )
 
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"

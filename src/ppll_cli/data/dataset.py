@@ -93,7 +93,7 @@ class ImageDataset(Classified):
         """Return a maker of batches from splits that are kept on the device."""
         from ppll_cli.data.batches import Batches
 
-        return Batches(splits, self.form(batch_size, seed, device))
+        return Batches(self, splits, batch_size, seed, device)
 
     def load(self) -> "dict[str, Split]":
         """Read and check the data, and divide it into splits.

@@ -176,17 +176,11 @@ class LabelledPictures(Classified):
         from ppll_cli.data.batches import Batches, Split
         from ppll_cli.data.labelled.batches import LoadedBatches
 
-        form = self.form(batch_size, seed, device)
         made = {name: split for name, split in splits.items() if isinstance(split, Split)}
         if made:
-            return Batches(made, form)
-        return LoadedBatches(
-            self._splits,
-            middle=self.middle,
-            scale=self.scale,
-            loaders=Loaders(self._processes, self.size),
-            form=form,
-        )
+            return Batches(self, made, batch_size, seed, device)
+        loaders = Loaders(self._processes, self.size)
+        return LoadedBatches(self, self._splits, loaders, batch_size, seed, device)
 
     @property
     def _processes(self) -> int:

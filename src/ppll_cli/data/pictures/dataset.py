@@ -250,13 +250,4 @@ class PictureDataset(Files, ABC):
         """Return a maker of batches of patches or tiles."""
         from ppll_cli.data.pictures.patches import PatchBatches
 
-        return PatchBatches(
-            splits,
-            scale=self.scale,
-            patch=self.patch,
-            turned=self.flip,
-            drop_last=self.drop_last,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-        )
+        return PatchBatches(self, splits, batch_size, seed, device)

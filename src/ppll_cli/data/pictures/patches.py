@@ -15,6 +15,7 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.data.batches import generator_of, steps_per_epoch
 from ppll_cli.data.pictures.cache import Bytes, Pictures
+from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.data.pictures.tiles import Span
 from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
@@ -58,11 +59,8 @@ class PatchBatches:
     """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
 
     Args:
+        dataset: Settings of the data set: scale s, side P of patches, whether they are turned.
         splits: The splits by name.
-        scale: The scale s.
-        patch: Height and width P of a patch.
-        turned: Whether patches are randomly mirrored and rotated.
-        drop_last: Whether a shorter last batch is left out.
         batch_size: Samples per training batch.
         seed: The run's seed.
         device: The device on which batches are made.
@@ -70,19 +68,16 @@ class PatchBatches:
 
     def __init__(
         self,
+        dataset: PictureDataset,
         splits: Mapping[str, PictureSplit],
-        *,
-        scale: int,
-        patch: int,
-        turned: bool,
-        drop_last: bool,
         batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.splits, self.scale, self.patch, self.turned = splits, scale, patch, turned
+        self.splits, self.turned = splits, dataset.flip
+        self.scale, self.patch = dataset.scale, dataset.patch
         self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, drop_last)
+        self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, dataset.drop_last)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch of patches at random places of random pictures.
