@@ -24,12 +24,7 @@ from ppll_cli.tasks.classification import LABEL
 
 
 def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
-    """Return the number of training batches of an epoch.
-
-    Args:
-        samples: Number of training samples.
-        batch_size: Samples per training batch.
-        drop_last: Whether a shorter last batch is left out.
+    """Return the number of batches of an epoch; `drop_last` leaves out a shorter last one.
 
     Raises:
         ConfigError: There would be no batch.

@@ -101,10 +101,7 @@ class Classified(Files, ABC):
         return None
 
     def check_pad(self, side: int) -> None:
-        """Check that `pad` is smaller than an image.
-
-        Args:
-            side: The shorter side of the image, in pixels.
+        """Check that `pad` is less than the shorter side of an image, in pixels.
 
         Raises:
             ConfigError: `pad` is too large.

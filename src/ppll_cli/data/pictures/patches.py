@@ -167,13 +167,8 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
     """Return the range of evaluated pixels along a side of the large tile, relative to its start.
 
-    Pixels closer than `border` to the picture's edge are not evaluated.
-
-    Args:
-        span: The span of the small tile.
-        side: Side of the small picture, in pixels.
-        scale: The scale s.
-        border: Width of the border, in pixels of the large picture.
+    Pixels closer than `border` to the edge of the large picture are not evaluated. The span of the
+    tile, and `side`, the length of the picture, are in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)
