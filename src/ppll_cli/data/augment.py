@@ -33,15 +33,7 @@ class Augmentation:
     flip: bool
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment a batch.
-
-        Args:
-            images: uint8 [B, C, H, W].
-            generator: A CPU generator.
-
-        Returns:
-            The augmented images, uint8 [B, C, H, W].
-        """
+        """Augment a batch of images, uint8 [B, C, H, W]."""
         if self.kind == "none":
             return images
         if self.pad:
@@ -57,15 +49,9 @@ def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Scale pixels to [0, 1], subtract the mean and divide by the standard deviation.
+    """Scale uint8 [B, C, H, W] to float32 in [0, 1], subtract the mean and divide by `std`.
 
-    Args:
-        images: uint8 [B, C, H, W], 0 to 255.
-        mean: float32 [C, 1, 1] or [1, 1, 1], for pixels in [0, 1].
-        std: float32 [C, 1, 1] or [1, 1, 1], for pixels in [0, 1].
-
-    Returns:
-        float32 [B, C, H, W].
+    `mean` and `std` are float32 [C, 1, 1] or [1, 1, 1], for pixels in [0, 1].
     """
     return images.float().div_(255).sub_(mean).div_(std)
 
@@ -113,14 +99,6 @@ def _inside(places: Tensor, mode: str) -> Tensor:
 
 
 def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image from left to right with probability 1/2.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        generator: A CPU generator.
-
-    Returns:
-        The images, uint8 [B, C, H, W].
-    """
+    """Mirror each image, uint8 [B, C, H, W], from left to right with probability 1/2."""
     flipped = torch.randint(2, (len(images), 1, 1, 1), generator=generator) == 1
     return torch.where(to_device(flipped, images.device), images.flip(3), images)

@@ -4,7 +4,7 @@ Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.augment import Augmentation, normalise, per_channel
+from ppll_cli.data.classified import Classified
 from ppll_cli.data.mixing import Mixing
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.data.staging import CPU, SideStream, to_device
@@ -23,12 +24,7 @@ from ppll_cli.tasks.classification import LABEL
 
 
 def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
-    """Return the number of training batches of an epoch.
-
-    Args:
-        samples: Number of training samples.
-        batch_size: Samples per training batch.
-        drop_last: Whether a shorter last batch is left out.
+    """Return the number of batches of an epoch; `drop_last` leaves out a shorter last one.
 
     Raises:
         ConfigError: There would be no batch.
@@ -95,44 +91,32 @@ class Split:
         return len(self.labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """Settings that define how batches are made from images.
+class ImageBatches(ABC):
+    """Makes batches of labelled images. A subclass provides the images.
 
-    Attributes:
-        mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
-        std: Standard deviation of these pixels: one value, or one value per channel.
-        augmentation: The augmentation of training batches.
-        mixing: The mixing of training images in pairs, after augmentation and normalisation.
-        drop_last: Whether a shorter last batch is left out.
+    Args:
+        dataset: Settings of the data set, such as its augmentation.
+        samples: Number of samples of each split.
         batch_size: Samples per training batch.
         seed: The run's seed.
         device: The device on which batches are made.
     """
 
-    mean: Sequence[float]
-    std: Sequence[float]
-    augmentation: Augmentation
-    mixing: Mixing
-    drop_last: bool
-    batch_size: int
-    seed: int
-    device: torch.device
-
-
-class ImageBatches(ABC):
-    """Makes batches of labelled images. A subclass provides the images.
-
-    Args:
-        samples: Number of samples of each split.
-        form: How batches are made from images.
-    """
-
-    def __init__(self, samples: Mapping[str, int], form: Form) -> None:
-        self.samples, self.form, self.device = samples, form, form.device
-        self.steps_per_epoch = steps_per_epoch(samples["train"], form.batch_size, form.drop_last)
-        self._mean = per_channel(form.mean, form.device)
-        self._std = per_channel(form.std, form.device)
+    def __init__(
+        self,
+        dataset: Classified,
+        samples: Mapping[str, int],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.samples, self.batch_size, self.seed, self.device = samples, batch_size, seed, device
+        self.steps_per_epoch = steps_per_epoch(samples["train"], batch_size, dataset.drop_last)
+        self._augmentation = Augmentation(
+            dataset.augment, dataset.pad, dataset.pad_mode, dataset.flip
+        )
+        self._mixing = Mixing(dataset.mixup, dataset.cutmix)
+        self._mean, self._std = per_channel(dataset.mean, device), per_channel(dataset.std, device)
 
     @abstractmethod
     def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:
@@ -153,40 +137,26 @@ class ImageBatches(ABC):
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch, augmented and mixed.
 
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0. The last batch may be shorter.
-
         Returns:
             Images float32 [B, C, H, W] and labels int64 [B], by name. If mixing is on, there are
             also the other labels and the shares (see `ppll_cli.data.mixing.targets`).
         """
         assert 0 <= batch < self.steps_per_epoch
-        seed, mixing = self.form.seed, self.form.mixing
-        generator = generator_of(seeding.augmentation(seed, epoch, batch))
+        generator = generator_of(seeding.augmentation(self.seed, epoch, batch))
         with self.training_images(epoch, batch) as (images, labels):
-            named = self._named(self.form.augmentation(images, generator), labels)
-        if not mixing.on:
+            named = self._named(self._augmentation(images, generator), labels)
+        if not self._mixing.on:
             return named
-        return mixing.mixed(named, generator_of(seeding.mixing(seed, epoch, batch)))
+        return self._mixing.mixed(named, generator_of(seeding.mixing(self.seed, epoch, batch)))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch of samples in their order, neither augmented nor mixed.
-
-        Args:
-            split: Name of the split.
-            batch: Index of the batch within the split, from 0.
-            size: Samples per batch; the last batch may have fewer.
-
-        Returns:
-            Tensors with the names and dtypes of a training batch.
-        """
+        """Make an evaluation batch of samples in their order, neither augmented nor mixed."""
         assert 0 <= batch < self.evaluation_batches(split, size)
         first = batch * size
         last = min(first + size, self.samples[split])
         with self.evaluation_images(split, first, last) as (images, labels):
             named = self._named(images, labels)
-        return self.form.mixing.unmixed(named) if self.form.mixing.on else named
+        return self._mixing.unmixed(named) if self._mixing.on else named
 
     def evaluation_batches(self, split: str, size: int) -> int:
         """Return the number of evaluation batches of a split, with at most `size` samples each."""
@@ -197,24 +167,27 @@ class ImageBatches(ABC):
 
 
 class Batches(ImageBatches):
-    """Makes batches from splits that are kept on the device as uint8.
+    """Makes batches from splits that are kept on the device as uint8; see `ImageBatches`."""
 
-    Args:
-        splits: The splits by name.
-        form: How batches are made from images.
-    """
-
-    def __init__(self, splits: Mapping[str, Split], form: Form) -> None:
-        super().__init__({name: len(split) for name, split in splits.items()}, form)
+    def __init__(
+        self,
+        dataset: Classified,
+        splits: Mapping[str, Split],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        samples = {name: len(split) for name, split in splits.items()}
+        super().__init__(dataset, samples, batch_size, seed, device)
         self.splits = {
-            name: Split(split.images.to(form.device), split.labels.to(form.device))
+            name: Split(split.images.to(device), split.labels.to(device))
             for name, split in splits.items()
         }
-        self._order = EpochOrder(len(splits["train"]), form.seed, form.device)
+        self._order = EpochOrder(samples["train"], seed, device)
 
     def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:  # noqa: D102
-        first = batch * self.form.batch_size
-        chosen = self._order.of(epoch)[first : first + self.form.batch_size]
+        first = batch * self.batch_size
+        chosen = self._order.of(epoch)[first : first + self.batch_size]
         split = self.splits["train"]
         return nullcontext(
             (split.images.index_select(0, chosen), split.labels.index_select(0, chosen))
@@ -257,10 +230,6 @@ class Ahead:
 
         If this batch follows the previously returned batch, the thread has already begun to make
         it. An exception that occurred in the thread is raised here.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
         """
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)

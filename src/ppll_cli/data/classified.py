@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from PIL import Image
     from torch import Tensor
 
-    from ppll_cli.data.batches import Form
     from ppll_cli.data.source import EvaluationForm, Prediction
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
@@ -102,10 +101,7 @@ class Classified(Files, ABC):
         return None
 
     def check_pad(self, side: int) -> None:
-        """Check that `pad` is smaller than an image.
-
-        Args:
-            side: The shorter side of the image, in pixels.
+        """Check that `pad` is less than the shorter side of an image, in pixels.
 
         Raises:
             ConfigError: `pad` is too large.
@@ -113,42 +109,10 @@ class Classified(Files, ABC):
         if self.pad >= side:
             raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
 
-    def form(self, batch_size: int, seed: int, device: "torch.device") -> "Form":
-        """Return the settings that define how batches are made from images.
-
-        Args:
-            batch_size: Samples per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
-        """
-        from ppll_cli.data.augment import Augmentation
-        from ppll_cli.data.batches import Form
-        from ppll_cli.data.mixing import Mixing
-
-        return Form(
-            mean=self.mean,
-            std=self.std,
-            augmentation=Augmentation(self.augment, self.pad, self.pad_mode, self.flip),
-            mixing=Mixing(self.mixup, self.cutmix),
-            drop_last=self.drop_last,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-        )
-
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """Prepare a picture of the user for the model: fit it to the model's size and normalise it.
-
-        Args:
-            picture: A picture of any size and mode.
-            image: The shape of the model's images.
-            device: The device of the result.
-
-        Returns:
-            The image by name, float32 [1, C, H, W].
-        """
+        """Fit a picture of the user to the model's size and normalise it: float32 [1, C, H, W]."""
         from ppll_cli.data.augment import normalise, per_channel
         from ppll_cli.data.one_picture import fitted
         from ppll_cli.models.unit import IMAGE
@@ -162,13 +126,7 @@ class Classified(Files, ABC):
         picture: "Image.Image",
         inputs: "dict[str, Tensor]",
     ) -> "Prediction":
-        """Return the model's probabilities of all classes for a picture of the user.
-
-        Args:
-            predict: Takes images and returns the model's prediction.
-            picture: The picture.
-            inputs: The result of `inputs` for this picture.
-        """
+        """Return the model's probabilities of all classes for a picture of the user."""
         from ppll_cli.data.one_picture import labelled
         from ppll_cli.models.unit import IMAGE
 

@@ -89,9 +89,6 @@ class Coco(DetectionDataset):
 def parse(content: Any) -> Index:
     """Convert the content of an annotation file to an index, with pictures in order of their ids.
 
-    Args:
-        content: The content of the JSON file.
-
     Raises:
         ValueError: An entry is missing or wrong; the message names it.
     """

@@ -90,17 +90,10 @@ class ImageDataset(Classified):
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"
     ) -> "Batches":
-        """Return an object that makes the batches of a run.
-
-        Args:
-            splits: The result of `load`.
-            batch_size: Samples per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
-        """
+        """Return a maker of batches from splits that are kept on the device."""
         from ppll_cli.data.batches import Batches
 
-        return Batches(splits, self.form(batch_size, seed, device))
+        return Batches(self, splits, batch_size, seed, device)
 
     def load(self) -> "dict[str, Split]":
         """Read and check the data, and divide it into splits.

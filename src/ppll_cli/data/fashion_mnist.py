@@ -77,15 +77,11 @@ class FashionMnist(ImageDataset):
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read an idx file of unsigned bytes, plain or `.gz`.
+    """Read an idx file of unsigned bytes, plain or `.gz`, with this number of dimensions.
 
     The header of the file consists of two zero bytes, the code of the type, the number of
     dimensions, and the size of each dimension as a big-endian 32-bit integer. Reading stops just
     after the announced length, so that a small `.gz` cannot fill the memory.
-
-    Args:
-        path: The file.
-        dimensions: Number of dimensions that the array must have.
 
     Raises:
         ValueError: The header is wrong, or the length of the data does not match it.

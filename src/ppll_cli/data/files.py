@@ -82,13 +82,7 @@ class Files:
     def fault(
         self, source: object, problem: str, remedy: str = "put the published file there"
     ) -> ConfigError:
-        """Return the error for a missing or wrong file.
-
-        Args:
-            source: How the message names the file.
-            problem: The fault of the file.
-            remedy: A way for the user to correct it.
-        """
+        """Return the error for a missing or wrong file, which the message calls `source`."""
         return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
 
 
@@ -102,11 +96,9 @@ def fixed_random(seed: int) -> np.random.RandomState:
 
 
 def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Choose which training samples are held out as `val`; the choice is the same in every run.
+    """Choose which fraction of the training samples is held out as `val`.
 
-    Args:
-        samples: Number of training samples.
-        fraction: The fraction of these samples to hold out.
+    The choice is the same in every run.
 
     Returns:
         The indices of the kept samples, in ascending order, and the indices of the held-out
@@ -131,11 +123,7 @@ def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
 def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> None:
     """Check that the value of `data.<key>` is at least `least`.
 
-    Args:
-        key: The key, without `data.`.
-        value: Its value.
-        least: The smallest value allowed.
-        otherwise: A remark that follows the smallest value in the error message.
+    In the error message, `otherwise` follows the smallest value.
 
     Raises:
         ConfigError: The value is smaller.

@@ -35,12 +35,7 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
 
 
 def difference(identity: Identity, before: Identity) -> str:
-    """Describe in one line how data differ from the data with which a run was started.
-
-    Args:
-        identity: The identity of the data now.
-        before: The identity of the data when the run was started.
-    """
+    """Describe in one line how data differ from the data with which a run was started."""
     for split in dict.fromkeys([*before, *identity]):
         now, then = ([tuple(e) for e in each.get(split, ())] for each in (identity, before))
         if now == then:

@@ -86,12 +86,7 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return file and class for a line of Kaggle's list.
-
-    Args:
-        name: Name of the picture.
-        boxes: Its boxes as text, `CLASS LEFT TOP RIGHT BOTTOM ...`.
-    """
+    """Return file and class for a picture with boxes `CLASS LEFT TOP RIGHT BOTTOM ...`."""
     return f"{name}.JPEG", boxes.split()[0]
 
 

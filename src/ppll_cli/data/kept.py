@@ -21,11 +21,9 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: str, recipe: object) -> Path:
-    """Return the path for derived data in the cache folder.
+    """Return the path in the cache for derived data; `folder` holds all data of one kind.
 
-    Args:
-        folder: Name of the folder for all data of this kind.
-        recipe: Everything that determines the derived data, as values that JSON can represent.
+    The recipe is everything that determines the data, as values that JSON can represent.
     """
     written = json.dumps([_VERSION, recipe]).encode()
     return cache_root() / folder / blake2b(written, digest_size=12).hexdigest()

@@ -70,24 +70,16 @@ class Mixing:
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
     """Return the targets of a mixed batch by name: both labels, and the share of the first label.
 
-    Args:
-        labels: The first label of each image, int64 [B].
-        others: The other label of each image, int64 [B].
-        share: Share of the first label, in [0, 1], the same for all images.
+    Labels are int64 [B]; the share, in [0, 1], is the same for all images.
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}
 
 
 def mix_up(images: Tensor, share: float) -> float:
-    """Replace each image x_i by share * x_i + (1 - share) * x_(i - 1).
+    """Replace each image x_i by share * x_i + (1 - share) * x_(i - 1), in place; return the share.
 
-    Args:
-        images: float32 [B, C, H, W], changed in place.
-        share: The share of the image itself, in [0, 1].
-
-    Returns:
-        The share.
+    Images are float32 [B, C, H, W]; the share is in [0, 1].
     """
     others = images.roll(1, 0).mul_(1 - share)
     images.mul_(share).add_(others)

@@ -21,10 +21,6 @@ def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
     A picture of another size is resized (bilinear, antialiased) so that it just covers the model's
     image, and then cropped to its middle.
 
-    Args:
-        picture: A picture of any size and mode.
-        image: The shape of the model's images.
-
     Returns:
         The image, uint8 [1, C, H, W].
 
@@ -43,12 +39,7 @@ def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
 
 
 def labelled(probabilities: Sequence[float], classes: Sequence[str]) -> Prediction:
-    """Return the most probable class, and all classes in order of falling probability.
-
-    Args:
-        probabilities: The probability of each class, in the order of labels.
-        classes: The name of each class, in the order of labels.
-    """
+    """Return the most probable class, and all classes in order of falling probability."""
     order = sorted(range(len(probabilities)), key=lambda label: -probabilities[label])
     sure = [
         {"label": label, "class": classes[label], "probability": probabilities[label]}

@@ -33,12 +33,9 @@ class Published(ImageDataset):
     def open(
         self, part: Part, folder: Path, *, download: bool = False
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Check and read the files of a part with torchvision.
+        """Check and read the files of a part with torchvision, or download missing files first.
 
-        Args:
-            part: The part.
-            folder: The root for torchvision.
-            download: Whether missing files are downloaded first.
+        The folder is the root for torchvision.
 
         Returns:
             Images uint8 [N, C, H, W] and labels, integers [N].

@@ -42,15 +42,7 @@ _LUMA = (19595, 38470, 7471)
 
 
 def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Augment each image by its own random operations.
-
-    Args:
-        images: uint8 [B, C, H, W].
-        generator: A CPU generator.
-
-    Returns:
-        The augmented images, uint8 [B, C, H, W].
-    """
+    """Augment each image, uint8 [B, C, H, W], by its own random operations."""
     count = len(GEOMETRY) + len(COLOURS) + 1  # the last operation leaves an image unchanged
     for _ in range(OPERATIONS):
         drawn = torch.randint(count, (len(images),), generator=generator)
@@ -137,12 +129,7 @@ GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
     """Transform images by affine maps; take the nearest pixel, or black outside of the image.
 
-    Args:
-        images: uint8 [B, C, H, W].
-        maps: The `Map` of each image, int64 [B, 6].
-
-    Returns:
-        The transformed images, uint8 [B, C, H, W].
+    Images are uint8 [B, C, H, W]; `maps` has the `Map` of each image, int64 [B, 6].
     """
     _, channels, height, width = images.shape
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)

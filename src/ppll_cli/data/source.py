@@ -74,6 +74,8 @@ class BatchMaker(Protocol):
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch of samples in their order, without augmentation.
 
+        The tensors have the names and dtypes of those of a training batch.
+
         Args:
             split: Name of the split of the data set.
             batch: Index of the batch within the split, from 0.

@@ -70,9 +70,7 @@ class SideStream:
         When the tensors are freed, the allocator would let the side stream reuse their memory at
         once. So this method records that the current stream uses the tensors too.
 
-        Args:
-            tensors: The tensors by name.
-            made: The event that `mark` returned after the tensors were made; None on CPU.
+        `made` is the event that `mark` returned after the tensors were made; None on CPU.
         """
         if made is None:
             return

@@ -33,10 +33,6 @@ def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
     """Return the share of each class for each sample, float32 [B, classes].
 
     Each row adds up to 1. For images that are not mixed, it is one-hot. Labels are not smoothed.
-
-    Args:
-        values: The targets of a batch, by name.
-        classes: Number of classes.
     """
     numbers = torch.arange(classes, device=values[LABEL].device)
     rows = (values[LABEL][:, None] == numbers).float()
@@ -95,7 +91,6 @@ class Classification:
 
     Attributes:
         classes: Number of classes; labels are 0 to classes - 1.
-        metric: Name of the metric.
         label_smoothing: Fraction of each target that is distributed evenly over all classes in
             training.
         mixed: Whether images are mixed in pairs in training, so that each has two labels.
@@ -166,11 +161,7 @@ def with_smoothing(task: Task, amount: float) -> Task:
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """Return the task for batches whose images are mixed in pairs.
-
-    Args:
-        task: The data set's task.
-        mixed: The settings of the data set that mix images, by key; empty if images are not mixed.
+    """Return the task for images mixed in pairs, or the task unchanged if `mixed` is empty.
 
     Raises:
         ConfigError: The task has no labels to mix.

@@ -36,9 +36,7 @@ class Details:
 def by_class(rows: Tensor, names: Sequence[str]) -> Details:
     """Return the accuracy of each class, and the confusion matrix.
 
-    Args:
-        rows: Label and predicted label of each sample, int64 [N, 2].
-        names: Names of the classes.
+    Rows are label and predicted label of each sample, int64 [N, 2].
     """
     count = len(names)
     table = torch.bincount(rows[:, 0] * count + rows[:, 1], minlength=count * count)

@@ -79,7 +79,6 @@ class Detection:
             stride 8.
         crowds: Whether ignored boxes are crowds, as in COCO; otherwise they are difficult objects.
         forced: Whether a box is matched even if no anchor overlaps it enough.
-        metric: Name of the metric.
     """
 
     classes: tuple[str, ...]
@@ -200,10 +199,7 @@ class Detection:
     def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
         """Return the stride of a map: the number of image pixels from one position to the next.
 
-        Args:
-            key: The setting that the error message names.
-            value: The value of this setting.
-            shape: Shape of the features, without the batch dimension.
+        The error message names the setting `key=value`.
 
         Raises:
             ConfigError: The features are no map, the stride is no power of 2, or the strides in

@@ -23,15 +23,9 @@ class FocalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, classes: Tensor) -> Tensor:
-        """Return the loss of each logit.
+        """Return the loss of each logit; logits and losses are float32 [B, A, C].
 
-        Args:
-            ctx: The context, which keeps tensors for the backward pass.
-            logits: float32 [B, A, C].
-            classes: Whether an anchor is matched to an object of a class, bool [B, A, C].
-
-        Returns:
-            float32 [B, A, C].
+        `classes`, bool [B, A, C], says whether an anchor is matched to an object of a class.
         """
         # One picture at a time: on CPU the last bit of a sigmoid depends on the position in the
         # tensor, and a picture's loss must not depend on the other pictures of its batch.

@@ -20,11 +20,7 @@ _LUMA = (65.481, 128.553, 24.966)
 def luma(pictures: Tensor) -> Tensor:
     """Compute the luma (BT.601's Y, from 16 for black to 235 for white), after rounding to 8 bits.
 
-    Args:
-        pictures: Red, green and blue, float [B, 3, H, W]. Values are clamped to [0, 1].
-
-    Returns:
-        float32 [B, H, W].
+    Pictures are RGB, float [B, 3, H, W], clamped to [0, 1]. The result is float32 [B, H, W].
     """
     channels = eight_bits(pictures).unbind(dim=1)
     red, green, blue = (c * (w / 255) for c, w in zip(channels, _LUMA, strict=True))
@@ -32,11 +28,7 @@ def luma(pictures: Tensor) -> Tensor:
 
 
 def inner_luma(pixels: Tensor, border: int) -> Tensor:
-    """Compute the luma of a picture without its border.
-
-    Args:
-        pixels: uint8 [H, W, 3].
-        border: Number of rows and columns that are left out on each side.
+    """Compute the luma of a picture, uint8 [H, W, 3], without `border` pixels at each edge.
 
     Returns:
         float32 [1, H - 2 border, W - 2 border].
@@ -46,35 +38,24 @@ def inner_luma(pixels: Tensor, border: int) -> Tensor:
 
 
 def eight_bits(pictures: Tensor) -> Tensor:
-    """Convert pictures in [0, 1] to float32 levels from 0 to 255, rounded as in a file.
-
-    Args:
-        pictures: Float tensor of any shape. Values are clamped to [0, 1].
-    """
+    """Convert values, clamped to [0, 1], to float32 levels from 0 to 255, rounded as in a file."""
     return (pictures.float() * 255).clamp(0, 255).round()
 
 
 def psnr(squared_error: float, pixels: float) -> float:
-    """Compute the peak signal-to-noise ratio in dB.
+    """Compute the peak signal-to-noise ratio in dB from the sum of squared errors of all pixels.
 
-    Args:
-        squared_error: Sum of the squared errors over all pixels. If the mean is below 0.0001, the
-            function uses 0.0001, which gives 88.1 dB.
-        pixels: Number of pixels.
+    If their mean is below 0.0001, the function uses 0.0001, which gives 88.1 dB.
     """
     mean = max(squared_error / pixels, 1e-4)
     return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))
 
 
 def ssim_map(one: Tensor, other: Tensor) -> Tensor:
-    """Compute structural similarity around each pixel (Wang et al., 2004), with Gaussian windows.
+    """Compute structural similarity of lumas [B, H, W] around each pixel, with Gaussian windows.
 
-    This is scikit-image's SSIM with gaussian_weights=True, sigma=1.5 and
+    This is scikit-image's SSIM (Wang et al., 2004) with gaussian_weights=True, sigma=1.5 and
     use_sample_covariance=False, in float64, because variances are differences of large numbers.
-
-    Args:
-        one: Luma of a picture, [B, H, W].
-        other: Luma of the picture to compare it with, [B, H, W].
 
     Returns:
         float64 [B, H - 10, W - 10], for pixels whose window is inside the picture.

@@ -33,11 +33,7 @@ Floats = NDArray[np.float64]
 def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Mapping[str, float]:
     """Return all metrics, averaged over classes, in [0, 1]; NaN if there are no boxes to find.
 
-    Args:
-        rows: The rows of all pictures, in any order.
-        classes: Names of the classes.
-        crowds: Whether ignored boxes are crowds, each of which may contain any number of
-            detections.
+    If ignored boxes are crowds, each of them may contain any number of detections.
 
     Returns:
         By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75`, computed by
@@ -53,13 +49,7 @@ def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Ma
 
 
 def precisions_by_class(rows: Tensor, classes: Sequence[str], crowds: bool) -> Details:
-    """Return `ap`, `ap50`, `ap75` and the number of boxes to find, for each class.
-
-    Args:
-        rows: The rows of all pictures, in any order.
-        classes: Names of the classes.
-        crowds: Whether ignored boxes are crowds.
-    """
+    """Return `ap`, `ap50`, `ap75` and the number of boxes to find, for each class."""
     precision = _coco(rows, tuple(classes), crowds)
     asked_for = rows[(rows[:, 0] == THERE) & (rows[:, 7] == 0)]
     entries: list[Entry] = []

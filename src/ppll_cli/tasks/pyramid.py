@@ -29,10 +29,10 @@ _COLUMNS = 9
 
 
 def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Split a prediction into levels [..., A], anchors and deltas [..., A, 4], logits [..., A, C].
+    """Split a prediction, [..., A, 9 + C], where `...` is nothing or the pictures of a batch.
 
-    Args:
-        prediction: [..., A, 9 + C], where `...` is nothing or the pictures of a batch.
+    Returns:
+        Levels [..., A], anchors and deltas [..., A, 4], and logits [..., A, C].
     """
     anchors, deltas = prediction[..., 1:5], prediction[..., 5:_COLUMNS]
     return prediction[..., 0], anchors, deltas, prediction[..., _COLUMNS:]
@@ -63,15 +63,9 @@ class Anchors(nn.Module):
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
-        """Return a prediction.
+        """Return a prediction, float32 [B, A, 9 + C], from deltas [B, A, 4] and logits [B, A, C].
 
-        Args:
-            maps: One map for each level, finest first. Only their sizes are used.
-            deltas: [B, A, 4].
-            logits: [B, A, C].
-
-        Returns:
-            float32 [B, A, 9 + C].
+        There is one map for each level, finest first. Only the sizes of the maps are used.
         """
         grids = [list(map_.shape[2:]) for map_ in maps]
         image = [STRIDES[0] * 2 ** self.levels[0] * side for side in grids[0]]

@@ -62,7 +62,6 @@ class SuperResolution:
         mean: Mean of the pixels of each channel, in [0, 1].
         overlap: Number of pixels of the small picture by which a tile extends beyond those of its
             pixels that are evaluated.
-        metric: Name of the metric.
         reference: Name of the enlargement with which the model is compared.
     """
 
@@ -167,14 +166,9 @@ def _shaved(tile: Tensor) -> Tensor:
 
 
 def _inside(bounds: Tensor, like: Tensor) -> Tensor:
-    """Return a mask that is 1 within rows and columns, and 0 elsewhere.
+    """Return a mask, float64 [B, H, W], that is 1 within rows and columns, and 0 elsewhere.
 
-    Args:
-        bounds: First row, row after the last, first column, column after the last; int64 [B, 4].
-        like: [B, H, W].
-
-    Returns:
-        float64 [B, H, W].
+    `bounds` are first row, row after the last, first column, column after the last; int64 [B, 4].
     """
     rows, columns = (torch.arange(size, device=like.device) for size in like.shape[1:])
     top, bottom, left, right = (bounds[:, number, None] for number in range(4))

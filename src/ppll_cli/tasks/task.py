@@ -52,14 +52,9 @@ class Task(Protocol):
         ...
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return the scores of all batches, by name; the metric comes first.
+        """Return the scores by name, the metric first. Scores that were not measured are left out.
 
-        Args:
-            rows: The rows of all batches, float64 [n, columns], on the CPU.
-
-        Returns:
-            The scores that are reported besides the loss. Scores that were not measured are left
-            out.
+        The rows of all batches are float64 [n, columns], on the CPU.
         """
         ...
 
@@ -74,13 +69,7 @@ AnyTask = TypeVar("AnyTask")
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
     """Return the task if it belongs to the class that the setting `key=name` requires.
 
-    Args:
-        kind: The required class of the task.
-        task: The run's task.
-        key: The key of the setting.
-        name: The value of the setting, for the message.
-        use: Name of the required kind of task, for the message.
-        data: Data sets with this kind of task, for the message.
+    The error message says that the setting is for `use`, and to choose a data set `data`.
 
     Raises:
         ConfigError: The task belongs to another class.

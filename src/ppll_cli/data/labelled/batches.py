@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.batches import EpochOrder, Form, ImageBatches, Images, generator_of
+from ppll_cli.data.batches import EpochOrder, ImageBatches, Images, generator_of
 from ppll_cli.data.labelled.crops import TRIES
+from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import Listing
 from ppll_cli.data.labelled.loader import Wanted
 from ppll_cli.data.labelled.loaders import Loaders, Loading
@@ -64,29 +65,27 @@ class LoadedBatches(ImageBatches):
 
     Only one thread may make training batches, and only one may make evaluation batches.
 
+    See `ImageBatches` for the other arguments.
+
     Args:
         splits: The pictures of each split.
-        middle: Side of the square in the middle that evaluation uses, as a fraction of the
-            picture's shorter side. Training uses the same square if `scale` is None.
-        scale: Smallest and largest area of the random pieces that training uses, as fractions of
-            the picture's area; None if training uses the square in the middle.
         loaders: The processes that decode the pictures.
-        form: How batches are made from images.
     """
 
     def __init__(
         self,
+        dataset: LabelledPictures,
         splits: Mapping[str, Listing],
-        *,
-        middle: float,
-        scale: tuple[float, float] | None,
         loaders: Loaders,
-        form: Form,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
     ) -> None:
-        super().__init__({name: len(split) for name, split in splits.items()}, form)
-        self._splits, self._middle, self._scale = splits, middle, scale
-        self._loaders = loaders
-        self._order = EpochOrder(len(splits["train"]), form.seed)
+        samples = {name: len(split) for name, split in splits.items()}
+        super().__init__(dataset, samples, batch_size, seed, device)
+        self._splits, self._loaders = splits, loaders
+        self._middle, self._scale = dataset.middle, dataset.scale
+        self._order = EpochOrder(samples["train"], seed)
         self._training = Underway(self._begin_training)
         self._evaluating = Underway(self._begin_evaluation)
         self._evaluated = ("", 0)  # split and first sample of the last evaluation batch
@@ -116,14 +115,14 @@ class LoadedBatches(ImageBatches):
         return to_device(tensors[0], self.device), to_device(tensors[1], self.device)
 
     def _chosen(self, epoch: int, batch: int) -> NDArray[np.intp]:
-        first = batch * self.form.batch_size
-        return self._order.of(epoch)[first : first + self.form.batch_size].numpy()
+        first = batch * self.batch_size
+        return self._order.of(epoch)[first : first + self.batch_size].numpy()
 
     def _begin_training(self, key: tuple[int, int]) -> Loading:
         split = self._splits["train"]
         wanted = [Wanted(split.paths[number], self._middle) for number in self._chosen(*key)]
         if self._scale is not None:
-            generator = generator_of(seeding.crop(self.form.seed, *key))
+            generator = generator_of(seeding.crop(self.seed, *key))
             shape = (len(wanted), TRIES, 4)
             draws = torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
             wanted = [

@@ -19,13 +19,7 @@ Draw = tuple[float, float, float, float]
 
 
 def middle(width: int, height: int, part: float) -> Box:
-    """Return a square in the middle of a picture.
-
-    Args:
-        width: Width of the picture, in pixels.
-        height: Height of the picture, in pixels.
-        part: Side of the square, as a fraction of the picture's shorter side.
-    """
+    """Return the square in a picture's middle whose side is `part` times the shorter side."""
     side = part * min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     return left, top, left + side, top + side

@@ -110,16 +110,7 @@ class LabelledPictures(Classified):
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """Prepare a picture of the user: cut and resize it as for evaluation, and normalise it.
-
-        Args:
-            picture: A picture of any size and mode.
-            image: The shape of the model's images.
-            device: The device of the result.
-
-        Returns:
-            The image by name, float32 [1, 3, H, W].
-        """
+        """Cut and resize a picture as for evaluation, and normalise it: float32 [1, 3, H, W]."""
         from PIL import Image
 
         box, size = middle(*picture.size, self.middle), (image.width, image.height)
@@ -181,28 +172,15 @@ class LabelledPictures(Classified):
         seed: int,
         device: "torch.device",
     ) -> "ImageBatches":
-        """Return an object that makes the batches of a run.
-
-        Args:
-            splits: The result of `load`.
-            batch_size: Samples per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
-        """
+        """Return a maker of batches of images in memory, or of pictures that loaders decode."""
         from ppll_cli.data.batches import Batches, Split
         from ppll_cli.data.labelled.batches import LoadedBatches
 
-        form = self.form(batch_size, seed, device)
         made = {name: split for name, split in splits.items() if isinstance(split, Split)}
         if made:
-            return Batches(made, form)
-        return LoadedBatches(
-            self._splits,
-            middle=self.middle,
-            scale=self.scale,
-            loaders=Loaders(self._processes, self.size),
-            form=form,
-        )
+            return Batches(self, made, batch_size, seed, device)
+        loaders = Loaders(self._processes, self.size)
+        return LoadedBatches(self, self._splits, loaders, batch_size, seed, device)
 
     @property
     def _processes(self) -> int:

@@ -28,12 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[np.uint8]:
-    """Return the images of pictures from the cache folder; make them first if they are missing.
-
-    Args:
-        wanted: The N pictures, and the piece of each picture to use.
-        side: Height and width of the images, in pixels.
-        processes: Number of loaders that make the images.
+    """Return the images of N pictures from the cache; loaders make them first if they are missing.
 
     Returns:
         uint8 [N, 3, side, side], mapped from a file; changes stay in this process.
@@ -76,11 +71,6 @@ def images_of(
     This process itself decodes up to `_FEW` pictures, and yields each image, uint8 [3, side, side].
     If there are more pictures, loaders decode them, and each array holds up to `AT_ONCE` images,
     uint8 [n, 3, side, side].
-
-    Args:
-        wanted: The pictures, and the piece of each picture to use.
-        side: Height and width of the images, in pixels.
-        processes: Number of loaders.
 
     Raises:
         ConfigError: A file cannot be read as a picture.

@@ -135,10 +135,6 @@ def class_folders(folder: Path) -> list[Path]:
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
     """Find the pictures in a folder that has a folder for each class, with or without subfolders.
 
-    Args:
-        folder: The folder.
-        empty: Whether a class may have no pictures.
-
     Raises:
         ListingError: There are no classes, or a class has no pictures although `empty` is False.
     """
@@ -209,14 +205,9 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Check that a part has the classes of the training pictures.
+    """Check that a part, read from a folder or CSV file, has the classes of the training pictures.
 
     A CSV file may lack classes, because it cannot list a class without pictures.
-
-    Args:
-        source: The folder or the CSV file of the part.
-        found: The classes of the part.
-        train: The classes of the training pictures.
 
     Raises:
         ListingError: The part has a class that the training pictures lack, or it is a folder

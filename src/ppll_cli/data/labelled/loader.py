@@ -72,10 +72,8 @@ def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
 def serve(requests: Connection, memory: int) -> None:
     """Answer requests until the other end of the connection is closed.
 
-    Args:
-        requests: Receives requests and sends answers. The answer is None, or the error of the first
-            picture that cannot be decoded.
-        memory: File descriptor of the shared memory.
+    The answer is None, or the error of the first picture that cannot be decoded. Images are written
+    to the file descriptor `memory`.
     """
     while True:
         try:
@@ -98,12 +96,7 @@ def _load(request: Request, memory: int) -> PpllError | None:
 
 
 def main(requests: int, memory: int) -> None:
-    """Run a loader.
-
-    Args:
-        requests: File descriptor of the connection.
-        memory: File descriptor of the shared memory.
-    """
+    """Run a loader with the file descriptors of its connection and of the shared memory."""
     for number in STOPPING:  # a signal may reach all processes; the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # Linux kills this process when the worker ends

@@ -59,9 +59,6 @@ class Loaders:
     Args:
         count: Number of processes.
         side: Height and width of the images, in pixels.
-
-    Attributes:
-        memory: The memory that is shared with the loaders.
     """
 
     def __init__(self, count: int, side: int) -> None:
@@ -118,14 +115,7 @@ class Loaders:
 
 
 class Loading:
-    """Pictures that are being decoded.
-
-    Args:
-        answers: One future for each request.
-        memory: The memory that is shared with the loaders.
-        region: The region of the memory for the images.
-        shape: The shape of the array of all images.
-    """
+    """Pictures that are being decoded into a region of shared memory, with a future per request."""
 
     def __init__(
         self,
@@ -158,17 +148,7 @@ class Loading:
 
 
 class Region:
-    """A region of the shared memory.
-
-    Args:
-        descriptor: File descriptor of the shared memory.
-        offset: Start of the region, in bytes.
-        size: Size of the region, in bytes.
-
-    Attributes:
-        offset: Start of the region, in bytes.
-        view: The bytes of the region, mapped into this process.
-    """
+    """A region of the shared memory, mapped into this process as `view`. Numbers are in bytes."""
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
         self.offset, self.view = offset, mmap(descriptor, size, offset=offset)
@@ -212,11 +192,7 @@ class SharedMemory:
 
 
 class _Loader:
-    """Starts the process of a loader, and communicates with it.
-
-    Args:
-        memory: File descriptor of the shared memory.
-    """
+    """Starts the process of a loader with the descriptor `memory`, and communicates with it."""
 
     def __init__(self, memory: int) -> None:
         self._connection, there = Pipe()

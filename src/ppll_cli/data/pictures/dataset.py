@@ -193,10 +193,6 @@ class PictureDataset(Files, ABC):
 
         The views are the small picture with its pixels as squares, bicubic enlargement, the model's
         enlargement, and the large picture.
-
-        Args:
-            predict: Takes images and returns the model's prediction.
-            folder: The folder to create.
         """
         from ppll_cli.data.pictures.samples import captioned, views
 
@@ -215,16 +211,7 @@ class PictureDataset(Files, ABC):
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """Prepare a picture of the user for the model.
-
-        Args:
-            picture: A picture of any size and mode.
-            image: The shape of the model's images, which is not used.
-            device: The device of the result.
-
-        Returns:
-            The pixels in [0, 1] by name, float32 [1, 3, H, W].
-        """
+        """Return the pixels of a picture of the user in [0, 1], float32 [1, 3, H, W]."""
         from ppll_cli.data.pictures.patches import as_images
         from ppll_cli.models.unit import IMAGE
 
@@ -236,13 +223,7 @@ class PictureDataset(Files, ABC):
         picture: "Image.Image",
         inputs: "dict[str, Tensor]",
     ) -> "Prediction":
-        """Enlarge a picture of the user tile by tile, as in the evaluation of test pictures.
-
-        Args:
-            predict: Takes images and returns the model's prediction.
-            picture: The picture.
-            inputs: The result of `inputs` for the picture.
-        """
+        """Enlarge a picture of the user tile by tile, as in the evaluation of test pictures."""
         from ppll_cli.data.pictures.samples import enlarged
         from ppll_cli.data.source import Prediction
         from ppll_cli.models.unit import IMAGE
@@ -266,23 +247,7 @@ class PictureDataset(Files, ABC):
         seed: int,
         device: "torch.device",
     ) -> "PatchBatches":
-        """Return an object that makes the batches of a run.
-
-        Args:
-            splits: The result of `load`.
-            batch_size: Samples per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
-        """
+        """Return a maker of batches of patches or tiles."""
         from ppll_cli.data.pictures.patches import PatchBatches
 
-        return PatchBatches(
-            splits,
-            scale=self.scale,
-            patch=self.patch,
-            turned=self.flip,
-            drop_last=self.drop_last,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-        )
+        return PatchBatches(self, splits, batch_size, seed, device)

@@ -76,16 +76,14 @@ def decoded(path: Path) -> Image.Image:
 
 
 def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.Image:
-    """Decode a picture like `decoded`, and resize a piece of it to a square.
+    """Decode a picture like `decoded`, and resize a piece of it to a square with this side.
+
+    All sizes are in pixels. `box_in` returns the piece, given width and height of the upright
+    picture.
 
     A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size,
     which is faster. The reduced picture is still at least `_GAP` times as large as needed, so the
     difference is not visible.
-
-    Args:
-        path: The file.
-        side: Height and width of the square, in pixels.
-        box_in: Returns the piece, given width and height of the upright picture in pixels.
 
     Raises:
         ConfigError: The file cannot be read as a picture.

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.data.batches import generator_of, steps_per_epoch
 from ppll_cli.data.pictures.cache import Bytes, Pictures
+from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.data.pictures.tiles import Span
 from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
@@ -58,11 +59,8 @@ class PatchBatches:
     """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
 
     Args:
+        dataset: Settings of the data set: scale s, side P of patches, whether they are turned.
         splits: The splits by name.
-        scale: The scale s.
-        patch: Height and width P of a patch.
-        turned: Whether patches are randomly mirrored and rotated.
-        drop_last: Whether a shorter last batch is left out.
         batch_size: Samples per training batch.
         seed: The run's seed.
         device: The device on which batches are made.
@@ -70,26 +68,19 @@ class PatchBatches:
 
     def __init__(
         self,
+        dataset: PictureDataset,
         splits: Mapping[str, PictureSplit],
-        *,
-        scale: int,
-        patch: int,
-        turned: bool,
-        drop_last: bool,
         batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.splits, self.scale, self.patch, self.turned = splits, scale, patch, turned
+        self.splits, self.turned = splits, dataset.flip
+        self.scale, self.patch = dataset.scale, dataset.patch
         self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, drop_last)
+        self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, dataset.drop_last)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch of patches at random places of random pictures.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
 
         Returns:
             Small [B, 3, P, P] and large [B, 3, sP, sP] patches, float32 in [0, 1], by name. The
@@ -120,12 +111,7 @@ class PatchBatches:
         return self._named(low, high, torch.empty(count, 0), torch.empty(count, 0))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch, which is one tile, because tiles have different shapes.
-
-        Args:
-            split: Name of the split.
-            batch: Index of the tile within the split, from 0.
-            size: Must be 1.
+        """Make a batch of one tile (`size` must be 1), because tiles have different shapes.
 
         Returns:
             Small [1, 3, H, W] and large [1, 3, sH, sW] tile, float32 in [0, 1], the description of
@@ -181,13 +167,8 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
     """Return the range of evaluated pixels along a side of the large tile, relative to its start.
 
-    Pixels closer than `border` to the picture's edge are not evaluated.
-
-    Args:
-        span: The span of the small tile.
-        side: Side of the small picture, in pixels.
-        scale: The scale s.
-        border: Width of the border, in pixels of the large picture.
+    Pixels closer than `border` to the edge of the large picture are not evaluated. The span of the
+    tile, and `side`, the length of the picture, are in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)

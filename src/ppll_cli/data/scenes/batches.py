@@ -18,6 +18,7 @@ from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, per_channel
 from ppll_cli.data.batches import EpochOrder, generator_of, steps_per_epoch
 from ppll_cli.data.pictures.cache import decoded
+from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Bytes, Scene, Scenes
 from ppll_cli.data.scenes.sizes import fitted, padded
 from ppll_cli.data.staging import to_device
@@ -47,15 +48,8 @@ class SceneBatches:
     """Makes batches of pictures, which are decoded for each batch.
 
     Args:
+        dataset: Settings of the data set: how pictures are resized, mirrored and normalised.
         splits: The splits by name.
-        boxes: Largest number of boxes of a picture, N.
-        short_side: Shorter side of a resized picture, in pixels, unless the longer side would
-            exceed `long_side`.
-        long_side: Largest length of the longer side of a resized picture, in pixels.
-        mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
-        std: Standard deviation of these pixels: one value, or one value per channel.
-        flip: Whether each training picture is mirrored with probability 1/2.
-        drop_last: Whether a shorter last batch is left out.
         batch_size: Pictures per training batch.
         seed: The run's seed.
         device: The device on which batches are made.
@@ -63,33 +57,22 @@ class SceneBatches:
 
     def __init__(
         self,
+        dataset: DetectionDataset,
         splits: Mapping[str, Scenes],
-        *,
-        boxes: int,
-        short_side: int,
-        long_side: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        flip: bool,
-        drop_last: bool,
         batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.splits, self.boxes, self.flip = splits, boxes, flip
-        self.short_side, self.long_side = short_side, long_side
+        self.splits, self.boxes, self.flip = splits, dataset.task.boxes, dataset.flip
+        self.short_side, self.long_side = dataset.short_side, dataset.long_side
         self.batch_size, self.seed, self.device = batch_size, seed, device
         samples = len(splits["train"])
-        self.steps_per_epoch = steps_per_epoch(samples, batch_size, drop_last)
+        self.steps_per_epoch = steps_per_epoch(samples, batch_size, dataset.drop_last)
         self._order = EpochOrder(samples, seed)
-        self._mean, self._std = per_channel(mean, device), per_channel(std, device)
+        self._mean, self._std = per_channel(dataset.mean, device), per_channel(dataset.std, device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch without ignored boxes, from the random order of the epoch.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
 
         Returns:
             Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.
@@ -107,16 +90,7 @@ class SceneBatches:
         return self._named(sized, numbers)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch of pictures in their order, not mirrored, with all boxes.
-
-        Args:
-            split: Name of the split.
-            batch: Index of the batch within the split, from 0.
-            size: Pictures per batch; the last batch may have fewer.
-
-        Returns:
-            Tensors with the names and dtypes of a training batch.
-        """
+        """Make an evaluation batch of pictures in their order, not mirrored, with all boxes."""
         scenes = self.splits[split]
         numbers = torch.arange(batch * size, min((batch + 1) * size, len(scenes)))
         assert len(numbers)

@@ -197,37 +197,13 @@ class DetectionDataset(Files, ABC):
     def batches(
         self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"
     ) -> "SceneBatches":
-        """Return an object that makes the batches of a run.
-
-        Args:
-            splits: The result of `load`.
-            batch_size: Pictures per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
-        """
+        """Return a maker of batches of resized pictures with their boxes."""
         from ppll_cli.data.scenes.batches import SceneBatches
 
-        return SceneBatches(
-            splits,
-            boxes=self.task.boxes,
-            short_side=self.short_side,
-            long_side=self.long_side,
-            mean=self.mean,
-            std=self.std,
-            flip=self.flip,
-            drop_last=self.drop_last,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-        )
+        return SceneBatches(self, splits, batch_size, seed, device)
 
     def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
-        """Write the first test pictures with their true boxes and the detected boxes.
-
-        Args:
-            predict: Takes images and returns the model's prediction.
-            folder: The folder to create.
-        """
+        """Write the first test pictures with their true boxes and the detected boxes."""
         import torch
 
         from ppll_cli.data.scenes.samples import write_samples
@@ -246,11 +222,6 @@ class DetectionDataset(Files, ABC):
     ) -> "dict[str, Tensor]":
         """Prepare a picture of the user for the model: resize, normalise and pad it.
 
-        Args:
-            picture: A picture of any size and mode.
-            image: The shape of the model's images, which is not used.
-            device: The device of the result.
-
         Returns:
             The image, float32 [1, 3, H, W], and its frame, float32 [1, 4], by name.
         """
@@ -268,13 +239,7 @@ class DetectionDataset(Files, ABC):
         picture: "Image.Image",
         inputs: "dict[str, Tensor]",
     ) -> "Prediction":
-        """Return the boxes that the model detects in a picture of the user, and a drawing of them.
-
-        Args:
-            predict: Takes images and returns the model's prediction.
-            picture: The picture.
-            inputs: The result of `inputs` for the picture.
-        """
+        """Return the boxes that the model detects in a picture, and a drawing of them."""
         from ppll_cli.data.scenes.samples import found_in
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME

@@ -221,9 +221,7 @@ def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
 
     The cache has indices because annotations take long to read.
 
-    Args:
-        recipe: Everything that determines the index, as data that JSON can represent.
-        make: Reads the annotations.
+    `recipe` is everything that determines the index, as data that JSON can represent.
 
     Raises:
         ConfigError: The annotations cannot be read.

@@ -92,12 +92,7 @@ def write_samples(
 ) -> None:
     """Write a PNG file for each of the first `PICTURES` pictures, named by its index and its file.
 
-    Args:
-        scenes: The test pictures.
-        batches: Makes batches of the test pictures.
-        task: Converts predictions to detections.
-        predict: The model: maps normalised images, float32 [1, 3, H, W], to a prediction.
-        folder: The folder to create.
+    `predict` maps normalised images, float32 [1, 3, H, W], to a prediction. The folder is created.
     """
     folder.mkdir()
     for number in range(min(PICTURES, len(scenes))):
@@ -111,11 +106,7 @@ def write_samples(
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
     """Return the detections in a picture without known true boxes, as plain data and as a drawing.
 
-    Args:
-        picture: The picture, in RGB.
-        found: The detections. All detections are listed; `marks` chooses which detections are
-            drawn.
-        classes: Names of the classes.
+    All detections are listed; `marks` chooses which detections are drawn.
     """
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
     rows = zip(*(each.tolist() for each in found), strict=True)
@@ -133,11 +124,8 @@ def drawn(
 ) -> Image.Image:
     """Draw a picture with dashed true boxes and coloured found boxes, and a legend below it.
 
-    Args:
-        scene: The picture.
-        found: The detections; `marks` chooses which detections are drawn.
-        classes: Names of the classes.
-        truth: Whether the true boxes are known; if not, the legend does not mention them.
+    `marks` chooses which detections are drawn. The legend mentions true boxes only if `truth` says
+    that they are known.
     """
     picture = decode(scene.pixels)
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
@@ -174,12 +162,7 @@ def marks(
 
     Found boxes are detections with scores of at least `LEAST_SCORE`, at most `MOST_DETECTIONS`.
 
-    Args:
-        scene: The picture and its true boxes.
-        found: The detections.
-        classes: Names of the classes.
-        size: Width and height of the enlarged picture, in pixels.
-        factor: Factor by which the picture was enlarged.
+    `size` is width and height of the picture, which was enlarged by `factor`, in pixels.
     """
     names = [printable(name) for name in classes]
     rows = zip(*(each.tolist() for each in found), strict=True)
@@ -197,14 +180,8 @@ def marks(
 def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: int) -> list[Mark]:
     """Choose a place for each label, inside the picture and without covering another label.
 
-    Args:
-        boxes: The boxes without places.
-        size: Width and height of the enlarged picture, in pixels.
-        font: The font of the labels.
-        text: The font size, in pixels.
-
-    Returns:
-        The boxes with places; labels wider than the picture are shortened.
+    Labels wider than the picture are shortened. `size` is width and height of the picture, and
+    `text` the font size, in pixels.
     """
     placed: list[Mark] = []
     for mark in boxes:
@@ -217,12 +194,7 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """Return the entries of the legend: the kind of box that is drawn as an example, and a text.
-
-    Args:
-        placed: The boxes in the picture.
-        truth: Whether the true boxes are known.
-    """
+    """Return the entries of the legend: the kind of box that is drawn as an example, and a text."""
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that evaluation ignores"))

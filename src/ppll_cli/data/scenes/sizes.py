@@ -9,12 +9,6 @@ def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[in
     """Return height and width of a resized picture, in pixels.
 
     The shorter side becomes `short_side`, or less if the longer side would exceed `long_side`.
-
-    Args:
-        height: Height of the picture, in pixels.
-        width: Width of the picture, in pixels.
-        short_side: Wanted length of the shorter side, in pixels.
-        long_side: Largest length of the longer side, in pixels.
     """
     factor = min(short_side / min(height, width), long_side / max(height, width))
     return max(1, round(height * factor)), max(1, round(width * factor))

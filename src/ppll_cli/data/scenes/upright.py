@@ -15,13 +15,9 @@ Boxes = NDArray[np.float32]
 def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    If the annotation has the size of the upright picture, its boxes are returned unchanged. If it
-    has the size of the stored picture, which EXIF turns, its boxes are turned too.
-
-    Args:
-        path: The picture's file.
-        size: Width and height in the annotation, in pixels.
-        boxes: Left, top, right and bottom in the annotation, in pixels, float32 [n, 4].
+    If `size`, width and height in the annotation, is the size of the upright picture, its boxes are
+    returned unchanged. If it is the size of the stored picture, which EXIF turns, its boxes are
+    turned too.
 
     Raises:
         ConfigError: The file cannot be read as a picture, or the size of the picture differs from
