@@ -555,7 +555,7 @@ CUTS = [
         "local.modules=3",
         "local.cuts makes 2 modules; give only one of the two",
     ),
-    row("manual-none", MANUAL, "partition.cuts=null", "start the second to the last"),
+    row("manual-none", MANUAL, "partition.cuts=null", "each stage except the first"),
     row("not-manual", ["partition.cuts=[head]"], "partition.cuts=['head']", "partition=manual"),
     row(
         "manual-few",

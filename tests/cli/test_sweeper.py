@@ -170,7 +170,7 @@ def test_classes_and_trackers_must_be_named_again(main: Main, jobs: Jobs, tmp_pa
     jobs.ran.clear()
     said = main("-m", "resume=swept", "model._target_=a.Mine")
     assert said.status == 2
-    remedy = "model._target_=b.Yours: a class of your own is not imported just because"
+    remedy = "model._target_=b.Yours: the run directory names a class that is not part of"
     assert remedy in said.err
     assert remedy in said.out  # the comparison says why
     assert jobs.ran == [("0", True, 0)]

@@ -103,7 +103,9 @@ def test_enlarging_by_tiles_equals_enlarging_the_whole_picture(tmp_path: Path) -
 def test_a_users_own_model_must_be_passed_to_load_run(tmp_path: Path) -> None:
     own = own_model("Idle")
     run = finished_run(tmp_path / "run", "data=digits", *own, "schedule=bp", "max_steps=1")
-    with pytest.raises(ConfigError, match=r"model._target_=tests.own_models.Idle: a class of your"):
+    with pytest.raises(
+        ConfigError, match=r"model._target_=tests.own_models.Idle: the run directory"
+    ):
         load_run(run.folder)
     for named in (Idle, "tests.own_models.Idle"):
         assert load_run(run.folder, classes=[named]).step == 1

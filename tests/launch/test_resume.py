@@ -484,8 +484,8 @@ def test_a_users_class_is_imported_only_if_the_command_line_names_it(
     with pytest.raises(ConfigError) as error:
         change(folder)
     assert str(error.value) == (
-        f"{key}={EVIL}: a class of your own is not imported just because a run directory names it; "
-        f"give {key}={EVIL} again on the command line"
+        f"{key}={EVIL}: the run directory names a class that is not part of ppll-run, which is "
+        f"imported only if you name it too; give {key}={EVIL} on the command line"
     )
     assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
     if group != "transport":  # this may be another class
@@ -505,9 +505,7 @@ def test_a_class_that_the_recorded_option_does_not_name_is_refused(
 ) -> None:
     record = json.loads((folder / "config.json").read_text())
     spoil(folder, model={**record["model"], "_target_": target})
-    with pytest.raises(
-        ConfigError, match=r"^model\._target_=.*not imported just because a run directory"
-    ):
+    with pytest.raises(ConfigError, match=r"^model\._target_=.*imported only if you name it too"):
         change(folder)
 
 
@@ -515,7 +513,9 @@ def test_a_users_class_nested_in_an_option_is_refused(folder: Path) -> None:
     record = json.loads((folder / "config.json").read_text())
     inside = {"deep": {"_target_": EVIL}}
     spoil(folder, model={**record["model"], "extra": inside})
-    with pytest.raises(ConfigError, match=r"^model\.extra\.deep\._target_=evil_module\.Evil: a"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.extra\.deep\._target_=evil_module\.Evil: the run"
+    ):
         change(folder)
 
 

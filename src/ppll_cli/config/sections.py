@@ -92,11 +92,12 @@ class Partition(Section):
                 "partition.cuts",
                 "null",
                 "partition=manual needs the cuts between stages",
-                "give [UNIT,...], the units that start the second to the last stage",
+                "give [UNIT,...], the first unit of each stage except the first stage",
             )
         if self.name != "manual" and self.cuts is not None:
             problem = "applies only with partition=manual"
-            raise ConfigError("partition.cuts", self.cuts, problem, "choose it, or give null")
+            remedy = "give partition=manual, or leave partition.cuts out"
+            raise ConfigError("partition.cuts", self.cuts, problem, remedy)
         return self
 
 

@@ -20,7 +20,7 @@ from ppll_cli.job import checkpoint, model_file
 from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
-from ppll_cli.launch.resume import recorded_in
+from ppll_cli.launch.resume import UNNAMED, recorded_in
 from ppll_cli.leaves.names import class_path
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import IMAGE, ImageSpec
@@ -238,10 +238,9 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
     given = {each if isinstance(each, str) else class_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in BUILT}):
         if not target.startswith(OURS) and target not in given:
-            problem = "a class of your own is not imported just because a run directory names it"
             name = target.rpartition(".")[2]
             remedy = f"import it, and pass it: load_run(..., classes=[{name}])"
-            raise ConfigError(key, target, problem, remedy)
+            raise ConfigError(key, target, UNNAMED, remedy)
 
 
 def _opened(picture: "Image.Image | str | Path") -> "Image.Image":

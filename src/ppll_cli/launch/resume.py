@@ -34,6 +34,11 @@ NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
 """The form of an option's name. Hydra also accepts paths, and would read any file on the disk."""
 
+UNNAMED = (
+    "the run directory names a class that is not part of ppll-run, which is imported only if you "
+    "name it too"
+)
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -261,8 +266,8 @@ def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> No
             raise ConfigError(
                 key,
                 target,
-                "a class of your own is not imported just because a run directory names it",
-                f"give {key}={target} again on the command line",
+                UNNAMED,
+                f"give {key}={target} on the command line",
             )
 
 
