@@ -69,7 +69,7 @@ def test_a_worker_that_hangs_starts_again(run: Runner, tmp_path: Path) -> None:
         assert 0 < stage["snapshot_fraction"] < 1
 
 
-def test_a_fault_that_comes_back_ends_the_run_as_ever(
+def test_a_fault_that_comes_back_after_two_restarts_ends_the_run(
     run: Runner, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The third pass of each process fails, and with `every=100` it is always the same batch."""
@@ -83,7 +83,7 @@ def test_a_fault_that_comes_back_ends_the_run_as_ever(
     assert not multiprocessing.active_children()
 
 
-def test_a_loss_that_is_no_number_is_not_computed_again(
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_restart(
     run: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(WorkerFailedError, match="is not finite"):
@@ -91,7 +91,9 @@ def test_a_loss_that_is_no_number_is_not_computed_again(
     assert not any("restarts" in message for message in caplog.messages)
 
 
-def test_a_run_of_before_goes_on_with_it(run: Runner, tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_can_be_resumed_with_recover_stage(
+    run: Runner, tmp_path: Path
+) -> None:
     """The record of a run of an older version has no group `recover`, which means `off`.
 
     The summary keeps the restarts before the run was resumed.
@@ -114,7 +116,7 @@ def test_a_run_of_before_goes_on_with_it(run: Runner, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 @pytest.mark.timeout(300)
-def test_only_the_process_that_was_hurt_is_another_one(tmp_path: Path) -> None:
+def test_only_a_stage_that_was_killed_or_stopped_gets_a_new_process(tmp_path: Path) -> None:
     """One stage is killed, then another is stopped; only they get new processes."""
     vit = ["model.dim=16", "model.depth=2", "model.heads=2", "device=cpu", "threads=1"]
     folder = tmp_path / "run"

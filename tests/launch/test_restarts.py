@@ -76,22 +76,20 @@ def test_only_the_worker_that_failed_starts_again(
     assert [(each["kind"], each["stage"]) for each in told] == [("restart", 1)]
 
 
-def test_two_at_once(made: Restarts) -> None:
+def test_two_workers_that_fail_together_both_start_again(made: Restarts) -> None:
     workers = Worker(0), Worker(1)
     assert not handle(made, [fault(0), fault(1)], *workers)
     assert all("begin after -1" in each.calls for each in workers)
 
 
-def test_two_reports_of_one_fault_are_one_restart(made: Restarts) -> None:
+def test_two_reports_of_one_fault_cause_one_restart(made: Restarts) -> None:
     worker = Worker(0)
     assert not handle(made, [fault(0), fault(0, error="also late")], worker)
     assert list(worker.calls) == ["kill", "clean up", "begin after -1"]
 
 
 @pytest.mark.parametrize("batch", ["batch 3", None])
-def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
-    made: Restarts, batch: str | None
-) -> None:
+def test_the_third_fault_at_the_same_batch_ends_the_run(made: Restarts, batch: str | None) -> None:
     worker = Worker(0)
     for _ in range(2):
         assert not handle(made, [fault(0, batch)], worker)
@@ -99,26 +97,28 @@ def test_a_fault_that_comes_back_at_the_same_batch_ends_the_run(
     assert worker.calls.count("begin after -1") == 2
 
 
-def test_faults_at_other_batches_do_not(made: Restarts) -> None:
+def test_faults_at_different_batches_do_not_end_the_run(made: Restarts) -> None:
     worker = Worker(0)
     for number in (1, 1, 2, 1, 1, 2):
         assert not handle(made, [fault(0, f"batch {number}")], worker)
 
 
-def test_a_fault_of_which_the_cause_is_known_ends_the_run(made: Restarts) -> None:
+def test_a_fault_that_is_marked_as_final_ends_the_run_at_once(made: Restarts) -> None:
     """As when a loss is not finite: a new process would compute it again."""
     worker = Worker(0)
     assert handle(made, [fault(0, final=True)], worker)
     assert not worker.calls
 
 
-def test_nobody_starts_again_if_one_fault_ends_the_run(made: Restarts) -> None:
+def test_no_worker_starts_again_if_one_fault_ends_the_run(made: Restarts) -> None:
     one, other = Worker(0), Worker(1)
     assert handle(made, [fault(0), fault(1, final=True)], one, other) == [fault(1, final=True)]
     assert not one.calls
 
 
-def test_how_often_in_how_many_minutes(made: Restarts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_restart_more_than_allowed_within_the_minutes_ends_the_run(
+    made: Restarts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now_s = 0.0
     clock = SimpleNamespace(monotonic=lambda: now_s, perf_counter=lambda: now_s)
     monkeypatch.setattr(restarts, "time", clock)
@@ -133,14 +133,16 @@ def test_how_often_in_how_many_minutes(made: Restarts, monkeypatch: pytest.Monke
     assert handle(made, [fault(0, "batch 9")], worker)
 
 
-def test_a_worker_that_has_done_its_work_is_not_missed(made: Restarts) -> None:
+def test_a_worker_that_fails_after_its_work_is_done_does_not_start_again(made: Restarts) -> None:
     worker: Any = Worker(0)
     worker.done = {"kind": "done"}
     assert not handle(made, [fault(0)], worker)
     assert not worker.calls
 
 
-def test_what_a_worker_says_again_is_left_out(made: Restarts, told: list[dict[str, Any]]) -> None:
+def test_reports_that_a_new_worker_repeats_are_dropped(
+    made: Restarts, told: list[dict[str, Any]]
+) -> None:
     def report(kind: str, step: int, **more: Any) -> dict[str, Any]:
         return {"kind": kind, "stage": 0, "replica": 0, "step": step, **more}
 
@@ -176,7 +178,7 @@ def test_the_new_worker_is_announced_when_it_is_ready(
     assert before_s <= restart["began_s"] == restarted["began_s"] <= restarted["ended_s"]
 
 
-def test_a_late_word_of_the_dead_worker_ends_no_restart(
+def test_a_late_ready_report_of_the_dead_worker_does_not_end_the_restart(
     made: Restarts, told: list[dict[str, Any]]
 ) -> None:
     """It was ready before it failed, and its report is read only afterwards."""

@@ -50,7 +50,7 @@ def receive(receiver: JournalReceiver, *numbers: int) -> None:
         receiver.release()
 
 
-def test_slots_are_free_only_after_a_snapshot() -> None:
+def test_the_sender_gets_slots_back_only_after_a_snapshot() -> None:
     sender, receiver = channel()
     send(sender, 0, 1, 2)
     receive(receiver, 0, 1)
@@ -63,7 +63,7 @@ def test_slots_are_free_only_after_a_snapshot() -> None:
     receive(receiver, 2, 3, 4)
 
 
-def test_a_new_receiver_reads_again_what_no_snapshot_covers() -> None:
+def test_a_new_receiver_reads_the_messages_that_no_snapshot_covers_again() -> None:
     first_sender, first = channel()
     pristine = copy.copy(first)
     send(first_sender, 0, 1, 2)
@@ -78,7 +78,7 @@ def test_a_new_receiver_reads_again_what_no_snapshot_covers() -> None:
     receive(second, 3)
 
 
-def test_a_new_sender_does_not_send_again_what_is_there() -> None:
+def test_a_new_sender_does_not_write_messages_that_the_journal_has_already() -> None:
     first, receiver = channel()
     pristine = copy.copy(first)
     send(first, 0, 1, 2)
@@ -94,7 +94,7 @@ def test_a_new_sender_does_not_send_again_what_is_there() -> None:
     assert second.bytes_sent == 4 * (6 * 4 + 1)
 
 
-def test_a_new_sender_may_send_while_no_slot_is_free() -> None:
+def test_a_new_sender_repeats_messages_without_a_free_slot() -> None:
     """Messages that are there already need no slot."""
     first, _ = channel()
     pristine = copy.copy(first)
@@ -115,7 +115,9 @@ def test_a_new_sender_may_send_while_no_slot_is_free() -> None:
     ],
     ids=["value", "names", "shape", "sign of zero", "header"],
 )
-def test_another_message_than_before_is_an_error(header: str, tensors: Any) -> None:
+def test_a_repeated_message_that_differs_from_the_first_is_an_error(
+    header: str, tensors: Any
+) -> None:
     first, _ = channel()
     pristine = copy.copy(first)
     send(first, 0)
@@ -124,7 +126,7 @@ def test_another_message_than_before_is_an_error(header: str, tensors: Any) -> N
         second.send(header, tensors)
 
 
-def test_nan_equals_itself_in_a_replay() -> None:
+def test_nan_does_not_make_a_repeated_message_differ() -> None:
     first, _ = channel()
     pristine = copy.copy(first)
     tensors = {"x": torch.tensor([float("nan")])}
@@ -132,7 +134,7 @@ def test_nan_equals_itself_in_a_replay() -> None:
     again(pristine).send("nan", tensors)
 
 
-def test_a_worker_that_died_before_it_woke_the_other_end_does_not_stop_it() -> None:
+def test_a_new_worker_wakes_the_other_end_if_the_dead_one_did_not() -> None:
     """The next worker wakes the other end when it opens its own end."""
     first, receiver = channel()
     first._wakeup.wake = lambda: None  # type: ignore[method-assign]
@@ -145,7 +147,7 @@ def test_a_worker_that_died_before_it_woke_the_other_end_does_not_stop_it() -> N
     assert receiver._wakeup._woken.ready(0)
 
 
-def test_a_full_pipe_of_wake_ups_blocks_nobody() -> None:
+def test_a_full_pipe_of_wake_ups_does_not_block_the_sender() -> None:
     sender, _receiver = channel()
     for _ in range(1 << 17):
         sender._wakeup.wake()
@@ -160,7 +162,7 @@ def test_received_tensors_are_copies() -> None:
     receive(again(pristine), 0)
 
 
-def test_strides_survive() -> None:
+def test_a_received_tensor_has_the_strides_of_the_sent_one() -> None:
     sender, receiver = channel()
     pristine = copy.copy(sender)
     x = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)

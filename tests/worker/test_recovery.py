@@ -46,7 +46,9 @@ ALWAYS = ("resnet", "upstream")
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in ALWAYS)) for c in CASES]
 )
-def test_workers_that_die_at_any_moment_change_nothing(case: str, tmp_path: Path) -> None:
+def test_workers_that_die_at_random_moments_do_not_change_the_results(
+    case: str, tmp_path: Path
+) -> None:
     """Nor does it matter how often stages save their state: here at times that were measured."""
     plain = execute(_job(tmp_path / "plain", *CASES[case]))
     job = _job(tmp_path / "run", *CASES[case], "recover=stage", "recover.every=3")
@@ -65,7 +67,9 @@ def test_workers_that_die_at_any_moment_change_nothing(case: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 11])
-def test_a_worker_may_die_at_each_of_its_activities(tmp_path: Path, every: int) -> None:
+def test_a_worker_that_dies_at_any_activity_does_not_change_the_results(
+    tmp_path: Path, every: int
+) -> None:
     short = ["epochs=1", "data.train_samples=40", "checkpoint.every=2", "recover=stage"]
     job = _job(tmp_path / "run", *RESNET, "gpus=2", *short, "recover.every=2")
     unhurt = Journals(job, tmp_path / "unhurt")
@@ -78,7 +82,7 @@ def test_a_worker_may_die_at_each_of_its_activities(tmp_path: Path, every: int) 
             _assert_equal(execute(here, Journals(here, tmp_path / name, deaths)), expected)
 
 
-def test_a_replay_is_not_counted_twice(tmp_path: Path) -> None:
+def test_steps_and_messages_of_a_replay_are_not_counted_twice(tmp_path: Path) -> None:
     """The display of the run counts neither steps nor messages twice."""
     job = _job(tmp_path, *VIT, "gpus=2", "recover=stage", "recover.every=3")
     unhurt = Journals(job, tmp_path / "unhurt")
@@ -91,7 +95,7 @@ def test_a_replay_is_not_counted_twice(tmp_path: Path) -> None:
         assert (mine.sent, mine.received, mine.step) == (theirs.sent, theirs.received, theirs.step)
 
 
-def test_no_more_is_done_again_than_the_user_allows(tmp_path: Path) -> None:
+def test_a_restart_repeats_at_most_the_batches_that_the_user_allows(tmp_path: Path) -> None:
     job = _job(tmp_path, *VIT, "gpus=2", "recover=stage", "recover.every=3")
     unhurt = Journals(job, tmp_path / "unhurt")
     execute(job, unhurt)

@@ -39,7 +39,7 @@ def _job(folder: Path) -> Job:
 
 
 @pytest.mark.parametrize("moment", ["while it copies", "before it is the last", "afterwards"])
-def test_a_worker_may_die_in_a_snapshot(
+def test_a_worker_that_dies_during_a_snapshot_does_not_change_the_results(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of all snapshots of all stages, every third one is interrupted."""
@@ -82,7 +82,7 @@ def test_a_worker_may_die_in_a_snapshot(
     assert (found.test, found.train) == (expected.test, expected.train)
 
 
-def test_snapshots_take_a_hundredth_of_the_time() -> None:
+def test_the_interval_is_such_that_snapshots_take_a_hundredth_of_the_time() -> None:
     """A stage saves as often as that allows, and as seldom as its channels have slots for."""
     interval = Interval(16, fixed=False)
     assert interval.messages == 16
@@ -98,7 +98,7 @@ def test_snapshots_take_a_hundredth_of_the_time() -> None:
         assert interval.messages == expected
 
 
-def test_the_users_number_is_the_interval() -> None:
+def test_an_interval_that_the_user_sets_is_kept() -> None:
     interval = Interval(3, fixed=True)
     interval.take(0.001, 3, 100.0)
     assert interval.messages == 3
@@ -118,7 +118,9 @@ class Counted:
         return Counted, ()
 
 
-def test_a_trace_is_pickled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_part_of_a_trace_is_pickled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Counted, "times", 0)
     channel = Channel(0, 1, "activations", 1)
     sender = JournalTransport(depth=1).channel(20, 512)[0]
@@ -137,7 +139,7 @@ def test_a_trace_is_pickled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(found.trace) == 1
 
 
-def test_the_wait_for_queued_work_is_no_time_of_a_snapshot(
+def test_the_wait_for_queued_work_does_not_count_as_snapshot_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
@@ -197,7 +199,9 @@ def test_the_interval_follows_the_measured_snapshots(
 
 @pytest.mark.parametrize("stage", [0, 1])
 @pytest.mark.parametrize("optim", ["sgd", "adamw"])
-def test_there_is_room_for_buffers_and_alignment(stage: int, optim: str) -> None:
+def test_the_memory_planned_for_a_snapshot_includes_buffers_and_alignment(
+    stage: int, optim: str
+) -> None:
     """ResNet-32 has many small tensors, and BatchNorm keeps statistics with their averages."""
     job = job_of("model=resnet32", "schedule=ppll", "gpus=2", f"optim={optim}", "optim.ema=0.9")
     chunks = held(job, stage)
@@ -211,7 +215,7 @@ def test_there_is_room_for_buffers_and_alignment(stage: int, optim: str) -> None
     assert counted < size <= MARGIN * counted
 
 
-def test_a_buffer_holds_any_tensors(tmp_path: Path) -> None:
+def test_a_buffer_keeps_values_and_strides_of_every_kind_of_tensor(tmp_path: Path) -> None:
     tensors = {
         "scalar": torch.tensor(3.0),
         "none": torch.zeros(0, 4),
@@ -231,7 +235,7 @@ def test_a_buffer_holds_any_tensors(tmp_path: Path) -> None:
         assert found[name].stride() == tensor.stride()
 
 
-def test_full_memory_is_an_error_and_not_a_signal(
+def test_full_shared_memory_raises_an_error_instead_of_a_signal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:

@@ -18,7 +18,7 @@ TABLE = accuracy.rows(accuracy.SHORT, ["bp", *CHOICES], SEEDS)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: row.speed.name)
-def test_what_it_runs_composes(row: accuracy.Row) -> None:
+def test_the_overrides_of_each_row_compose(row: accuracy.Row) -> None:
     for trial in (*row.trained[:1], row.speed):
         config, choices = compose_config(list(trial.overrides))
         parsed = settings.parse(config)
@@ -94,7 +94,7 @@ def run_benchmark(*arguments: str) -> None:
     accuracy.main([*arguments, "--jobs", "1"])
 
 
-def test_it_goes_on_where_it_was_stopped(ran: list[str]) -> None:
+def test_a_benchmark_that_was_stopped_continues_with_the_missing_runs(ran: list[str]) -> None:
     greedy = ("--methods", "greedy", "--seeds", "0")
     trained = [f"resnet{depth}-greedy-{k}-seed-0" for depth, k in accuracy.MODULES]
     with pytest.raises(RunFailedError):
@@ -120,7 +120,7 @@ def test_all_methods_of_a_seed_are_trained_before_the_next_seed(ran: list[str]) 
     assert [name[-1] for name in ran[3:]] == ["3"] * 5 + ["4"] * 5
 
 
-def test_the_table_has_means_and_the_distance_to_bp(ran: list[str]) -> None:
+def test_the_table_shows_means_and_the_difference_to_bp(ran: list[str]) -> None:
     ran.extend(["", "", ""])
     run_benchmark("--methods", "bp", "dgl", "--seeds", "0", "1")
     table = Path("outputs/benchmark/accuracy.md").read_text()
@@ -139,11 +139,13 @@ def test_the_table_has_means_and_the_distance_to_bp(ran: list[str]) -> None:
         ([(5, 0.9)], None),
     ],
 )
-def test_steps_to_an_accuracy(rise: list[tuple[int, float]], steps: int | None) -> None:
+def test_steps_to_an_accuracy_use_the_mean_of_two_neighbouring_lines(
+    rise: list[tuple[int, float]], steps: int | None
+) -> None:
     assert accuracy.steps_to(rise, 0.4) == steps
 
 
-def test_seconds_to_bp_need_every_seed() -> None:
+def test_seconds_to_bp_are_given_only_if_every_seed_reaches_it() -> None:
     bp = {"train_accuracy": [(5, 0.4), (10, 0.6)]}  # 0.5 at its end
     soon, late = ({"train_accuracy": [(5, 0.2), (step, 0.8)]} for step in (8, 12))
     never = {"train_accuracy": [(5, 0.2), (10, 0.7)]}
@@ -152,7 +154,7 @@ def test_seconds_to_bp_need_every_seed() -> None:
     assert accuracy.seconds_to_bp([soon, late], [bp], 64) is None
 
 
-def test_other_settings_are_other_results(ran: list[str]) -> None:
+def test_results_of_other_settings_are_not_reused(ran: list[str]) -> None:
     bp = ("--methods", "bp", "--skip", "speed", "--seeds", "0")
     trained = ["resnet20-bp-1-seed-0", "resnet32-bp-1-seed-0"]
     ran.extend(["", "", ""])
@@ -161,7 +163,7 @@ def test_other_settings_are_other_results(ran: list[str]) -> None:
     assert ran[3:] == trained * 2
 
 
-def test_another_program_makes_other_results(
+def test_results_of_another_version_of_the_program_are_not_reused(
     ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bp = ("--methods", "bp", "--skip", "speed", "--seeds", "0")
