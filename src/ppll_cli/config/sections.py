@@ -144,8 +144,7 @@ class FeatureBank(Section):
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None.
 
-        Args:
-            first: Whether `first` is the task's default for `features`.
+        If `first` is true, the task's default for `features` is `first`.
         """
         if not self.enabled:
             return self

@@ -197,7 +197,6 @@ class InfoProCriterion(Criterion):
     Args:
         head: The classifier.
         decoder: The decoder; None if reconstruction has no weight.
-        site: The module.
         weights: l1 and l2.
     """
 
@@ -230,16 +229,11 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with reconstruction and the contrastive loss.
+    """InfoPro's loss with reconstruction and the contrastive loss; see also `InfoProCriterion`.
 
     Args:
         head: The network from features to vectors.
-        decoder: The decoder; None if reconstruction has no weight.
-        site: The module.
-        weights: l1 and l2.
         probe: The classifier from vectors to logits.
-        temperature: Temperature of the contrastive loss.
-        classes: Number of classes.
     """
 
     def __init__(
