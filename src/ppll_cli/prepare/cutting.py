@@ -66,12 +66,8 @@ def weights(
 ) -> Weights:
     """Return the costs that the chosen partition balances.
 
-    Args:
-        partition: The settings of the partition.
-        units: Number of operations and parameters of each unit.
-        auxiliary: Returns the number of operations and parameters of an auxiliary network.
-        batch_size: Number of samples that a worker processes for each optimizer step.
-        profile: The measurements, for the partition `profile`; None for other partitions.
+    `batch_size` counts the samples that a worker processes for each optimizer step. The partition
+    `profile` needs measurements.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
@@ -124,13 +120,7 @@ def cut(
 ) -> Layout:
     """Cut the model into chunks, and place them on stages.
 
-    Args:
-        settings: The configuration.
-        schedule: The schedule.
-        names: Names of the model's units.
-        partitions: The model's own partitions: by name, the first unit of each module but the
-            first.
-        weights: The costs that the partition balances.
+    `partitions` are the model's own: by name, the first unit of each module but the first.
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
@@ -239,11 +229,8 @@ def _manual(
 ) -> list[range]:
     """Cut the model at `partition.cuts`, and return the units of each stage or chunk.
 
-    Args:
-        settings: The configuration.
-        names: Names of the model's units.
-        atoms: Groups of consecutive units that no cut may divide: fixed modules or single units.
-        stages: Number of stages, or of chunks if the schedule assigns several to a stage.
+    No cut may divide an atom: a fixed module or a single unit. `stages` counts chunks if the
+    schedule assigns several to a stage.
 
     Raises:
         ConfigError: The number of cuts is wrong, or a cut divides a module.

@@ -75,10 +75,7 @@ class Prepared:
 def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) -> Prepared:
     """Prepare the job that the settings describe.
 
-    Args:
-        settings: The configuration.
-        run_dir: The run directory.
-        machines: The machines of the run, if there are several.
+    Machines are given if the run has several.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -167,14 +164,7 @@ def assemble(
 ) -> tuple[Job, tuple[Cost, ...]]:
     """Cut the model into stages, and make the job.
 
-    Args:
-        settings: The configuration.
-        subject: The model, data set and local method.
-        schedule: The schedule.
-        devices: The device of each worker.
-        profile: The measurements for partition=profile; not used for other partitions.
-        run_dir: The run directory.
-        notes: A list to which notes for the user are appended.
+    Notes for the user are appended to `notes`. Only partition=profile uses the measurements.
 
     Returns:
         The job, and the cost of each module's auxiliary network.
@@ -246,9 +236,7 @@ def _specs(
 ) -> tuple[Mapping[str, ValueSpec], ...]:
     """Return for each chunk the shape and dtype of each tensor that enters it, by name.
 
-    Args:
-        routes: The chunks, and the tensors that travel between them.
-        before: For each unit, shape and dtype of each tensor that exists before it, by name.
+    `before` has, for each unit, the tensors that exist before it.
     """
     chunks = zip(routes.layout.chunks, routes.into, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
