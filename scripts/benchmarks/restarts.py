@@ -134,13 +134,7 @@ def plans(runs: int, seed: int) -> list[Plan]:
 
 
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
-    """Start a run, inject the faults, and check the results.
-
-    Args:
-        plan: The run and its faults.
-        folder: A new folder for the run directory and the output.
-        reference: The weights of a run without a fault.
-    """
+    """Start a run in a new folder, inject the faults, and check its results and its weights."""
     outcome, run_dir = Outcome(plan), folder / "run"
     workers = int(plan.case.split()[-1])
     with Session(*start(plan.case, folder, *RECOVER)) as session:

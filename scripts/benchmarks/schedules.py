@@ -119,11 +119,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure a model on a number of stages.
 
-    Args:
-        case: The model and the number of stages.
-        names: Names of the rows.
-        budget_s: Time limit in seconds. At least `LEAST_ROUNDS` rounds are made.
-        say: Prints a text. It is called with messages about the progress.
+    At least `LEAST_ROUNDS` rounds are made, whatever the budget. `say` prints messages about the
+    progress.
 
     Returns:
         The results for the JSON file.

@@ -193,10 +193,7 @@ def reference(case: str, folder: Path) -> bytes:
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     """Run a plan: start the run, inject the fault, resume the run, and check the results.
 
-    Args:
-        plan: The run and its fault.
-        folder: A new folder for the run directory and the output.
-        reference: The weights of a run without a fault.
+    The folder is a new one. The reference is the weights of a run without a fault.
     """
     outcome = Outcome(plan)
     with Session(*start(plan.case, folder)) as session:

@@ -98,12 +98,7 @@ class Work:
 
 
 class Chain:
-    """Some units of a model, one after another, and one optimizer for all of them.
-
-    Args:
-        work: The description of the chain.
-        units: The unit of each part.
-    """
+    """Some units of a model, one after another, and one optimizer for all of them."""
 
     def __init__(self, work: Work, units: Sequence[Unit]) -> None:
         self.work, self.units = work, units

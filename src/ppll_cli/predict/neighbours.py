@@ -25,11 +25,7 @@ LEAVE_S = 5.0
 
 @contextmanager
 def neighbours(work: Work, count: int) -> Iterator[None]:
-    """Run `count` processes, each of which trains its own chain, while the body runs.
-
-    Args:
-        work: The description of the chain.
-        count: Number of processes; all are killed after the body.
+    """Run `count` processes, each of which trains its own chain, until the body ends.
 
     Raises:
         WorkerFailedError: A process failed.

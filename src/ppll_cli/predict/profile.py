@@ -103,10 +103,8 @@ class Profile:
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
         """Return the profile of the same model under other conditions.
 
-        Args:
-            samples: Number of samples of a batch.
-            neighbours: How many other processes compute at the same time.
-            threads: CPU threads; None for the number of threads of this profile.
+        `neighbours` other processes compute at the same time. If `threads` is None, they stay the
+        same.
         """
         key = (samples, neighbours, threads or self.threads)
         if key not in self._family:
@@ -127,10 +125,7 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        Args:
-            index: Index of the unit.
-            first: Whether the unit is the first of a module with a local loss, so that the unit's
-                inputs take no gradients.
+        If it is the `first` of a module with a local loss, its inputs take no gradients.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -140,10 +135,6 @@ class Profile:
 
         The two are measured together, without neighbours. With neighbours, the times are multiplied
         by `slowdown`.
-
-        Args:
-            modules: The units of each module.
-            module: Number of the module.
         """
         key, learnt = self._criterion(tuple(modules), module)
         if self.neighbours:
@@ -258,12 +249,9 @@ class Profile:
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record.
+        """Return the key of a unit's record, for the first unit of a module or another unit.
 
-        Args:
-            index: Index of the unit.
-            first: Whether the unit is the first of a module. The key is the same for both values if
-                the unit reads only the data of a batch.
+        The key is the same for both if the unit reads only the data of a batch.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)
