@@ -249,12 +249,8 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
             problem = f"job {number} of another sweep has run there, in {name}"
             go_on = command("ppll-run", "--multirun", setting("resume", str(folder)))
-            raise ConfigError(
-                "hydra.sweep.dir",
-                folder,
-                problem,
-                f"choose a new folder, or continue that sweep: {go_on}",
-            )
+            remedy = f"choose a new folder, or continue that sweep: {go_on}"
+            raise ConfigError("hydra.sweep.dir", folder, problem, remedy)
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:

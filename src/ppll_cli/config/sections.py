@@ -88,12 +88,9 @@ class Partition(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name == "manual" and self.cuts is None:
-            raise ConfigError(
-                "partition.cuts",
-                "null",
-                "partition=manual needs the cuts between stages",
-                "give [UNIT,...], the units that start the second to the last stage",
-            )
+            problem = "partition=manual needs the cuts between stages"
+            remedy = "give [UNIT,...], the units that start the second to the last stage"
+            raise ConfigError("partition.cuts", "null", problem, remedy)
         if self.name != "manual" and self.cuts is not None:
             problem = "applies only with partition=manual"
             raise ConfigError("partition.cuts", self.cuts, problem, "choose it, or give null")

@@ -36,12 +36,8 @@ def devices_here(
             notes.append(f"{reason}: {workers} worker(s) on CPU")
         return ("cpu",) * workers, False
     if found < workers and not settings.oversubscribe:
-        raise ConfigError(
-            "gpus",
-            workers,
-            f"there are {found} CUDA devices",
-            f"use gpus={found}, device=cpu, or oversubscribe=true to share them",
-        )
+        remedy = f"use gpus={found}, device=cpu, or oversubscribe=true to share them"
+        raise ConfigError("gpus", workers, f"there are {found} CUDA devices", remedy)
     return tuple(f"cuda:{worker % found}" for worker in range(workers)), found < workers
 
 

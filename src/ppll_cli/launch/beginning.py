@@ -71,12 +71,9 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
         then = found if digest_of(found) == before.data_sha256 else {}
     how = difference(identity, then) if then else "what differs is not recorded"
     key = next((name for name in ("folders", "root") if name in data), "_target_")
-    raise ConfigError(
-        f"data.{key}",
-        data.get(key),
-        f"these are not the data that the run was started with: {how}",
-        "give the folder with the original data, or start a new run",
-    )
+    problem = f"these are not the data that the run was started with: {how}"
+    remedy = "give the folder with the original data, or start a new run"
+    raise ConfigError(f"data.{key}", data.get(key), problem, remedy)
 
 
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:

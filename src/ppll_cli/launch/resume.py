@@ -247,12 +247,9 @@ def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> No
     """Refuse to import a class that only the run directory names."""
     for key, target in targets_in(config):
         if at(composed, key) != target:
-            raise ConfigError(
-                key,
-                target,
-                "a class of your own is not imported just because a run directory names it",
-                f"give {key}={target} again on the command line",
-            )
+            problem = "a class of your own is not imported just because a run directory names it"
+            remedy = f"give {key}={target} again on the command line"
+            raise ConfigError(key, target, problem, remedy)
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:

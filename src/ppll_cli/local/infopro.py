@@ -93,12 +93,9 @@ class InfoPro(LocalMethod):
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
-            raise ConfigError(
-                "local.weights",
-                self.weights,
-                f"are both 0 at module {site.module}, so nothing would train it",
-                "give at least one above 0 at each end",
-            )
+            problem = f"are both 0 at module {site.module}, so nothing would train it"
+            remedy = "give at least one above 0 at each end"
+            raise ConfigError("local.weights", self.weights, problem, remedy)
         channels, _, _ = map_shape(site.spec.shape)
         decoder = Decoder(channels, site.image, self.decoder_width) if weights[0] else None
         if self.loss == "softmax":

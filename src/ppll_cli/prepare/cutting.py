@@ -133,18 +133,13 @@ def cut(
         return Layout.contiguous(modules or [whole], [whole])
     stage_of = placed(schedule, asked)
     if asked > len(names):
-        raise ConfigError(
-            "gpus",
-            settings.devices_asked,
-            f"makes {asked} stages, but the model has only {len(names)} units",
-            f"use gpus={len(names) * settings.replicas} at most",
-        )
+        problem = f"makes {asked} stages, but the model has only {len(names)} units"
+        remedy = f"use gpus={len(names) * settings.replicas} at most"
+        raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if len(stage_of) > len(names):
-        raise ConfigError(
-            *as_typed("schedule", settings.schedule["_target_"]),
-            f"needs {len(stage_of)} chunks, but the model has only {len(names)} units",
-            "use fewer gpus or a smaller schedule.chunks",
-        )
+        problem = f"needs {len(stage_of)} chunks, but the model has only {len(names)} units"
+        remedy = "use fewer gpus or a smaller schedule.chunks"
+        raise ConfigError(*as_typed("schedule", settings.schedule["_target_"]), problem, remedy)
     if asked > len(atoms):
         raise ConfigError(
             "gpus",
@@ -174,21 +169,14 @@ def _fixed_modules(
             problem = "must be a list of names of units, or the name of a partition of the model"
             raise ConfigError("local.cuts", given, problem)
         if count is not None and count != len(cuts) + 1:
-            raise ConfigError(
-                "local.modules",
-                count,
-                f"local.cuts makes {len(cuts) + 1} modules",
-                "give only one of the two",
-            )
+            problem = f"local.cuts makes {len(cuts) + 1} modules"
+            raise ConfigError("local.modules", count, problem, "give only one of the two")
         return cut_at(names, cuts, "local.cuts")
     if count is None:
         return None
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
-        raise ConfigError(
-            "local.modules",
-            count,
-            f"must be a whole number from 1 to {len(names)}, the number of units",
-        )
+        problem = f"must be a whole number from 1 to {len(names)}, the number of units"
+        raise ConfigError("local.modules", count, problem)
     return _even(len(names), count)
 
 
@@ -250,12 +238,9 @@ def _manual(
     for cut in cuts:
         if cut in names and names.index(cut) not in starts:
             possible = ", ".join(names[start] for start in sorted(starts) if start)
-            raise ConfigError(
-                "partition.cuts",
-                f"[{','.join(cuts)}]",
-                f"{cut!r} is inside a module",
-                f"cut at {possible}",
-            )
+            problem = f"{cut!r} is inside a module"
+            remedy = f"cut at {possible}"
+            raise ConfigError("partition.cuts", f"[{','.join(cuts)}]", problem, remedy)
     return cut_at(names, cuts, "partition.cuts")
 
 

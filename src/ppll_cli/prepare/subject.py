@@ -228,12 +228,8 @@ def examine(settings: Settings) -> Subject:
         local["bank"] = bank_for(settings.fba, task, units).model_dump()
     method = make("local", local)
     if not isinstance(method, LocalMethod):
-        raise ConfigError(
-            "local._target_",
-            local["_target_"],
-            "is not a LocalMethod",
-            f"derive it from {class_path(LocalMethod)}",
-        )
+        remedy = f"derive it from {class_path(LocalMethod)}"
+        raise ConfigError("local._target_", local["_target_"], "is not a LocalMethod", remedy)
 
     def ends(image: ImageSpec, targets: Mapping[str, ValueSpec]) -> Ends:
         shape = (image.channels, image.height, image.width)
@@ -313,11 +309,8 @@ def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -
     for unit in units:
         missing = [name for name in unit.reads if name not in known]
         if missing:
-            raise ConfigError(
-                *model,
-                f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes",
-                f"it can read {', '.join(sorted(known))}",
-            )
+            problem = f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes"
+            raise ConfigError(*model, problem, f"it can read {', '.join(sorted(known))}")
         for name in unit.writes:
             if name == IMAGE or name in task.targets:
                 problem = (
