@@ -84,9 +84,9 @@ def _hear(link: Connection, limit_s: float) -> None:
 
 def _train(work: Work, parent: Connection) -> None:
     """Train a chain until this process is killed or the parent ends; a neighbour runs this."""
-    torch.set_num_threads(work.threads)
+    torch.set_num_threads(work.setup.threads)
     try:
-        work.numerics.apply(torch.device(work.device))
+        work.setup.numerics.apply(torch.device(work.setup.device))
         chain = work.chain()
         chain.step()
         parent.send({})

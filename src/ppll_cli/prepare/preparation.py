@@ -19,6 +19,7 @@ from ppll_cli.local.method import Criterion
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.predict.chain import Setup
 from ppll_cli.predict.fingerprint import source_digest
 from ppll_cli.predict.kept import Kept
 from ppll_cli.predict.meter import Meter
@@ -131,18 +132,23 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
     """Make a profile that measures the model's units on a device, with whole batches."""
     numerics = Numerics(settings.precision, settings.deterministic)
-    return Profile(
-        ends=subject.ends,
+    setup = Setup(
         model=settings.model,
-        local=subject.local,
+        image=subject.image,
+        task=subject.ends.site.task,
         optim=settings.optim,
         samples=settings.batch_size,
         device=device,
-        receiver=receiver_of(device),
         threads=settings.threads_per_worker,
         numerics=numerics,
         compiled=settings.compile,
         recompute=settings.recompute,
+    )
+    return Profile(
+        ends=subject.ends,
+        setup=setup,
+        local=subject.local,
+        receiver=receiver_of(device),
         conditions={
             "image": asdict(subject.image),
             "source": source_digest(subject.model, subject.method),
