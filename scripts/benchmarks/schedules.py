@@ -28,7 +28,6 @@ measured for each process in its steady state, minus its memory before the model
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,7 +41,7 @@ from rich.table import Table
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves import forkserver
 from scripts.benchmarks.contenders import LONG, MODELS, SHORT, Case
-from scripts.benchmarks.runs import machine, source
+from scripts.benchmarks.runs import machine, save, source
 
 RESULT = Path("outputs/benchmark/schedules.json")
 RATIOS = {
@@ -110,8 +109,7 @@ def main(arguments: Sequence[str]) -> None:
             _print(console, key, models[key])
     conditions = {"local": options.local, "seconds": SECONDS, "source": source()}
     result = {"machine": here, "conditions": conditions, "models": models}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, RESULT)
 
 
 def measure(
