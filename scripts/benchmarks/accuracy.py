@@ -118,11 +118,8 @@ def rows(
 ) -> list[Row]:
     """Return the rows: for each model back-propagation, and each method with each cut.
 
-    Args:
-        budget: Overrides that set the length of the training.
-        methods: Keys of `METHODS` and `VARIANTS`, and "bp" for the rows of `ALONE`.
-        seeds: Seeds of the trainings.
-        numbers: Numbers of modules. A model that has none of these cuts has no rows.
+    `budget` sets the length of the training. "bp" among the methods means the rows of `ALONE`. A
+    model that has none of these numbers of modules has no rows.
     """
     found = []
     choices = METHODS | VARIANTS
@@ -187,10 +184,7 @@ def seconds_to_bp(
 ) -> float | None:
     """Return the mean seconds until the accuracy is that of `bp` at its end less one point.
 
-    Args:
-        found: Results of a method, by seed.
-        bp: Results of `bp` with the same seeds.
-        samples_per_second: Speed of the method.
+    `found` and `bp` are the results of trainings with the same seeds.
 
     Returns:
         The seconds; None if the training with some seed does not reach it, or was not made.

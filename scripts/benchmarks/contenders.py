@@ -5,7 +5,7 @@ The job of each contender comes from overrides, such as a user gives to `ppll-ru
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -88,34 +88,8 @@ LONG = (
 SHORT = tuple(name for name in LONG if name not in ("torch_gpipe_m8", "torch_1f1b_m8"))
 
 
-class Contender(Protocol):
-    """Processes that train when they get an order, and rest in between.
-
-    Attributes:
-        name: Name of the row, one of `LONG`.
-    """
-
-    name: str
-
-    def start(self) -> None:
-        """Start the processes, and wait until they are ready."""
-        ...
-
-    def warm_up(self) -> float:
-        """Train a few steps, and return their mean loss."""
-        ...
-
-    def measure(self, seconds: float) -> float:
-        """Train for about this many seconds, and return the speed in samples per second."""
-        ...
-
-    def finish(self) -> list[int | None]:
-        """End the training, and return the peak memory of each process in bytes, if known."""
-        ...
-
-    def stop(self) -> None:
-        """Kill all processes of the contender, in any state."""
-        ...
+Contender = Workers | Ranks
+"""Processes that train when they get an order, and rest in between."""
 
 
 class Case:

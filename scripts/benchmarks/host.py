@@ -14,7 +14,6 @@ for the device, and wait for the device only between blocks of steps.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -39,7 +38,7 @@ from ppll_cli.prepare.preparation import prepare
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.worker import Worker
 from scripts.benchmarks.contenders import compose_settings
-from scripts.benchmarks.runs import machine
+from scripts.benchmarks.runs import machine, save
 from scripts.benchmarks.unlinked import NoSender, random_values
 
 RESULT = Path("outputs/benchmark/host.json")
@@ -82,9 +81,8 @@ def main(arguments: Sequence[str]) -> None:
         name: measure([*OVERRIDES, *extra, *options.overrides], blocks)
         for name, extra in OPTIMIZERS.items()
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
     found = {"machine": machine(), "overrides": options.overrides, "rows": rows}
-    RESULT.write_text(json.dumps(found, indent=2) + "\n")
+    save(found, RESULT)
     table = Table("", "worker, ms", "torch alone, ms", "the program's own, ms", "target")
     for name, row in rows.items():
         numbers = (f"{row[key]:.3f}" for key in ("worker_ms", "torch_ms", "own_ms"))

@@ -163,12 +163,8 @@ class Ranks:
 def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Connection) -> None:
     """Run a rank: execute orders, and exit if the process that gives orders has ended.
 
-    Args:
-        make_trainer: Makes the trainer of the rank.
-        job: The job to train.
-        rank: The number of the rank.
-        store: Path of a file, not yet existing, through which the ranks connect.
-        orders: The connection that receives orders and sends answers.
+    The ranks connect through the path `store`, at which no file exists yet. `orders` receives
+    orders and sends answers.
     """
     try:
         serve(make_trainer, job, rank, store, orders)

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from ppll_cli.leaves.scratch import SHARED_MEMORY
 from scripts.benchmarks.faults import SEARCH_S, steps
-from scripts.benchmarks.runs import machine
+from scripts.benchmarks.runs import machine, save
 from scripts.benchmarks.session import LIMIT_S, Session
 from scripts.benchmarks.soak import BATCHES, EPOCHS, EVALUATED, SAVED, reference, start, weights
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
             f"{plan.case}: {plan.number.name} of {hit}, {plan.moment} {plan.step}: {said}"
         )
     result = {"machine": machine(), "seed": options.seed, **summary(outcomes)}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, RESULT)
     console.print(
         f"{result['runs']} runs: {result['faults']} faults injected, {result['restarts']} restarts "
         f"(median {result['median_s']:.2f} s, longest {result['longest_s']:.2f} s from detection "
@@ -134,13 +134,7 @@ def plans(runs: int, seed: int) -> list[Plan]:
 
 
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
-    """Start a run, inject the faults, and check the results.
-
-    Args:
-        plan: The run and its faults.
-        folder: A new folder for the run directory and the output.
-        reference: The weights of a run without a fault.
-    """
+    """Start a run in a new folder, inject the faults, and check its results and its weights."""
     outcome, run_dir = Outcome(plan), folder / "run"
     workers = int(plan.case.split()[-1])
     with Session(*start(plan.case, folder, *RECOVER)) as session:

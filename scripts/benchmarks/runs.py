@@ -24,6 +24,12 @@ class RunFailedError(Exception):
     """Raised when a run of a benchmark did not complete."""
 
 
+def save(result: Mapping[str, Any], path: Path) -> None:
+    """Write the results of a benchmark as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n")
+
+
 class Results:
     """The results of a benchmark in a JSON file, which is rewritten after each row.
 

@@ -9,7 +9,6 @@ narrow, so that a batch takes only seconds. All stages have the same number of u
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from ppll_cli.cli.plan import SCHEDULES, Plan
 from ppll_cli.cli.planner import Planner
-from scripts.benchmarks.runs import machine, run, source
+from scripts.benchmarks.runs import machine, run, save, source
 
 FOLDER = Path("outputs/benchmark")
 RESULT = FOLDER / "scaling.json"
@@ -45,9 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     measured = measure(list(SCHEDULES) if options.long else MEASURED, numbers)
     rows = predict(measured)
     conditions = {"overrides": MODEL, "runs": RUN, "repetitions": REPETITIONS, "source": source()}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
     result = {"machine": here, "conditions": conditions, "rows": rows}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, RESULT)
     _print(rows)
 
 

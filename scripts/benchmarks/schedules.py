@@ -28,7 +28,6 @@ measured for each process in its steady state, minus its memory before the model
 """
 
 import argparse
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -42,7 +41,7 @@ from rich.table import Table
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves import forkserver
 from scripts.benchmarks.contenders import LONG, MODELS, SHORT, Case
-from scripts.benchmarks.runs import machine, source
+from scripts.benchmarks.runs import machine, save, source
 
 RESULT = Path("outputs/benchmark/schedules.json")
 RATIOS = {
@@ -110,8 +109,7 @@ def main(arguments: Sequence[str]) -> None:
             _print(console, key, models[key])
     conditions = {"local": options.local, "seconds": SECONDS, "source": source()}
     result = {"machine": here, "conditions": conditions, "models": models}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, RESULT)
 
 
 def measure(
@@ -119,11 +117,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure a model on a number of stages.
 
-    Args:
-        case: The model and the number of stages.
-        names: Names of the rows.
-        budget_s: Time limit in seconds. At least `LEAST_ROUNDS` rounds are made.
-        say: Prints a text. It is called with messages about the progress.
+    At least `LEAST_ROUNDS` rounds are made, whatever the budget. `say` prints messages about the
+    progress.
 
     Returns:
         The results for the JSON file.

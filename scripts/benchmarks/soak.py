@@ -28,7 +28,7 @@ from rich.table import Table
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.settings import usable_cores
 from scripts.benchmarks.faults import DAMAGES, KINDS, TO_A_WORKER, Plan, damage, inject
-from scripts.benchmarks.runs import RunFailedError, machine
+from scripts.benchmarks.runs import RunFailedError, machine, save
 from scripts.benchmarks.session import LIMIT_S, Session, ppll_run
 
 RESULT = Path("outputs/benchmark/soak.json")
@@ -126,8 +126,7 @@ def main(arguments: Sequence[str]) -> None:
         "seconds": monotonic() - started_s,
         **summary(outcomes),
     }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, RESULT)
     _print(outcomes, result, console)
     good = result["detected"] == result["recovered"] == result["faults_injected"]
     if not good or result["leaks"]:
@@ -193,10 +192,7 @@ def reference(case: str, folder: Path) -> bytes:
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     """Run a plan: start the run, inject the fault, resume the run, and check the results.
 
-    Args:
-        plan: The run and its fault.
-        folder: A new folder for the run directory and the output.
-        reference: The weights of a run without a fault.
+    The folder is a new one. The reference is the weights of a run without a fault.
     """
     outcome = Outcome(plan)
     with Session(*start(plan.case, folder)) as session:

@@ -7,7 +7,6 @@ alternating repetitions.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from time import perf_counter, sleep
 from rich.console import Console
 from rich.table import Table
 
-from scripts.benchmarks.runs import RunFailedError, machine
+from scripts.benchmarks.runs import RunFailedError, machine, save
 
 RESULT = Path("outputs/benchmark/startup.json")
 LIMIT_S = 120.0
@@ -42,8 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/benchmark startup", description=__doc__)
     parser.add_argument("--long", action="store_true", help="15 repetitions instead of 5")
     result = measure(15 if parser.parse_args(arguments).long else 5)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    save({"machine": machine(), **result}, RESULT)
     table = Table("", "seconds")
     for name in ("import_torch_s", "first_step_s"):
         table.add_row(name, f"{result[name]:.2f}")

@@ -8,7 +8,7 @@ Legend: B batch, C channels, H height, W width.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +31,6 @@ from ppll_cli.tasks.classification import LABEL
 from ppll_cli.worker.chunk import HeldChunk
 
 FLOAT = torch.float32
-
-
-class Trainer(Protocol):
-    """Trains one rank of a job."""
-
-    def prepare(self, steps: range) -> None:
-        """Prepare the training of these steps. This call is not timed."""
-        ...
-
-    def step(self, step: int) -> Tensor | None:
-        """Train one step, and return its loss, detached; None if this rank does not know it."""
-        ...
 
 
 class UnitsModule(nn.Module):
@@ -216,6 +204,10 @@ class DataParallelTrainer:
         self._optimizer.step(self._job.settings.optim.lr)
         self._optimizer.zero_grad()
         return loss.detach()
+
+
+Trainer = PipelineTrainer | DataParallelTrainer
+"""Trains one rank of a job. `step` returns None if this rank does not know the loss."""
 
 
 def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:

@@ -11,7 +11,6 @@ messages follow one another without a pause, and are compared with copies.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,7 +27,7 @@ from ppll_cli.leaves import forkserver
 from ppll_cli.transport.channel import Receiver, Sender, Transport
 from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.ring import RingTransport
-from scripts.benchmarks.runs import machine
+from scripts.benchmarks.runs import machine, save
 
 RESULT = Path("outputs/benchmark/transport.json")
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
@@ -51,8 +50,7 @@ def main(arguments: Sequence[str]) -> None:
     if torch.cuda.is_available():
         devices = "cuda:0", f"cuda:{torch.cuda.device_count() - 1}"
         result["cuda"] = measure_edge(*devices, SIZES, BULK, repetitions)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    save(result, RESULT)
     _print(result)
 
 

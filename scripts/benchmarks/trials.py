@@ -49,10 +49,8 @@ class Trials:
     ) -> None:
         """Run the trials that have no result yet.
 
-        Args:
-            trials: The trials. Equal trials are run once.
-            read: Returns the results to keep, given a run's summary and its run directory.
-            jobs: Number of runs at the same time.
+        Equal trials are run once, at most `jobs` at the same time. `read` returns the results to
+        keep, given a run's summary and its run directory.
 
         Raises:
             RunFailedError: A run did not complete. No run is in progress any more.

@@ -145,10 +145,7 @@ class InTurn(Workers):
 def unlinked(name: str, job: Job, kind: type[Workers] = Workers) -> Workers:
     """Return the workers of a local-learning job, in which each stage follows its own orders.
 
-    Args:
-        name: The name of the contender in errors.
-        job: The job.
-        kind: The class of the workers, which defines how they are measured.
+    `kind` defines how the workers are measured.
     """
     paced_jobs, orders = zip(*(paced(job) for _ in range(job.stages)), strict=True)
     transport = NoTransport(job, [each.course for each in paced_jobs[1:]])

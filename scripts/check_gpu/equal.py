@@ -22,13 +22,7 @@ fault, and 2 s for its processes to end."""
 
 @dataclass(frozen=True)
 class Equal:
-    """A step that checks that the last checkpoints of two runs are equal, bit for bit.
-
-    Attributes:
-        name: Name of the step.
-        one: Name of a run.
-        other: Name of the other run.
-    """
+    """A step that checks that the last checkpoints of two runs are equal, bit for bit."""
 
     name: str
     one: str
@@ -47,7 +41,6 @@ class Hurt:
     """A step whose run loses a worker, must end with status 1, and is resumed.
 
     Attributes:
-        name: Name of the step.
         overrides: Overrides of a run whose result depends only on its number of steps.
         signal: The signal for the worker: SIGKILL, or SIGSTOP, which makes it hang.
     """
@@ -91,7 +84,6 @@ class Restarted:
     """A step whose run loses a worker, which must start again alone (`recover=stage`).
 
     Attributes:
-        name: Name of the step.
         overrides: Overrides of a run whose result depends only on its number of steps.
     """
 
@@ -127,12 +119,7 @@ class Restarted:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A step whose run is interrupted (Ctrl-C), and must save a checkpoint and end with status 130.
-
-    Attributes:
-        name: Name of the step.
-        overrides: Overrides of the run.
-    """
+    """A step whose run gets Ctrl-C, and must save a checkpoint and end with status 130."""
 
     name: str
     overrides: Sequence[str]

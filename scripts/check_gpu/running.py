@@ -113,7 +113,6 @@ class Train:
     Attributes:
         name: Name of the step. Steps that compare runs refer to it.
         overrides: Overrides of the run.
-        limit_s: Time limit in seconds.
         environment: Environment variables for the run.
         stops: Whether the run can end soon after SIGTERM. A run that compiles cannot.
     """
@@ -140,9 +139,7 @@ class Program:
     """A step that runs a Python program, which must end with status 0.
 
     Attributes:
-        name: Name of the step.
         arguments: Arguments of the interpreter.
-        limit_s: Time limit in seconds.
         log: Name of a file in the report's folder to which the output is appended; "" for none.
     """
 

@@ -94,9 +94,7 @@ class Benchmark:
     """A step that runs a benchmark of `scripts/benchmark`.
 
     Attributes:
-        name: Name of the step.
         benchmark: Name of the benchmark, and its options.
-        limit_s: Time limit in seconds.
     """
 
     name: str

@@ -387,7 +387,9 @@ def test_neighbours_end_after_the_measurement() -> None:
 def test_a_failing_neighbour_is_reported() -> None:
     """A neighbour may never start, or fail while the body runs."""
     removed = [key for key in SMALL if not key.startswith("model")]
-    broken = replace(work(), model={"_target_": "tests.own_models.Nothing"})
+    whole = work()
+    other = replace(whole.setup, model={"_target_": "tests.own_models.Nothing"})
+    broken = replace(whole, setup=other)
     with pytest.raises(WorkerFailedError, match="cannot be imported"), neighbours(broken, 1):
         pytest.fail("there is none")
     config, _ = compose_config([*removed, *own_model("Faulty", unit="second", act="kill")])

@@ -294,12 +294,8 @@ def _run(
     strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
     goes_on = before is not None or (sweep.before is not None and CONFIG_FILE in strangers)
     if strangers and not goes_on:
-        raise ConfigError(
-            "hydra.run.dir",
-            run_dir,
-            f"is not empty: it holds {strangers[0]}",
-            "choose a new folder",
-        )
+        problem = f"is not empty: it holds {strangers[0]}"
+        raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
     try:
         config = plain(cfg)
         if before is not None:

@@ -16,9 +16,7 @@ from ppll_cli.observe import streams
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a program that prints its result, and exit with a status: 0, 1, 2, or 130 on Ctrl-C.
 
-    Args:
-        program: The program's name, with which error messages begin.
-        main: Runs the program with the command line's arguments.
+    Error messages begin with the name of the program.
     """
     streams.guard()
     try:

@@ -110,14 +110,7 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 def show(
     comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
 ) -> None:
-    """Print a comparison and the names of the files written.
-
-    Args:
-        comparison: The comparison.
-        folder: The folder of the files.
-        written: The suffixes of the files `comparison.*`, as `write` returns them.
-        then: A command to suggest next.
-    """
+    """Print a comparison, the files `comparison.*` written, and a command to suggest next."""
     from ppll_cli.observe.console import rich_console
 
     console = rich_console(160)

@@ -36,9 +36,6 @@ MOST_LABELS = 3
 def report(asked: EvaluationRequest) -> None:
     """Evaluate and predict, write the results, and print them.
 
-    Args:
-        asked: What the command line asks for.
-
     Raises:
         ConfigError: The device, checkpoint, data, split, a picture or the output folder cannot be
             used.
@@ -157,10 +154,7 @@ def _summary(found: Evaluated, run: LoadedRun) -> str:
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":
     """Return a table of the entries. If they are too many, leave out entries with a high metric.
 
-    Args:
-        kind: What an entry describes, such as "class": the key of its name.
-        entries: For each class or picture, its name and numbers.
-        metric: Name of the task's metric.
+    `kind` is what an entry describes, such as "class", and the key of its name.
     """
     from rich.table import Table
 

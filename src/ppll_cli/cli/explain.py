@@ -21,11 +21,8 @@ from ppll_cli.leaves.names import meant
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
     """Return the error that the user sees when the configuration cannot be composed.
 
-    Args:
-        error: The exception of Hydra, OmegaConf or a parser. If it has a cause, the cause is
-            explained.
-        arguments: The command line.
-        program: The program to whose `--help` the message refers.
+    If the exception has a cause, the cause is explained. The message refers to `--help` of the
+    program.
     """
     cause = error.__cause__ or error
     message = " ".join(str(cause).split())

@@ -10,10 +10,8 @@ from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
     """Remove the files that Hydra made for a refused run, then the folders that became empty.
 
-    Args:
-        run_dir: The run directory.
-        ours: Names of the files and folders that Hydra made in the run directory.
-        made: The folders that were made for the run; None if unknown.
+    `ours` are the names of the files and folders that Hydra made in the run directory, and `made`
+    the folders that were made for the run; None if unknown.
     """
     for name in ours:
         path = run_dir / name
@@ -24,9 +22,7 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
 def remove_sweep(folder: Path, made: set[Path]) -> None:
     """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
 
-    Args:
-        folder: The folder of the sweep. It is only removed if it is in `made`.
-        made: The folders that were made for the sweep.
+    The folder is only removed if it was made for the sweep.
     """
     if folder not in made or not folder.is_dir():
         return

@@ -43,10 +43,6 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
     With `resume=auto` a batch system can start the same command again and again.
 
-    Args:
-        overrides: The overrides on the command line.
-        sweep: Whether the command line asks for a sweep.
-
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
     """
@@ -79,9 +75,6 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
     A folder is accepted if it holds only files of a start-up that ended before any training.
-
-    Args:
-        overrides: The overrides on the command line.
 
     Returns:
         The folders that Hydra will make; None if the command line does not name the directory, or

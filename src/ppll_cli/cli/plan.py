@@ -155,9 +155,6 @@ class Plan:
     def compose(cls, overrides: Sequence[str]) -> Self:
         """Compose the configuration of each schedule.
 
-        Args:
-            overrides: The overrides on the command line.
-
         Raises:
             ConfigError: A configuration cannot be composed, or its settings are wrong.
         """

@@ -34,14 +34,7 @@ def note_refusal(error: ConfigError) -> None:
 
 
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
-    """Record a refused job in the sweep's folder, because such a job has no run directory.
-
-    Args:
-        folder: The sweep's folder.
-        job: The job's number.
-        overrides: The job's overrides.
-        error: Why the job was refused.
-    """
+    """Record a refused job in the sweep's folder, because such a job has no run directory."""
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
     # Several jobs may run at once, in their own processes, so a line is written in one piece.
     file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -52,12 +45,7 @@ def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None
 
 
 def warn_of_tuning(config: Any, objective: str) -> None:
-    """Log a warning if a sweeper chooses settings by results on the test set.
-
-    Args:
-        config: Hydra's configuration of the job.
-        objective: The setting `objective`.
-    """
+    """Log a warning if a sweeper chooses settings by results on the test set."""
     tunes = "basic" not in config.runtime.choices["hydra/sweeper"]
     on_test_set = objective.startswith(("test.", "test_ema."))
     if tunes and on_test_set and config.mode is RunMode.MULTIRUN:

@@ -87,8 +87,7 @@ class BasicSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs of a new sweep, or the jobs of a resumed sweep that are not complete.
 
-        Args:
-            arguments: The overrides on the command line, without overrides of Hydra's own keys.
+        The arguments are the overrides on the command line, without those of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:
@@ -250,12 +249,8 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
             problem = f"job {number} of another sweep has run there, in {name}"
             go_on = command("ppll-run", "--multirun", setting("resume", str(folder)))
-            raise ConfigError(
-                "hydra.sweep.dir",
-                folder,
-                problem,
-                f"choose a new folder, or continue that sweep: {go_on}",
-            )
+            remedy = f"choose a new folder, or continue that sweep: {go_on}"
+            raise ConfigError("hydra.sweep.dir", folder, problem, remedy)
 
 
 def _check_options(folder: Path, number: int, config: DictConfig) -> None:

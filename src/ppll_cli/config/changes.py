@@ -15,13 +15,9 @@ WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
-    """Return the overrides that turn the defaults into this configuration.
+    """Return the overrides that turn the defaults into this resolved configuration.
 
     The overrides are not quoted for a shell. Hydra must be initialised before the call.
-
-    Args:
-        config: The configuration, resolved.
-        choices: The option chosen in each group.
     """
     given: list[str] = []
     defaults, usual = composed(given)

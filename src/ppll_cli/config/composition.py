@@ -95,9 +95,7 @@ def options_given() -> list[str]:
 def overrides_of(hydra: Any, kind: str) -> list[str]:
     """Return the overrides of this command line, with interpolations not resolved.
 
-    Args:
-        hydra: Hydra's own configuration.
-        kind: `hydra` for overrides of Hydra's keys, `task` for all other overrides.
+    The kind is `hydra` for overrides of Hydra's keys, `task` for all other overrides.
     """
     from omegaconf import OmegaConf
 

@@ -17,11 +17,7 @@ def conf_dir() -> Path:
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return the key and the value with which users choose a class.
-
-    Args:
-        group: The configuration group, for example "schedule".
-        target: The class, or its dotted path, which is a value of `_target_`.
+    """Return the key and the value with which users choose a class, given as such or by its path.
 
     Returns:
         If exactly one option of this project names the class, the group and this option, as in

@@ -88,12 +88,9 @@ class Partition(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.name == "manual" and self.cuts is None:
-            raise ConfigError(
-                "partition.cuts",
-                "null",
-                "partition=manual needs the cuts between stages",
-                "give [UNIT,...], the first unit of each stage except the first stage",
-            )
+            problem = "partition=manual needs the cuts between stages"
+            remedy = "give [UNIT,...], the first unit of each stage except the first stage"
+            raise ConfigError("partition.cuts", "null", problem, remedy)
         if self.name != "manual" and self.cuts is not None:
             problem = "applies only with partition=manual"
             remedy = "give partition=manual, or leave partition.cuts out"
@@ -145,8 +142,7 @@ class FeatureBank(Section):
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None.
 
-        Args:
-            first: Whether `first` is the task's default for `features`.
+        If `first` is true, the task's default for `features` is `first`.
         """
         if not self.enabled:
             return self

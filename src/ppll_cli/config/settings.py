@@ -159,10 +159,7 @@ class Settings(Section):
 
 
 def parse(config: Mapping[str, Any]) -> Settings:
-    """Check a composed configuration.
-
-    Args:
-        config: The configuration, as plain data.
+    """Check a composed configuration, given as plain data.
 
     Raises:
         ConfigError: A value is of the wrong type or range, or a key does not exist.

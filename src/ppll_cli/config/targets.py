@@ -27,13 +27,6 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 
     The function checks the arguments strictly against the annotations of the class.
 
-    Args:
-        group: Name of the configuration group, for messages.
-        config: `_target_`, the dotted path of the class, and its keyword arguments.
-
-    Returns:
-        The object.
-
     Raises:
         ConfigError: The class cannot be imported, or does not accept these arguments.
     """
@@ -64,10 +57,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
     """Run code that a user may have written; turn its exceptions into errors about a setting.
 
-    Args:
-        key: The configuration key that named the code.
-        value: The value of this key.
-        doing: Says in the message what the code was doing.
+    `doing` says in the message what the code was doing.
 
     Raises:
         ConfigError: The code raised an exception that is not this program's own, or `SystemExit`.
@@ -88,12 +78,7 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
 def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:
     """Check that an object has all required attributes, without evaluating properties.
 
-    Args:
-        key: The configuration key that named the object's class.
-        path: The value of this key.
-        made: The object.
-        names: The names of the attributes.
-        remedy: The end of the message.
+    The message ends with the remedy.
 
     Raises:
         ConfigError: An attribute is missing.
@@ -140,10 +125,6 @@ def describe(message: str) -> str:
 
 def locate(key: str, path: object) -> Any:
     """Import the class or function that a dotted path names.
-
-    Args:
-        key: The configuration key of the path, for messages.
-        path: The dotted path.
 
     Raises:
         ConfigError: The path cannot be imported, or names something that cannot be called.
@@ -226,12 +207,7 @@ def parameters_of(target: Any) -> dict[str, Any]:
 
 
 def targets_in(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key and the class path of each `_target_` in a configuration.
-
-    Args:
-        node: The configuration, or a part of it.
-        key: The key of this part; empty for the whole configuration.
-    """
+    """Yield key and class path of each `_target_` in a configuration, or in its part at `key`."""
     if not isinstance(node, Mapping):
         return
     for name, value in node.items():

@@ -21,8 +21,7 @@ def absolute_path(given: str) -> str:
 def weights_file(given: str) -> Path:
     """Return the file from which a run takes its initial weights.
 
-    Args:
-        given: The file, or a run directory whose `model.safetensors` is used.
+    A run directory may be given instead; its `model.safetensors` is used.
 
     Raises:
         ConfigError: There is no such file.

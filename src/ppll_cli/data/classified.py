@@ -142,12 +142,8 @@ def check_normalisation(mean: list[float], std: list[float], channels: int) -> N
     """
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
-            raise ConfigError(
-                f"data.{key}",
-                values,
-                f"has {len(values)} values, the images have {channels} channels",
-                "give one value, or one per channel",
-            )
+            problem = f"has {len(values)} values, the images have {channels} channels"
+            raise ConfigError(f"data.{key}", values, problem, "give one value, or one per channel")
         if not all(isfinite(value) for value in values):
             raise ConfigError(f"data.{key}", values, "is not finite", "give finite numbers")
     if min(std) <= 0:

@@ -56,12 +56,8 @@ class Files:
 
     def __post_init__(self) -> None:
         if self.root is not None and not readable(self.root):
-            raise ConfigError(
-                "data.root",
-                self.root,
-                "is not a folder that can be read",
-                "create it, or give null",
-            )
+            problem = "is not a folder that can be read"
+            raise ConfigError("data.root", self.root, problem, "create it, or give null")
         if not 0 <= self.val_fraction < 1:
             raise ConfigError(
                 "data.val_fraction", self.val_fraction, "is out of range", "give 0 <= fraction < 1"
@@ -110,12 +106,9 @@ def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
     """
     count = round(fraction * samples)
     if not 0 < count < samples:
-        raise ConfigError(
-            "data.val_fraction",
-            fraction,
-            f"holds out {count} of {samples} training samples",
-            "give a fraction that leaves samples in both parts, or 0 for no `val`",
-        )
+        problem = f"holds out {count} of {samples} training samples"
+        remedy = "give a fraction that leaves samples in both parts, or 0 for no `val`"
+        raise ConfigError("data.val_fraction", fraction, problem, remedy)
     held_out = fixed_random(_HOLD_OUT_SEED).permutation(samples)[:count]
     return np.setdiff1d(np.arange(samples), held_out), held_out
 

@@ -44,12 +44,8 @@ class ImageNet(LabelledPictures):
         super().__post_init__()
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
-            raise ConfigError(
-                "data.crop_scale",
-                self.crop_scale,
-                "is not a range of areas",
-                "give 0 < low <= high <= 1",
-            )
+            remedy = "give 0 < low <= high <= 1"
+            raise ConfigError("data.crop_scale", self.crop_scale, "is not a range of areas", remedy)
         if not 0 < self.middle_part <= 1:
             raise ConfigError(
                 "data.middle_part", self.middle_part, "is out of range", "give 0 < part <= 1"

@@ -54,12 +54,7 @@ UNREPORTED = "unreported"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files match its manifest.
-
-    Attributes:
-        folder: The folder of the checkpoint.
-        manifest: The contents of its `manifest.json`.
-    """
+    """A checkpoint whose files match its manifest."""
 
     folder: Path
     manifest: Manifest
@@ -141,12 +136,8 @@ def save_stage(
 ) -> SavedFile:
     """Write a stage's file of a checkpoint that is not finished yet.
 
-    Args:
-        run_dir: The run directory.
-        step: Number of optimizer steps done.
-        stage: Number of the stage.
-        tensors: The stage's tensors by name.
-        unreported: Training measurements of the stage's modules that are not reported yet.
+    `step` is the number of optimizer steps done. `unreported` has the training measurements of the
+    stage's modules that are not reported yet.
 
     Returns:
         Name, size and digest of the file, for the manifest.
@@ -174,17 +165,10 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
 
 
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
-    """Finish a checkpoint after all stages have written their files, and remove old checkpoints.
+    """Finish a checkpoint after all stages have written their files, and return its folder.
 
-    Args:
-        run_dir: The run directory.
-        manifest: The manifest of the checkpoint.
-        keep: Number of newest checkpoints to keep, 1 or more. The checkpoint to which the link
-            `best` points is never removed.
-        best: Whether to point the link `best` to this checkpoint.
-
-    Returns:
-        The checkpoint's folder.
+    All but the newest `keep` checkpoints are removed, except the one to which the link `best`
+    points. With `best`, this link is first set to the finished checkpoint.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
@@ -272,11 +256,7 @@ def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
 
 
 def named(run_dir: str | Path, name: str) -> Checkpoint:
-    """Find a checkpoint by its name, and check its files.
-
-    Args:
-        run_dir: The run directory.
-        name: `last`, `best`, or a number of steps.
+    """Find a checkpoint by its name, `last`, `best` or a number of steps, and check its files.
 
     Raises:
         DamagedError: The checkpoint's files do not match its manifest, or a newer program wrote the

@@ -70,11 +70,9 @@ class Version:
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
-        """Return the version of the weights that a loss reads.
+        """Return the version that a loss reads, `lag` batches old, after `step` optimizer steps.
 
-        Args:
-            step: Number of optimizer steps done before the batch of this loss.
-            lag: Age of the weights in batches, 1 or more (see `pipeline.routes.Watch`).
+        The lag is 1 or more (see `pipeline.routes.Watch`).
         """
         return cls(step - lag + 1)
 
@@ -177,12 +175,10 @@ class Course:
         return epochs * sum(sizes) + sum(sizes[:rest])
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Yield all batches and marks in order.
+        """Yield all batches and marks in order, after `start` optimizer steps of earlier processes.
 
-        Args:
-            stop: Called before each batch. When it returns True, only a checkpoint and the end
-                follow.
-            start: Number of optimizer steps that earlier processes have done.
+        `stop` is called before each batch. When it returns True, only a checkpoint and the end
+        follow.
         """
         sizes = self.batch_sizes()
         step = start

@@ -18,10 +18,7 @@ def devices_here(
 ) -> tuple[tuple[str, ...], bool]:
     """Choose the device of each worker of this machine.
 
-    Args:
-        settings: The settings.
-        workers: Number of workers of this machine.
-        notes: A list. The function appends a note for the user if workers fall back to the CPU.
+    If workers fall back to the CPU, the function appends a note for the user to `notes`.
 
     Returns:
         The device of each worker, and whether workers share a CUDA device.
@@ -39,12 +36,8 @@ def devices_here(
             notes.append(f"{reason}: {workers} worker(s) on CPU")
         return ("cpu",) * workers, False
     if found < workers and not settings.oversubscribe:
-        raise ConfigError(
-            "gpus",
-            workers,
-            f"there are {found} CUDA devices",
-            f"use gpus={found}, device=cpu, or oversubscribe=true to share them",
-        )
+        remedy = f"use gpus={found}, device=cpu, or oversubscribe=true to share them"
+        raise ConfigError("gpus", workers, f"there are {found} CUDA devices", remedy)
     return tuple(f"cuda:{worker % found}" for worker in range(workers)), found < workers
 
 
@@ -73,10 +66,7 @@ def receiver_of(device: str) -> str:
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
     """Check that this machine has everything that workers on these devices need.
 
-    Args:
-        settings: The settings.
-        devices: The device of each worker of this machine.
-        notes: A list. The function appends a note if there are more threads than cores.
+    If there are more threads than cores, the function appends a note for the user to `notes`.
 
     Raises:
         ConfigError: The machine lacks something.

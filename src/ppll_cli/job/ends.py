@@ -59,9 +59,6 @@ class Ends:
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
         """Return what each module runs at its end, and the tensors that each unit can read.
 
-        Args:
-            modules: The units of each module.
-
         Returns:
             The `ModuleEnd` of each module; and for each unit, shape and dtype of each tensor that
             exists before the unit runs, by name.

@@ -6,13 +6,9 @@ from ppll_cli.config.sections import Optim
 
 
 def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Return the learning rate of the next optimizer step.
+    """Return the learning rate of the next optimizer step, after `step` steps.
 
-    Args:
-        optim: The settings of the optimizer.
-        step: Number of optimizer steps done before.
-        steps_per_epoch: Number of steps of an epoch.
-        epochs: Number of epochs over which the schedule extends, even if the run stops earlier.
+    The schedule extends over all epochs, even if the run stops earlier.
     """
     if optim.schedule == "cosine_by_epoch":
         return _by_epoch(optim, step // steps_per_epoch + 1, epochs)
@@ -29,15 +25,10 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 
 
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
-    """Return the learning rate of an epoch, as InfoPro's code computes it (arXiv 2101.10832).
+    """Return the rate of an epoch, from 1, as InfoPro's code computes it (arXiv 2101.10832).
 
     The cosine starts in the first epoch, so it also falls during the warm-up. It reaches 0 in the
     last epoch. During the warm-up the rate moves linearly from `warmup_lr` to the cosine.
-
-    Args:
-        optim: The settings of the optimizer.
-        epoch: Number of the epoch, from 1.
-        epochs: Number of epochs.
     """
     rate = optim.lr * 0.5 * (1 + cos(pi * epoch / epochs))
     if epoch > optim.warmup_epochs:

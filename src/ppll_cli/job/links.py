@@ -128,14 +128,10 @@ def upcoming(
     because all must stop after the same batch. A worker of another stage reads the item from the
     next message to its lowest chunk, without removing the message from the channel.
 
-    Args:
-        job: The job.
-        seat: The worker's stage and replica.
-        links: The worker's connections.
-        wait: A function that waits for an end of a channel. It gets the end and the kind of time
-            to record: "blocked" (no free slot) or "starved" (no message).
-        before: How many items an earlier process of this worker has handled. They are not yielded
-            again. The receivers of a restarted worker begin behind the messages of these items.
+    `wait` waits for an end of a channel. It gets the end and the kind of time to record: "blocked"
+    (no free slot) or "starved" (no message). `before` is how many items an earlier process of this
+    worker has handled. They are not yielded again. The receivers of a restarted worker begin behind
+    the messages of these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):

@@ -20,10 +20,7 @@ def has_ema(checkpoint: Path) -> bool:
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    Args:
-        checkpoint: The folder of the checkpoint.
-        ema: Whether to read averages instead. Integer buffers have no averages and are read as they
-            are.
+    With `ema`, averages are read. Integer buffers have no averages and are read as they are.
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its tensor
     with SavedTensors(checkpoint) as saved:
@@ -34,10 +31,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
 def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
     """Write the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    Args:
-        checkpoint: The folder of the checkpoint.
-        path: The safetensors file to write.
-        ema: Whether to write averages instead.
+    With `ema`, averages are written (see `model_tensors`).
 
     Raises:
         DamagedError: The files of the checkpoint do not match its manifest.

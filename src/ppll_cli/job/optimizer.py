@@ -71,11 +71,9 @@ class FusedOptimizer:
     def step(self, rate: float, nonfinite: Tensor | None = None) -> None:
         """Update all parameters that have a gradient.
 
-        Args:
-            rate: The learning rate.
-            nonfinite: A float32 scalar tensor on the parameters' device: 1 to skip the step, 0 to
-                do it. None also means to do it. A skipped step changes no parameter, state or step
-                count. The kernel reads the value, so the host need not wait for it.
+        `nonfinite` is a float32 scalar tensor on the parameters' device: 1 to skip the step, 0 to
+        do it. None also means to do it. A skipped step changes no parameter, state or step count.
+        The kernel reads the value, so the host need not wait for it.
         """
         gradients = [parameter.grad for parameter in self.parameters]
         present = [gradient is not None for gradient in gradients]
@@ -134,11 +132,7 @@ class FusedOptimizer:
         group.first = False
 
     def _group(self, present: Sequence[bool]) -> list[_Group]:
-        """Group the parameters that have a gradient, and initialise missing states.
-
-        Args:
-            present: For each parameter, whether it has a gradient.
-        """
+        """Group the parameters that have a gradient (`present`), and initialise missing states."""
         found: dict[object, list[int]] = defaultdict(list)
         for index, parameter in enumerate(self.parameters):
             if present[index]:
@@ -181,11 +175,8 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
     """Scale gradients in place so that their norm is at most `limit`.
 
-    Args:
-        parameters: The parameters whose gradients are scaled.
-        limit: The largest norm allowed.
-        squared: The square of the norm to limit, a float64 scalar tensor. It may also cover
-            gradients of other parameters, for example of the whole model.
+    `squared` is the square of the norm to limit, a float64 scalar. It may also cover gradients of
+    other parameters, for example of the whole model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 
@@ -193,10 +184,7 @@ def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> N
 def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
     """Log a warning for each skipped step of a module.
 
-    Args:
-        module: Number of the module.
-        steps: Numbers of the steps.
-        flags: Vector on the CPU with one element per step, 1 if the step was skipped and else 0.
+    `flags` is on the CPU and has one element per step: 1 if the step was skipped and else 0.
     """
     for step, flag in zip(steps, flags.tolist(), strict=True):
         if flag:

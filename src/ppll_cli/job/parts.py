@@ -130,12 +130,10 @@ class Parts:
         return all(each["instruction_s"].keys() <= names for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
-        """Return all parts; the current part only if it has done a step.
+        """Return all parts after `step` steps; the current one only if it has done a step.
 
-        Args:
-            step: Number of optimizer steps of the whole run until now.
-            seconds: Duration of the current part until now, including evaluations and checkpoints.
-            workers: The workers' counts and times in this part; empty if unknown.
+        The duration of the current part, in seconds, includes evaluations and checkpoints.
+        `workers` is empty if unknown.
         """
         start, course = self._job.start, self._job.course
         if step <= start:  # nothing was trained
@@ -152,9 +150,6 @@ class Parts:
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
         """Add up each worker's counts in the current part and earlier parts of equal conditions.
-
-        Args:
-            workers: The workers' counts and times in the current part; empty if unknown.
 
         Returns:
             The sums for each worker, in the order of `Job.seats`; empty if nothing is known.

@@ -113,9 +113,7 @@ class Pulse(ctypes.Structure):
     def begin(self, doing: str, limit_s: float | None) -> None:
         """Record that the main thread begins an activity.
 
-        Args:
-            doing: Name of the activity.
-            limit_s: Seconds that it may take without progress; None for no limit.
+        It may take `limit_s` seconds without progress; None for no limit.
         """
         self.doing = doing.encode()[: _TEXT - 1]
         self.progress_s = monotonic()  # before the limit, which must not count earlier time

@@ -17,13 +17,8 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
     numbers as the first. It works on copies of the buffers from before the first pass, so
     BatchNorm's running statistics are updated only once.
 
-    Args:
-        network: The network, in training mode.
-        seed: Seeds all generators from which the network may draw.
-        inputs: Inputs of the network. They must not change until the backward.
-
-    Returns:
-        The outputs of the network.
+    `seed` seeds all generators from which the network, in training mode, may draw. Inputs must not
+    change until the backward.
     """
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     first = True

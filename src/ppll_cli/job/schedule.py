@@ -24,10 +24,7 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
             raise ConfigError(key, path, f"its {name} must be True or False, not {value!r}")
     count: object = getattr(schedule, "microbatches", None)
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ConfigError(
-            key,
-            path,
-            f"its microbatches must be a whole number of at least 1, not {count!r}",
-            "if it has a constructor of its own, call super().__init__(microbatches=...) there",
-        )
+        problem = f"its microbatches must be a whole number of at least 1, not {count!r}"
+        remedy = "if it has a constructor of its own, call super().__init__(microbatches=...) there"
+        raise ConfigError(key, path, problem, remedy)
     return schedule

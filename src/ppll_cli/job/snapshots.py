@@ -25,10 +25,7 @@ def snapshot_bytes(job: Job, stage: int, params: int) -> int:
     `optim.ema`, and older versions of units whose weights other modules read. What else it holds is
     little, and not counted; see `MARGIN`.
 
-    Args:
-        job: The job.
-        stage: Number of the stage.
-        params: Number of parameters of its units and auxiliary networks.
+    `params` is the number of parameters of the units and auxiliary networks.
     """
     optim = job.settings.optim
     kept = 2 if optim.name == "adamw" else int(optim.momentum > 0)
@@ -44,10 +41,8 @@ def snapshot_bytes(job: Job, stage: int, params: int) -> int:
 def messages_between(snapshot_s: float, message_s: float, most: int) -> int:
     """Return the smallest number of messages for which snapshots take at most `COST` of the time.
 
-    Args:
-        snapshot_s: Seconds that a snapshot takes.
-        message_s: Seconds from one message to the next, without snapshots.
-        most: The largest number, for which the channels have slots.
+    `message_s` is the time from one message to the next, without snapshots. The channels have slots
+    for at most `most` messages.
     """
     enough = ceil(snapshot_s / (COST * message_s)) if message_s > 0 else most
     return min(max(1, enough), most)

@@ -57,12 +57,8 @@ def go_on(
     The command repeats each override that names a class. `resume` imports a user's class only if
     the command line names it; the name in the run directory is not enough.
 
-    Args:
-        run_dir: The run directory.
-        options: Command-line options that name folders of configurations, such as `--config-dir`.
-        changes: The overrides that turn the defaults into the configuration; None if unknown.
-        config: The run's configuration.
-        choices: The option chosen in each group.
+    `options` are command-line options that name folders of configurations, such as `--config-dir`.
+    `changes` are the overrides that turn the defaults into the configuration; None if unknown.
     """
     classes = [change for change in changes or () if key_of(change).endswith("._target_")]
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):
@@ -85,12 +81,7 @@ def comparison(
 ) -> str | None:
     """Return the command of a sweep that compares a run with other schedules.
 
-    Args:
-        settings: Settings of the run.
-        prepared: The prepared run.
-        options: Command-line options that name folders of configurations, such as `--config-dir`.
-        changes: The overrides that turn the defaults into the configuration.
-        resumed: Whether the run was resumed.
+    See `go_on` for `options` and `changes`.
 
     Returns:
         The command; None if fewer than two schedules fit the run, or if it is too long to show.

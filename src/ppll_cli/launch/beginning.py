@@ -58,11 +58,6 @@ def remove_record(run_dir: Path) -> None:
 def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | None) -> None:
     """Refuse to resume a run if the data have changed since it was started.
 
-    Args:
-        before: The record of the run.
-        data: Configuration of the data set.
-        identity: The identity of the present data; None if the data set gives none.
-
     Raises:
         ConfigError: The data differ.
     """
@@ -76,21 +71,16 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
         then = found if digest_of(found) == before.data_sha256 else {}
     how = difference(identity, then) if then else "what differs is not recorded"
     key = next((name for name in ("folders", "root") if name in data), "_target_")
-    raise ConfigError(
-        f"data.{key}",
-        data.get(key),
-        f"these are not the data that the run was started with: {how}",
-        "give the folder with the original data, or start a new run",
-    )
+    problem = f"these are not the data that the run was started with: {how}"
+    remedy = "give the folder with the original data, or start a new run"
+    raise ConfigError(f"data.{key}", data.get(key), problem, remedy)
 
 
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
     """Refuse to resume a run if its file of initial weights has changed since it was started.
 
-    Args:
-        before: The record of the run.
-        weights: The present file, with its digest; None if the run does not read the file, for
-            example because it resumes from a checkpoint.
+    `weights` is the present file, with its digest; None if the run does not read the file, for
+    example because it resumes from a checkpoint.
 
     Raises:
         ConfigError: The digests differ.
@@ -107,12 +97,7 @@ def finished(
 ) -> dict[str, Any] | None:
     """Return the summary of a run that is complete with all results; None for any other run.
 
-    Args:
-        run_dir: The run directory.
-        start: The newest checkpoint; None if there is none.
-        steps: Number of optimizer steps of the whole run.
-        metrics: The run's metrics file.
-        wanted: The summary's key for the value that a sweeper optimizes.
+    `steps` counts the whole run; `wanted` is the key of the value that a sweeper optimizes.
     """
     if start is None or start.step < steps or not (run_dir / MODEL_FILE).is_file():
         return None
@@ -141,11 +126,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    Args:
-        run_dir: The run directory.
-        start: The checkpoint; None if the run starts again at step 0.
-        metrics: The run's metrics file.
-        steps: Number of optimizer steps of the whole run.
+    Without a checkpoint the run starts again at step 0. `steps` counts the whole run.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")

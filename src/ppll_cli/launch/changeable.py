@@ -53,13 +53,8 @@ def check_free(
 ) -> None:
     """Refuse to change a key that changes what is trained, or to remove any key.
 
-    Args:
-        key: The key that changes.
-        override: Its override on the command line.
-        value: Its new value; `ABSENT` if the key is removed.
-        config: The configuration with which the run was started.
-        choices: The option chosen in each group at the run's start.
-        same_data: Whether the run has recorded the identity of its data.
+    The value is `ABSENT` if the key is removed. `config` and `choices` are those with which the run
+    was started. `same_data` says whether the run has recorded the identity of its data.
 
     Raises:
         ConfigError: The change is not allowed.
@@ -79,15 +74,7 @@ def check_free(
 def refused(
     key: str, given: object, before: Any, reason: str = "", free: Iterable[str] = FREE
 ) -> ConfigError:
-    """Return the error for a change that is not allowed.
-
-    Args:
-        key: The key.
-        given: The new value.
-        before: The value with which the run was started.
-        reason: A further reason why the key may not change; may be empty.
-        free: The keys that may be changed.
-    """
+    """Return the error for a change that is not allowed; only the keys in `free` may change."""
     return ConfigError(
         key,
         given,

@@ -37,12 +37,9 @@ class Evaluated:
 
 
 def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
-    """Evaluate a run's model as the run does: in batches of the same size and in the same order.
+    """Evaluate a run's model in the order in which the run does.
 
-    Args:
-        run: The run.
-        split: The split of the data set to evaluate.
-        batch_size: Samples per batch; None for the size in the run's own evaluations.
+    Batches have the size of the run's own evaluations, unless another size is given.
 
     Raises:
         ConfigError: The data set has no such split.

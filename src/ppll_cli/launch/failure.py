@@ -40,13 +40,7 @@ _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 
 def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
-    """Log why a run ended early, and the command that resumes it.
-
-    Args:
-        error: The error that ended the run.
-        run_dir: The run directory.
-        go_on: The command that resumes the run.
-    """
+    """Log why a run ended early, and the command that resumes it."""
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal shows this line when the program ends
         log.info(_to_go_on(run_dir, go_on))
@@ -65,11 +59,7 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
 
 
 def tell_of_restart(report: Mapping[str, Any]) -> None:
-    """Log why a worker failed, and that the worker is restarted.
-
-    Args:
-        report: The report of the failure.
-    """
+    """Log why a worker failed, and that the worker is restarted."""
     lines = [f"ppll-run: {WorkerFailedError(dict(report))}", *_where(report)]
     lines.append(f"  stage {report['stage']} restarts; the other stages wait for it")
     log.warning("\n".join(lines))
@@ -92,10 +82,7 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
     """Return a RunFailedError for an exception that was raised in a run's parent process.
 
-    Args:
-        error: The exception.
-        run_dir: The run directory.
-        doing: The start of the message, such as "summary.json could not be written"; may be empty.
+    `doing` begins the message, as in "summary.json could not be written"; may be empty.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         remedy: str | None = _remedy(error.errno or 0, run_dir)

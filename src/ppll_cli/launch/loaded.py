@@ -115,8 +115,7 @@ class LoadedRun:
     def apply(self, images: Tensor) -> Tensor:
         """Return the model's prediction, computed as in the run's evaluations.
 
-        Args:
-            images: float32 [B, C, H, W] on the model's device.
+        Images are float32 [B, C, H, W] on the model's device.
         """
         with torch.no_grad(), self.numerics.autocast(self.device):
             made = self.model(images)
@@ -163,13 +162,8 @@ def loaded(
 ) -> LoadedRun:
     """Build the model of a run and give it the weights of a checkpoint.
 
-    Args:
-        run_dir: The run directory.
-        config: The run's configuration.
-        name: Name of the checkpoint.
-        device: Device for the model.
-        other_data: The option of the data set if the run was not trained on it; else None.
-        ema: Whether to load averaged weights.
+    `other_data` is the option of the data set if the run was not trained on it. With `ema`, the
+    model gets averaged weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the

@@ -32,9 +32,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
     """Hold the lock of a sweep, and yield the descriptor of its open `sweep.json`.
 
-    Args:
-        folder: The sweep's folder.
-        begins: Whether the sweep is new, so that a missing `sweep.json` is created.
+    If the sweep begins, a missing `sweep.json` is created.
 
     Raises:
         ConfigError: Another process holds the lock.
@@ -53,11 +51,7 @@ def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
 def _lock(file: int, key: str, folder: Path, problem: str) -> None:
     """Lock an open file until it is closed or the process ends.
 
-    Args:
-        file: Descriptor of the file.
-        key: The configuration key of the folder, for the error message.
-        folder: The folder of the file.
-        problem: The text of the error if another process holds the lock.
+    If another process holds the lock, the error names the configuration key of the folder.
 
     Raises:
         ConfigError: Another process holds the lock.

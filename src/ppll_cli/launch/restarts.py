@@ -91,10 +91,7 @@ class Restarts:
     ) -> list[Report]:
         """Restart all failed workers, if this may help.
 
-        Args:
-            failures: A report of each failure.
-            workers: All workers.
-            deal: Handles the reports that a dead worker has left in its pipe.
+        `deal` handles the reports that a dead worker has left in its pipe.
 
         Returns:
             The failures that end the run. If this list is not empty, no worker was restarted.

@@ -16,10 +16,6 @@ from ppll_cli.worker.versions import saved_name
 def check_restorable(job: Job, start: Checkpoint) -> None:
     """Refuse a checkpoint whose tensors do not fit the networks that this version builds.
 
-    Args:
-        job: The job.
-        start: The checkpoint from which the run is to resume.
-
     Raises:
         ConfigError: A tensor is missing, or has another shape.
     """

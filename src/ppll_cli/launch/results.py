@@ -35,14 +35,8 @@ def write_results(
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
     """Write each result, even if another one cannot be written.
 
-    Args:
-        job: The run.
-        summarise: Returns the summary; takes the keyword `status`.
-        tracker: Receives the summary.
-        reports: The last report of each worker; empty for a run that failed.
-        restarts: The restarts of workers.
-        status: How the run ended; "failed" is recorded instead if the model cannot be written.
-        error: Why the run failed, if it did.
+    `reports` are the last report of each worker; empty for a run that failed. If the model cannot
+    be written, "failed" is recorded instead of the status.
 
     Returns:
         The summary (None if it could not be made), and an error for each file that could not be

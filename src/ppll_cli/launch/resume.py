@@ -78,10 +78,7 @@ class Recorded:
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the configuration of the resumed run, and log what the user should know.
 
-        Args:
-            composed: The configuration that Hydra composed from the result of `arguments`.
-            choices: The option of each group in `composed`.
-            overrides: The overrides on the command line.
+        `composed` is the configuration that Hydra composed from the result of `arguments`.
 
         Returns:
             The recorded configuration with the command line's changes; the option of each group.
@@ -110,12 +107,8 @@ class Recorded:
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the recorded configuration with the keys that the command line changes.
 
-        Args:
-            composed: The configuration that Hydra composed from the result of `arguments`.
-            choices: The option of each group in `composed`.
-            overrides: The overrides on the command line.
-            check: Takes a changed key, its override and its new value; raises ConfigError if the
-                change is not allowed.
+        `check` takes a changed key, its override and its new value; it raises ConfigError if the
+        change is not allowed. See `changed` for the other arguments.
 
         Returns:
             The configuration, and the option of each group.
@@ -189,11 +182,7 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
 
 
 def recorded_in(run_dir: Path, key: str) -> Recorded:
-    """Read the record of a run from its directory.
-
-    Args:
-        run_dir: The run directory.
-        key: The name of the argument for this directory, for error messages.
+    """Read the record of a run from its directory, which the argument `key` names.
 
     Raises:
         ConfigError: The folder is not a run directory, or a later version wrote it.
@@ -263,12 +252,8 @@ def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> No
     """Refuse to import a class that only the run directory names."""
     for key, target in targets_in(config):
         if at(composed, key) != target:
-            raise ConfigError(
-                key,
-                target,
-                UNNAMED,
-                f"give {key}={target} on the command line",
-            )
+            remedy = f"give {key}={target} on the command line"
+            raise ConfigError(key, target, UNNAMED, remedy)
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:

@@ -293,9 +293,7 @@ class Run:
     def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
         """Log why the run failed, then write the results that can still be written.
 
-        Args:
-            error: The root cause of the failure.
-            cause: The exception for which `error` was made, if there is one.
+        `error` is the root cause. `cause` is the exception for which it was made, if there is one.
         """
         self._tell(error)
         if cause is not None:
@@ -306,10 +304,7 @@ class Run:
             log.error("  also: %s", problem)
 
     def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
-        """Write the results into the run directory.
-
-        Returns:
-            The content of `summary.json`.
+        """Write the results into the run directory; return the content of `summary.json`.
 
         Raises:
             RunFailedError: The model or the summary could not be written.

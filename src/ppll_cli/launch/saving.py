@@ -26,9 +26,7 @@ class Saving:
     """Completes the checkpoints of a run.
 
     Args:
-        prepared: The prepared job.
         metrics: The run's metrics file, whose state goes into the checkpoint.
-        parts: The parts of the run.
     """
 
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
@@ -39,10 +37,8 @@ class Saving:
     def take(self, report: Report, seconds: float) -> None:
         """Store a worker's report about a checkpoint; once all reports are there, finish it.
 
-        Args:
-            report: A report of kind `counted`, which all workers send, or `saved`, which one
-                worker of each stage sends.
-            seconds: Seconds for which the run has trained since it was started or resumed.
+        All workers send a report of kind `counted`; one worker of each stage also sends one of kind
+        `saved`. `seconds` is how long the run has trained since it was started or resumed.
         """
         step, job = report["step"], self._job
         passing = self._passing.setdefault(step, _Passing())

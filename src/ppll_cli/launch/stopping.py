@@ -18,9 +18,7 @@ log = logging.getLogger(__name__)
 def stop_in_time(stop: StopFlag, until_s: float | None) -> None:
     """Stop the workers, as the first SIGTERM does, if the time limit has been reached.
 
-    Args:
-        stop: The flag that workers read.
-        until_s: The time limit, on the clock of `time.monotonic`; None for no limit.
+    The limit is on the clock of `time.monotonic`; None for no limit.
     """
     if until_s is not None and time.monotonic() >= until_s and not stop.value:
         stop.value = signal.SIGTERM

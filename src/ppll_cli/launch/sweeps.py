@@ -81,9 +81,6 @@ class RecordedSweep:
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """Return the overrides for Hydra that apply to all jobs of the sweep.
 
-        Args:
-            overrides: The overrides on the command line.
-
         Raises:
             ConfigError: A setting of the launcher must be given again on the command line.
         """
@@ -105,12 +102,6 @@ class RecordedSweep:
         """Return the configuration with which a job is resumed, or started if it has not begun.
 
         Hydra must be initialised.
-
-        Args:
-            run_dir: The job's run directory.
-            config: The configuration that Hydra composed from the job's overrides.
-            choices: The option of each group in `config`.
-            overrides: The overrides on the command line.
 
         Returns:
             The record of the run to be resumed, None if the job has not begun; the job's
@@ -164,11 +155,8 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the content of `sweep.json`.
 
-    Args:
-        launcher: The overrides that say how jobs are launched.
-        jobs: The overrides of each job.
-        folders: The run directory of each job, relative to the sweep's folder; None if only the
-            launcher knows it.
+    `launcher` are the overrides that say how jobs are launched. The run directories are relative to
+    the sweep's folder; None if only the launcher knows them.
     """
     name, *settings = launcher
     return {

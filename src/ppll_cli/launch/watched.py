@@ -46,10 +46,7 @@ class Watched(Seen):
     def begin(self, job: Job, recovery: Recovery | None = None) -> None:
         """Start the worker's process.
 
-        Args:
-            job: The job.
-            recovery: What the worker needs to write snapshots and to continue after a restart; None
-                if failed workers are not restarted.
+        Without `recovery`, failed workers are not restarted.
 
         Raises:
             RunFailedError: The fork server is gone, or is stopped.

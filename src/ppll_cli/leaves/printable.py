@@ -7,9 +7,7 @@ LONGEST = 200
 def printable(text: object, longest: int | None = None) -> str:
     """Return a text as one line, with control characters escaped.
 
-    Args:
-        text: The text.
-        longest: If the text has more characters, leave out its middle; None to show all.
+    If the text has more than `longest` characters, its middle is left out.
     """
     whole = str(text)
     if longest is not None and len(whole) > longest:

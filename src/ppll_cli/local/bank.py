@@ -39,11 +39,8 @@ class Bank:
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return an auxiliary network that takes a module's features and banked features.
 
-        Args:
-            copies: The copied units and head from which the network is made.
-            banked: Shapes of the earlier modules' features, before their conversion by `form`;
-                empty without a bank.
-            bank: The settings of the bank, such as the kind of fusion.
+        `banked` are the shapes of the earlier modules' features, before their conversion by `form`;
+        empty without a bank.
 
         Raises:
             ConfigError: The model's head belongs to a class that cannot read banked features.
@@ -83,10 +80,7 @@ class MapBank(Bank):
 def fused(maps: Sequence[Tensor], fusion: str, dim: int = 1) -> Tensor:
     """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate channels.
 
-    Args:
-        maps: The maps, vectors or tokens.
-        fusion: `concatenate` or `add`.
-        dim: The dimension of the channels.
+    The channels are the dimension `dim`.
     """
     return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=dim)
 

@@ -19,9 +19,7 @@ class BankedCriterion(Criterion):
     """The task's loss on the prediction of a network that reads a feature bank.
 
     Args:
-        network: The auxiliary network.
         features: Names of the module's features and of banked features.
-        task: The task.
         measure_zeroed: Whether evaluations also measure the prediction for a bank of zeros.
     """
 
@@ -51,7 +49,6 @@ class ProbedCriterion(Criterion):
         network: The Simple Local Module, which ends in a `ClassifierHead`.
         probe: The head that reads the bank.
         features: Names of the module's features and of banked features.
-        task: The task.
         measure_zeroed: Whether evaluations also measure the probe with a bank of zeros.
     """
 

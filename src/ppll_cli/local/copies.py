@@ -51,11 +51,6 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
     original unit's input, the unit's `adapt` makes the copy. The copied head has the input shape of
     the model's head.
 
-    Args:
-        site: The module, whose features the first copy reads.
-        indices: The units to copy, in order.
-        method: Name of the local method, for messages.
-
     Returns:
         The copied units, the shapes of the features before and after each of them, and the copied
         head.
@@ -77,13 +72,8 @@ def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn
 
     The copy has the same probabilities of dropout and stochastic depth as the unit.
 
-    Args:
-        site: The module.
-        index: Index of the unit to copy.
-        shape: Shape of the copy's input, without the batch dimension. If the unit's own input has
-            this shape, the copy's parameters have the same names and shapes as the unit's
-            parameters. Otherwise the unit's `adapt` makes the copy.
-        method: Name of the local method, for messages.
+    If the unit's own input has this shape (without the batch dimension), the copy's parameters have
+    the same names and shapes as the unit's parameters. Otherwise the unit's `adapt` makes the copy.
 
     Raises:
         ConfigError: The unit cannot be copied for these features.

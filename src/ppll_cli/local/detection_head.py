@@ -16,9 +16,7 @@ the stride of the head's input."""
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """Return the site with a task whose local heads are of the chosen kind.
 
-    Args:
-        site: The site of the module.
-        chosen: The kind of heads. For None and `pyramid`, the site is returned unchanged.
+    For None and `pyramid`, the site is returned unchanged.
 
     Raises:
         ConfigError: The task is not detection, or the head of a user's own model is not derived

@@ -99,12 +99,9 @@ def dgl_network(
     The network has three convolutions and three hidden layers, and ends with the task's smallest
     head.
 
-    Args:
-        site: The module whose features the network reads.
-        pools: The pools before and after the convolutions.
-        channels: Output channels of each convolution; None for the number of channels of the
-            features.
-        hidden: Width of the hidden layers; None for the width of the perceptron's input.
+    `channels` is the number of output channels of each convolution; None for the number of channels
+    of the features. `hidden` is the width of the hidden layers; None for the width of the
+    perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)
     channels = channels or first

@@ -93,12 +93,9 @@ class InfoPro(LocalMethod):
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
-            raise ConfigError(
-                "local.weights",
-                self.weights,
-                f"are both 0 at module {site.module}, so nothing would train it",
-                "give at least one above 0 at each end",
-            )
+            problem = f"are both 0 at module {site.module}, so nothing would train it"
+            remedy = "give at least one above 0 at each end"
+            raise ConfigError("local.weights", self.weights, problem, remedy)
         channels, _, _ = map_shape(site.spec.shape)
         decoder = Decoder(channels, site.image, self.decoder_width) if weights[0] else None
         if self.loss == "softmax":
@@ -197,7 +194,6 @@ class InfoProCriterion(Criterion):
     Args:
         head: The classifier.
         decoder: The decoder; None if reconstruction has no weight.
-        site: The module.
         weights: l1 and l2.
     """
 
@@ -230,16 +226,11 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with reconstruction and the contrastive loss.
+    """InfoPro's loss with reconstruction and the contrastive loss; see also `InfoProCriterion`.
 
     Args:
         head: The network from features to vectors.
-        decoder: The decoder; None if reconstruction has no weight.
-        site: The module.
-        weights: l1 and l2.
         probe: The classifier from vectors to logits.
-        temperature: Temperature of the contrastive loss.
-        classes: Number of classes.
     """
 
     def __init__(

@@ -84,15 +84,7 @@ class LevelHead(nn.Module):
         self.anchors = Anchors(anchor, self.levels)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Predict boxes.
-
-        Args:
-            x: The map, [B, channels, H, W].
-            bank: Banked maps, [B, channels, H, W] each.
-
-        Returns:
-            The prediction, float32 [B, A, 9 + C].
-        """
+        """Predict boxes, float32 [B, A, 9 + C], from maps [B, channels, H, W], own and banked."""
         given = (x, *bank)
         same = [F.avg_pool2d(given[n], self.stride // self.strides[n]) for n in self.joined]
         levels = [F.relu(self.project(fused(same, self.fusion)))]

@@ -103,12 +103,7 @@ class MAN(LocalMethod):
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y.
-
-        Args:
-            there: A copy of `site` in which the shape of y replaces the shape of the features.
-            site: The module's site.
-        """
+        """Return the loss that reads y, whose shape replaces that of the features in `there`."""
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2

@@ -96,10 +96,7 @@ class Criterion(nn.Module):
         self.further: tuple[str, ...] = ()
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute loss and prediction.
-
-        Args:
-            values: The tensors of `reads`, by name.
+        """Compute loss and prediction from the tensors of `reads`, by name.
 
         Returns:
             The mean loss over the batch, a scalar, and the prediction.
@@ -111,9 +108,6 @@ class Criterion(nn.Module):
         """Return further predictions by name; evaluations measure them like `forward`'s prediction.
 
         The metric of the prediction NAME is reported as METRIC_NAME, such as `accuracy_probe`.
-
-        Args:
-            values: The tensors of `reads`, by name.
         """
         return {}
 
@@ -143,9 +137,6 @@ class LocalMethod(ABC):
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
         """Return the auxiliary network and local loss of a module other than the model's last one.
-
-        Args:
-            site: The module.
 
         Raises:
             ConfigError: The method does not apply to this model or task.

@@ -89,12 +89,8 @@ def head_of(
 ) -> Head:
     """Return the model's head if it belongs to a class that a setting requires.
 
-    Args:
-        head: The model's head.
-        kind: The required class.
-        says: The property that heads of this class have, for the message.
-        setting: Key and value of the setting, for the message.
-        other: An alternative for the user, for the message.
+    The message says which property the required heads have (`says`), and names an alternative
+    (`other`).
 
     Raises:
         ConfigError: The head belongs to another class, as in a user's own model.

@@ -65,8 +65,6 @@ class PredSimCriterion(Criterion):
     Args:
         head: The classifier.
         convolution: The convolution whose output is compared between samples.
-        site: The module.
-        classes: Number of classes.
         similarity: Weight of the similarity loss, above 0 and at most 1.
     """
 

@@ -33,12 +33,9 @@ class ViTBlocks(LocalMethod):
         """Return the auxiliary network and local loss of a module."""
         if len(site.spec.shape) != 2:
             end = site.units[site.stop - 1].name
-            raise ConfigError(
-                "local",
-                "vit_blocks",
-                f"needs tokens [T, D], but {end!r} makes {list(site.spec.shape)}",
-                "use a ViT model, or local=greedy or local=dgl",
-            )
+            problem = f"needs tokens [T, D], but {end!r} makes {list(site.spec.shape)}"
+            remedy = "use a ViT model, or local=greedy or local=dgl"
+            raise ConfigError("local", "vit_blocks", problem, remedy)
         block = min(site.stop, later_units(site).stop - 1)
         copies = copies_of(site, [block] * self._depth(site), "vit_blocks")
         network = nn.Sequential(*copies.units, copies.head)

@@ -128,9 +128,5 @@ def _children(ours: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _refusal(problem: str) -> ConfigError:
-    return ConfigError(
-        "weights",
-        "torchvision",
-        f"these weights {problem}",
-        "possible: ResNet-18, 34, 50, 101 or 152, a VisionTransformer, or a RetinaNet",
-    )
+    remedy = "possible: ResNet-18, 34, 50, 101 or 152, a VisionTransformer, or a RetinaNet"
+    return ConfigError("weights", "torchvision", f"these weights {problem}", remedy)

@@ -41,9 +41,7 @@ def measure(
 ) -> tuple[object, Cost]:
     """Build a network on the meta device, run it once in evaluation mode, and count its cost.
 
-    Args:
-        build: Makes the network.
-        run: Calls the network with inputs on the meta device.
+    `run` calls the network with inputs on the meta device.
 
     Returns:
         The result of `run`, and the cost.
@@ -70,9 +68,7 @@ def measure(
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
     """Pass one sample through the model on the meta device; return each unit's outputs and cost.
 
-    Args:
-        units: The model's units in order.
-        batch: Shape and dtype of each tensor of a batch, including images, by name.
+    `batch` has the shape and dtype of each tensor of a batch, including images.
 
     Raises:
         ValueError: The number of tensors that a unit returns differs from its `writes`.

@@ -132,12 +132,8 @@ def check_names(names: Sequence[str]) -> None:
         folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]
         other = next((each for each in (*folders, name) if each in taken), inside.get(name))
         if other is not None:
-            raise ConfigError(
-                "model",
-                name,
-                f"clashes with the unit name {other!r}",
-                "give each unit a name of its own",
-            )
+            problem = f"clashes with the unit name {other!r}"
+            raise ConfigError("model", name, problem, "give each unit a name of its own")
         taken.add(name)
         for folder in folders:
             inside.setdefault(folder, name)

@@ -259,12 +259,9 @@ class ViT:
     def _patches(self, image: ImageSpec) -> int:
         """Return the number of patches in an image."""
         if image.height % self.patch or image.width % self.patch:
-            raise ConfigError(
-                "model.patch",
-                self.patch,
-                f"does not divide the image's {image.height} x {image.width} pixels",
-                _possible(_divisors(math.gcd(image.height, image.width))),
-            )
+            problem = f"does not divide the image's {image.height} x {image.width} pixels"
+            remedy = _possible(_divisors(math.gcd(image.height, image.width)))
+            raise ConfigError("model.patch", self.patch, problem, remedy)
         return (image.height // self.patch) * (image.width // self.patch)
 
 

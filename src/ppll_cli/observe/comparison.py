@@ -53,10 +53,8 @@ class Comparison:
 def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
-    Args:
-        folders: The folders.
-        each: Whether to show every run on its own. Otherwise runs that differ only in their seed
-            are shown as one group. A baseline is the mean over its seeds in both cases.
+    With `each`, every run is shown on its own. Otherwise runs that differ only in their seed are
+    shown as one group. A baseline is the mean over its seeds in both cases.
     """
     runs = find(folders)
     ran = [run for run in runs if run.status != "refused"]

@@ -216,13 +216,7 @@ def _text(
 
     If the group differs from its reference by no more than noise, `NOISE` follows.
 
-    Args:
-        group: The group.
-        measure: Returns the value of a run that is averaged and shown.
-        form: The format of a number.
-        scale: The divisor of the numbers.
-        unit: The unit, written after the numbers.
-        judged: Returns the value of a run that is tested for noise; the default is `measure`.
+    The unit is written after the numbers. See `comparison_tables.cell` for the other arguments.
     """
     found = group.spread(measure)
     if found is None:

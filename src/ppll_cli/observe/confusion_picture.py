@@ -21,13 +21,9 @@ LONGEST_NAME = 18
 def picture(
     path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> None:
-    """Draw a matrix with true classes as rows, shaded by the fraction of each row's samples.
+    """Draw a matrix with true classes as rows and predicted ones as columns.
 
-    Args:
-        path: The PNG file.
-        confusion: Number of samples by true class (row) and predicted class (column).
-        classes: Names of the classes.
-        title: The title above the matrix.
+    Cells are shaded by the fraction of each row's samples.
 
     Raises:
         OSError: The file cannot be written.

@@ -48,9 +48,7 @@ NO_CURSOR = ("", "dumb", "unknown")
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
     """Return a rich console that writes to stdout.
 
-    Args:
-        plain_width: Width of tables, in characters, if stdout is not a terminal, or is a very
-            narrow terminal.
+    If stdout is not a terminal, or a very narrow one, tables are `plain_width` characters wide.
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
@@ -85,9 +83,6 @@ class Console:
     From `watch` to `close`, while the workers run, it shows a live display on a terminal, and
     prints a plain line every few seconds on other outputs. After printing has failed, it prints
     nothing more.
-
-    Args:
-        facts: The run.
 
     Attributes:
         lost: Whether printing has failed.
@@ -145,8 +140,7 @@ class Console:
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
         """Show the progress of the run until `close`.
 
-        Args:
-            looks: Returns the present state of each worker.
+        `looks` returns the present state of each worker.
         """
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
@@ -200,8 +194,7 @@ class Console:
     def metrics(self, line: Line) -> None:
         """Print an evaluation of the model's own head, or keep its training loss for the display.
 
-        Args:
-            line: A line of the metrics file. Lines of other modules are ignored.
+        Lines of other modules are ignored.
         """
         if line["module"] is not None:
             return
@@ -223,10 +216,7 @@ class Console:
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
         """Print the summary of a run. The last line has the metric and the run directory.
 
-        Args:
-            summary: The content of `summary.json`.
-            run_dir: The run directory.
-            then: A command to suggest next.
+        `then` is a command to suggest next.
         """
         for table in self._tables(summary):
             self._print(table)

@@ -29,13 +29,8 @@ def workspace(
 ) -> Any:
     """Return the page as a wandb workspace, without saving it.
 
-    Args:
-        entity: The user or team.
-        project: The project in wandb.
-        name: The title of the page.
-        metrics: The metrics to show.
-        baseline: ID of the wandb run with which wandb's list of runs compares all other runs; None
-            for no comparison.
+    `baseline` is the ID of the wandb run with which wandb's list of runs compares all other runs;
+    None for no comparison.
     """
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws

@@ -27,9 +27,7 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
     The figure is light and opaque, so it is readable on light and on dark pages. The user's style
     for matplotlib has no effect.
 
-    Args:
-        path: The PNG file.
-        height: Height in inches.
+    The height is in inches.
 
     Raises:
         OSError: The file cannot be written.

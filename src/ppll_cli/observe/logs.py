@@ -83,8 +83,7 @@ def to_file(text: str) -> None:
 def for_show(problem: str) -> Iterator[None]:
     """Log an exception of the body instead of raising it, for work that the run does not need.
 
-    Args:
-        problem: The text of the warning, before the exception.
+    The warning is `problem` and then the exception.
     """
     try:
         yield

@@ -38,10 +38,7 @@ class Spread:
     def written(self, form: str, scale: float = 1.0, counted: bool = False) -> str:
         """Return the mean and, for several values, the standard deviation, as text.
 
-        Args:
-            form: The format of a number, as for the built-in `format`.
-            scale: The divisor of the numbers.
-            counted: Whether to append the number of values.
+        Numbers are divided by `scale`. `counted` says whether the number of values is appended.
         """
         said = format(self.mean / scale, form)
         if self.deviation is not None:

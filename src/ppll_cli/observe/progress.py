@@ -109,9 +109,7 @@ class Progress:
     def update(self, now_s: float, looks: Sequence[Look]) -> Now:
         """Return the progress of the run, given the present states of all workers.
 
-        Args:
-            now_s: The present time in seconds, on any clock that does not go back.
-            looks: The state of each worker.
+        `now_s` is on any clock that does not go back.
         """
         step = max(self._start, looks[-1].step)
         if self._began_s is None and step > self._start:

@@ -145,9 +145,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Name each run by its relative path, with as many parent folders as unique names need.
 
-    Args:
-        depths: For each run directory, the number of parts of its relative path.
-        above: Whether names have at least one parent folder.
+    `depths` has the number of parts of the path. With `above`, a name has at least one parent.
     """
     for more in count(int(above)):
         names = {

@@ -123,11 +123,9 @@ class Tracker(Protocol):
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
         """Receive the fractions of recent time that the stages spent on work and waiting.
 
-        Args:
-            step: Number of optimizer steps done.
-            stages: For each stage, a mapping with index, replica, compute_fraction, aux_fraction,
-                starved_fraction, blocked_fraction and memory_bytes. Unknown values are None.
-            at: The time of measurement.
+        `step` is the number of optimizer steps done. `stages` has for each stage a mapping with
+        index, replica, compute_fraction, aux_fraction, starved_fraction, blocked_fraction and
+        memory_bytes. Unknown values are None.
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
@@ -136,9 +134,7 @@ class Tracker(Protocol):
     def sweep(self, folder: Path, name: str) -> None:
         """Receive the comparison of a finished sweep. A tracker for a sweep gets no other call.
 
-        Args:
-            folder: The folder of the sweep, with `comparison.png` and `comparison.csv`.
-            name: Name of the sweep.
+        The folder has `comparison.png` and `comparison.csv`.
         """
 
 
@@ -159,10 +155,6 @@ class Guarded:
 
     Calls are put into a queue, and a thread executes them. The caller waits only for the first and
     the last call, within time limits. After an exception the tracker gets no more calls.
-
-    Args:
-        tracker: The tracker to call.
-        name: The name of the tracker in messages.
     """
 
     def __init__(self, tracker: Tracker, name: str) -> None:
@@ -241,10 +233,6 @@ class Guarded:
 
 def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
     """Construct the tracker that a configuration names, and return it in a guard.
-
-    Args:
-        name: The chosen option.
-        config: The keys of the configuration group.
 
     Raises:
         ConfigError: The tracker cannot be constructed, or lacks a method.

@@ -56,61 +56,72 @@ class Saved(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Work:
-    """The description of a chain as plain data, which is sent to the process that makes the chain.
+class Setup:
+    """The model and the conditions of a measurement, as plain data that is sent to processes.
 
     Attributes:
         model: Configuration of the model's class.
         image: The images that the model is built for.
         task: The task that the model learns.
-        parts: The units of the chain.
         optim: The settings of the optimizer.
-        samples: Number of samples of a batch.
-        device: The device of the chain.
-        threads: CPU threads.
-        numerics: Precision and determinism.
+        samples: Number of samples of a batch, or of a micro-batch.
+        device: The device on which to measure.
+        threads: CPU threads, as many as a worker has.
+        numerics: Precision and determinism, the same as in workers.
         compiled: Whether networks are compiled by torch.compile.
-        split: Whether each backward pass runs in two halves: gradients of the inputs, then of the
-            parameters.
-        recompute: Whether each backward pass first runs the forward pass again.
+        recompute: Whether the backward pass of a unit first runs the forward pass again.
     """
 
     model: Mapping[str, Any]
     image: ImageSpec
     task: Task
-    parts: tuple[Part, ...]
     optim: Optim
     samples: int
     device: str
     threads: int
     numerics: Numerics
     compiled: bool
-    recompute: bool = False
+    recompute: bool
+
+    def units(self) -> tuple[Unit, ...]:
+        """Prepare the compiler if it is used, and make the model's units."""
+        if self.compiled:
+            prepare_compiler()
+        model: Model = make("model", self.model)
+        return tuple(model.units(self.image, self.task))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The description of a chain, which is sent to the process that makes the chain.
+
+    Attributes:
+        setup: The model and the conditions.
+        parts: The units of the chain.
+        split: Whether each backward pass runs in two halves: gradients of the inputs, then of the
+            parameters.
+    """
+
+    setup: Setup
+    parts: tuple[Part, ...]
     split: bool = False
 
     def chain(self) -> "Chain":
         """Make the chain, with new random weights."""
-        if self.compiled:
-            prepare_compiler()
-        model: Model = make("model", self.model)
-        units = list(model.units(self.image, self.task))
+        units = self.setup.units()
         return Chain(self, [units[part.index] for part in self.parts])
 
 
 class Chain:
-    """Some units of a model, one after another, and one optimizer for all of them.
-
-    Args:
-        work: The description of the chain.
-        units: The unit of each part.
-    """
+    """Some units of a model, one after another, and one optimizer for all of them."""
 
     def __init__(self, work: Work, units: Sequence[Unit]) -> None:
-        self.work, self.units = work, units
-        self.device = torch.device(work.device)
-        self.networks = [placed(u.build(), self.device, work.compiled).train() for u in units]
+        self.work, self.setup, self.units = work, work.setup, units
+        self.device = torch.device(self.setup.device)
+        compiled, optim = self.setup.compiled, self.setup.optim
+        self.networks = [placed(u.build(), self.device, compiled).train() for u in units]
         self.parameters = [p for network in self.networks for p in network.parameters()]
-        self.optimizer = FusedOptimizer(work.optim, self.parameters) if self.parameters else None
+        self.optimizer = FusedOptimizer(optim, self.parameters) if self.parameters else None
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}
 
     def step(self) -> list[float]:
@@ -131,7 +142,7 @@ class Chain:
             leaves = self._leaves(unit, part, values)
             watch.mark()
             # The repeated forward pass may draw other random numbers, which take the same time.
-            run = partial(recomputed, network, _no_seed) if self.work.recompute else network
+            run = partial(recomputed, network, _no_seed) if self.setup.recompute else network
             with self._autocast():
                 made = run(*leaves)
             watch.mark()
@@ -147,9 +158,9 @@ class Chain:
             _backward(unit, leaves, outputs, gradients, watch, split)
         watch.mark()
         if self.optimizer is not None:
-            if self.work.optim.clip_norm is not None:
-                clip(self.parameters, self.work.optim.clip_norm, squared_norm(self.parameters))
-            self.optimizer.step(self.work.optim.lr)
+            if (limit := self.setup.optim.clip_norm) is not None:
+                clip(self.parameters, limit, squared_norm(self.parameters))
+            self.optimizer.step(self.setup.optim.lr)
             self.optimizer.zero_grad()
         watch.mark()
         return watch.spans()
@@ -170,7 +181,7 @@ class Chain:
             outputs = made if isinstance(made, tuple) else (made,)
             kept = dict(map(storage, outputs))
             whole = sum((saved | kept).values())
-            least = sum(kept.values()) if self.work.recompute else whole
+            least = sum(kept.values()) if self.setup.recompute else whole
             sizes.append(Saved(least, whole - least))
             values.update(zip(unit.writes, (x.detach() for x in outputs), strict=True))
         return sizes
@@ -194,12 +205,12 @@ class Chain:
             if x is None or tuple(x.shape[1:]) != spec.shape:
                 x = self._made.get((name, spec))
             if x is None:
-                x = self._made[name, spec] = batch_like(spec, self.work.samples, self.device)
+                x = self._made[name, spec] = batch_like(spec, self.setup.samples, self.device)
             leaves.append(x.detach().requires_grad_(learnt and x.is_floating_point()))
         return leaves
 
     def _autocast(self) -> AbstractContextManager[None]:
-        return self.work.numerics.autocast(self.device)
+        return self.setup.numerics.autocast(self.device)
 
 
 def _no_seed() -> None:

@@ -51,13 +51,10 @@ def instruction_times(
     Receiving counts as 0 seconds, because stages read messages in place. Loading the next batch
     counts as 0 seconds, because a separate thread loads it.
 
-    Args:
-        job: The job.
-        profile: The times for the largest micro-batch. Times of smaller micro-batches are assumed
-            to be proportional to their numbers of samples.
-        sizes: Number of samples of each micro-batch, the largest first.
-        carriers: The connections of messages and averages. The sender spends no time on a message
-            over a connection inside a machine; it has to copy any other message.
+    The profile has times for the largest micro-batch, which is the first of `sizes`. Times of
+    smaller micro-batches are assumed to be proportional to their numbers of samples. The sender
+    spends no time on a message over a connection inside a machine; it has to copy any other
+    message.
 
     Returns:
         For each stage, seconds by instruction. Instructions that take no time are left out.
@@ -110,13 +107,6 @@ def journeys_of(
     profile: Source,
 ) -> list[dict[Instruction, Journey | None]]:
     """Return the transfers that each stage's instructions start.
-
-    Args:
-        job: The job.
-        times: Seconds of each stage's instructions.
-        sizes: Number of samples of each micro-batch, the largest first.
-        carriers: The connections of messages and averages.
-        profile: The measurements.
 
     Returns:
         For each stage, transfers by instruction; None if the sender copies the message itself.

@@ -31,11 +31,7 @@ def structure(network: nn.Module) -> str:
 
 
 def unit_kinds(ends: Ends) -> list[str]:
-    """Return for each unit of a model a text; units with equal texts take the same time and memory.
-
-    Args:
-        ends: The model and the local method.
-    """
+    """Return a text for each unit; units with equal texts take the same time and memory."""
     kinds = []
     specs = dict(ends.batch)
     for unit, made in zip(ends.site.units, ends.traced, strict=True):
@@ -52,11 +48,7 @@ def criterion_kind(
 ) -> str:
     """Return a text that is equal for auxiliary networks with the same time and memory.
 
-    Args:
-        ends: The model and the local method.
-        modules: The units of each module.
-        module: Number of the module that the auxiliary network belongs to.
-        learnt: Names of the tensors that take gradients.
+    `learnt` has the names of the tensors that take gradients.
     """
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):

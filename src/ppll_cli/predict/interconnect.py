@@ -92,11 +92,8 @@ class Carriers:
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
         """Return the transfer of a message; None if the sender copies the message itself.
 
-        Args:
-            source: The stage that sends.
-            target: The stage that receives.
-            size: Size of the message in bytes.
-            as_is: Whether the message keeps its dtype between machines, as weights do.
+        The size is in bytes. With `as_is`, the message keeps its dtype between machines, as weights
+        do.
         """
         link = self.of_edge(source, target)
         if link is None:

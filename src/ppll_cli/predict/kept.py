@@ -36,11 +36,7 @@ MOST_BYTES = 1 << 26
 
 
 class Kept:
-    """The folder of the files with measured times.
-
-    Args:
-        folder: The folder, which need not exist.
-    """
+    """The folder of the files with measured times. The folder need not exist."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._writable = folder, True

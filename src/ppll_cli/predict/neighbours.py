@@ -25,11 +25,7 @@ LEAVE_S = 5.0
 
 @contextmanager
 def neighbours(work: Work, count: int) -> Iterator[None]:
-    """Run `count` processes, each of which trains its own chain, while the body runs.
-
-    Args:
-        work: The description of the chain.
-        count: Number of processes; all are killed after the body.
+    """Run `count` processes, each of which trains its own chain, until the body ends.
 
     Raises:
         WorkerFailedError: A process failed.
@@ -88,9 +84,9 @@ def _hear(link: Connection, limit_s: float) -> None:
 
 def _train(work: Work, parent: Connection) -> None:
     """Train a chain until this process is killed or the parent ends; a neighbour runs this."""
-    torch.set_num_threads(work.threads)
+    torch.set_num_threads(work.setup.threads)
     try:
-        work.numerics.apply(torch.device(work.device))
+        work.setup.numerics.apply(torch.device(work.setup.device))
         chain = work.chain()
         chain.step()
         parent.send({})

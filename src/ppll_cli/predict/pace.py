@@ -76,10 +76,8 @@ class Pipeline:
     def steady(self, cost: Cost, journeys: Journeys = at_once) -> Steady:
         """Simulate batches until the pipeline is in its steady state.
 
-        Args:
-            cost: Returns the seconds that an instruction takes.
-            journeys: Returns the transfer that an instruction starts; by default transfers take no
-                time.
+        `cost` returns the seconds that an instruction takes. `journeys` returns the transfer that
+        an instruction starts; by default transfers take no time.
         """
         filled = FILLED if journeys is at_once else max(FILLED, self._batches_held())
         streams = [list(stream) * 2 * filled for stream in self.streams]

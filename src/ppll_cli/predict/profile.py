@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ppll_cli.config.sections import Optim
 from ppll_cli.job.devices import model_of
 from ppll_cli.job.ends import Ends
-from ppll_cli.job.numerics import Numerics
-from ppll_cli.predict.chain import Part, Work
+from ppll_cli.predict.chain import Part, Setup, Work
 from ppll_cli.predict.fingerprint import criterion_kind, digest, unit_kinds
 from ppll_cli.predict.kept import Kept, Record
 from ppll_cli.predict.meter import Meter
@@ -62,17 +60,10 @@ class Profile:
 
     Args:
         ends: The model and the local method.
-        model: Configuration of the model's class.
+        setup: How the model is built and measured.
         local: Configuration of the local method's class.
-        optim: Settings of the optimizer.
-        samples: Number of samples of a batch, or of a micro-batch.
-        device: The device on which units are measured.
-        receiver: The device to which messages are copied. It differs from `device` if there are
-            several devices.
-        threads: Number of CPU threads, the same as in a worker.
-        numerics: Precision and determinism, the same as in workers.
-        compiled: Whether workers compile their networks by torch.compile.
-        recompute: Whether the backward pass of a unit runs the forward pass again.
+        receiver: The device to which messages are copied. It differs from the measured device if
+            there are several devices.
         conditions: All other conditions on which the times depend, for the name of the cache file.
         kept: The folder in which measured times are kept for the next program.
         meter: The process that measures.
@@ -80,16 +71,9 @@ class Profile:
     """
 
     ends: Ends
-    model: Mapping[str, Any]
+    setup: Setup
     local: Mapping[str, Any]
-    optim: Optim
-    samples: int
-    device: str
     receiver: str
-    threads: int
-    numerics: Numerics
-    compiled: bool
-    recompute: bool
     conditions: Mapping[str, Any]
     kept: Kept
     meter: Meter
@@ -103,17 +87,21 @@ class Profile:
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
         """Return the profile of the same model under other conditions.
 
-        Args:
-            samples: Number of samples of a batch.
-            neighbours: How many other processes compute at the same time.
-            threads: CPU threads; None for the number of threads of this profile.
+        `neighbours` other processes compute at the same time. If `threads` is None, they stay the
+        same.
         """
-        key = (samples, neighbours, threads or self.threads)
+        key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:
+            setup = replace(self.setup, samples=samples, threads=key[2])
             self._family[key] = replace(
-                self, samples=key[0], neighbours=key[1], threads=key[2], _family=self._family
+                self, setup=setup, neighbours=neighbours, _family=self._family
             )
         return self._family[key]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of a batch, or of a micro-batch."""
+        return self.setup.samples
 
     def save(self) -> None:
         """Write the times of this profile, and of all profiles that `at` has made, to the cache."""
@@ -127,10 +115,7 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        Args:
-            index: Index of the unit.
-            first: Whether the unit is the first of a module with a local loss, so that the unit's
-                inputs take no gradients.
+        If it is the `first` of a module with a local loss, its inputs take no gradients.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -140,14 +125,10 @@ class Profile:
 
         The two are measured together, without neighbours. With neighbours, the times are multiplied
         by `slowdown`.
-
-        Args:
-            modules: The units of each module.
-            module: Number of the module.
         """
         key, learnt = self._criterion(tuple(modules), module)
         if self.neighbours:
-            alone = self.at(self.samples, 0, self.threads).auxiliary(modules, module)
+            alone = self.at(self.samples).auxiliary(modules, module)
             slower = self.slowdown
             return alone._replace(
                 forward_s=slower * alone.forward_s, backward_s=slower * alone.backward_s
@@ -155,20 +136,13 @@ class Profile:
         if key not in self._known:
             _, specs = self.ends.criterion(modules, module)
             loss = Loss(
-                model=self.model,
+                setup=self.setup,
                 local=self.local,
-                image=self.ends.site.image,
-                task=self.ends.site.task,
                 features=tuple(self.ends.site.features),
                 modules=tuple(modules),
                 module=module,
                 specs=specs,
                 learnt=learnt,
-                samples=self.samples,
-                device=self.device,
-                threads=self.threads,
-                numerics=self.numerics,
-                compiled=self.compiled,
             )
             self._add(key, **self.meter.ask(loss))
         return self._measured(key)
@@ -177,21 +151,22 @@ class Profile:
         """Return the seconds that a copy of `size` bytes to the next stage takes."""
         key = f"copy {size}{self._way}"
         if key not in self._known:
-            copy = Copy(size, self.device, self.receiver, self._by_host, self.threads)
+            here = self.setup
+            copy = Copy(size, here.device, self.receiver, self._by_host, here.threads)
             self._add(key, seconds=self.meter.ask(copy))
         return self._known[key]["seconds"]
 
     @cached_property
     def _by_host(self) -> bool:
         """Whether the ring transport copies between the two CUDA devices through host memory."""
-        if self.device == "cpu":
+        if self.setup.device == "cpu":
             return False
-        return (cannot_share() or cannot_reach(self.device, self.receiver)) is not None
+        return (cannot_share() or cannot_reach(self.setup.device, self.receiver)) is not None
 
     @property
     def _way(self) -> str:
         """The route of a copied message, as a suffix of the record's key; empty inside a device."""
-        to = f" to {model_of(self.receiver)}" if self.receiver != self.device else ""
+        to = f" to {model_of(self.receiver)}" if self.receiver != self.setup.device else ""
         return to + (" by the host" if self._by_host else "")
 
     @property
@@ -211,7 +186,7 @@ class Profile:
         """The time of all units with neighbours, divided by their time without neighbours."""
         if not self.neighbours:
             return 1.0
-        alone = self.at(self.samples, 0, self.threads)
+        alone = self.at(self.samples)
         here, there = (
             sum(sum(profile.unit(index)[:2]) for index in range(len(self._kinds)))
             for profile in (self, alone)
@@ -258,12 +233,9 @@ class Profile:
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record.
+        """Return the key of a unit's record, for the first unit of a module or another unit.
 
-        Args:
-            index: Index of the unit.
-            first: Whether the unit is the first of a module. The key is the same for both values if
-                the unit reads only the data of a batch.
+        The key is the same for both if the unit reads only the data of a batch.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)
@@ -288,19 +260,7 @@ class Profile:
             inputs = tuple(specs[name] for name in reads)
             learnt = tuple(name not in self.ends.batch and not first for name in reads)
             parts.append(Part(index, inputs, learnt))
-        return Work(
-            model=self.model,
-            image=self.ends.site.image,
-            task=self.ends.site.task,
-            parts=tuple(parts),
-            optim=self.optim,
-            samples=self.samples,
-            device=self.device,
-            threads=self.threads,
-            numerics=self.numerics,
-            compiled=self.compiled,
-            recompute=self.recompute,
-        )
+        return Work(self.setup, tuple(parts))
 
     @cached_property
     def _kinds(self) -> list[str]:
@@ -334,11 +294,12 @@ class Profile:
     @cached_property
     def _file(self) -> str:
         """Name of the cache file for the profile's conditions."""
-        own = {"samples": self.samples, "device": model_of(self.device), "threads": self.threads}
-        own |= {**asdict(self.numerics), "compile": self.compiled, "torch": torch.__version__}
-        own |= {"optim": self.optim.name, "clip": self.optim.clip_norm is not None}
-        own |= {"momentum": bool(self.optim.momentum), "neighbours": self.neighbours}
-        own |= {"model": self.model, "local": self.local, "recompute": self.recompute}
+        here, optim = self.setup, self.setup.optim
+        own = {"samples": here.samples, "device": model_of(here.device), "threads": here.threads}
+        own |= {**asdict(here.numerics), "compile": here.compiled, "torch": torch.__version__}
+        own |= {"optim": optim.name, "clip": optim.clip_norm is not None}
+        own |= {"momentum": bool(optim.momentum), "neighbours": self.neighbours}
+        own |= {"model": here.model, "local": self.local, "recompute": here.recompute}
         own |= {"format": FORMAT}
         text = json.dumps({**own, **self.conditions}, sort_keys=True)
         return f"{digest(text)}.json"

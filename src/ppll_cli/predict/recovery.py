@@ -22,11 +22,7 @@ def with_copies(
     time of a snapshot is spread evenly over the batches until the next one, and over the steps of
     the stage's chunks.
 
-    Args:
-        job: The job.
-        profile: The measurements.
-        sizes: Number of samples of each micro-batch.
-        times: The seconds without these copies, by instruction.
+    `times` are the seconds without these copies.
     """
     if not job.recovers:
         return list(times)

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from ppll_cli.config.targets import make
-from ppll_cli.job.numerics import Numerics
-from ppll_cli.job.placing import placed, prepare_compiler
+from ppll_cli.job.placing import placed
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site, module_criterion
-from ppll_cli.models.unit import ImageSpec, Model
-from ppll_cli.predict.chain import Saved, Work
+from ppll_cli.predict.chain import Saved, Setup, Work
 from ppll_cli.predict.timing import Stopwatch, batch_like, repeat, time_criterion
-from ppll_cli.tasks.task import Task
 
 
 class UnitTimes(NamedTuple):
@@ -56,7 +53,7 @@ class Units:
     @property
     def threads(self) -> int:
         """CPU threads to measure with."""
-        return self.work.threads
+        return self.work.setup.threads
 
     def measure(self) -> UnitTimes:
         """Make the chain, and time each of its units in a training step."""
@@ -81,53 +78,41 @@ class Loss:
     """Request to time a module's auxiliary network and loss.
 
     Attributes:
-        model: Configuration of the model's class.
+        setup: The model and the conditions.
         local: Configuration of the local method's class.
-        image: The images that the model is built for.
-        task: The task that the model learns.
         features: Shape and dtype of the first output of each unit.
         modules: The units of each module.
         module: Number of the module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
         learnt: Names of the tensors that the module makes, which take gradients.
-        samples: Number of samples of a batch.
-        device: The device on which to measure.
-        threads: CPU threads to measure with.
-        numerics: Precision and determinism.
-        compiled: Whether the network is compiled by torch.compile.
     """
 
-    model: Mapping[str, Any]
+    setup: Setup
     local: Mapping[str, Any]
-    image: ImageSpec
-    task: Task
     features: tuple[ValueSpec, ...]
     modules: tuple[range, ...]
     module: int
     specs: Mapping[str, ValueSpec]
     learnt: frozenset[str]
-    samples: int
-    device: str
-    threads: int
-    numerics: Numerics
-    compiled: bool
+
+    @property
+    def threads(self) -> int:
+        """CPU threads to measure with."""
+        return self.setup.threads
 
     def measure(self) -> dict[str, float]:
         """Make the auxiliary network, and time it; see `time_criterion` for the result."""
-        if self.compiled:
-            prepare_compiler()
-        model: Model = make("model", self.model)
+        here, units = self.setup, self.setup.units()
         method: LocalMethod = make("local", self.local)
-        units = tuple(model.units(self.image, self.task))
-        site = Site(self.module, self.modules, units, self.features, self.image, self.task)
+        site = Site(self.module, self.modules, units, self.features, here.image, here.task)
         criterion = module_criterion(method, site)
-        placed(criterion, torch.device(self.device), self.compiled).train()
+        placed(criterion, torch.device(here.device), here.compiled).train()
         values = {name: self._values(name) for name in criterion.reads}
-        return time_criterion(criterion, values, self.task, self.numerics)
+        return time_criterion(criterion, values, here.task, here.numerics)
 
     def _values(self, name: str) -> Tensor:
         learnt = name in self.learnt
-        values = batch_like(self.specs[name], self.samples, torch.device(self.device))
+        values = batch_like(self.specs[name], self.setup.samples, torch.device(self.setup.device))
         if learnt and values.dim() == 4:  # feature maps are channels last
             values = values.contiguous(memory_format=torch.channels_last)
         return values.requires_grad_(learnt and values.is_floating_point())

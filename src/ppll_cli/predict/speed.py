@@ -301,11 +301,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
 def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
     """Return lines for the user with the measured times, the partition and the predicted speed.
 
-    Args:
-        job: The job.
-        names: Names of the model's units.
-        profile: The measurements.
-        stages_are_modules: Whether each stage is a module, so that training depends on the cuts.
+    If `stages_are_modules`, the training depends on the cuts.
     """
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)

@@ -66,10 +66,6 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
     The median is used, because some steps of a run are slow: when memory is allocated, or when
     other processes use the caches. The minimum would ignore this.
-
-    Args:
-        step: Runs one step, and returns measured times in seconds.
-        device: The device on which the step runs.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0

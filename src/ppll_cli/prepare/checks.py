@@ -107,12 +107,6 @@ def check_batch_norm(
 ) -> None:
     """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
 
-    Args:
-        job: The job.
-        names: Names of the model's units.
-        units: Cost of each unit.
-        auxiliary: Cost of each module's auxiliary network.
-
     Raises:
         ConfigError: A micro-batch of one sample gives a BatchNorm layer one value per channel.
     """

@@ -32,12 +32,9 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
     """
     samples = subject.samples
     if settings.batch_size > samples["train"]:
-        raise ConfigError(
-            "batch_size",
-            settings.batch_size,
-            f"the training set has {samples['train']} samples",
-            f"use at most {samples['train']}",
-        )
+        problem = f"the training set has {samples['train']} samples"
+        remedy = f"use at most {samples['train']}"
+        raise ConfigError("batch_size", settings.batch_size, problem, remedy)
     if schedule.microbatches > settings.batch_size:
         raise ConfigError(
             "schedule.microbatches",

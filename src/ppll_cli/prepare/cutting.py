@@ -66,12 +66,8 @@ def weights(
 ) -> Weights:
     """Return the costs that the chosen partition balances.
 
-    Args:
-        partition: The settings of the partition.
-        units: Number of operations and parameters of each unit.
-        auxiliary: Returns the number of operations and parameters of an auxiliary network.
-        batch_size: Number of samples that a worker processes for each optimizer step.
-        profile: The measurements, for the partition `profile`; None for other partitions.
+    `batch_size` counts the samples that a worker processes for each optimizer step. The partition
+    `profile` needs measurements.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
@@ -124,13 +120,7 @@ def cut(
 ) -> Layout:
     """Cut the model into chunks, and place them on stages.
 
-    Args:
-        settings: The configuration.
-        schedule: The schedule.
-        names: Names of the model's units.
-        partitions: The model's own partitions: by name, the first unit of each module but the
-            first.
-        weights: The costs that the partition balances.
+    `partitions` are the model's own: by name, the first unit of each module but the first.
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
@@ -143,18 +133,13 @@ def cut(
         return Layout.contiguous(modules or [whole], [whole])
     stage_of = placed(schedule, asked)
     if asked > len(names):
-        raise ConfigError(
-            "gpus",
-            settings.devices_asked,
-            f"makes {asked} stages, but the model has only {len(names)} units",
-            f"use gpus={len(names) * settings.replicas} at most",
-        )
+        problem = f"makes {asked} stages, but the model has only {len(names)} units"
+        remedy = f"use gpus={len(names) * settings.replicas} at most"
+        raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if len(stage_of) > len(names):
-        raise ConfigError(
-            *as_typed("schedule", settings.schedule["_target_"]),
-            f"needs {len(stage_of)} chunks, but the model has only {len(names)} units",
-            "use fewer gpus or a smaller schedule.chunks",
-        )
+        problem = f"needs {len(stage_of)} chunks, but the model has only {len(names)} units"
+        remedy = "use fewer gpus or a smaller schedule.chunks"
+        raise ConfigError(*as_typed("schedule", settings.schedule["_target_"]), problem, remedy)
     if asked > len(atoms):
         raise ConfigError(
             "gpus",
@@ -184,21 +169,14 @@ def _fixed_modules(
             problem = "must be a list of names of units, or the name of a partition of the model"
             raise ConfigError("local.cuts", given, problem)
         if count is not None and count != len(cuts) + 1:
-            raise ConfigError(
-                "local.modules",
-                count,
-                f"local.cuts makes {len(cuts) + 1} modules",
-                "give only one of the two",
-            )
+            problem = f"local.cuts makes {len(cuts) + 1} modules"
+            raise ConfigError("local.modules", count, problem, "give only one of the two")
         return cut_at(names, cuts, "local.cuts")
     if count is None:
         return None
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
-        raise ConfigError(
-            "local.modules",
-            count,
-            f"must be a whole number from 1 to {len(names)}, the number of units",
-        )
+        problem = f"must be a whole number from 1 to {len(names)}, the number of units"
+        raise ConfigError("local.modules", count, problem)
     return _even(len(names), count)
 
 
@@ -239,11 +217,8 @@ def _manual(
 ) -> list[range]:
     """Cut the model at `partition.cuts`, and return the units of each stage or chunk.
 
-    Args:
-        settings: The configuration.
-        names: Names of the model's units.
-        atoms: Groups of consecutive units that no cut may divide: fixed modules or single units.
-        stages: Number of stages, or of chunks if the schedule assigns several to a stage.
+    No cut may divide an atom: a fixed module or a single unit. `stages` counts chunks if the
+    schedule assigns several to a stage.
 
     Raises:
         ConfigError: The number of cuts is wrong, or a cut divides a module.
@@ -263,12 +238,9 @@ def _manual(
     for cut in cuts:
         if cut in names and names.index(cut) not in starts:
             possible = ", ".join(names[start] for start in sorted(starts) if start)
-            raise ConfigError(
-                "partition.cuts",
-                f"[{','.join(cuts)}]",
-                f"{cut!r} is inside a module",
-                f"cut at {possible}",
-            )
+            problem = f"{cut!r} is inside a module"
+            remedy = f"cut at {possible}"
+            raise ConfigError("partition.cuts", f"[{','.join(cuts)}]", problem, remedy)
     return cut_at(names, cuts, "partition.cuts")
 
 

@@ -19,6 +19,7 @@ from ppll_cli.local.method import Criterion
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
+from ppll_cli.predict.chain import Setup
 from ppll_cli.predict.fingerprint import source_digest
 from ppll_cli.predict.kept import Kept
 from ppll_cli.predict.meter import Meter
@@ -75,10 +76,7 @@ class Prepared:
 def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) -> Prepared:
     """Prepare the job that the settings describe.
 
-    Args:
-        settings: The configuration.
-        run_dir: The run directory.
-        machines: The machines of the run, if there are several.
+    Machines are given if the run has several.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -134,18 +132,23 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
     """Make a profile that measures the model's units on a device, with whole batches."""
     numerics = Numerics(settings.precision, settings.deterministic)
-    return Profile(
-        ends=subject.ends,
+    setup = Setup(
         model=settings.model,
-        local=subject.local,
+        image=subject.image,
+        task=subject.ends.site.task,
         optim=settings.optim,
         samples=settings.batch_size,
         device=device,
-        receiver=receiver_of(device),
         threads=settings.threads_per_worker,
         numerics=numerics,
         compiled=settings.compile,
         recompute=settings.recompute,
+    )
+    return Profile(
+        ends=subject.ends,
+        setup=setup,
+        local=subject.local,
+        receiver=receiver_of(device),
         conditions={
             "image": asdict(subject.image),
             "source": source_digest(subject.model, subject.method),
@@ -167,14 +170,7 @@ def assemble(
 ) -> tuple[Job, tuple[Cost, ...]]:
     """Cut the model into stages, and make the job.
 
-    Args:
-        settings: The configuration.
-        subject: The model, data set and local method.
-        schedule: The schedule.
-        devices: The device of each worker.
-        profile: The measurements for partition=profile; not used for other partitions.
-        run_dir: The run directory.
-        notes: A list to which notes for the user are appended.
+    Notes for the user are appended to `notes`. Only partition=profile uses the measurements.
 
     Returns:
         The job, and the cost of each module's auxiliary network.
@@ -246,9 +242,7 @@ def _specs(
 ) -> tuple[Mapping[str, ValueSpec], ...]:
     """Return for each chunk the shape and dtype of each tensor that enters it, by name.
 
-    Args:
-        routes: The chunks, and the tensors that travel between them.
-        before: For each unit, shape and dtype of each tensor that exists before it, by name.
+    `before` has, for each unit, the tensors that exist before it.
     """
     chunks = zip(routes.layout.chunks, routes.into, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)

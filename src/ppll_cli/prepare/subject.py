@@ -175,9 +175,6 @@ class LoadedData:
 def load_data(config: Mapping[str, Any]) -> LoadedData:
     """Make a data set, prepare its files, and load them.
 
-    Args:
-        config: Configuration of the data set's class.
-
     Raises:
         ConfigError: The class is no data set, or the data set's files cannot be used.
     """
@@ -197,11 +194,6 @@ def make_units(
     config: Mapping[str, Any], image: ImageSpec, task: Task
 ) -> tuple[Model, tuple[Unit, ...]]:
     """Make a model and its units.
-
-    Args:
-        config: Configuration of the model's class.
-        image: The images that the model is built for.
-        task: The task that the model learns.
 
     Raises:
         ConfigError: The class is no model, or the model does not fit the images or the task.
@@ -236,12 +228,8 @@ def examine(settings: Settings) -> Subject:
         local["bank"] = bank_for(settings.fba, task, units).model_dump()
     method = make("local", local)
     if not isinstance(method, LocalMethod):
-        raise ConfigError(
-            "local._target_",
-            local["_target_"],
-            "is not a LocalMethod",
-            f"derive it from {class_path(LocalMethod)}",
-        )
+        remedy = f"derive it from {class_path(LocalMethod)}"
+        raise ConfigError("local._target_", local["_target_"], "is not a LocalMethod", remedy)
 
     def ends(image: ImageSpec, targets: Mapping[str, ValueSpec]) -> Ends:
         shape = (image.channels, image.height, image.width)
@@ -301,12 +289,7 @@ def _is_own(unit: Unit) -> bool:
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """Return a value that is equal for two units with the same construction and equal inputs.
-
-    Args:
-        unit: The unit.
-        specs: Shape and dtype of each tensor that the unit may read.
-    """
+    """Return a value that is equal for two units with the same construction and equal inputs."""
     if not isinstance(unit.build, partial):
         return id(unit)
     options = repr((unit.build.args, unit.build.keywords))
@@ -326,11 +309,8 @@ def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -
     for unit in units:
         missing = [name for name in unit.reads if name not in known]
         if missing:
-            raise ConfigError(
-                *model,
-                f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes",
-                f"it can read {', '.join(sorted(known))}",
-            )
+            problem = f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes"
+            raise ConfigError(*model, problem, f"it can read {', '.join(sorted(known))}")
         for name in unit.writes:
             if name == IMAGE or name in task.targets:
                 problem = (

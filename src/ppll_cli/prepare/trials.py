@@ -39,12 +39,9 @@ def check_halves(
 ) -> None:
     """Check that a backward pass in two halves gives the same gradients as a whole one.
 
-    Each kind of unit is tested with random inputs, on the CPU.
-
-    Args:
-        schedule: Key and value by which the user chose the schedule, for the error message.
-        units: The model's units.
-        before: For each unit, shape and dtype of the tensors before it, by name.
+    Each kind of unit is tested with random inputs, on the CPU. The error names key and value by
+    which the user chose the schedule. `before` has, for each unit, the tensors that exist before
+    it.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -62,9 +59,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
 
     Each kind of unit is tested with random inputs, on the CPU.
 
-    Args:
-        units: The model's units.
-        before: For each unit, shape and dtype of the tensors before it, by name.
+    `before` has, for each unit, the tensors that exist before it.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.

@@ -66,10 +66,8 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
 
     The file may use the names of this program or the names of torchvision.
 
-    Args:
-        given: The file, or a run directory.
-        partial: Whether some tensors may be missing, have another shape, or be left unused.
-        units: The model's units.
+    A run directory may be given instead. With `partial`, some tensors may be missing, have another
+    shape, or be left unused.
 
     Raises:
         ConfigError: There is no such file, it cannot be read, or it does not fit the model.

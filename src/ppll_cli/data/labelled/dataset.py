@@ -203,11 +203,8 @@ class LabelledPictures(Classified):
         parts = dict(self._found.parts)
         train, test, val = parts["train"], parts.get("test"), parts.get("val")
         if val is not None and test is not None and self.val_fraction:
-            raise self.fault(
-                self.folder,
-                f"has a part val, so data.val_fraction={self.val_fraction:g} cannot make one",
-                "give data.val_fraction=0",
-            )
+            problem = f"has a part val, so data.val_fraction={self.val_fraction:g} cannot make one"
+            raise self.fault(self.folder, problem, "give data.val_fraction=0")
         if test is None:
             test, val = val, None
         if test is None or self.val_fraction:

@@ -193,11 +193,8 @@ def from_csv(
         places = [folder / os.path.expanduser(path) for folder in folders]
         there = next((place for place in places if place.is_file()), None)
         if there is None:
-            raise ListingError(
-                where,
-                f"there is no file {places[0]}",
-                f"correct or remove the line; paths are relative to {folders[0]}",
-            )
+            remedy = f"correct or remove the line; paths are relative to {folders[0]}"
+            raise ListingError(where, f"there is no file {places[0]}", remedy)
         found.setdefault(label, []).append(str(there))
     if not found:
         raise ListingError(file, "lists no pictures", "write path,label in each line")
