@@ -16,7 +16,6 @@ class Weights:
     """The tensors of a file from which a run takes initial weights.
 
     Attributes:
-        file: The file.
         names: Maps the model's tensors to their names in the file. The keys are names as in
             `model.safetensors`. All other tensors of the model are initialized from the seed.
     """
