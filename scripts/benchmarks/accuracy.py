@@ -96,9 +96,7 @@ class Row:
     """A line of the table.
 
     Attributes:
-        depth: Depth of the ResNet.
         method: Key of `METHODS`, `VARIANTS` or `ALONE`.
-        modules: Number of modules.
         trained: For each seed the run that measures accuracy; empty if another row trains the same.
         speed: The run that measures speed and memory.
     """

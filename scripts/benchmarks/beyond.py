@@ -114,7 +114,6 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, or "bp".
-        modules: Number of modules.
         trained: The run that measures the metrics.
         speed: The run that measures speed and memory.
     """

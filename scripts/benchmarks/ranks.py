@@ -64,7 +64,6 @@ class Ranks:
 
     Args:
         name: The name of the contender in errors.
-        job: The job to train.
         make_trainer: Makes the trainer of a rank. It is called in the process of the rank.
     """
 

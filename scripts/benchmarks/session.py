@@ -32,11 +32,9 @@ class Process:
     """A running process.
 
     Attributes:
-        pid: The process id.
         parent: The process id of the parent.
         started: The time when the process was started, in clock ticks since the machine was
             started.
-        command: The command line.
     """
 
     pid: int

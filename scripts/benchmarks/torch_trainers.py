@@ -67,7 +67,6 @@ class BetweenRanks(nn.Module):
     their order in memory where convolutions keep channels last, so no copy is needed.
 
     Args:
-        module: The module.
         receives: Whether its inputs come from another rank.
         sends: Whether its outputs go to another rank.
     """
@@ -180,7 +179,6 @@ class DataParallelTrainer:
 
     Args:
         job: A job with one stage, and a device for each rank.
-        rank: Number of the rank.
     """
 
     def __init__(self, job: Job, rank: int) -> None:

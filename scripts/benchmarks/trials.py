@@ -20,7 +20,6 @@ class Trial:
 
     Attributes:
         name: Name of the result in the file, unique in the benchmark.
-        overrides: The overrides of the run.
     """
 
     name: str

@@ -44,7 +44,6 @@ class Endless:
         course: Yields the items of the messages. It waits for orders (see `paced`).
         specs: Shape and dtype of the tensors of a batch, by name.
         chunk: Number of the chunk that receives the messages.
-        device: The device of the tensors.
         slots: Number of different batches, which are received in turn, as from the slots of a ring.
     """
 

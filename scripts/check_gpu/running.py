@@ -29,7 +29,6 @@ class Ended:
     Attributes:
         status: The exit status; None if the command had to be killed.
         late: Whether the time limit was exceeded, so that the command got SIGTERM.
-        output: The output of the command.
         seconds: Duration in seconds.
     """
 
@@ -112,7 +111,6 @@ class Train:
 
     Attributes:
         name: Name of the step. Steps that compare runs refer to it.
-        overrides: Overrides of the run.
         environment: Environment variables for the run.
         stops: Whether the run can end soon after SIGTERM. A run that compiles cannot.
     """
@@ -139,7 +137,6 @@ class Program:
     """A step that runs a Python program, which must end with status 0.
 
     Attributes:
-        arguments: Arguments of the interpreter.
         log: Name of a file in the report's folder to which the output is appended; "" for none.
     """
 

@@ -72,7 +72,6 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that reports wrong arguments in one line, with exit status 2.
 
     Args:
-        prog: The program's name.
         description: What the program does; lines are kept as they are.
         epilog: The end of `--help`; lines are kept as they are.
         usage: The usage line; None for the usage line that argparse makes.

@@ -13,7 +13,6 @@ class EvaluationRequest:
     """What the command line asks for, checked as far as possible without torch.
 
     Attributes:
-        run_dir: The run directory.
         config: The run's configuration, with the evaluation's changes.
         settings: The same configuration as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.

@@ -64,45 +64,24 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
-        prog="ppll-plan",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = Parser(prog="ppll-plan", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
         help="as for ppll-run; gpus, schedule and replicas may have several values: gpus=1,2,4",
     )
-    parser.add_argument(
-        "--bandwidth",
-        type=_positive,
-        metavar="BYTES",
-        help="bytes per second of the link between two devices, in each direction (default: "
-        "messages take as long as copies measured here)",
-    )
-    parser.add_argument(
-        "--latency", type=_positive, metavar="SECONDS", help="latency of a message on that link"
-    )
-    parser.add_argument(
-        "--per-machine",
-        type=_count,
-        metavar="N",
-        help="devices of each machine (default: all devices)",
-    )
-    parser.add_argument(
-        "--network",
-        type=_positive,
-        metavar="BYTES",
-        help="bytes per second of a machine's link to the others, in each direction",
-    )
-    parser.add_argument(
-        "--network-latency",
-        type=_positive,
-        metavar="SECONDS",
-        help="latency of a message on that link",
-    )
+    between_devices = "bytes per second of the link between two devices, in each direction "
+    between_devices += "(default: messages take as long as copies measured here)"
+    between_machines = "bytes per second of a machine's link to the others, in each direction"
+    for name, kind, metavar, text in (
+        ("--bandwidth", _positive, "BYTES", between_devices),
+        ("--latency", _positive, "SECONDS", "latency of a message on that link"),
+        ("--per-machine", _count, "N", "devices of each machine (default: all devices)"),
+        ("--network", _positive, "BYTES", between_machines),
+        ("--network-latency", _positive, "SECONDS", "latency of a message on that link"),
+    ):
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
     parser.add_config_dir()
     options = parser.parse_intermixed_args(arguments)
     if options.latency is not None and options.bandwidth is None:

@@ -24,13 +24,10 @@ class Row:
     """The prediction for a schedule on a number of devices, or the reason why there is none.
 
     Attributes:
-        schedule: The schedule's name.
         prediction: The prediction; None if an obstacle makes it impossible.
         speed_up: Speed relative to back-propagation on one device with the same threads.
         obstacle: Why there is no prediction; empty if there is one.
-        stages: Number of stages.
         replicas: Number of replicas of each stage.
-        machines: Number of machines.
     """
 
     schedule: str
@@ -50,7 +47,6 @@ class Planner:
     Args:
         settings: Returns the settings of a run, given the name of a schedule, the number of devices
             and the number of replicas.
-        schedules: Names of the schedules.
         replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have
             one replica, and `fastest` tries every divisor of the number of devices.
         interconnect: The links that carry messages and gradients.

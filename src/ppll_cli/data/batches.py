@@ -94,12 +94,11 @@ class Split:
 class ImageBatches(ABC):
     """Makes batches of labelled images. A subclass provides the images.
 
+    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
+
     Args:
         dataset: Settings of the data set, such as its augmentation.
         samples: Number of samples of each split.
-        batch_size: Samples per training batch.
-        seed: The run's seed.
-        device: The device on which batches are made.
     """
 
     def __init__(
@@ -167,7 +166,7 @@ class ImageBatches(ABC):
 
 
 class Batches(ImageBatches):
-    """Makes batches from splits that are kept on the device as uint8; see `ImageBatches`."""
+    """Makes batches from splits that are kept on the device as uint8."""
 
     def __init__(
         self,
@@ -212,7 +211,6 @@ class Ahead:
     the caller's stream.
 
     Args:
-        batches: Makes the batches.
         threads: Number of CPU threads that torch may use for the work of the new thread.
         device: The device on which `batches` makes the batches.
     """

@@ -14,10 +14,7 @@ class Synthetic(ImageDataset):
 
     Attributes:
         size: Height and width of an image, in pixels.
-        channels: Number of channels of an image.
         classes: Number of classes, at least 2.
-        train_samples: Number of training samples.
-        test_samples: Number of test samples.
     """
 
     size: int

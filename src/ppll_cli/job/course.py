@@ -23,7 +23,6 @@ class TrainBatch:
         step: Number of optimizer steps done before the batch.
         epoch: Number of the epoch, from 0.
         batch: Index of the batch within the epoch, from 0.
-        samples: Number of samples.
     """
 
     step: int

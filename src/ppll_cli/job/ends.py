@@ -45,7 +45,6 @@ class Ends:
     """Finds what each module runs after its last unit. It builds networks on the meta device.
 
     Args:
-        method: The local method.
         site: Describes the model. The modules in it are not used.
         traced: Outputs and cost of each unit.
         batch: Shape and dtype of each tensor that a batch carries.

@@ -24,7 +24,6 @@ class _Group:
 
     Attributes:
         indices: Index of each parameter among all parameters.
-        parameters: The parameters.
         states: By name, such as "exp_avg", a list with the state tensor of every parameter.
         counts: For AdamW, a vector with the step count of every parameter; the tensors in
             `states["step"]` are views of it. None for SGD.

@@ -86,10 +86,7 @@ class Parts:
     """The current part and the earlier parts of a run.
 
     Args:
-        job: The job of the current part.
         transport: Name of the current part's transport.
-        units: Names of the model's units.
-        before: The earlier parts.
         counted: The workers' counts and times in the earlier parts.
     """
 

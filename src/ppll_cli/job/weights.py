@@ -1,10 +1,9 @@
 """Reads the file of initial weights of a run (setting `weights=`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -16,7 +15,6 @@ class Weights:
     """The tensors of a file from which a run takes initial weights.
 
     Attributes:
-        file: The file.
         names: Maps the model's tensors to their names in the file. The keys are names as in
             `model.safetensors`. All other tensors of the model are initialized from the seed.
     """
@@ -25,41 +23,20 @@ class Weights:
     names: Mapping[str, str]
 
 
-class OpenedWeights(Protocol):
-    """The tensors of an open file. If the format allows it, a tensor is read only when needed."""
+@dataclass(frozen=True)
+class OpenedWeights:
+    """The tensors of an open file. If the format allows it, a tensor is read only when needed.
 
-    def shapes(self) -> dict[str, list[int]]:
-        """Return the shape of each tensor, by its name."""
-        ...
+    Attributes:
+        shapes: The shape of each tensor, by its name.
+        read: Returns the tensor with this name.
+    """
 
-    def __getitem__(self, name: str) -> Tensor: ...
-
-
-class _Safetensors:
-    """An open safetensors file, which reads single tensors."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def shapes(self) -> dict[str, list[int]]:
-        return {n: list(self._file.get_slice(n).get_shape()) for n in self._file.keys()}  # noqa: SIM118
+    shapes: Mapping[str, list[int]]
+    read: Callable[[str], Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-
-class _StateDict:
-    """A state dict that torch.save wrote."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-
-    def shapes(self) -> dict[str, list[int]]:
-        return {name: list(tensor.shape) for name, tensor in self._tensors.items()}
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[name]
+        return self.read(name)
 
 
 @contextmanager
@@ -74,9 +51,12 @@ def opened(file: Path) -> Iterator[OpenedWeights]:
     """
     if _is_safetensors(file):
         with safe_open(file, framework="pt") as found:
-            yield _Safetensors(found)
+            shapes = {n: list(found.get_slice(n).get_shape()) for n in found.keys()}  # noqa: SIM118
+            yield OpenedWeights(shapes, found.get_tensor)
         return
-    yield _StateDict(_saved_by_torch(file))
+    tensors = _saved_by_torch(file)
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    yield OpenedWeights(shapes, tensors.__getitem__)
 
 
 def _is_safetensors(file: Path) -> bool:

@@ -17,7 +17,6 @@ class RestartLog:
     """Follows the restarts of workers by the launcher's reports of them.
 
     Args:
-        job: The job.
         before: The restarts in the summary that was written before the run was resumed.
     """
 

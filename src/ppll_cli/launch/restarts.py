@@ -45,7 +45,6 @@ class Restarts:
     """Restarts failed workers, and counts their faults.
 
     Args:
-        job: The job.
         folder: A folder in shared memory, for snapshots.
         tell: Called with a report of kind "restart" for each restart, and with a report of kind
             "restarted" when the new process continues. Both have `began_s`, the time at which the

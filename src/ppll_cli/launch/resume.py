@@ -45,7 +45,6 @@ class Recorded:
     """A run that is to be resumed.
 
     Attributes:
-        run_dir: The run directory.
         config: The configuration with which the run was started, with interpolations resolved.
         choices: The option chosen in each group.
         cuts: Name of the first unit of each module but the first; None if an older program recorded

@@ -56,7 +56,6 @@ class Run:
     """A run and its directory.
 
     Args:
-        settings: The configuration.
         config: The configuration as plain data, for the record.
         choices: The option chosen in each group.
         run_dir: The run directory, which exists and holds nothing of another run.

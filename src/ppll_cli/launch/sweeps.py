@@ -45,7 +45,6 @@ class SweptJob:
     Attributes:
         number: Number of the job, from 0.
         overrides: The job's overrides, without overrides of Hydra's own keys.
-        folder: The job's run directory.
     """
 
     number: int

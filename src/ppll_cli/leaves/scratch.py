@@ -42,7 +42,6 @@ class _Own:
     """A folder that this process owns.
 
     Attributes:
-        folder: The folder.
         descriptor: The open lock file.
         process_id: Process ID of the owner, because a forked child must not remove the folder.
     """

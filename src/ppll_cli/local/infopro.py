@@ -192,7 +192,6 @@ class InfoProCriterion(Criterion):
     """InfoPro's loss with reconstruction and cross-entropy.
 
     Args:
-        head: The classifier.
         decoder: The decoder; None if reconstruction has no weight.
         weights: l1 and l2.
     """

@@ -63,7 +63,6 @@ class PredSimCriterion(Criterion):
     """PredSim's loss: the similarity loss and the prediction loss.
 
     Args:
-        head: The classifier.
         convolution: The convolution whose output is compared between samples.
         similarity: Weight of the similarity loss, above 0 and at most 1.
     """

@@ -105,12 +105,7 @@ class BottleneckUnit(nn.Module):
 
 
 class Head(ClassifierHead):
-    """A mean over all positions and a Linear layer.
-
-    Args:
-        channels: C of the input.
-        classes: Number of classes.
-    """
+    """A mean over all positions and a Linear layer."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

@@ -16,7 +16,6 @@ class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
     Attributes:
-        params: Number of parameters.
         flops: Floating-point operations of the forward pass of one sample, from torch's counter. A
             multiplication and an addition count as two.
         single_valued: Names of the BatchNorm layers that get one value per channel and sample, and

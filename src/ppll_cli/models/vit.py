@@ -146,8 +146,6 @@ class Head(ClassifierHead):
     """LayerNorm, pooling over tokens, and a Linear layer that starts at zero, as in torchvision.
 
     Args:
-        dim: D.
-        classes: Number of classes.
         pooling: `cls` takes the first token, `mean` the mean of all tokens.
     """
 

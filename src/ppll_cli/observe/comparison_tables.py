@@ -73,7 +73,6 @@ class Column:
     """A column of the tables.
 
     Attributes:
-        name: The text of the head.
         text: Returns the cell for a group; empty if unknown.
         left: Whether the column is aligned left.
     """

@@ -11,7 +11,6 @@ class StageFacts:
 
     Attributes:
         name: The number of the stage, and of the replica if there are several.
-        device: The device of the stage.
         units: Names of the stage's units, in order.
         modules: Numbers of the stage's modules.
         params: Number of parameters, including auxiliary networks.
@@ -43,7 +42,6 @@ class RunFacts:
 
     Attributes:
         metric: Name of the task's metric.
-        epochs: Number of epochs.
         start: Number of optimizer steps done before the run was resumed; 0 for a new run.
         steps: Number of optimizer steps at the end of the run.
         steps_per_epoch: Optimizer steps per epoch.

@@ -91,7 +91,6 @@ class Group:
     Means are computed over the completed runs of a group; if it has none, over all its runs.
 
     Attributes:
-        rows: The runs of the group.
         reference: The group with which this group is compared, if there is one.
     """
 

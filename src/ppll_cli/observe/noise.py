@@ -21,9 +21,7 @@ class Spread:
     """Mean and spread of some values.
 
     Attributes:
-        mean: The mean.
         deviation: The standard deviation, with denominator n - 1; None for one value.
-        count: The number of values.
     """
 
     mean: float

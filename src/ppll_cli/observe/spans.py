@@ -79,9 +79,7 @@ class Traced(NamedTuple):
         lanes: The spans of each worker, with replicas of a stage next to one another.
         names: The name of each worker, by stage and replica.
         devices: The device of each worker.
-        title: The title.
         replicas: Number of replicas of each stage.
-        restarts: The restarts of workers.
     """
 
     lanes: Lanes

@@ -19,7 +19,6 @@ class Shown:
     """A text stream that never raises. After its first failure it drops all text.
 
     Args:
-        stream: The stream to write to.
         name: The name of the stream in messages.
         failure: Why the stream cannot be written to, if this is known from the start.
 

@@ -63,7 +63,6 @@ class Setup:
         model: Configuration of the model's class.
         image: The images that the model is built for.
         task: The task that the model learns.
-        optim: The settings of the optimizer.
         samples: Number of samples of a batch, or of a micro-batch.
         device: The device on which to measure.
         threads: CPU threads, as many as a worker has.

@@ -43,7 +43,6 @@ class Measured(NamedTuple):
         forward_s: Seconds of the forward pass of a batch.
         backward_s: Seconds of the backward pass of a batch.
         saved_bytes: Bytes kept in memory until the backward pass, without inputs.
-        params: Number of parameters.
         recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
     """
 

@@ -42,11 +42,7 @@ class UnitTimes(NamedTuple):
 
 @dataclass(frozen=True)
 class Units:
-    """Request to time a training step of a chain.
-
-    Attributes:
-        work: The description of the chain.
-    """
+    """Request to time a training step of a chain."""
 
     work: Work
 
@@ -82,7 +78,6 @@ class Loss:
         local: Configuration of the local method's class.
         features: Shape and dtype of the first output of each unit.
         modules: The units of each module.
-        module: Number of the module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
         learnt: Names of the tensors that the module makes, which take gradients.
     """

@@ -67,7 +67,6 @@ class Subject:
         samples: Number of samples of each split of the data set.
         drop_last: Whether a shorter last batch of an epoch is left out.
         model: The model, which makes the units.
-        method: The local method.
         local: Configuration of the local method's class.
         ends: Finds the exports and loss after each module's last unit; holds the model's units.
         identity: The identity of the data; None if the data set gives none.
@@ -143,8 +142,6 @@ class LoadedData:
     """A data set that has been loaded.
 
     Attributes:
-        dataset: The data set.
-        splits: The loaded splits by name.
         image: Shape and normalisation of training images.
         task: The task that is learnt from the data.
         form: Shapes of evaluation batches; None if they equal those of training batches.

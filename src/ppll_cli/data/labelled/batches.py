@@ -65,7 +65,7 @@ class LoadedBatches(ImageBatches):
 
     Only one thread may make training batches, and only one may make evaluation batches.
 
-    See `ImageBatches` for the other arguments.
+    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
 
     Args:
         splits: The pictures of each split.

@@ -44,7 +44,6 @@ class Listing:
     """The N pictures of a split.
 
     Attributes:
-        paths: The files of the pictures.
         labels: The numbers of the classes of the pictures, int64 [N].
     """
 

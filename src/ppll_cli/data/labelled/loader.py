@@ -25,7 +25,6 @@ class Wanted:
     """A picture to decode, and the piece of it that becomes the image.
 
     Attributes:
-        path: The file.
         part: Side of the square in the middle, as a fraction of the picture's shorter side.
         scale: Smallest and largest area of a random piece, as fractions of the picture's area.
         draws: Random numbers that determine a random piece; empty for the square in the middle.
@@ -48,7 +47,6 @@ class Request:
     """A request to a loader.
 
     Attributes:
-        wanted: The pictures to decode.
         side: Height and width of the images, in pixels.
         offset: Offset of the first image in the shared memory, in bytes; all other images follow
             it.

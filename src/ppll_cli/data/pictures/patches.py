@@ -42,7 +42,6 @@ class PictureSplit:
     """A split, whose samples are random patches of its pictures, or tiles.
 
     Attributes:
-        pictures: The pictures.
         patches: Number of patches per epoch; 0 if the samples are tiles.
         tiles: The tiles, in order; empty if the samples are patches.
     """
@@ -58,12 +57,10 @@ class PictureSplit:
 class PatchBatches:
     """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
 
+    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
+
     Args:
         dataset: Settings of the data set: scale s, side P of patches, whether they are turned.
-        splits: The splits by name.
-        batch_size: Samples per training batch.
-        seed: The run's seed.
-        device: The device on which batches are made.
     """
 
     def __init__(

@@ -47,12 +47,10 @@ class Sized(NamedTuple):
 class SceneBatches:
     """Makes batches of pictures, which are decoded for each batch.
 
+    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
+
     Args:
         dataset: Settings of the data set: how pictures are resized, mirrored and normalised.
-        splits: The splits by name.
-        batch_size: Pictures per training batch.
-        seed: The run's seed.
-        device: The device on which batches are made.
     """
 
     def __init__(

@@ -98,7 +98,6 @@ class Index:
         classes: Names of the classes, in the order of their labels.
         files: The files of the pictures, relative to the data set's folder of pictures.
         sizes: Width and height of the pictures in the annotations, in pixels, int64 [P, 2].
-        objects: The objects of the pictures.
         remark: A warning for the user about boxes that are dropped or clipped; usually empty.
     """
 
@@ -158,7 +157,6 @@ class Scenes:
         chosen: Indices of the pictures in the split, int64 [pictures of the split].
         sizes: Width and height of the P pictures in the annotations, in pixels, int64 [P, 2]; None
             if pictures are not compared with annotations.
-        remark: The remark of the index.
     """
 
     pixels: Sequence[Path] | Bytes

@@ -60,7 +60,6 @@ class Mark(NamedTuple):
 
     Attributes:
         box: The outer border of the box, in pixels of the enlarged picture.
-        text: The text of the label.
         colour: The colour of a found box and its label; None for a true box, which is dashed.
         ignored: Whether the box is a true box that training and scoring leave out.
         place: The place of the label; None if no place has been chosen yet, or if no place is free.
