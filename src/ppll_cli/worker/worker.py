@@ -268,13 +268,13 @@ class Worker:
         if self._reported != mark.step:  # the run stops between two reports
             self._report_training(mark.step, complete=False)
         self._settle()
-        ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
         self.report(
             "done",
             step=mark.step,
             **self._counted(),
             numerics=in_force(self.device),
-            trace=[span.later(-ahead_s) for span in self.recorder.trace],
+            trace=self.recorder.trace,
+            ahead_s=None if self.links.groups is None else self.links.groups.ahead_s,
         )
 
     # Reports
