@@ -82,8 +82,8 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [way for way in _ways(job) if _inside(job, way, machine)]
     size = sum(way.slots * way.size for way in ways)
-    if job.recovers:  # preparing the job has checked that shared memory has room
-        chosen: Transport = JournalTransport(depth=transport.depth)
+    if job.restartable & {seat.stage for seat in seats}:  # `prepare` has checked the memory
+        chosen: Transport = JournalTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
     else:
         chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
     check_descriptors(

@@ -78,7 +78,8 @@ class Worker:
             self.batches = Ahead(batches, job.threads, self.device)
         # Slots for messages that are kept count too. They are free after a snapshot, so the stage
         # before may have filled them all while this stage evaluated.
-        buffered = (job.depth + job.kept) * (job.stages - 1)
+        kept = sum(job.kept(channel) for channel in job.channels if channel.kind == "activations")
+        buffered = job.depth * (job.stages - 1) + kept
         clock = clock_of(self.device)
         self.reports = Reports(
             clock,
