@@ -87,7 +87,7 @@ def test_each_machine_needs_shared_memory_only_for_its_own_stages(
     assert middle.restartable == {0, 5}
     assert middle.snapshot_every == USUAL
     for machine in (0, 2):
-        with pytest.raises(ConfigError, match="enlarge /dev/shm to"):
+        with pytest.raises(ConfigError, match=f"machine {machine}'s channels .*enlarge /dev/shm"):
             on_machines(3, *common, machine=machine)
 
 

@@ -53,7 +53,8 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
             if asked.every is None and room.messages:
                 notes.append(f"recover={asked.name}: {room.told(every)} (recover.every)")
             return replace(job, snapshot_every=every)
-        obstacle = room.obstacle(asked.every)
+        owner = f"machine {machine}'s" if len({*job.homes}) > 1 else "its"
+        obstacle = room.obstacle(asked.every, f"{owner} channels and snapshots")
     problem, remedy = obstacle
     if asked.name == "stage":
         raise ConfigError("recover", "stage", problem, remedy)
@@ -139,11 +140,11 @@ class _Room(NamedTuple):
             return words
         return f"{words} instead of {self.wished()}, because {what_is_left()}"
 
-    def obstacle(self, asked: int | None) -> tuple[str, str]:
+    def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
         """Return why there is no room even for the smallest number of messages, and a remedy."""
         least = self.size(asked or FEWEST)
         remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
-        return no_room(least, "its channels and snapshots") or "", remedy
+        return no_room(least, what) or "", remedy
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:

@@ -75,6 +75,28 @@ def test_a_killed_stage_between_stages_of_its_machine_restarts_alone(
     assert max(bar["ts"] for bar in bars) - min(bar["ts"] for bar in bars) < 100e6
 
 
+NO_ROOM = """
+from types import SimpleNamespace
+from ppll_cli.transport import memory
+memory.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(total=1 << 20, free=1 << 10))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recover", ["stage", "auto"])
+def test_a_machine_without_shared_memory_refuses_the_start(
+    start: Start, folder: Path, tmp_path: Path, recover: str
+) -> None:
+    program = {1: patched(tmp_path / "no_room.py", NO_ROOM)}
+    model = killed_once("fourth", tmp_path / "once")
+    arguments = [*COMMON, *model, f"recover={recover}", f"hydra.run.dir={folder}"]
+    sessions = start(*arguments, program=program)
+    assert ended(sessions) == [2, 2], printed(sessions)
+    for session in sessions:
+        (line,) = session.printed().splitlines()
+        assert line.startswith("ppll-run: recover=stage: machine 1's channels and snapshots take")
+
+
 @pytest.mark.parametrize(
     ("unit", "stage"),
     [("second", 1), pytest.param("third", 2, marks=pytest.mark.slow)],
