@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -77,26 +78,27 @@ ACTS: dict[str, Act] = {
 
 
 class Faulty:
-    """A model of three units. The unit named by `unit` does the action named by `act`.
+    """A model of three or four units. The unit named by `unit` does the action named by `act`.
 
     If `once` names a file, the unit acts only in the first run, which creates the file.
     """
 
-    def __init__(self, *, unit: str, act: str, once: str = "") -> None:
+    def __init__(self, *, unit: str, act: str, once: str = "", layers: int = 3) -> None:
         self.unit = unit
+        self.names = ("first", "second", "third", "fourth")[:layers]
         self.act = partial(_once, once, ACTS[act]) if once else ACTS[act]
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Return the three units."""
+        """Return the units."""
         pixels = image.channels * image.height * image.width
-        widths = {"first": (pixels, 8), "second": (8, 8), "third": (8, classes_of(task, "faulty"))}
+        widths = [pixels, *[8] * (len(self.names) - 1), classes_of(task, "faulty")]
         return [
             Unit(
                 name,
                 partial(_Layer, *width, self.act if name == self.unit else None),
                 ("image" if name == "first" else "x",),
             )
-            for name, width in widths.items()
+            for name, width in zip(self.names, pairwise(widths), strict=True)
         ]
 
 

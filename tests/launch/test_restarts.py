@@ -76,6 +76,21 @@ def test_only_the_worker_that_failed_starts_again(
     assert [(each["kind"], each["stage"]) for each in told] == [("restart", 1)]
 
 
+def test_a_stage_next_to_another_machine_ends_the_run(
+    made: Restarts, told: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    job = prepared(*DATA, *VIT, "recover=stage", "gpus=3").job
+    made = Restarts(replace(job, homes=(0, 0, 1)), tmp_path, told.append)
+    workers = Worker(0), Worker(1)
+    assert made.recovery(Seat(0)) is not None
+    assert made.recovery(Seat(1)) is None
+    assert handle(made, [fault(0), fault(1)], *workers) == [fault(1)]
+    assert not told
+    assert not workers[0].calls
+    assert not handle(made, [fault(0)], *workers)
+    assert [each["stage"] for each in told] == [0]
+
+
 def test_two_workers_that_fail_together_both_start_again(made: Restarts) -> None:
     workers = Worker(0), Worker(1)
     assert not handle(made, [fault(0), fault(1)], *workers)
@@ -159,7 +174,8 @@ def test_reports_that_a_new_worker_repeats_are_dropped(
     assert not made.repeats(report("metrics", 30, split="train", module=0))
     assert not made.repeats(report("log", 10))
     assert not made.repeats({**report("saved", 10), "stage": 1})
-    assert made.recovery(Seat(0)).saved == 10
+    assert (recovery := made.recovery(Seat(0))) is not None
+    assert recovery.saved == 10
     ready = {"kind": "ready", "stage": 0, "replica": 0, "at_s": 0.0}
     assert not made.repeats(ready)
     assert not told

@@ -10,6 +10,7 @@ from ppll_cli.launch import run as running
 from ppll_cli.launch import wiring
 from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport.groups import Group
+from ppll_cli.transport.ring import RingTransport
 from tests.conftest import Runner, assert_same_run, prepared
 
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
@@ -157,3 +158,25 @@ def test_nccl_sends_bytes_if_each_end_has_its_own_device(
     assert {group.backend for group in on_cpu.values()} == {"gloo"}
     assert [*on_cpu] == [name for name in groups if not name.endswith("bytes")]
     assert fourth not in "".join(groups)  # the sender is on the same machine
+
+
+@pytest.mark.parametrize(
+    ("case", "homes", "expected"),
+    [
+        (["schedule=ppll"], (0, 0, 1, 1), [None, 0, 1, None]),
+        (["schedule=gpipe"], (0, 0, 0, 1), [None, None, 0, 1]),
+        (["schedule=ppll", "replicas=2"], (0, 0, 1, 1), [0, 1, 2, 3]),
+        (["schedule=ppll"], (), [None] * 4),
+    ],
+)
+def test_only_workers_of_a_group_have_a_rank(
+    case: list[str], homes: tuple[int, ...], expected: list[int | None]
+) -> None:
+    job = replace(prepared("gpus=4", *DATA, *VIT, *case).job, homes=homes)
+    ends = wiring.wire(job, RingTransport(depth=1), "file:///never/opened", "lo")
+    groups = [ends[seat].groups for seat in job.seats]
+    assert [own and own.rank for own in groups] == expected
+    for own in filter(None, groups):
+        assert own.workers == len([*filter(None, groups)])
+        for group in own.groups.values():
+            assert {*group.ranks} <= {*range(own.workers)}

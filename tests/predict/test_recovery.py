@@ -109,6 +109,30 @@ def test_weights_that_a_stage_receives_are_copied_as_well() -> None:
     assert received == [400.0]
 
 
+def test_only_stages_between_stages_of_their_machine_take_snapshots() -> None:
+    """Stage 1 copies what it receives, because stage 0 compares its messages after a restart."""
+    job = replace(given.job("ppll", 4), homes=(0, 0, 1, 1), snapshot_every=4)
+    times: list[Times] = [{Step(stage): 1.0} for stage in range(4)]
+    found = with_copies(job, Copies(), [8], times)
+    assert [own[Step(stage)] > 1.0 for stage, own in enumerate(found)] == [True, False, False, True]
+    copied = [any(isinstance(each, ReceiveActivations) for each in own) for own in found]
+    assert copied == [False, True, False, True]
+    kept = [job.kept(channel) for channel in job.channels]
+    assert [messages > 0 for messages in kept] == [True, False, True]
+    size = recovery_bytes(job, Copies())
+    first, _, third = (room.size for room in job.channels.values())
+    assert size[1:3] == [kept[0] * first, 0]
+    assert size[3] > kept[2] * third
+
+
+def test_a_stage_whose_weights_another_machine_reads_takes_no_snapshots() -> None:
+    job = replace(given.job("ppll", 4), homes=(0, 0, 1, 1), snapshot_every=4)
+    watched = {5: WatchedUnit("5", {"weight": ValueSpec((100,), torch.float32)})}
+    routes = replace(job.routes, watches={1: Watch(5, 2)})
+    assert job.restartable == {0, 3}
+    assert replace(job, routes=routes, watched=watched).restartable == {0}
+
+
 def test_modules_of_a_stage_share_its_snapshot() -> None:
     job = recovering(4, fixed=True, modules=4)
     times: list[Times] = [
@@ -131,10 +155,10 @@ def test_without_it_nothing_is_copied_or_kept() -> None:
 @pytest.mark.usefixtures("one_core")
 def test_a_prediction_has_both() -> None:
     job = recovering(4, fixed=True)
-    (room,) = job.channels.values()
+    ((channel, room),) = job.channels.items()
     plain, found = (predict(each, Source(copy_s=0.5)) for each in (given.job("ppll", 2), job))
     assert plain.recovery_bytes == [0, 0]
-    assert found.recovery_bytes == [2 * STATES[0], 2 * STATES[1] + job.kept * room.size]
+    assert found.recovery_bytes == [2 * STATES[0], 2 * STATES[1] + job.kept(channel) * room.size]
     more = [a - b for a, b in zip(found.stage_s, plain.stage_s, strict=True)]
     assert more == pytest.approx([0.0, 0.5], abs=1e-3)  # the second stage copies what it receives
     assert found.batch_s > plain.batch_s

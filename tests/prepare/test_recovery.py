@@ -5,11 +5,14 @@ from dataclasses import replace
 import pytest
 
 from ppll_cli.config.sections import Recover
+from ppll_cli.config.settings import parse
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.snapshots import MARGIN
+from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.prepare.recovery import FEWEST, MOST, USUAL, planned
+from ppll_cli.prepare.spread import Machine
 from ppll_cli.transport.journal import head_bytes
-from tests.conftest import prepared, shared_memory
+from tests.conftest import compose_config, prepared, shared_memory
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 VIT = ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8"]
@@ -30,21 +33,62 @@ def test_where_it_cannot_be(case: str) -> None:
     with pytest.raises(ConfigError, match=rf"^recover=stage: .*{problem}"):
         prepared(*DATA, *VIT, *overrides, "recover=stage")
     found = prepared(*DATA, *VIT, *overrides, "recover=auto")
-    assert not found.job.recovers
+    assert not found.job.restartable
     (note,) = [each for each in found.notes if each.startswith("recover=auto")]
     assert problem in note
-    assert not prepared(*DATA, *VIT, *overrides).job.recovers
+    assert not prepared(*DATA, *VIT, *overrides).job.restartable
 
 
 @pytest.mark.parametrize("name", ["auto", "stage"])
 def test_where_it_can(name: str) -> None:
     found = prepared(*DATA, *VIT, f"recover={name}", "recover.every=5")
-    assert found.job.recovers
+    assert found.job.restartable
     assert not [note for note in found.notes if "recover" in note]
     plain = prepared(*DATA, *VIT).job
     for channel, room in plain.channels.items():
         more = found.job.channels[channel]
         assert (more.slots, more.size) == (room.slots + 5 + 1, room.size)
+
+
+def on_machines(count: int, *overrides: str, machine: int = 0) -> Prepared:
+    """Return a run that is prepared on one of several machines."""
+    config, _ = compose_config(["device=cpu", *DATA, *VIT, "model.depth=4", *overrides])
+    return prepare(parse(config), "unused", [Machine.here()] * count, machine)
+
+
+def test_a_stage_next_to_another_machine_does_not_restart() -> None:
+    found = on_machines(2, "gpus=4", "recover=stage", "recover.every=5")
+    assert found.job.restartable == {0, 3}
+    (note,) = [note for note in found.notes if "recover" in note]
+    assert note.startswith("recover=stage: a failure of stage 1 or stage 2 ends the run")
+    plain = on_machines(2, "gpus=4").job
+    assert not plain.restartable
+    more = [
+        found.job.channels[channel].slots - room.slots for channel, room in plain.channels.items()
+    ]
+    assert more == [5 + 1, 0, 5 + 1]
+
+
+def test_if_every_stage_is_next_to_another_machine_none_restarts() -> None:
+    with pytest.raises(ConfigError, match=r"^recover=stage: every stage .* another machine"):
+        on_machines(2, "gpus=2", "recover=stage")
+    assert not on_machines(2, "gpus=2", "recover=auto").job.restartable
+
+
+def test_each_machine_needs_shared_memory_only_for_its_own_stages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stages of the middle machine do not restart, so it needs none for snapshots."""
+    common = ["gpus=6", "recover=stage"]
+    free = [on_machines(3, *common, machine=n).job.snapshot_every for n in range(3)]
+    assert free[1] == USUAL
+    shared_memory(monkeypatch, 1)
+    middle = on_machines(3, *common, machine=1).job
+    assert middle.restartable == {0, 5}
+    assert middle.snapshot_every == USUAL
+    for machine in (0, 2):
+        with pytest.raises(ConfigError, match=f"machine {machine}'s channels .*enlarge /dev/shm"):
+            on_machines(3, *common, machine=machine)
 
 
 @pytest.mark.parametrize(("schedule", "recovers"), [("bp", False), ("ppll", True)])
@@ -56,7 +100,7 @@ def test_a_plan_has_it_where_it_can_be(schedule: str, recovers: bool) -> None:
         found.job, snapshot_every=0, settings=settings.model_copy(update={"recover": recover})
     )
     made, obstacle = planned(job, (*found.unit_costs, *found.auxiliary_costs))
-    assert made.recovers == recovers
+    assert bool(made.restartable) == recovers
     assert bool(obstacle) != recovers
     assert made.snapshot_every == found.job.snapshot_every
 
@@ -70,14 +114,14 @@ def test_a_plan_does_not_depend_on_the_shared_memory_of_its_machine(
     job, obstacle = planned(replace(found.job, snapshot_every=0), costs)
     assert (job.snapshot_every, obstacle) == (found.job.snapshot_every, "")
     off = found.job.settings.model_copy(update={"recover": Recover()})
-    assert not planned(replace(found.job, snapshot_every=0, settings=off), costs)[0].recovers
+    assert not planned(replace(found.job, snapshot_every=0, settings=off), costs)[0].restartable
 
 
 def test_on_cuda_a_plan_says_what_recovery_needs() -> None:
     found = prepared(*DATA, *VIT, "recover=stage")
     job = replace(found.job, snapshot_every=0, devices=("cuda:0", "cuda:1"))
     made, obstacle = planned(job, (*found.unit_costs, *found.auxiliary_costs))
-    assert not made.recovers
+    assert not made.restartable
     assert "other bits" in obstacle
 
 
@@ -143,4 +187,4 @@ def test_a_number_of_the_user_is_never_changed(monkeypatch: pytest.MonkeyPatch) 
     assert FEWEST <= chosen("recover=stage")[0] < usual
     with pytest.raises(ConfigError, match=r"enlarge /dev/shm to .* or a smaller recover\.every"):
         chosen("recover=stage", "recover.every=1000")
-    assert not prepared(*DATA, *VIT, "recover=auto", "recover.every=1000").job.recovers
+    assert not prepared(*DATA, *VIT, "recover=auto", "recover.every=1000").job.restartable

@@ -17,6 +17,7 @@ WAIT_S = 10.0
 
 def channel(slots: int = 3) -> tuple[JournalSender, JournalReceiver]:
     sender, receiver = JournalTransport(depth=1).channel(slots, 2 * ALIGNMENT)
+    receiver.keeps = True
     sender.open()
     receiver.open()
     return sender, receiver
@@ -48,6 +49,17 @@ def receive(receiver: JournalReceiver, *numbers: int) -> None:
         for name, tensor in message(number).items():
             assert torch.equal(tensors[name], tensor)
         receiver.release()
+
+
+def test_slots_of_a_stage_without_snapshots_are_free_at_once() -> None:
+    sender, receiver = channel(slots=2)
+    receiver.keeps = False
+    for number in range(5):
+        assert sender.wait(0)
+        sender.send(number, {"x": torch.tensor([number])})
+        assert receiver.receive()[0] == number
+        receiver.release()
+        assert receiver.kept == 0
 
 
 def test_the_sender_gets_slots_back_only_after_a_snapshot() -> None:

@@ -80,8 +80,9 @@ class Job:
             one machine.
         weights: Initial weights from a file; None to initialize all weights from the seed.
         watched: The units whose weights losses of earlier modules read, by index in the model.
-        snapshot_every: Largest number of messages on a channel between two snapshots of a stage. A
-            failed worker is restarted from its last snapshot. 0 if workers are not restarted.
+        snapshot_every: Largest number of messages on a channel between two snapshots of a stage. If
+            a worker of a stage in `restartable` fails, it is restarted from its last snapshot. 0 if
+            workers are not restarted.
     """
 
     settings: Settings
@@ -102,10 +103,18 @@ class Job:
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
 
-    @property
-    def recovers(self) -> bool:
-        """Whether a failed worker is restarted alone, while the run continues."""
-        return self.snapshot_every > 0
+    @cached_property
+    def restartable(self) -> frozenset[int]:
+        """The stages whose workers restart alone after a failure, while the run continues."""
+        return self.inside if self.snapshot_every else frozenset()
+
+    @cached_property
+    def inside(self) -> frozenset[int]:
+        """The stages that exchange messages only with stages of their own machine."""
+        pairs = [
+            pair for pair in self.crossing() if len({self.home(Seat(stage)) for stage in pair}) > 1
+        ]
+        return frozenset(range(self.stages)).difference(*pairs)
 
     @property
     def replicas(self) -> int:
@@ -237,17 +246,18 @@ class Job:
             places = [Place(stage, self.routes, batches) for stage in stages]
             kinds.append([passes.evaluation(place, schedule) for place in places])
         slots = most(slots_needed(streams) for streams in kinds)
-        ahead = self.depth + self.kept
-        return {c: Room(n + ahead, self._message_bytes(c)) for c, n in slots.items()}
+        return {
+            c: Room(n + self.depth + self.kept(c), self._message_bytes(c)) for c, n in slots.items()
+        }
 
-    @property
-    def kept(self) -> int:
-        """Largest number of messages that a receiver keeps for a restart; 0 without restarts.
+    def kept(self, channel: Channel) -> int:
+        """Return the largest number of messages that a channel keeps for a restart of either end.
 
-        A stage decides only after each batch or mark whether a snapshot is due. So it can keep one
-        more batch, with one message for each part (micro-batch or evaluation batch).
+        A stage decides only after each batch or mark whether a snapshot is due. So the channel can
+        keep one more batch, with one message for each part (micro-batch or evaluation batch). The
+        result is 0 if neither end restarts.
         """
-        if not self.recovers:
+        if not self.restartable & {channel.source, channel.target}:
             return 0
         parts = self.microbatch_counts() | self.course.evaluation_counts()
         return self.snapshot_every + max(parts)

@@ -81,11 +81,17 @@ def launch(
     if fleet is not None:
         others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
     workers: list[Watched] = []
+
+    def tell(report: Report) -> None:
+        named = report if fleet is None else {**report, "machine": fleet.name(fleet.rank)}
+        if others is None or not others.pass_on(named):
+            on_report(named)
+
     stop_in_time(stop, until_s)
     with (
         stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
-        _restarting(job, on_report) as restarts,  # removes its folder after the workers are gone
+        _restarting(job, tell) as restarts,  # removes its folder after the workers are gone
         _none_left(workers),
         _telling(others, fleet),  # exits first, as after a kill other machines' workers fail
     ):
@@ -248,7 +254,7 @@ def _failures(
 @contextmanager
 def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts | None]:
     """Yield the object that restarts failed workers; None if a failure ends the run."""
-    if not job.recovers:
+    if not job.restartable:
         yield None
         return
     with shared_scratch() as folder:

@@ -55,8 +55,10 @@ class Restarts:
         self._job, self._folder, self._tell = job, folder, tell
         self._history: dict[Seat, _History] = defaultdict(_History)
 
-    def recovery(self, seat: Seat) -> Recovery:
-        """Return what a new process of a worker needs to continue."""
+    def recovery(self, seat: Seat) -> Recovery | None:
+        """Return what a new process of a worker needs to continue; None if it is not restarted."""
+        if seat.stage not in self._job.restartable:
+            return None
         folder = self._folder / f"stage-{seat.stage}"
         folder.mkdir(exist_ok=True)
         return Recovery(str(folder), self._history[seat].saved)
@@ -113,13 +115,15 @@ class Restarts:
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
         """Record a fault, and return whether a restart may help."""
+        if report.get("final") or seat.stage not in self._job.restartable:
+            return False
         recover, faults = self._job.settings.recover, self._history[seat].faults
         now_s = time.monotonic()
         faults.append((now_s, report["batch"]))
         recent = [when_s for when_s, _ in faults if now_s - when_s <= 60 * recover.minutes]
         places = {place for _, place in faults[-SAME_PLACE:]}
         repeated = len(faults) >= SAME_PLACE and len(places) == 1
-        return not report.get("final") and not repeated and len(recent) <= recover.tries
+        return not repeated and len(recent) <= recover.tries
 
     def _restart(
         self, watched: Watched, report: Report, deal: Callable[[Watched, Report], None]

@@ -96,14 +96,33 @@ def _draw(
     summary: Mapping[str, Any],
 ) -> None:
     """Draw the timeline if every worker has a trace; restarted workers need none."""
-    lanes = [report["trace"] for report in reports]
+    behind_s = _behind_s(job, reports)
+    lanes = [
+        [span.later(seconds) for span in report["trace"]]
+        for report, seconds in zip(reports, behind_s, strict=False)
+    ]
     restarted = {restart.worker for restart in restarts}
     if any(lanes) and all(lane or number in restarted for number, lane in enumerate(lanes)):
         names = [job.name(seat) for seat in job.seats]
         places = [job.place_name(seat) for seat in job.seats]
         title = timeline.title(summary)
-        traced = Traced(lanes, names, places, title, job.replicas, restarts)
+        moved = [restart.later(behind_s[restart.worker]) for restart in restarts]
+        traced = Traced(lanes, names, places, title, job.replicas, moved)
         timeline.write(run_dir, traced)
+
+
+def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
+    """Return for each worker how many seconds its clock is behind the clock of machine 0.
+
+    All workers of a machine have the same clock. At least one of them has measured the offset,
+    because it exchanges messages with another machine.
+    """
+    known = {
+        job.home(seat): -report["ahead_s"]
+        for seat, report in zip(job.seats, reports, strict=False)
+        if report["ahead_s"] is not None
+    }
+    return [known.get(job.home(seat), 0.0) for seat in job.seats]
 
 
 @contextmanager

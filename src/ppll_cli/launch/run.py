@@ -195,9 +195,9 @@ class Run:
         run = self.choices, self.prepared, self.metrics, self.parts
         summary = summarise(*run, **known)
         job = self.prepared.job
-        if job.recovers:
+        if job.restartable:
             summary["recover"] = {"every": job.snapshot_every}
-        if (restarts := self._restarts.listed()) or job.recovers:
+        if (restarts := self._restarts.listed()) or job.restartable:
             summary["restarts"] = restarts
         return summary
 

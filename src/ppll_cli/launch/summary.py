@@ -134,7 +134,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
             "data_fraction": _fraction(counted, "data"),
             "transfer_fraction": _fraction(counted, "transfer"),
             "average_fraction": _fraction(counted, "average"),
-            **({"snapshot_fraction": _fraction(counted, "snapshot")} if job.recovers else {}),
+            **({"snapshot_fraction": _fraction(counted, "snapshot")} if job.restartable else {}),
             "peak_memory_bytes": counted and counted["peak_memory_bytes"],
             "peak_reserved_bytes": counted and counted["peak_reserved_bytes"],
         }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Header
@@ -62,7 +62,7 @@ class _Way:
 
 
 def needs_groups(job: Job) -> bool:
-    """Return whether the workers need process groups of torch.distributed."""
+    """Return whether some workers need process groups of torch.distributed."""
     return job.replicas > 1 or len({*job.homes}) > 1
 
 
@@ -82,8 +82,8 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [way for way in _ways(job) if _inside(job, way, machine)]
     size = sum(way.slots * way.size for way in ways)
-    if job.recovers:  # preparing the job has checked that shared memory has room
-        chosen: Transport = JournalTransport(depth=transport.depth)
+    if job.restartable & {seat.stage for seat in seats}:  # `prepare` has checked the memory
+        chosen: Transport = JournalTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
     else:
         chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
     check_descriptors(
@@ -115,19 +115,12 @@ def wire(
     Args:
         job: The job.
         transport: Makes the channels between workers of the same machine.
-        store: Address at which the workers meet; not used if the workers need no process groups.
+        store: Address at which the workers of process groups meet; not used if there are no groups.
         interface: Network interface over which gloo and NCCL connect the workers.
         machine: Number of the machine whose workers' channels are made; None for all channels.
     """
     ends = {seat: Ends() for seat in job.seats}
-    groups = _groups(job)
-    if needs_groups(job):
-        for rank, seat in enumerate(job.seats):
-            own = ends[seat].groups = Groups(
-                store, rank, len(job.seats), groups, interface, apart=len({*job.homes}) > 1
-            )
-            if job.replicas > 1:
-                ends[seat].replicas = Replicas(own, _replicas(seat.stage))
+    _add_groups(job, ends, store, interface)
     for way in _ways(job):
         if machine is not None and machine not in (job.home(way.source), job.home(way.target)):
             continue
@@ -139,6 +132,24 @@ def wire(
             ends[way.source].senders[way.channel] = sender
             ends[way.target].receivers[way.channel] = receiver
     return ends
+
+
+def _add_groups(job: Job, ends: Mapping[Seat, Ends], store: str, interface: str) -> None:
+    """Add the process groups to the ends of the workers that belong to a group.
+
+    Only these workers meet, and have ranks. The others can start again without a new meeting.
+    """
+    groups, apart = _groups(job), len({*job.homes}) > 1
+    members = sorted({number for group in groups.values() for number in group.ranks})
+    ranked = {
+        name: replace(group, ranks=tuple(map(members.index, group.ranks)))
+        for name, group in groups.items()
+    }
+    for rank, number in enumerate(members):
+        seat = job.seats[number]
+        own = ends[seat].groups = Groups(store, rank, len(members), ranked, interface, apart)
+        if job.replicas > 1:
+            ends[seat].replicas = Replicas(own, _replicas(seat.stage))
 
 
 def _channel(
@@ -187,7 +198,10 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
 
 
 def _groups(job: Job) -> dict[str, Group]:
-    """Return all groups by name: of the replicas of each stage, and of channels across machines."""
+    """Return all groups by name: of the replicas of each stage, and of channels across machines.
+
+    Here, `Group.ranks` holds indices of workers in `Job.seats`.
+    """
     found = {}
     if job.replicas > 1:
         for stage in range(job.stages):

@@ -66,6 +66,10 @@ class Restart(NamedTuple):
     phase: str
     batch: str | None
 
+    def later(self, seconds: float) -> "Restart":
+        """Return this restart moved to a later time."""
+        return self._replace(start_s=self.start_s + seconds, end_s=self.end_s + seconds)
+
     @property
     def span(self) -> Span:
         """The time of the restart as a bar of the picture."""

@@ -6,6 +6,7 @@ from math import ceil
 from ppll_cli.job.job import Job
 from ppll_cli.job.snapshots import BUFFERS, messages_between, snapshot_bytes
 from ppll_cli.pipeline.instructions import ReceiveActivations, ReceiveWeights, Step
+from ppll_cli.pipeline.rules import receives
 from ppll_cli.predict.costs import Source, end_of, sent_bytes, weight_bytes
 from ppll_cli.predict.pace import Times
 
@@ -18,23 +19,29 @@ def with_copies(
 ) -> list[Times]:
     """Return the seconds of each stage's instructions, with the copies for `recover=stage`.
 
-    A stage copies each message that it receives, because the slot must keep it for a replay. The
-    time of a snapshot is spread evenly over the batches until the next one, and over the steps of
-    the stage's chunks.
+    A stage copies each message that it receives from a channel that keeps messages for a replay.
+    The time of a snapshot is spread evenly over the batches until the next one, and over the steps
+    of the stage's chunks.
 
     `times` are the seconds without these copies.
     """
-    if not job.recovers:
+    if not job.restartable:
         return list(times)
     sent, result = sent_bytes(job), []
     for stage, known in enumerate(times):
         own = dict(known)
+        result.append(own)
         for instruction in job.training(stage, len(sizes)):
+            received = receives(stage, instruction)
+            if received is None or not job.kept(received[0]):
+                continue
             match instruction:
                 case ReceiveActivations(_, chunk, m):
                     own[instruction] = profile.copy(sizes[m] * sent[chunk - 1].activations)
                 case ReceiveWeights(_, chunk, _):
                     own[instruction] = profile.copy(weight_bytes(job, chunk))
+        if stage not in job.restartable:
+            continue
         snapshot_s = profile.copy(PIECE) * _snapshot(job, stage, profile) / PIECE
         steps = [instruction for instruction in own if isinstance(instruction, Step)]
         messages = job.snapshot_every
@@ -44,18 +51,16 @@ def with_copies(
         batches = ceil(messages / len(sizes))  # a stage takes a snapshot only after a whole batch
         for step in steps:
             own[step] += snapshot_s / batches / len(steps)
-        result.append(own)
     return result
 
 
 def recovery_bytes(job: Job, profile: Source) -> list[int]:
     """Return for each stage the bytes of its snapshots, and of messages kept for a replay."""
-    if not job.recovers:
-        return [0] * job.stages
-    result = []
-    for stage in range(job.stages):
-        kept = sum(r.size for channel, r in job.channels.items() if channel.target == stage)
-        result.append(BUFFERS * _snapshot(job, stage, profile) + job.kept * kept)
+    result = [0] * job.stages
+    for stage in job.restartable:
+        result[stage] = BUFFERS * _snapshot(job, stage, profile)
+    for channel, room in job.channels.items():
+        result[channel.target] += job.kept(channel) * room.size
     return result
 
 

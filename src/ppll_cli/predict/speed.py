@@ -208,7 +208,8 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
         for channel, count in slots.items():
             if channel.target == stage and channel.kind == "activations":
                 specs = job.specs[channel.chunk].values()
-                entering += (count - job.depth - job.kept) * job.microbatch_size * bytes_of(specs)
+                needed = count - job.depth - job.kept(channel)
+                entering += needed * job.microbatch_size * bytes_of(specs)
         if local:
             most = live[stage] * max(map(sum, zip(saved, beside, strict=True)))
         else:
@@ -256,8 +257,11 @@ def _watched_bytes(job: Job, stage: int) -> int:
             older = (watch.lag - 1) * weight_bytes(job, watcher)
             kept[watch.unit] = max(older, kept.get(watch.unit, 0))
     rooms = job.channels.items()
-    own = [r for channel, r in rooms if channel.kind == "weights" and channel.target == stage]
-    slots = ((room.slots - job.kept) * room.size for room in own)
+    slots = (
+        (room.slots - job.kept(channel)) * room.size
+        for channel, room in rooms
+        if channel.kind == "weights" and channel.target == stage
+    )
     return sum(kept.values()) + sum(slots)
 
 

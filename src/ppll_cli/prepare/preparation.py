@@ -73,10 +73,12 @@ class Prepared:
         return tuple(self.units[module.start] for module in self.job.layout.modules[1:])
 
 
-def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) -> Prepared:
+def prepare(
+    settings: Settings, run_dir: str, machines: Sequence[Machine] = (), machine: int = 0
+) -> Prepared:
     """Prepare the job that the settings describe.
 
-    Machines are given if the run has several.
+    The machines are given if the run has several; `machine` is the number of this one.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -111,7 +113,7 @@ def prepare(settings: Settings, run_dir: str, machines: Sequence[Machine] = ()) 
             job = replace(job, weights=found.weights)
             notes.append(f"weights={settings.weights}: {found.told()}")
         check_instructions(job, subject)
-        job = recovering(job, (*subject.costs, *auxiliary), notes)
+        job = recovering(job, (*subject.costs, *auxiliary), notes, machine)
         if profile is not None:
             stages_are_modules = _stages_are_modules(settings, schedule)
             notes += report(job, subject.names, profile, stages_are_modules)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
-from ppll_cli.job.job import Job
+from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.snapshots import BUFFERS, MARGIN, snapshot_bytes
 from ppll_cli.models.trace import Cost
 from ppll_cli.transport.journal import head_bytes
@@ -25,14 +25,16 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which another process sees stores in the order in which they were made."""
 
 
-def recovering(job: Job, costs: Sequence[Cost], notes: list[str]) -> Job:
+def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
     """Return the job with `snapshot_every` set as the group `recover` asks for.
 
     Args:
         job: The job.
         costs: The cost of each unit, and then of each module's auxiliary network.
-        notes: A list to which notes for the user are appended: the chosen number of messages, why
-            `recover=auto` changes nothing, or that another key of the group changes nothing.
+        notes: A list to which notes for the user are appended: the chosen number of messages, which
+            stages do not restart, why `recover=auto` changes nothing, or that another key of the
+            group changes nothing.
+        machine: The number of this machine. Only its own shared memory matters here.
 
     Raises:
         ConfigError: The configuration says `recover=stage`, which is not possible.
@@ -44,12 +46,15 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str]) -> Job:
         return job
     obstacle = _obstacle(job)
     if obstacle is None:
-        room = _Room.of(job, costs)
+        room = _Room.of(job, costs, machine)
         if every := room.every(asked.every):
-            if asked.every is None:
+            if apart := sorted({*range(job.stages)} - job.inside):
+                notes.append(f"recover={asked.name}: {_ending(apart)}")
+            if asked.every is None and room.messages:
                 notes.append(f"recover={asked.name}: {room.told(every)} (recover.every)")
             return replace(job, snapshot_every=every)
-        obstacle = room.obstacle(asked.every)
+        owner = f"machine {machine}'s" if len({*job.homes}) > 1 else "its"
+        obstacle = room.obstacle(asked.every, f"{owner} channels and snapshots")
     problem, remedy = obstacle
     if asked.name == "stage":
         raise ConfigError("recover", "stage", problem, remedy)
@@ -60,7 +65,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str]) -> Job:
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
     """Return the job with `snapshot_every` set for a prediction, or else why it cannot be set.
 
-    The run may use another machine than the plan, so the shared memory of this one does not matter.
+    The run may use other machines than the plan, so the shared memory of this one does not matter.
     With `recover=off` the text is empty.
     """
     asked = job.settings.recover
@@ -75,8 +80,8 @@ class _Room(NamedTuple):
     """The shared memory that channels and snapshots take, in bytes.
 
     Attributes:
-        states: One snapshot of each stage.
-        messages: One message of each channel.
+        states: One snapshot of each stage that restarts.
+        messages: One message of each channel that keeps messages.
         least: All channels, if stages save their state after each message.
     """
 
@@ -85,19 +90,26 @@ class _Room(NamedTuple):
     least: int
 
     @classmethod
-    def of(cls, job: Job, costs: Sequence[Cost]) -> "_Room":
-        """Return the shared memory that a job takes if its workers can be started again."""
-        layout = job.layout
+    def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
+        """Return the shared memory that a job takes on a machine if its workers can be restarted.
+
+        Without a number of a machine, the result is the sum over all machines.
+        """
+        job, layout = replace(job, snapshot_every=1), job.layout
+        here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         units = len(costs) - len(layout.modules)
         states = 0
-        for stage in range(job.stages):
+        for stage in here & job.restartable:
             own = [costs[unit] for unit in layout.units(stage)]
             own += [costs[units + module] for module in layout.modules_of(stage)]
             states += snapshot_bytes(job, stage, sum(cost.params for cost in own))
-        rooms = replace(job, snapshot_every=1).channels.values()
-        sizes = [(room.slots, room.size + head_bytes(room.size)) for room in rooms]
-        least = sum(slots * size for slots, size in sizes)
-        return cls(states, sum(size for _, size in sizes), least)
+        messages = least = 0
+        for channel, room in job.channels.items():
+            if {channel.source, channel.target} <= here:
+                size = room.size + head_bytes(room.size)
+                messages += size if job.kept(channel) else 0
+                least += room.slots * size
+        return cls(states, messages, least)
 
     def size(self, every: int) -> int:
         """Return the bytes of all channels and snapshots."""
@@ -115,6 +127,8 @@ class _Room(NamedTuple):
 
     def every(self, asked: int | None) -> int:
         """Return the number of messages, which the user may have given; 0 if there is no room."""
+        if not self.messages:  # no stage of this machine restarts
+            return asked or USUAL
         if asked is not None:
             return asked if fits(self.size(asked)) else 0
         return next((n for n in range(self.wished(), FEWEST - 1, -1) if fits(self.size(n))), 0)
@@ -126,11 +140,11 @@ class _Room(NamedTuple):
             return words
         return f"{words} instead of {self.wished()}, because {what_is_left()}"
 
-    def obstacle(self, asked: int | None) -> tuple[str, str]:
+    def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
         """Return why there is no room even for the smallest number of messages, and a remedy."""
         least = self.size(asked or FEWEST)
         remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
-        return no_room(least, "its channels and snapshots") or "", remedy
+        return no_room(least, what) or "", remedy
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:
@@ -143,8 +157,9 @@ def _obstacle(job: Job) -> tuple[str, str] | None:
         return "there is only one stage", "use schedule=ppll with gpus=2 or more, or recover=off"
     if job.replicas > 1:
         return "the replicas of a stage average their gradients", "use replicas=1, or recover=off"
-    if len({*job.homes}) > 1:
-        return "restarting a single stage works on one machine only", "use recover=off"
+    if not job.inside:
+        problem = "every stage exchanges messages with another machine"
+        return problem, "use more stages on a machine, or recover=off"
     if not isinstance(make("transport", settings.transport), RingTransport):
         return "only transport=ring keeps messages for a replay", "use transport=ring"
     if _on_cuda(job) and settings.recover.name == "auto":
@@ -159,6 +174,12 @@ def _obstacle(job: Job) -> tuple[str, str] | None:
     if len({*sending}) < len(sending):
         return "a stage sends activations to several chunks", "use schedule=ppll, or recover=off"
     return None
+
+
+def _ending(stages: Sequence[int]) -> str:
+    """Return a note that names the stages whose failure still ends the run."""
+    names = " or ".join(f"stage {stage}" for stage in stages)
+    return f"a failure of {names} ends the run: it exchanges messages with another machine"
 
 
 def _on_cuda(job: Job) -> bool:

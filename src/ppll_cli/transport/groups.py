@@ -1,7 +1,8 @@
 """Creates the process groups of torch.distributed, and connects their workers.
 
-All workers create all groups in the same order, and connect them before training. If groups were
-connected at their first use, workers that use two groups in different orders could hang.
+Only workers that belong to a group take part. All of them create all groups in the same order, and
+connect them before training. If groups were connected at their first use, workers that use two
+groups in different orders could hang.
 """
 
 import os
@@ -56,14 +57,14 @@ class Group:
 
 
 class Groups:
-    """The process groups of a run, in one of its workers.
+    """The process groups of a run, in one of the workers that belong to a group.
 
     Args:
         store: Address of the store by which the workers find one another: `file://PATH` of a file
             that does not exist yet, in a folder that all workers can access, or
             `tcp://HOST:PORT/PREFIX` of a running store.
-        rank: Rank of this worker.
-        workers: Number of workers.
+        rank: Rank of this worker among the workers that belong to a group.
+        workers: Number of these workers.
         groups: All groups by name, in the same order in all workers.
         interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.

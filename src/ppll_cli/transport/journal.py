@@ -211,11 +211,14 @@ class JournalReceiver:
 
     Attributes:
         position: Number of messages that this stage has received since the start of the run.
+        keeps: Whether `free` frees the slots of released messages. Otherwise `release` frees each
+            slot at once, because this stage takes no snapshots.
     """
 
     def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
         self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
         self.position = 0
+        self.keeps = False
         self._released = 0
 
     def open(self) -> None:
@@ -246,8 +249,10 @@ class JournalReceiver:
         return view.to(self._device, non_blocking=True)
 
     def release(self) -> None:
-        """Count the oldest message in use as released. `free` frees its slot later."""
+        """Count the oldest message in use as released, and free its slot now or later."""
         self._released += 1
+        if not self.keeps:
+            self.free()
 
     @property
     def kept(self) -> int:
@@ -270,12 +275,11 @@ class JournalTransport:
 
     Args:
         depth: Number of slots of each channel in addition to those that the schedule needs.
+        wire_dtype: See `channel.Transport`.
     """
 
-    wire_dtype: WireDtype | None = None
-
-    def __init__(self, *, depth: int) -> None:
-        self.depth = depth
+    def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
+        self.depth, self.wire_dtype = depth, wire_dtype
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Return a reason if channels of `size` bytes cannot be created, otherwise None."""

@@ -135,6 +135,7 @@ class Snapshots:
             self._senders[channel] = sender
         for source, receiver in links.receivers.items():
             assert isinstance(receiver, JournalReceiver)
+            receiver.keeps = True
             self._receivers[source] = receiver
         self._covered: Mapping[Channel, tuple[int, int]] = {}
         self._trace: list[Span] | None = None  # the last trace that was saved

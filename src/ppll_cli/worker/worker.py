@@ -78,7 +78,8 @@ class Worker:
             self.batches = Ahead(batches, job.threads, self.device)
         # Slots for messages that are kept count too. They are free after a snapshot, so the stage
         # before may have filled them all while this stage evaluated.
-        buffered = (job.depth + job.kept) * (job.stages - 1)
+        kept = sum(job.kept(channel) for channel in job.channels if channel.kind == "activations")
+        buffered = job.depth * (job.stages - 1) + kept
         clock = clock_of(self.device)
         self.reports = Reports(
             clock,
@@ -268,13 +269,13 @@ class Worker:
         if self._reported != mark.step:  # the run stops between two reports
             self._report_training(mark.step, complete=False)
         self._settle()
-        ahead_s = 0.0 if self.links.groups is None else self.links.groups.ahead_s
         self.report(
             "done",
             step=mark.step,
             **self._counted(),
             numerics=in_force(self.device),
-            trace=[span.later(-ahead_s) for span in self.recorder.trace],
+            trace=self.recorder.trace,
+            ahead_s=None if self.links.groups is None else self.links.groups.ahead_s,
         )
 
     # Reports

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from ppll_cli.job import checkpoint
 from scripts.benchmarks.session import Session, ppll_run
-from tests.conftest import Runner, assert_same, assert_same_run
+from tests.conftest import Runner, assert_same, assert_same_run, own_model
 from tests.launch.machines.conftest import (
     USUAL,
     VIT,
@@ -99,6 +99,27 @@ def test_machines_exchange_the_files_of_checkpoints(apart: Apart, run: Runner) -
     assert_same_run(found, expected)
     models = [each.run_dir / "model.safetensors" for each in (found, expected)]
     assert_same(*map(load_file, models))
+    assert apart.left() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stage_that_restarts_sends_each_file_once(
+    apart: Apart, run: Runner, tmp_path: Path
+) -> None:
+    """Stage 3 is killed in its third batch, and repeats the checkpoints since its snapshot."""
+    model = own_model("Faulty", unit="fourth", act="kill", once=tmp_path / "once", layers=4)
+    common = ["schedule=ppll", "gpus=4", *USUAL, *model, "epochs=1", "checkpoint.every=1"]
+    recover = ["recover=stage", "recover.every=9", "checkpoint.keep=9"]
+    folder = apart.folder / "run"
+    sessions = apart.start(*common, *recover, f"hydra.run.dir={folder}")
+    assert ended(sessions, 120) == [0, 0], [session.printed() for session in sessions]
+    found = result_of(folder)
+    assert [restart["stage"] for restart in found.summary["restarts"]] == [3]
+    for step in range(1, found.summary["steps"] + 1):
+        files = checkpoint.files(folder / "checkpoints" / f"step-{step}")
+        assert [file.name for file in files] == [f"stage-{n}.safetensors" for n in range(4)]
+    assert_same_run(found, run(*common))
     assert apart.left() == []
 
 

@@ -81,13 +81,14 @@ def test_reports_wait_for_a_file_on_its_way_but_failures_do_not(job: Job, tmp_pa
     assert list(one.news(deal)) == []
     assert parcels.taken == [(FILE, unfinished_folder(tmp_path, 4))]
     assert dealt == ["metrics"]
+    messages += [said("restart", error="gone"), said("restarted", began_s=1.0, ended_s=2.0)]
     messages += [said("log", level=20, message="hm"), said("failed", error="boom")]
     (failure,) = one.news(deal)
     assert failure["error"] == "boom"
-    assert dealt == ["metrics", "log"]
+    assert dealt == ["metrics", "restart", "restarted", "log"]
     parcels.there.set()
     assert list(one.news(deal)) == []
-    assert dealt == ["metrics", "log", "saved", "metrics", "done"]
+    assert dealt == ["metrics", "restart", "restarted", "log", "saved", "metrics", "done"]
 
 
 def test_a_file_that_cannot_be_received_fails_the_run(job: Job) -> None:

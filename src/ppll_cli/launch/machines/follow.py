@@ -106,6 +106,9 @@ def _announcement(
     job, units = prepared.job, prepared.units
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
+    # Either all machines restart workers or none does, so `auto` is not left to each machine.
+    recover = "stage" if job.restartable else "off"
+    fixed["recover"] = {**job.settings.recover.model_dump(), "name": recover}
     begins = job.weights is not None
     fixed["weights"] = absolute_path(fixed["weights"]) if begins else None
     fixed["weights_partial"] = begins and fixed["weights_partial"]
@@ -238,7 +241,7 @@ def _check_weights(prepared: Prepared, message: Message) -> None:
 
 def _prepared(fleet: Fleet, message: Message) -> tuple[Prepared, Transport]:
     settings = parse(message["config"])
-    prepared = prepare(settings, message["run_dir"], fleet.machines)
+    prepared = prepare(settings, message["run_dir"], fleet.machines, fleet.rank)
     _check_weights(prepared, message)
     job = replace(prepared.job, start=message["start"])
     if message["checkpoint"] is not None:

@@ -82,8 +82,8 @@ class Leader:
                     seen = self.away[Seat(report["stage"], report["replica"])]
                     if report["kind"] == "failed":
                         yield {**report, "machine": self._fleet.name(message["machine"])}
-                    elif report["kind"] == "log":
-                        deal(seen, report)
+                    elif report["kind"] in ("log", "restart", "restarted"):
+                        deal(seen, report)  # at once, before reports that wait for files
                     else:
                         there = self._there(message["machine"], report)
                         self._waiting[seen.seat].append((report, there))
