@@ -5,10 +5,17 @@ The job of each contender comes from overrides, such as a user gives to `ppll-ru
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch.distributed.pipelining import (
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
 
 from ppll_cli.config import settings
 from ppll_cli.config.composition import register_resolvers
@@ -21,13 +28,7 @@ from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.choice import usable
 from scripts.benchmarks.paced import EPOCH, Workers, pipeline
 from scripts.benchmarks.ranks import MakeTrainer, Ranks
-from scripts.benchmarks.torch_trainers import (
-    DataParallelTrainer,
-    GPipeTrainer,
-    InterleavedTrainer,
-    OneFOneBTrainer,
-    ZeroBubbleTrainer,
-)
+from scripts.benchmarks.torch_trainers import DataParallelTrainer, PipelineTrainer
 from scripts.benchmarks.unlinked import InTurn, unlinked
 
 BATCH_SIZE = 64
@@ -61,16 +62,19 @@ OURS = {
 """Rows of this program's schedules: the overrides of each row, by its name."""
 
 TORCH: dict[str, tuple[str, MakeTrainer]] = {
-    "torch_gpipe_m4": ("gpipe_m4", GPipeTrainer),
-    "torch_gpipe_m8": ("gpipe_m8", GPipeTrainer),
-    "torch_1f1b_m4": ("1f1b_m4", OneFOneBTrainer),
-    "torch_1f1b_m8": ("1f1b_m8", OneFOneBTrainer),
-    "torch_interleaved_m4": ("interleaved_m4", InterleavedTrainer),
-    "torch_zero_bubble_m4": ("interleaved_m4", ZeroBubbleTrainer),
+    "torch_gpipe_m4": ("gpipe_m4", partial(PipelineTrainer, ScheduleGPipe)),
+    "torch_gpipe_m8": ("gpipe_m8", partial(PipelineTrainer, ScheduleGPipe)),
+    "torch_1f1b_m4": ("1f1b_m4", partial(PipelineTrainer, Schedule1F1B)),
+    "torch_1f1b_m8": ("1f1b_m8", partial(PipelineTrainer, Schedule1F1B)),
+    "torch_interleaved_m4": ("interleaved_m4", partial(PipelineTrainer, ScheduleInterleaved1F1B)),
+    "torch_zero_bubble_m4": (  # orders the halves of backward passes as ZB-H1 does
+        "interleaved_m4",
+        partial(PipelineTrainer, ScheduleInterleavedZeroBubble),
+    ),
     "ddp": ("bp", DataParallelTrainer),
 }
-"""Rows of torch: for each name, the row of `OURS` with the same stages and batches, and the class
-that trains a rank."""
+"""Rows of torch: for each name, the row of `OURS` with the same stages and batches, and what
+makes the trainer of a rank."""
 
 UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
 """Rows that train the stages of `ppll` without channels: for each name, the class that measures the

@@ -8,17 +8,11 @@ Legend: B batch, C channels, H height, W width.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleInterleavedZeroBubble,
-)
+from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 from torch.nn.parallel import DistributedDataParallel
 
@@ -95,13 +89,14 @@ class PipelineTrainer:
     statistics.
 
     Args:
+        schedule: The class of the schedule.
         job: The job of this program with the corresponding schedule.
         rank: Number of the stage.
     """
 
-    schedule: ClassVar[type[PipelineScheduleSingle | PipelineScheduleMulti]]
-
-    def __init__(self, job: Job, rank: int) -> None:
+    def __init__(
+        self, schedule: type[PipelineScheduleSingle | PipelineScheduleMulti], job: Job, rank: int
+    ) -> None:
         self._job, total = job, len(job.layout.chunks)
         numbers = job.layout.of(rank)
         self._first, self._last = 0 in numbers, total - 1 in numbers
@@ -122,8 +117,8 @@ class PipelineTrainer:
                 module, number, total, device, input_args=inputs, output_args=outputs
             )
             stages.append(stage)
-        held: Any = stages if issubclass(self.schedule, PipelineScheduleMulti) else stages[0]
-        self._schedule = self.schedule(held, job.make_schedule().microbatches, loss_fn=self._loss)
+        held: Any = stages if issubclass(schedule, PipelineScheduleMulti) else stages[0]
+        self._schedule = schedule(held, job.make_schedule().microbatches, loss_fn=self._loss)
         self._batches = _batches(job, device, job.course.batch_size)
         self._labels: deque[Tensor] = deque()
 
@@ -145,33 +140,6 @@ class PipelineTrainer:
 
     def _loss(self, prediction: Tensor, labels: Tensor) -> Tensor:
         return self._job.task.loss(prediction, {LABEL: labels})
-
-
-class GPipeTrainer(PipelineTrainer):
-    """Trains a rank with torch's GPipe."""
-
-    schedule = ScheduleGPipe
-
-
-class OneFOneBTrainer(PipelineTrainer):
-    """Trains a rank with torch's 1F1B."""
-
-    schedule = Schedule1F1B
-
-
-class InterleavedTrainer(PipelineTrainer):
-    """Trains a rank with torch's interleaved 1F1B."""
-
-    schedule = ScheduleInterleaved1F1B
-
-
-class ZeroBubbleTrainer(PipelineTrainer):
-    """Trains a rank with torch's interleaved zero-bubble schedule.
-
-    It orders the two halves of backward passes in the same way as ZB-H1.
-    """
-
-    schedule = ScheduleInterleavedZeroBubble
 
 
 class DataParallelTrainer:
