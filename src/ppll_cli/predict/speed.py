@@ -156,18 +156,17 @@ def _times(job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers) 
     return with_copies(job, profile, sizes, instruction_times(job, profile, sizes, carriers))
 
 
-def bp_batch_s(modules: int, profile: Source) -> float:
+def bp_batch_s(units: int, profile: Source) -> float:
     """Return the seconds of back-propagation for a batch of the profile's size, on one device.
 
     Args:
-        modules: Number of units of the model.
+        units: Number of units of the model.
         profile: The measurements.
     """
-    whole = [range(modules)]
-    units = [profile.unit(index) for index in whole[0]]
-    loss = profile.auxiliary(whole, 0)
-    steps = profile.step_s * sum(unit.params for unit in units)
-    return steps + sum(part.forward_s + part.backward_s for part in (*units, loss))
+    measured = [profile.unit(index) for index in range(units)]
+    loss = profile.auxiliary([range(units)], 0)
+    steps = profile.step_s * sum(unit.params for unit in measured)
+    return steps + sum(part.forward_s + part.backward_s for part in (*measured, loss))
 
 
 def neighbours_of(job: Job) -> int:
