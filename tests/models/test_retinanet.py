@@ -92,9 +92,14 @@ def test_the_model_equals_torchvisions(depth: int, norm: Norm, values: dict[str,
     torch.testing.assert_close(prediction[:, :, 9:], head["cls_logits"])
     for found, expected in zip(TASK.detections(prediction, values[d.FRAME]), wanted, strict=True):
         assert len(found.boxes) == 100
-        torch.testing.assert_close(found.boxes, expected["boxes"])
         torch.testing.assert_close(found.scores, expected["scores"])
-        assert torch.equal(found.labels, expected["labels"])
+        # The order of nearly equal scores depends on their last bits, so find each box's partner.
+        one = torch.cat([found.boxes, 1000 * found.labels[:, None]], dim=1)
+        other_one = torch.cat([expected["boxes"], 1000 * expected["labels"][:, None]], dim=1)
+        partner = torch.cdist(other_one, one).argmin(dim=1)
+        assert len({*partner.tolist()}) == 100
+        torch.testing.assert_close(one[partner], other_one)
+        torch.testing.assert_close(found.scores[partner], expected["scores"])
     targets = [
         {"boxes": boxes[:count], "labels": labels[:count]}
         for boxes, labels, count in zip(values[d.BOXES], values[d.LABELS], (3, 1), strict=True)
