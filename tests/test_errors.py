@@ -19,6 +19,9 @@ from ppll_cli.errors import (
     [
         (ConfigError("optim.lr", 0, "must be above 0"), "optim.lr=0: must be above 0"),
         (ConfigError("gpus", 9, "are too many", "use 8"), "gpus=9: are too many; use 8"),
+        (ConfigError("compile", True, "does not apply"), "compile=true: does not apply"),
+        (ConfigError("data.root", None, "must be given"), "data.root=null: must be given"),
+        (ConfigError("seed", 1, "is taken"), "seed=1: is taken"),
         (
             WorkerFailedError({"stage": 1, "device": "cuda:1", "error": "ValueError: no"}),
             "stage 1 (cuda:1): ValueError: no",

@@ -1,5 +1,6 @@
 """The exceptions that the program raises. Each class stands for one kind of failure."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ class ConfigError(PpllError):
     """Raised when the configuration or an input file is wrong; the run does not start (exit 2).
 
     The message is one line. Control characters in it are escaped, and long values are shortened.
+    True, False and None are shown as they are written on the command line.
 
     Args:
         key: The configuration key at fault, as on the command line.
@@ -29,7 +31,8 @@ class ConfigError(PpllError):
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:
         self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
         problem, remedy = (printable(" ".join(s.split()), MOST) for s in (problem, remedy))
-        message = f"{printable(key, LONGEST)}={printable(value, LONGEST)}: {problem}"
+        given = json.dumps(value) if value is None or isinstance(value, bool) else value
+        message = f"{printable(key, LONGEST)}={printable(given, LONGEST)}: {problem}"
         super().__init__(message + (f"; {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str, str]]:

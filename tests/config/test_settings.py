@@ -114,7 +114,8 @@ def parse(changes: dict[str, object], *overrides: str) -> Settings:
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(key: str, value: object, problem: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{re.escape(f'{key}={value}')}: ") as caught:
+    shown = {"True": "true", "None": "null"}.get(str(value), value)  # as on the command line
+    with pytest.raises(ConfigError, match=rf"^{re.escape(f'{key}={shown}')}: ") as caught:
         parse({key: value})
     assert (caught.value.key, repr(caught.value.value)) == (key, repr(value))
     assert problem in caught.value.problem
@@ -276,7 +277,7 @@ def test_a_feature_bank_is_refused_with_another_method(method: str) -> None:
         ({"fba.fusion": "mean"}, "fba.fusion=mean: must be 'concatenate', 'add' or 'none'"),
         (
             {"fba.fusion": "add", "fba.shared_head": False},
-            "fba.shared_head=False: applies only with fba.fusion=concatenate",
+            "fba.shared_head=false: applies only with fba.fusion=concatenate",
         ),
         ({"fba.join": "tail"}, "fba.join=tail: must be 'head' or 'input'"),
         ({"fba.trains": "head"}, "fba.trains=head: must be 'module' or 'probe'"),
@@ -284,18 +285,18 @@ def test_a_feature_bank_is_refused_with_another_method(method: str) -> None:
         *(
             ({"fba.join": "input", **change}, f"{problem}: applies only with fba.join=head")
             for change, problem in (
-                ({"fba.shared_head": False}, "fba.shared_head=False"),
+                ({"fba.shared_head": False}, "fba.shared_head=false"),
                 ({"fba.trains": "probe"}, "fba.trains=probe"),
-                ({"fba.normalize": True}, "fba.normalize=True"),
+                ({"fba.normalize": True}, "fba.normalize=true"),
             )
         ),
         *(
-            ({"fba.fusion": "none", key: value}, f"{key}={value}: needs a bank")
-            for key, value in (
-                ("fba.join", "input"),
-                ("fba.trains", "probe"),
-                ("fba.normalize", True),
-                ("fba.measure_zeroed", True),
+            ({"fba.fusion": "none", key: value}, f"{key}={shown}: needs a bank")
+            for key, value, shown in (
+                ("fba.join", "input", "input"),
+                ("fba.trains", "probe", "probe"),
+                ("fba.normalize", True, "true"),
+                ("fba.measure_zeroed", True, "true"),
             )
         ),
     ],

@@ -133,7 +133,7 @@ def test_a_target_that_cannot_be_found_is_refused(path: object, problem: str) ->
 
 
 def test_a_missing_target_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^group\._target_=None: is not the dotted path"):
+    with pytest.raises(ConfigError, match=r"^group\._target_=null: is not the dotted path"):
         make("group", {"count": 1})
 
 

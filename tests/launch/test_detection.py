@@ -183,7 +183,7 @@ def test_a_run_reports_detection_metrics_and_writes_sample_pictures(
         (["local=vit_blocks"], r"local=vit_blocks: needs tokens \[T, D\]"),
         (
             ["fba=on", "fba.shared_head=false"],
-            r"fba.shared_head=False: does not apply to detection",
+            r"fba.shared_head=false: does not apply to detection",
         ),
         (["local=manpp", "local.loss=ce"], "local.loss=ce: is for classification"),
         (["model=resnet18"], "model=resnet18: is for classification"),

@@ -118,7 +118,7 @@ def test_an_evaluation_of_averaged_weights_repeats_the_runs_scores(tmp_path: Pat
     assert evaluate(load_run(run.folder, ema=True), "test").result == run.test_ema
     assert evaluate(load_run(run.folder), "test").result == run.test != run.test_ema
     plain = finished_run(tmp_path / "plain", *DIGITS)
-    with pytest.raises(ConfigError, match="ema=True: the run kept no averages of its weights"):
+    with pytest.raises(ConfigError, match="ema=true: the run kept no averages of its weights"):
         load_run(plain.folder, ema=True)
 
 

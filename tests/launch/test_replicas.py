@@ -138,9 +138,9 @@ def test_a_nonfinite_loss_stops_all_replicas(run: Runner) -> None:
         ),
         (
             [*DATA, *RESNET, *SYNCED, "schedule.microbatches=4"],
-            "sync_batchnorm=True: replicas would split a batch of 5 samples into different numbers",
+            "sync_batchnorm=true: replicas would split a batch of 5 samples into different numbers",
         ),
-        (["sync_batchnorm=true", "compile=true"], "sync_batchnorm=True: torch.compile cannot"),
+        (["sync_batchnorm=true", "compile=true"], "sync_batchnorm=true: torch.compile cannot"),
     ],
 )
 def test_invalid_settings_of_replicas_are_refused(overrides: list[str], message: str) -> None:

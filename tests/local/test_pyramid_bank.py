@@ -69,7 +69,7 @@ def test_other_heads_and_shared_head_false_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"derive it from .*PyramidHead, or use local=greedy"):
         bank_of(TASK).network(copies, [], BANK)
     own = BANK.model_copy(update={"shared_head": False})
-    with pytest.raises(ConfigError, match=r"fba.shared_head=False: does not apply to detection"):
+    with pytest.raises(ConfigError, match=r"fba.shared_head=false: does not apply to detection"):
         bank_of(TASK).network(replace(copies, head=HEAD), [], own)
 
 

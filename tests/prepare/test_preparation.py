@@ -170,7 +170,7 @@ def test_a_note_says_that_there_are_more_threads_than_cores(
 
 def test_compiling_on_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(ConfigError, match=r"compile=True: .*C.. compiler.*install g"):
+    with pytest.raises(ConfigError, match=r"compile=true: .*C.. compiler.*install g"):
         prepared(*SMALL, "compile=true")
     monkeypatch.setattr("shutil.which", lambda name: name if name == "my-compiler" else None)
     monkeypatch.setenv("CXX", "my-compiler")

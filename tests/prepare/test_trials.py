@@ -118,7 +118,7 @@ class Growing(nn.Linear):
 )
 def test_a_unit_that_cannot_run_twice_is_refused(build: Callable[[], nn.Module], why: str) -> None:
     units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", build)]
-    refused = f"^recompute=True: .* of unit 'odd' {why}; use recompute=false$"
+    refused = f"^recompute=true: .* of unit 'odd' {why}; use recompute=false$"
     with pytest.raises(ConfigError, match=refused) as error:
         check_recompute(units, [SPECS, SPECS])
     assert "\n" not in str(error.value)

@@ -132,7 +132,7 @@ def test_a_detector_can_begin_with_torchvisions_backbone(
         ("weights=list.pth", "weights=list.pth: cannot be read: it is not a dictionary of tensors"),
         ("weights=code.pth", "weights=code.pth: cannot be read"),
         ("weights=''", "weights='': is empty"),
-        ("weights_partial=true", "weights_partial=True: applies only with weights=FILE_OR_RUN_DIR"),
+        ("weights_partial=true", "weights_partial=true: applies only with weights=FILE_OR_RUN_DIR"),
         ("weights=3", "weights=3: must be a valid string"),
     ],
 )

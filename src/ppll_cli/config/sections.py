@@ -90,7 +90,7 @@ class Partition(Section):
         if self.name == "manual" and self.cuts is None:
             problem = "partition=manual needs the cuts between stages"
             remedy = "give [UNIT,...], the first unit of each stage except the first stage"
-            raise ConfigError("partition.cuts", "null", problem, remedy)
+            raise ConfigError("partition.cuts", None, problem, remedy)
         if self.name != "manual" and self.cuts is not None:
             problem = "applies only with partition=manual"
             remedy = "give partition=manual, or leave partition.cuts out"

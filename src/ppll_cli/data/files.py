@@ -28,7 +28,7 @@ def cache_root() -> Path:
     folder = cache_folder()
     if folder is None:
         raise ConfigError(
-            "data.root", "null", "there is no home folder to keep data in", "set HOME or data.root"
+            "data.root", None, "there is no home folder to keep data in", "set HOME or data.root"
         )
     return folder / "data"
 

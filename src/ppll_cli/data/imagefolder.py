@@ -33,7 +33,7 @@ class ImageFolder(LabelledPictures):
         if self.root is None:
             raise ConfigError(
                 "data.root",
-                "null",
+                None,
                 "needs the folder of your pictures",
                 "give data.root=FOLDER, with the folders train and test, or with a folder for each "
                 "class and data.val_fraction=0.2",
