@@ -268,6 +268,23 @@ def test_a_view_of_a_slot_outlives_the_slot(tmp_path: Path) -> None:
     assert found.test == expected.test
 
 
+@pytest.mark.parametrize("schedule", ["gpipe", "zb_h1"])
+def test_a_weight_keeps_its_gradient_if_the_slot_is_filled_again(
+    tmp_path: Path, schedule: str
+) -> None:
+    """With one sample, the gradient of the class token is a view of the gradient received.
+
+    The first stage has only the unit with the class token. The last batch has one sample.
+    """
+    shape = ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=4"]
+    case = [*DATA, *shape, "schedule.microbatches=4"]
+    expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
+    cuts = ["gpus=2", "partition=manual", "partition.cuts=[blocks.0]"]
+    found = run_inside(tmp_path / "found", f"schedule={schedule}", *cuts, *case)
+    assert_same(found.tensors, expected.tensors)
+    assert found.test == expected.test
+
+
 class InPairs(Schedule):
     """Two neighbouring chunks on each stage. All forwards come first, and backwards are split."""
 

@@ -6,7 +6,7 @@ chunk. `backward` continues from these gradients, and `step` updates the weights
 chunk are detached, so autograd stops at them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums, split_of
-from ppll_cli.worker.views import apart, storages
+from ppll_cli.worker.views import apart, own_gradients, storages
 
 Named = dict[str, Tensor]
 """Tensors by name."""
@@ -43,6 +43,7 @@ class _MicroBatch:
         outputs: The detached outputs for the next chunk, until it takes them.
         gradients: The gradients of the outputs, until the backward.
         weight_half: What is left of the backward after `backward_input`.
+        received: The addresses of the memory of the gradients that `weight_half` reads.
     """
 
     values: Named
@@ -50,6 +51,7 @@ class _MicroBatch:
     outputs: Named = field(default_factory=dict)
     gradients: Named = field(default_factory=dict)
     weight_half: WeightHalf | None = None
+    received: Container[int] = ()
 
 
 class HeldChunk(Networks):
@@ -169,7 +171,7 @@ class HeldChunk(Networks):
         outputs, gradients = self._take_roots(micro_batch)
         if outputs:
             torch.autograd.backward(outputs, gradients)
-            self._own_input_gradients(micro_batch, gradients)
+            self._own_gradients(micro_batch, storages(gradients))
         self.complete_average()
 
     def backward_input(self, micro_batch: int) -> None:
@@ -179,7 +181,8 @@ class HeldChunk(Networks):
             held = self._held[micro_batch]
             leaves = [*held.leaves.values()]
             held.weight_half = backward_to_inputs(outputs, gradients, leaves, self.unit_weights)
-            self._own_input_gradients(micro_batch, gradients)
+            held.received = storages(gradients)
+            self._own_gradients(micro_batch, held.received)
 
     def backward_weight(self, micro_batch: int) -> None:
         """Compute the gradients of the parameters from what `backward_input` has kept."""
@@ -187,6 +190,7 @@ class HeldChunk(Networks):
         half, held.weight_half = held.weight_half, None
         if half is not None:
             half.run()
+            self._own_gradients(micro_batch, held.received)
         self.complete_average()
 
     def take_input_gradients(self, micro_batch: int) -> Named:
@@ -207,12 +211,15 @@ class HeldChunk(Networks):
         names = [name for name in gradients if values[name].requires_grad]
         return [values[name] for name in names], [gradients[name] for name in names]
 
-    def _own_input_gradients(self, micro_batch: int, received: list[Tensor]) -> None:
-        """Copy each input's gradient that is a view of a received gradient."""
-        leaves = self._held[micro_batch].leaves
-        found = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-        for name, gradient in apart(found, storages(received)).items():
-            leaves[name].grad = gradient
+    def _own_gradients(self, micro_batch: int, received: Container[int]) -> None:
+        """Copy each gradient of an input or a weight that is a view of a received gradient.
+
+        If a weight's gradient is only passed on, as that of an embedding that is added to a single
+        sample, autograd keeps it in `.grad` without a copy, while the slot is filled again. A chunk
+        that ends a module receives no gradients.
+        """
+        if not self.place.ends_module:
+            own_gradients([*self._held[micro_batch].leaves.values(), *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
         """Clip the gradients and do one optimizer step.

@@ -15,5 +15,12 @@ def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Te
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
+def own_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
+    """Copy each tensor's gradient whose memory address is in `memory`."""
+    for tensor in tensors:
+        if tensor.grad is not None and _storage(tensor.grad) in memory:
+            tensor.grad = tensor.grad.clone()
+
+
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
