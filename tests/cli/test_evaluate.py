@@ -146,7 +146,7 @@ def test_a_users_class_must_be_named_again(
     run = finished_run(tmp_path / "run", "data=digits", *own, "schedule=bp", "max_steps=1")
     assert run_main(monkeypatch, run.folder) == 2
     said = capsys.readouterr().err
-    assert said.startswith("ppll-eval: model._target_=tests.own_models.Idle: a class of your own")
+    assert said.startswith("ppll-eval: model._target_=tests.own_models.Idle: the run directory")
     assert run_main(monkeypatch, run.folder, "model._target_=tests.own_models.Idle") == 0
 
 

@@ -63,7 +63,7 @@ def test_a_class_named_only_by_the_folder_is_not_imported(tmp_path: Path) -> Non
     before = contents(folder.parent)
     result = ppll_run("resume=run", cwd=folder.parent)
     assert result.returncode == 2
-    assert f"give schedule._target_={EVIL} again" in result.stderr
+    assert f"give schedule._target_={EVIL} on the command line" in result.stderr
     assert contents(folder.parent) == before
     # If the user names the class, the program imports this module. So it could have imported it
     # before.

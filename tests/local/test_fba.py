@@ -211,7 +211,7 @@ def test_the_weights_of_todays_bank_keep_their_names() -> None:
 @pytest.mark.parametrize("option", [{"join": "input"}, {"trains": "probe"}, {"normalize": True}])
 def test_banks_of_maps_refuse_options_of_pooled_vectors(option: dict[str, object]) -> None:
     ((key, value),) = option.items()
-    message = rf"^fba\.{key}={value}: does not apply to detection and super-resolution"
+    message = rf"^fba\.{key}={str(value).lower()}: does not apply to detection and super-resolution"
     with pytest.raises(ConfigError, match=message):
         FBA(bank=bank(**OPEN, **option)).criterion(picture_sites()[1])
 
