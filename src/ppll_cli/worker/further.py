@@ -16,7 +16,7 @@ from ppll_cli.worker.upstream import Upstream
 
 
 class Further:
-    """Executes the instructions of a stage that PPLL alone does not need.
+    """Executes the instructions of a stage that plain PPLL does not need.
 
     Args:
         job: The run.

@@ -37,7 +37,7 @@ class Interpreter:
     Attributes:
         mail: Sends and receives the stage's messages, and knows the batch or mark that the stage
             handles now.
-        further: Executes the instructions that PPLL alone does not need.
+        further: Executes the instructions that plain PPLL does not need.
         instruction: The instruction that the stage executes now.
     """
 
