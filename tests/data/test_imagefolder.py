@@ -98,6 +98,8 @@ def test_val_fraction_makes_the_test_set_if_there_is_no_other(
     write_classes(root / inner, {"a": range(0, 50, 10), "b": range(50, 100, 10)})
     with pytest.raises(ConfigError, match=r"neither test nor val.*data\.val_fraction=0\.2"):
         make().prepare()
+    with pytest.raises(ConfigError, match=r"leaves samples in both parts$"):
+        make(val_fraction=1e-5).prepare()
     dataset = make(val_fraction=0.3)
     assert list(dataset.load()) == ["train", "test"]
     train, test = colours(dataset, "train"), colours(dataset, "test")
@@ -236,7 +238,12 @@ WRONG: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "in_both",
         lambda root: listed(root, "train/a/000.png,a", "test"),
-        "train/a/000.png: is in train and in test",
+        "train/a/000.png: is in train and in test; list it in one",
+    ),
+    (
+        "two_classes",
+        lambda root: listed(root, "train/a/000.png,a\ntrain/a/000.png,b\n"),
+        "train/a/000.png: is in class a and in class b; list it in one",
     ),
     (
         "several_csv",

@@ -91,10 +91,13 @@ def fixed_random(seed: int) -> np.random.RandomState:
     return np.random.RandomState(seed)
 
 
-def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def hold_out(
+    samples: int, fraction: float, needed: bool = False
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Choose which fraction of the training samples is held out as `val`.
 
-    The choice is the same in every run.
+    The choice is the same in every run. `needed` says that there must be held-out samples, because
+    there is no other test set.
 
     Returns:
         The indices of the kept samples, in ascending order, and the indices of the held-out
@@ -107,7 +110,8 @@ def hold_out(samples: int, fraction: float) -> tuple[NDArray[np.intp], NDArray[n
     count = round(fraction * samples)
     if not 0 < count < samples:
         problem = f"holds out {count} of {samples} training samples"
-        remedy = "give a fraction that leaves samples in both parts, or 0 for no `val`"
+        remedy = "give a fraction that leaves samples in both parts"
+        remedy += "" if needed else ", or 0 for no `val`"
         raise ConfigError("data.val_fraction", fraction, problem, remedy)
     held_out = fixed_random(_HOLD_OUT_SEED).permutation(samples)[:count]
     return np.setdiff1d(np.arange(samples), held_out), held_out

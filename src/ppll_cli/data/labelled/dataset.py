@@ -214,7 +214,7 @@ class LabelledPictures(Classified):
                     "has neither test nor val",
                     "add one, or give data.val_fraction=0.2 to test on that part of the pictures",
                 )
-            kept, held_out = hold_out(len(train), self.val_fraction)
+            kept, held_out = hold_out(len(train), self.val_fraction, needed=test is None)
             chosen = train.of(held_out)
             train = train.of(kept)
             test, val = (chosen, None) if test is None else (test, chosen)
@@ -223,17 +223,18 @@ class LabelledPictures(Classified):
         return {**splits, "test": test.of(limit)}
 
     def _check_apart(self) -> None:
-        """Check that each file is in only one split, even if folders are links."""
+        """Check that each file is in only one split and one class, even if folders are links."""
         real_folder = cache(os.path.realpath)
-        seen: dict[str, str] = {}
+        classes = [f"class {name}" for name in self.class_names]
+        seen: dict[str, tuple[str, str]] = {}
         for split, listing in self._splits.items():
-            for path in listing.paths:
+            for path, label in zip(listing.paths, listing.labels.tolist(), strict=True):
                 folder, name = os.path.split(path)
-                other = seen.setdefault(f"{real_folder(folder)}/{name}", split)
-                if other != split:
-                    raise self.fault(
-                        path, f"is in {other} and in {split}", "list it in one of them"
-                    )
+                here = split, classes[label]
+                there = seen.setdefault(f"{real_folder(folder)}/{name}", here)
+                for one, other in zip(there, here, strict=True):
+                    if one != other:
+                        raise self.fault(path, f"is in {one} and in {other}", "list it in one")
 
     def _check_some(self) -> None:
         paths = [path for split in self._splits.values() for path in split.paths]
