@@ -170,6 +170,23 @@ def test_accuracies_with_more_modules_are_the_measured_ones() -> None:
         assert shown == cells_of(found, measured[f"{model} bp 1"])
 
 
+def test_accuracies_after_longer_trainings_are_the_measured_ones() -> None:
+    """The page has each row of the file, and README the range."""
+    measured = results_by_seed("accuracy-epochs.json")
+    lines = [cells for cells in lines_with_means() if len(cells) == 5]
+    assert len(lines) == len(measured)
+    bp = measured["resnet20 bp 1"]
+    for method, *shown in lines:
+        found = bp if method == "bp" else measured[f"resnet20 {method} 4"]
+        assert len(found) == 3
+        assert shown == cells_of(found, bp)
+    reached = {name: mean(r["accuracy"] for r in found) for name, found in measured.items()}
+    local = [accuracy for name, accuracy in reached.items() if name != "resnet20 bp 1"]
+    text = " ".join(README.split())
+    said = f"{reached['resnet20 bp 1']:.3f}, and {min(local):.3f} to {max(local):.3f}"
+    assert said in text
+
+
 def test_speeds_in_the_docs_are_the_measured_ones() -> None:
     """The figures of the page are compared, rounded as they are shown."""
     docs = DOCS / "benchmarks"
