@@ -1,6 +1,7 @@
 """Works around a fault of torch's bfloat16 convolutions on CPU."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,13 +31,20 @@ class Convolutions(TorchFunctionMode):
         """Call a function of torch, in float32 if it is such a convolution."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
-        if dimensions is None or not torch.is_autocast_enabled("cpu"):
-            return func(*args, **named)
-        if _meets_whole_kernel(dimensions, *args, **named):
+        if (
+            dimensions is None
+            or not torch.is_autocast_enabled("cpu")  # autocast may be off in an inner block
+            or _meets_whole_kernel(dimensions, *args, **named)
+        ):
             return func(*args, **named)
         with torch.autocast("cpu", enabled=False):
             found: Tensor = func(*map(_float, args), **{k: _float(v) for k, v in named.items()})
         return found.to(torch.get_autocast_dtype("cpu"))
+
+
+def mended() -> AbstractContextManager[object]:
+    """Return a `Convolutions` if CPU autocast is on, else a context manager that does nothing."""
+    return Convolutions() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def _float(value: Any) -> Any:

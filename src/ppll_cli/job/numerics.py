@@ -3,14 +3,14 @@
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils.deterministic
 
-from ppll_cli.job.convolutions import Convolutions
+from ppll_cli.job.convolutions import mended
 
 _memory: Any = torch.utils.deterministic  # type checkers do not know its property
 
@@ -73,8 +73,7 @@ class Numerics:
         if self.precision != "bf16":
             yield
             return
-        mended = Convolutions() if device.type == "cpu" else nullcontext()
-        with torch.autocast(device.type, torch.bfloat16), mended:
+        with torch.autocast(device.type, torch.bfloat16), mended():
             yield
 
 

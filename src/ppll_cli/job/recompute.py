@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ppll_cli.job.convolutions import Convolutions
+from ppll_cli.job.convolutions import mended
 
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
@@ -28,7 +28,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         seed()
         if not first:
             # Checkpoint restores autocast for this second pass, but no other context of the first.
-            with Convolutions():
+            with mended():
                 return functional_call(network, buffers, tensors)
         first = False
         return network(*tensors)
