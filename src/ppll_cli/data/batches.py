@@ -4,7 +4,7 @@ Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,18 +98,18 @@ class ImageBatches(ABC):
 
     Args:
         dataset: Settings of the data set, such as its augmentation.
-        samples: Number of samples of each split.
     """
 
     def __init__(
         self,
         dataset: Classified,
-        samples: Mapping[str, int],
+        splits: Mapping[str, Sized],
         batch_size: int,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.samples, self.batch_size, self.seed, self.device = samples, batch_size, seed, device
+        self.samples = samples = {name: len(split) for name, split in splits.items()}
+        self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps_per_epoch = steps_per_epoch(samples["train"], batch_size, dataset.drop_last)
         self._augmentation = Augmentation(
             dataset.augment, dataset.pad, dataset.pad_mode, dataset.flip
@@ -176,13 +176,12 @@ class Batches(ImageBatches):
         seed: int,
         device: torch.device,
     ) -> None:
-        samples = {name: len(split) for name, split in splits.items()}
-        super().__init__(dataset, samples, batch_size, seed, device)
+        super().__init__(dataset, splits, batch_size, seed, device)
         self.splits = {
             name: Split(split.images.to(device), split.labels.to(device))
             for name, split in splits.items()
         }
-        self._order = EpochOrder(samples["train"], seed, device)
+        self._order = EpochOrder(self.samples["train"], seed, device)
 
     def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:  # noqa: D102
         first = batch * self.batch_size

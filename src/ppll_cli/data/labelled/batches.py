@@ -81,11 +81,10 @@ class LoadedBatches(ImageBatches):
         seed: int,
         device: torch.device,
     ) -> None:
-        samples = {name: len(split) for name, split in splits.items()}
-        super().__init__(dataset, samples, batch_size, seed, device)
+        super().__init__(dataset, splits, batch_size, seed, device)
         self._splits, self._loaders = splits, loaders
         self._middle, self._scale = dataset.middle, dataset.scale
-        self._order = EpochOrder(samples["train"], seed)
+        self._order = EpochOrder(self.samples["train"], seed)
         self._training = Underway(self._begin_training)
         self._evaluating = Underway(self._begin_evaluation)
         self._evaluated = ("", 0)  # split and first sample of the last evaluation batch
