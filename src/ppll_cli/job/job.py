@@ -259,8 +259,12 @@ class Job:
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0
-        parts = self.microbatch_counts() | self.course.evaluation_counts()
-        return self.snapshot_every + max(parts)
+        return self.snapshot_every + self._most_parts
+
+    @cached_property
+    def _most_parts(self) -> int:
+        """Largest number of micro-batches or evaluation batches that are computed together."""
+        return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
         """Return the names of the tensors that are sent, by sending and receiving stage."""
