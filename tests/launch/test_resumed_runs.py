@@ -267,7 +267,8 @@ def test_a_run_with_a_users_class_resumes_if_the_class_is_named_again(run: Runne
     case = [*[key for key in DATA if not key.startswith("model")], *model, "gpus=3"]
     expected = run(*case)
     stopped = run(*case, "max_steps=7")
-    with pytest.raises(ConfigError, match=r"model\._target_=tests\.own_models\.Skipping: a class"):
+    said = r"model\._target_=tests\.own_models\.Skipping: the run directory names a class"
+    with pytest.raises(ConfigError, match=said):
         resumed(stopped)
     resumed(stopped, *case, "max_steps=11")
     result = resumed(stopped, model[0], "max_steps=null")
