@@ -23,9 +23,9 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.config.targets import make
 from ppll_cli.job.job import Job
+from ppll_cli.launch.wiring import fitting
 from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport.channel import Transport
-from ppll_cli.transport.choice import usable
 from scripts.benchmarks.paced import EPOCH, Workers, pipeline
 from scripts.benchmarks.ranks import MakeTrainer, Ranks
 from scripts.benchmarks.torch_trainers import DataParallelTrainer, PipelineTrainer
@@ -46,6 +46,7 @@ MODELS = {
 }
 OURS = {
     "ppll": ["schedule=ppll", "partition=profile"],
+    "ppll_recover": ["schedule=ppll", "partition=profile", "recover=stage"],
     "ppll_queue": ["schedule=ppll", "partition=profile", "transport=queue"],
     "ll": ["schedule=ll", "partition=uniform"],
     "gpipe_m4": ["schedule=gpipe", "partition=profile", "schedule.microbatches=4"],
@@ -81,7 +82,7 @@ UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
 row."""
 
 LONG = (
-    *("ppll", "bound", "bound_in_turn", "ll", "ppll_queue"),
+    *("ppll", "ppll_recover", "bound", "bound_in_turn", "ll", "ppll_queue"),
     *("torch_gpipe_m4", "gpipe_m4", "1f1b_m4", "torch_1f1b_m4"),
     *("torch_gpipe_m8", "gpipe_m8", "1f1b_m8", "torch_1f1b_m8"),
     *("interleaved_m4", "torch_interleaved_m4", "zb_h1_m4", "torch_zero_bubble_m4"),
@@ -186,9 +187,8 @@ class Case:
 
     def _transport(self, name: str) -> Transport:
         """Return the configured transport, or the one that a run would use instead."""
-        asked, job = self.prepared(name)[0].transport, self.job(name)
-        size = sum(room.slots * room.size for room in job.channels.values())
-        return usable(asked["_target_"], make("transport", asked), size, job.devices)
+        asked = self.prepared(name)[0].transport
+        return fitting(asked["_target_"], make("transport", asked), self.job(name), machine=0)
 
 
 def compose_settings(overrides: Sequence[str]) -> Settings:

@@ -5,11 +5,11 @@ stages with one thread each. All contenders of a model are started once and stay
 each round, one contender after the other trains for a few seconds while the rest are idle. The
 table shows medians over the rounds.
 
-- `ppll`, `ppll_queue` (with another transport) and `ll` train the same modules: the stages that
-  `partition=profile` cuts for `ppll`. For `pp`, `gpipe_m4` and similar rows, `partition=profile`
-  cuts other stages; `torch_gpipe_m4` has the stages of `gpipe_m4`, and so on. `ddp` is torch's
-  `DistributedDataParallel` with its defaults, where each rank trains a part of the batch;
-  `bp_replicas` is `schedule=bp` with the same number of replicas.
+- `ppll`, `ppll_recover` (with `recover=stage`), `ppll_queue` (with another transport) and `ll`
+  train the same modules: the stages that `partition=profile` cuts for `ppll`. For `pp`, `gpipe_m4`
+  and similar rows, `partition=profile` cuts other stages; `torch_gpipe_m4` has the stages of
+  `gpipe_m4`, and so on. `ddp` is torch's `DistributedDataParallel` with its defaults, where each
+  rank trains a part of the batch; `bp_replicas` is `schedule=bp` with the same number of replicas.
 - `bp` and `ll` have one worker with one thread. On a CPU, back-propagation could use more threads,
   so there is a row `bp_all_threads`.
 - `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent;
@@ -49,6 +49,7 @@ RATIOS = {
     "ppll_over_torch_gpipe": ("ppll", "torch_gpipe_m4"),
     "ppll_over_torch_1f1b": ("ppll", "torch_1f1b_m4"),
     "ppll_over_ll": ("ppll", "ll"),
+    "recover_over_ppll": ("ppll_recover", "ppll"),
     "ceiling": ("bound", "bound_in_turn"),
     "gpipe_over_torch_gpipe": ("gpipe_m4", "torch_gpipe_m4"),
     "interleaved_over_torch_interleaved": ("interleaved_m4", "torch_interleaved_m4"),
@@ -62,6 +63,7 @@ TARGETS = {
         "ppll_over_bound": 0.95,
         "ppll_over_torch_gpipe": over_torch,
         "ppll_over_ll": 1.6,
+        "recover_over_ppll": 0.99,
         "gpipe_over_torch_gpipe": 1.0,
         "replicas_over_ddp": 0.95,
     }

@@ -63,7 +63,7 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
     """
     forkserver.start()
     torch.set_num_threads(1)
-    senders, receivers = _channels(SLOTS, max(sizes), "cpu", "cpu")
+    senders, receivers = _channels(1, max(sizes), "cpu", "cpu")
     end, ended = forkserver.context().Pipe()
     process = forkserver.context().Process(
         target=_produce, args=(senders, sizes, repetitions, ended), daemon=True
@@ -166,6 +166,7 @@ def _produce(
                 _send(sender, tensor)
                 for _ in range(20):
                     matrix = (matrix @ matrix).clamp(0, 1)
+                _wait(sender)  # otherwise the next message would wait for the receiver
     _wait_for_word(ended)
 
 

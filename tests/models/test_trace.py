@@ -1,6 +1,9 @@
 """Outputs and costs of units, compared with counts by hand."""
 
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,3 +129,20 @@ def test_tracing_changes_neither_random_numbers_nor_initial_weights(
         sum(parameter.numel() for parameter in module.parameters()) for module in built
     ]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it(tmp_path: Path) -> None:
+    script = tmp_path / "traced.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from torch import nn\n"
+        "from ppll_cli.models.trace import measure\n"
+        "x = torch.empty(1, 3, device='meta')\n"
+        "def plain(): return nn.Sequential(nn.Linear(3, 3), nn.GELU())\n"
+        "_, cost = measure(plain, lambda network: network(x))\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+        "_, compiled = measure(lambda: torch.compile(plain()), lambda network: network(x))\n"
+        "assert compiled == cost\n"
+        "assert hasattr(sys.modules['torch._dynamo'], 'optimize')\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", script], check=True, timeout=120)

@@ -1,7 +1,12 @@
 """Finds shapes of outputs and costs of units on the meta device, without computing values."""
 
-from collections.abc import Callable, Mapping, Sequence
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +50,7 @@ def measure(
     Returns:
         The result of `run`, and the cost.
     """
-    with torch.device("meta"):
+    with _without_compiler(), torch.device("meta"):
         module = build()
     module.eval()
     single_valued: list[str] = []
@@ -58,7 +63,7 @@ def measure(
 
             layer.register_forward_pre_hook(note)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with _without_compiler(), torch.no_grad(), counter:
         result = run(module)
     params = sum(parameter.numel() for parameter in module.parameters())
     return result, Cost(params, counter.get_total_flops(), tuple(single_valued))
@@ -84,3 +89,36 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
         traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Do not import torch's compiler to run functions that are excluded from compilation.
+
+    torch marks its dispatch modes, and many functions for the meta device, with a decorator that
+    imports the compiler and asks it to leave them out. Nothing is compiled here, and the import
+    takes half as long as the import of torch.
+    """
+    if _COMPILER not in sys.modules:
+        sys.modules[_COMPILER] = _Uncompiled(_COMPILER)
+    try:
+        yield
+    finally:
+        if isinstance(sys.modules[_COMPILER], _Uncompiled):
+            del sys.modules[_COMPILER]
+
+
+_COMPILER = "torch._dynamo"
+
+
+class _Uncompiled(ModuleType):
+    """Stands for torch's compiler. It imports the compiler when anything but `disable` is used."""
+
+    @staticmethod
+    def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
+        """Return the function itself."""
+        return function
+
+    def __getattr__(self, name: str) -> Any:
+        del sys.modules[_COMPILER]
+        return getattr(importlib.import_module(_COMPILER), name)
