@@ -1,5 +1,6 @@
 """`python -m scripts.benchmarks NAME [options]`."""
 
+import argparse
 import sys
 
 from scripts.benchmarks import (
@@ -31,12 +32,13 @@ NAMES = {
 
 def main() -> None:
     """Run the benchmark that the first argument names, with the further arguments as options."""
-    name, *arguments = sys.argv[1:] or [""]
-    if name not in NAMES:
-        possible = ", ".join(NAMES)
-        sys.stderr.write(f"benchmark {name!r}: there is no such one; possible: {possible}\n")
-        sys.exit(2)
-    NAMES[name](arguments)
+    parser = argparse.ArgumentParser(
+        prog="scripts/benchmark",
+        usage="%(prog)s NAME [options]",
+        description="Run a benchmark. 'scripts/benchmark NAME --help' explains it.",
+    )
+    parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
+    NAMES[parser.parse_args(sys.argv[1:2]).name](sys.argv[2:])
 
 
 if __name__ == "__main__":
