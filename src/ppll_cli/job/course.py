@@ -17,17 +17,11 @@ AVERAGED = "_ema"
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A training batch.
+    """A training batch."""
 
-    Attributes:
-        step: Number of optimizer steps done before the batch.
-        epoch: Number of the epoch, from 0.
-        batch: Index of the batch within the epoch, from 0.
-    """
-
-    step: int
-    epoch: int
-    batch: int
+    step: int  # number of optimizer steps done before the batch
+    epoch: int  # from 0
+    batch: int  # within the epoch, from 0
     samples: int
 
 
@@ -58,14 +52,9 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """The version of the weights in a message; the message's header has it in place of an item.
+    """The version of the weights in a message; the message's header has it in place of an item."""
 
-    Attributes:
-        steps: Number of optimizer steps that have changed the weights; 0 or less for the initial
-            weights.
-    """
-
-    steps: int
+    steps: int  # that have changed the weights; 0 or less for the initial weights
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
@@ -244,9 +233,7 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 def split_batch(samples: int, microbatches: int) -> list[int]:
     """Split a batch into micro-batches of nearly equal size, the larger micro-batches first.
 
-    Returns:
-        The number of samples of each micro-batch, at least 1. If `samples` is less than
-        `microbatches`, there are only `samples` micro-batches.
+    Each has at least one sample, so there may be fewer micro-batches. The result is their sizes.
     """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
@@ -254,16 +241,9 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Split a replica's share of a batch into micro-batches. Shares are as equal as possible.
+    """Split a replica's share of a batch, which has a sample for each replica or more.
 
-    Args:
-        samples: Number of samples of the batch, at least one per replica.
-        microbatches: Number of micro-batches per share; a share with fewer samples has one
-            micro-batch per sample.
-        replicas: Number of replicas that share the batch. The first replicas have larger shares.
-        replica: Number of the replica whose share is split, from 0.
-
-    Returns:
-        The number of samples of each micro-batch.
+    Shares are as equal as possible, and the first replicas have the larger shares. The result is
+    the number of samples of each micro-batch, as `split_batch` returns it.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

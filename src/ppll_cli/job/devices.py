@@ -16,12 +16,9 @@ from ppll_cli.leaves.machine import processor
 def devices_here(
     settings: Settings, workers: int, notes: list[str]
 ) -> tuple[tuple[str, ...], bool]:
-    """Choose the device of each worker of this machine.
+    """Return the device of each worker of this machine, and whether workers share a CUDA device.
 
     If workers fall back to the CPU, the function appends a note for the user to `notes`.
-
-    Returns:
-        The device of each worker, and whether workers share a CUDA device.
 
     Raises:
         ConfigError: There are too few CUDA devices.

@@ -31,8 +31,7 @@ class ModuleEnd:
         follows: First the module's exports (units that compute values for losses of later modules),
             then its loss, in the order in which they run.
         cost: Cost of the module's auxiliary network.
-        watches: The unit of a later module whose weights the module's loss reads; None if the loss
-            reads no weights of other modules.
+        watches: The unit of a later module whose weights the module's loss reads.
     """
 
     follows: tuple[Access, ...]
@@ -56,11 +55,7 @@ class Ends:
     batch: Mapping[str, ValueSpec]
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs at its end, and the tensors that each unit can read.
-
-        Returns:
-            The `ModuleEnd` of each module; and for each unit, shape and dtype of each tensor that
-            exists before the unit runs, by name.
+        """Return what each module runs at its end, and the same as the method `specs`.
 
         Raises:
             ConfigError: The method cannot be applied to the model, or it exports tensors or reads
@@ -133,12 +128,9 @@ class Ends:
     ) -> Iterator[tuple[Site, Sequence[Unit]]]:
         """Yield each module's site and exports.
 
-        Args:
-            modules: The units of each module.
-            specs: The tensors of a batch. The function adds the outputs of units and exports: when
-                it yields a module, all tensors that exist at the module's end are in this dict.
-            before: A list to which the function appends, for each unit, the tensors that exist
-                before the unit runs.
+        `specs` has the tensors of a batch. When a module is yielded, the outputs of all its and
+        earlier units and exports have been added. To `before`, the function appends for each unit
+        the tensors that exist before the unit runs.
         """
         units = self.site.units
         for module, indices in enumerate(modules):

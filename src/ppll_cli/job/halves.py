@@ -28,17 +28,11 @@ _Start = tuple[GradientEdge, Tensor]
 
 
 class _Call(NamedTuple):
-    """The arguments of one call of autograd.
-
-    Attributes:
-        starts: The points where the backward pass starts, with their gradients.
-        weights: The leaves whose `.grad` the call updates.
-        retain: Whether a later call needs the graph again.
-    """
+    """The arguments of one call of autograd."""
 
     starts: Sequence[_Start]
-    weights: Sequence[Tensor]
-    retain: bool
+    weights: Sequence[Tensor]  # the leaves whose `.grad` the call updates
+    retain: bool  # whether a later call needs the graph again
 
 
 class WeightHalf:
@@ -66,15 +60,8 @@ def backward_to_inputs(
 ) -> WeightHalf:
     """Run the first half of a backward, which adds the gradients of the inputs to `.grad`.
 
-    Args:
-        outputs: The tensors at which the backward starts.
-        gradients: The gradient of each output, with the output's shape.
-        inputs: The leaves of the graph whose gradients are computed.
-        weights: The leaves of the graph whose gradients the second half computes. No input may be
-            among them.
-
-    Returns:
-        The second half, which computes the gradients of the weights.
+    Inputs and weights are leaves of the graph; no input may be among the weights. Return the second
+    half, which computes the gradients of the weights.
     """
     starts = list(zip(map(get_gradient_edge, outputs), gradients, strict=True))
     graph = _Graph([edge.node for edge, _ in starts], inputs, weights)
@@ -133,13 +120,7 @@ class _Group:
 
 
 class _Graph:
-    """The autograd graph from the outputs to the leaves.
-
-    Args:
-        roots: The nodes of the outputs.
-        inputs: The leaves whose gradients the first half computes.
-        weights: The leaves whose gradients the second half computes.
-    """
+    """The autograd graph from the outputs, whose nodes are the roots, to the leaves."""
 
     def __init__(
         self, roots: Sequence[Node], inputs: Iterable[Tensor], weights: Iterable[Tensor]

@@ -37,15 +37,10 @@ class Room(NamedTuple):
 
 
 class WatchedUnit(NamedTuple):
-    """A unit whose weights the loss of an earlier module reads.
-
-    Attributes:
-        name: Name of the unit.
-        specs: Full shape and dtype of each parameter, by the parameter's name inside the unit.
-    """
+    """A unit whose weights the loss of an earlier module reads."""
 
     name: str
-    specs: Mapping[str, ValueSpec]
+    specs: Mapping[str, ValueSpec]  # full shape and dtype of each parameter, by name in the unit
 
 
 class Seat(NamedTuple):

@@ -32,16 +32,10 @@ class StopFlag(Protocol):
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a worker needs to write snapshots, and to continue after its earlier process failed.
+    """What a worker needs to write snapshots, and to continue after its earlier process failed."""
 
-    Attributes:
-        folder: The folder for snapshots of the worker's state.
-        saved: Step of the last checkpoint for which an earlier process of the worker has written
-            its file; -1 if there is none.
-    """
-
-    folder: str
-    saved: int = -1
+    folder: str  # for snapshots of the worker's state
+    saved: int = -1  # step of the last checkpoint whose file an earlier process has written
 
 
 class Handled(NamedTuple):

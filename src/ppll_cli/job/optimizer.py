@@ -45,12 +45,8 @@ class FusedOptimizer:
     groups its tensors in every step, which takes the host longer than the kernel itself. The kernel
     functions are private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
 
-    Args:
-        optim: The settings, including the name of the optimizer.
-        parameters: The parameters to update; a parameter that is listed twice is updated once.
-
     Attributes:
-        parameters: The parameters, each once.
+        parameters: The parameters to update, each once even if it was given twice.
         state: For each parameter that has been updated, its state tensors by name.
     """
 

@@ -5,13 +5,9 @@ Therefore steps that an earlier process did after that checkpoint are not counte
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import (
-    Any,
-    NotRequired,  # pydantic needs these before Python 3.12
-    TypeVar,
-)
+from typing import Any, NotRequired, TypeVar
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from ppll_cli.job.job import Job
 
@@ -148,8 +144,7 @@ class Parts:
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
         """Add up each worker's counts in the current part and earlier parts of equal conditions.
 
-        Returns:
-            The sums for each worker, in the order of `Job.seats`; empty if nothing is known.
+        Workers are in the order of `Job.seats`. The result is empty if nothing is known.
         """
         counts = [each["workers"] for each in self._alike]
         if workers:
@@ -180,8 +175,7 @@ def worker(report: Report) -> Worker:
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
     """Return the samples per second of the steady state, summed over the last stage's replicas.
 
-    Returns:
-        The speed; None if some replica had no steady state.
+    Return None if some replica had no steady state.
     """
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):

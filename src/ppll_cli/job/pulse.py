@@ -151,11 +151,7 @@ class Pulse(ctypes.Structure):
 
 
 class Watch:
-    """Checks the timestamps of all workers; the parent uses it.
-
-    Args:
-        pulses: The pulse of each worker.
-    """
+    """Checks the timestamps of all workers; the parent uses it."""
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses

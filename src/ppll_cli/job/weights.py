@@ -25,12 +25,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class OpenedWeights:
-    """The tensors of an open file. If the format allows it, a tensor is read only when needed.
-
-    Attributes:
-        shapes: The shape of each tensor, by its name.
-        read: Returns the tensor with this name.
-    """
+    """The shapes of the tensors in an open file by name, and a function that reads one of them."""
 
     shapes: Mapping[str, list[int]]
     read: Callable[[str], Tensor]
@@ -43,7 +38,8 @@ class OpenedWeights:
 def opened(file: Path) -> Iterator[OpenedWeights]:
     """Open a file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
 
-    torch.load gets `weights_only=True`, so it executes no code from the file.
+    If the format allows it, a tensor is read only when needed. torch.load gets `weights_only=True`,
+    so it executes no code from the file.
 
     Raises:
         ValueError: The file holds something else.

@@ -195,10 +195,9 @@ def lives() -> dict[int, str]:
 
 
 def gone(limit_s: float) -> str | None:
-    """Wait up to `limit_s` seconds until a helper process of multiprocessing ends.
+    """Wait until a helper process of multiprocessing ends, and return its name.
 
-    Returns:
-        The name of the ended process; None if all are still alive.
+    Return None if all are still alive after `limit_s` seconds.
     """
     servers = lives()
     ended = wait(list(servers), limit_s)
