@@ -33,12 +33,9 @@ class Published(ImageDataset):
     def open(
         self, part: Part, folder: Path, *, download: bool = False
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Check and read the files of a part with torchvision, or download missing files first.
+        """Return a part's images, uint8 [N, C, H, W], and labels, integers [N].
 
-        The folder is the root for torchvision.
-
-        Returns:
-            Images uint8 [N, C, H, W] and labels, integers [N].
+        torchvision checks the files in its root `folder`, or downloads missing files first.
         """
 
     def prepare(self) -> None:  # noqa: D102

@@ -27,12 +27,7 @@ model's training are used.
 
 
 class Prediction(NamedTuple):
-    """The prediction of a model for one picture.
-
-    Attributes:
-        result: The prediction as plain data, for a JSON file.
-        picture: A drawing of the prediction; None if `result` is enough.
-    """
+    """A model's prediction for a picture: plain data for a JSON file and, if useful, a drawing."""
 
     result: dict[str, Any]
     picture: "Image.Image | None" = None
@@ -63,23 +58,16 @@ class BatchMaker(Protocol):
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
         A separate thread calls this, on CUDA with its own stream. Copy tensors to the device with
-        `ppll_cli.data.staging.to_device`, which does not wait for the device.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
+        `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and the
+        batch within it, are counted from 0.
         """
         ...
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch of samples in their order, without augmentation.
 
-        The tensors have the names and dtypes of those of a training batch.
-
-        Args:
-            split: Name of the split of the data set.
-            batch: Index of the batch within the split, from 0.
-            size: Samples per batch; the last batch may have fewer.
+        The tensors have the names and dtypes of those of a training batch. The batch within the
+        split is counted from 0. Only the last batch may have fewer than `size` samples.
         """
         ...
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from PIL import Image
     from torch import Tensor
 
-    from ppll_cli.data.batches import ImageBatches, Split
+    from ppll_cli.data.batches import Batches, Split
     from ppll_cli.data.identity import Entry, Identity
+    from ppll_cli.data.labelled.batches import LoadedBatches
     from ppll_cli.models.unit import ImageSpec
 
 CHECK_S = 3.0
@@ -171,7 +172,7 @@ class LabelledPictures(Classified):
         batch_size: int,
         seed: int,
         device: "torch.device",
-    ) -> "ImageBatches":
+    ) -> "Batches | LoadedBatches":
         """Return a maker of batches of images in memory, or of pictures that loaders decode."""
         from ppll_cli.data.batches import Batches, Split
         from ppll_cli.data.labelled.batches import LoadedBatches

@@ -44,17 +44,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Request:
-    """A request to a loader.
-
-    Attributes:
-        side: Height and width of the images, in pixels.
-        offset: Offset of the first image in the shared memory, in bytes; all other images follow
-            it.
-    """
+    """A request to a loader."""
 
     wanted: tuple[Wanted, ...]
-    side: int
-    offset: int
+    side: int  # height and width of the images, in pixels
+    offset: int  # of the first image in the shared memory, in bytes; the other images follow it
 
 
 def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:

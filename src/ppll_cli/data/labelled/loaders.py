@@ -15,7 +15,6 @@ from queue import SimpleQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from threading import Lock, Thread
 from time import monotonic
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +53,7 @@ class Loaders:
     """Child processes that decode pictures. Several threads may use this object.
 
     On Linux the processes are killed when the thread that created this object ends, so this thread
-    must run as long as the loaders are needed.
-
-    Args:
-        count: Number of processes.
-        side: Height and width of the images, in pixels.
+    must run as long as the loaders are needed. `side` is height and width of the images, in pixels.
     """
 
     def __init__(self, count: int, side: int) -> None:
@@ -72,17 +67,6 @@ class Loaders:
         # object; otherwise it would never be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self._end = Finalize(self, _end, ends, exitpriority=10)
-
-    def __enter__(self) -> "Loaders":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def processes(self) -> list[Popen[bytes]]:

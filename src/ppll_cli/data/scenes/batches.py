@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, per_channel
-from ppll_cli.data.batches import EpochOrder, generator_of, steps_per_epoch
+from ppll_cli.data.batches import SplitBatches, generator_of
 from ppll_cli.data.pictures.cache import decoded
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Bytes, Scene, Scenes
@@ -44,14 +44,8 @@ class Sized(NamedTuple):
     frame: tuple[float, float, float, float]
 
 
-class SceneBatches:
-    """Makes batches of pictures, which are decoded for each batch.
-
-    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
-
-    Args:
-        dataset: Settings of the data set: how pictures are resized, mirrored and normalised.
-    """
+class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
+    """Makes batches of pictures, which are decoded for each batch."""
 
     def __init__(
         self,
@@ -61,12 +55,8 @@ class SceneBatches:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.splits, self.boxes, self.flip = splits, dataset.task.boxes, dataset.flip
-        self.short_side, self.long_side = dataset.short_side, dataset.long_side
-        self.batch_size, self.seed, self.device = batch_size, seed, device
-        samples = len(splits["train"])
-        self.steps_per_epoch = steps_per_epoch(samples, batch_size, dataset.drop_last)
-        self._order = EpochOrder(samples, seed)
+        super().__init__(dataset, splits, batch_size, seed, device)
+        self.boxes = dataset.task.boxes
         self._mean, self._std = per_channel(dataset.mean, device), per_channel(dataset.std, device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
@@ -76,15 +66,13 @@ class SceneBatches:
             Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.
         """
         assert 0 <= batch < self.steps_per_epoch
-        scenes = self.splits["train"]
-        first = batch * self.batch_size
-        numbers = self._order.of(epoch)[first : first + self.batch_size]
+        scenes, numbers = self.splits["train"], self.chosen(epoch, batch)
         draws = generator_of(seeding.augmentation(self.seed, epoch, batch))
         mirrored = torch.randint(2, (len(numbers),), generator=draws).tolist()
         sized = []
         for number, turned in zip(numbers.tolist(), mirrored, strict=True):
             picture = self._sized(_asked_for(scenes[number]))
-            sized.append(_mirrored(picture) if turned and self.flip else picture)
+            sized.append(_mirrored(picture) if turned and self.dataset.flip else picture)
         return self._named(sized, numbers)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
@@ -96,7 +84,8 @@ class SceneBatches:
 
     def _sized(self, scene: Scene) -> Sized:
         picture = decode(scene.pixels)
-        height, width = fitted(picture.height, picture.width, self.short_side, self.long_side)
+        sides = self.dataset.short_side, self.dataset.long_side
+        height, width = fitted(picture.height, picture.width, *sides)
         ratios = height / picture.height, width / picture.width
         if (width, height) != picture.size:  # PIL's bilinear filter is antialiased
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)

@@ -107,12 +107,7 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run.
-
-        Raises:
-            ConfigError: Files are missing or wrong, or there are too few pictures to hold out
-                `val_fraction` of them.
-        """
+        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run."""
         return self._splits
 
     @cached_property
@@ -178,8 +173,7 @@ class DetectionDataset(Files, ABC):
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
         """Return digests of the annotations of each split, the classes, and the pictures' files.
 
-        Returns:
-            The identity; None if a subclass overrides `load` so that it does not return `Scenes`.
+        Return None if a subclass overrides `load` so that it does not return `Scenes`.
         """
         from ppll_cli.data.identity import of_arrays, of_files
 
@@ -187,7 +181,7 @@ class DetectionDataset(Files, ABC):
         for name, scenes in splits.items():
             if not isinstance(scenes, Scenes):
                 return None
-            entries = of_arrays({"chosen": scenes.chosen, **scenes.objects.arrays})
+            entries = of_arrays({"chosen": scenes.chosen, **vars(scenes.objects)})
             entries.append(("classes", ", ".join(self.classes)))
             if not isinstance(scenes.pixels, np.ndarray):
                 entries += of_files(scenes.pixels[number] for number in scenes.chosen)
@@ -214,17 +208,13 @@ class DetectionDataset(Files, ABC):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
+        """The same as `classes`."""
         return self.classes
 
     def inputs(
         self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
     ) -> "dict[str, Tensor]":
-        """Prepare a picture of the user for the model: resize, normalise and pad it.
-
-        Returns:
-            The image, float32 [1, 3, H, W], and its frame, float32 [1, 4], by name.
-        """
+        """Return a resized, normalised and padded picture, float32 [1, 3, H, W], and its frame."""
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
 

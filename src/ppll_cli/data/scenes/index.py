@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.kept import kept_file, place, read_kept
+from ppll_cli.data.files import cache_root
+from ppll_cli.data.kept import kept_file, place
 from ppll_cli.data.scenes.upright import on_upright
 
 MOST_PIXELS = 1e6
@@ -26,13 +27,10 @@ Bytes = NDArray[np.uint8]
 
 
 class Found(NamedTuple):
-    """The objects of a picture as in its annotation.
+    """Height and width of a picture, in pixels, and its objects, as in its annotation.
 
-    Attributes:
-        height: Height of the picture, in pixels.
-        width: Width of the picture, in pixels.
-        objects: For each object left, top, right and bottom in pixels from 0, the label of its
-            class, and whether it is ignored.
+    For each object there are left, top, right and bottom in pixels from 0, the label of its class,
+    and whether it is ignored.
     """
 
     height: float
@@ -79,16 +77,6 @@ class Objects:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """The arrays by name, as they are written to a file."""
-        return {
-            "starts": self.starts,
-            "boxes": self.boxes,
-            "labels": self.labels,
-            "ignored": self.ignored,
-        }
-
 
 @dataclass(frozen=True)
 class Index:
@@ -119,16 +107,6 @@ class Index:
         objects = Objects.of(pictures)
         remark = _remark(files, pictures, objects)
         return cls(tuple(classes), tuple(files), sizes.reshape(-1, 2), objects, remark)
-
-    def check(self) -> None:
-        """Check the index after reading it from a file of the cache.
-
-        Raises:
-            ValueError: The parts do not match each other.
-        """
-        check_objects(self.objects, len(self.files), len(self.classes))
-        if self.sizes.shape != (len(self.files), 2):
-            raise ValueError("it does not have one size for each picture")
 
 
 class Scene(NamedTuple):
@@ -215,48 +193,39 @@ class Scenes:
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """Read an index from its file in the cache; make it first if the file is missing or damaged.
+    """Return an index from its file in the cache, because annotations take long to read.
 
-    The cache has indices because annotations take long to read.
-
-    `recipe` is everything that determines the index, as data that JSON can represent.
-
-    Raises:
-        ConfigError: The annotations cannot be read.
+    `recipe` is everything that determines the index, as data that JSON can represent. If the file
+    is missing or damaged, `make` makes the index first.
     """
-    path = place("scenes", recipe).with_suffix(".npz")
-    found = read_kept(path, _read)
-    return kept_file(path, make, _written) if found is None else found
+    path = place(cache_root() / "scenes", recipe).with_suffix(".npz")
+    return kept_file(path, make, _read, _written)
 
 
 def _written(index: Index) -> bytes:
     # Names are written as JSON, because an array of strings pads each string to the longest.
     names = json.dumps([index.classes, index.files, index.remark]).encode()
     buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
-    np.savez(buffer, names=text, sizes=index.sizes, **index.objects.arrays)
+    np.savez(buffer, names=text, sizes=index.sizes, **vars(index.objects))
     return buffer.getvalue()
 
 
 def _read(path: Path) -> Index:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         classes, files, remark = json.loads(stored["names"].tobytes())
-        sizes, objects = stored["sizes"], read_objects(stored)
-    index = Index(tuple(classes), tuple(files), sizes, objects, remark)
-    index.check()
-    return index
+        sizes, objects = stored["sizes"], read_objects(stored, len(files), len(classes))
+    if sizes.shape != (len(files), 2):
+        raise ValueError("it does not have one size for each picture")
+    return Index(tuple(classes), tuple(files), sizes, objects, remark)
 
 
-def read_objects(stored: "np.lib.npyio.NpzFile") -> Objects:
-    """Return the objects from the arrays of a file, which may contain other arrays too."""
-    return Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
-
-
-def check_objects(objects: Objects, pictures: int, classes: int) -> None:
-    """Check objects that were read from a file of the cache.
+def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) -> Objects:
+    """Return the objects from the arrays of a file of the cache, which may contain other arrays.
 
     Raises:
         ValueError: The arrays do not match the number of pictures or classes, or each other.
     """
+    objects = Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
     starts, labels, count = objects.starts, objects.labels, len(objects.labels)
     shapes: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
         "starts": (starts, np.int64, (pictures + 1,)),
@@ -271,12 +240,11 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
         raise ValueError("its boxes are not divided among its pictures")
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"it has labels from {labels.min()} to {labels.max()}")
+    return objects
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures.
-
-    If there are no such boxes, the warning is empty.
+    """Return a warning about boxes that are dropped or mostly outside of their pictures, if any.
 
     Raises:
         ValueError: Most boxes are not inside their pictures, or the boxes are fractions instead of
