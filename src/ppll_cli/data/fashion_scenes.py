@@ -57,7 +57,7 @@ class FashionScenes(DetectionDataset):
                 )
 
     @property
-    def classes(self) -> tuple[str, ...]:  # noqa: D102
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
         return CLASSES
 
     def prepare(self) -> None:  # noqa: D102

@@ -47,7 +47,7 @@ class ImageFolder(LabelledPictures):
         if "train" not in sources:
             problem = f"has {' and '.join(sources)}, but no train"
             raise ListingError(self.folder, problem, "add the folder train, or train.csv")
-        return arranged(sources, {part: self._read(part, at) for part, at in sources.items()})
+        return arranged({part: (at, self._read(part, at)) for part, at in sources.items()})
 
     def _source(self, part: str) -> Path | None:
         """Return a part's CSV file, or its folder if no file exists; None if both are missing."""

@@ -1,6 +1,6 @@
 """The interface between data sets of every kind and the runner."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.task import Task
 
+    Predict = Callable[[Tensor], Tensor]  # applies a model to images
+    Tensors = dict[str, Tensor]
 
 PREPROCESSING = (
     *("mean", "std", "size", "middle_part"),

@@ -40,10 +40,7 @@ def measure(
 ) -> tuple[object, Cost]:
     """Build a network on the meta device, run it once in evaluation mode, and count its cost.
 
-    `run` calls the network with inputs on the meta device.
-
-    Returns:
-        The result of `run`, and the cost.
+    `run` calls the network with inputs on the meta device. Return its result, and the cost.
     """
     with torch.device("meta"):
         module = build()

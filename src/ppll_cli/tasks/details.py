@@ -34,10 +34,7 @@ class Details:
 
 
 def by_class(rows: Tensor, names: Sequence[str]) -> Details:
-    """Return the accuracy of each class, and the confusion matrix.
-
-    Rows are label and predicted label of each sample, int64 [N, 2].
-    """
+    """Return the accuracy of each class, and the confusion matrix, from rows of `detail`."""
     count = len(names)
     table = torch.bincount(rows[:, 0] * count + rows[:, 1], minlength=count * count)
     confusion = table.view(count, count)

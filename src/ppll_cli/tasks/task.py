@@ -69,10 +69,8 @@ AnyTask = TypeVar("AnyTask")
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
     """Return the task if it belongs to the class that the setting `key=name` requires.
 
-    The error message says that the setting is for `use`, and to choose a data set `data`.
-
-    Raises:
-        ConfigError: The task belongs to another class.
+    Otherwise raise a ConfigError that says that the setting is for `use`, and to choose a data set
+    `data`.
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

@@ -24,12 +24,12 @@ from ppll_cli.leaves.machine import memory_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
-    from PIL import Image
-    from torch import Tensor
+    from PIL.Image import Image
 
     from ppll_cli.data.batches import Batches, Split
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.labelled.batches import LoadedBatches
+    from ppll_cli.data.source import Tensors
     from ppll_cli.models.unit import ImageSpec
 
 CHECK_S = 3.0
@@ -69,11 +69,7 @@ class LabelledPictures(Classified):
 
     @abstractmethod
     def find(self) -> Found:
-        """List the pictures and their classes without opening a picture.
-
-        Raises:
-            ListingError: Files are missing, or contradict each other.
-        """
+        """List the pictures and their classes without opening a picture, or raise ListingError."""
 
     @property
     def middle(self) -> float:
@@ -84,7 +80,7 @@ class LabelledPictures(Classified):
     def scale(self) -> tuple[float, float] | None:
         """Smallest and largest area of random training pieces, as fractions of a picture's area.
 
-        The value is None if training uses the square in the middle instead of random pieces.
+        None means that training uses the square in the middle.
         """
         return None
 
@@ -108,22 +104,16 @@ class LabelledPictures(Classified):
         if self.loaders is not None:
             check_at_least("loaders", self.loaders, 0, "or null")
 
-    def inputs(
-        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
-    ) -> "dict[str, Tensor]":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
         """Cut and resize a picture as for evaluation, and normalise it: float32 [1, 3, H, W]."""
-        from PIL import Image
+        from PIL.Image import Resampling
 
         box, size = middle(*picture.size, self.middle), (image.width, image.height)
-        cut = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
+        cut = picture.convert("RGB").resize(size, Resampling.BILINEAR, box=box)
         return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
-        """Make the images; if loaders decode the pictures later, only decode some as a test.
-
-        Raises:
-            ConfigError: Files are missing or wrong.
-        """
+        """Make the images; if loaders decode the pictures later, only decode some as a test."""
         self._check_apart()
         if self.resident:
             self.load()

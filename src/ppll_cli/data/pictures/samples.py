@@ -83,10 +83,8 @@ def enlarged(
 ) -> Image.Image:
     """Enlarge a whole picture tile by tile, and join the counted pixels of the enlarged tiles.
 
-    Args:
-        images: The picture, float32 [1, 3, H, W] in [0, 1].
-        tiles: The tiles of the picture, in rows from left to right.
-        predict: The model: maps float32 [1, 3, h, w] to [1, 3, sh, sw], both in [0, 1].
+    The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to
+    [1, 3, sh, sw], all in [0, 1]. The tiles are in rows from left to right.
     """
     rows: dict[int, list[Tensor]] = {}
     for _, down, across in tiles:
