@@ -69,25 +69,23 @@ Data = TypeVar("Data", bound=Files)
 Content = TypeVar("Content", bound=Sized)
 
 
+@dataclass(eq=False, repr=False)
 class SplitBatches(Generic[Data, Content]):
     """Makes batches from the splits of a data set. A subclass defines what is in a batch.
 
     See `ppll_cli.data.source.Dataset.batches` for the arguments.
     """
 
-    def __init__(
-        self,
-        dataset: Data,
-        splits: Mapping[str, Content],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.dataset, self.splits = dataset, splits
-        self.batch_size, self.seed, self.device = batch_size, seed, device
-        samples = len(splits["train"])
-        self.steps_per_epoch = steps_per_epoch(samples, batch_size, dataset.drop_last)
-        self.order = EpochOrder(samples, seed)
+    dataset: Data
+    splits: Mapping[str, Content]
+    batch_size: int
+    seed: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        samples = len(self.splits["train"])
+        self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
+        self.order = EpochOrder(samples, self.seed)
 
     def chosen(self, epoch: int, batch: int) -> Tensor:
         """Return the indices of the samples of a training batch, int64 [B]."""
@@ -96,20 +94,18 @@ class SplitBatches(Generic[Data, Content]):
 
 
 Images = tuple[Tensor, Tensor]
-"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch."""
+"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the device."""
+
+Lent = AbstractContextManager[Images]
+"""A context after which the memory of the images and labels may be overwritten."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images and labels of a split of a data set, such as `train`.
+    """The images and labels of a split of a data set, such as `train`."""
 
-    Attributes:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N].
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,32 +117,18 @@ ImageData = TypeVar("ImageData", bound=Classified)
 class ImageBatches(SplitBatches[ImageData, Content], ABC):
     """Makes batches of labelled images. A subclass provides the images."""
 
-    def __init__(
-        self,
-        dataset: ImageData,
-        splits: Mapping[str, Content],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, splits, batch_size, seed, device)
-        self._mean, self._std = per_channel(dataset.mean, device), per_channel(dataset.std, device)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._mean = per_channel(self.dataset.mean, self.device)
+        self._std = per_channel(self.dataset.std, self.device)
 
     @abstractmethod
-    def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:
-        """Return a context manager that provides the samples of a training batch, not augmented.
-
-        The samples are on the device. After the context their memory may be overwritten.
-        """
+    def training_images(self, epoch: int, batch: int) -> Lent:
+        """Return the samples of a training batch, not augmented."""
 
     @abstractmethod
-    def evaluation_images(
-        self, split: str, first: int, last: int
-    ) -> AbstractContextManager[Images]:
-        """Return a context manager that provides the samples `first` to `last` - 1 of a split.
-
-        The samples are on the device. After the context their memory may be overwritten.
-        """
+    def evaluation_images(self, split: str, first: int, last: int) -> Lent:
+        """Return the samples `first` to `last` - 1 of a split."""
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch, augmented and mixed.
@@ -179,30 +161,21 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
 class Batches(ImageBatches[Classified, Split]):
     """Makes batches from splits that are kept on the device as uint8."""
 
-    def __init__(
-        self,
-        dataset: Classified,
-        splits: Mapping[str, Split],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        there = {
-            name: Split(split.images.to(device), split.labels.to(device))
-            for name, split in splits.items()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.order = EpochOrder(len(self.splits["train"]), self.seed, self.device)
+        self.splits = {
+            name: Split(split.images.to(self.device), split.labels.to(self.device))
+            for name, split in self.splits.items()
         }
-        super().__init__(dataset, there, batch_size, seed, device)
-        self.order = EpochOrder(len(there["train"]), seed, device)
 
-    def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:  # noqa: D102
+    def training_images(self, epoch: int, batch: int) -> Lent:  # noqa: D102
         chosen, split = self.chosen(epoch, batch), self.splits["train"]
         return nullcontext(
             (split.images.index_select(0, chosen), split.labels.index_select(0, chosen))
         )
 
-    def evaluation_images(  # noqa: D102
-        self, split: str, first: int, last: int
-    ) -> AbstractContextManager[Images]:
+    def evaluation_images(self, split: str, first: int, last: int) -> Lent:  # noqa: D102
         whole = self.splits[split]
         return nullcontext((whole.images[first:last], whole.labels[first:last]))
 

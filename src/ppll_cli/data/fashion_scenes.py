@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from ppll_cli.data.fashion_mnist import CLASSES, FashionMnist
 from ppll_cli.data.files import Part, cache_root, check_at_least, fixed_random
-from ppll_cli.data.kept import kept_folder, place, stamp
+from ppll_cli.data.kept import kept_folder, pixels_file, place, stamp
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Found, Objects, Scenes, read_objects
@@ -84,14 +83,12 @@ class FashionScenes(DetectionDataset):
     def _paint(self, folder: Path, part: Part, count: int) -> None:
         split = self._items.load()[part]
         items, labels = split.images[:, 0].numpy(), split.labels.numpy()
-        shape = (count, self.side, self.side, 3)
-        pixels = open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         found = []
-        for number in range(count):
-            scene = paint(fixed_random(_SEEDS[part] + number), items, labels, self.side)
-            pixels[number] = scene.pixels
-            found.append(Found(self.side, self.side, scene.objects))
-        pixels.flush()
+        with pixels_file(folder / "pixels.npy", count, self.side, self.side, 3) as file:
+            for number in range(count):
+                scene = paint(fixed_random(_SEEDS[part] + number), items, labels, self.side)
+                file.write(scene.pixels.tobytes())
+                found.append(Found(self.side, self.side, scene.objects))
         np.savez(folder / "objects.npz", **vars(Objects.of(found)))
 
     def _painted(self, folder: Path, count: int) -> Scenes:

@@ -20,11 +20,7 @@ _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data, the root if `data.root` is null; it may not exist yet.
-
-    Raises:
-        ConfigError: The user has no home folder.
-    """
+    """Return the cache folder for data, the root if `data.root` is null; it may not exist yet."""
     folder = cache_folder()
     if folder is None:
         raise ConfigError(

@@ -57,11 +57,7 @@ class ImageFolder(LabelledPictures):
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """Return the CSV file in the root; without such a file, return the root.
-
-        Raises:
-            ListingError: The root has several CSV files, or neither a CSV file nor folders.
-        """
+        """Return the CSV file in the root; without such a file, return the root."""
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

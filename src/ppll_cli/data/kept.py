@@ -3,11 +3,15 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
+from io import BufferedWriter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
+
+from numpy.lib.format import write_array_header_1_0
 
 from ppll_cli.data.download import one_line
 from ppll_cli.errors import ConfigError
@@ -29,13 +33,22 @@ def place(folder: Path, *recipe: object) -> Path:
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
-    """Return a file's path, size in bytes and modification time in ns, to detect changed content.
-
-    Raises:
-        OSError: The file does not exist or cannot be reached.
-    """
+    """Return a file's path, size in bytes and modification time in ns, to detect changes."""
     status = path.stat()
     return str(path.absolute()), status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
+    """Open a file for the pixels, uint8, of an array of this shape, which np.load can map.
+
+    Writing to a mapped file instead would crash the process if the disk is full.
+    """
+    with path.open("wb") as file:
+        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def unwritable(path: Path, error: OSError) -> ConfigError:

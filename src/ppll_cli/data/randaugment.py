@@ -91,7 +91,7 @@ def _map(a: float, b: float, c: float, d: float, e: float, f: float) -> Map:
 
 
 def _rotation(sign: int, height: int, width: int) -> Map:
-    """Return a map that keeps the centre of the image."""
+    """Return a rotation about the centre of the image."""
     sine, cosine = sin(sign * ANGLE), cos(ANGLE)
     x, y = width / 2, height / 2
     return _map(cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y)

@@ -63,7 +63,6 @@ class BatchMaker(Protocol):
         `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and the
         batch within it, are counted from 0.
         """
-        ...
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch of samples in their order, without augmentation.
@@ -71,7 +70,6 @@ class BatchMaker(Protocol):
         The tensors have the names and dtypes of those of a training batch. The batch within the
         split is counted from 0. Only the last batch may have fewer than `size` samples.
         """
-        ...
 
 
 class Dataset(Protocol):
@@ -114,29 +112,20 @@ class Dataset(Protocol):
 
     def prepare(self) -> None:
         """Make sure that the files exist. The parent process calls this before workers start."""
-        ...
 
     def load(self) -> Mapping[str, Sized]:
         """Read and check the data, and return its splits by name."""
-        ...
 
     def image_spec(self, splits: Any) -> "ImageSpec":
         """Return the shape of training images, given the result of `load`."""
-        ...
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
         """Return the form of evaluation batches; None if training batches have the same form."""
-        ...
 
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"
     ) -> BatchMaker:
-        """Return an object that makes the batches of a run.
+        """Return an object that makes the batches of a run, on a device.
 
-        Args:
-            splits: The result of `load`.
-            batch_size: Samples per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
+        `splits` is the result of `load`, `batch_size` is that of training, and `seed` is the run's.
         """
-        ...

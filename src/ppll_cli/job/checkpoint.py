@@ -70,7 +70,6 @@ class Saved(Protocol):
     @property
     def names(self) -> Iterable[str]:
         """Names of all tensors."""
-        ...
 
     def __getitem__(self, name: str) -> Tensor: ...
 
@@ -78,12 +77,9 @@ class Saved(Protocol):
 class SavedTensors:
     """The tensors of a checkpoint, from the files of all stages. Use it as a context manager.
 
-    Args:
-        folder: The folder of the checkpoint. If it has no manifest, because it is a copy of the
-            stages' files alone, all files `stage-*.safetensors` in it are read.
-
-    Attributes:
-        unreported: Training measurements that had not been reported when the checkpoint was saved.
+    If the folder has no manifest, because it is a copy of the stages' files alone, all files
+    `stage-*.safetensors` in it are read. `unreported` has the training measurements that had not
+    been reported when the checkpoint was saved.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -27,32 +27,23 @@ from ppll_cli.pipeline.routes import Access, Watch
 class ModuleEnd:
     """The computations of a module after its last unit.
 
-    Attributes:
-        follows: First the module's exports (units that compute values for losses of later modules),
-            then its loss, in the order in which they run.
-        cost: Cost of the module's auxiliary network.
-        watches: The unit of a later module whose weights the module's loss reads.
+    First the module's exports (units that compute values for losses of later modules) run, and then
+    its loss.
     """
 
     follows: tuple[Access, ...]
-    cost: Cost
-    watches: Watch | None = None
+    cost: Cost  # of the module's auxiliary network
+    watches: Watch | None = None  # the unit of a later module whose weights the loss reads
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Finds what each module runs after its last unit. It builds networks on the meta device.
-
-    Args:
-        site: Describes the model. The modules in it are not used.
-        traced: Outputs and cost of each unit.
-        batch: Shape and dtype of each tensor that a batch carries.
-    """
+    """Finds what each module runs after its last unit. It builds networks on the meta device."""
 
     method: LocalMethod
-    site: Site
-    traced: Sequence[TracedUnit]
-    batch: Mapping[str, ValueSpec]
+    site: Site  # describes the model; the modules in it are not used
+    traced: Sequence[TracedUnit]  # outputs and cost of each unit
+    batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
         """Return what each module runs at its end, and the same as the method `specs`.

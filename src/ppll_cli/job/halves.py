@@ -93,13 +93,12 @@ def backward_to_inputs(
 class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
-    Attributes:
-        weights: The autograd nodes that add to `.grad` of the weights.
-        nodes: The operations that use the weights and are on a path from the outputs to the inputs.
-        given: Starting points at the outputs that depend on the weights but on no input.
+    The weights are the autograd nodes that add to `.grad`. The other nodes are the operations that
+    use them and are on a path from the outputs to the inputs. `given` are starting points at the
+    outputs that depend on the weights but on no input.
     """
 
-    weights: set[Node] = field(default_factory=set)
+    weights: set[Node]
     nodes: list[Node] = field(default_factory=list)
     given: list[_Start] = field(default_factory=list)
     _kept: dict[Node, Sequence[Tensor | None]] = field(default_factory=dict)

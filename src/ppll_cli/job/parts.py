@@ -29,11 +29,11 @@ class Conditions(TypedDict):
 Part = TypedDict(
     "Part",
     {
-        "from": int,
-        "to": int,
-        "seconds": float,
-        "samples": int,
-        "samples_per_second": float | None,
+        "from": int,  # number of optimizer steps done before the part
+        "to": int,  # number of optimizer steps done at its end
+        "seconds": float,  # including evaluations and checkpoints
+        "samples": int,  # number of training samples
+        "samples_per_second": float | None,  # in the part's steady state; None if there was none
         "gpus": int,
         "devices": list[str],
         "threads": int,
@@ -42,16 +42,7 @@ Part = TypedDict(
         "recompute": NotRequired[bool],
     },
 )
-"""A part of a run, as `train.parts` of summary.json lists it.
-
-Fields:
-    from: Number of optimizer steps done before the part.
-    to: Number of optimizer steps done at its end.
-    seconds: Duration of the part, including evaluations and checkpoints.
-    samples: Number of training samples.
-    samples_per_second: Speed in the part's steady state; None if there was no steady state.
-
-`Conditions` has the other fields."""
+"""A part of a run, as `train.parts` of summary.json lists it."""
 
 
 class Worker(TypedDict):
@@ -81,9 +72,8 @@ class Counted(TypedDict):
 class Parts:
     """The current part and the earlier parts of a run.
 
-    Args:
-        transport: Name of the current part's transport.
-        counted: The workers' counts and times in the earlier parts.
+    The current part has a transport of this name. `counted` are the workers' counts and times in
+    the earlier parts.
     """
 
     def __init__(

@@ -14,9 +14,8 @@ from torch import Tensor
 class Weights:
     """The tensors of a file from which a run takes initial weights.
 
-    Attributes:
-        names: Maps the model's tensors to their names in the file. The keys are names as in
-            `model.safetensors`. All other tensors of the model are initialized from the seed.
+    `names` maps the model's tensors, named as in `model.safetensors`, to their names in the file.
+    All other tensors of the model are initialized from the seed.
     """
 
     file: Path

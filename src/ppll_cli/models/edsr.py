@@ -38,7 +38,7 @@ class First(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions, whose result is multiplied by `scale`, and a skip around them."""
+    """Two 3x3 convolutions without norms, whose result is multiplied by `scale`, and a skip."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()

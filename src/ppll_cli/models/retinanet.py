@@ -38,7 +38,7 @@ class RetinaNet:
         width: Number of channels of the pyramid and of the branches.
         norm: The norms between the branches' convolutions: `none`, as in the paper, or `group` for
             GroupNorm with 32 groups, as in torchvision's second version.
-        drop_path: As in `ResNet`.
+        drop_path: As in `CifarResNet`.
     """
 
     depth: int = 18

@@ -79,7 +79,6 @@ class Model(Protocol):
         Raises:
             ConfigError: The options do not fit the images or the task.
         """
-        ...
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:

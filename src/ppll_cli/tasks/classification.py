@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.tasks.details import Details, by_class
+from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.task import Task, only_for
 
 LABEL = "label"
@@ -140,7 +140,16 @@ class Classification:
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
         """Return the accuracy of each class and the confusion matrix, from rows of `detail`."""
-        return by_class(rows, names or tuple(map(str, range(self.classes))))
+        names = names or tuple(map(str, range(self.classes)))
+        count = len(names)
+        table = torch.bincount(rows[:, 0] * count + rows[:, 1], minlength=count * count)
+        confusion = table.view(count, count)
+        entries = []
+        for label, (name, row) in enumerate(zip(names, confusion, strict=True)):
+            samples, right = int(row.sum()), int(row[label])
+            accuracy = right / samples if samples else None
+            entries.append({"class": name, "samples": samples, "accuracy": accuracy})
+        return Details("class", entries, confusion.tolist())
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """Return a network that consists of a pool and a Linear layer."""

@@ -3,7 +3,7 @@
 Legend: B batch, C channels, H height, W width (pixels of the images).
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -58,17 +58,9 @@ class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
     Only one thread may make training batches, and only one may make evaluation batches.
     """
 
-    def __init__(
-        self,
-        dataset: LabelledPictures,
-        splits: Mapping[str, Listing],
-        loaders: Loaders,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, splits, batch_size, seed, device)
-        self._loaders = loaders
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._loaders = Loaders(self.dataset.processes, self.dataset.size)
         self._training = Underway(self._begin_training)
         self._evaluating = Underway(self._begin_evaluation)
         self._evaluated = ("", 0)  # split and first sample of the last evaluation batch

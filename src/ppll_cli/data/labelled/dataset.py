@@ -18,7 +18,6 @@ from ppll_cli.data.labelled.crops import middle
 from ppll_cli.data.labelled.images import images_of, kept_images
 from ppll_cli.data.labelled.listing import Found, Listing, ListingError
 from ppll_cli.data.labelled.loader import Wanted
-from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.leaves.machine import memory_bytes
 
@@ -133,7 +132,7 @@ class LabelledPictures(Classified):
         splits = {}
         for name, listing in self._splits.items():
             wanted = [Wanted(path, self.middle) for path in listing.paths]
-            images = kept_images(wanted, self.size, self._processes)
+            images = kept_images(wanted, self.size, self.processes)
             splits[name] = Split(torch.from_numpy(images), torch.from_numpy(listing.labels))
         return splits
 
@@ -170,11 +169,11 @@ class LabelledPictures(Classified):
         made = {name: split for name, split in splits.items() if isinstance(split, Split)}
         if made:
             return Batches(self, made, batch_size, seed, device)
-        loaders = Loaders(self._processes, self.size)
-        return LoadedBatches(self, self._splits, loaders, batch_size, seed, device)
+        return LoadedBatches(self, self._splits, batch_size, seed, device)
 
     @property
-    def _processes(self) -> int:
+    def processes(self) -> int:
+        """Number of loaders, if pictures are decoded by loaders."""
         return self.loaders or max(1, min(MOST_LOADERS, usable_cores() - 1))
 
     @cached_property
@@ -232,7 +231,7 @@ class LabelledPictures(Classified):
         order = fixed_random(_CHECK_SEED).permutation(len(paths))[:MOST_CHECKED]
         mixed = [Wanted(paths[number], self.middle) for number in order]
         end_s = time.monotonic() + CHECK_S
-        with closing(images_of(mixed, self.size, self._processes)) as images:
+        with closing(images_of(mixed, self.size, self.processes)) as images:
             while time.monotonic() < end_s and next(images, None) is not None:
                 pass
 

@@ -1,18 +1,16 @@
 """Makes images of one size from pictures once, and stores them in the cache folder."""
 
 import logging
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from ppll_cli.data.files import cache_root
-from ppll_cli.data.kept import kept_folder, place
+from ppll_cli.data.kept import kept_folder, pixels_file, place
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.pictures.cache import stamped
@@ -42,12 +40,9 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
     def make(folder: Path) -> None:
         if len(wanted) > _SAID:
             log.warning("resizing %d pictures once, with %d processes", len(wanted), processes)
-        with (folder / "images.npy").open("wb") as file:
-            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with pixels_file(folder / "images.npy", *shape) as file:
             for images in images_of(wanted, side, processes):
                 file.write(images.data)
-            file.flush()
-            os.fsync(file.fileno())
 
     def read(folder: Path) -> NDArray[np.uint8]:
         images: NDArray[np.uint8] = np.load(folder / "images.npy", mmap_mode="c")
@@ -68,9 +63,6 @@ def images_of(
     This process itself decodes up to `_FEW` pictures, and yields each image, uint8 [3, side, side].
     If there are more pictures, loaders decode them, and each array holds up to `AT_ONCE` images,
     uint8 [n, 3, side, side].
-
-    Raises:
-        ConfigError: A file cannot be read as a picture.
     """
     if len(wanted) <= _FEW:
         yield from (image_of(each, side) for each in wanted)

@@ -58,15 +58,10 @@ class ListingError(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """The pictures of a data set.
+    """The pictures of a data set."""
 
-    Attributes:
-        classes: Names of the classes, in the order of their labels.
-        parts: The pictures of `train`, and of `test` and `val` if they exist, by these names.
-    """
-
-    classes: tuple[str, ...]
-    parts: Mapping[str, Listing]
+    classes: tuple[str, ...]  # names of the classes, in the order of their labels
+    parts: Mapping[str, Listing]  # pictures of `train`, and of `test` and `val` if they exist
 
 
 def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:

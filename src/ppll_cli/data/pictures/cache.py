@@ -4,7 +4,6 @@ Legend: H height, W width (pixels of the large picture), s scale.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -12,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppll_cli.data.kept import kept_folder, place, stamp
-from ppll_cli.data.pictures.files import decoded as decoded  # re-exported for other modules
-from ppll_cli.data.pictures.files import header, unreadable
+from ppll_cli.data.kept import kept_folder, pixels_file, place, stamp
+from ppll_cli.data.pictures.files import decoded, header, unreadable
 from ppll_cli.errors import ConfigError
 
 Bytes = NDArray[np.uint8]
@@ -35,17 +32,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a split.
+    """The pictures of a split."""
 
-    Attributes:
-        high: The large pictures, uint8 [H, W, 3] each.
-        low: The small pictures, uint8 [H / s, W / s, 3] each.
-        quality: PSNR (dB) and SSIM of bicubic enlargement, for each picture; None if not measured.
-    """
-
-    high: Sequence[Bytes]
-    low: Sequence[Bytes]
-    quality: Sequence[tuple[float, float]] | None
+    high: Sequence[Bytes]  # large pictures, uint8 [H, W, 3] each
+    low: Sequence[Bytes]  # small pictures, uint8 [H / s, W / s, 3] each
+    quality: Sequence[tuple[float, float]] | None  # PSNR (dB) and SSIM of bicubic enlargement
 
     def __len__(self) -> int:
         return len(self.high)
@@ -66,10 +57,6 @@ def kept(
         scale: The scale s.
         longest: Limit for the longer side of pictures, in pixels; larger pictures are reduced.
         measured: Whether the quality of bicubic enlargement is measured.
-
-    Raises:
-        ConfigError: A file is no picture, a small picture is too small for its large picture, or
-            the folder cannot be written.
     """
 
     def refused(_: Path, error: OSError) -> ConfigError:
@@ -86,11 +73,7 @@ def kept(
 
 
 def stamped(path: Path) -> tuple[str, int, int]:
-    """Return the `stamp` of a picture's file.
-
-    Raises:
-        ConfigError: The file does not exist or cannot be reached.
-    """
+    """Return the `stamp` of a picture's file, or raise `unreadable`."""
     try:
         return stamp(path)
     except OSError as error:
@@ -106,21 +89,17 @@ def _make(
         "low": [(height // scale, width // scale, 3) for height, width in sizes],
     }
     quality = []
-    with (folder / "high.npy").open("wb") as large, (folder / "low.npy").open("wb") as small:
-        for name, file in (("high", large), ("low", small)):
-            shape = (sum(map(prod, shapes[name])),)
-            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with (
+        pixels_file(folder / "high.npy", sum(map(prod, shapes["high"]))) as large,
+        pixels_file(folder / "low.npy", sum(map(prod, shapes["low"]))) as small,
+    ):
         for source, (height, width) in zip(sources, sizes, strict=True):
             high, low = _pair(source, width, height, scale, longest)
-            # Writing to a mapped file would crash the process if the disk is full.
             large.write(high.tobytes())
             small.write(low.tobytes())
             if measured:
                 enlarged = low.resize((width, height), Image.Resampling.BICUBIC)
                 quality.append(_quality(np.array(enlarged), np.array(high), scale))
-        for file in (large, small):
-            file.flush()
-            os.fsync(file.fileno())
     (folder / "index.json").write_text(json.dumps({**shapes, "quality": quality}))
 
 
@@ -166,11 +145,7 @@ def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
 
 
 def large_size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
-    """Return height and width of a large picture in the cache, without decoding its pixels.
-
-    Raises:
-        ConfigError: The file cannot be read as a picture.
-    """
+    """Return height and width of a large picture in the cache, without decoding its pixels."""
     size = header(path).upright
     width, height = _reduced(size, longest) if longest is not None and max(size) > longest else size
     return height - height % scale, width - width % scale

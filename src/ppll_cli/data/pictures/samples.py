@@ -23,15 +23,12 @@ GAP = 6
 class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
-    Attributes:
-        name: What the view shows.
-        pixels: uint8 [H, W, 3]; all views of a piece have the same shape.
-        psnr: PSNR against the original in dB, as in the run's metric; None for the original, and
-            for a piece that consists only of the border that PSNR excludes.
+    PSNR is against the original in dB, as in the run's metric. It is None for the original, and for
+    a piece that consists only of the border that PSNR excludes.
     """
 
-    name: str
-    pixels: Bytes
+    name: str  # what the view shows
+    pixels: Bytes  # uint8 [H, W, 3]; all views of a piece have the same shape
     psnr: float | None
 
     @property

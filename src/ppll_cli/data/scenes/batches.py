@@ -4,7 +4,7 @@ Batch b of epoch e depends only on (seed, e, b). Legend: B batch, H height, W wi
 batch's images), N largest number of boxes of a picture, n number of boxes of one picture.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +17,10 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, per_channel
 from ppll_cli.data.batches import SplitBatches, generator_of
-from ppll_cli.data.pictures.cache import decoded
+from ppll_cli.data.pictures.cache import Bytes
+from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import Bytes, Scene, Scenes
+from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.scenes.sizes import fitted, padded
 from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
@@ -27,37 +28,23 @@ from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBE
 
 
 class Sized(NamedTuple):
-    """A resized picture and its objects.
-
-    Attributes:
-        pixels: uint8 [height, width, 3].
-        boxes: Left, top, right and bottom, in pixels of the resized picture, float32 [n, 4].
-        labels: Classes from 0, int64 [n].
-        ignored: Whether each object is ignored, bool [n].
-        frame: Height and width in pixels, and the factors by which height and width were scaled.
-    """
+    """A resized picture, uint8 [height, width, 3], and its objects, as in `Scene`."""
 
     pixels: Bytes
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.float32]  # in pixels of the resized picture
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
-    frame: tuple[float, float, float, float]
+    frame: tuple[float, float, float, float]  # height, width, and the factors that scaled them
 
 
 class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
     """Makes batches of pictures, which are decoded for each batch."""
 
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        splits: Mapping[str, Scenes],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, splits, batch_size, seed, device)
-        self.boxes = dataset.task.boxes
-        self._mean, self._std = per_channel(dataset.mean, device), per_channel(dataset.std, device)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.boxes = self.dataset.task.boxes
+        self._mean = per_channel(self.dataset.mean, self.device)
+        self._std = per_channel(self.dataset.std, self.device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch without ignored boxes, from the random order of the epoch.
@@ -134,11 +121,7 @@ class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
 
 
 def decode(pixels: Path | Bytes) -> Image.Image:
-    """Return a picture in RGB from its file or its pixels.
-
-    Raises:
-        ConfigError: The file cannot be read as a picture.
-    """
+    """Return a picture in RGB from its file or its pixels."""
     return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
 
 

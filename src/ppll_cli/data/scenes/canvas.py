@@ -10,7 +10,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ppll_cli.data.scenes.index import Bytes
+from ppll_cli.data.pictures.cache import Bytes
 
 MOST = 8
 """Largest number of items in a scene."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ppll_cli.data.files import cache_root
 from ppll_cli.data.kept import kept_file, place
+from ppll_cli.data.pictures.cache import Bytes
 from ppll_cli.data.scenes.upright import on_upright
 
 MOST_PIXELS = 1e6
@@ -22,8 +23,6 @@ MOST_PIXELS = 1e6
 
 _LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; smaller boxes are dropped
 _LEAST_PART = 0.5  # fraction of a box's area that should be inside its picture
-
-Bytes = NDArray[np.uint8]
 
 
 class Found(NamedTuple):
@@ -40,19 +39,12 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of P pictures, sorted by picture.
+    """The objects of P pictures, sorted by picture."""
 
-    Attributes:
-        starts: Index of the first object of each picture, then S, int64 [P + 1].
-        boxes: Left, top, right and bottom in pixels of the original picture, float32 [S, 4].
-        labels: Classes from 0, int64 [S].
-        ignored: Whether each object is left out of training and scoring, bool [S].
-    """
-
-    starts: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
+    starts: NDArray[np.int64]  # index of the first object of each picture, then S, [P + 1]
+    boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the original picture, [S, 4]
+    labels: NDArray[np.int64]  # classes from 0, [S]
+    ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [S]
 
     @classmethod
     def of(cls, pictures: Iterable[Found]) -> "Objects":
@@ -80,20 +72,13 @@ class Objects:
 
 @dataclass(frozen=True)
 class Index:
-    """The content of all annotations of P pictures.
+    """The content of all annotations of P pictures."""
 
-    Attributes:
-        classes: Names of the classes, in the order of their labels.
-        files: The files of the pictures, relative to the data set's folder of pictures.
-        sizes: Width and height of the pictures in the annotations, in pixels, int64 [P, 2].
-        remark: A warning for the user about boxes that are dropped or clipped; usually empty.
-    """
-
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    sizes: NDArray[np.int64]
+    classes: tuple[str, ...]  # names of the classes, in the order of their labels
+    files: tuple[str, ...]  # of the pictures, relative to the data set's folder of pictures
+    sizes: NDArray[np.int64]  # width and height in the annotations, in pixels, [P, 2]
     objects: Objects
-    remark: str = ""
+    remark: str = ""  # a warning for the user about boxes that are dropped or clipped
 
     @classmethod
     def of(cls, classes: Sequence[str], files: Sequence[str], pictures: Sequence[Found]) -> "Index":
@@ -110,37 +95,22 @@ class Index:
 
 
 class Scene(NamedTuple):
-    """A picture and its objects.
+    """A picture and its objects."""
 
-    Attributes:
-        pixels: The picture's file, or its pixels, uint8 [height, width, 3].
-        boxes: Left, top, right and bottom in pixels of the upright picture, float32 [n, 4].
-        labels: Classes from 0, int64 [n].
-        ignored: Whether each object is left out of training and scoring, bool [n].
-    """
-
-    pixels: Path | Bytes
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
+    pixels: Path | Bytes  # the picture's file, or its pixels, uint8 [height, width, 3]
+    boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the upright picture, [n, 4]
+    labels: NDArray[np.int64]  # classes from 0, [n]
+    ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [n]
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split: some of the P pictures of a part, in order.
+    """A split: some of the P pictures of a part, in order."""
 
-    Attributes:
-        pixels: The files of the P pictures, or their pixels, uint8 [height, width, 3] each.
-        objects: The objects of the P pictures.
-        chosen: Indices of the pictures in the split, int64 [pictures of the split].
-        sizes: Width and height of the P pictures in the annotations, in pixels, int64 [P, 2]; None
-            if pictures are not compared with annotations.
-    """
-
-    pixels: Sequence[Path] | Bytes
-    objects: Objects
-    chosen: NDArray[np.intp]
-    sizes: NDArray[np.int64] | None = None
+    pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
+    objects: Objects  # of the P pictures
+    chosen: NDArray[np.intp]  # indices of the pictures in the split
+    sizes: NDArray[np.int64] | None = None  # of the `Index`; None if pictures are not compared
     remark: str = ""
 
     @classmethod
@@ -162,8 +132,7 @@ class Scenes:
         """Return a picture and its objects, after comparing the picture's size with its annotation.
 
         Raises:
-            ConfigError: The file cannot be read, or the size of the picture differs from its
-                annotation.
+            ConfigError: The file cannot be read, or its size is not that of the annotation.
         """
         picture = int(self.chosen[number])
         here = slice(*self.objects.starts[picture : picture + 2])
@@ -244,12 +213,7 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures, if any.
-
-    Raises:
-        ValueError: Most boxes are not inside their pictures, or the boxes are fractions instead of
-            pixels.
-    """
+    """Return a warning about boxes that are dropped or mostly outside of their pictures, if any."""
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)
     if total and all(max(right, bottom) <= 1 for _, _, _, right, bottom in boxes):
