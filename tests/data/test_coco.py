@@ -32,7 +32,7 @@ def make(tmp_path: Path, cache: Path) -> Make:
 def test_pictures_and_classes_are_sorted_by_their_ids(make: Make) -> None:
     """Crowds are ignored, boxes without area are dropped, and pictures without objects stay."""
     dataset = make()
-    assert dataset.classes == ("person", "cat", "x")
+    assert dataset.class_names == ("person", "cat", "x")
     test = dataset.load()["test"]
     scenes = [test[number] for number in range(3)]
     files = [scene.pixels.name for scene in scenes if isinstance(scene.pixels, Path)]
@@ -45,7 +45,7 @@ def test_pictures_and_classes_are_sorted_by_their_ids(make: Make) -> None:
     assert [scene.labels.tolist() for scene in scenes] == [[2], [], [1, 0]]
     assert [scene.ignored.tolist() for scene in scenes] == [[False], [], [False, True]]
     task = dataset.task
-    assert (task.classes, task.boxes, task.crowds) == (dataset.classes, 2, True)
+    assert (task.classes, task.boxes, task.crowds) == (dataset.class_names, 2, True)
     assert (task.height, task.width, task.anchor) == (1344, 1344, 32)
 
 

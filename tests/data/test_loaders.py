@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(scope="module")
 def two() -> Iterator[Loaders]:
     """Start two loaders."""
-    with Loaders(2, SIDE) as started:
+    with closing(Loaders(2, SIDE)) as started:
         yield started
 
 
@@ -159,7 +160,7 @@ def test_only_a_replicas_own_evaluation_batches_are_decoded_in_advance(
 
 
 def test_a_killed_loader_is_an_error_for_its_batches(files: list[str]) -> None:
-    with Loaders(1, SIDE) as started:
+    with closing(Loaders(1, SIDE)) as started:
         number = started.processes[0].pid
         os.kill(number, signal.SIGSTOP)
         loading = started.begin([Wanted(files[0])])
@@ -173,7 +174,7 @@ def test_a_killed_loader_is_an_error_for_its_batches(files: list[str]) -> None:
 def test_a_stopped_loader_is_an_error(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loaders, "LOOK_S", 0.01)
     monkeypatch.setattr(loaders, "STOPPED_LIMIT_S", 0.05)
-    with Loaders(1, SIDE) as started:
+    with closing(Loaders(1, SIDE)) as started:
         os.kill(started.processes[0].pid, signal.SIGSTOP)
         with pytest.raises(RunFailedError, match=r"stopped .SIGSTOP."):
             started.begin([Wanted(files[0])]).images()
@@ -185,7 +186,7 @@ def test_a_loader_that_does_not_answer_is_an_error(
     monkeypatch.setattr(loaders, "LOOK_S", 0.01)
     monkeypatch.setattr(loaders, "ANSWER_LIMIT_S", 0.05)
     monkeypatch.setattr(loaders, "is_stopped", lambda _: False)
-    with Loaders(1, SIDE) as started:
+    with closing(Loaders(1, SIDE)) as started:
         os.kill(started.processes[0].pid, signal.SIGSTOP)
         message = rf"did not answer for 0 s while it read {files[0]}"
         with pytest.raises(RunFailedError, match=message):

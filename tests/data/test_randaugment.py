@@ -1,6 +1,7 @@
 """RandAugment: operations compared with PIL's, and how they are drawn."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from ppll_cli.data import randaugment as ra
-from ppll_cli.data.augment import Augmentation
+from ppll_cli.data.augment import augmented
+from ppll_cli.data.digits import Digits
 from tests.data.picture_files import picture
 from tests.no_waiting import DEVICE, NoWaiting
 
@@ -134,11 +136,14 @@ def test_images_of_any_shape_are_augmented(shape: tuple[int, ...]) -> None:
         assert (made.shape, made.dtype) == (images.shape, torch.uint8)
 
 
-def test_the_augment_option_selects_the_operations() -> None:
+def test_the_augment_option_selects_the_operations(
+    options: Callable[..., dict[str, Any]],
+) -> None:
     images = tensor(*PICTURES)
 
     def made(kind: str, pad: int, flip: bool) -> Tensor:
-        return Augmentation(kind, pad, "zeros", flip)(images, generator(5))
+        dataset = Digits(**options(augment=kind, pad=pad, flip=flip))
+        return augmented(images, dataset, generator(5))
 
     assert made("none", 2, True) is images
     assert made("basic", 0, False) is images

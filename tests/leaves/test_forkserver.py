@@ -137,7 +137,7 @@ def test_time_during_which_all_processes_were_stopped_does_not_count(
     """After Ctrl-Z for an hour, this process notices only one long interval."""
     times = iter([0.0, 3600.0, 3600.5])
     monkeypatch.setattr(forkserver, "monotonic", lambda: next(times))
-    monkeypatch.setattr(forkserver, "_stopped", lambda: True)
+    monkeypatch.setattr(forkserver, "is_stopped", lambda _: True)
     monkeypatch.setattr(forkserver, "kill", lambda: pytest.fail("it was killed"))
     looks = iter([False, False, True])
     ended: Any = SimpleNamespace(wait=lambda _: next(looks))

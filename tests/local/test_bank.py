@@ -32,7 +32,7 @@ class _Head(ClassifierHead):
 
 def test_add_sums_the_projected_bank_and_the_heads_own_vector() -> None:
     head = _Head()
-    fused = FusedHead(head, [2, 5], fusion="add", shared_head=True)
+    fused = FusedHead(head, [2, 5], FeatureBank(enabled=True, fusion="add"))
     x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
     vector = head.pooled(x)
     for projection, b in zip(fused.projections, banked, strict=True):
@@ -43,7 +43,7 @@ def test_add_sums_the_projected_bank_and_the_heads_own_vector() -> None:
 @pytest.mark.parametrize("shared_head", [True, False])
 def test_concatenate_joins_the_projected_bank_and_the_heads_own_vector(shared_head: bool) -> None:
     head = _Head()
-    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=shared_head)
+    fused = FusedHead(head, [2, 5], FeatureBank(enabled=True, shared_head=shared_head))
     assert head.fc.in_features == (4 if shared_head else 12)
     x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
     projected = [p(b).clamp(min=0) for p, b in zip(fused.projections, banked, strict=True)]
@@ -57,7 +57,7 @@ def test_concatenate_joins_the_projected_bank_and_the_heads_own_vector(shared_he
 
 def test_fusion_begins_with_the_head_alone() -> None:
     head = _Head()
-    fused = FusedHead(head, [2, 5], fusion="concatenate", shared_head=True)
+    fused = FusedHead(head, [2, 5], FeatureBank(enabled=True))
     x, banked = torch.randn(6, 4, 3, 3), [torch.randn(6, 2), torch.randn(6, 5)]
     torch.testing.assert_close(fused(x, *banked), head(x))
 
@@ -65,7 +65,8 @@ def test_fusion_begins_with_the_head_alone() -> None:
 def test_normalized_vectors_do_not_depend_on_the_scale_of_activations() -> None:
     head = _Head()
     plain, fused = (
-        FusedHead(head, [8], "concatenate", True, normalize) for normalize in (False, True)
+        FusedHead(head, [8], FeatureBank(enabled=True, normalize=normalize))
+        for normalize in (False, True)
     )
     x, banked = torch.randn(6, 4, 3, 3), torch.randn(6, 8)
     for network in (plain, fused):

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.config.sections import FeatureBank
 from ppll_cli.local.bank import FusedHead, VectorHead
 from ppll_cli.local.banked import BankedCriterion, ProbedCriterion
 from ppll_cli.local.copies import CopiedNetwork
@@ -19,7 +20,7 @@ def values() -> dict[str, Tensor]:
 
 def reader() -> FusedHead:
     """Return a head that uses its bank, as if it had been trained."""
-    head = FusedHead(VectorHead(4, 3), [2, 5], "concatenate", True)
+    head = FusedHead(VectorHead(4, 3), [2, 5], FeatureBank(enabled=True))
     assert head.mix is not None
     nn.init.normal_(head.mix.weight)
     return head

@@ -6,41 +6,24 @@ W width (pixels).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ppll_cli.data.randaugment import rand_augment
+from ppll_cli.data.classified import Classified
+from ppll_cli.data.randaugment import picked, rand_augment
 from ppll_cli.data.staging import to_device
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """The augmentation of training batches.
-
-    Attributes:
-        kind: "none"; "basic" for random crop and flip; "randaugment" for random crop, flip and then
-            RandAugment.
-        pad: Largest shift of an image by the random crop, in pixels; 0 for no crop.
-        pad_mode: How the image is padded for the crop, "zeros" or "reflect".
-        flip: Whether each image is mirrored with probability 1/2.
-    """
-
-    kind: str
-    pad: int
-    pad_mode: str
-    flip: bool
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment a batch of images, uint8 [B, C, H, W]."""
-        if self.kind == "none":
-            return images
-        if self.pad:
-            images = random_crop(images, self.pad, self.pad_mode, generator)
-        if self.flip:
-            images = random_flip(images, generator)
-        return rand_augment(images, generator) if self.kind == "randaugment" else images
+def augmented(images: Tensor, dataset: Classified, generator: torch.Generator) -> Tensor:
+    """Augment a batch of images, uint8 [B, C, H, W], as the settings of a data set say."""
+    if dataset.augment == "none":
+        return images
+    if dataset.pad:
+        images = random_crop(images, dataset.pad, dataset.pad_mode, generator)
+    if dataset.flip:
+        images = random_flip(images, generator)
+    return rand_augment(images, generator) if dataset.augment == "randaugment" else images
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:
@@ -57,27 +40,19 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator) -> Tensor:
-    """Pad every image, and crop it to its old size at a random position.
+    """Pad every image, uint8 [B, C, H, W], and crop it to its old size at a random position.
 
-    Args:
-        images: uint8 [B, C, H, W].
-        pad: Number of pixels that are added on each side, less than H and W.
-        mode: `zeros`, or `reflect` (mirrored without repeating the border pixels).
-        generator: A CPU generator.
-
-    Returns:
-        The cropped images, uint8 [B, C, H, W].
+    On each side `pad` pixels are added, fewer than H and W. The mode is `zeros`, or `reflect`
+    (mirrored without repeating the border pixels).
     """
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     device = images.device
     draws = torch.randint(-pad, pad + 1, (2, batch, 1), generator=generator)
     down, right = to_device(draws, device)
     rows = torch.arange(height, device=device) + down
     columns = torch.arange(width, device=device) + right
     row_sources, column_sources = _inside(rows, mode), _inside(columns, mode)
-    sources = (row_sources[:, :, None] * width + column_sources[:, None, :]).flatten(1)
-    index = sources[:, None].expand(-1, channels, -1)
-    cropped = images.flatten(2).gather(2, index).view(images.shape)
+    cropped = picked(images, row_sources[:, :, None], column_sources[:, None, :])
     if mode == "zeros":
         outside = (rows != row_sources)[:, :, None] | (columns != column_sources)[:, None, :]
         cropped = cropped.masked_fill(outside[:, None], 0)
@@ -87,10 +62,8 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 def _inside(places: Tensor, mode: str) -> Tensor:
     """Return the rows (or columns) inside the image that are copied to the crop, int64 [B, size].
 
-    Args:
-        places: The rows of the crop, counted from the image's first row, int64 [B, size]. Rows
-            less than 0, or `size` and more, are in the padding.
-        mode: How the image is padded, `zeros` or `reflect`.
+    `places` are the rows of the crop, counted from the image's first row, int64 [B, size]. Rows
+    less than 0, or `size` and more, are in the padding.
     """
     last = places.shape[1] - 1
     if mode == "reflect":

@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.augment import Augmentation, normalise, per_channel
+from ppll_cli.data.augment import augmented, normalise, per_channel
 from ppll_cli.data.classified import Classified
-from ppll_cli.data.mixing import Mixing
+from ppll_cli.data.files import Files
+from ppll_cli.data.mixing import mixed, unmixed
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
@@ -36,12 +38,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
             f"leaves no batch: there are {samples} training samples and batch_size={batch_size}",
             f"give data.drop_last=false or batch_size={samples} at most",
         )
-    return samples // batch_size if drop_last else _batches(samples, batch_size)
-
-
-def _batches(samples: int, size: int) -> int:
-    """Return how many batches of at most `size` samples are needed for all samples."""
-    return -(-samples // size)
+    return samples // batch_size if drop_last else -(-samples // batch_size)
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -50,12 +47,9 @@ def generator_of(seed: int) -> torch.Generator:
 
 
 class EpochOrder:
-    """Computes the random order of the training samples in an epoch, and keeps the latest order.
+    """Computes the random order of N training samples in an epoch, and keeps the latest order.
 
-    Args:
-        samples: Number of training samples, N.
-        seed: The run's seed.
-        device: The device to which the order is copied, once per epoch.
+    The order is copied to the device once per epoch.
     """
 
     def __init__(self, samples: int, seed: int, device: torch.device = CPU) -> None:
@@ -71,67 +65,70 @@ class EpochOrder:
         return self._latest[1]
 
 
+Data = TypeVar("Data", bound=Files)
+Content = TypeVar("Content", bound=Sized)
+
+
+@dataclass(eq=False, repr=False)
+class SplitBatches(Generic[Data, Content]):
+    """Makes batches from the splits of a data set. A subclass defines what is in a batch.
+
+    See `ppll_cli.data.source.Dataset.batches` for the arguments.
+    """
+
+    dataset: Data
+    splits: Mapping[str, Content]
+    batch_size: int
+    seed: int
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        samples = len(self.splits["train"])
+        self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
+        self.order = EpochOrder(samples, self.seed)
+
+    def chosen(self, epoch: int, batch: int) -> Tensor:
+        """Return the indices of the samples of a training batch, int64 [B]."""
+        first = batch * self.batch_size
+        return self.order.of(epoch)[first : first + self.batch_size]
+
+
 Images = tuple[Tensor, Tensor]
-"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch."""
+"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the device."""
+
+Lent = AbstractContextManager[Images]
+"""A context after which the memory of the images and labels may be overwritten."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images and labels of a split of a data set, such as `train`.
+    """The images and labels of a split of a data set, such as `train`."""
 
-    Attributes:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N].
-    """
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N]
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
-class ImageBatches(ABC):
-    """Makes batches of labelled images. A subclass provides the images.
+ImageData = TypeVar("ImageData", bound=Classified)
 
-    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
 
-    Args:
-        dataset: Settings of the data set, such as its augmentation.
-    """
+class ImageBatches(SplitBatches[ImageData, Content], ABC):
+    """Makes batches of labelled images. A subclass provides the images."""
 
-    def __init__(
-        self,
-        dataset: Classified,
-        splits: Mapping[str, Sized],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.samples = samples = {name: len(split) for name, split in splits.items()}
-        self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.steps_per_epoch = steps_per_epoch(samples["train"], batch_size, dataset.drop_last)
-        self._augmentation = Augmentation(
-            dataset.augment, dataset.pad, dataset.pad_mode, dataset.flip
-        )
-        self._mixing = Mixing(dataset.mixup, dataset.cutmix)
-        self._mean, self._std = per_channel(dataset.mean, device), per_channel(dataset.std, device)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._mean = per_channel(self.dataset.mean, self.device)
+        self._std = per_channel(self.dataset.std, self.device)
 
     @abstractmethod
-    def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:
-        """Return a context manager that provides the samples of a training batch, not augmented.
-
-        The samples are on the device. After the context their memory may be overwritten.
-        """
+    def training_images(self, epoch: int, batch: int) -> Lent:
+        """Return the samples of a training batch, not augmented."""
 
     @abstractmethod
-    def evaluation_images(
-        self, split: str, first: int, last: int
-    ) -> AbstractContextManager[Images]:
-        """Return a context manager that provides the samples `first` to `last` - 1 of a split.
-
-        The samples are on the device. After the context their memory may be overwritten.
-        """
+    def evaluation_images(self, split: str, first: int, last: int) -> Lent:
+        """Return the samples `first` to `last` - 1 of a split."""
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch, augmented and mixed.
@@ -141,77 +138,58 @@ class ImageBatches(ABC):
             also the other labels and the shares (see `ppll_cli.data.mixing.targets`).
         """
         assert 0 <= batch < self.steps_per_epoch
-        generator = generator_of(seeding.augmentation(self.seed, epoch, batch))
+        data, generator = self.dataset, generator_of(seeding.augmentation(self.seed, epoch, batch))
         with self.training_images(epoch, batch) as (images, labels):
-            named = self._named(self._augmentation(images, generator), labels)
-        if not self._mixing.on:
+            named = self._named(augmented(images, data, generator), labels)
+        if not data.mixed:
             return named
-        return self._mixing.mixed(named, generator_of(seeding.mixing(self.seed, epoch, batch)))
+        generator = generator_of(seeding.mixing(self.seed, epoch, batch))
+        return mixed(named, generator, mixup=data.mixup, cutmix=data.cutmix)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
         """Make an evaluation batch of samples in their order, neither augmented nor mixed."""
-        assert 0 <= batch < self.evaluation_batches(split, size)
-        first = batch * size
-        last = min(first + size, self.samples[split])
-        with self.evaluation_images(split, first, last) as (images, labels):
+        first, samples = batch * size, len(self.splits[split])
+        assert 0 <= first < samples
+        with self.evaluation_images(split, first, min(first + size, samples)) as (images, labels):
             named = self._named(images, labels)
-        return self._mixing.unmixed(named) if self._mixing.on else named
-
-    def evaluation_batches(self, split: str, size: int) -> int:
-        """Return the number of evaluation batches of a split, with at most `size` samples each."""
-        return _batches(self.samples[split], size)
+        return unmixed(named) if self.dataset.mixed else named
 
     def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}
 
 
-class Batches(ImageBatches):
+class Batches(ImageBatches[Classified, Split]):
     """Makes batches from splits that are kept on the device as uint8."""
 
-    def __init__(
-        self,
-        dataset: Classified,
-        splits: Mapping[str, Split],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, splits, batch_size, seed, device)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.order = EpochOrder(len(self.splits["train"]), self.seed, self.device)
         self.splits = {
-            name: Split(split.images.to(device), split.labels.to(device))
-            for name, split in splits.items()
+            name: Split(split.images.to(self.device), split.labels.to(self.device))
+            for name, split in self.splits.items()
         }
-        self._order = EpochOrder(self.samples["train"], seed, device)
 
-    def training_images(self, epoch: int, batch: int) -> AbstractContextManager[Images]:  # noqa: D102
-        first = batch * self.batch_size
-        chosen = self._order.of(epoch)[first : first + self.batch_size]
-        split = self.splits["train"]
+    def training_images(self, epoch: int, batch: int) -> Lent:  # noqa: D102
+        chosen, split = self.chosen(epoch, batch), self.splits["train"]
         return nullcontext(
             (split.images.index_select(0, chosen), split.labels.index_select(0, chosen))
         )
 
-    def evaluation_images(  # noqa: D102
-        self, split: str, first: int, last: int
-    ) -> AbstractContextManager[Images]:
+    def evaluation_images(self, split: str, first: int, last: int) -> Lent:  # noqa: D102
         whole = self.splits[split]
         return nullcontext((whole.images[first:last], whole.labels[first:last]))
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
-"""A batch, and a CUDA event that is recorded after the work that makes the batch; on CPU, None
-instead of the event."""
+"""A batch, and the event that `SideStream.mark` returned after making it."""
 
 
 class Ahead:
     """Makes the next training batch in a thread while the worker trains on the current one.
 
     On CUDA the thread has its own stream. Evaluation batches are made in the caller's thread, on
-    the caller's stream.
-
-    Args:
-        threads: Number of CPU threads that torch may use for the work of the new thread.
-        device: The device on which `batches` makes the batches.
+    the caller's stream. `threads` is the number of CPU threads that torch may use in the new
+    thread, and `device` is the device on which `batches` makes the batches.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppll_cli.data.files import Part
-from ppll_cli.data.published import Published
+from ppll_cli.data.published import Content, Published
 
 
 class Cifar10(Published):
@@ -39,9 +38,7 @@ class Cifar10(Published):
         listed = [*batches, (cifar.meta["filename"], cifar.meta["md5"])]
         return {f"{cifar.base_folder}/{name}": md5 for name, md5 in listed}
 
-    def open(  # noqa: D102
-        self, part: Part, folder: Path, *, download: bool = False
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
         cifar = self.published
         # torchvision would check the files of both parts although only one part is read.
         other = "test_list" if part == "train" else "train_list"

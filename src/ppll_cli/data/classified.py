@@ -4,7 +4,6 @@ Legend: N samples, C channels, H height, W width (pixels).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +13,9 @@ from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
-    from PIL import Image
-    from torch import Tensor
+    from PIL.Image import Image
 
-    from ppll_cli.data.source import EvaluationForm, Prediction
+    from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
 
@@ -28,7 +26,7 @@ MIXED_BY = ("mixup", "cutmix")
 
 @dataclass(frozen=True, kw_only=True)
 class Classified(Files, ABC):
-    """A data set for classification: settings and preprocessing.
+    """A data set for classification.
 
     Attributes:
         mean: Mean of the pixels, which are in [0, 1]: one value, or one value per channel.
@@ -101,17 +99,11 @@ class Classified(Files, ABC):
         return None
 
     def check_pad(self, side: int) -> None:
-        """Check that `pad` is less than the shorter side of an image, in pixels.
-
-        Raises:
-            ConfigError: `pad` is too large.
-        """
+        """Refuse a `pad` that is not less than the shorter side of an image, in pixels."""
         if self.pad >= side:
             raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
 
-    def inputs(
-        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
-    ) -> "dict[str, Tensor]":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
         """Fit a picture of the user to the model's size and normalise it: float32 [1, C, H, W]."""
         from ppll_cli.data.augment import normalise, per_channel
         from ppll_cli.data.one_picture import fitted
@@ -120,12 +112,7 @@ class Classified(Files, ABC):
         mean, std = per_channel(self.mean, device), per_channel(self.std, device)
         return {IMAGE: normalise(fitted(picture, image).to(device), mean, std)}
 
-    def predicted(
-        self,
-        predict: "Callable[[Tensor], Tensor]",
-        picture: "Image.Image",
-        inputs: "dict[str, Tensor]",
-    ) -> "Prediction":
+    def predicted(self, predict: "Predict", picture: "Image", inputs: "Tensors") -> "Prediction":
         """Return the model's probabilities of all classes for a picture of the user."""
         from ppll_cli.data.one_picture import labelled
         from ppll_cli.models.unit import IMAGE
@@ -135,11 +122,7 @@ class Classified(Files, ABC):
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:
-    """Check `data.mean` and `data.std`, which must have one value, or one per channel.
-
-    Raises:
-        ConfigError: The number of values is wrong, or a value is not allowed.
-    """
+    """Refuse wrong values of `data.mean` and `data.std`: each has one value, or one per channel."""
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             problem = f"has {len(values)} values, the images have {channels} channels"

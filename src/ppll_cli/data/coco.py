@@ -31,7 +31,7 @@ class Coco(DetectionDataset):
     """
 
     @property
-    def classes(self) -> tuple[str, ...]:  # noqa: D102
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
         return self._indices["train"].classes
 
     @property
@@ -121,15 +121,10 @@ def parse(content: Any) -> Index:
 
 
 class _Entry(NamedTuple):
-    """An entry of a list in the annotation file.
+    """An entry of a list in the annotation file."""
 
-    Attributes:
-        name: How messages name the entry.
-        values: The values of the entry by key, not yet checked.
-    """
-
-    name: str
-    values: dict[str, Any]
+    name: str  # in messages
+    values: dict[str, Any]  # by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:
         """Return the error for a wrong value."""

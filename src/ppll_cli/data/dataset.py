@@ -73,9 +73,7 @@ class ImageDataset(Classified):
     def identity(self, splits: "dict[str, Split]") -> "Identity | None":
         """Return digests of the pixels and labels of each split.
 
-        Returns:
-            The digests; None if a subclass overrides `load` so that it does not return `Split`
-            objects.
+        Return None if a subclass overrides `load` so that it does not return `Split` objects.
         """
         from ppll_cli.data.batches import Split
         from ppll_cli.data.identity import of_arrays
@@ -98,10 +96,8 @@ class ImageDataset(Classified):
     def load(self) -> "dict[str, Split]":
         """Read and check the data, and divide it into splits.
 
-        The division is the same in every run; it does not depend on the run's seed.
-
-        Returns:
-            The splits `train` and `test`, and `val` if `val_fraction` is not 0.
+        The splits are `train` and `test`, and `val` if `val_fraction` is not 0. They are the same
+        in every run, whatever its seed.
 
         Raises:
             ConfigError: Files are missing or corrupt, or there are too few samples to hold out
@@ -114,8 +110,8 @@ class ImageDataset(Classified):
         self.check_pad(min(train.images.shape[2:]))
         parts = {"train": train}
         if self.val_fraction:
-            parts["train"], val = self._hold_out(train)
-            parts["val"] = val[: self.eval_limit]
+            kept, held_out = hold_out(len(train.labels), self.val_fraction)
+            parts = {"train": train[kept], "val": train[held_out[: self.eval_limit]]}
         parts["test"] = test[: self.eval_limit]
         return {name: _split(arrays) for name, arrays in parts.items()}
 
@@ -125,10 +121,6 @@ class ImageDataset(Classified):
         if problem:
             raise self.fault(arrays.source, problem)
         return arrays
-
-    def _hold_out(self, train: Arrays) -> tuple[Arrays, Arrays]:
-        kept, held_out = hold_out(len(train.labels), self.val_fraction)
-        return train[kept], train[held_out]
 
 
 def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:

@@ -38,6 +38,5 @@ class Div2k(PictureDataset):
         return found
 
     def _missing(self, problem: str, folder: Path) -> ConfigError:
-        given = "null" if self.root is None else self.root
         remedy = f"unpack the archives of {URL} so that {folder} has its pictures"
-        return ConfigError("data.root", given, problem, f"{remedy}, or use data=photos")
+        return ConfigError("data.root", self.given_root, problem, f"{remedy}, or use data=photos")

@@ -39,8 +39,7 @@ def provide(
     download at the same time.
 
     Args:
-        dataset: The data set. Its settings define which folder is used and whether downloads are
-            allowed.
+        dataset: Its settings define the folder, and whether downloads are allowed.
         files: Paths relative to the folder.
         url: The URL where a person finds the files.
         fetch: Downloads at least the missing files into a folder.

@@ -92,15 +92,9 @@ def free_place(
 ) -> Rectangle | None:
     """Find a place for a label, at its box or as near as possible, that overlaps no other label.
 
-    Args:
-        size: Width and height of the label, in pixels.
-        box: The box that the label describes.
-        frame: Width and height of the picture, in pixels. The place is inside the picture.
-        taken: Places of other labels.
-        below: Whether to try the box's lower border before its upper border.
-
-    Returns:
-        The place; None if no place is free.
+    `size` and `frame` are width and height of the label and of the picture, which contains the
+    place. `taken` are places of other labels. `below` says to try the box's lower border before its
+    upper border. The result is None if no place is free.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height

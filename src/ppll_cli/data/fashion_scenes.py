@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from ppll_cli.data.fashion_mnist import CLASSES, FashionMnist
-from ppll_cli.data.files import Part, check_at_least, fixed_random
-from ppll_cli.data.kept import kept_folder, place, stamp, unwritable
+from ppll_cli.data.files import Part, cache_root, check_at_least, fixed_random
+from ppll_cli.data.kept import kept_folder, pixels_file, place, stamp
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import Found, Objects, Scenes, check_objects, read_objects
+from ppll_cli.data.scenes.index import Found, Objects, Scenes, read_objects
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
@@ -57,7 +56,7 @@ class FashionScenes(DetectionDataset):
                 )
 
     @property
-    def classes(self) -> tuple[str, ...]:  # noqa: D102
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
         return CLASSES
 
     def prepare(self) -> None:  # noqa: D102
@@ -70,15 +69,12 @@ class FashionScenes(DetectionDataset):
             raise self.fault(self.folder, "has no files of Fashion-MNIST")
         count = self.pictures if part == "train" else self.test_pictures
         stamps = [stamp(path) for path in files.values()]
-        folder = place("fashion_scenes", [PAINTER, stamps, part, count, self.side])
-        try:
-            return kept_folder(
-                folder,
-                lambda made: self._paint(made, part, count),
-                lambda kept: self._painted(kept, count),
-            )
-        except OSError as error:
-            raise unwritable(folder, error) from error
+        recipe = [PAINTER, stamps, part, count, self.side]
+        return kept_folder(
+            place(cache_root() / "fashion_scenes", recipe),
+            lambda made: self._paint(made, part, count),
+            lambda kept: self._painted(kept, count),
+        )
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
         """Return None, because scenes have the same size in training and in evaluation."""
@@ -87,29 +83,21 @@ class FashionScenes(DetectionDataset):
     def _paint(self, folder: Path, part: Part, count: int) -> None:
         split = self._items.load()[part]
         items, labels = split.images[:, 0].numpy(), split.labels.numpy()
-        shape = (count, self.side, self.side, 3)
-        pixels = open_memmap(folder / "pixels.npy", mode="w+", dtype=np.uint8, shape=shape)
         found = []
-        for number in range(count):
-            scene = paint(fixed_random(_SEEDS[part] + number), items, labels, self.side)
-            pixels[number] = scene.pixels
-            found.append(Found(self.side, self.side, scene.objects))
-        pixels.flush()
-        np.savez(folder / "objects.npz", **Objects.of(found).arrays)
+        with pixels_file(folder / "pixels.npy", count, self.side, self.side, 3) as file:
+            for number in range(count):
+                scene = paint(fixed_random(_SEEDS[part] + number), items, labels, self.side)
+                file.write(scene.pixels.tobytes())
+                found.append(Found(self.side, self.side, scene.objects))
+        np.savez(folder / "objects.npz", **vars(Objects.of(found)))
 
     def _painted(self, folder: Path, count: int) -> Scenes:
-        """Return the painted scenes in a folder.
-
-        Raises:
-            ValueError: The arrays have wrong shapes, dtypes or values.
-        """
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         # np.load does not close a damaged file if it opened the file itself.
         with (folder / "objects.npz").open("rb") as file, np.load(file) as stored:
-            objects = read_objects(stored)
+            objects = read_objects(stored, count, len(CLASSES))
         if pixels.dtype != np.uint8 or pixels.shape != (count, self.side, self.side, 3):
             raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape}")
-        check_objects(objects, count, len(CLASSES))
         return Scenes.all(pixels, objects)
 
     @property

@@ -20,11 +20,7 @@ _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data, the root if `data.root` is null; it may not exist yet.
-
-    Raises:
-        ConfigError: The user has no home folder.
-    """
+    """Return the cache folder for data, the root if `data.root` is null; it may not exist yet."""
     folder = cache_folder()
     if folder is None:
         raise ConfigError(
@@ -43,9 +39,6 @@ class Files:
         val_fraction: Fraction of the training set, in [0, 1), that is held out as `val`.
         drop_last: Whether a shorter last training batch of an epoch is left out.
         eval_limit: Largest number of samples of `val` and of `test`; None for no limit.
-
-    Raises:
-        ConfigError: A value is not allowed.
     """
 
     root: str | None
@@ -94,15 +87,11 @@ def fixed_random(seed: int) -> np.random.RandomState:
 def hold_out(
     samples: int, fraction: float, needed: bool = False
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Choose which fraction of the training samples is held out as `val`.
+    """Return the indices of kept training samples, and of those that are held out as `val`.
 
-    The choice is the same in every run. `needed` says that there must be held-out samples, because
-    there is no other test set.
-
-    Returns:
-        The indices of the kept samples, in ascending order, and the indices of the held-out
-        samples. Held-out indices are in random order, so that the first n of them are a random
-        sample, for every n.
+    The choice is the same in every run. Kept indices are in ascending order. Held-out indices are
+    in random order, so that the first n of them are a random sample, for every n. `needed` says
+    that there must be held-out samples, because there is no other test set.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.
@@ -118,12 +107,9 @@ def hold_out(
 
 
 def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> None:
-    """Check that the value of `data.<key>` is at least `least`.
+    """Refuse a value of `data.<key>` below `least`.
 
     In the error message, `otherwise` follows the smallest value.
-
-    Raises:
-        ConfigError: The value is smaller.
     """
     if not value >= least:
         raise ConfigError(
@@ -132,12 +118,7 @@ def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> Non
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return a unique file name for a picture in the folder samples/.
-
-    Args:
-        number: Index of the picture in the test split, from 0.
-        file: The file that the picture comes from; None if it comes from no file.
-    """
+    """Return a unique file name in the folder samples/ for a test picture and its file."""
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
     return f"{number}-{clean}.png" if clean else f"{number}.png"

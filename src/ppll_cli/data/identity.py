@@ -21,11 +21,7 @@ Identity = Mapping[str, Sequence[Entry]]
 
 
 def of_files(paths: Iterable[Path]) -> list[Entry]:
-    """Return an entry for each file: its name without folders, and its size in bytes.
-
-    Raises:
-        OSError: A file does not exist or cannot be reached.
-    """
+    """Return an entry for each file: its name without folders, and its size in bytes."""
     return [(path.name, path.stat().st_size) for path in paths]
 
 

@@ -47,7 +47,7 @@ class ImageFolder(LabelledPictures):
         if "train" not in sources:
             problem = f"has {' and '.join(sources)}, but no train"
             raise ListingError(self.folder, problem, "add the folder train, or train.csv")
-        return arranged(sources, {part: self._read(part, at) for part, at in sources.items()})
+        return arranged({part: (at, self._read(part, at)) for part, at in sources.items()})
 
     def _source(self, part: str) -> Path | None:
         """Return a part's CSV file, or its folder if no file exists; None if both are missing."""
@@ -57,11 +57,7 @@ class ImageFolder(LabelledPictures):
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """Return the CSV file in the root; without such a file, return the root.
-
-        Raises:
-            ListingError: The root has several CSV files, or neither a CSV file nor folders.
-        """
+        """Return the CSV file in the root; without such a file, return the root."""
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

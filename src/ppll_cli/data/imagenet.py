@@ -76,9 +76,7 @@ class ImageNet(LabelledPictures):
         train, val = base / "train", base / "val"
         solution = self.folder / SOLUTION
         evaluated = from_csv(solution, val, meant=_kaggle) if solution.is_file() else _sorted(val)
-        return arranged(
-            {"train": train, "test": val}, {"train": from_folders(train), "test": evaluated}
-        )
+        return arranged({"train": (train, from_folders(train)), "test": (val, evaluated)})
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:

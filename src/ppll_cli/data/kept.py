@@ -3,14 +3,17 @@
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
+from io import BufferedWriter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+from numpy.lib.format import write_array_header_1_0
+
 from ppll_cli.data.download import one_line
-from ppll_cli.data.files import cache_root
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.files import write_bytes
 
@@ -20,23 +23,32 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def place(folder: str, recipe: object) -> Path:
-    """Return the path in the cache for derived data; `folder` holds all data of one kind.
+def place(folder: Path, *recipe: object) -> Path:
+    """Return the path for derived data in a folder of the cache, which has data of one kind.
 
     The recipe is everything that determines the data, as values that JSON can represent.
     """
-    written = json.dumps([_VERSION, recipe]).encode()
-    return cache_root() / folder / blake2b(written, digest_size=12).hexdigest()
+    written = json.dumps([_VERSION, *recipe]).encode()
+    return folder / blake2b(written, digest_size=12).hexdigest()
 
 
 def stamp(path: Path) -> tuple[str, int, int]:
-    """Return a file's path, size in bytes and modification time in ns, to detect changed content.
-
-    Raises:
-        OSError: The file does not exist or cannot be reached.
-    """
+    """Return a file's path, size in bytes and modification time in ns, to detect changes."""
     status = path.stat()
     return str(path.absolute()), status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
+    """Open a file for the pixels, uint8, of an array of this shape, which np.load can map.
+
+    Writing to a mapped file instead would crash the process if the disk is full.
+    """
+    with path.open("wb") as file:
+        write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def unwritable(path: Path, error: OSError) -> ConfigError:
@@ -47,46 +59,50 @@ def unwritable(path: Path, error: OSError) -> ConfigError:
     )
 
 
-def kept_folder(folder: Path, make: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+def kept_folder(
+    folder: Path,
+    make: Callable[[Path], None],
+    read: Callable[[Path], T],
+    refused: Callable[[Path, OSError], ConfigError] = unwritable,
+) -> T:
     """Read a folder of the cache; make the folder first if it is missing or damaged.
 
     Args:
         folder: The path of the folder.
         make: Fills an empty folder.
         read: Returns the content of a folder; any exception means that the folder is damaged.
-
-    Returns:
-        The result of `read`.
-
-    Raises:
-        OSError: The folder cannot be written.
-        ConfigError: `make` raises it.
+        refused: Returns the error to raise if the folder cannot be written.
     """
     if os.path.lexists(folder):
         try:
             return read(folder)
         except Exception as error:  # damaged files raise exceptions of any kind
             _say_damaged(folder, error)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-        made = Path(scratch, "made")
-        made.mkdir()
-        make(made)
-        _replace(made, folder, Path(scratch, "damaged"), read)
-    return read(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
+            made = Path(scratch, "made")
+            made.mkdir()
+            make(made)
+            _replace(made, folder, Path(scratch, "damaged"), read)
+        return read(folder)
+    except OSError as error:
+        raise refused(folder, error) from error
 
 
-def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) -> T:
-    """Make an object and save it in the cache; if saving fails, only log a warning.
+def kept_file(
+    path: Path, make: Callable[[], T], read: Callable[[Path], T], write: Callable[[T], bytes]
+) -> T:
+    """Read a file of the cache; make its content first if the file is missing or damaged.
 
-    Args:
-        path: The file. A file, link or folder at this path is replaced.
-        make: Makes the object.
-        write: Converts the object to the content of the file.
-
-    Returns:
-        The object that `make` returned.
+    A damaged file, or a link or folder at its path, is replaced. If the new file cannot be written,
+    only a warning is logged.
     """
+    if os.path.lexists(path):
+        try:
+            return read(path)
+        except Exception as error:  # damaged files raise exceptions of any kind
+            _say_damaged(path, error)
     made = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,25 +118,6 @@ def kept_file(path: Path, make: Callable[[], T], write: Callable[[T], bytes]) ->
             error.strerror,
         )
     return made
-
-
-def read_kept(path: Path, read: Callable[[Path], T]) -> T | None:
-    """Read a file of the cache.
-
-    Args:
-        path: The file.
-        read: Returns the content of the file; any exception means that the file is damaged.
-
-    Returns:
-        The result of `read`; None if the file is missing or damaged.
-    """
-    if not os.path.lexists(path):
-        return None
-    try:
-        return read(path)
-    except Exception as error:  # damaged files raise exceptions of any kind
-        _say_damaged(path, error)
-        return None
 
 
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:

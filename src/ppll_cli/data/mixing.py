@@ -4,12 +4,10 @@ Image i of a batch is mixed with image i - 1, and the first image with the last 
 random, because the order of samples is random. Random numbers are drawn on the CPU, once per batch,
 before the batch is divided among replicas and micro-batches.
 
-Legend: B batch, C channels, H height,
-W width (pixels).
+Legend: B batch, C channels, H height, W width (pixels).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import copysign, cos, exp, expm1, log1p, pi, sqrt
 
 import torch
@@ -19,52 +17,38 @@ from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL, OTHER_LABEL, SHARE
 
 
-@dataclass(frozen=True)
-class Mixing:
-    """Settings of Mixup and CutMix.
+def mixed(
+    batch: Mapping[str, Tensor],
+    generator: torch.Generator,
+    *,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+) -> dict[str, Tensor]:
+    """Mix a training batch by Mixup or CutMix; its images are changed in place.
 
-    If both are on, each batch is mixed by one of them, chosen with probability 1/2.
+    `mixup` and `cutmix` are the methods' alphas: the share of an image in its mixture is drawn from
+    Beta(alpha, alpha). 0 turns a method off. If both are on, one of them is chosen with probability
+    1/2. The batch has normalised images float32 [B, C, H, W] and labels int64 [B], by name.
 
-    Attributes:
-        mixup: Alpha of Mixup. The share of an image in its mixture is drawn from Beta(alpha,
-            alpha). 0 turns Mixup off.
-        cutmix: Alpha of CutMix. The share of an image in its mixture is drawn from Beta(alpha,
-            alpha). 0 turns CutMix off.
+    Returns:
+        The mixed images, and for each of them the label with the larger share, the other label, and
+        the larger share, by name.
     """
+    images, labels = batch[IMAGE], batch[LABEL]
+    which, u, v, down, right = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
+    if not cutmix or (mixup and which < 0.5):
+        share = mix_up(images, symmetric_beta(mixup, u, v))
+    else:
+        share = cut_mix(images, symmetric_beta(cutmix, u, v), (down, right))
+    others = labels.roll(1)
+    if share < 0.5:
+        labels, others, share = others, labels, 1 - share
+    return {**batch, **targets(labels, others, share)}
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
 
-    @property
-    def on(self) -> bool:
-        """Whether training batches are mixed."""
-        return self.mixup > 0 or self.cutmix > 0
-
-    def mixed(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Mix a training batch; its images are changed in place.
-
-        Args:
-            batch: Normalised images float32 [B, C, H, W] and labels int64 [B], by name.
-            generator: A CPU generator.
-
-        Returns:
-            The mixed images, and for each of them the label with the larger share, the other
-            label, and the larger share, by name.
-        """
-        images, labels = batch[IMAGE], batch[LABEL]
-        which, u, v, down, right = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
-        if not self.cutmix or (self.mixup and which < 0.5):
-            share = mix_up(images, symmetric_beta(self.mixup, u, v))
-        else:
-            share = cut_mix(images, symmetric_beta(self.cutmix, u, v), (down, right))
-        others = labels.roll(1)
-        if share < 0.5:
-            labels, others, share = others, labels, 1 - share
-        return {**batch, **targets(labels, others, share)}
-
-    def unmixed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Add the targets of a mixed batch to an evaluation batch; each label has share 1."""
-        return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
+def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the targets of a mixed batch to an evaluation batch; each label has share 1."""
+    return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
@@ -90,15 +74,9 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
     """Replace a box of each image by the same box of the previous image.
 
     The box is sqrt(1 - share) times as high and wide as the image, rounded down to even numbers of
-    pixels, and clipped at the image's border.
-
-    Args:
-        images: float32 [B, C, H, W], changed in place.
-        share: Fraction of the image outside the box, in [0, 1], if the box is not clipped.
-        place: Centre of the box, as fractions of height and width in [0, 1).
-
-    Returns:
-        Fraction of the image outside the clipped box.
+    pixels, and clipped at the image's border. `place` is its centre, as fractions of height and
+    width in [0, 1). Images, float32 [B, C, H, W], are changed in place. Return the fraction of an
+    image that is outside of its clipped box.
     """
     sides = images.shape[2:]
     rows, columns = (_within(s, share, at) for s, at in zip(sides, place, strict=True))

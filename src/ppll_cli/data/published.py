@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ppll_cli.data.batches import Split
     from ppll_cli.data.identity import Identity
 
+Content = tuple[NDArray[Any], NDArray[Any]]
+"""Images and labels."""
+
 
 class Published(ImageDataset):
     """A data set for which torchvision has a class."""
@@ -30,15 +33,10 @@ class Published(ImageDataset):
         """Return the MD5 sums of the files of a part, by their paths under the root."""
 
     @abstractmethod
-    def open(
-        self, part: Part, folder: Path, *, download: bool = False
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Check and read the files of a part with torchvision, or download missing files first.
+    def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:
+        """Return a part's images, uint8 [N, C, H, W], and labels, integers [N].
 
-        The folder is the root for torchvision.
-
-        Returns:
-            Images uint8 [N, C, H, W] and labels, integers [N].
+        torchvision checks the files in its root `folder`, or downloads missing files first.
         """
 
     def prepare(self) -> None:  # noqa: D102

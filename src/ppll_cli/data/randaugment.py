@@ -54,10 +54,8 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
     """Apply one operation to each image.
 
-    Args:
-        images: uint8 [B, C, H, W].
-        drawn: Number of each image's operation, int64 [B] on the CPU.
-        signs: Direction of each image's operation, 1 or -1, int64 [B] on the CPU.
+    `drawn` is the number of each image's operation, and `signs` is its direction, 1 or -1; both are
+    int64 [B] on the CPU.
     """
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
@@ -87,43 +85,27 @@ the first pixel is at (1/2, 1/2).
 """
 
 
-def _map(a: float, b: float, d: float, e: float, centre: tuple[float, float]) -> Map:
-    """Return the map with these coefficients that keeps the point `centre` (column, row) fixed."""
-    x, y = centre
-    c, f = x - a * x - b * y, y - d * x - e * y
+def _map(a: float, b: float, c: float, d: float, e: float, f: float) -> Map:
     numbers = [round(_ONE * each) for each in (a, b, c, d, e, f)]
     return numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
 
 
-def _shear_x(sign: int, height: int, width: int) -> Map:
-    return _map(1, sign * SHEAR, 0, 1, (0, 0))
-
-
-def _shear_y(sign: int, height: int, width: int) -> Map:
-    return _map(1, 0, sign * SHEAR, 1, (0, 0))
-
-
-def _shift_x(sign: int, height: int, width: int) -> Map:
-    return (_ONE, 0, sign * int(SHIFT * width) * _ONE, 0, _ONE, 0)
-
-
-def _shift_y(sign: int, height: int, width: int) -> Map:
-    return (_ONE, 0, 0, 0, _ONE, sign * int(SHIFT * height) * _ONE)
-
-
-def _rotate(sign: int, height: int, width: int) -> Map:
+def _rotation(sign: int, height: int, width: int) -> Map:
+    """Return a rotation about the centre of the image."""
     sine, cosine = sin(sign * ANGLE), cos(ANGLE)
-    return _map(cosine, -sine, sine, cosine, (width / 2, height / 2))
+    x, y = width / 2, height / 2
+    return _map(cosine, -sine, x - cosine * x + sine * y, sine, cosine, y - sine * x - cosine * y)
 
 
 GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
-    _shear_x,
-    _shear_y,
-    _shift_x,
-    _shift_y,
-    _rotate,
+    lambda sign, height, width: _map(1, sign * SHEAR, 0, 0, 1, 0),
+    lambda sign, height, width: _map(1, 0, 0, sign * SHEAR, 1, 0),
+    lambda sign, height, width: _map(1, 0, sign * int(SHIFT * width), 0, 1, 0),
+    lambda sign, height, width: _map(1, 0, 0, 0, 1, sign * int(SHIFT * height)),
+    _rotation,
 )
-"""Geometric operations: functions of the direction, the height and the width."""
+"""Geometric operations: functions of the direction, the height and the width. They are shears of
+rows and columns, shifts of columns and rows, and a rotation."""
 
 
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
@@ -131,17 +113,25 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
 
     Images are uint8 [B, C, H, W]; `maps` has the `Map` of each image, int64 [B, 6].
     """
-    _, channels, height, width = images.shape
+    height, width = images.shape[2:]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
     x = 2 * torch.arange(width, device=images.device) + 1  # twice the centre of a pixel
     y = 2 * torch.arange(height, device=images.device)[:, None] + 1
     columns = torch.div(a * x + b * y + 2 * c, 2 * _ONE, rounding_mode="floor")
     rows = torch.div(d * x + e * y + 2 * f, 2 * _ONE, rounding_mode="floor")
     outside = (columns < 0) | (columns >= width) | (rows < 0) | (rows >= height)
-    sources = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
-    index = sources.flatten(1)[:, None].expand(-1, channels, -1)
-    moved = images.flatten(2).gather(2, index).view(images.shape)
+    moved = picked(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
     return moved.masked_fill(outside[:, None], 0)
+
+
+def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return images with the pixels at these rows and columns of the given images.
+
+    Images are [B, C, H, W]; rows and columns are int64, and together broadcast to [B, H, W].
+    """
+    sources = (rows * images.shape[3] + columns).flatten(1)
+    index = sources[:, None].expand(-1, images.shape[1], -1)
+    return images.flatten(2).gather(2, index).view(images.shape)
 
 
 # Operations on colours take pixels int32 [B, C, H, W] and factors int32 [B, 1, 1, 1], which are in

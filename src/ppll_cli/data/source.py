@@ -1,6 +1,6 @@
 """The interface between data sets of every kind and the runner."""
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.task import Task
 
+    Predict = Callable[[Tensor], Tensor]  # applies a model to images
+    Tensors = dict[str, Tensor]
 
 PREPROCESSING = (
     *("mean", "std", "size", "middle_part"),
@@ -27,12 +29,7 @@ model's training are used.
 
 
 class Prediction(NamedTuple):
-    """The prediction of a model for one picture.
-
-    Attributes:
-        result: The prediction as plain data, for a JSON file.
-        picture: A drawing of the prediction; None if `result` is enough.
-    """
+    """A model's prediction for a picture: plain data for a JSON file and, if useful, a drawing."""
 
     result: dict[str, Any]
     picture: "Image.Image | None" = None
@@ -63,25 +60,16 @@ class BatchMaker(Protocol):
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
         A separate thread calls this, on CUDA with its own stream. Copy tensors to the device with
-        `ppll_cli.data.staging.to_device`, which does not wait for the device.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            batch: Index of the batch within the epoch, from 0.
+        `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and the
+        batch within it, are counted from 0.
         """
-        ...
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch of samples in their order, without augmentation.
 
-        The tensors have the names and dtypes of those of a training batch.
-
-        Args:
-            split: Name of the split of the data set.
-            batch: Index of the batch within the split, from 0.
-            size: Samples per batch; the last batch may have fewer.
+        The tensors have the names and dtypes of those of a training batch. The batch within the
+        split is counted from 0. Only the last batch may have fewer than `size` samples.
         """
-        ...
 
 
 class Dataset(Protocol):
@@ -124,29 +112,20 @@ class Dataset(Protocol):
 
     def prepare(self) -> None:
         """Make sure that the files exist. The parent process calls this before workers start."""
-        ...
 
     def load(self) -> Mapping[str, Sized]:
         """Read and check the data, and return its splits by name."""
-        ...
 
     def image_spec(self, splits: Any) -> "ImageSpec":
         """Return the shape of training images, given the result of `load`."""
-        ...
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
         """Return the form of evaluation batches; None if training batches have the same form."""
-        ...
 
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"
     ) -> BatchMaker:
-        """Return an object that makes the batches of a run.
+        """Return an object that makes the batches of a run, on a device.
 
-        Args:
-            splits: The result of `load`.
-            batch_size: Samples per training batch.
-            seed: The run's seed.
-            device: The device on which batches are made.
+        `splits` is the result of `load`, `batch_size` is that of training, and `seed` is the run's.
         """
-        ...

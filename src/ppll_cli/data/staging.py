@@ -16,15 +16,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     On CUDA the tensor is first copied to pinned memory, which the device can read without the host.
     The caller need not keep the pinned memory or wait for the copy: torch's caching allocator
     reuses the memory only after the copy has finished. In the steady state no memory is allocated
-    or freed.
+    or freed. The copy is queued on the calling thread's current stream.
 
-    Args:
-        tensor: A tensor, usually in host memory. A pinned tensor is copied directly, so it must not
-            be changed after this call.
-        device: The target device. A tensor that is already on this device is returned unchanged.
-
-    Returns:
-        The tensor on the device. The copy is queued on the calling thread's current stream.
+    A pinned tensor is copied directly, so it must not be changed after this call. A tensor that is
+    already on the device is returned unchanged.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -35,12 +30,9 @@ class SideStream:
     """A CUDA stream for a thread that makes tensors which another thread uses.
 
     The work of the two threads then overlaps on the device. Only the stream of the using thread
-    waits for finished tensors; the thread itself does not wait. On CPU there are no streams, and
-    all methods do nothing.
-
-    Args:
-        device: The device on which tensors are made. The new stream first waits for the work that
-            is already queued on the current stream, such as the copy of a data set.
+    waits for finished tensors; the thread itself does not wait. The new stream first waits for the
+    work that is already queued on the current stream, such as the copy of a data set. On CPU there
+    are no streams, and all methods do nothing.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from ppll_cli.data.files import Part
-from ppll_cli.data.published import Published
+from ppll_cli.data.published import Content, Published
 
 
 class Stl10(Published):
@@ -32,9 +30,7 @@ class Stl10(Published):
         listed = STL10.train_list[:2] if part == "train" else STL10.test_list
         return {f"{STL10.base_folder}/{name}": md5 for name, md5 in listed}
 
-    def open(  # noqa: D102
-        self, part: Part, folder: Path, *, download: bool = False
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
         from torchvision.datasets import STL10
 
         # torchvision would check the sums of all files, even of 2.8 GB of unlabelled images.

@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from ppll_cli.data.files import Part
-from ppll_cli.data.published import Published
+from ppll_cli.data.published import Content, Published
 
 
 class Svhn(Published):
@@ -28,9 +25,7 @@ class Svhn(Published):
         _, name, md5 = SVHN.split_list[part]
         return {name: md5}
 
-    def open(  # noqa: D102
-        self, part: Part, folder: Path, *, download: bool = False
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
+    def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
         from torchvision.datasets import SVHN
 
         data = SVHN(folder, part, download=download)

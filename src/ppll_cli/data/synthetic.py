@@ -10,16 +10,11 @@ from ppll_cli.data.files import Part, check_at_least, fixed_random
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(ImageDataset):
-    """Random bytes with random labels, equal in every run. They contain nothing to learn.
+    """Random bytes with random labels, equal in every run. They contain nothing to learn."""
 
-    Attributes:
-        size: Height and width of an image, in pixels.
-        classes: Number of classes, at least 2.
-    """
-
-    size: int
+    size: int  # height and width of an image, in pixels
     channels: int
-    classes: int
+    classes: int  # at least 2
     train_samples: int
     test_samples: int
 

@@ -32,9 +32,7 @@ class TinyImageNet(LabelledPictures):
         train, val = base / "train", base / "val"
         listed = val / ANNOTATIONS  # missing if somebody has sorted the pictures into folders
         evaluated = from_csv(listed, val / "images") if listed.is_file() else from_folders(val)
-        return arranged(
-            {"train": train, "test": val}, {"train": from_folders(train), "test": evaluated}
-        )
+        return arranged({"train": (train, from_folders(train)), "test": (val, evaluated)})
 
 
 def _fetch(folder: Path) -> None:

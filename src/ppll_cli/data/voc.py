@@ -62,7 +62,7 @@ class Voc(DetectionDataset):
         return f"{self.years:02}" if isinstance(self.years, int) else self.years
 
     @property
-    def classes(self) -> tuple[str, ...]:  # noqa: D102
+    def class_names(self) -> tuple[str, ...]:  # noqa: D102
         return CLASSES
 
     def prepare(self) -> None:  # noqa: D102

@@ -21,7 +21,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from safetensors import safe_open
@@ -71,7 +70,6 @@ class Saved(Protocol):
     @property
     def names(self) -> Iterable[str]:
         """Names of all tensors."""
-        ...
 
     def __getitem__(self, name: str) -> Tensor: ...
 
@@ -79,12 +77,9 @@ class Saved(Protocol):
 class SavedTensors:
     """The tensors of a checkpoint, from the files of all stages. Use it as a context manager.
 
-    Args:
-        folder: The folder of the checkpoint. If it has no manifest, because it is a copy of the
-            stages' files alone, all files `stage-*.safetensors` in it are read.
-
-    Attributes:
-        unreported: Training measurements that had not been reported when the checkpoint was saved.
+    If the folder has no manifest, because it is a copy of the stages' files alone, all files
+    `stage-*.safetensors` in it are read. `unreported` has the training measurements that had not
+    been reported when the checkpoint was saved.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,12 +100,7 @@ class SavedTensors:
             self.unreported |= {int(module): plain for module, plain in found.items()}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._open.close()
 
     @property
@@ -134,13 +124,10 @@ def save_stage(
     tensors: Mapping[str, Tensor],
     unreported: Unreported | None = None,
 ) -> SavedFile:
-    """Write a stage's file of a checkpoint that is not finished yet.
+    """Write a stage's file of an unfinished checkpoint; return the file's entry for the manifest.
 
     `step` is the number of optimizer steps done. `unreported` has the training measurements of the
     stage's modules that are not reported yet.
-
-    Returns:
-        Name, size and digest of the file, for the manifest.
 
     Raises:
         OSError, SafetensorError: The file cannot be written.
@@ -201,8 +188,7 @@ def best_step(run_dir: str | Path) -> int | None:
 def newest(run_dir: str | Path) -> Checkpoint | None:
     """Find the newest undamaged checkpoint, and log a warning for each newer, damaged checkpoint.
 
-    Returns:
-        The checkpoint; None if there is no undamaged checkpoint.
+    Return None if there is no undamaged checkpoint.
 
     Raises:
         ConfigError: A newer program wrote the newest readable manifest, or `checkpoints` is no
@@ -229,12 +215,7 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
 
 
 def files(folder: Path) -> tuple[SavedFile, ...]:
-    """Return the files that the manifest of a finished checkpoint lists.
-
-    Raises:
-        DamagedError: The manifest cannot be read, or does not match its checksum.
-        LaterFormatError: A newer program wrote the manifest.
-    """
+    """Return the files that the manifest of a finished checkpoint lists (see `read_manifest`)."""
     return read_manifest(folder).files
 
 
@@ -296,7 +277,7 @@ def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return a pair (step, folder) for each checkpoint, sorted by step."""
+    """Return those pairs of `_step_paths` whose path is a folder."""
     return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 

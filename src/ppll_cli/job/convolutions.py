@@ -61,10 +61,9 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each element of a kernel meets at least one element of the input.
+    """Return whether each element of a convolution's kernel meets at least one of its input.
 
-    The arguments but the first are those of the convolution. An input too small for the kernel
-    counts as meeting it, so that torch reports it.
+    An input too small for the kernel counts as meeting it, so that torch reports it.
     """
     sizes = zip(
         input.shape[-dimensions:],

@@ -17,33 +17,21 @@ AVERAGED = "_ema"
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """A training batch.
+    """A training batch."""
 
-    Attributes:
-        step: Number of optimizer steps done before the batch.
-        epoch: Number of the epoch, from 0.
-        batch: Index of the batch within the epoch, from 0.
-    """
-
-    step: int
-    epoch: int
-    batch: int
+    step: int  # number of optimizer steps done before the batch
+    epoch: int  # from 0
+    batch: int  # within the epoch, from 0
     samples: int
 
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """A batch of a held-out split, or several batches that go through the pipeline together.
+    """A batch of a held-out split, or several batches that go through the pipeline together."""
 
-    Attributes:
-        split: Name of the split, "val" or "test"; "val_ema" or "test_ema" for averaged weights.
-        batch: Index of the first batch within the split, from 0.
-        samples: Number of samples of all these batches.
-    """
-
-    split: str
-    batch: int
-    samples: int
+    split: str  # "val" or "test"; "val_ema" or "test_ema" for averaged weights
+    batch: int  # index of the first batch within the split, from 0
+    samples: int  # of all these batches
 
     @property
     def averaged(self) -> bool:
@@ -58,14 +46,9 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """The version of the weights in a message; the message's header has it in place of an item.
+    """The version of the weights in a message; the message's header has it in place of an item."""
 
-    Attributes:
-        steps: Number of optimizer steps that have changed the weights; 0 or less for the initial
-            weights.
-    """
-
-    steps: int
+    steps: int  # that have changed the weights; 0 or less for the initial weights
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
@@ -81,25 +64,15 @@ Item = TrainBatch | EvaluationBatch | Mark
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch that a worker computes now: the share of its replica, split into micro-batches.
+    """The batch that a worker computes now: the share of its replica, split into micro-batches."""
 
-    Attributes:
-        sizes: Number of samples of each micro-batch of the share.
-        training: Whether it is a training batch; otherwise it is for evaluation.
-        step: Number of optimizer steps done before a training batch.
-        samples: Number of samples of the whole batch, over all replicas.
-        first_micro_batch: Total number of micro-batches of the replicas with lower numbers.
-        first_sample: Total number of samples of these replicas.
-        averaged: Whether averaged weights are evaluated.
-    """
-
-    sizes: Sequence[int]
-    training: bool = False
-    step: int = 0
-    samples: int = 0
-    first_micro_batch: int = 0
-    first_sample: int = 0
-    averaged: bool = False
+    sizes: Sequence[int]  # number of samples of each micro-batch of the share
+    training: bool = False  # otherwise the batch is for evaluation
+    step: int = 0  # number of optimizer steps done before a training batch
+    samples: int = 0  # of the whole batch, over all replicas
+    first_micro_batch: int = 0  # number of micro-batches of the replicas with lower numbers
+    first_sample: int = 0  # number of samples of these replicas
+    averaged: bool = False  # whether averaged weights are evaluated
 
     def share(self, micro_batch: int) -> float:
         """Return the weight of a micro-batch in the batch's mean loss: its share of the samples."""
@@ -110,36 +83,21 @@ class Batch:
 class Course:
     """The planned sequence of a run's batches, evaluations and checkpoints.
 
-    Attributes:
-        samples: Number of samples of each split.
-        batch_size: Samples per training batch; the last batch of an epoch may have fewer.
-        drop_last: Whether such a shorter last batch is left out.
-        evaluation_size: Samples per evaluation batch; the last batch of a split may have fewer.
-        epochs: Number of epochs to train; the learning rate's schedule ends with the last epoch.
-        max_steps: Largest number of optimizer steps; the run stops after them even if `epochs` are
-            not done. None for no limit.
-        eval_every: Epochs between evaluations. The end of the run is always evaluated.
-        checkpoint_every: Optimizer steps between checkpoints; None for a checkpoint after each
-            epoch. The end of the run always has a checkpoint.
-        checkpoint_best: Whether a checkpoint follows each evaluation, in addition to those of
-            `checkpoint_every`.
-        evaluation_batches: Number of evaluation batches that go through the pipeline together.
-        averages: Whether averaged weights are evaluated after the weights themselves.
-        log_every: Optimizer steps between training reports. Each epoch also ends with a report.
+    The end of the run is always evaluated, and always has a checkpoint.
     """
 
-    samples: Mapping[str, int]
-    batch_size: int
-    drop_last: bool
-    evaluation_size: int
-    epochs: int
-    max_steps: int | None
-    eval_every: int
-    checkpoint_every: int | None
-    checkpoint_best: bool = False
-    evaluation_batches: int = 1
-    averages: bool = False
-    log_every: int = 10
+    samples: Mapping[str, int]  # of each split
+    batch_size: int  # samples per training batch; the last batch of an epoch may have fewer
+    drop_last: bool  # whether such a shorter last batch is left out
+    evaluation_size: int  # samples per evaluation batch; the last batch of a split may have fewer
+    epochs: int  # number to train; the learning rate's schedule ends with the last epoch
+    max_steps: int | None  # largest number of optimizer steps, even if `epochs` are not done then
+    eval_every: int  # epochs between evaluations
+    checkpoint_every: int | None  # steps between checkpoints; None for one after each epoch
+    checkpoint_best: bool = False  # whether another checkpoint follows each evaluation
+    evaluation_batches: int = 1  # number that go through the pipeline together
+    averages: bool = False  # whether averaged weights are evaluated after the weights themselves
+    log_every: int = 10  # steps between training reports; each epoch also ends with a report
 
     @property
     def evaluated(self) -> list[str]:
@@ -244,9 +202,7 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 def split_batch(samples: int, microbatches: int) -> list[int]:
     """Split a batch into micro-batches of nearly equal size, the larger micro-batches first.
 
-    Returns:
-        The number of samples of each micro-batch, at least 1. If `samples` is less than
-        `microbatches`, there are only `samples` micro-batches.
+    Each has at least one sample, so there may be fewer micro-batches. The result is their sizes.
     """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
@@ -254,16 +210,9 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Split a replica's share of a batch into micro-batches. Shares are as equal as possible.
+    """Split a replica's share of a batch, which has a sample for each replica or more.
 
-    Args:
-        samples: Number of samples of the batch, at least one per replica.
-        microbatches: Number of micro-batches per share; a share with fewer samples has one
-            micro-batch per sample.
-        replicas: Number of replicas that share the batch. The first replicas have larger shares.
-        replica: Number of the replica whose share is split, from 0.
-
-    Returns:
-        The number of samples of each micro-batch.
+    Shares are as equal as possible, and the first replicas have the larger shares. The result is
+    the number of samples of each micro-batch, as `split_batch` returns it.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

@@ -16,12 +16,9 @@ from ppll_cli.leaves.machine import processor
 def devices_here(
     settings: Settings, workers: int, notes: list[str]
 ) -> tuple[tuple[str, ...], bool]:
-    """Choose the device of each worker of this machine.
+    """Return the device of each worker of this machine, and whether workers share a CUDA device.
 
     If workers fall back to the CPU, the function appends a note for the user to `notes`.
-
-    Returns:
-        The device of each worker, and whether workers share a CUDA device.
 
     Raises:
         ConfigError: There are too few CUDA devices.
@@ -42,11 +39,7 @@ def devices_here(
 
 
 def device_of(settings: Settings) -> str:
-    """Choose the device of a single worker.
-
-    Raises:
-        ConfigError: There is no such device, or the machine lacks something the worker needs.
-    """
+    """Choose the device of a single worker."""
     (device,), _ = devices_here(settings, 1, [])
     check_processors(settings, (device,), [])
     return device
@@ -67,9 +60,6 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
     """Check that this machine has everything that workers on these devices need.
 
     If there are more threads than cores, the function appends a note for the user to `notes`.
-
-    Raises:
-        ConfigError: The machine lacks something.
     """
     on_cpu = "cpu" in devices
     if on_cpu and settings.precision == "tf32":

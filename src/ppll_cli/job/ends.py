@@ -27,40 +27,26 @@ from ppll_cli.pipeline.routes import Access, Watch
 class ModuleEnd:
     """The computations of a module after its last unit.
 
-    Attributes:
-        follows: First the module's exports (units that compute values for losses of later modules),
-            then its loss, in the order in which they run.
-        cost: Cost of the module's auxiliary network.
-        watches: The unit of a later module whose weights the module's loss reads; None if the loss
-            reads no weights of other modules.
+    First the module's exports (units that compute values for losses of later modules) run, and then
+    its loss.
     """
 
     follows: tuple[Access, ...]
-    cost: Cost
-    watches: Watch | None = None
+    cost: Cost  # of the module's auxiliary network
+    watches: Watch | None = None  # the unit of a later module whose weights the loss reads
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Finds what each module runs after its last unit. It builds networks on the meta device.
-
-    Args:
-        site: Describes the model. The modules in it are not used.
-        traced: Outputs and cost of each unit.
-        batch: Shape and dtype of each tensor that a batch carries.
-    """
+    """Finds what each module runs after its last unit. It builds networks on the meta device."""
 
     method: LocalMethod
-    site: Site
-    traced: Sequence[TracedUnit]
-    batch: Mapping[str, ValueSpec]
+    site: Site  # describes the model; the modules in it are not used
+    traced: Sequence[TracedUnit]  # outputs and cost of each unit
+    batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs at its end, and the tensors that each unit can read.
-
-        Returns:
-            The `ModuleEnd` of each module; and for each unit, shape and dtype of each tensor that
-            exists before the unit runs, by name.
+        """Return what each module runs at its end, and the same as the method `specs`.
 
         Raises:
             ConfigError: The method cannot be applied to the model, or it exports tensors or reads
@@ -133,12 +119,9 @@ class Ends:
     ) -> Iterator[tuple[Site, Sequence[Unit]]]:
         """Yield each module's site and exports.
 
-        Args:
-            modules: The units of each module.
-            specs: The tensors of a batch. The function adds the outputs of units and exports: when
-                it yields a module, all tensors that exist at the module's end are in this dict.
-            before: A list to which the function appends, for each unit, the tensors that exist
-                before the unit runs.
+        `specs` has the tensors of a batch. When a module is yielded, the outputs of all its and
+        earlier units and exports have been added. To `before`, the function appends for each unit
+        the tensors that exist before the unit runs.
         """
         units = self.site.units
         for module, indices in enumerate(modules):

@@ -28,17 +28,11 @@ _Start = tuple[GradientEdge, Tensor]
 
 
 class _Call(NamedTuple):
-    """The arguments of one call of autograd.
-
-    Attributes:
-        starts: The points where the backward pass starts, with their gradients.
-        weights: The leaves whose `.grad` the call updates.
-        retain: Whether a later call needs the graph again.
-    """
+    """The arguments of one call of autograd."""
 
     starts: Sequence[_Start]
-    weights: Sequence[Tensor]
-    retain: bool
+    weights: Sequence[Tensor]  # the leaves whose `.grad` the call updates
+    retain: bool  # whether a later call needs the graph again
 
 
 class WeightHalf:
@@ -66,15 +60,8 @@ def backward_to_inputs(
 ) -> WeightHalf:
     """Run the first half of a backward, which adds the gradients of the inputs to `.grad`.
 
-    Args:
-        outputs: The tensors at which the backward starts.
-        gradients: The gradient of each output, with the output's shape.
-        inputs: The leaves of the graph whose gradients are computed.
-        weights: The leaves of the graph whose gradients the second half computes. No input may be
-            among them.
-
-    Returns:
-        The second half, which computes the gradients of the weights.
+    Inputs and weights are leaves of the graph; no input may be among the weights. Return the second
+    half, which computes the gradients of the weights.
     """
     starts = list(zip(map(get_gradient_edge, outputs), gradients, strict=True))
     graph = _Graph([edge.node for edge, _ in starts], inputs, weights)
@@ -106,13 +93,12 @@ def backward_to_inputs(
 class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
-    Attributes:
-        weights: The autograd nodes that add to `.grad` of the weights.
-        nodes: The operations that use the weights and are on a path from the outputs to the inputs.
-        given: Starting points at the outputs that depend on the weights but on no input.
+    The weights are the autograd nodes that add to `.grad`. The other nodes are the operations that
+    use them and are on a path from the outputs to the inputs. `given` are starting points at the
+    outputs that depend on the weights but on no input.
     """
 
-    weights: set[Node] = field(default_factory=set)
+    weights: set[Node]
     nodes: list[Node] = field(default_factory=list)
     given: list[_Start] = field(default_factory=list)
     _kept: dict[Node, Sequence[Tensor | None]] = field(default_factory=dict)
@@ -133,13 +119,7 @@ class _Group:
 
 
 class _Graph:
-    """The autograd graph from the outputs to the leaves.
-
-    Args:
-        roots: The nodes of the outputs.
-        inputs: The leaves whose gradients the first half computes.
-        weights: The leaves whose gradients the second half computes.
-    """
+    """The autograd graph from the outputs, whose nodes are the roots, to the leaves."""
 
     def __init__(
         self, roots: Sequence[Node], inputs: Iterable[Tensor], weights: Iterable[Tensor]

@@ -37,15 +37,10 @@ class Room(NamedTuple):
 
 
 class WatchedUnit(NamedTuple):
-    """A unit whose weights the loss of an earlier module reads.
-
-    Attributes:
-        name: Name of the unit.
-        specs: Full shape and dtype of each parameter, by the parameter's name inside the unit.
-    """
+    """A unit whose weights the loss of an earlier module reads."""
 
     name: str
-    specs: Mapping[str, ValueSpec]
+    specs: Mapping[str, ValueSpec]  # full shape and dtype of each parameter, by name in the unit
 
 
 class Seat(NamedTuple):
@@ -59,30 +54,13 @@ class Seat(NamedTuple):
 class Job:
     """Everything that a worker needs to know about the run.
 
-    Attributes:
-        settings: The configuration. Keys that the user did not set can be null in it. The fields
-            below, and the property `threads`, have the values that the program chose. For the local
-            method, read `local` instead.
-        local: Configuration of the local method's class, including defaults of its feature bank.
-        course: The plan of batches, evaluations and checkpoints.
-        image: The images that the model is built for.
-        task: The task that the model learns.
-        routes: The chunks of the model on their stages, and what travels between them.
-        specs: For each chunk, shape (without the batch dimension) and dtype of each input tensor,
-            by name.
-        features: Shape and dtype of the first output of each unit.
-        devices: The device of each worker, in the order of `seats`.
-        run_dir: The run directory.
-        start: Number of optimizer steps done before this process.
-        checkpoint: The checkpoint from which the run resumes; None if it starts at step 0.
-        evaluation_specs: The same as `specs`, for evaluation batches; None if equal to `specs`.
-        homes: The machine number of each worker, in the order of `seats`; empty if there is only
-            one machine.
-        weights: Initial weights from a file; None to initialize all weights from the seed.
-        watched: The units whose weights losses of earlier modules read, by index in the model.
-        snapshot_every: Largest number of messages on a channel between two snapshots of a stage. If
-            a worker of a stage in `restartable` fails, it is restarted from its last snapshot. 0 if
-            workers are not restarted.
+    Keys that the user did not set can be null in the settings. The fields below them, and the
+    property `threads`, have the values that the program chose. For the local method, read `local`,
+    which includes the defaults of its feature bank.
+
+    `snapshot_every` is the largest number of messages on a channel between two snapshots of a
+    stage, or 0 if workers are not restarted. If a worker of a stage in `restartable` fails, it is
+    restarted from its last snapshot.
     """
 
     settings: Settings
@@ -90,16 +68,18 @@ class Job:
     course: Course
     image: ImageSpec
     task: Task
-    routes: Routes
-    specs: tuple[Mapping[str, ValueSpec], ...]
-    features: tuple[ValueSpec, ...]
-    devices: tuple[str, ...]
+    routes: Routes  # the chunks of the model on their stages, and what travels between them
+    specs: tuple[Mapping[str, ValueSpec], ...]  # of the input tensors of each chunk, by name
+    features: tuple[ValueSpec, ...]  # of the first output of each unit
+    devices: tuple[str, ...]  # of the workers, in the order of `seats`
     run_dir: str
-    start: int = 0
-    checkpoint: Path | None = None
+    start: int = 0  # number of optimizer steps done before this process
+    checkpoint: Path | None = None  # from which the run resumes; None if it starts at step 0
+    # The same as `specs`, for evaluation batches; None if equal
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
-    homes: tuple[int, ...] = ()
-    weights: Weights | None = None
+    homes: tuple[int, ...] = ()  # machines of the workers; empty if there is only one machine
+    weights: Weights | None = None  # from a file; None to initialize all weights from the seed
+    # Units whose weights losses of earlier modules read, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
 

@@ -32,16 +32,10 @@ class StopFlag(Protocol):
 
 @dataclass(frozen=True)
 class Recovery:
-    """What a worker needs to write snapshots, and to continue after its earlier process failed.
+    """What a worker needs to write snapshots, and to continue after its earlier process failed."""
 
-    Attributes:
-        folder: The folder for snapshots of the worker's state.
-        saved: Step of the last checkpoint for which an earlier process of the worker has written
-            its file; -1 if there is none.
-    """
-
-    folder: str
-    saved: int = -1
+    folder: str  # for snapshots of the worker's state
+    saved: int = -1  # step of the last checkpoint whose file an earlier process has written
 
 
 class Handled(NamedTuple):
@@ -58,31 +52,20 @@ NOTHING = Handled()
 class Links:
     """A worker's connections.
 
-    Attributes:
-        senders: The ends of channels to other stages.
-        receivers: The ends of channels from other stages.
-        parent: Connection to the parent, for the worker's reports and for the parent's permission
-            to exit.
-        stop: Set by the parent to stop the run early.
-        pulse: Shared memory in which the worker shows that it is alive, and its progress.
-        groups: Process groups of torch.distributed; None if the run needs none.
-        replicas: Connection to the other replicas of the stage; None if there are none.
-        followers: Only in replica 0 of stage 0: the senders to the stage's other replicas, by
-            replica number.
-        leader: Only in these other replicas: the receiver from replica 0.
-        recovery: What the worker needs to be restarted; None if workers are not restarted.
+    Replica 0 of stage 0 has senders to the stage's other replicas, its followers, by replica
+    number. Each of these has the receiver from replica 0, its leader.
     """
 
-    senders: Mapping[Channel, Sender]
-    receivers: Mapping[Channel, Receiver]
-    parent: Connection
+    senders: Mapping[Channel, Sender]  # ends of channels to other stages
+    receivers: Mapping[Channel, Receiver]  # ends of channels from other stages
+    parent: Connection  # for the worker's reports and for the parent's permission to exit
     stop: StopFlag
     pulse: Pulse
-    groups: Groups | None = None
-    replicas: Replicas | None = None
+    groups: Groups | None = None  # of torch.distributed; None if the run needs none
+    replicas: Replicas | None = None  # connection to the other replicas of the stage, if any
     followers: Mapping[int, Sender] = field(default_factory=dict)
     leader: Receiver | None = None
-    recovery: Recovery | None = None
+    recovery: Recovery | None = None  # None if workers are not restarted
 
     def ends(self) -> list[Sender | Receiver]:
         """Return the worker's ends of all channels."""
@@ -92,17 +75,11 @@ class Links:
 
 @dataclass(frozen=True)
 class Header:
-    """Data in every message by which the receiver checks that the message is the expected one.
+    """Data in every message by which the receiver checks that the message is the expected one."""
 
-    Attributes:
-        item: The batch or mark to which the message belongs, or the version of weights in it.
-        micro_batch: Index of the micro-batch within its batch, from 0.
-        chunk: Number of the chunk that receives the message.
-    """
-
-    item: Item | Version
-    micro_batch: int = 0
-    chunk: int = 0
+    item: Item | Version  # the message's batch or mark, or the version of weights in it
+    micro_batch: int = 0  # within its batch, from 0
+    chunk: int = 0  # number of the chunk that receives the message
 
     def spelled(self) -> list[Any]:
         """Return the header as plain data that JSON can hold."""

@@ -40,33 +40,18 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a checkpoint's manifest.
+    """The contents of a checkpoint's manifest. Older programs wrote neither parts nor counts."""
 
-    Attributes:
-        step: Number of optimizer steps done.
-        epoch: The epoch of the last step, counted from 1.
-        cuts: Name of the first unit of each module but the first; empty under back-propagation.
-        metrics: The value of `Metrics.state` when the last stage had saved its file.
-        files: The files that the stages wrote.
-        parts: The parts of the run until this step (see `parts.py`); empty if an older program
-            wrote the manifest.
-        counted: The workers' counts and times until this step, for each set of conditions.
-    """
-
-    step: int
-    epoch: int
-    cuts: tuple[str, ...]
-    metrics: dict[str, int | float | None]
-    files: tuple[SavedFile, ...]
-    parts: tuple[Part, ...] = ()
-    counted: tuple[Counted, ...] = ()
+    step: int  # number of optimizer steps done
+    epoch: int  # of the last step, counted from 1
+    cuts: tuple[str, ...]  # first unit of each module but the first; empty under back-propagation
+    metrics: dict[str, int | float | None]  # `Metrics.state` when the last stage had saved its file
+    files: tuple[SavedFile, ...]  # that the stages wrote
+    parts: tuple[Part, ...] = ()  # of the run until this step (see `parts.py`)
+    counted: tuple[Counted, ...] = ()  # of the workers until this step, for each set of conditions
 
     def write(self, folder: Path) -> None:
-        """Write the manifest into a checkpoint's folder.
-
-        Raises:
-            OSError: The manifest cannot be written.
-        """
+        """Write the manifest into a checkpoint's folder."""
         content = {"format": FORMAT, **asdict(self)}
         content["files"] = sorted(content["files"], key=lambda file: str(file["name"]))
         write_json(folder / MANIFEST_FILE, content | {"sha256": digest_of(content)})

@@ -29,10 +29,8 @@ class _Flags(NamedTuple):
 class Numerics:
     """The precision and determinism of a run's computations.
 
-    Attributes:
-        precision: "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only with
-            "tf32". (torch's own default uses TF32 for convolutions, but not for matrix products.)
-        deterministic: Whether to use deterministic algorithms only.
+    The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only with
+    "tf32". (torch's own default uses TF32 for convolutions, but not for matrix products.)
     """
 
     precision: str

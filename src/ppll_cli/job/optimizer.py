@@ -22,19 +22,15 @@ ADAM_EPSILON = 1e-8
 class _Group:
     """Parameters of one device and dtype that one kernel call updates.
 
-    Attributes:
-        indices: Index of each parameter among all parameters.
-        states: By name, such as "exp_avg", a list with the state tensor of every parameter.
-        counts: For AdamW, a vector with the step count of every parameter; the tensors in
-            `states["step"]` are views of it. None for SGD.
-        first: Whether no step of the parameters has been done yet; only SGD uses this.
+    For AdamW, `counts` is a vector with the step count of every parameter, and the tensors in
+    `states["step"]` are views of it.
     """
 
-    indices: list[int]
+    indices: list[int]  # of each parameter among all parameters
     parameters: list[Tensor]
-    states: dict[str, list[Tensor]]
+    states: dict[str, list[Tensor]]  # by name, such as "exp_avg", the state of every parameter
     counts: Tensor | None = None
-    first: bool = False
+    first: bool = False  # whether no step has been done yet; only SGD uses this
 
 
 class FusedOptimizer:
@@ -45,12 +41,8 @@ class FusedOptimizer:
     groups its tensors in every step, which takes the host longer than the kernel itself. The kernel
     functions are private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
 
-    Args:
-        optim: The settings, including the name of the optimizer.
-        parameters: The parameters to update; a parameter that is listed twice is updated once.
-
     Attributes:
-        parameters: The parameters, each once.
+        parameters: The parameters to update, each once even if it was given twice.
         state: For each parameter that has been updated, its state tensors by name.
     """
 

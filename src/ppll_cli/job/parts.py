@@ -5,13 +5,9 @@ Therefore steps that an earlier process did after that checkpoint are not counte
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import (
-    Any,
-    NotRequired,  # pydantic needs these before Python 3.12
-    TypeVar,
-)
+from typing import Any, NotRequired, TypeVar
 
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from ppll_cli.job.job import Job
 
@@ -33,11 +29,11 @@ class Conditions(TypedDict):
 Part = TypedDict(
     "Part",
     {
-        "from": int,
-        "to": int,
-        "seconds": float,
-        "samples": int,
-        "samples_per_second": float | None,
+        "from": int,  # number of optimizer steps done before the part
+        "to": int,  # number of optimizer steps done at its end
+        "seconds": float,  # including evaluations and checkpoints
+        "samples": int,  # number of training samples
+        "samples_per_second": float | None,  # in the part's steady state; None if there was none
         "gpus": int,
         "devices": list[str],
         "threads": int,
@@ -46,16 +42,7 @@ Part = TypedDict(
         "recompute": NotRequired[bool],
     },
 )
-"""A part of a run, as `train.parts` of summary.json lists it.
-
-Fields:
-    from: Number of optimizer steps done before the part.
-    to: Number of optimizer steps done at its end.
-    seconds: Duration of the part, including evaluations and checkpoints.
-    samples: Number of training samples.
-    samples_per_second: Speed in the part's steady state; None if there was no steady state.
-
-`Conditions` has the other fields."""
+"""A part of a run, as `train.parts` of summary.json lists it."""
 
 
 class Worker(TypedDict):
@@ -85,9 +72,8 @@ class Counted(TypedDict):
 class Parts:
     """The current part and the earlier parts of a run.
 
-    Args:
-        transport: Name of the current part's transport.
-        counted: The workers' counts and times in the earlier parts.
+    The current part has a transport of this name. `counted` are the workers' counts and times in
+    the earlier parts.
     """
 
     def __init__(
@@ -148,8 +134,7 @@ class Parts:
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
         """Add up each worker's counts in the current part and earlier parts of equal conditions.
 
-        Returns:
-            The sums for each worker, in the order of `Job.seats`; empty if nothing is known.
+        Workers are in the order of `Job.seats`. The result is empty if nothing is known.
         """
         counts = [each["workers"] for each in self._alike]
         if workers:
@@ -180,8 +165,7 @@ def worker(report: Report) -> Worker:
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
     """Return the samples per second of the steady state, summed over the last stage's replicas.
 
-    Returns:
-        The speed; None if some replica had no steady state.
+    Return None if some replica had no steady state.
     """
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):

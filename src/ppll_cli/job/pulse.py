@@ -57,22 +57,7 @@ _TEXT = 200
 
 
 class Pulse(ctypes.Structure):
-    """The state of a worker in memory that its parent shares and reads.
-
-    Attributes:
-        alive_s: Monotonic time of the last sign of life; 0 before the first one.
-        started: Whether the worker has ended its first batch, of training or evaluation.
-        progress_s: Monotonic time of the main thread's last progress.
-        limit_s: Seconds that the current activity may take; 0 for no limit.
-        doing: Name of the current activity.
-        item: The batch or mark (see `job.course`) to which the activity belongs.
-        step: Number of optimizer steps done.
-        sent: Number of messages sent to the next stage.
-        received: Number of messages received from the previous stage.
-        memory_bytes: Memory that the worker uses; -1 if unknown.
-        counted_s: Seconds of the steady state so far.
-        spent_s: Seconds of `counted_s` spent on each kind in `KINDS`, in this order.
-    """
+    """The state of a worker in memory that its parent shares and reads."""
 
     _fields_ = (
         ("alive_s", ctypes.c_double),
@@ -88,18 +73,18 @@ class Pulse(ctypes.Structure):
         ("counted_s", ctypes.c_double),
         ("spent_s", ctypes.c_double * len(KINDS)),
     )
-    alive_s: float
-    progress_s: float
-    limit_s: float
-    started: bool
-    doing: bytes
-    item: bytes
-    step: int
-    sent: int
-    received: int
-    memory_bytes: int
-    counted_s: float
-    spent_s: MutableSequence[float]
+    alive_s: float  # monotonic time of the last sign of life; 0 before the first one
+    progress_s: float  # monotonic time of the main thread's last progress
+    limit_s: float  # seconds that the current activity may take; 0 for no limit
+    started: bool  # whether the worker has ended its first batch, of training or evaluation
+    doing: bytes  # name of the current activity
+    item: bytes  # the batch or mark (see `job.course`) to which the activity belongs
+    step: int  # number of optimizer steps done
+    sent: int  # number of messages sent to the next stage
+    received: int  # number of messages received from the previous stage
+    memory_bytes: int  # that the worker uses; -1 if unknown
+    counted_s: float  # seconds of the steady state so far
+    spent_s: MutableSequence[float]  # of `counted_s`, for each kind in `KINDS`, in this order
 
     def beat(self, memory_bytes: int | None = None) -> None:
         """Renew the sign of life, and record the memory that the process uses; None if unknown."""
@@ -151,11 +136,7 @@ class Pulse(ctypes.Structure):
 
 
 class Watch:
-    """Checks the timestamps of all workers; the parent uses it.
-
-    Args:
-        pulses: The pulse of each worker.
-    """
+    """Checks the timestamps of all workers; the parent uses it."""
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses

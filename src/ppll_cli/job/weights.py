@@ -14,9 +14,8 @@ from torch import Tensor
 class Weights:
     """The tensors of a file from which a run takes initial weights.
 
-    Attributes:
-        names: Maps the model's tensors to their names in the file. The keys are names as in
-            `model.safetensors`. All other tensors of the model are initialized from the seed.
+    `names` maps the model's tensors, named as in `model.safetensors`, to their names in the file.
+    All other tensors of the model are initialized from the seed.
     """
 
     file: Path
@@ -25,12 +24,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class OpenedWeights:
-    """The tensors of an open file. If the format allows it, a tensor is read only when needed.
-
-    Attributes:
-        shapes: The shape of each tensor, by its name.
-        read: Returns the tensor with this name.
-    """
+    """The shapes of the tensors in an open file by name, and a function that reads one of them."""
 
     shapes: Mapping[str, list[int]]
     read: Callable[[str], Tensor]
@@ -43,7 +37,8 @@ class OpenedWeights:
 def opened(file: Path) -> Iterator[OpenedWeights]:
     """Open a file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
 
-    torch.load gets `weights_only=True`, so it executes no code from the file.
+    If the format allows it, a tensor is read only when needed. torch.load gets `weights_only=True`,
+    so it executes no code from the file.
 
     Raises:
         ValueError: The file holds something else.

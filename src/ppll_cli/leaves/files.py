@@ -37,11 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write or replace a file of bytes, as `write_text` does.
-
-    Raises:
-        OSError: The file cannot be written; its old content is still there.
-    """
+    """Write or replace a file of bytes, as `write_text` does."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.unlink(missing_ok=True)  # left by a killed process that had the same process ID
@@ -58,14 +54,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
-    """Open a regular file for reading.
+    """Open a regular file, or a link to it, for reading.
 
     The function refuses a FIFO or a device without opening it: opening could wait for ever or have
     side effects.
-
-    Args:
-        path: The file, or a link to it.
-        most_bytes: The largest accepted size in bytes; None for no limit.
 
     Raises:
         OSError: The file is missing, is no regular file, is too large, or cannot be read.
@@ -181,11 +173,7 @@ def digest_of(value: Any) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link, or a folder with its content; do nothing if the path does not exist.
-
-    Raises:
-        OSError: The path cannot be removed.
-    """
+    """Remove a file, a link, or a folder with its content; a missing path is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -193,10 +181,9 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, completely or not at all.
+    """Write a value as JSON, as `write_text` does.
 
     Raises:
-        OSError: The file cannot be written.
         ValueError: The value holds infinity or NaN, which JSON does not have.
     """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

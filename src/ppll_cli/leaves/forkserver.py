@@ -121,7 +121,8 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
         passed_s = min(now_s - looked_s, 2 * LOOK_S)
         looked_s = now_s
         waited_s += passed_s
-        stopped_s = stopped_s + passed_s if _stopped() else 0.0
+        server: Any = forkserver._forkserver
+        stopped_s = stopped_s + passed_s if is_stopped(server._forkserver_pid) else 0.0
         if stopped_s > STOPPED_LIMIT_S:
             problem.append("multiprocessing's fork server was stopped (SIGSTOP)")
         elif waited_s > ANSWER_LIMIT_S:
@@ -129,12 +130,6 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
         if problem:
             kill()
             return
-
-
-def _stopped() -> bool:
-    """Return whether the fork server is stopped (SIGSTOP); False if unknown."""
-    server: Any = forkserver._forkserver
-    return is_stopped(server._forkserver_pid)
 
 
 def is_stopped(process_id: int) -> bool:
@@ -195,10 +190,9 @@ def lives() -> dict[int, str]:
 
 
 def gone(limit_s: float) -> str | None:
-    """Wait up to `limit_s` seconds until a helper process of multiprocessing ends.
+    """Wait until a helper process of multiprocessing ends, and return its name.
 
-    Returns:
-        The name of the ended process; None if all are still alive.
+    Return None if all are still alive after `limit_s` seconds.
     """
     servers = lives()
     ended = wait(list(servers), limit_s)

@@ -14,7 +14,7 @@ import stat
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -39,16 +39,11 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class _Own:
-    """A folder that this process owns.
-
-    Attributes:
-        descriptor: The open lock file.
-        process_id: Process ID of the owner, because a forked child must not remove the folder.
-    """
+    """A folder that this process owns."""
 
     folder: Path
-    descriptor: int
-    process_id: int
+    descriptor: int  # of the open lock file
+    process_id: int  # of the owner, because a forked child must not remove the folder
 
     @property
     def lock(self) -> Path:
@@ -61,34 +56,24 @@ _OWN: dict[Path, _Own] = {}
 
 
 @contextmanager
-def scratch() -> Iterator[Path]:
-    """Provide a folder for files, in `TMPDIR`, while the body of the with statement runs.
+def scratch(place: Path | None = None) -> Iterator[Path]:
+    """Provide a folder for files, by default in `TMPDIR`, while the body of the statement runs.
 
     Raises:
         ConfigError: No temporary folder can be created.
     """
-    with tempfile.TemporaryDirectory(dir=_own(_place()), ignore_cleanup_errors=True) as folder:
+    owned = _own(place or _place())
+    with tempfile.TemporaryDirectory(dir=owned, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
-@contextmanager
-def shared_scratch() -> Iterator[Path]:
-    """Provide a folder like `scratch`, but in shared memory if this process can write there.
-
-    Raises:
-        ConfigError: The folder cannot be created.
-    """
-    place = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else _place()
-    with tempfile.TemporaryDirectory(dir=_own(place), ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+def shared_scratch() -> AbstractContextManager[Path]:
+    """Provide a folder like `scratch`, but in shared memory if this process can write there."""
+    return scratch(SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None)
 
 
 def lasting_folder() -> Path:
-    """Return a folder for files, in `TMPDIR`, that exists until this process ends.
-
-    Raises:
-        ConfigError: No temporary folder can be created.
-    """
+    """Return a folder for files, in `TMPDIR`, that exists until this process ends."""
     return _own(_place())
 
 

@@ -45,8 +45,7 @@ class AugLocal(LocalMethod):
             raise ConfigError("local.tau", tau, "is out of range", "give 0 <= tau <= 1")
         self.depth, self.tau, self.detection_head = depth, tau, detection_head
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._chosen(site), "auglocal")
         head = copies.head
@@ -76,11 +75,7 @@ class AugLocal(LocalMethod):
 
 
 class NormedHead(nn.Module):
-    """A classifier with BatchNorm between its pooled vector and its Linear layer.
-
-    Args:
-        head: The classifier without BatchNorm.
-    """
+    """A classifier with BatchNorm between its pooled vector and its Linear layer."""
 
     def __init__(self, head: ClassifierHead) -> None:
         super().__init__()

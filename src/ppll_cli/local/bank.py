@@ -20,14 +20,11 @@ from ppll_cli.tasks.task import Shape
 
 
 class Bank:
-    """The bank for classification and for tasks that users wrote: it holds pooled vectors.
-
-    Attributes:
-        long_skips: Whether the bank by default holds the tensors of the model's long skips. The
-            model's head reads these tensors in addition to its input.
-    """
+    """The bank for classification and for tasks that users wrote: it holds pooled vectors."""
 
     long_skips = False
+    """Whether the bank by default holds the tensors of the model's long skips, which the model's
+    head reads in addition to its input."""
 
     def form(self, shape: Shape) -> nn.Module | None:
         """Return a module without parameters that converts features to their form in the bank.
@@ -40,10 +37,7 @@ class Bank:
         """Return an auxiliary network that takes a module's features and banked features.
 
         `banked` are the shapes of the earlier modules' features, before their conversion by `form`;
-        empty without a bank.
-
-        Raises:
-            ConfigError: The model's head belongs to a class that cannot read banked features.
+        empty without a bank. A model's head that cannot read banked features is refused.
         """
         head = self.head(copies.head, banked, bank) if banked else copies.head
         return CopiedNetwork(copies.units, head)
@@ -52,7 +46,7 @@ class Bank:
         """Return the head extended by inputs for banked features."""
         own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
         widths = [pooled_width(shape) for shape in banked]
-        return FusedHead(own, widths, bank.joined, bank.shared_head, bank.normalize)
+        return FusedHead(own, widths, bank)
 
     def probe(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return a classifier that reads a head's pooled vector and banked features."""
@@ -74,14 +68,11 @@ class MapBank(Bank):
         """Return the head extended by inputs for banked maps, a `FusedPictureHead`."""
         own = head_of(head, PictureHead, "where skips are added", ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
-        return FusedPictureHead(own, channels, bank.joined, bank.shared_head)
+        return FusedPictureHead(own, channels, bank)
 
 
 def fused(maps: Sequence[Tensor], fusion: str, dim: int = 1) -> Tensor:
-    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate channels.
-
-    The channels are the dimension `dim`.
-    """
+    """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate along `dim`."""
     return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=dim)
 
 
@@ -106,35 +97,23 @@ class FusedHead(nn.Module):
     classifier. With its initial weights this layer returns the head's own vector; it learns to use
     the bank in training.
 
-    Args:
-        head: A copy of the model's head, of width D.
-        widths: Widths of the banked vectors.
-        fusion: `concatenate` or `add`.
-        shared_head: Whether the classifier has the shape of the model's classifier. Otherwise it
-            reads the concatenated vectors.
-        normalize: Whether each vector, including the head's own, is shifted and scaled to mean 0
-            and variance 1 over its elements before banked vectors are projected. Then features of
-            modules with larger activations do not outweigh features of other modules.
+    Unless `shared_head`, the classifier reads the concatenated vectors. With `normalize`, each
+    vector, including the head's own, is shifted and scaled to mean 0 and variance 1 over its
+    elements before banked vectors are projected. Then features of modules with larger activations
+    do not outweigh features of other modules. `widths` are those of the banked vectors.
     """
 
-    def __init__(
-        self,
-        head: ClassifierHead,
-        widths: Sequence[int],
-        fusion: str,
-        shared_head: bool,
-        normalize: bool = False,
-    ) -> None:
+    def __init__(self, head: ClassifierHead, widths: Sequence[int], bank: FeatureBank) -> None:
         super().__init__()
-        self.head, self.fusion, self.normalize = head, fusion, normalize
+        self.head, self.fusion, self.normalize = head, bank.joined, bank.normalize
         width, joined = head.fc.in_features, head.fc.in_features * (1 + len(widths))
         self.projections = nn.ModuleList(nn.Linear(banked, width) for banked in widths)
         self.mix: nn.Linear | None = None
-        if fusion == "concatenate" and shared_head:
+        if self.fusion == "concatenate" and bank.shared_head:
             self.mix = nn.Linear(joined, width)
             nn.init.eye_(self.mix.weight)
             nn.init.zeros_(self.mix.bias)
-        if not shared_head:
+        if not bank.shared_head:
             head.fc = nn.Linear(joined, head.fc.out_features)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
@@ -163,33 +142,25 @@ class FusedPictureHead(nn.Module):
     the banked map to the head's number of channels. `add` sums the banked maps and the head's own
     map. `concatenate` concatenates them, and a 1x1 convolution reduces the result to the head's
     number of channels. With its initial weights this convolution returns the head's own map; it
-    learns to use the bank in training.
-
-    Args:
-        head: A copy of the model's head.
-        channels: Channels of the banked maps. Gradients do not pass to these maps.
-        fusion: `concatenate` or `add`.
-        shared_head: Whether the upsampler has the shape of the model's upsampler. Otherwise it
-            reads the concatenated maps.
+    learns to use the bank in training. Unless `shared_head`, the upsampler reads the concatenated
+    maps instead. Gradients do not pass to banked maps, which have these `channels`.
     """
 
-    def __init__(
-        self, head: PictureHead, channels: Sequence[int], fusion: str, shared_head: bool
-    ) -> None:
+    def __init__(self, head: PictureHead, channels: Sequence[int], bank: FeatureBank) -> None:
         super().__init__()
-        self.head, self.fusion = head, fusion
+        self.head, self.fusion = head, bank.joined
         old = head.upsampler
         width, joined = old.channels, old.channels * (1 + len(channels))
         self.projections = nn.ModuleList(
             nn.Identity() if banked == width else nn.Conv2d(banked, width, 1) for banked in channels
         )
         self.mix: nn.Conv2d | None = None
-        if fusion == "concatenate" and shared_head:
+        if self.fusion == "concatenate" and bank.shared_head:
             self.mix = nn.Conv2d(joined, width, 1)
             nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
             with torch.no_grad():
                 self.mix.weight.copy_(torch.eye(width, joined)[:, :, None, None])
-        elif fusion == "concatenate":
+        elif self.fusion == "concatenate":
             head.upsampler = Upsampler(joined, old.scale, old.mean)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:

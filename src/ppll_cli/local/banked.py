@@ -18,9 +18,7 @@ features are zeros."""
 class BankedCriterion(Criterion):
     """The task's loss on the prediction of a network that reads a feature bank.
 
-    Args:
-        features: Names of the module's features and of banked features.
-        measure_zeroed: Whether evaluations also measure the prediction for a bank of zeros.
+    With `measure_zeroed`, evaluations also measure the prediction for a bank of zeros.
     """
 
     def __init__(
@@ -42,14 +40,9 @@ class ProbedCriterion(Criterion):
     """Trains a module without a bank, and a probe that reads the bank (our choice).
 
     The Simple Local Module and its head are trained by the task's loss, as without a bank. The
-    probe reads the detached vector that this head pools, and banked features. The criterion's loss
-    is the sum of both losses; the prediction is made by the head without a bank.
-
-    Args:
-        network: The Simple Local Module, which ends in a `ClassifierHead`.
-        probe: The head that reads the bank.
-        features: Names of the module's features and of banked features.
-        measure_zeroed: Whether evaluations also measure the probe with a bank of zeros.
+    probe reads the detached vector that this head, a `ClassifierHead`, pools, and banked features.
+    The criterion's loss is the sum of both losses; the prediction is made by the head without a
+    bank. With `measure_zeroed`, evaluations also measure the probe with a bank of zeros.
     """
 
     def __init__(

@@ -13,17 +13,11 @@ from ppll_cli.tasks.task import Shape
 
 @dataclass(frozen=True)
 class Copies:
-    """Copies of a model's parts, with fresh weights, from which an auxiliary network is made.
+    """Copies of a model's parts, with fresh weights, from which an auxiliary network is made."""
 
-    Attributes:
-        units: Copies of units after a module, in order; may be empty.
-        shapes: Shapes of the module's features and of each copy's output, in order.
-        head: A copy of the model's head, which reads the output of the last copy.
-    """
-
-    units: Sequence[nn.Module]
-    shapes: Sequence[Shape]
-    head: nn.Module
+    units: Sequence[nn.Module]  # copies of units after a module, in order; may be empty
+    shapes: Sequence[Shape]  # of the module's features and of each copy's output, in order
+    head: nn.Module  # a copy of the model's head, which reads the output of the last copy
 
 
 class CopiedNetwork(nn.Module):
@@ -49,14 +43,7 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 
     Each copy reads the output of the previous copy. If this output has another shape than the
     original unit's input, the unit's `adapt` makes the copy. The copied head has the input shape of
-    the model's head.
-
-    Returns:
-        The copied units, the shapes of the features before and after each of them, and the copied
-        head.
-
-    Raises:
-        ConfigError: A unit cannot be copied for the features that its copy would read.
+    the model's head. A unit that cannot be copied for these features is refused.
     """
     units: list[nn.Module] = []
     shapes = [site.spec.shape]
@@ -67,16 +54,12 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
     return Copies(units, shapes, head)
 
 
-def copy_unit(site: Site, index: int, shape: tuple[int, ...], method: str) -> nn.Module:
-    """Copy a unit, with fresh weights, for features of a given shape.
+def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
+    """Copy a unit, with fresh weights, for features of a given shape, or refuse the method.
 
-    The copy has the same probabilities of dropout and stochastic depth as the unit.
-
-    If the unit's own input has this shape (without the batch dimension), the copy's parameters have
-    the same names and shapes as the unit's parameters. Otherwise the unit's `adapt` makes the copy.
-
-    Raises:
-        ConfigError: The unit cannot be copied for these features.
+    The copy has the same probabilities of dropout and stochastic depth as the unit. If the unit's
+    own input has this shape, the copy's parameters have the same names and shapes as the unit's
+    parameters. Otherwise the unit's `adapt` makes the copy.
     """
     _check_chained(site, index, method)
     unit = site.units[index]
@@ -101,7 +84,7 @@ def _check_chained(site: Site, index: int, method: str) -> None:
         raise ConfigError("local", method, problem, "use local=greedy")
 
 
-def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _output_shape(network: nn.Module, shape: Shape) -> Shape:
     """Return the shape of a network's output for an input shape, found with one sample."""
     network.eval()  # keeps BatchNorm's statistics, and draws no random numbers
     with torch.no_grad():

@@ -16,11 +16,8 @@ the stride of the head's input."""
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """Return the site with a task whose local heads are of the chosen kind.
 
-    For None and `pyramid`, the site is returned unchanged.
-
-    Raises:
-        ConfigError: The task is not detection, or the head of a user's own model is not derived
-            from `PyramidHead`, so that the width for local heads is unknown.
+    For None and `pyramid`, the site is returned unchanged. Other tasks are refused, and a user's
+    own head that is not derived from `PyramidHead`, so that the width for local heads is unknown.
     """
     if chosen is None:
         return site

@@ -13,11 +13,9 @@ from ppll_cli.tasks.classification import classes_of
 
 
 class AdaptivePool(nn.Module):
-    """Average pooling to a given size, or to the input's size if the input is smaller.
+    """Average pooling of maps to a smaller size.
 
-    Args:
-        divisor: Divisor of the input's height and width. The quotients are rounded up.
-        size: Largest height and width of the output; None for no limit.
+    Height and width are divided by the divisor and rounded up, but are `size` at most.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:
@@ -81,8 +79,7 @@ class DGL(LocalMethod):
             check_size("local.hidden", hidden)
         self.hidden = hidden
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         classes_of(site.task, "dgl", key="local")  # refuses all tasks except classification
         pools = AdaptivePool(divisor=4), AdaptivePool(size=2)
         return Criterion(dgl_network(site, pools, None, self.hidden), (site.feature,), site.task)
@@ -97,11 +94,8 @@ def dgl_network(
     """Return a network of two pools with 1x1 convolutions between them, and a perceptron.
 
     The network has three convolutions and three hidden layers, and ends with the task's smallest
-    head.
-
-    `channels` is the number of output channels of each convolution; None for the number of channels
-    of the features. `hidden` is the width of the hidden layers; None for the width of the
-    perceptron's input.
+    head. Without a number of `channels`, convolutions keep that of the features. Without `hidden`,
+    the hidden layers are as wide as the perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)
     channels = channels or first

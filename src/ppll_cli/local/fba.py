@@ -54,8 +54,7 @@ class FBA(LocalMethod):
         check_depth("local.depth", depth)
         self.depth, self.bank, self.detection_head = depth, bank, detection_head
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)
         copies = copies_of(site, self._copied(site), "fba")
         bank = bank_for(self.bank, site.task, site.units)
@@ -136,9 +135,7 @@ def _form(task: Task, join: str, shape: Shape) -> nn.Module:
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
     """Return the bank's settings, with defaults resolved for a task and a model.
 
-    Raises:
-        ConfigError: `fba.features=first` is set, but the task is not super-resolution or the
-            model's head reads no long skip; or an option is set that does not apply to the task.
+    Options that do not apply to the task or the model are refused.
     """
     kind = bank_of(task)
     if type(kind) is not Bank:

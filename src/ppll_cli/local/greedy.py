@@ -16,8 +16,7 @@ class Greedy(LocalMethod):
     def __init__(self, *, detection_head: DetectionHead | None = None) -> None:
         self.detection_head = detection_head
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)
         head = site.task.smallest_head(site.spec.shape)
         return Criterion(head, (site.feature,), site.task)

@@ -88,8 +88,7 @@ class InfoPro(LocalMethod):
         self.width, self.hidden, self.convolutions = width, hidden, convolutions
         self.decoder_width = decoder_width
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
@@ -140,12 +139,8 @@ class Decoder(nn.Module):
 
     The map is enlarged bilinearly to the image's size, with aligned corners. A 3x3 convolution,
     BatchNorm, ReLU and another 3x3 convolution compute a logit for each pixel and channel. The loss
-    is binary cross-entropy between the logits and the image's pixels in [0, 1].
-
-    Args:
-        channels: C of the map.
-        image: Size and normalisation of the image to reconstruct.
-        width: Number of channels between the two convolutions.
+    is binary cross-entropy between the logits and the image's pixels in [0, 1]. `width` is the
+    number of channels between the two convolutions.
     """
 
     mean: Tensor
@@ -166,14 +161,10 @@ class Decoder(nn.Module):
             self.register_buffer(name, tensor, persistent=False)  # from the data set, not learnt
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
-        """Compute the reconstruction loss.
+        """Return the mean reconstruction loss, a float32 scalar.
 
-        Args:
-            x: Features of any shape that `AsMap` can convert to a map.
-            image: Normalised images, float [B, C, H, W].
-
-        Returns:
-            The mean loss, a float32 scalar.
+        The features may have any shape that `AsMap` can convert to a map. Images are normalised,
+        float [B, C, H, W].
         """
         enlarged = F.interpolate(AsMap()(x), self.size, mode="bilinear", align_corners=True)
         logits = self.network(enlarged).float()
@@ -189,19 +180,10 @@ class Decoder(nn.Module):
 
 
 class InfoProCriterion(Criterion):
-    """InfoPro's loss with reconstruction and cross-entropy.
-
-    Args:
-        decoder: The decoder; None if reconstruction has no weight.
-        weights: l1 and l2.
-    """
+    """InfoPro's loss with cross-entropy, weighted by l2, and reconstruction, weighted by l1."""
 
     def __init__(
-        self,
-        head: nn.Module,
-        decoder: Decoder | None,
-        site: Site,
-        weights: tuple[float, float],
+        self, head: nn.Module, decoder: Decoder | None, site: Site, weights: tuple[float, float]
     ) -> None:
         self_taught = weights[1] == 0
         super().__init__(Probe(head) if self_taught else head, (site.feature,), site.task)
@@ -225,11 +207,9 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with reconstruction and the contrastive loss; see also `InfoProCriterion`.
+    """InfoPro's loss with reconstruction and the contrastive loss.
 
-    Args:
-        head: The network from features to vectors.
-        probe: The classifier from vectors to logits.
+    The head makes vectors from features, and the probe logits from vectors.
     """
 
     def __init__(
@@ -267,13 +247,8 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     the weights in a sample's mean add up to less than 1, their sum is the sample's weight in the
     mean over samples (our choice).
 
-    Args:
-        vectors: Float [B, D], each of length 1.
-        shares: The share of each class in each target, float [B, classes].
-        temperature: A number above 0.
-
-    Returns:
-        The loss, a float32 scalar.
+    The vectors, float [B, D], have length 1; the shares of classes are float [B, classes]. The loss
+    is a float32 scalar.
     """
     itself = torch.eye(len(shares), dtype=torch.bool, device=shares.device)
     alike = gram(shares).masked_fill(itself, 0)

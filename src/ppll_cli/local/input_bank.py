@@ -40,15 +40,7 @@ class JoinedAtInput(CopiedNetwork):
     convolution) and ReLU project each banked tensor to the width of the module's features. `add`
     sums the projections and the module's features. `concatenate` concatenates them, and another
     Linear layer (or 1x1 convolution) reduces the result to the module's width. With its initial
-    weights this layer returns the module's features.
-
-    Args:
-        copies: The copied units and head.
-        banked: Shapes of the banked features.
-        fusion: `concatenate` or `add`.
-
-    Raises:
-        ConfigError: The banked features and the module's features have different kinds of shapes.
+    weights this layer returns the module's features. `banked` are the shapes of banked features.
     """
 
     def __init__(self, copies: Copies, banked: Sequence[Shape], fusion: str) -> None:

@@ -35,15 +35,15 @@ class LevelHead(nn.Module):
 
     The following is our choice. The width, and the norms between the convolutions, are taken from
     the model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to
-    the stride of the map; coarser banked maps are not used.
+    the stride of the map; coarser banked maps are not used. `concatenate` concatenates the map and
+    banked maps. `add` sums the map and the banked maps with the same number of channels.
 
     Args:
         maps: Stride and channels of the module's map, then of banked maps of earlier modules.
         style: The style of the model's head.
         classes: C.
         anchor: Side in pixels of the smallest anchors of the whole pyramid.
-        fusion: `concatenate` concatenates the map and banked maps. `add` sums the map and the
-            banked maps with the same number of channels.
+        fusion: `concatenate` or `add`.
 
     Attributes:
         stride: Stride of the finest level.
@@ -52,12 +52,7 @@ class LevelHead(nn.Module):
     """
 
     def __init__(
-        self,
-        maps: Maps,
-        style: HeadStyle,
-        classes: int,
-        anchor: int,
-        fusion: str = "concatenate",
+        self, maps: Maps, style: HeadStyle, classes: int, anchor: int, fusion: str = "concatenate"
     ) -> None:
         super().__init__()
         self.strides, self.fusion = [stride for stride, _ in maps], fusion
@@ -97,13 +92,9 @@ class LevelHead(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LevelDetection(Detection):
-    """A detection task whose modules are trained only on the levels for their own maps' strides.
+    """A detection task whose modules are trained only on the levels for their own maps' strides."""
 
-    Attributes:
-        style: The style of the model's head.
-    """
-
-    style: HeadStyle
+    style: HeadStyle  # of the model's head
     forced = False  # other modules find the boxes that fit no level of this module
 
     def smallest_head(self, shape: Shape) -> LevelHead:
@@ -111,11 +102,7 @@ class LevelDetection(Detection):
         return self.level_head([(self.stride("local.detection_head", "level", shape), shape[0])])
 
     def level_head(self, maps: Maps, fusion: str = "concatenate") -> LevelHead:
-        """Return a head for the pyramid levels of the first map's stride.
-
-        Raises:
-            ConfigError: The map is coarser than stride 32.
-        """
+        """Return a head for the pyramid levels of the first map's stride, at most 32."""
         if maps[0][0] > STRIDES[-1]:
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
             raise ConfigError("local.detection_head", "level", problem, "use pyramid")

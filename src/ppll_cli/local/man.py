@@ -82,8 +82,7 @@ class MAN(LocalMethod):
         self.loss, self.lag, self.momentum, self.weights = loss, lag, momentum, weights
         self.detection_head = detection_head
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)
         following = site.stop
         if following == len(site.units) - 1:
@@ -96,10 +95,7 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return the default weights of InfoPro's loss.
-
-        None means the defaults of `InfoPro` (our choice).
-        """
+        """Return default weights of InfoPro's loss; None means those of `InfoPro` (our choice)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
@@ -174,11 +170,8 @@ class MANPlus(MAN):
 class Mixture(nn.Module):
     """Adds the outputs of a trained and of an averaged network for the same features.
 
-    Args:
-        learned: The trained network.
-        average: The network whose parameters are moving averages.
-        momentum: The weight m of the old averages in an update.
-        scaled: Whether the outputs are weighted by s and 2 - s, where s is learned.
+    The momentum is the weight m of the old averages in an update. If `scaled`, the outputs are
+    weighted by s and 2 - s, where s is learned.
     """
 
     def __init__(
@@ -191,12 +184,11 @@ class Mixture(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute y, which has the shape of the next unit's output, from the module's features."""
-        learned, average = self.learned(x), self.average(x)
+        learned: Tensor = self.learned(x)
+        average: Tensor = self.average(x)
         if self.scale is None:
-            mixed: Tensor = learned + average
-        else:
-            mixed = self.scale * learned + (2 - self.scale) * average
-        return mixed
+            return learned + average
+        return self.scale * learned + (2 - self.scale) * average
 
     def take(self, weights: Mapping[str, Tensor]) -> None:
         """Update the averages with `weights`. Call this under `no_grad`."""
@@ -207,12 +199,9 @@ class Mixture(nn.Module):
 
 
 class MomentumCriterion(Criterion):
-    """A local loss that reads the output y of a `Mixture` instead of the module's features.
+    """A local loss, `base`, that reads the output y of a `Mixture` instead of the features.
 
-    Args:
-        mixture: The network that computes y from the features.
-        base: The loss that reads y.
-        watch: The next unit, which the averages follow.
+    The averages in the mixture follow the watched unit.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch) -> None:

@@ -72,12 +72,8 @@ class Criterion(nn.Module):
 
     A criterion trains a module, and its parameters are the parameters of the module's auxiliary
     network. A subclass for another loss overrides `forward`, and extends `reads` if its loss reads
-    more tensors.
-
-    Args:
-        head: The network that makes a prediction from features.
-        features: Names of the tensors that the head reads, in order.
-        task: The task, which defines the loss.
+    more tensors. The head makes a prediction from `features`, the names of the tensors that it
+    reads.
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
@@ -96,10 +92,9 @@ class Criterion(nn.Module):
         self.further: tuple[str, ...] = ()
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute loss and prediction from the tensors of `reads`, by name.
+        """Return the mean loss over the batch, a scalar, and the prediction.
 
-        Returns:
-            The mean loss over the batch, a scalar, and the prediction.
+        `values` has the tensors of `reads` by name.
         """
         prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
@@ -153,11 +148,7 @@ class LocalMethod(ABC):
 
 
 def check_lag(lag: int) -> None:
-    """Check that a lag is a number of batches within limits.
-
-    Raises:
-        ConfigError: The lag is not an integer, less than 1, or above `MOST_LAG`.
-    """
+    """Refuse a lag that is not an integer, less than 1, or above `MOST_LAG`."""
     if isinstance(lag, bool) or not isinstance(lag, int) or lag < 1:
         raise ConfigError("local.lag", lag, "is not a valid number of batches", "give 1 or more")
     if lag > MOST_LAG:
@@ -166,11 +157,7 @@ def check_lag(lag: int) -> None:
 
 
 def module_criterion(method: LocalMethod, site: Site) -> Criterion:
-    """Return the method's criterion for a module; for the model's last module, the task's loss.
-
-    Raises:
-        ConfigError: The method does not apply to this model or task.
-    """
+    """Return the method's criterion for a module; for the model's last module, the task's loss."""
     if site.is_last:
         return Criterion(nn.Identity(), (site.feature,), site.task)
     return method.criterion(site)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import class_path
+from ppll_cli.tasks.task import Shape
 
 Head = TypeVar("Head", bound=nn.Module)
 
@@ -42,11 +43,8 @@ class AsMap(nn.Module):
         return x.transpose(1, 2)[..., None]
 
 
-def map_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of the maps that `AsMap` makes from features of `shape`.
-
-    Both shapes are without the batch dimension.
-    """
+def map_shape(shape: Shape) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of the maps that `AsMap` makes from features of `shape`."""
     channels, height, width = AsMap()(torch.empty(1, *shape, device="meta")).shape[1:]
     return channels, height, width
 
@@ -87,13 +85,10 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 def head_of(
     head: nn.Module, kind: type[Head], says: str, setting: tuple[str, object], other: str
 ) -> Head:
-    """Return the model's head if it belongs to a class that a setting requires.
+    """Return the model's head if it belongs to a class that a setting requires, or refuse it.
 
-    The message says which property the required heads have (`says`), and names an alternative
-    (`other`).
-
-    Raises:
-        ConfigError: The head belongs to another class, as in a user's own model.
+    The message for the head of a user's own model says which property the required heads have
+    (`says`), and names an alternative (`other`).
     """
     if isinstance(head, kind):
         return head

@@ -44,8 +44,7 @@ class PredSim(LocalMethod):
         check_size("local.width", width)
         self.similarity, self.width = similarity, width
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         classes = classes_of(site.task, "predsim", key="local")
         channels, height, width = map_shape(site.spec.shape)
         kernel = pool_kernel(height, width, self.width // channels)
@@ -60,11 +59,9 @@ class PredSim(LocalMethod):
 
 
 class PredSimCriterion(Criterion):
-    """PredSim's loss: the similarity loss and the prediction loss.
+    """PredSim's loss: the similarity loss, of the convolution's output, and the prediction loss.
 
-    Args:
-        convolution: The convolution whose output is compared between samples.
-        similarity: Weight of the similarity loss, above 0 and at most 1.
+    `similarity` is the weight of the former, above 0 and at most 1.
     """
 
     def __init__(

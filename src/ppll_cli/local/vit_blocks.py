@@ -29,8 +29,7 @@ class ViTBlocks(LocalMethod):
             check_depth("local.depth", number, least=0)
         self.depth = depth
 
-    def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module."""
+    def criterion(self, site: Site) -> Criterion:  # noqa: D102
         if len(site.spec.shape) != 2:
             end = site.units[site.stop - 1].name
             problem = f"needs tokens [T, D], but {end!r} makes {list(site.spec.shape)}"

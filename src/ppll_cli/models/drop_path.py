@@ -6,12 +6,9 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Zeroes the output of a block's branch for random samples of a batch.
 
-    The outputs of all other samples are divided by 1 - rate, which preserves the mean. In
-    evaluation nothing is changed. (In arXiv 1603.09382, outputs are multiplied by 1 - rate in
-    evaluation instead.)
-
-    Args:
-        rate: Probability that a sample is zeroed, 0 or more and below 1.
+    Each sample is zeroed with probability `rate`, below 1. The outputs of all other samples are
+    divided by 1 - rate, which preserves the mean. In evaluation nothing is changed. (In arXiv
+    1603.09382, outputs are multiplied by 1 - rate in evaluation instead.)
     """
 
     def __init__(self, rate: float) -> None:

@@ -17,19 +17,14 @@ from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth, check_size
 from ppll_cli.tasks.picture_heads import PictureHead, ToLevels, Upsampler
 from ppll_cli.tasks.picture_quality import RADIUS
 from ppll_cli.tasks.super_resolution import super_resolution_of
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.task import Shape, Task
 
 FIRST = "first"
 """Name of the output of unit `first`. The last unit also reads this output: the long skip."""
 
 
 class First(nn.Module):
-    """Converts a picture to levels (0 to 255, minus their mean), and applies a 3x3 convolution.
-
-    Args:
-        width: C of the output.
-        mean: Mean of each channel of the pictures in [0, 1].
-    """
+    """Converts a picture to levels (0 to 255, minus their mean), and applies a 3x3 convolution."""
 
     def __init__(self, width: int, mean: Sequence[float]) -> None:
         super().__init__()
@@ -43,13 +38,7 @@ class First(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions with a skip around them, without norms.
-
-    Args:
-        width: C.
-        scale: Factor by which the result of the convolutions is multiplied before the input is
-            added.
-    """
+    """Two 3x3 convolutions without norms, whose result is multiplied by `scale`, and a skip."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
@@ -64,13 +53,7 @@ class ResidualUnit(nn.Module):
 
 
 class Tail(PictureHead):
-    """EDSR's head: a 3x3 convolution, the sum with the long skip, and the upsampler.
-
-    Args:
-        width: C of the input.
-        scale: s.
-        mean: Mean of each channel of the pictures in [0, 1].
-    """
+    """EDSR's head: a 3x3 convolution, the sum with the long skip, and the upsampler."""
 
     def __init__(self, width: int, scale: int, mean: Sequence[float]) -> None:
         super().__init__()
@@ -101,9 +84,6 @@ class EDSR:
         width: C of all maps.
         res_scale: Factor by which the result of a residual unit's convolutions is multiplied before
             its input is added.
-
-    Raises:
-        ConfigError: An option is out of range.
     """
 
     changed: ClassVar[str] = "it computes in [0, 255] now, like its authors' code, not in [0, 1]"
@@ -125,11 +105,7 @@ class EDSR:
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these pictures.
-
-        Raises:
-            ConfigError: The task is not super-resolution, or evaluation tiles overlap too little.
-        """
+        """Return the units for these pictures; refuse tiles that overlap too little."""
         wanted = super_resolution_of(task, "edsr")
         scale = wanted.scale
         least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel
@@ -151,11 +127,6 @@ class EDSR:
         return [*units, last]
 
 
-def _same(
-    build: Callable[[], nn.Module], input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-) -> nn.Module:
-    """Build the same unit again, for maps of another height and width.
-
-    The unit accepts maps of every height and width. All maps have the same number of channels.
-    """
+def _same(build: Callable[[], nn.Module], input_shape: Shape, output_shape: Shape) -> nn.Module:
+    """Build the same unit again, for maps of another height and width."""
     return build()

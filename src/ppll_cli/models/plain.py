@@ -10,12 +10,7 @@ from ppll_cli.models.unit import IMAGE, Unit, build_unit, check_names
 class PlainModel(nn.Module):
     """All units of a model in one module; its `state_dict()` has the keys of `model.safetensors`.
 
-    Args:
-        units: The model's units in order.
-        seed: Seed of the initial weights. A run with the same seed has the same initial weights.
-
-    Raises:
-        ConfigError: Two units share a name, or one name is a prefix of another (`a` and `a.b`).
+    A run with the same seed has the same initial weights.
     """
 
     def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:

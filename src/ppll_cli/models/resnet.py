@@ -16,8 +16,8 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.models.drop_path import drop_path_of, rates
 from ppll_cli.models.partitions import named_partitions
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
-from ppll_cli.tasks.classification import ClassifierHead, Pool, classes_of
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.classification import ClassifierHead, classes_of
+from ppll_cli.tasks.task import Shape, Task
 
 StemKind = Literal["cifar", "imagenet"]
 
@@ -25,11 +25,8 @@ StemKind = Literal["cifar", "imagenet"]
 class Stem(nn.Module):
     """The first convolution, with BatchNorm and ReLU.
 
-    Args:
-        channels: C of the image.
-        width: C of the output.
-        kind: `cifar` is a 3x3 convolution, which keeps H and W. `imagenet` is a 7x7 convolution and
-            a max-pool, which divide H and W by 4.
+    The kind `cifar` is a 3x3 convolution, which keeps H and W. `imagenet` is a 7x7 convolution and
+    a max-pool, which divide H and W by 4.
     """
 
     def __init__(self, channels: int, width: int, kind: StemKind) -> None:
@@ -48,14 +45,7 @@ class Stem(nn.Module):
 
 
 class BasicUnit(nn.Module):
-    """Two 3x3 convolutions with a skip around them.
-
-    Args:
-        channels: C of the input.
-        width: C of the output, and between the convolutions.
-        stride: Factor by which H and W are divided.
-        rate: Probability that the convolutions' result is zeroed for a sample.
-    """
+    """Two 3x3 convolutions with a skip around them; see `DropPath` for the rate."""
 
     expansion: ClassVar[int] = 1
 
@@ -77,11 +67,7 @@ class BasicUnit(nn.Module):
 class BottleneckUnit(nn.Module):
     """A strided 3x3 convolution between two 1x1 convolutions, with a skip around them.
 
-    Args:
-        channels: C of the input.
-        width: C between the convolutions; the output has four times as many channels.
-        stride: Factor by which H and W are divided.
-        rate: Probability that the convolutions' result is zeroed for a sample.
+    `width` is C between the convolutions; the output has four times as many channels.
     """
 
     expansion: ClassVar[int] = 4
@@ -109,13 +95,11 @@ class Head(ClassifierHead):
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.pool = Pool(3)
         self.fc = nn.Linear(channels, classes)
 
     def pooled(self, x: Tensor) -> Tensor:
         """Convert a map [B, C, H, W] to vectors [B, C]."""
-        vectors: Tensor = self.pool(x)
-        return vectors
+        return x.mean(dim=(2, 3))
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -142,11 +126,7 @@ UnitType = type[BasicUnit] | type[BottleneckUnit]
 
 
 def _adapted(
-    kind: UnitType,
-    width: int,
-    rate: float,
-    input_shape: tuple[int, ...],
-    output_shape: tuple[int, ...],
+    kind: UnitType, width: int, rate: float, input_shape: Shape, output_shape: Shape
 ) -> nn.Module:
     """Build a residual unit for an input of another shape.
 
@@ -198,9 +178,6 @@ class CifarResNet:
         drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
             probability grows linearly from 0 at the first unit (stochastic depth, arXiv
             1603.09382).
-
-    Raises:
-        ConfigError: No network has this depth, or `drop_path` is not a probability below 1.
     """
 
     depth: int
@@ -221,11 +198,7 @@ class CifarResNet:
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the previous unit's map `x` [B, C, H, W].
-
-        Raises:
-            ConfigError: The image is too small, or the task is not classification.
-        """
+        """Return the units for these images; each reads the map `x` [B, C, H, W] before it."""
         name = f"resnet{self.depth}"
         classes = classes_of(task, name)
         if min(image.height, image.width) < 4:
@@ -254,13 +227,7 @@ class ResNet:
     Attributes:
         depth: 18, 34, 50, 101 or 152.
         stem: `imagenet` divides H and W by 4 before the first residual unit; `cifar` keeps H and W.
-        drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
-            probability grows linearly from 0 at the first unit (stochastic depth, arXiv
-            1603.09382).
-
-    Raises:
-        ConfigError: No network has this depth, the stem is unknown, or `drop_path` is not a
-            probability below 1.
+        drop_path: As in `CifarResNet`.
     """
 
     depth: int
@@ -276,37 +243,25 @@ class ResNet:
         check_probability("model.drop_path", self.drop_path)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the previous unit's map `x` [B, C, H, W].
-
-        Raises:
-            ConfigError: The image is too small, or the task is not classification.
-        """
+        """Return the units for these images; each reads the map `x` [B, C, H, W] before it."""
         classes = classes_of(task, f"resnet{self.depth}")
         kind, _ = FAMILY[self.depth]
         return [*self.trunk(image), _head(512 * kind.expansion, classes)]
 
     def trunk(self, image: ImageSpec) -> list[Unit]:
-        """Return the units without the head.
-
-        Raises:
-            ConfigError: The image is too small.
-        """
-        self._check_size(image)
-        kind, counts = FAMILY[self.depth]
-        stem = partial(Stem, channels=image.channels, width=64, kind=self.stem)
-        return _trunk(stem, kind, counts, 64, self.drop_path)
-
-    def _check_size(self, image: ImageSpec) -> None:
+        """Return the units without the head."""
         size = min(image.height, image.width)
         if self.stem == "imagenet" and size < 32:
             raise _too_small("model.stem", self.stem, image, 32, "model.stem=cifar needs 8 x 8")
         if size < 8:
             remedy = "choose a data set with larger images"
             raise _too_small("model", f"resnet{self.depth}", image, 8, remedy)
+        kind, counts = FAMILY[self.depth]
+        stem = partial(Stem, channels=image.channels, width=64, kind=self.stem)
+        return _trunk(stem, kind, counts, 64, self.drop_path)
 
 
 def _too_small(key: str, value: str, image: ImageSpec, least: int, remedy: str) -> ConfigError:
-    """Return the error for images that are too small for the network."""
     problem = (
         f"needs images of at least {least} x {least} pixels, "
         f"but these have {image.height} x {image.width}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -13,7 +13,7 @@ from ppll_cli.models.resnet import FAMILY, ResNet
 from ppll_cli.models.unit import ImageSpec, Unit, check_size
 from ppll_cli.tasks.detection import Detection, detection_of
 from ppll_cli.tasks.pyramid import PyramidHead
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.task import Shape, Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
 """For each stride, the name of the map at the end of the ResNet's group with this stride. The unit
@@ -38,14 +38,8 @@ class RetinaNet:
         width: Number of channels of the pyramid and of the branches.
         norm: The norms between the branches' convolutions: `none`, as in the paper, or `group` for
             GroupNorm with 32 groups, as in torchvision's second version.
-        drop_path: Probability that the branch of the last residual unit is zeroed for a sample, as
-            in `ResNet`.
-
-    Raises:
-        ConfigError: An option is out of range.
+        drop_path: As in `CifarResNet`.
     """
-
-    DEPTHS: ClassVar[tuple[int, ...]] = (18, 34, 50, 101, 152)
 
     depth: int = 18
     width: int = 256
@@ -53,8 +47,8 @@ class RetinaNet:
     drop_path: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.depth not in self.DEPTHS:
-            possible = "possible: " + ", ".join(map(str, self.DEPTHS))
+        if self.depth not in FAMILY:
+            possible = "possible: " + ", ".join(map(str, FAMILY))
             raise ConfigError("model.depth", self.depth, "no RetinaNet has this depth", possible)
         check_size("model.width", self.width)
         check_probability("model.drop_path", self.drop_path)
@@ -67,11 +61,7 @@ class RetinaNet:
             raise ConfigError("model.width", self.width, problem, remedy)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images, whose height and width must be multiples of 32.
-
-        Raises:
-            ConfigError: The task is not detection.
-        """
+        """Return the units for these images, whose height and width must be multiples of 32."""
         wanted = detection_of(task, "retinanet")
         kind, counts = FAMILY[self.depth]
         trunk = ResNet(depth=self.depth, stem="imagenet", drop_path=self.drop_path)
@@ -89,9 +79,7 @@ class RetinaNet:
         reads = tuple(reversed(LEVELS.values()))
         return [*units, Unit("head", build, reads, ("prediction",), adapt)]
 
-    def _alone(
-        self, task: Detection, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
-    ) -> nn.Module:
+    def _alone(self, task: Detection, input_shape: Shape, output_shape: Shape) -> nn.Module:
         """Return a head that reads only one map."""
         stride = task.stride("model", "retinanet", input_shape)
         return self._head(task, {stride: input_shape[0]})

@@ -35,8 +35,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             torchvision's. RetinaNet's pyramid must be made from C3 to C5, and P6 from P5.
 
     Returns:
-        Weights for `PlainModel.load_state_dict`. Each name begins with the name of a unit; the rest
-        of the name fits the module of this unit.
+        Weights for `PlainModel.load_state_dict`.
 
     Raises:
         ConfigError: The weights belong to another model.
@@ -60,8 +59,10 @@ def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Guess the model from the weights; return its tensors by name, on the meta device."""
     if {"stem.conv1.weight", LOGITS} <= ours.keys():
         return _built(*_retinanet(ours))
+    model: Model
     if {"stem.conv1.weight", "head.fc.weight"} <= ours.keys():
-        model, image = _resnet(ours)
+        depth, image = _family(ours)
+        model = ResNet(depth=depth, stem="imagenet")
     elif {"embed.conv_proj.weight", "embed.pos_embedding", "head.fc.weight"} <= ours.keys():
         model, image = _vit(ours)
     else:
@@ -83,16 +84,8 @@ def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
     task = Detection(classes, boxes=1, height=224, width=224, anchor=32)
     width = ours[LOGITS].shape[1]
     depth, image = _family(ours)
-    if depth not in RetinaNet.DEPTHS:
-        raise _refusal(f"are of a RetinaNet over ResNet-{depth}")
     norm: Norm = "group" if NORM in ours else "none"
     return RetinaNet(depth=depth, width=width, norm=norm), image, task
-
-
-def _resnet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec]:
-    """Return the ResNet that has these residual units, and images for it."""
-    depth, image = _family(ours)
-    return ResNet(depth=depth, stem="imagenet"), image
 
 
 def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:

@@ -20,11 +20,9 @@ from ppll_cli.models.unit import Unit
 class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
-    Attributes:
-        flops: Floating-point operations of the forward pass of one sample, from torch's counter. A
-            multiplication and an addition count as two.
-        single_valued: Names of the BatchNorm layers that get one value per channel and sample, and
-            therefore cannot be trained on one sample.
+    Floating-point operations are those for one sample, from torch's counter; a multiplication and
+    an addition count as two. Single-valued are the BatchNorm layers that get one value per channel
+    and sample, and therefore cannot be trained on one sample.
     """
 
     params: int
@@ -45,10 +43,7 @@ def measure(
 ) -> tuple[object, Cost]:
     """Build a network on the meta device, run it once in evaluation mode, and count its cost.
 
-    `run` calls the network with inputs on the meta device.
-
-    Returns:
-        The result of `run`, and the cost.
+    `run` calls the network with inputs on the meta device. Return its result, and the cost.
     """
     with _without_compiler(), torch.device("meta"):
         module = build()

@@ -24,16 +24,10 @@ MOST_SIZE = 1 << 24
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The images that a model is built for.
+    """The images that a model is built for; height and width are in pixels.
 
-    Attributes:
-        channels: Number of channels.
-        height: Height in pixels.
-        width: Width in pixels.
-        mean: The mean that normalisation subtracts from pixels in [0, 1]: one value, or one value
-            per channel.
-        std: The standard deviation by which normalisation then divides: one value, or one value per
-            channel.
+    Normalisation subtracts `mean` from pixels in [0, 1], and then divides by `std`. Each has one
+    value, or one value per channel.
     """
 
     channels: int
@@ -85,7 +79,6 @@ class Model(Protocol):
         Raises:
             ConfigError: The options do not fit the images or the task.
         """
-        ...
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:
@@ -96,11 +89,7 @@ def build_unit(unit: Unit, seed: int) -> nn.Module:
 
 
 def check_depth(key: str, depth: int, least: int = 1) -> None:
-    """Check that a number of equal layers is within limits.
-
-    Raises:
-        ConfigError: The number is less than `least`, or above `MOST_LAYERS`.
-    """
+    """Refuse a number of equal layers that is less than `least`, or above `MOST_LAYERS`."""
     if depth < least:
         raise ConfigError(key, depth, f"must be at least {least}")
     if depth > MOST_LAYERS:
@@ -108,11 +97,7 @@ def check_depth(key: str, depth: int, least: int = 1) -> None:
 
 
 def check_size(key: str, size: int) -> None:
-    """Check that a width, or another size of a layer, is within limits.
-
-    Raises:
-        ConfigError: The size is less than 1, or above `MOST_SIZE`.
-    """
+    """Refuse a width, or another size of a layer, that is less than 1, or above `MOST_SIZE`."""
     if size < 1:
         raise ConfigError(key, size, "must be at least 1")
     if size > MOST_SIZE:
@@ -120,10 +105,9 @@ def check_size(key: str, size: int) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check that parameters of two units cannot have the same name in a file.
+    """Refuse equal names of units, and a name that is a prefix of another (`a` and `a.b`).
 
-    Raises:
-        ConfigError: Two units share a name, or one name is a prefix of another (`a` and `a.b`).
+    Otherwise parameters of two units could have the same name in a file.
     """
     taken: set[str] = set()
     inside: dict[str, str] = {}  # for each prefix of names, the first name that has it

@@ -27,16 +27,7 @@ NORM_EPS = 1e-6
 
 
 class Embed(nn.Module):
-    """Converts patches to tokens by a convolution, and adds class token and position embedding.
-
-    Args:
-        channels: C of the image.
-        patch: Height and width of a patch in pixels.
-        patches: Number of patches in an image.
-        dim: D.
-        class_token: Whether a learned token precedes the patches' tokens.
-        dropout: Probability that a value of the output is zeroed.
-    """
+    """Converts patches to tokens by a convolution, and adds class token and position embedding."""
 
     def __init__(
         self, channels: int, patch: int, patches: int, dim: int, class_token: bool, dropout: float
@@ -70,11 +61,6 @@ class Attention(nn.Module):
     torch's class is not used, because it works on [T, B, D], so that training on a CPU takes 1.1 to
     1.4 times as long. In evaluation torch's class uses another algorithm, which changes the last
     bits of results.
-
-    Args:
-        dim: D.
-        heads: Number of heads, a divisor of D.
-        dropout: Probability that an attention weight is zeroed.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -104,14 +90,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block: attention and a two-layer network, each with a skip around it.
 
-    Args:
-        dim: D.
-        heads: Number of attention heads.
-        hidden: Width inside the two-layer network.
-        dropout: Probability that a value is zeroed in a branch: in its output, and in the
-            two-layer network's hidden layer.
-        attention_dropout: Probability that an attention weight is zeroed.
-        rate: Probability that a branch is zeroed for a sample; each branch draws independently.
+    `dropout` applies to the outputs of both branches, and to the two-layer network's hidden layer,
+    of width `hidden`. A branch is zeroed for a sample with probability `rate`; each branch draws
+    independently.
     """
 
     def __init__(
@@ -143,11 +124,7 @@ class Block(nn.Module):
 
 
 class Head(ClassifierHead):
-    """LayerNorm, pooling over tokens, and a Linear layer that starts at zero, as in torchvision.
-
-    Args:
-        pooling: `cls` takes the first token, `mean` the mean of all tokens.
-    """
+    """LayerNorm, pooling over tokens, and a Linear layer that starts at zero, as in torchvision."""
 
     def __init__(self, dim: int, classes: int, pooling: Pooling) -> None:
         super().__init__()
@@ -181,9 +158,6 @@ class ViT:
         drop_path: Probability that a branch of the last block is zeroed for a sample. The
             probability grows linearly from 0 at the first block (stochastic depth, arXiv
             1603.09382).
-
-    Raises:
-        ConfigError: An option is out of range, or `heads` does not divide `dim`.
     """
 
     dim: int
@@ -221,11 +195,7 @@ class ViT:
         return round(self.dim * self.mlp_ratio)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the previous unit's tokens `x` [B, T, D].
-
-        Raises:
-            ConfigError: `patch` does not divide the image, or the task is not classification.
-        """
+        """Return the units for these images; each reads the tokens `x` [B, T, D] before it."""
         classes = classes_of(task, "vit")
         embed = partial(
             Embed,

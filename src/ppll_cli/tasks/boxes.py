@@ -36,17 +36,11 @@ MOST = 100
 
 
 class Detections(NamedTuple):
-    """The objects found in a picture, best first.
+    """The objects found in a picture, best first."""
 
-    Attributes:
-        boxes: Left, top, right and bottom, float32 [D, 4].
-        scores: Scores in [0, 1], float32 [D].
-        labels: Classes, int64 [D].
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
+    boxes: Tensor  # left, top, right and bottom, float32 [D, 4]
+    scores: Tensor  # in [0, 1], float32 [D]
+    labels: Tensor  # classes, int64 [D]
 
 
 @torch.no_grad()
@@ -92,15 +86,10 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
+    """Return the deltas from anchors to boxes, as torchvision's BoxCoder does, all float [..., 4].
 
-    Args:
-        boxes: float [..., 4].
-        anchors: float [..., 4].
-
-    Returns:
-        float [..., 4]: the shift of the centre in x and y, as a fraction of the anchor's width and
-        height; then the logarithms of box width / anchor width and box height / anchor height.
+    Deltas are the shift of the centre in x and y, as a fraction of the anchor's width and height;
+    then the logarithms of box width / anchor width and box height / anchor height.
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size
@@ -113,13 +102,8 @@ def best_detections(
 ) -> Detections:
     """Return the detections of one picture, as torchvision's RetinaNet finds them.
 
-    Args:
-        levels: Pyramid level of each anchor, ascending, [A].
-        anchors: float [A, 4].
-        deltas: float [A, 4].
-        logits: float [A, C].
-        height: Height of the picture in pixels. Boxes are clipped to the picture.
-        width: Width of the picture in pixels.
+    The pyramid levels of the anchors [A] are ascending. Anchors and deltas are float [A, 4], logits
+    are float [A, C]. Boxes are clipped to the picture, whose height and width are in pixels.
     """
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     scores = logits.sigmoid()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.tasks.details import Details, by_class
+from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.task import Task, only_for
 
 LABEL = "label"
@@ -45,9 +45,8 @@ def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
 class Pool(nn.Module):
     """Averages maps [B, C, H, W] or tokens [B, T, D] over positions, which gives vectors.
 
-    Args:
-        dimensions: Number of dimensions of the features without the batch: 3 for maps, 2 for
-            tokens, 1 for vectors, which are returned unchanged.
+    `dimensions` is the number of dimensions of the features without the batch: 3 for maps, 2 for
+    tokens, 1 for vectors, which are returned unchanged.
     """
 
     def __init__(self, dimensions: int) -> None:
@@ -69,8 +68,7 @@ def pooled_width(shape: tuple[int, ...]) -> int:
 class ClassifierHead(nn.Module):
     """The head of a classifier: converts features to vectors, and then vectors to logits.
 
-    Attributes:
-        fc: The layer of the second step. A subclass creates it.
+    A subclass creates `fc`, the layer of the second step.
     """
 
     fc: nn.Linear
@@ -142,7 +140,16 @@ class Classification:
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
         """Return the accuracy of each class and the confusion matrix, from rows of `detail`."""
-        return by_class(rows, names or tuple(map(str, range(self.classes))))
+        names = names or tuple(map(str, range(self.classes)))
+        count = len(names)
+        table = torch.bincount(rows[:, 0] * count + rows[:, 1], minlength=count * count)
+        confusion = table.view(count, count)
+        entries = []
+        for label, (name, row) in enumerate(zip(names, confusion, strict=True)):
+            samples, right = int(row.sum()), int(row[label])
+            accuracy = right / samples if samples else None
+            entries.append({"class": name, "samples": samples, "accuracy": accuracy})
+        return Details("class", entries, confusion.tolist())
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
         """Return a network that consists of a pool and a Linear layer."""
@@ -150,22 +157,14 @@ class Classification:
 
 
 def with_smoothing(task: Task, amount: float) -> Task:
-    """Return the task with this amount of label smoothing.
-
-    Raises:
-        ConfigError: The task has no labels to smooth.
-    """
+    """Return the task with this amount of label smoothing; refuse it for other tasks."""
     if not amount:
         return task
     return replace(_labelled(task, "optim.label_smoothing", amount), label_smoothing=amount)
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """Return the task for images mixed in pairs, or the task unchanged if `mixed` is empty.
-
-    Raises:
-        ConfigError: The task has no labels to mix.
-    """
+    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty."""
     if not mixed:
         return task
     return replace(_labelled(task, *next(iter(mixed.items()))), mixed=True)
@@ -178,10 +177,6 @@ def _labelled(task: Task, key: str, value: float) -> Classification:
 
 
 def classes_of(task: Task, name: str, key: str = "model") -> int:
-    """Return the task's number of classes.
-
-    Raises:
-        ConfigError: The task is not classification, which `key=name` needs.
-    """
+    """Return the number of classes; refuse the setting `key=name` for tasks without classes."""
     task = only_for(Classification, task, key, name, "classification", "with class labels")
     return task.classes

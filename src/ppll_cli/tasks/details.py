@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 Entry = dict[str, Any]
 
 
@@ -31,19 +28,3 @@ class Details:
     def plural(self) -> str:
         """Name of the list of entries."""
         return {"class": "classes", "picture": "pictures"}[self.kind]
-
-
-def by_class(rows: Tensor, names: Sequence[str]) -> Details:
-    """Return the accuracy of each class, and the confusion matrix.
-
-    Rows are label and predicted label of each sample, int64 [N, 2].
-    """
-    count = len(names)
-    table = torch.bincount(rows[:, 0] * count + rows[:, 1], minlength=count * count)
-    confusion = table.view(count, count)
-    entries = []
-    for label, (name, row) in enumerate(zip(names, confusion, strict=True)):
-        samples, right = int(row.sum()), int(row[label])
-        accuracy = right / samples if samples else None
-        entries.append({"class": name, "samples": samples, "accuracy": accuracy})
-    return Details("class", entries, confusion.tolist())

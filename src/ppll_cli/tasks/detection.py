@@ -25,10 +25,7 @@ from ppll_cli.tasks.precision import (
     average_precisions,
     precisions_by_class,
 )
-from ppll_cli.tasks.pyramid import (
-    SmallestHead,
-    split_prediction,
-)
+from ppll_cli.tasks.pyramid import SmallestHead, split_prediction
 from ppll_cli.tasks.task import Task, only_for
 
 BOXES = "boxes"
@@ -178,9 +175,7 @@ class Detection:
     def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
         """Return the detections of each picture, best first, in pixels of the original picture.
 
-        Args:
-            prediction: float [B, A, 9 + C].
-            frame: The batch's `FRAME`, float32 [B, 4].
+        The prediction is float [B, A, 9 + C], and `frame` is the batch's `FRAME`.
         """
         found = []
         for of_one, (height, width, down, across) in zip(
@@ -219,12 +214,9 @@ class Detection:
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
     """Return the sum over each picture's selected rows, [B].
 
-    Pictures are summed one by one. On CPU, a sum over a whole batch could add in an order that
-    depends on the number of pictures, and then the last bits would differ.
-
-    Args:
-        rows: float [B, A, columns].
-        counted: Whether a row is selected, bool [B, A].
+    Rows are float [B, A, columns], and `counted` selects them, bool [B, A]. Pictures are summed one
+    by one: on CPU, a sum over a whole batch could add in an order that depends on the number of
+    pictures, and then the last bits would differ.
     """
     return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 
@@ -238,10 +230,6 @@ def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tenso
 
 
 def detection_of(task: Task, name: str, key: str = "model") -> Detection:
-    """Return the task if it is detection; otherwise refuse the setting `key=name`.
-
-    Raises:
-        ConfigError: The task is not detection.
-    """
+    """Return the task if it is detection; otherwise refuse the setting `key=name`."""
     data = "with boxes: data=fashion_scenes, data=voc or data=coco"
     return only_for(Detection, task, key, name, "detection", data)

@@ -16,10 +16,7 @@ class _Levels(nn.Module):
     Networks compute with levels, as in the code of EDSR's authors and in BasicSR, because networks
     learn faster with levels than with values in [0, 1]. The number 255 is saved with the weights,
     so that weights of networks that compute in [0, 1] cannot be loaded. The mean is not saved,
-    because the data set defines it.
-
-    Args:
-        mean: Mean of each channel of the pictures in [0, 1], 3 numbers.
+    because the data set defines it; it has one number per channel, in [0, 1].
     """
 
     levels: Tensor
@@ -52,10 +49,7 @@ class ToPictures(_Levels):
 class Upsampler(nn.Module):
     """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, then a convolution.
 
-    Args:
-        channels: C of the map.
-        scale: The scale: 2 or 3 with one pixel shuffle, or 4 with two.
-        mean: Mean of each channel of the pictures in [0, 1], which is added at the end.
+    Scale 2 or 3 has one pixel shuffle, scale 4 two. The mean of each channel is added at the end.
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:
@@ -77,10 +71,8 @@ class Upsampler(nn.Module):
 class PictureHead(nn.Module):
     """A head that makes pictures in two steps: features to a map, and the map to pictures.
 
-    Between the steps, long skips are added to the map.
-
-    Attributes:
-        upsampler: The network of the second step. A subclass creates it.
+    Between the steps, long skips are added to the map. A subclass creates `upsampler`, the network
+    of the second step.
     """
 
     upsampler: Upsampler

@@ -31,8 +31,7 @@ _COLUMNS = 9
 def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Split a prediction, [..., A, 9 + C], where `...` is nothing or the pictures of a batch.
 
-    Returns:
-        Levels [..., A], anchors and deltas [..., A, 4], and logits [..., A, C].
+    The parts are levels [..., A], anchors and deltas [..., A, 4], and logits [..., A, C].
     """
     anchors, deltas = prediction[..., 1:5], prediction[..., 5:_COLUMNS]
     return prediction[..., 0], anchors, deltas, prediction[..., _COLUMNS:]
@@ -83,15 +82,10 @@ class Anchors(nn.Module):
 
 @dataclass(frozen=True)
 class HeadStyle:
-    """The settings of a model's head that are also used for heads of auxiliary networks.
+    """The settings of a model's head that are also used for heads of auxiliary networks."""
 
-    Attributes:
-        width: W.
-        groups: Groups of the norms between the convolutions for classes and boxes; 0 for no norms.
-    """
-
-    width: int
-    groups: int = 0
+    width: int  # W
+    groups: int = 0  # of the norms between the convolutions for classes and boxes; 0 for no norms
 
     def branches(self, classes: int) -> RetinaNetHead:
         """Return two branches of convolutions, for classes and boxes, which all levels share."""
@@ -148,7 +142,7 @@ class PyramidHead(nn.Module):
         for stride in STRIDES:
             x = given[coarsest]
             if stride > coarsest:
-                x = _thinned(x, stride // coarsest)
+                x = F.max_pool2d(x, 1, stride // coarsest)  # leaves out rows and columns
             elif stride in given:
                 x = given[stride]
             else:
@@ -161,21 +155,11 @@ class PyramidHead(nn.Module):
         return prediction
 
 
-def _thinned(x: Tensor, step: int) -> Tensor:
-    """Return every `step`-th row and column of a map."""
-    return F.max_pool2d(x, 1, step)
-
-
 class SmallestHead(nn.Module):
     """One 3x3 convolution for classes and boxes, on a map pooled to each stride of a pyramid.
 
-    If a level is finer than the map, the map's pixels are repeated.
-
-    Args:
-        channels: Channels of the map.
-        stride: Stride of the map.
-        classes: C.
-        anchor: Side in pixels of the smallest anchors.
+    If a level is finer than the map, the map's pixels are repeated. `stride` is the map's, and
+    `anchor` the side in pixels of the smallest anchors.
     """
 
     def __init__(self, channels: int, stride: int, classes: int, anchor: int) -> None:

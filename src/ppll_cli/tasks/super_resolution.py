@@ -75,13 +75,10 @@ class SuperResolution:
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
         """Shape and dtype of the targets of training batches, by name."""
-        return self._targets(self.patch, self.patch, tiles=False)
+        return self.tile_targets(self.patch, self.patch, tiles=False)
 
-    def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
+    def tile_targets(self, height: int, width: int, tiles: bool = True) -> Mapping[str, ValueSpec]:
         """Return shape and dtype of the targets of tiles with this size in the small picture."""
-        return self._targets(height, width, tiles=True)
-
-    def _targets(self, height: int, width: int, tiles: bool) -> Mapping[str, ValueSpec]:
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
             TILE: ValueSpec((9 if tiles else 0,), torch.int64),
@@ -191,10 +188,6 @@ def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
 
 
 def super_resolution_of(task: Task, name: str) -> SuperResolution:
-    """Return the task if it is super-resolution; otherwise refuse the setting `model=name`.
-
-    Raises:
-        ConfigError: The task is not super-resolution.
-    """
+    """Return the task if it is super-resolution; otherwise refuse the setting `model=name`."""
     data = "of pictures: data=photos or data=div2k"
     return only_for(SuperResolution, task, "model", name, "super-resolution", data)

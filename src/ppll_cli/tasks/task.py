@@ -42,25 +42,21 @@ class Task(Protocol):
 
         This is also called with tensors on the meta device, so no shape may depend on a value.
         """
-        ...
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """Return the measurements of a batch for `score`, float64 [n, columns]; n may be 0.
 
         In training this is called in every step, so expensive measurements may be left out.
         """
-        ...
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
         """Return the scores by name, the metric first. Scores that were not measured are left out.
 
         The rows of all batches are float64 [n, columns], on the CPU.
         """
-        ...
 
     def smallest_head(self, shape: Shape) -> nn.Module:
         """Return the smallest network that makes a prediction from features of this shape."""
-        ...
 
 
 AnyTask = TypeVar("AnyTask")
@@ -69,10 +65,8 @@ AnyTask = TypeVar("AnyTask")
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
     """Return the task if it belongs to the class that the setting `key=name` requires.
 
-    The error message says that the setting is for `use`, and to choose a data set `data`.
-
-    Raises:
-        ConfigError: The task belongs to another class.
+    Otherwise raise a ConfigError that says that the setting is for `use`, and to choose a data set
+    `data`.
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

@@ -3,7 +3,7 @@
 Legend: B batch, C channels, H height, W width (pixels of the images).
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -11,10 +11,9 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.batches import EpochOrder, ImageBatches, Images, generator_of
+from ppll_cli.data.batches import ImageBatches, Images, generator_of
 from ppll_cli.data.labelled.crops import TRIES
 from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import Listing
@@ -29,11 +28,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Underway(Generic[Key]):
-    """The batches that loaders are decoding. Only one thread may use this object.
-
-    Args:
-        begin: Starts to decode a batch, given its key.
-    """
+    """The batches that loaders are decoding. Only one thread may use this object."""
 
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
         self._begin, self._begun = begin, dict[Key, Loading]()
@@ -44,9 +39,6 @@ class Underway(Generic[Key]):
 
         Loaders begin or continue to decode the other batches in `keys`. All other batches that were
         begun are dropped.
-
-        Args:
-            keys: The key of the current batch, then the keys of the batches to decode ahead.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()
@@ -60,31 +52,15 @@ class Underway(Generic[Key]):
             loading.release()
 
 
-class LoadedBatches(ImageBatches):
-    """Makes batches of pictures that are decoded when they are needed.
+class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
+    """Makes batches of pictures that loaders decode when they are needed.
 
     Only one thread may make training batches, and only one may make evaluation batches.
-
-    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
-
-    Args:
-        splits: The pictures of each split.
-        loaders: The processes that decode the pictures.
     """
 
-    def __init__(
-        self,
-        dataset: LabelledPictures,
-        splits: Mapping[str, Listing],
-        loaders: Loaders,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(dataset, splits, batch_size, seed, device)
-        self._splits, self._loaders = splits, loaders
-        self._middle, self._scale = dataset.middle, dataset.scale
-        self._order = EpochOrder(self.samples["train"], seed)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._loaders = Loaders(self.dataset.processes, self.dataset.size)
         self._training = Underway(self._begin_training)
         self._evaluating = Underway(self._begin_evaluation)
         self._evaluated = ("", 0)  # split and first sample of the last evaluation batch
@@ -93,13 +69,13 @@ class LoadedBatches(ImageBatches):
     def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102
         steps = [epoch * self.steps_per_epoch + batch + later for later in range(AHEAD + 1)]
         keys = [divmod(step, self.steps_per_epoch) for step in steps]
-        labels = self._splits["train"].labels[self._chosen(epoch, batch)]
+        labels = self.splits["train"].labels[self.chosen(epoch, batch).numpy()]
         with self._training.images(keys) as images:
             yield self._on_device(images, labels)
 
     @contextmanager
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
-        size, end = last - first, self.samples[split]
+        size, end = last - first, len(self.splits[split])
         before, self._evaluated = self._evaluated, (split, first)
         # Replicas take batches in turn, so this replica skips the batches of other replicas. Assume
         # that it skips as many batches before its next batch as it skipped before this batch.
@@ -107,30 +83,29 @@ class LoadedBatches(ImageBatches):
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]
         with self._evaluating.images(keys) as images:
-            yield self._on_device(images, self._splits[split].labels[first:last])
+            yield self._on_device(images, self.splits[split].labels[first:last])
 
     def _on_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Images:
-        tensors: tuple[Tensor, Tensor] = torch.from_numpy(images), torch.from_numpy(labels)
-        return to_device(tensors[0], self.device), to_device(tensors[1], self.device)
-
-    def _chosen(self, epoch: int, batch: int) -> NDArray[np.intp]:
-        first = batch * self.batch_size
-        return self._order.of(epoch)[first : first + self.batch_size].numpy()
+        return (
+            to_device(torch.from_numpy(images), self.device),
+            to_device(torch.from_numpy(labels), self.device),
+        )
 
     def _begin_training(self, key: tuple[int, int]) -> Loading:
-        split = self._splits["train"]
-        wanted = [Wanted(split.paths[number], self._middle) for number in self._chosen(*key)]
-        if self._scale is not None:
+        paths, scale = self.splits["train"].paths, self.dataset.scale
+        numbers = self.chosen(*key).tolist()
+        wanted = [Wanted(paths[number], self.dataset.middle) for number in numbers]
+        if scale is not None:
             generator = generator_of(seeding.crop(self.seed, *key))
             shape = (len(wanted), TRIES, 4)
             draws = torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
             wanted = [
-                replace(each, scale=self._scale, draws=tuple(map(tuple, own)))
+                replace(each, scale=scale, draws=tuple(map(tuple, own)))
                 for each, own in zip(wanted, draws, strict=True)
             ]
         return self._loaders.begin(wanted)
 
     def _begin_evaluation(self, key: tuple[str, int, int]) -> Loading:
         split, first, last = key
-        paths = self._splits[split].paths[first:last]
-        return self._loaders.begin([Wanted(path, self._middle) for path in paths])
+        paths = self.splits[split].paths[first:last]
+        return self._loaders.begin([Wanted(path, self.dataset.middle) for path in paths])

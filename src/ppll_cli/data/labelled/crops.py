@@ -29,14 +29,9 @@ def random_piece(width: int, height: int, scale: tuple[float, float], draws: Seq
     """Return a piece of random area, ratio and position, as in the training of Inception.
 
     See arXiv 1409.4842. torchvision's RandomResizedCrop chooses pieces in the same way, but rounds
-    to whole pixels.
-
-    Args:
-        width: Width of the picture, in pixels.
-        height: Height of the picture, in pixels.
-        scale: Smallest and largest area of the piece, as fractions of the picture's area.
-        draws: Random numbers for each try. If the pieces of all tries exceed the picture, the
-            result is the largest piece in the middle with an allowed ratio.
+    to whole pixels. `scale` has the piece's smallest and largest area, as fractions of the
+    picture's area, and `draws` has random numbers for each try. If the pieces of all tries exceed
+    the picture, the result is the largest piece in the middle with an allowed ratio.
     """
     low, high = (log(ratio) for ratio in RATIOS)
     for area, ratio, left, top in draws:

@@ -18,17 +18,17 @@ from ppll_cli.data.labelled.crops import middle
 from ppll_cli.data.labelled.images import images_of, kept_images
 from ppll_cli.data.labelled.listing import Found, Listing, ListingError
 from ppll_cli.data.labelled.loader import Wanted
-from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.leaves.machine import memory_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
-    from PIL import Image
-    from torch import Tensor
+    from PIL.Image import Image
 
-    from ppll_cli.data.batches import ImageBatches, Split
+    from ppll_cli.data.batches import Batches, Split
     from ppll_cli.data.identity import Entry, Identity
+    from ppll_cli.data.labelled.batches import LoadedBatches
+    from ppll_cli.data.source import Tensors
     from ppll_cli.models.unit import ImageSpec
 
 CHECK_S = 3.0
@@ -68,11 +68,7 @@ class LabelledPictures(Classified):
 
     @abstractmethod
     def find(self) -> Found:
-        """List the pictures and their classes without opening a picture.
-
-        Raises:
-            ListingError: Files are missing, or contradict each other.
-        """
+        """List the pictures and their classes without opening a picture, or raise ListingError."""
 
     @property
     def middle(self) -> float:
@@ -83,7 +79,7 @@ class LabelledPictures(Classified):
     def scale(self) -> tuple[float, float] | None:
         """Smallest and largest area of random training pieces, as fractions of a picture's area.
 
-        The value is None if training uses the square in the middle instead of random pieces.
+        None means that training uses the square in the middle.
         """
         return None
 
@@ -107,22 +103,16 @@ class LabelledPictures(Classified):
         if self.loaders is not None:
             check_at_least("loaders", self.loaders, 0, "or null")
 
-    def inputs(
-        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
-    ) -> "dict[str, Tensor]":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
         """Cut and resize a picture as for evaluation, and normalise it: float32 [1, 3, H, W]."""
-        from PIL import Image
+        from PIL.Image import Resampling
 
         box, size = middle(*picture.size, self.middle), (image.width, image.height)
-        cut = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR, box=box)
+        cut = picture.convert("RGB").resize(size, Resampling.BILINEAR, box=box)
         return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
-        """Make the images; if loaders decode the pictures later, only decode some as a test.
-
-        Raises:
-            ConfigError: Files are missing or wrong.
-        """
+        """Make the images; if loaders decode the pictures later, only decode some as a test."""
         self._check_apart()
         if self.resident:
             self.load()
@@ -142,7 +132,7 @@ class LabelledPictures(Classified):
         splits = {}
         for name, listing in self._splits.items():
             wanted = [Wanted(path, self.middle) for path in listing.paths]
-            images = kept_images(wanted, self.size, self._processes)
+            images = kept_images(wanted, self.size, self.processes)
             splits[name] = Split(torch.from_numpy(images), torch.from_numpy(listing.labels))
         return splits
 
@@ -171,7 +161,7 @@ class LabelledPictures(Classified):
         batch_size: int,
         seed: int,
         device: "torch.device",
-    ) -> "ImageBatches":
+    ) -> "Batches | LoadedBatches":
         """Return a maker of batches of images in memory, or of pictures that loaders decode."""
         from ppll_cli.data.batches import Batches, Split
         from ppll_cli.data.labelled.batches import LoadedBatches
@@ -179,11 +169,11 @@ class LabelledPictures(Classified):
         made = {name: split for name, split in splits.items() if isinstance(split, Split)}
         if made:
             return Batches(self, made, batch_size, seed, device)
-        loaders = Loaders(self._processes, self.size)
-        return LoadedBatches(self, self._splits, loaders, batch_size, seed, device)
+        return LoadedBatches(self, self._splits, batch_size, seed, device)
 
     @property
-    def _processes(self) -> int:
+    def processes(self) -> int:
+        """Number of loaders, if pictures are decoded by loaders."""
         return self.loaders or max(1, min(MOST_LOADERS, usable_cores() - 1))
 
     @cached_property
@@ -241,7 +231,7 @@ class LabelledPictures(Classified):
         order = fixed_random(_CHECK_SEED).permutation(len(paths))[:MOST_CHECKED]
         mixed = [Wanted(paths[number], self.middle) for number in order]
         end_s = time.monotonic() + CHECK_S
-        with closing(images_of(mixed, self.size, self._processes)) as images:
+        with closing(images_of(mixed, self.size, self.processes)) as images:
             while time.monotonic() < end_s and next(images, None) is not None:
                 pass
 

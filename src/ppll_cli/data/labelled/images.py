@@ -1,19 +1,19 @@
 """Makes images of one size from pictures once, and stores them in the cache folder."""
 
 import logging
-import os
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from ppll_cli.data.kept import kept_folder, place, stamp, unwritable
+from ppll_cli.data.files import cache_root
+from ppll_cli.data.kept import kept_folder, pixels_file, place
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import Loaders, Loading
-from ppll_cli.data.pictures.files import unreadable
+from ppll_cli.data.pictures.cache import stamped
 
 AT_ONCE = 128
 """Largest number of pictures in a call of `Loaders.begin`."""
@@ -30,8 +30,7 @@ log = logging.getLogger(__name__)
 def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[np.uint8]:
     """Return the images of N pictures from the cache; loaders make them first if they are missing.
 
-    Returns:
-        uint8 [N, 3, side, side], mapped from a file; changes stay in this process.
+    The result, uint8 [N, 3, side, side], is mapped from a file; changes stay in this process.
 
     Raises:
         ConfigError: A file cannot be read as a picture, or the cache folder cannot be written.
@@ -41,12 +40,9 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
     def make(folder: Path) -> None:
         if len(wanted) > _SAID:
             log.warning("resizing %d pictures once, with %d processes", len(wanted), processes)
-        with (folder / "images.npy").open("wb") as file:
-            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        with pixels_file(folder / "images.npy", *shape) as file:
             for images in images_of(wanted, side, processes):
                 file.write(images.data)
-            file.flush()
-            os.fsync(file.fileno())
 
     def read(folder: Path) -> NDArray[np.uint8]:
         images: NDArray[np.uint8] = np.load(folder / "images.npy", mmap_mode="c")
@@ -54,13 +50,9 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
             raise ValueError(f"it holds {images.dtype} {images.shape}")
         return images
 
-    stamps = [_stamp(each.path) for each in wanted]
+    stamps = [stamped(Path(each.path)) for each in wanted]
     pieces = sorted({each.part for each in wanted})
-    folder = place("images", [side, pieces, stamps])
-    try:
-        return kept_folder(folder, make, read)
-    except OSError as error:
-        raise unwritable(folder, error) from error
+    return kept_folder(place(cache_root() / "images", [side, pieces, stamps]), make, read)
 
 
 def images_of(
@@ -71,15 +63,12 @@ def images_of(
     This process itself decodes up to `_FEW` pictures, and yields each image, uint8 [3, side, side].
     If there are more pictures, loaders decode them, and each array holds up to `AT_ONCE` images,
     uint8 [n, 3, side, side].
-
-    Raises:
-        ConfigError: A file cannot be read as a picture.
     """
     if len(wanted) <= _FEW:
         yield from (image_of(each, side) for each in wanted)
         return
     begun: deque[Loading] = deque()
-    with Loaders(processes, side) as loaders:
+    with closing(Loaders(processes, side)) as loaders:
         for first in range(0, len(wanted), AT_ONCE):
             begun.append(loaders.begin(wanted[first : first + AT_ONCE]))
             if len(begun) > 1:
@@ -91,10 +80,3 @@ def images_of(
 def _taken(loading: Loading) -> Iterator[NDArray[np.uint8]]:
     yield loading.images()
     loading.release()
-
-
-def _stamp(path: str) -> tuple[str, int, int]:
-    try:
-        return stamp(Path(path))
-    except OSError as error:
-        raise unreadable(Path(path), error) from error

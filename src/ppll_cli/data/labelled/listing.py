@@ -19,15 +19,8 @@ SUFFIXES = (
 """Suffixes of files that are regarded as pictures, in lower or upper case."""
 
 PATH_NAMES = (
-    "path",
-    "imageid",
-    "file",
-    "filename",
-    "file_name",
-    "filepath",
-    "image",
-    "image_path",
-    "picture",
+    *("path", "imageid", "file", "filename", "file_name", "filepath"),
+    *("image", "image_path", "picture"),
 )
 LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
 """Possible names of the columns of paths (`PATH_NAMES`) and of classes (`LABEL_NAMES`) in the first
@@ -41,11 +34,7 @@ Classes = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Listing:
-    """The N pictures of a split.
-
-    Attributes:
-        labels: The numbers of the classes of the pictures, int64 [N].
-    """
+    """The N pictures of a split, and the numbers of their classes, int64 [N]."""
 
     paths: Sequence[str]
     labels: NDArray[np.int64]
@@ -60,13 +49,7 @@ class Listing:
 
 
 class ListingError(ValueError):
-    """Raised when pictures or their classes cannot be determined from the files.
-
-    Args:
-        source: The file or folder.
-        problem: The fault of the file or folder.
-        remedy: A way for the user to correct the fault.
-    """
+    """Raised when pictures or their classes cannot be determined from a file or folder."""
 
     def __init__(self, source: object, problem: str, remedy: str) -> None:
         super().__init__(f"{source}: {problem}")
@@ -75,34 +58,28 @@ class ListingError(ValueError):
 
 @dataclass(frozen=True)
 class Found:
-    """The pictures of a data set.
+    """The pictures of a data set."""
 
-    Attributes:
-        classes: Names of the classes, in the order of their labels.
-        parts: The pictures of `train`, and of `test` and `val` if they exist, by these names.
-    """
-
-    classes: tuple[str, ...]
-    parts: Mapping[str, Listing]
+    classes: tuple[str, ...]  # names of the classes, in the order of their labels
+    parts: Mapping[str, Listing]  # pictures of `train`, and of `test` and `val` if they exist
 
 
-def arranged(sources: Mapping[str, Path], parts: Mapping[str, Classes]) -> Found:
+def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
     """Number the classes of the training pictures, and check that the other parts match them.
 
-    Args:
-        sources: The folder or CSV file of each part.
-        parts: The pictures of each part by class.
+    For each part there are its folder or CSV file, and its pictures by class.
 
     Raises:
         ListingError: The classes of two parts differ, or there are fewer than two classes.
     """
-    classes = in_order(parts["train"])
+    source, train = parts["train"]
+    classes = in_order(train)
     if len(classes) < 2:
         problem, remedy = f"has only one class, {classes[0]}", "give at least two classes"
-        raise ListingError(sources["train"], problem, remedy)
-    for part, found in parts.items():
-        _check_classes(sources[part], found, classes)
-    return Found(classes, {part: _listing(found, classes) for part, found in parts.items()})
+        raise ListingError(source, problem, remedy)
+    for source, found in parts.values():
+        _check_classes(source, found, classes)
+    return Found(classes, {part: _listing(found, classes) for part, (_, found) in parts.items()})
 
 
 def _listing(found: Classes, classes: Sequence[str]) -> Listing:
@@ -121,11 +98,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name, without hidden folders.
-
-    Raises:
-        ListingError: The folder cannot be read.
-    """
+    """Return the folders in a folder, sorted by name, without hidden folders."""
     with _reading(folder), os.scandir(folder) as entries:
         found = [entry.name for entry in entries if entry.name[0] != "." and entry.is_dir()]
     return [folder / name for name in sorted(found)]
@@ -162,15 +135,13 @@ def from_csv(
     """Find the pictures that a CSV file lists. Each line has the path of a picture and its class.
 
     The first line may name the columns. All columns except those of path and class are ignored.
-    Columns are separated by commas, semicolons or tabs.
+    Columns are separated by commas, semicolons or tabs. The pictures of each class stay in the
+    order of the file.
 
     Args:
         file: The CSV file.
         folders: Folders to which paths are relative; the first folder that has the file is used.
         meant: Converts the contents of the two columns to the path and the class.
-
-    Returns:
-        The pictures of each class, in the order of the file.
 
     Raises:
         ListingError: The file cannot be read, a line has no path or no class, or a picture does not
@@ -204,10 +175,6 @@ def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> 
     """Check that a part, read from a folder or CSV file, has the classes of the training pictures.
 
     A CSV file may lack classes, because it cannot list a class without pictures.
-
-    Raises:
-        ListingError: The part has a class that the training pictures lack, or it is a folder
-            without a class of the training pictures.
     """
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:

@@ -24,15 +24,12 @@ from ppll_cli.leaves.forkserver import STOPPING
 class Wanted:
     """A picture to decode, and the piece of it that becomes the image.
 
-    Attributes:
-        part: Side of the square in the middle, as a fraction of the picture's shorter side.
-        scale: Smallest and largest area of a random piece, as fractions of the picture's area.
-        draws: Random numbers that determine a random piece; empty for the square in the middle.
+    It is a square in the middle or, if there are draws, a piece that these determine.
     """
 
     path: str
-    part: float = 1.0
-    scale: tuple[float, float] = (1.0, 1.0)
+    part: float = 1.0  # side of the square, as a fraction of the picture's shorter side
+    scale: tuple[float, float] = (1.0, 1.0)  # as for `random_piece`
     draws: tuple[Draw, ...] = ()
 
     def box(self, width: int, height: int) -> Box:
@@ -44,25 +41,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Request:
-    """A request to a loader.
-
-    Attributes:
-        side: Height and width of the images, in pixels.
-        offset: Offset of the first image in the shared memory, in bytes; all other images follow
-            it.
-    """
+    """A request to a loader."""
 
     wanted: tuple[Wanted, ...]
-    side: int
-    offset: int
+    side: int  # height and width of the images, in pixels
+    offset: int  # of the first image in the shared memory, in bytes; the other images follow it
 
 
 def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
-    """Decode a picture and return the wanted piece as an image, uint8 [3, side, side].
-
-    Raises:
-        ConfigError: The file cannot be read as a picture.
-    """
+    """Decode a picture and return the wanted piece as an image, uint8 [3, side, side]."""
     pixels = np.asarray(cut_out(Path(wanted.path), side, wanted.box))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from math import ceil
 from mmap import ALLOCATIONGRANULARITY, mmap
 from multiprocessing.connection import Pipe
@@ -15,7 +16,6 @@ from queue import SimpleQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from threading import Lock, Thread
 from time import monotonic
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,11 +54,7 @@ class Loaders:
     """Child processes that decode pictures. Several threads may use this object.
 
     On Linux the processes are killed when the thread that created this object ends, so this thread
-    must run as long as the loaders are needed.
-
-    Args:
-        count: Number of processes.
-        side: Height and width of the images, in pixels.
+    must run as long as the loaders are needed. `side` is height and width of the images, in pixels.
     """
 
     def __init__(self, count: int, side: int) -> None:
@@ -72,17 +68,6 @@ class Loaders:
         # object; otherwise it would never be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self._end = Finalize(self, _end, ends, exitpriority=10)
-
-    def __enter__(self) -> "Loaders":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def processes(self) -> list[Popen[bytes]]:
@@ -114,17 +99,14 @@ class Loaders:
         self._end()
 
 
+@dataclass(frozen=True)
 class Loading:
     """Pictures that are being decoded into a region of shared memory, with a future per request."""
 
-    def __init__(
-        self,
-        answers: Sequence[Future[None]],
-        memory: "SharedMemory",
-        region: "Region",
-        shape: tuple[int, ...],
-    ) -> None:
-        self._answers, self._memory, self._region, self._shape = answers, memory, region, shape
+    answers: Sequence[Future[None]]
+    memory: "SharedMemory"
+    region: "Region"
+    shape: tuple[int, ...]
 
     def images(self) -> NDArray[np.uint8]:
         """Wait for the images, and return them, uint8 [N, 3, side, side], valid until `release`.
@@ -133,18 +115,17 @@ class Loading:
             ConfigError: A file cannot be read as a picture.
             RunFailedError: A loader has ended, was stopped, or does not answer.
         """
-        for answer in self._answers:
+        for answer in self.answers:
             answer.result()  # cannot wait forever: every request has a time limit
-        return np.frombuffer(self._region.view, np.uint8, int(np.prod(self._shape))).reshape(
-            self._shape
-        )
+        pixels = np.frombuffer(self.region.view, np.uint8, int(np.prod(self.shape)))
+        return pixels.reshape(self.shape)
 
     def release(self) -> None:
         """Cancel requests that have not begun, wait for all others, and free the memory."""
-        for answer in self._answers:
+        for answer in self.answers:
             if not answer.cancel():
                 answer.exception()
-        self._memory.give_back(self._region)
+        self.memory.give_back(self.region)
 
 
 class Region:
@@ -213,15 +194,12 @@ class _Loader:
             request, answer = job
             if not answer.set_running_or_notify_cancel():
                 continue
-            error: Exception | None
             try:
-                error = self._ask(request)
-            except Exception as failure:
-                error = failure
-            if error is None:
-                answer.set_result(None)
-            else:
+                self._ask(request)
+            except Exception as error:
                 answer.set_exception(error)
+            else:
+                answer.set_result(None)
 
     def gone(self) -> RunFailedError:
         """Return the error for a loader that has ended."""
@@ -235,14 +213,15 @@ class _Loader:
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
 
-    def _ask(self, request: Request) -> PpllError | None:
+    def _ask(self, request: Request) -> None:
         try:
             self._connection.send(request)
             self._await(request)
-            answer: PpllError | None = self._connection.recv()
+            failure: PpllError | None = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self.gone() from error
-        return answer
+        if failure is not None:
+            raise failure
 
     def _await(self, request: Request) -> None:
         """Wait for the answer. Time during which this process itself was stopped does not count."""

@@ -4,25 +4,19 @@ Legend: H height, W width (pixels of the large picture), s scale.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppll_cli.data.kept import kept_folder, stamp
-from ppll_cli.data.pictures.files import decoded as decoded  # re-exported for other modules
-from ppll_cli.data.pictures.files import header, unreadable
+from ppll_cli.data.kept import kept_folder, pixels_file, place, stamp
+from ppll_cli.data.pictures.files import decoded, header, unreadable
 from ppll_cli.errors import ConfigError
-
-_VERSION = 2  # version of the format; change it to discard all cached pictures
 
 Bytes = NDArray[np.uint8]
 """Pixels of a picture, uint8 [height, width, 3]."""
@@ -30,12 +24,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a picture.
-
-    Attributes:
-        high: The file of the large picture.
-        low: The file of the small picture; None if it is made from the large picture.
-    """
+    """The files of a large and of a small picture; None if the latter is made from the former."""
 
     high: Path
     low: Path | None = None
@@ -43,17 +32,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of a split.
+    """The pictures of a split."""
 
-    Attributes:
-        high: The large pictures, uint8 [H, W, 3] each.
-        low: The small pictures, uint8 [H / s, W / s, 3] each.
-        quality: PSNR (dB) and SSIM of bicubic enlargement, for each picture; None if not measured.
-    """
-
-    high: Sequence[Bytes]
-    low: Sequence[Bytes]
-    quality: Sequence[tuple[float, float]] | None
+    high: Sequence[Bytes]  # large pictures, uint8 [H, W, 3] each
+    low: Sequence[Bytes]  # small pictures, uint8 [H / s, W / s, 3] each
+    quality: Sequence[tuple[float, float]] | None  # PSNR (dB) and SSIM of bicubic enlargement
 
     def __len__(self) -> int:
         return len(self.high)
@@ -72,29 +55,25 @@ def kept(
         folder: Folder for the files of decoded pixels; it may not exist yet.
         sources: The files of the pictures.
         scale: The scale s.
-        longest: Limit for the longer side of pictures, in pixels. Larger pictures are reduced. None
-            for no limit.
+        longest: Limit for the longer side of pictures, in pixels; larger pictures are reduced.
         measured: Whether the quality of bicubic enlargement is measured.
-
-    Raises:
-        ConfigError: A file is no picture, a small picture is too small for its large picture, or
-            the folder cannot be written.
     """
-    stamps = [_stamp(path) for source in sources for path in (source.high, source.low) if path]
-    recipe = json.dumps([_VERSION, stamps, scale, longest, measured])
-    place = folder / blake2b(recipe.encode(), digest_size=12).hexdigest()
-    try:
-        return kept_folder(
-            place,
-            lambda made: _make(made, sources, scale, longest, measured),
-            lambda there: _read(there, len(sources), scale, measured),
-        )
-    except OSError as error:
+
+    def refused(_: Path, error: OSError) -> ConfigError:
         problem = f"decoded pictures cannot be written there ({error.strerror})"
-        raise ConfigError("data.cache", folder, problem, "name another folder") from error
+        return ConfigError("data.cache", folder, problem, "name another folder")
+
+    stamps = [stamped(path) for source in sources for path in (source.high, source.low) if path]
+    return kept_folder(
+        place(folder, stamps, scale, longest, measured),
+        lambda made: _make(made, sources, scale, longest, measured),
+        lambda there: _read(there, len(sources), scale, measured),
+        refused,
+    )
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def stamped(path: Path) -> tuple[str, int, int]:
+    """Return the `stamp` of a picture's file, or raise `unreadable`."""
     try:
         return stamp(path)
     except OSError as error:
@@ -102,7 +81,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 
 def _make(
-    place: Path, sources: Sequence[Source], scale: int, longest: int | None, measured: bool
+    folder: Path, sources: Sequence[Source], scale: int, longest: int | None, measured: bool
 ) -> None:
     sizes = [large_size(source.high, scale, longest) for source in sources]
     shapes = {
@@ -110,22 +89,18 @@ def _make(
         "low": [(height // scale, width // scale, 3) for height, width in sizes],
     }
     quality = []
-    with (place / "high.npy").open("wb") as large, (place / "low.npy").open("wb") as small:
-        for name, file in (("high", large), ("low", small)):
-            shape = (sum(map(prod, shapes[name])),)
-            write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with (
+        pixels_file(folder / "high.npy", sum(map(prod, shapes["high"]))) as large,
+        pixels_file(folder / "low.npy", sum(map(prod, shapes["low"]))) as small,
+    ):
         for source, (height, width) in zip(sources, sizes, strict=True):
             high, low = _pair(source, width, height, scale, longest)
-            # Writing to a mapped file would crash the process if the disk is full.
             large.write(high.tobytes())
             small.write(low.tobytes())
             if measured:
                 enlarged = low.resize((width, height), Image.Resampling.BICUBIC)
                 quality.append(_quality(np.array(enlarged), np.array(high), scale))
-        for file in (large, small):
-            file.flush()
-            os.fsync(file.fileno())
-    (place / "index.json").write_text(json.dumps({**shapes, "quality": quality}))
+    (folder / "index.json").write_text(json.dumps({**shapes, "quality": quality}))
 
 
 def _pair(
@@ -146,14 +121,9 @@ def _pair(
     return high, low.crop((0, 0, *size))
 
 
-def _read(place: Path, count: int, scale: int, measured: bool) -> Pictures:
-    """Read the pictures in a folder.
-
-    Raises:
-        Exception: The folder is damaged; the exception can be of any kind.
-    """
-    index = json.loads((place / "index.json").read_text())
-    high, low = (_views(place / f"{name}.npy", index[name]) for name in ("high", "low"))
+def _read(folder: Path, count: int, scale: int, measured: bool) -> Pictures:
+    index = json.loads((folder / "index.json").read_text())
+    high, low = (_views(folder / f"{name}.npy", index[name]) for name in ("high", "low"))
     quality = [(float(p), float(s)) for p, s in index["quality"]]
     wanted = [tuple(scale * side for side in each.shape[:2]) for each in low]
     if len(low) != count or len(quality) != count * measured:
@@ -175,11 +145,7 @@ def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
 
 
 def large_size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
-    """Return height and width of a large picture in the cache, without decoding its pixels.
-
-    Raises:
-        ConfigError: The file cannot be read as a picture.
-    """
+    """Return height and width of a large picture in the cache, without decoding its pixels."""
     size = header(path).upright
     width, height = _reduced(size, longest) if longest is not None and max(size) > longest else size
     return height - height % scale, width - width % scale

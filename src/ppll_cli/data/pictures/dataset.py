@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +15,12 @@ from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
-    from PIL import Image
-    from torch import Tensor
+    from PIL.Image import Image
 
     from ppll_cli.data.identity import Identity
     from ppll_cli.data.pictures.cache import Source
     from ppll_cli.data.pictures.patches import PatchBatches, PictureSplit, Tile
-    from ppll_cli.data.source import EvaluationForm, Prediction
+    from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.super_resolution import SuperResolution
 
@@ -56,18 +55,11 @@ class PictureDataset(Files, ABC):
 
     @abstractmethod
     def sources(self, part: Part) -> "Sequence[Source]":
-        """Return the files of the pictures of a part.
-
-        Raises:
-            ConfigError: There are no pictures, or too few.
-        """
+        """Return the files of the pictures of a part; refuse a part with too few pictures."""
 
     @property
     def longest(self) -> int | None:
-        """Limit for the longer side of pictures, in pixels.
-
-        Larger pictures are reduced. None means no limit.
-        """
+        """Limit for the longer side of pictures, in pixels, to which larger ones are reduced."""
         return None
 
     def __post_init__(self) -> None:
@@ -188,7 +180,7 @@ class PictureDataset(Files, ABC):
         image = ImageSpec(3, height, width)
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
-    def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
+    def draw_samples(self, predict: "Predict", folder: Path) -> None:
         """Write a picture with four captioned views of the middle of each test picture.
 
         The views are the small picture with its pixels as squares, bicubic enlargement, the model's
@@ -208,21 +200,14 @@ class PictureDataset(Files, ABC):
         """Return the file names of the large pictures of a split, in order."""
         return tuple(source.high.name for source in self._divided()[split])
 
-    def inputs(
-        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
-    ) -> "dict[str, Tensor]":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
         """Return the pixels of a picture of the user in [0, 1], float32 [1, 3, H, W]."""
         from ppll_cli.data.pictures.patches import as_images
         from ppll_cli.models.unit import IMAGE
 
         return {IMAGE: as_images([np.asarray(picture.convert("RGB"))], device)}
 
-    def predicted(
-        self,
-        predict: "Callable[[Tensor], Tensor]",
-        picture: "Image.Image",
-        inputs: "dict[str, Tensor]",
-    ) -> "Prediction":
+    def predicted(self, predict: "Predict", picture: "Image", inputs: "Tensors") -> "Prediction":
         """Enlarge a picture of the user tile by tile, as in the evaluation of test pictures."""
         from ppll_cli.data.pictures.samples import enlarged
         from ppll_cli.data.source import Prediction

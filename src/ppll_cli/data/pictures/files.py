@@ -35,15 +35,10 @@ _QUIET = Lock()  # warning filters belong to the process, so one thread changes 
 
 
 class Header(NamedTuple):
-    """The header of a picture's file.
+    """The header of a picture's file."""
 
-    Attributes:
-        size: Width and height of the stored picture, in pixels, before EXIF turns it.
-        orientation: EXIF orientation, from 1 to 8; 1 is upright.
-    """
-
-    size: tuple[int, int]
-    orientation: int
+    size: tuple[int, int]  # width and height in pixels, before EXIF turns the picture
+    orientation: int  # by EXIF, from 1 to 8; 1 is upright
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -53,11 +48,7 @@ class Header(NamedTuple):
 
 
 def header(path: Path) -> Header:
-    """Read the header of a picture without decoding its pixels.
-
-    Raises:
-        ConfigError: The file cannot be read as a picture.
-    """
+    """Read the header of a picture without decoding its pixels; errors are as for `decoded`."""
     with _opened(path) as (_, found):
         return found
 
@@ -84,9 +75,6 @@ def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.I
     A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size,
     which is faster. The reduced picture is still at least `_GAP` times as large as needed, so the
     difference is not visible.
-
-    Raises:
-        ConfigError: The file cannot be read as a picture.
     """
     with _opened(path) as (image, found):
         width, height = found.upright

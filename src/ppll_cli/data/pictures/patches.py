@@ -4,7 +4,7 @@ Batch b of epoch e depends only on (seed, e, b). Legend: B batch, P height and w
 H height, W width, in pixels of the small picture; s scale.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.batches import generator_of, steps_per_epoch
+from ppll_cli.data.batches import SplitBatches, generator_of
 from ppll_cli.data.pictures.cache import Bytes, Pictures
 from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.data.pictures.tiles import Span
@@ -24,57 +24,30 @@ from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
 
 
 class Tile(NamedTuple):
-    """A rectangle of a small picture that is evaluated separately.
+    """A rectangle of a small picture that is evaluated separately."""
 
-    Attributes:
-        picture: Index of the picture within its split, from 0.
-        rows: The rows of the tile, and the range of rows that are evaluated.
-        columns: The columns of the tile, and the range of columns that are evaluated.
-    """
-
-    picture: int
+    picture: int  # index of the picture within its split, from 0
     rows: Span
     columns: Span
 
 
 @dataclass(frozen=True)
 class PictureSplit:
-    """A split, whose samples are random patches of its pictures, or tiles.
-
-    Attributes:
-        patches: Number of patches per epoch; 0 if the samples are tiles.
-        tiles: The tiles, in order; empty if the samples are patches.
-    """
+    """A split, whose samples are random patches of its pictures, or tiles."""
 
     pictures: Pictures
-    patches: int = 0
-    tiles: tuple[Tile, ...] = ()
+    patches: int = 0  # number per epoch; 0 if the samples are tiles
+    tiles: tuple[Tile, ...] = ()  # in order; empty if the samples are patches
 
     def __len__(self) -> int:
         return self.patches or len(self.tiles)
 
 
-class PatchBatches:
+class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
     """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
 
-    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
-
-    Args:
-        dataset: Settings of the data set: scale s, side P of patches, whether they are turned.
+    The data set defines the scale s, the side P of patches, and whether they are turned.
     """
-
-    def __init__(
-        self,
-        dataset: PictureDataset,
-        splits: Mapping[str, PictureSplit],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.splits, self.turned = splits, dataset.flip
-        self.scale, self.patch = dataset.scale, dataset.patch
-        self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.steps_per_epoch = steps_per_epoch(len(splits["train"]), batch_size, dataset.drop_last)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch of patches at random places of random pictures.
@@ -91,20 +64,21 @@ class PatchBatches:
         turns = torch.randint(8, (count,), generator=generator).tolist()
         low: list[Bytes] = []
         high: list[Bytes] = []
+        patch, scale, flip = self.dataset.patch, self.dataset.scale, self.dataset.flip
         for (which, down, right), turn in zip(draws, turns, strict=True):
             number = int(which * len(split.pictures))
             small = split.pictures.low[number]
             top, left = (
-                int(place * (side - self.patch + 1))
+                int(place * (side - patch + 1))
                 for place, side in zip((down, right), small.shape, strict=False)
             )
             for pictures, s, found in (
                 (split.pictures.low, 1, low),
-                (split.pictures.high, self.scale, high),
+                (split.pictures.high, scale, high),
             ):
-                rows = slice(s * top, s * (top + self.patch))
-                columns = slice(s * left, s * (left + self.patch))
-                found.append(_turned(pictures[number][rows, columns], turn * self.turned))
+                rows = slice(s * top, s * (top + patch))
+                columns = slice(s * left, s * (left + patch))
+                found.append(_turned(pictures[number][rows, columns], turn * flip))
         return self._named(low, high, torch.empty(count, 0), torch.empty(count, 0))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
@@ -116,11 +90,11 @@ class PatchBatches:
             Quality is measured for the whole picture. The picture's first tile has these values;
             all other tiles have zeros.
         """
-        assert size == 1
-        assert 0 <= batch < len(self.splits[split])
         here = self.splits[split]
+        assert size == 1
+        assert 0 <= batch < len(here)
         tile = here.tiles[batch]
-        s, (height, width) = self.scale, here.pictures.low[tile.picture].shape[:2]
+        s, (height, width) = self.dataset.scale, here.pictures.low[tile.picture].shape[:2]
         sides = ((tile.rows, height), (tile.columns, width))
         low, high = (
             pictures[tile.picture][

@@ -23,15 +23,12 @@ GAP = 6
 class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
-    Attributes:
-        name: What the view shows.
-        pixels: uint8 [H, W, 3]; all views of a piece have the same shape.
-        psnr: PSNR against the original in dB, as in the run's metric; None for the original, and
-            for a piece that consists only of the border that PSNR excludes.
+    PSNR is against the original in dB, as in the run's metric. It is None for the original, and for
+    a piece that consists only of the border that PSNR excludes.
     """
 
-    name: str
-    pixels: Bytes
+    name: str  # what the view shows
+    pixels: Bytes  # uint8 [H, W, 3]; all views of a piece have the same shape
     psnr: float | None
 
     @property
@@ -83,10 +80,8 @@ def enlarged(
 ) -> Image.Image:
     """Enlarge a whole picture tile by tile, and join the counted pixels of the enlarged tiles.
 
-    Args:
-        images: The picture, float32 [1, 3, H, W] in [0, 1].
-        tiles: The tiles of the picture, in rows from left to right.
-        predict: The model: maps float32 [1, 3, h, w] to [1, 3, sh, sw], both in [0, 1].
+    The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to
+    [1, 3, sh, sw], all in [0, 1]. The tiles are in rows from left to right.
     """
     rows: dict[int, list[Tensor]] = {}
     for _, down, across in tiles:

@@ -9,31 +9,21 @@ class Span(NamedTuple):
 
     A network computes all pixels of the range. Only the pixels that count are evaluated. All
     numbers are positions along the side, from 0.
-
-    Attributes:
-        start: First pixel of the range.
-        stop: First pixel after the range.
-        first: First pixel that counts.
-        behind: First pixel after the pixels that count.
     """
 
-    start: int
-    stop: int
-    first: int
-    behind: int
+    start: int  # first pixel of the range
+    stop: int  # first pixel after the range
+    first: int  # first pixel that counts
+    behind: int  # first pixel after the pixels that count
 
 
 def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
     """Divide a side of a picture into overlapping pieces; each pixel counts in exactly one piece.
 
-    Counted pixels are at least `overlap` pixels away from the ends of their piece, except at the
-    picture's border. If a network's receptive field extends at most `overlap` pixels to each side,
-    the network computes the same values for these pixels as on the whole picture.
-
-    Args:
-        length: Length of the side, in pixels.
-        tile: Largest length of a piece, in pixels; more than twice `overlap`.
-        overlap: Distance of counted pixels from a cut, in pixels.
+    A piece has at most `tile` pixels, which is more than twice `overlap`. Counted pixels are at
+    least `overlap` pixels away from the ends of their piece, except at the picture's border. If a
+    network's receptive field extends at most `overlap` pixels to each side, the network computes
+    the same values for these pixels as on the whole picture.
     """
     start = first = 0
     while start + tile < length:

@@ -4,7 +4,7 @@ Batch b of epoch e depends only on (seed, e, b). Legend: B batch, H height, W wi
 batch's images), N largest number of boxes of a picture, n number of boxes of one picture.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, per_channel
-from ppll_cli.data.batches import EpochOrder, generator_of, steps_per_epoch
-from ppll_cli.data.pictures.cache import decoded
+from ppll_cli.data.batches import SplitBatches, generator_of
+from ppll_cli.data.pictures.cache import Bytes
+from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import Bytes, Scene, Scenes
+from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.scenes.sizes import fitted, padded
 from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
@@ -27,47 +28,23 @@ from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBE
 
 
 class Sized(NamedTuple):
-    """A resized picture and its objects.
-
-    Attributes:
-        pixels: uint8 [height, width, 3].
-        boxes: Left, top, right and bottom, in pixels of the resized picture, float32 [n, 4].
-        labels: Classes from 0, int64 [n].
-        ignored: Whether each object is ignored, bool [n].
-        frame: Height and width in pixels, and the factors by which height and width were scaled.
-    """
+    """A resized picture, uint8 [height, width, 3], and its objects, as in `Scene`."""
 
     pixels: Bytes
-    boxes: NDArray[np.float32]
+    boxes: NDArray[np.float32]  # in pixels of the resized picture
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
-    frame: tuple[float, float, float, float]
+    frame: tuple[float, float, float, float]  # height, width, and the factors that scaled them
 
 
-class SceneBatches:
-    """Makes batches of pictures, which are decoded for each batch.
+class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
+    """Makes batches of pictures, which are decoded for each batch."""
 
-    See `ppll_cli.data.source.Dataset.batches` for the other arguments.
-
-    Args:
-        dataset: Settings of the data set: how pictures are resized, mirrored and normalised.
-    """
-
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        splits: Mapping[str, Scenes],
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.splits, self.boxes, self.flip = splits, dataset.task.boxes, dataset.flip
-        self.short_side, self.long_side = dataset.short_side, dataset.long_side
-        self.batch_size, self.seed, self.device = batch_size, seed, device
-        samples = len(splits["train"])
-        self.steps_per_epoch = steps_per_epoch(samples, batch_size, dataset.drop_last)
-        self._order = EpochOrder(samples, seed)
-        self._mean, self._std = per_channel(dataset.mean, device), per_channel(dataset.std, device)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.boxes = self.dataset.task.boxes
+        self._mean = per_channel(self.dataset.mean, self.device)
+        self._std = per_channel(self.dataset.std, self.device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch without ignored boxes, from the random order of the epoch.
@@ -76,15 +53,13 @@ class SceneBatches:
             Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.
         """
         assert 0 <= batch < self.steps_per_epoch
-        scenes = self.splits["train"]
-        first = batch * self.batch_size
-        numbers = self._order.of(epoch)[first : first + self.batch_size]
+        scenes, numbers = self.splits["train"], self.chosen(epoch, batch)
         draws = generator_of(seeding.augmentation(self.seed, epoch, batch))
         mirrored = torch.randint(2, (len(numbers),), generator=draws).tolist()
         sized = []
         for number, turned in zip(numbers.tolist(), mirrored, strict=True):
             picture = self._sized(_asked_for(scenes[number]))
-            sized.append(_mirrored(picture) if turned and self.flip else picture)
+            sized.append(_mirrored(picture) if turned and self.dataset.flip else picture)
         return self._named(sized, numbers)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
@@ -96,7 +71,8 @@ class SceneBatches:
 
     def _sized(self, scene: Scene) -> Sized:
         picture = decode(scene.pixels)
-        height, width = fitted(picture.height, picture.width, self.short_side, self.long_side)
+        sides = self.dataset.short_side, self.dataset.long_side
+        height, width = fitted(picture.height, picture.width, *sides)
         ratios = height / picture.height, width / picture.width
         if (width, height) != picture.size:  # PIL's bilinear filter is antialiased
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -145,11 +121,7 @@ class SceneBatches:
 
 
 def decode(pixels: Path | Bytes) -> Image.Image:
-    """Return a picture in RGB from its file or its pixels.
-
-    Raises:
-        ConfigError: The file cannot be read as a picture.
-    """
+    """Return a picture in RGB from its file or its pixels."""
     return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
 
 

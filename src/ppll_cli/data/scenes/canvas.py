@@ -10,7 +10,7 @@ from numpy.random import RandomState
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ppll_cli.data.scenes.index import Bytes
+from ppll_cli.data.pictures.cache import Bytes
 
 MOST = 8
 """Largest number of items in a scene."""
@@ -38,25 +38,14 @@ Floats = NDArray[np.float32]
 
 
 class Painted(NamedTuple):
-    """A painted scene.
-
-    Attributes:
-        pixels: uint8 [S, S, 3].
-        objects: For each item left, top, right and bottom in pixels, the class, and False, because
-            no object is ignored.
-    """
+    """A painted scene, uint8 [S, S, 3], and its objects as in `index.Found`; none is ignored."""
 
     pixels: Bytes
     objects: list[tuple[float, float, float, float, int, bool]]
 
 
 class Cutout(NamedTuple):
-    """An item that is resized to be painted.
-
-    Attributes:
-        grey: Grey values in [0, 1], float32 [h, w].
-        cover: Opacity of each pixel in [0, 1], float32 [h, w].
-    """
+    """A resized item: grey value and opacity of each pixel, in [0, 1], float32 [h, w]."""
 
     grey: Floats
     cover: Floats
@@ -65,13 +54,8 @@ class Cutout(NamedTuple):
 def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: int) -> Painted:
     """Paint a scene with up to 8 items on a cluttered background, large items behind small ones.
 
-    If no place is found for an item, the item is left out.
-
-    Args:
-        random: The generator of this scene.
-        items: The items to choose from, uint8 [I, 28, 28].
-        labels: The classes of the items, int64 [I].
-        side: Side S of the scene, in pixels.
+    Items, uint8 [I, 28, 28], are chosen at random; their classes are int64 [I]. If no place is
+    found for an item, the item is left out.
     """
     canvas = _background(random, side)
     for _ in range(random.randint(3, 9)):
@@ -143,19 +127,11 @@ def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
 
 
 def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout | None:
-    """Cut out an item, and resize its box to the area of a square with side `size`.
+    """Cut out an item, uint8 [28, 28], and resize its box to the area of a square with side `size`.
 
     A dark pixel belongs to the item if there are bright pixels on both sides of it in its row, and
-    also in its column.
-
-    Args:
-        item: uint8 [28, 28].
-        size: Side of the square, in pixels.
-        most: Largest length of the item's longer side, in pixels.
-        mirrored: Whether the item is mirrored from left to right.
-
-    Returns:
-        The item, cropped to its box; None if it has too few pixels.
+    also in its column. Its longer side becomes at most `most` pixels long. The result is None if
+    the item has too few pixels.
     """
     inside = item >= _THRESHOLD
     across, down = (

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,12 +19,11 @@ from ppll_cli.data.scenes.sizes import MULTIPLE, padded
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
-    from PIL import Image
-    from torch import Tensor
+    from PIL.Image import Image
 
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.scenes.batches import SceneBatches
-    from ppll_cli.data.source import EvaluationForm, Prediction
+    from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.detection import Detection
 
@@ -59,17 +58,14 @@ class DetectionDataset(Files, ABC):
 
     @property
     @abstractmethod
-    def classes(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
 
     @abstractmethod
     def read(self, part: Part) -> Scenes:
-        """Return the pictures of a part and their objects.
+        """Return the pictures of a part and their objects, or raise ConfigError.
 
         Data that take long to read are stored in the cache folder, so that later calls are fast.
-
-        Raises:
-            ConfigError: Files are missing or wrong.
         """
 
     @property
@@ -85,11 +81,7 @@ class DetectionDataset(Files, ABC):
         check_at_least("anchor", self.anchor, 1)
 
     def prepare(self) -> None:
-        """Read the annotations, compare some pictures with them, and log warnings.
-
-        Raises:
-            ConfigError: Files are missing or wrong.
-        """
+        """Read the annotations, compare some pictures with them, and log warnings."""
         splits = self.load()
         end_s = time.monotonic() + CHECK_S
         for scenes in sorted(splits.values(), key=len):
@@ -107,12 +99,7 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run.
-
-        Raises:
-            ConfigError: Files are missing or wrong, or there are too few pictures to hold out
-                `val_fraction` of them.
-        """
+        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run."""
         return self._splits
 
     @cached_property
@@ -156,7 +143,7 @@ class DetectionDataset(Files, ABC):
 
         boxes = max(1, *(scenes.most_objects for scenes in self._splits.values()))
         return Detection(
-            self.classes, boxes, self.largest, self.largest, self.anchor, crowds=self.crowds
+            self.class_names, boxes, self.largest, self.largest, self.anchor, crowds=self.crowds
         )
 
     def image_spec(self, splits: Mapping[str, Scenes]) -> "ImageSpec":
@@ -178,8 +165,7 @@ class DetectionDataset(Files, ABC):
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
         """Return digests of the annotations of each split, the classes, and the pictures' files.
 
-        Returns:
-            The identity; None if a subclass overrides `load` so that it does not return `Scenes`.
+        Return None if a subclass overrides `load` so that it does not return `Scenes`.
         """
         from ppll_cli.data.identity import of_arrays, of_files
 
@@ -187,8 +173,8 @@ class DetectionDataset(Files, ABC):
         for name, scenes in splits.items():
             if not isinstance(scenes, Scenes):
                 return None
-            entries = of_arrays({"chosen": scenes.chosen, **scenes.objects.arrays})
-            entries.append(("classes", ", ".join(self.classes)))
+            entries = of_arrays({"chosen": scenes.chosen, **vars(scenes.objects)})
+            entries.append(("classes", ", ".join(self.class_names)))
             if not isinstance(scenes.pixels, np.ndarray):
                 entries += of_files(scenes.pixels[number] for number in scenes.chosen)
             found[name] = entries
@@ -202,7 +188,7 @@ class DetectionDataset(Files, ABC):
 
         return SceneBatches(self, splits, batch_size, seed, device)
 
-    def draw_samples(self, predict: "Callable[[Tensor], Tensor]", folder: Path) -> None:
+    def draw_samples(self, predict: "Predict", folder: Path) -> None:
         """Write the first test pictures with their true boxes and the detected boxes."""
         import torch
 
@@ -212,19 +198,8 @@ class DetectionDataset(Files, ABC):
         batches = self.batches(splits, 1, 0, torch.device("cpu"))
         write_samples(splits["test"], batches, self.task, predict, folder)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their labels."""
-        return self.classes
-
-    def inputs(
-        self, picture: "Image.Image", image: "ImageSpec", device: "torch.device"
-    ) -> "dict[str, Tensor]":
-        """Prepare a picture of the user for the model: resize, normalise and pad it.
-
-        Returns:
-            The image, float32 [1, 3, H, W], and its frame, float32 [1, 4], by name.
-        """
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
+        """Return a resized, normalised and padded picture, float32 [1, 3, H, W], and its frame."""
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
 
@@ -233,16 +208,11 @@ class DetectionDataset(Files, ABC):
         values = self.batches({"train": alone}, 1, 0, device).evaluation("train", 0, 1)
         return {name: values[name] for name in (IMAGE, FRAME)}
 
-    def predicted(
-        self,
-        predict: "Callable[[Tensor], Tensor]",
-        picture: "Image.Image",
-        inputs: "dict[str, Tensor]",
-    ) -> "Prediction":
+    def predicted(self, predict: "Predict", picture: "Image", inputs: "Tensors") -> "Prediction":
         """Return the boxes that the model detects in a picture, and a drawing of them."""
         from ppll_cli.data.scenes.samples import found_in
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
 
         (found,) = self.task.detections(predict(inputs[IMAGE]), inputs[FRAME])
-        return found_in(picture.convert("RGB"), found, self.classes)
+        return found_in(picture.convert("RGB"), found, self.class_names)

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.kept import kept_file, place, read_kept
+from ppll_cli.data.files import cache_root
+from ppll_cli.data.kept import kept_file, place
+from ppll_cli.data.pictures.cache import Bytes
 from ppll_cli.data.scenes.upright import on_upright
 
 MOST_PIXELS = 1e6
@@ -22,17 +24,12 @@ MOST_PIXELS = 1e6
 _LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; smaller boxes are dropped
 _LEAST_PART = 0.5  # fraction of a box's area that should be inside its picture
 
-Bytes = NDArray[np.uint8]
-
 
 class Found(NamedTuple):
-    """The objects of a picture as in its annotation.
+    """Height and width of a picture, in pixels, and its objects, as in its annotation.
 
-    Attributes:
-        height: Height of the picture, in pixels.
-        width: Width of the picture, in pixels.
-        objects: For each object left, top, right and bottom in pixels from 0, the label of its
-            class, and whether it is ignored.
+    For each object there are left, top, right and bottom in pixels from 0, the label of its class,
+    and whether it is ignored.
     """
 
     height: float
@@ -42,19 +39,12 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of P pictures, sorted by picture.
+    """The objects of P pictures, sorted by picture."""
 
-    Attributes:
-        starts: Index of the first object of each picture, then S, int64 [P + 1].
-        boxes: Left, top, right and bottom in pixels of the original picture, float32 [S, 4].
-        labels: Classes from 0, int64 [S].
-        ignored: Whether each object is left out of training and scoring, bool [S].
-    """
-
-    starts: NDArray[np.int64]
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
+    starts: NDArray[np.int64]  # index of the first object of each picture, then S, [P + 1]
+    boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the original picture, [S, 4]
+    labels: NDArray[np.int64]  # classes from 0, [S]
+    ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [S]
 
     @classmethod
     def of(cls, pictures: Iterable[Found]) -> "Objects":
@@ -79,33 +69,16 @@ class Objects:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """The arrays by name, as they are written to a file."""
-        return {
-            "starts": self.starts,
-            "boxes": self.boxes,
-            "labels": self.labels,
-            "ignored": self.ignored,
-        }
-
 
 @dataclass(frozen=True)
 class Index:
-    """The content of all annotations of P pictures.
+    """The content of all annotations of P pictures."""
 
-    Attributes:
-        classes: Names of the classes, in the order of their labels.
-        files: The files of the pictures, relative to the data set's folder of pictures.
-        sizes: Width and height of the pictures in the annotations, in pixels, int64 [P, 2].
-        remark: A warning for the user about boxes that are dropped or clipped; usually empty.
-    """
-
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    sizes: NDArray[np.int64]
+    classes: tuple[str, ...]  # names of the classes, in the order of their labels
+    files: tuple[str, ...]  # of the pictures, relative to the data set's folder of pictures
+    sizes: NDArray[np.int64]  # width and height in the annotations, in pixels, [P, 2]
     objects: Objects
-    remark: str = ""
+    remark: str = ""  # a warning for the user about boxes that are dropped or clipped
 
     @classmethod
     def of(cls, classes: Sequence[str], files: Sequence[str], pictures: Sequence[Found]) -> "Index":
@@ -120,49 +93,24 @@ class Index:
         remark = _remark(files, pictures, objects)
         return cls(tuple(classes), tuple(files), sizes.reshape(-1, 2), objects, remark)
 
-    def check(self) -> None:
-        """Check the index after reading it from a file of the cache.
-
-        Raises:
-            ValueError: The parts do not match each other.
-        """
-        check_objects(self.objects, len(self.files), len(self.classes))
-        if self.sizes.shape != (len(self.files), 2):
-            raise ValueError("it does not have one size for each picture")
-
 
 class Scene(NamedTuple):
-    """A picture and its objects.
+    """A picture and its objects."""
 
-    Attributes:
-        pixels: The picture's file, or its pixels, uint8 [height, width, 3].
-        boxes: Left, top, right and bottom in pixels of the upright picture, float32 [n, 4].
-        labels: Classes from 0, int64 [n].
-        ignored: Whether each object is left out of training and scoring, bool [n].
-    """
-
-    pixels: Path | Bytes
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ignored: NDArray[np.bool_]
+    pixels: Path | Bytes  # the picture's file, or its pixels, uint8 [height, width, 3]
+    boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the upright picture, [n, 4]
+    labels: NDArray[np.int64]  # classes from 0, [n]
+    ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [n]
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split: some of the P pictures of a part, in order.
+    """A split: some of the P pictures of a part, in order."""
 
-    Attributes:
-        pixels: The files of the P pictures, or their pixels, uint8 [height, width, 3] each.
-        objects: The objects of the P pictures.
-        chosen: Indices of the pictures in the split, int64 [pictures of the split].
-        sizes: Width and height of the P pictures in the annotations, in pixels, int64 [P, 2]; None
-            if pictures are not compared with annotations.
-    """
-
-    pixels: Sequence[Path] | Bytes
-    objects: Objects
-    chosen: NDArray[np.intp]
-    sizes: NDArray[np.int64] | None = None
+    pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
+    objects: Objects  # of the P pictures
+    chosen: NDArray[np.intp]  # indices of the pictures in the split
+    sizes: NDArray[np.int64] | None = None  # of the `Index`; None if pictures are not compared
     remark: str = ""
 
     @classmethod
@@ -184,8 +132,7 @@ class Scenes:
         """Return a picture and its objects, after comparing the picture's size with its annotation.
 
         Raises:
-            ConfigError: The file cannot be read, or the size of the picture differs from its
-                annotation.
+            ConfigError: The file cannot be read, or its size is not that of the annotation.
         """
         picture = int(self.chosen[number])
         here = slice(*self.objects.starts[picture : picture + 2])
@@ -215,48 +162,39 @@ class Scenes:
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """Read an index from its file in the cache; make it first if the file is missing or damaged.
+    """Return an index from its file in the cache, because annotations take long to read.
 
-    The cache has indices because annotations take long to read.
-
-    `recipe` is everything that determines the index, as data that JSON can represent.
-
-    Raises:
-        ConfigError: The annotations cannot be read.
+    `recipe` is everything that determines the index, as data that JSON can represent. If the file
+    is missing or damaged, `make` makes the index first.
     """
-    path = place("scenes", recipe).with_suffix(".npz")
-    found = read_kept(path, _read)
-    return kept_file(path, make, _written) if found is None else found
+    path = place(cache_root() / "scenes", recipe).with_suffix(".npz")
+    return kept_file(path, make, _read, _written)
 
 
 def _written(index: Index) -> bytes:
     # Names are written as JSON, because an array of strings pads each string to the longest.
     names = json.dumps([index.classes, index.files, index.remark]).encode()
     buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
-    np.savez(buffer, names=text, sizes=index.sizes, **index.objects.arrays)
+    np.savez(buffer, names=text, sizes=index.sizes, **vars(index.objects))
     return buffer.getvalue()
 
 
 def _read(path: Path) -> Index:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         classes, files, remark = json.loads(stored["names"].tobytes())
-        sizes, objects = stored["sizes"], read_objects(stored)
-    index = Index(tuple(classes), tuple(files), sizes, objects, remark)
-    index.check()
-    return index
+        sizes, objects = stored["sizes"], read_objects(stored, len(files), len(classes))
+    if sizes.shape != (len(files), 2):
+        raise ValueError("it does not have one size for each picture")
+    return Index(tuple(classes), tuple(files), sizes, objects, remark)
 
 
-def read_objects(stored: "np.lib.npyio.NpzFile") -> Objects:
-    """Return the objects from the arrays of a file, which may contain other arrays too."""
-    return Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
-
-
-def check_objects(objects: Objects, pictures: int, classes: int) -> None:
-    """Check objects that were read from a file of the cache.
+def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) -> Objects:
+    """Return the objects from the arrays of a file of the cache, which may contain other arrays.
 
     Raises:
         ValueError: The arrays do not match the number of pictures or classes, or each other.
     """
+    objects = Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
     starts, labels, count = objects.starts, objects.labels, len(objects.labels)
     shapes: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
         "starts": (starts, np.int64, (pictures + 1,)),
@@ -271,17 +209,11 @@ def check_objects(objects: Objects, pictures: int, classes: int) -> None:
         raise ValueError("its boxes are not divided among its pictures")
     if count and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"it has labels from {labels.min()} to {labels.max()}")
+    return objects
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures.
-
-    If there are no such boxes, the warning is empty.
-
-    Raises:
-        ValueError: Most boxes are not inside their pictures, or the boxes are fractions instead of
-            pixels.
-    """
+    """Return a warning about boxes that are dropped or mostly outside of their pictures, if any."""
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)
     if total and all(max(right, bottom) <= 1 for _, _, _, right, bottom in boxes):

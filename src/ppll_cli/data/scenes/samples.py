@@ -56,20 +56,13 @@ _EXAMPLE: Colour = (255, 170, 60)  # for the legend; in pictures, colours depend
 
 
 class Mark(NamedTuple):
-    """A box to be drawn, and its label.
+    """A box to be drawn, and its label."""
 
-    Attributes:
-        box: The outer border of the box, in pixels of the enlarged picture.
-        colour: The colour of a found box and its label; None for a true box, which is dashed.
-        ignored: Whether the box is a true box that training and scoring leave out.
-        place: The place of the label; None if no place has been chosen yet, or if no place is free.
-    """
-
-    box: Rectangle
+    box: Rectangle  # outer border of the box, in pixels of the enlarged picture
     text: str
-    colour: Colour | None
-    ignored: bool = False
-    place: Rectangle | None = None
+    colour: Colour | None  # of a found box and its label; None for a true box, which is dashed
+    ignored: bool = False  # whether training and scoring leave out the (true) box
+    place: Rectangle | None = None  # of the label; None if not chosen yet, or if no place is free
 
     @property
     def ground(self) -> Colour:

@@ -20,8 +20,7 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     turned too.
 
     Raises:
-        ConfigError: The file cannot be read as a picture, or the size of the picture differs from
-            its annotation.
+        ConfigError: The file cannot be read, or its size is not that of the annotation.
     """
     found = header(path)
     if size == found.upright:
