@@ -12,6 +12,7 @@ from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 
+import numpy as np
 import torch
 
 from ppll_cli.errors import PpllError, RunFailedError
@@ -79,6 +80,7 @@ def _set_up(job: Job, seat: Seat) -> None:
         torch.cuda.set_device(device)
     # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.
     random.seed(settings.seed)
+    np.random.seed(settings.seed % 2**32)  # NumPy accepts only 32 bits
     torch.manual_seed(settings.seed)
 
 
