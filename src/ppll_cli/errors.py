@@ -108,7 +108,8 @@ class ReplayError(PpllError):
         self.tensor, self.message = tensor, message
         super().__init__(
             f"the restarted worker computed {tensor} of {message} again, and the result differs; "
-            "perhaps the model draws random numbers that torch.manual_seed does not fix; "
+            "perhaps a class of your own keeps state that is neither a parameter nor a buffer, or "
+            "draws random numbers that no seed fixes; "
             "recover=off restarts no worker"
         )
 

@@ -192,6 +192,24 @@ def test_commands_that_need_no_model_do_not_import_torch(
     assert imported("ppll_cli.cli.app", ["torch"], arguments, tmp_path) == []
 
 
+@pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"], ["--version"]])
+def test_a_text_that_cannot_be_written_is_a_failure(tmp_path: Path, arguments: list[str]) -> None:
+    """`ppll-run --cfg job > FILE` once ended with status 0 on a full disk."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ppll_cli", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": PLACES},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "ppll-run: the output cannot be written: No space left on device\n"
+
+
 def test_a_failed_run_shows_the_root_cause_first(tmp_path: Path) -> None:
     model = own_model("Faulty", unit="second", act="raise")
     data = [key for key in PLAIN if not key.startswith("model")]

@@ -84,6 +84,7 @@ def test_refused_jobs_are_listed(
     ("arguments", "line"),
     [
         (["nowhere"], "RUN_OR_SWEEP_DIR=nowhere: there is no such folder"),
+        ([""], "RUN_OR_SWEEP_DIR=: there is no such folder"),
         (["empty"], "RUN_OR_SWEEP_DIR=empty: holds no run"),
         ([], "arguments=: the following arguments are required: RUN_OR_SWEEP_DIR"),
         (["run", "--nonsense"], "arguments=run --nonsense: unrecognized arguments: --nonsense"),
@@ -103,6 +104,26 @@ def test_wrong_input_is_refused_in_one_line(
     assert run_main(monkeypatch, *arguments) == 2
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"ppll-compare: {line}")
+
+
+def test_a_folder_without_runs_beside_others_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "run", "bp", gpus=1)
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, "empty", "run") == 0
+    assert capsys.readouterr().err == "ppll-compare: empty holds no run\n"
+
+
+def test_a_run_directory_whose_name_is_not_utf8_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(tmp_path / "run\udcff", "bp", gpus=1)
+    monkeypatch.chdir(tmp_path)
+    assert run_main(monkeypatch, "run\udcff") == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("run\\udcff  completed")
+    assert "run\\udcff" in (tmp_path / "comparison.csv").read_text()
 
 
 def test_neither_torch_nor_hydra_is_imported(tmp_path: Path) -> None:

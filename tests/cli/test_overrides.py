@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.cli.overrides import check_run_dir, without_auto
+from ppll_cli.cli.overrides import check_run_dir, for_each_job, without_auto
 from ppll_cli.errors import ConfigError
 
 
@@ -76,3 +76,25 @@ def test_resume_auto_needs_a_folder_and_a_single_run(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         auto("resume=auto", *given, sweep=sweep)
+
+
+@pytest.mark.parametrize(
+    ("swept", "given", "found"),
+    [
+        ("local=dgl,infopro", "local.hidden=64", "local.hidden=choice(64)"),
+        ("local=dgl,infopro", "local.cuts=[a,'b c']", "local.cuts=choice([a,'b c'])"),
+        ("local=dgl,infopro", "+local.more=1", "+local.more=choice(1)"),
+        ("experiment=a,b", "local.hidden=64", "local.hidden=choice(64)"),
+        ("local=dgl,infopro", "optim.lr=1", "optim.lr=1"),
+        ("local=dgl,infopro", "local.hidden=1,2", "local.hidden=1,2"),
+        ("local=dgl,infopro", "local.loss=", "local.loss="),
+        ("local=dgl,infopro", "~local.loss", "~local.loss"),
+        ("experiment=a,b", "hydra.sweep.dir=there", "hydra.sweep.dir=there"),
+        ("seed=1,2", "local.hidden=64", "local.hidden=64"),
+    ],
+)
+def test_a_key_of_a_group_with_several_options_is_left_to_the_jobs(
+    swept: str, given: str, found: str
+) -> None:
+    """Hydra also applied it to the default option, and refused a key that this does not have."""
+    assert for_each_job([swept, given]) == [swept, found]

@@ -1,14 +1,17 @@
 """ppll-plan as a user sees it, and its classes."""
 
+import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from ppll_cli.cli import plan as planning
 from ppll_cli.cli.plan import GPUS, SCHEDULES, Plan
@@ -53,6 +56,18 @@ def test_a_plan_has_a_row_for_every_schedule(tmp_path: Path) -> None:
             assert float(cells[3]) > 0
     assert any(line.startswith("bp on one device: ") for line in lines)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def test_a_narrow_terminal_cuts_off_no_digits() -> None:
+    """On 80 columns, the table once had `123…` in place of 12346 samples/s."""
+    stages = {key: [0.25] for key in ("stage_s", "activation_bytes", "parameter_bytes")}
+    found = {"samples_per_second": 12346.0, "bubble_fraction": 0.123, **stages}
+    prediction: Any = SimpleNamespace(**found, edges=[], batch_s=1.0, recovery_bytes=[])
+    row: Any = SimpleNamespace(prediction=prediction, speed_up=1.5, obstacle="")
+    out = io.StringIO()
+    Console(width=80, file=out).print(planning._table(2, {"ppll": row}))
+    assert "…" not in out.getvalue()
+    assert "12346" in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,19 @@ def test_a_refusal_before_the_first_job_leaves_nothing(main: Main, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_key_need_only_exist_in_the_options_of_the_jobs(main: Main, jobs: Jobs) -> None:
+    """The default option of `local` has no key `hidden`."""
+    assert main("-m", "local=dgl,infopro", "local.hidden=64").status == 0
+    assert [name for name, _, _ in jobs.ran] == ["0", "1"]
+
+
+def test_a_refusal_names_the_job(main: Main, jobs: Jobs) -> None:
+    said = main("-m", "model=vit,resnet32", "model.dim=16")
+    assert (said.status, jobs.ran) == (2, [])
+    assert "model.dim=16: there is no such key (job 1 of the sweep); it is a key of" in said.err
+    assert "; model has _target_, depth, drop_path" in said.err
+
+
 @pytest.mark.slow
 def test_the_record_has_the_folder_names_of_all_jobs(
     main: Main, jobs: Jobs, tmp_path: Path

@@ -147,6 +147,10 @@ def test_pictures_that_fail_do_not_fail_the_run(
     [
         (OSError(errno.ENOSPC, "No space left"), "results cannot be written: No space left: /r; a"),
         (OSError(errno.EROFS, "Read-only", "/r/x"), "results cannot be written: Read-only: /r/x;"),
+        (
+            OSError(errno.EROFS, "Read-only", "/dev/shm/x"),
+            "results cannot be written: Read-only: /dev/shm/x; the disk is read-only: make /dev",
+        ),
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/data/x"), "No such file: /data/x"),
         (ValueError("I/O error (os error 28)"), "ValueError: I/O error (os error 28); a disk is"),
@@ -158,7 +162,10 @@ def test_the_message_blames_the_disk_only_for_disk_errors(error: Exception, said
 
 
 def test_a_workers_error_about_a_full_disk_comes_with_a_remedy(tmp_path: Path, caplog: Log) -> None:
+    """No line of the code is at fault, so the traceback is only in the log file."""
     report = {"stage": 0, "device": "cpu", "error": "SafetensorError: I/O error (os error 28)"}
+    report |= {"traceback": "Traceback"}
     error: PpllError = WorkerFailedError(report)
     failure.tell(error, tmp_path, "ppll-run")
     assert f"  a disk is full: make room; `df -h {tmp_path} /dev/shm` shows which" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -173,7 +173,7 @@ def test_a_run_without_room_in_shared_memory_is_refused(
     Otherwise the missing memory would kill a worker later.
     """
     shared_memory(monkeypatch, 1000)
-    full = "transport=ring: its slots take 0 MiB, but /dev/shm has 0 MiB left; enlarge /dev/shm to"
+    full = "transport=ring: its slots take 1 MiB, but /dev/shm has room for 0 MiB; enlarge /dev/shm"
     with pytest.raises(ConfigError, match=full):
         run(*TINY)
 

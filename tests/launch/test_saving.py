@@ -63,3 +63,19 @@ def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_higher(
             saving.take({"kind": "saved", **seat, "epoch": 1, "file": file}, 1.0)
             found.append(checkpoint.best_step(tmp_path))
     assert found == best
+
+
+def test_a_run_directory_that_was_moved_ends_the_run(tmp_path: Path) -> None:
+    """The run once went on in a new folder, and its results were in two places."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    job = SimpleNamespace(run_dir=str(run_dir), seats=[Seat(0, 0)], stages=1)
+    prepared = cast(Any, SimpleNamespace(job=job, cuts=()))
+    with Metrics(run_dir / "metrics.jsonl", Classification(2), 1) as metrics:
+        saving = Saving(prepared, metrics, cast(Any, None))
+        run_dir.rename(tmp_path / "moved")
+        file = checkpoint.save_stage(str(run_dir), 1, 0, {"model.x": torch.ones(1)})
+        seat = {"step": 1, "stage": 0, "replica": 0}
+        saving.take({"kind": "counted", **seat, **COUNTED}, 1.0)
+        with pytest.raises(FileNotFoundError, match=r"run/metrics\.jsonl"):
+            saving.take({"kind": "saved", **seat, "epoch": 1, "file": file}, 1.0)

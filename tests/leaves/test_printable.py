@@ -3,7 +3,7 @@
 import pytest
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.leaves.printable import lines, printable
+from ppll_cli.leaves.printable import error_text, lines, printable
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,28 @@ def test_a_long_text_is_shortened_in_its_middle() -> None:
     assert shown.endswith(r"\nz")
     assert "(5002 characters)" in shown
     assert len(shown) < 220
+
+
+class BrokenError(Exception):
+    """An exception of a user whose message cannot be made."""
+
+    def __str__(self) -> str:
+        raise LookupError
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError("two\nlines"), "ValueError: two\nlines"),
+        (BrokenError(), "BrokenError: (its message cannot be made: LookupError)"),
+    ],
+)
+def test_any_exception_has_a_text(error: Exception, text: str) -> None:
+    assert error_text(error) == text
+
+
+def test_a_long_message_of_an_exception_is_shortened() -> None:
+    assert len(error_text(ValueError(100_000 * "x"))) < 5000
 
 
 def test_a_config_error_is_one_short_line_for_any_value() -> None:

@@ -287,6 +287,19 @@ def test_a_very_narrow_terminal_gets_plain_lines(
     assert printed.splitlines()[-1] == "test accuracy 0.8750 in outputs/x"
 
 
+@pytest.mark.parametrize("columns", ["20", "30"])
+def test_a_narrow_terminal_breaks_no_words(monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    """The tables once had one letter in each line."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(FACTS)
+    console.begin(Path("outputs/x"))
+    first = terminal.getvalue().splitlines()[0]
+    assert first.split() == ["stage", "device", "units", "modules", "parameters", "FLOPs"]
+
+
 def test_the_log_file_has_the_same_lines(tmp_path: Path, capsys: Capture) -> None:
     handler = LogFile(str(tmp_path / "log"))
     logging.getLogger().addHandler(handler)

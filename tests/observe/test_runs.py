@@ -103,6 +103,14 @@ def test_config_json_files_of_other_programs_are_not_runs(tmp_path: Path) -> Non
     assert [run.name for run in find([tmp_path])] == ["ours/0"]
 
 
+def test_options_that_are_not_names_are_ignored(tmp_path: Path) -> None:
+    choices = {"schedule": ["bp"], "model": {}, "data": "digits", "local": 3}
+    write(tmp_path / "0", config={"choices": choices})
+    (run,) = find([tmp_path])
+    assert run.configured("choices") == {"data": "digits"}
+    assert run.schedule == "?"
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     """A link to a parent folder would lead in a circle."""
     write(tmp_path / "0", config=CONFIG)

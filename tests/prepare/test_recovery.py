@@ -167,7 +167,7 @@ def test_where_shared_memory_is_short_stages_save_more_often(
         found, notes = chosen("batch_size=40", f"recover={name}")
         assert found == every
         assert len(notes) == 1
-        assert ("instead of 16, because /dev/shm has 0 MiB left" in notes[0]) == (every < USUAL)
+        assert ("instead of 16, because /dev/shm has room for 0 MiB" in notes[0]) == (every < USUAL)
     shared_memory(monkeypatch, round((whole - (USUAL - FEWEST) * message) / 0.9) - message)
     with pytest.raises(ConfigError, match="enlarge /dev/shm to") as refused:
         chosen("batch_size=40", "recover=stage")

@@ -202,5 +202,5 @@ def test_too_little_shared_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch
     shared_memory(monkeypatch, 8 << 20)
     transport = JournalTransport(depth=1)
     assert transport.obstacle(4 << 20, ["cpu"]) is None
-    assert "has 8 MiB left" in (transport.obstacle(9 << 20, ["cpu"]) or "")
+    assert "has room for 7 MiB" in (transport.obstacle(9 << 20, ["cpu"]) or "")
     assert memory.no_room(9 << 20)

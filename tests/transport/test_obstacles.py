@@ -74,7 +74,7 @@ def test_queue_replaces_a_ring_without_room_on_cuda(
     assert isinstance(used, QueueTransport)
     assert used.depth == 3
     assert caplog.messages == [
-        "transport=ring: its slots take 5 MiB, but /dev/shm has 3 MiB left; using queue instead"
+        "transport=ring: its slots take 5 MiB, but /dev/shm has room for 2 MiB; using queue instead"
     ]
 
 
@@ -90,8 +90,8 @@ def test_without_room_in_shared_memory_a_run_on_cpu_is_refused(
     with pytest.raises(ConfigError) as refused:
         usable("it", transport, 9 << 20, ["cpu", "cpu"])
     assert str(refused.value) == (
-        "transport=it: its slots take 9 MiB, but /dev/shm has 3 MiB left; enlarge /dev/shm to 71 "
-        "MiB (docker run --shm-size=71m), or use a smaller batch_size"
+        "transport=it: its slots take 9 MiB, but /dev/shm has room for 2 MiB; enlarge /dev/shm to "
+        "71 MiB (docker run --shm-size=71m), or use a smaller batch_size"
     )
     assert usable("it", transport, 2 << 20, ["cpu", "cpu"]) is transport
 
@@ -120,7 +120,7 @@ def test_a_run_is_refused_if_neither_transport_is_usable(monkeypatch: pytest.Mon
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     shared_memory(monkeypatch, 3 << 20)
     assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
-        "transport=ring: its slots take 5 MiB, but /dev/shm has 3 MiB left; queue "
+        "transport=ring: its slots take 5 MiB, but /dev/shm has room for 2 MiB; queue "
         "cannot be used either: PYTORCH_ALLOC_CONF has expandable_segments:True, so CUDA memory "
         "cannot be shared; make room there, or unset the variable"
     )

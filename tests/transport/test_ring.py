@@ -155,7 +155,7 @@ def test_too_little_shared_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch
     transport = RingTransport(depth=2)
     shared_memory(monkeypatch, 100 << 20)
     assert transport.obstacle(80 << 20, ["cpu", "cpu"]) is None
-    full = "its slots take 99 MiB, but /dev/shm has 100 MiB left"
+    full = "its slots take 99 MiB, but /dev/shm has room for 90 MiB"
     assert transport.obstacle(99 << 20, ["cpu"]) == full
     monkeypatch.undo()
     monkeypatch.setattr(memory, "SHARED_MEMORY", Path("/not/there"))
@@ -168,7 +168,7 @@ def test_on_cuda_only_pinned_host_memory_needs_room(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ring, "cannot_share", lambda: None)
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: None)
     assert transport.obstacle(99 << 20, devices) is None
-    full = "its slots take 99 MiB, but /dev/shm has 100 MiB left"
+    full = "its slots take 99 MiB, but /dev/shm has room for 90 MiB"
     monkeypatch.setattr(ring, "cannot_reach", lambda one, other: "no way")
     assert transport.obstacle(99 << 20, devices) == full
     assert transport.obstacle(99 << 20, ["cuda:0", "cuda:0"]) is None

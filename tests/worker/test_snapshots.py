@@ -1,6 +1,7 @@
 """A worker that dies during a snapshot leaves a complete snapshot: the new one or the old one."""
 
 import os
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -137,6 +139,22 @@ def test_each_part_of_a_trace_is_pickled_once(
     found = made.load({})
     assert found is not None
     assert len(found.trace) == 1
+
+
+def test_a_users_random_numbers_go_on_after_a_snapshot(tmp_path: Path) -> None:
+    channel = Channel(0, 1, "activations", 1)
+    sender = JournalTransport(depth=1).channel(20, 512)[0]
+    links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
+    made = Snapshots(str(tmp_path), Interval(16, fixed=False), links)
+
+    def drawn() -> list[float]:
+        return [random.random(), float(np.random.rand()), float(torch.rand(()))]
+
+    made.save({}, progress_with([]))
+    expected = drawn()
+    drawn()
+    made.load({})
+    assert drawn() == expected
 
 
 def test_the_wait_for_queued_work_does_not_count_as_snapshot_time(

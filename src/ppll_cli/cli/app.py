@@ -21,6 +21,7 @@ from ppll_cli.cli.overrides import (
     at_home,
     check_links,
     check_run_dir,
+    for_each_job,
     is_override,
     is_sweep,
     without_auto,
@@ -70,8 +71,8 @@ the sweep's own. After an interrupt, this process skips all further jobs."""
 def main() -> NoReturn:
     """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. The status does
-    not depend on whether anybody reads the output.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. The status of a
+    run does not depend on whether its output can be written; that of `--cfg job` does.
     """
     gc.disable()  # until torch is imported: scanning new modules takes a fifth of their import
     streams.guard()
@@ -118,7 +119,7 @@ def _main(arguments: list[str]) -> None:
         raise ConfigError("platform", sys.platform, "is not supported", "use Linux, or macOS")
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
-        return
+        streams.leave("ppll-run")
     overrides = [at_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
     # Hydra's parser needs all overrides together. Users write some before an option and others
@@ -230,9 +231,9 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         sys.argv[1:] = overrides + options
         sweep.overrides = overrides
         if is_sweep(arguments):
-            sweep.before = recorded_sweep(overrides)
-        if sweep.before is not None:
-            sys.argv[1:] = sweep.before.arguments(overrides) + options
+            sweep.before = known = recorded_sweep(overrides)
+            found = for_each_job(overrides) if known is None else known.arguments(overrides)
+            sys.argv[1:] = found + options
         elif (before := recorded(overrides)) is None:
             made = check_run_dir(overrides)
         elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows the command line, not the run's record
@@ -246,6 +247,9 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         run()
     except ConfigError:
         raise
+    except SystemExit as ended:  # Hydra has printed its help
+        if ended.code:
+            raise
     except KeyboardInterrupt:
         if not failures:
             raise
@@ -256,6 +260,8 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     finally:
         _in_hand.clear()
         remove_sweep(CompareRuns.folder, CompareRuns.made)
+    if not began and not is_sweep(arguments):  # the output is all that the user asked for
+        streams.leave("ppll-run")
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     if failures[:1] == broken[:1] and sweep.go_on and (broken or CompareRuns.failed):
         sys.stderr.write(f"{_to_go_on(sweep.go_on)}\n")

@@ -4,6 +4,7 @@ The program imports neither torch nor Hydra, and trains nothing.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -51,7 +52,6 @@ def _main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "folders",
         nargs="+",
-        type=Path,
         metavar="RUN_OR_SWEEP_DIR",
         help="run directories, or folders that hold runs at any depth",
     )
@@ -60,19 +60,26 @@ def _main(arguments: Sequence[str]) -> None:
         "--each", action="store_true", help="a row for each run, not for each group of seeds"
     )
     options = parser.parse_args(arguments)
-    for folder in options.folders:
-        if not os.path.isdir(folder):
-            problem = "there is no such folder"
-            raise ConfigError("RUN_OR_SWEEP_DIR", folder, problem, "give a run directory")
-    comparison = compare(options.folders, each=options.each)
+    folders = [Path(folder) for folder in options.folders]
+    for given, folder in zip(options.folders, folders, strict=True):
+        if not given or not os.path.isdir(folder):  # Path("") would be the current folder
+            raise _refused(given, "there is no such folder")
+    comparison = compare(folders, each=options.each)
     if not comparison.rows:
-        where = " ".join(map(str, options.folders))
-        raise ConfigError("RUN_OR_SWEEP_DIR", where, "holds no run", "give a run directory")
-    output = options.output or _output(comparison, options.folders)
+        raise _refused(" ".join(options.folders), "holds no run")
+    for given, folder in zip(options.folders, folders, strict=True):
+        place = folder.resolve()
+        if not any(row.run.folder.is_relative_to(place) for row in comparison.rows):
+            sys.stderr.write(f"ppll-compare: {printable(given)} holds no run\n")
+    output = options.output or _output(comparison, folders)
     with writing_to(output):
         output.mkdir(parents=True, exist_ok=True)
         written = write(comparison, output)
     show(comparison, output, written)
+
+
+def _refused(folder: str, problem: str) -> ConfigError:
+    return ConfigError("RUN_OR_SWEEP_DIR", folder, problem, "give a run directory")
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:

@@ -165,9 +165,9 @@ def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Tab
         shown = sorted(known, key=lambda entry: float(entry[metric]))[:MOST_ROWS]
         title = f"the {len(shown)} lowest of {len(entries)}; {RESULTS_FILE} has all"
     table = Table(box=None, title=title, title_justify="left", pad_edge=False)
-    table.add_column(kind)
+    table.add_column(kind, overflow="fold")
     for name in names[1:]:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for entry in shown:
         table.add_row(printable(entry[kind]), *(_number(entry[name]) for name in names[1:]))
     return table

@@ -9,13 +9,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from ppll_cli.cli.overrides import is_override
+from ppll_cli.cli.overrides import RUN_DIR, is_override
 from ppll_cli.config.commands import command, key_of, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.moved import OPTIONS
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
+
+_ANOTHER_PLACE = "give hydra.run.dir=FOLDER with a folder that you can write to"
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
@@ -30,7 +32,7 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
     given = {key_of(override): override.partition("=")[2] for override in overrides}
     if isinstance(cause, OverrideParseException):
         return _no_override(cause, command(program, "--help"))
-    if isinstance(cause, OSError) and cause.filename:
+    if isinstance(cause, OSError) and cause.errno is not None:
         return _no_place(cause, given)
     if option := re.search(r"Could not find '([^']*)'", message):
         named = [(k, v) for k, v in given.items() if f"{k}/{v}" == option[1]]
@@ -71,14 +73,15 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
 
 
 def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
-    """Return the error for a folder or file of results that Hydra could not create."""
+    """Return the error for a folder or file of results that Hydra could not create or fill."""
+    if error.filename is None:  # a write failed, for example because the disk is full
+        problem = f"Hydra cannot write into it: {error.strerror}"
+        return ConfigError(RUN_DIR, given.get(RUN_DIR, ""), problem, _ANOTHER_PLACE)
     place = str(error.filename)
-    key = next((key for key, value in given.items() if value == place), "hydra.run.dir")
+    key = next((key for key, value in given.items() if value == place), RUN_DIR)
     value = given.get(key, place)
     problem = str(error.strerror) if value == place else f"{place}: {error.strerror}"
-    return ConfigError(
-        key, value, problem, "give hydra.run.dir=FOLDER with a folder that you can write to"
-    )
+    return ConfigError(key, value, problem, _ANOTHER_PLACE)
 
 
 def _no_option(group: str, name: str) -> ConfigError:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import quoted, setting
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.options import conf_dir
@@ -69,6 +70,32 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     settled = ("resume", RUN_DIR)
     others = [text(each) for each in found if each.key_or_group not in settled]
     return [*others, setting("resume", str(folder))]
+
+
+def for_each_job(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a sweep in a form in which Hydra checks a key in its jobs alone.
+
+    Before the jobs, Hydra applies all overrides that have one value, and leaves out those that have
+    several. In `local=dgl,infopro local.hidden=64` the key would then be unknown, because the
+    default option of `local` has no such key. A choice of one value is applied only in the jobs.
+    """
+    from hydra.errors import OverrideParseException
+
+    from ppll_cli.config.overrides import parsed, text
+
+    found = parsed(overrides)
+    swept = {each.key_or_group for each in found if each.is_sweep_override()}
+    given = list(overrides)
+    for place, each in enumerate(found):
+        group = each.key_or_group.partition(".")[0]
+        key, _, value = given[place].partition("=")
+        fixed = each.is_delete() or each.is_sweep_override()
+        if fixed or group in ("hydra", each.key_or_group) or not swept & {group, *PRESETS}:
+            continue
+        with suppress(OverrideParseException):  # the value is empty
+            (chosen,) = parsed([f"{key}=choice({value})"])
+            given[place] = text(chosen)
+    return given
 
 
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:

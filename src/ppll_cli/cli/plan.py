@@ -254,6 +254,8 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
     recovers = any(row.prediction and any(row.prediction.recovery_bytes) for row in rows.values())
     columns += ["recovery MB"] * recovers
     table = Table(*columns, title=f"gpus={gpus}{wins}", title_justify="left")
+    for column in table.columns:
+        column.overflow = "fold"  # a narrow terminal must not cut off digits
     for column in table.columns[1:]:
         column.justify = "right"
     for name, row in rows.items():

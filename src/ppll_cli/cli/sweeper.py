@@ -14,11 +14,13 @@ from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ppll_cli.cli.explain import explain
 from ppll_cli.cli.overrides import check_links
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import command, setting
@@ -114,9 +116,18 @@ class BasicSweeper(Sweeper):
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """Return the configuration that a launcher will compose for a job."""
+        """Return the configuration that a launcher will compose for a job.
+
+        Raises:
+            ConfigError: Hydra cannot compose it.
+        """
         load = self._hydra.config_loader.load_sweep_config
-        config: DictConfig = load(self._config, list(overrides))
+        try:
+            config: DictConfig = load(self._config, list(overrides))
+        except (HydraException, OmegaConfBaseException) as error:
+            why = explain(error, overrides)  # the command line has the values of all jobs
+            problem = f"{why.problem} (job {number} of the sweep)"
+            raise ConfigError(why.key, why.value, problem, why.remedy) from None
         with open_dict(config):
             config.hydra.job.num = number
         return config

@@ -18,9 +18,9 @@ REMEDIES = {
     errno.ENOSPC: "a disk is full: make room; `df -h {quoted} /dev/shm` shows which",
     errno.EDQUOT: "your share of the disk is used up: make room",
     errno.EFBIG: "the file would exceed the size limit: see `ulimit -f`",
-    errno.EROFS: "the disk is read-only: make {run_dir} writable",
-    errno.EACCES: "make {run_dir} writable",
-    errno.EPERM: "make {run_dir} writable",
+    errno.EROFS: "the disk is read-only: make {place} writable",
+    errno.EACCES: "make {place} writable",
+    errno.EPERM: "make {place} writable",
     errno.ENOENT: "something removed or moved it during the run",
     errno.ENOTDIR: "something replaced a folder during the run",
     errno.EISDIR: "a folder is in its place: remove it",
@@ -34,6 +34,11 @@ _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 The other keys of `REMEDIES` mean this only if the error names no file, or a file in the run
 directory."""
+
+_QUOTED = (*_ELSEWHERE, errno.EFBIG)
+"""Error numbers that mean the same in the message of another exception.
+
+EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 
 _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """Matches the operating system's error number in messages of safetensors and of Python."""
@@ -50,12 +55,16 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
     lines += _where(report)
     for stage, doing in report.get("others", {}).items():
         lines.append(f"  stage {stage} meanwhile: {doing}")
-    if remedy := _quoted_remedy(str(report.get("error", "")), run_dir):
+    remedy = _quoted_remedy(str(report.get("error", "")), run_dir)
+    if remedy is not None:
         lines.append(f"  {remedy}")
     if (file := log_file()) is not None:
         lines.append(f"  log: {file}")
     lines.append(_to_go_on(run_dir, go_on))
-    log.error("\n".join([*lines, report.get("traceback", "")]).rstrip())
+    trace = report.get("traceback", "")
+    log.error("\n".join(lines if remedy else [*lines, trace]).rstrip())
+    if remedy:  # no line of the code is at fault
+        to_file(trace)
 
 
 def tell_of_restart(report: Mapping[str, Any]) -> None:
@@ -85,7 +94,9 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
     `doing` begins the message, as in "summary.json could not be written"; may be empty.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
-        remedy: str | None = _remedy(error.errno or 0, run_dir)
+        inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)
+        place = run_dir if inside else Path(str(error.filename)).parent
+        remedy: str | None = _remedy(error.errno or 0, place)
         where = "" if error.filename else f": {run_dir}"
         return RunFailedError(f"results cannot be written: {said(error)}{where}; {remedy}")
     remedy = _quoted_remedy(str(error), run_dir)
@@ -94,13 +105,13 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return the remedy if a message contains an error number of `_ELSEWHERE`; None otherwise."""
+    """Return the remedy if a message contains an error number of `_QUOTED`; None otherwise."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
-    return next((_remedy(number, run_dir) for number in found if number in _ELSEWHERE), None)
+    return next((_remedy(number, run_dir) for number in found if number in _QUOTED), None)
 
 
-def _remedy(number: int, run_dir: Path) -> str:
-    return REMEDIES[number].format(run_dir=run_dir, quoted=word(str(run_dir)))
+def _remedy(number: int, place: Path) -> str:
+    return REMEDIES[number].format(place=place, quoted=word(str(place)))
 
 
 def _to_go_on(run_dir: Path, go_on: str) -> str:

@@ -39,6 +39,9 @@ class Saving:
 
         All workers send a report of kind `counted`; one worker of each stage also sends one of kind
         `saved`. `seconds` is how long the run has trained since it was started or resumed.
+
+        Raises:
+            OSError: The checkpoint cannot be finished, or something moved the run directory.
         """
         step, job = report["step"], self._job
         passing = self._passing.setdefault(step, _Passing())
@@ -53,6 +56,7 @@ class Saving:
             self._finish(step, self._passing.pop(step), seconds)
 
     def _finish(self, step: int, passed: _Passing, seconds: float) -> None:
+        self._metrics.check()  # the workers would save into a new folder of the same name
         job = self._job
         workers = [passed.workers[seat] for seat in job.seats]
         manifest = Manifest(

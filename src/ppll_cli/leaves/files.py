@@ -30,10 +30,13 @@ MOST_LINES_BYTES = 1 << 30
 def write_text(path: Path, text: str) -> None:
     """Write or replace a text file; after a crash it has the old or the new text, never a part.
 
+    Bytes of file names that are not UTF-8, which Python reads as surrogates, are written as
+    escapes.
+
     Raises:
         OSError: The file cannot be written; its old content is still there.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

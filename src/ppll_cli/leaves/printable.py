@@ -3,18 +3,34 @@
 LONGEST = 200
 """Largest number of characters of a value that a message shows."""
 
+LONGEST_ERROR = 4000
+"""Largest number of characters of the message of an exception of other code."""
+
 
 def printable(text: object, longest: int | None = None) -> str:
     """Return a text as one line, with control characters escaped.
 
     If the text has more than `longest` characters, its middle is left out.
     """
-    whole = str(text)
-    if longest is not None and len(whole) > longest:
-        end = longest // 3
-        left_out = f" ...({len(whole)} characters)... "
-        return printable(whole[: longest - end]) + left_out + printable(whole[-end:])
+    whole = str(text) if longest is None else shortened(str(text), longest)
     return whole if whole.isprintable() else "".join(map(_escaped, whole))
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a text without its middle if it has more than `longest` characters."""
+    if len(text) <= longest:
+        return text
+    end = longest // 3
+    return f"{text[: longest - end]} ...({len(text)} characters)... {text[-end:]}"
+
+
+def error_text(error: BaseException) -> str:
+    """Return the type and the message of an exception, which may be of a user's own class."""
+    try:
+        message = str(error)
+    except Exception as failure:
+        message = f"(its message cannot be made: {type(failure).__name__})"
+    return f"{type(error).__name__}: {shortened(message, LONGEST_ERROR)}"
 
 
 def lines(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from rich.console import Console as RichConsole
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 
 from ppll_cli.config.commands import word
@@ -287,13 +288,11 @@ class Console:
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
         """Print to stdout, and write the same as plain text to the log file."""
+        text = _plain(what) if isinstance(what, Table) else what
+        if isinstance(what, Table) and _least_width(self._out, what) > self._out.width:
+            what, soft_wrap = text, True  # fitted to the terminal, it would have to break words
         self._out.print(what, soft_wrap=soft_wrap)
-        if isinstance(what, Table):
-            plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
-            with plain.capture() as captured:
-                plain.print(what)
-            what = "\n".join(line.rstrip() for line in captured.get().splitlines())
-        to_file(what)
+        to_file(text)
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> Table:
@@ -303,6 +302,19 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[s
     for row in rows:
         table.add_row(*map(printable, row))
     return table
+
+
+def _plain(table: Table) -> str:
+    """Return a table as text, `PLAIN_WIDTH` characters wide at most."""
+    plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
+    with plain.capture() as captured:
+        plain.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _least_width(out: RichConsole, table: Table) -> int:
+    """Return the smallest width, in characters, at which a table breaks no words."""
+    return Measurement.get(out, out.options.update_width(PLAIN_WIDTH), table).minimum
 
 
 @contextmanager

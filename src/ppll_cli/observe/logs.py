@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from ppll_cli.errors import Interrupted
-from ppll_cli.leaves.printable import lines
+from ppll_cli.leaves.printable import error_text, lines
 from ppll_cli.observe.streams import reason
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def said(error: BaseException) -> str:
     """Return an exception as one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(error_text(error).split())
 
 
 def _files() -> list[logging.FileHandler]:

@@ -79,6 +79,14 @@ class Metrics:
         with suppress(OSError) if error is not None else nullcontext():
             self._file.close()
 
+    def check(self) -> None:
+        """Check that the file is still in its place, with the rest of the run directory.
+
+        Raises:
+            OSError: Something removed or moved it; later lines would be lost unnoticed.
+        """
+        self.path.stat()
+
     def begin(self) -> None:
         """Start the clock of training, or continue it in a resumed run."""
         self._began_s = perf_counter()

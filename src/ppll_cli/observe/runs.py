@@ -165,8 +165,10 @@ def _order(path: Path) -> list[tuple[bool, int, str]]:
 def read_run(folder: Path) -> FoundRun | None:
     """Return the run in a run directory; None if the folder is not a run directory."""
     config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
-    if not isinstance(config.get("choices"), Mapping):
-        config = {key: value for key, value in config.items() if key != "choices"}
+    choices = config.pop("choices", None)
+    if isinstance(choices, Mapping):
+        named = {group: name for group, name in choices.items() if isinstance(name, str)}
+        config["choices"] = named  # options of another type are damaged
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))

@@ -147,20 +147,25 @@ def no_room(size: int, what: str = "its slots") -> str | None:
     """
     if fits(size):
         return None
-    return f"{what} take {size >> 20} MiB, but {what_is_left()}"
+    return f"{what} take {ceil(size / 2**20)} MiB, but {what_is_left()}"
 
 
 def fits(size: int) -> bool:
     """Return whether shared memory has room for `size` bytes."""
     try:
-        return size <= USED_AT_MOST * shutil.disk_usage(SHARED_MEMORY).free
+        return size <= _room()
     except OSError:  # only Linux has this folder
         return True
 
 
 def what_is_left() -> str:
-    """Return a text that says how much shared memory is left."""
-    return f"{SHARED_MEMORY} has {shutil.disk_usage(SHARED_MEMORY).free >> 20} MiB left"
+    """Return a text that says for how many bytes shared memory has room."""
+    return f"{SHARED_MEMORY} has room for {int(_room()) >> 20} MiB"
+
+
+def _room() -> float:
+    """Return how many bytes of shared memory a run may use."""
+    return USED_AT_MOST * shutil.disk_usage(SHARED_MEMORY).free
 
 
 def more_room(size: int) -> str:

@@ -12,6 +12,7 @@ from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 
+import numpy as np
 import torch
 
 from ppll_cli.errors import PpllError, RunFailedError
@@ -20,10 +21,14 @@ from ppll_cli.job.links import Links
 from ppll_cli.job.placing import prepare_compiler
 from ppll_cli.job.pulse import BEAT_S, STARTING_LIMIT_S
 from ppll_cli.leaves import lifeline
+from ppll_cli.leaves.printable import error_text, shortened
 from ppll_cli.observe import streams
 from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker.memory import CurrentMemory
 from ppll_cli.worker.worker import Worker
+
+LONGEST_TRACEBACK = 20_000
+"""Largest number of characters of a traceback in a report."""
 
 
 class _ReportHandler(logging.Handler):
@@ -79,6 +84,7 @@ def _set_up(job: Job, seat: Seat) -> None:
         torch.cuda.set_device(device)
     # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.
     random.seed(settings.seed)
+    np.random.seed(settings.seed % 2**32)  # NumPy accepts only 32 bits
     torch.manual_seed(settings.seed)
 
 
@@ -105,10 +111,10 @@ def is_final(error: BaseException) -> bool:
 
 def _said(error: BaseException) -> str:
     """Return the text of an exception, with advice if memory ran out."""
-    said = f"{type(error).__name__}: {error}"
+    said = error_text(error)
     # On CPU torch raises a RuntimeError with this text.
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if out_of_memory or "can't allocate memory" in str(error):
+    if out_of_memory or "can't allocate memory" in said:
         said += (
             "; out of memory: try a smaller batch_size, more schedule.microbatches where the "
             "schedule splits batches, precision=bf16 or more gpus"
@@ -134,5 +140,5 @@ def _failure(
         "shapes": shapes,
         "error": _said(error),
         "final": is_final(error),
-        "traceback": traceback.format_exc(),
+        "traceback": shortened(traceback.format_exc(), LONGEST_TRACEBACK),
     }

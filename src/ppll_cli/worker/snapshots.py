@@ -17,6 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,7 +70,7 @@ class _State:
         norms: For each chunk, the squared gradient norm of its last step.
         sent: For each channel to another stage, the number of messages and of bytes sent.
         received: For each channel from another stage, the number of messages received.
-        random: The state of Python's and of torch's random numbers, for a user's own code.
+        random: The state of Python's, NumPy's and torch's random numbers, for a user's own code.
         progress: How far the worker has come, without the trace.
         trace: The trace, pickled.
     """
@@ -80,7 +81,7 @@ class _State:
     norms: Mapping[int, Tensor | None]
     sent: Mapping[Channel, tuple[int, int]]
     received: Mapping[Channel, int]
-    random: tuple[Any, Tensor]
+    random: tuple[Any, Any, Tensor]
     progress: Progress
     trace: bytes
 
@@ -188,7 +189,7 @@ class Snapshots:
                 norms={number: chunk.squared_norm for number, chunk in chunks.items()},
                 sent={c: (each.position, each.bytes_sent) for c, each in self._senders.items()},
                 received={c: each.position for c, each in self._receivers.items()},
-                random=(random.getstate(), torch.get_rng_state()),
+                random=(random.getstate(), np.random.get_state(), torch.get_rng_state()),
                 progress=replace(progress, trace=[]),
                 trace=self._pickled(progress.trace),
             )
@@ -227,8 +228,9 @@ class Snapshots:
             self._senders[channel].position, self._senders[channel].bytes_sent = messages, size
         for channel, messages in state.received.items():
             self._receivers[channel].go_back(messages)
-        python, ours = state.random
+        python, numpys, ours = state.random
         random.setstate(python)
+        np.random.set_state(numpys)
         torch.set_rng_state(ours)
         return replace(state.progress, trace=pickle.loads(state.trace))
 
