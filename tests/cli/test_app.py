@@ -139,7 +139,7 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
 def test_wrong_input_is_refused_in_one_line_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
-    """A refused run leaves no new files or folders. `test_bad_input` has many more cases."""
+    """A refused run leaves no new files or folders. `bad_input/` has many more cases."""
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     monkeypatch.setenv("FULL", "full")
