@@ -84,6 +84,12 @@ def test_a_run_is_resumed_in_its_own_folder_only(
             partial(write, "a0/b"),
         ),
         (
+            "hydra.run.dir=${oc.env:FULL}",
+            "exists and is not empty",
+            "hydra.run.dir=a",
+            partial(write, "a/b"),
+        ),
+        (
             "++hydra.run.dir='a'",
             "choose a new folder",
             "hydra.run.dir=a",
@@ -97,11 +103,13 @@ def test_a_run_is_resumed_in_its_own_folder_only(
 )
 def test_a_folder_that_cannot_be_a_new_run_directory_is_refused(
     refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
     arguments: str,
     words: str,
     start: str | None,
     arrange: Callable[[], None] | None,
 ) -> None:
+    monkeypatch.setenv("FULL", "a")
     if arrange:
         arrange()
     refused(arguments, words, start)

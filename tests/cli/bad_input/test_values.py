@@ -65,6 +65,7 @@ data.root=it's | such characters twice
 gpus=[1 | arguments=gpus=[1 | ppll-run --help
 --config-dir no | arguments=--config-dir no | Additional config directory
 gpus=1,2 | add --multirun
+--multirun --cfg job | arguments=--multirun --cfg job | Only one of
 --multirun gpus=0,-1 | gpus=0 | greater than or equal to 1
 -m model=vit,vti | model=vti | did you mean vit?
 """
@@ -86,6 +87,7 @@ data.flip=often | valid boolean
 local=fba local.depth=x | valid integer
 checkpoint=3 | valid dictionary
 schedule=bp local.modules=two | whole number above 0
+local.modules=2.5 | whole number above 0
 """
 
 VALUES = """
@@ -139,6 +141,10 @@ local.cuts=[embed] | use blocks.0, blocks.1
 local.cuts=8 | list of names of units, or the name
 local.cuts=K8 | give a list of names of units
 model=resnet32 data=synthetic local.cuts=K9 | the names are K2, K4, K8
+model=resnet32 data=synthetic local.cuts=k8 | the names are K2, K4, K8
+model=resnet32 data=synthetic model.depth=20 local.cuts=K8 | this model has none; or give a list
+model=resnet32 data=synthetic local.cuts=K8 local.modules=4 | local.cuts makes 8 modules
+model=resnet32 data=synthetic local.cuts=K2 gpus=3 | there are only 2 modules
 local.cuts=[head] local.modules=3 | local.cuts makes 2 modules; give only one of the two
 partition=manual gpus=3 | partition.cuts=null | each stage except the first
 partition.cuts=[head] | partition.cuts=['head'] | partition=manual
