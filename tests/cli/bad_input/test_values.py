@@ -225,7 +225,20 @@ data=synthetic data.classes=1 | give at least 2
 data=synthetic data.train_samples=0 | give at least 1
 """
 
-TABLES = [OPTIONS, KEYS, COMMAND_LINES, TYPES, VALUES, CUTS, MODELS, METHODS, DATA]
+TRACKERS = """
++tracker.name=x | ppll_cli.observe.tracker.NoTracker has no such
+tracker._target_=fractions.Fraction | cannot be used here: it has no 'start'; see ppll
+tracker=wandb tracker.mode=on | must be 'online', 'offline'
+tracker=wandb tracker.project='' | tracker.project='' | must be a name without
+tracker=wandb tracker.project=a/b | must be a name without
+tracker=wandb tracker.tags=x | must be a valid list
+tracker=wandb tracker.finish_timeout_s=0 | tracker.finish_timeout_s=0.0 | must be a number of
+tracker=wandb tracker.upload.timeline=1 | tracker.upload={'timeline': 1 | must be
+tracker=wandb +tracker.upload.x=true | tracker.upload={'timeline': False | extra inputs are not
+tracker=tensorboard tracker.dir=3 | must be a valid string
+"""
+
+TABLES = [OPTIONS, KEYS, COMMAND_LINES, TYPES, VALUES, CUTS, MODELS, METHODS, DATA, TRACKERS]
 
 
 @pytest.mark.parametrize("row", rows("".join(TABLES)), ids=lambda row: row[0])
