@@ -218,7 +218,10 @@ def with_settings(job: Job, **changed: object) -> Job:
 
 
 def own_model(name: str, **options: object) -> list[str]:
-    """Return overrides that replace the default model by a class of `tests.own_models`."""
+    """Return overrides that replace the default model by a class in `tests`.
+
+    The class is in `tests.own_models`, if the name has no module.
+    """
     keys = [
         "dim",
         "depth",
@@ -232,7 +235,8 @@ def own_model(name: str, **options: object) -> list[str]:
     ]
     removed = [f"~model.{key}" for key in keys]
     added = [f"+model.{key}={value}" for key, value in options.items()]
-    return [f"model._target_=tests.own_models.{name}", *removed, *added]
+    path = name if "." in name else f"own_models.{name}"
+    return [f"model._target_=tests.{path}", *removed, *added]
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

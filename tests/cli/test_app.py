@@ -20,6 +20,7 @@ from ppll_cli.config.composition import register_resolvers
 from ppll_cli.config.options import conf_dir
 from tests.conftest import own_model
 from tests.program import imported, ppll_run
+from tests.warm import WarmSession
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
@@ -124,32 +125,6 @@ def test_a_run_completes_and_writes_everything(tmp_path: Path) -> None:
     for name in ("ppll-run.log", "timeline.json", "timeline.png", "model.safetensors"):
         assert (folder / name).exists()
     assert os.readlink(folder / "checkpoints" / "last") == "step-10"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["modle=vit"], "modle=vit: there is no such key; did you mean model?"),
-        (["gpus=11"], "gpus=11: makes 11 stages, but the model has only 10 units; use gpus=10"),
-        (["--multirun", "--cfg", "job"], "arguments=--multirun --cfg job: Only one of"),
-        (["hydra.run.dir=${oc.env:FULL}"], "hydra.run.dir=full: exists and is not empty"),
-        (["data.root=/nonexistent"], "data.root=/nonexistent: is not a folder that can be read"),
-    ],
-)
-def test_wrong_input_is_refused_in_one_line_and_leaves_no_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
-) -> None:
-    """A refused run leaves no new files or folders. `test_bad_input` has many more cases."""
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    monkeypatch.setenv("FULL", "full")
-    result = ppll_run(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    (complaint,) = result.stderr.splitlines()
-    assert complaint.startswith(f"ppll-run: {line}")
-    assert [path.name for path in tmp_path.iterdir()] == ["full"]
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
 
 
 def test_a_refused_run_keeps_files_that_existed_before(tmp_path: Path) -> None:
@@ -259,14 +234,12 @@ def test_a_signal_stops_a_run_after_a_checkpoint(tmp_path: Path, number: signal.
     When a connection is lost, the signal is SIGHUP, which once ended multiprocessing's resource
     tracker.
     """
-    with start("epochs=100000", "eval_every=1", *PLAIN, cwd=tmp_path) as process:
-        assert process.stdout is not None
-        while "epoch 1/" not in (line := process.stdout.readline()):  # now it trains
-            assert line, "the run has ended"
-        os.killpg(process.pid, number)
-        process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    check_interrupted(run_dir(tmp_path))
+    given = ["epochs=100000", "eval_every=1", *PLAIN, f"hydra.run.dir={tmp_path / 'run'}"]
+    with WarmSession(given, tmp_path / "printed") as session:
+        assert session.wait_until(lambda: "epoch 1/" in session.printed()), session.printed()
+        os.killpg(session.pid, number)
+        assert session.wait() == 128 + number
+    check_interrupted(tmp_path / "run")
 
 
 def check_interrupted(folder: Path) -> None:
@@ -351,17 +324,6 @@ def test_the_folders_name_ends_with_the_runs_name(override: str, end: str) -> No
         config = compose("config", [override], return_hydra_config=True)
     for folder in (config.hydra.run.dir, config.hydra.sweep.dir):
         assert re.fullmatch(r"outputs/(sweeps/)?[\d-]+/\d\d-\d\d-\d\d" + end, folder)
-
-
-def test_a_class_that_is_not_a_local_method_is_refused(tmp_path: Path) -> None:
-    arguments = ["local._target_=fractions.Fraction", "device=cpu"]
-    result = ppll_run(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert line == (
-        "ppll-run: local._target_=fractions.Fraction: is not a LocalMethod; derive it from "
-        "ppll_cli.local.method.LocalMethod"
-    )
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.cli.compare import main
-from tests.observe.test_comparison import make
+from tests.observe.compared_runs import make
 from tests.program import ended, imported
 
 

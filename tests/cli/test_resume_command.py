@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.cli.test_app import TINY, run_dir, start
+from tests.cli.test_app import TINY
 from tests.conftest import Result, Runner, assert_same
-from tests.launch.test_resume import EVIL, spoil, spoil_choice, write_config
+from tests.launch.recorded_runs import EVIL, spoil, spoil_choice, write_config
 from tests.program import ppll_run
+from tests.warm import WarmSession
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -76,14 +77,11 @@ def test_a_class_named_only_by_the_folder_is_not_imported(tmp_path: Path) -> Non
 def test_a_terminated_run_resumes_without_losing_records(tmp_path: Path, run: Runner) -> None:
     """A batch system terminates the run. It resumes with other stages, and no record is lost."""
     case = [*TINY, "epochs=100000", "eval_every=1", "local.modules=3", "model.dropout=0.1"]
-    with start(*case, cwd=tmp_path) as process:
-        assert process.stdout is not None
-        while "epoch 1/" not in (line := process.stdout.readline()):  # now it trains
-            assert line, "the run has ended"
-        os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    folder = run_dir(tmp_path)
+    folder = tmp_path / "outputs" / "DATE" / "TIME"
+    with WarmSession([*case, f"hydra.run.dir={folder}"], tmp_path / "printed") as session:
+        assert session.wait_until(lambda: "epoch 1/" in session.printed()), session.printed()
+        os.killpg(session.pid, signal.SIGTERM)
+        assert session.wait() == 128 + signal.SIGTERM
     stopped = json.loads((folder / "summary.json").read_text())
     log = (folder / "ppll-run.log").read_text()
     names = ["config.json", *(f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))]

@@ -14,7 +14,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.launch.sweeps import record_of, recorded_sweep
 from ppll_cli.leaves.files import write_json
 from ppll_cli.observe.tracker import NoTracker
-from tests.observe.test_comparison import make
+from tests.observe.compared_runs import make
 
 TOLD: list[tuple[Path, str]] = []
 

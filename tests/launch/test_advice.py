@@ -15,7 +15,7 @@ from ppll_cli.launch import advice
 from ppll_cli.launch.resume import recorded
 from ppll_cli.prepare.preparation import prepare
 from tests.conftest import compose_config
-from tests.launch.test_resume import write_config
+from tests.launch.recorded_runs import write_config
 
 SMALL = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 SMALL += ["model.dim=16", "model.depth=2", "model.heads=2", "batch_size=8"]

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from ppll_cli.errors import ConfigError
-from tests.conftest import Runner, assert_same, assert_same_run, prepared, resumed
+from tests.conftest import Runner, assert_same, assert_same_run, own_model, prepared, resumed
 from tests.data.scene_files import write_fashion
 from tests.worker.inside import run_inside
 
-RETINANET = ["model=retinanet", "model.width=8"]
+RETINANET = own_model("own_detector.NarrowRetinaNet", width=8)
 COURSE = ["batch_size=4", "epochs=1", "eval_every=1", "max_steps=3"]  # batches of 4, 4 and 2 scenes
 TARGETS = ["boxes", "count", "frame", "ignored", "labels", "number"]
 CUTS = "local.cuts=[layer2.1,layer3.1,layer4.1]"  # the bank gets maps of stride 8, 16 and 32
@@ -111,7 +111,8 @@ def test_ll_and_ppll_train_level_heads_the_same_with_replicas(
 
 def test_level_heads_cost_less_than_pyramids(data: list[str]) -> None:
     """Level heads have no copies of later stages, and one level instead of five."""
-    case = [*RETINANET, *data, "batch_size=4", "schedule=ll", CUTS, "local=fba"]
+    real = ["model=retinanet", "model.width=8"]
+    case = [*real, *data, "batch_size=4", "schedule=ll", CUTS, "local=fba"]
     costs = {
         head: prepared(*case, f"local.detection_head={head}").auxiliary_costs
         for head in ("pyramid", "level")
@@ -152,7 +153,7 @@ def test_a_resumed_run_continues_where_it_stopped(run: Runner, data: list[str]) 
     case = ["fba=on", CUTS, *RETINANET, *COURSE, *data]
     whole = run("schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=1")
-    continued = resumed(stopped, "max_steps=3", "gpus=3")
+    continued = resumed(stopped, RETINANET[0], "max_steps=3", "gpus=3")
     assert_same_run(continued, whole)
 
 

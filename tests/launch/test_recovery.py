@@ -13,8 +13,9 @@ import pytest
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.launch.record import DIGEST, write_record
 from ppll_cli.leaves.files import write_json
-from scripts.benchmarks.session import Process, Session, ppll_run
+from scripts.benchmarks.session import Process
 from tests.conftest import Result, Runner, assert_same_run, own_model, resumed
+from tests.warm import WarmSession
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
 DATA += ["batch_size=8", "epochs=3", "eval_every=1", "schedule=ppll", "gpus=3"]
@@ -120,8 +121,8 @@ def test_only_a_stage_that_was_killed_or_stopped_gets_a_new_process(tmp_path: Pa
     """One stage is killed, then another is stopped; only they get new processes."""
     vit = ["model.dim=16", "model.depth=2", "model.heads=2", "device=cpu", "threads=1"]
     folder = tmp_path / "run"
-    command = ppll_run(*DATA, *vit, "recover=stage", "epochs=1000000", f"hydra.run.dir={folder}")
-    with Session(command, tmp_path / "printed") as session:
+    given = [*DATA, *vit, "recover=stage", "epochs=1000000", f"hydra.run.dir={folder}"]
+    with WarmSession(given, tmp_path / "printed") as session:
 
         def hit(number: signal.Signals, stage: int) -> list[Process]:
             before = session.workers()

@@ -21,6 +21,7 @@ from ppll_cli.worker import process
 from scripts.benchmarks.session import Session, ppll_run
 from tests.conftest import own_model
 from tests.data.class_pictures import write_classes
+from tests.warm import WarmSession
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
@@ -31,7 +32,7 @@ VIT = ["model.dim=16", "model.depth=2", "model.heads=2"]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
 
-Start = Callable[[list[str]], Session]
+Start = Callable[..., Session]
 
 
 @pytest.fixture
@@ -42,12 +43,19 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, temporary: Path) -> Iterator[Start]:
-    """Return a function that starts a program in its own session. It ends with the test."""
+    """Return a function that starts ppll-run in its own session. It ends with the test.
+
+    With `cold`, its processes still have to import torch.
+    """
     with ExitStack() as sessions:
 
-        def start(command: list[str]) -> Session:
+        def start(*arguments: str, cold: bool = False) -> Session:
             environment = {"PYTHONPATH": PLACES, "TMPDIR": str(temporary)}
-            session = Session(command, tmp_path / "printed", environment)
+            output = tmp_path / "printed"
+            if cold:
+                session = Session(ppll_run(*arguments), output, environment)
+            else:
+                session = WarmSession(arguments, output, environment)
             return sessions.enter_context(session)
 
         yield start
@@ -60,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def training(folder: Path, *overrides: str) -> list[str]:
-    return ppll_run(*DATA, *overrides, f"hydra.run.dir={folder}")
+    return [*DATA, *overrides, f"hydra.run.dir={folder}"]
 
 
 def wait_for_training(session: Session) -> None:
@@ -91,7 +99,7 @@ def status_of(folder: Path) -> object:
 def test_all_processes_end_when_the_parent_is_killed(
     start: Start, folder: Path, moment: str
 ) -> None:
-    session = start(training(folder, *VIT, "gpus=2"))
+    session = start(*training(folder, *VIT, "gpus=2"), cold=moment == "start-up")
     if moment == "training":
         wait_for_training(session)
         assert len(session.workers()) == 2
@@ -116,7 +124,7 @@ def test_a_worker_that_fails_because_its_parent_is_gone_prints_nothing(
 
 
 def test_a_killed_worker_ends_the_run_with_a_short_message(start: Start, folder: Path) -> None:
-    session = start(training(folder, *VIT, "gpus=3"))
+    session = start(*training(folder, *VIT, "gpus=3"))
     wait_for_training(session)
     session.signal(signal.SIGKILL, session.workers()[1].pid)
     assert session.wait() == 1
@@ -146,7 +154,7 @@ def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
     data = ["data=imagefolder", f"data.root={tmp_path / 'own'}", "data.size=8", "data.loaders=2"]
     shape = [*VIT, "gpus=2", "batch_size=8", "epochs=100000", "eval_every=1", "timeline=false"]
     run = ["device=cpu", "threads=1", f"hydra.run.dir={folder}"]
-    session = start(ppll_run(*data, *shape, *run))
+    session = start(*data, *shape, *run)
     wait_for_training(session)
     first = session.workers()[0].pid
     loaders = [each for each in session.processes() if each.parent == first]
@@ -169,7 +177,7 @@ def test_a_killed_loader_ends_the_run_and_loaders_end_with_their_worker(
 @pytest.mark.slow
 def test_a_replica_that_is_stopped_ends_the_run(start: Start, folder: Path) -> None:
     """The other workers only wait for it, and the message does not blame them."""
-    session = start(training(folder, *VIT, "gpus=4", "replicas=2"))
+    session = start(*training(folder, *VIT, "gpus=4", "replicas=2"))
     wait_for_training(session)
     session.signal(signal.SIGSTOP, session.workers()[2].pid)
     assert session.wait() == 1
@@ -188,7 +196,7 @@ def test_a_killed_helper_process_of_multiprocessing_ends_the_run(
     start: Start, folder: Path, name: str
 ) -> None:
     """If the fork server is gone, all workers look dead, although they live."""
-    session = start(training(folder, *VIT, "gpus=2"))
+    session = start(*training(folder, *VIT, "gpus=2"))
     wait_for_training(session)
     (found,) = [
         each
@@ -212,7 +220,7 @@ def test_an_interrupt_ends_a_sweep_with_a_checkpoint(start: Start, folder: Path)
     Otherwise they would wait for each other for ever.
     """
     sweep = ["--multirun", "seed=0,1", f"hydra.sweep.dir={folder}"]
-    session = start(ppll_run(*DATA, *VIT, "gpus=4", "replicas=2", *sweep))
+    session = start(*DATA, *VIT, "gpus=4", "replicas=2", *sweep)
     wait_for_training(session)
     session.signal(signal.SIGINT, session.pid)
     assert session.wait() == 128 + signal.SIGINT
@@ -227,7 +235,7 @@ def test_a_killed_sweep_can_be_resumed_and_compared(start: Start, folder: Path) 
     """One job was complete, one was in training, and one had not begun."""
     case = [*(each for each in DATA if not each.startswith("epochs=")), *VIT, "epochs=30"]
     case += ["eval_every=30", "checkpoint.every=10", "--multirun", "schedule=bp,gpipe,ppll"]
-    session = start(ppll_run(*case, f"hydra.sweep.dir={folder}"))
+    session = start(*case, f"hydra.sweep.dir={folder}")
     trains = (folder / "1" / "checkpoints").glob
     assert session.wait_until(lambda: any(trains("step-*"))), session.printed()
     session.signal(signal.SIGKILL, session.pid)
@@ -238,12 +246,12 @@ def test_a_killed_sweep_can_be_resumed_and_compared(start: Start, folder: Path) 
     assert not (folder / "2").exists()
     complete = (folder / "0" / "summary.json").stat()
 
-    session = start(ppll_run("--multirun", f"resume={folder}"))
+    session = start("--multirun", f"resume={folder}")
     assert session.wait() == 0, session.printed()
     assert "continuing after step " in session.printed()
     assert (folder / "0" / "summary.json").stat() == complete
     unhurt = folder.with_name("unhurt")
-    session = start(ppll_run(*case, f"hydra.sweep.dir={unhurt}"))
+    session = start(*case, f"hydra.sweep.dir={unhurt}")
     assert session.wait() == 0, session.printed()
     assert compared(folder) == compared(unhurt)
     for name in ("0", "1", "2"):
@@ -262,7 +270,7 @@ def compared(sweep: Path) -> list[list[str]]:
 def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> None:
     """After the first interrupt, the program waits for a batch that never ends."""
     model = own_model("Faulty", unit="second", act="hang")
-    session = start(training(folder, *model, "gpus=3", "checkpoint.every=2"))
+    session = start(*training(folder, *model, "gpus=3", "checkpoint.every=2"))
     assert session.wait_until((folder / "checkpoints" / "step-2").exists), session.printed()
     session.signal(signal.SIGINT, session.pid)
     assert session.wait_until(lambda: "again to stop at once" in session.printed())
@@ -274,11 +282,17 @@ def test_a_second_interrupt_ends_a_run_at_once(start: Start, folder: Path) -> No
     assert status_of(folder) == "interrupted"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_during_startup_ends_the_program_and_leaves_nothing(
     start: Start, folder: Path, temporary: Path, number: signal.Signals
 ) -> None:
-    session = start(training(folder, *VIT, "gpus=2"))
+    session = start(*training(folder, *VIT, "gpus=2"), cold=True)
     wait_for_server(session)
     session.signal(number, session.pid)
     assert session.wait() == 128 + number
@@ -292,7 +306,7 @@ def test_a_fork_server_stopped_during_startup_ends_the_run(
     start: Start, folder: Path, temporary: Path
 ) -> None:
     """The program once waited for the stopped server for ever."""
-    session = start(training(folder, *VIT, "gpus=2"))
+    session = start(*training(folder, *VIT, "gpus=2"), cold=True)
     wait_for_server(session)
     server = session.server()
     assert server is not None

@@ -10,7 +10,7 @@ import pytest
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import recorded
 from ppll_cli.launch.sweeps import read_sweep, record_of, recorded_sweep
-from tests.observe.test_comparison import make
+from tests.observe.compared_runs import make
 
 JOBS = [["schedule=bp", "seed=0"], ["schedule=ppll", "seed=0"]]
 Damage = Callable[[dict[str, Any]], object]

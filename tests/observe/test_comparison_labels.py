@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ppll_cli.observe.comparison import compare
 from ppll_cli.observe.comparison_labels import labels, shared, with_unit
-from tests.observe.test_comparison import make
+from tests.observe.compared_runs import make
 
 
 def test_labels_have_settings_and_no_folders(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from ppll_cli.observe.comparison_curves import MOST_CURVES
 from ppll_cli.observe.comparison_labels import labels
 from ppll_cli.observe.comparison_picture import picture
 from ppll_cli.observe.comparison_style import COLOURS
+from tests.observe.compared_runs import make, write
 from tests.observe.drawn import kept_figures
-from tests.observe.test_comparison import make
-from tests.observe.test_runs import write
 
 
 def pixels(image: Any, colour: str) -> int:

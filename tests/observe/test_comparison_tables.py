@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ppll_cli.observe.comparison import Comparison, compare
 from ppll_cli.observe.comparison_tables import as_markdown, tables
-from tests.observe.test_comparison import make, rows
+from tests.observe.compared_runs import make, rows
 
 
 def test_unknown_values_are_empty_cells(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import pytest
 
 from ppll_cli.observe.comparison import Comparison, compare
 from ppll_cli.observe.comparison_tables import as_csv, as_markdown, groups_as_csv
-from tests.observe.test_comparison import CONFIG, make
-from tests.observe.test_runs import write
+from tests.observe.compared_runs import CONFIG, make, write
 
 
 def seeded(folder: Path, schedule: str, seed: int, rate: float = 100.0, **more: Any) -> None:

@@ -5,23 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.observe.runs import Evaluation, find
+from tests.observe.compared_runs import line, write
 
 CONFIG: dict[str, Any] = {"choices": {}}
 """A config.json with these keys marks a folder as a run."""
-
-
-def write(folder: Path, **files: object) -> Path:
-    """Write a run directory: JSON for `config` and `summary`, text for `metrics` and `refused`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        file = folder / f"{name}.{'jsonl' if name in ('metrics', 'refused') else 'json'}"
-        file.write_text(content if isinstance(content, str) else json.dumps(content))
-    return folder
-
-
-def line(step: int, value: float | None, split: str = "test", **more: object) -> str:
-    fields = {"step": step, "epoch": 1, "split": split, "module": None, "stage": 1, "loss": 0.5}
-    return json.dumps({**fields, "accuracy": value, "samples_per_second": 1.0, **more}) + "\n"
 
 
 def test_runs_are_found_in_subfolders_in_order_of_numbers(tmp_path: Path) -> None:

@@ -242,33 +242,6 @@ def test_trackers_libraries_are_not_imported_before_a_run() -> None:
     assert out.stdout.split() == ["set()", "set()"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "complaint"),
-    [
-        (["tracker.name=x"], "tracker.name=x: ppll_cli.observe.tracker.NoTracker has no such"),
-        (
-            ["tracker._target_=fractions.Fraction"],
-            "cannot be used here: it has no 'start'; see ppll",
-        ),
-        (["tracker=wandb", "tracker.mode=on"], "tracker.mode=on: must be 'online', 'offline'"),
-        (["tracker=wandb", "tracker.project=''"], "tracker.project='': must be a name without"),
-        (["tracker=wandb", "tracker.project=a/b"], "tracker.project=a/b: must be a name without"),
-        (["tracker=wandb", "tracker.tags=x"], "tracker.tags=x: must be a valid list"),
-        (
-            ["tracker=wandb", "tracker.finish_timeout_s=0"],
-            "tracker.finish_timeout_s=0.0: must be a number of",
-        ),
-        (["tracker=wandb", "tracker.upload.timeline=1"], "tracker.upload={'timeline': 1"),
-        (["tracker=wandb", "tracker.upload.x=true"], "tracker.upload={'timeline': False"),
-        (["tracker=tensorboard", "tracker.dir=3"], "tracker.dir=3: must be a valid string"),
-    ],
-)
-def test_wrong_options_of_trackers_are_refused(overrides: list[str], complaint: str) -> None:
-    config, choices = compose_config([f"++{o}" if "." in o else o for o in overrides])
-    with pytest.raises(ConfigError, match=re.escape(complaint)):
-        guarded(choices["tracker"], config["tracker"])
-
-
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
 def test_a_missing_library_is_reported_with_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch, name: str

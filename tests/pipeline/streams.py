@@ -1,6 +1,6 @@
 """Places and streams for tests of single passes. `test_schedules` explains the words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppll_cli.pipeline.instructions import (
@@ -17,11 +17,13 @@ from ppll_cli.pipeline.instructions import (
 )
 from ppll_cli.pipeline.layout import Chunk, Layout
 from ppll_cli.pipeline.routes import find_routes
+from ppll_cli.pipeline.rules import Channel
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.schedules.gpipe import GPipe
 from ppll_cli.pipeline.schedules.interleaved import Interleaved
 from ppll_cli.pipeline.schedules.ppll import PPLL
-from tests.pipeline.pipelines import part, places, routes_of
+from ppll_cli.pipeline.slots import slots_needed
+from tests.pipeline.pipelines import Streams, part, places, routes_of
 
 PARTS: dict[str, Any] = {
     "F": Forward,
@@ -70,3 +72,9 @@ ROUND = places(routes_of(Interleaved(), 2))  # chunks a and c on stage 0, b and 
 (BOTH,) = places(routes_of(Interleaved(), 1))  # chunks a and b of one module
 (MODULES,) = places(routes_of(PPLL(), 1, 3))  # chunks a, b and c, each a module
 TWO_OF_2 = places(routes_of(PPLL(), 2, 2))  # modules a and b on stage 0, c and d on stage 1
+
+
+def slots_of(streams: Streams, depth: int) -> Callable[[Channel], int]:
+    """Return the number of slots of each channel, as the launcher chooses it."""
+    needed = slots_needed(streams)
+    return lambda channel: needed[channel] + depth

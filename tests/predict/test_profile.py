@@ -1,63 +1,27 @@
 """Measurements before training, which leave no trace in the training."""
 
 import json
-import os
-import pickle
-import select
-import signal
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from itertools import combinations, pairwise
-from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from ppll_cli.config import settings
-from ppll_cli.errors import WorkerFailedError
-from ppll_cli.job.devices import device_of
-from ppll_cli.models.resnet import CifarResNet
-from ppll_cli.models.vit import Block, ViT
-from ppll_cli.predict import timing
-from ppll_cli.predict.chain import Work
-from ppll_cli.predict.fingerprint import source_digest, structure
 from ppll_cli.predict.meter import Meter
-from ppll_cli.predict.neighbours import neighbours
 from ppll_cli.predict.profile import Measured, Profile
-from ppll_cli.prepare.preparation import Prepared, prepare, profile_of
-from ppll_cli.prepare.subject import examine
-from tests.conftest import Runner, assert_same, compose_config, own_model
-
-DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
-SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
-SMALL += ["threads=1"]
-UNITS = ["embed", "blocks.0", "blocks.1", "blocks.2", "blocks.3", "head"]
-LIMIT_S = 30
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the folder in which times are kept."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "ppll-run" / "profile"
+from ppll_cli.prepare.preparation import Prepared, prepare
+from tests.conftest import Runner, assert_same, compose_config
+from tests.predict.given import SMALL
+from tests.predict.small import UNITS, made
 
 
 def prepared(*overrides: str) -> Prepared:
     config, _ = compose_config([*SMALL, "partition=profile", *overrides])
     return prepare(settings.parse(config), "unused")
-
-
-def made(*overrides: str) -> Profile:
-    config, _ = compose_config([*SMALL, *overrides])
-    parsed = settings.parse(config)
-    return profile_of(parsed, examine(parsed), device_of(parsed))
 
 
 @pytest.fixture
@@ -131,17 +95,6 @@ def test_equal_units_are_measured_once(cache: Path) -> None:
     assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.2)  # AdamW's state and counters
 
 
-def test_networks_of_equal_structure_have_equal_costs() -> None:
-    def layers(width: int = 8, dropout: float = 0.1) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Dropout(dropout))
-
-    assert structure(layers()) == structure(layers())
-    with torch.device("meta"):
-        assert structure(layers()) == structure(layers().eval())
-    others = [layers(9), layers(dropout=0.2), nn.Sequential(*list(layers())[:2]), layers().double()]
-    assert len({structure(network) for network in (layers(), *others)}) == 5
-
-
 def test_profiling_changes_neither_random_numbers_nor_threads() -> None:
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     prepared("gpus=2", "local=dgl")
@@ -162,14 +115,8 @@ def test_a_profiled_run_trains_the_same_as_a_run_with_its_cuts(run: Runner) -> N
     assert_same(measured.tensors(), pinned.tensors())
 
 
-@pytest.fixture
-def no_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pretend a machine with one core."""
-    monkeypatch.setattr("ppll_cli.predict.speed.usable_cores", lambda: 1)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_neighbours")
+@pytest.mark.usefixtures("one_core")
 def test_measured_times_are_kept_and_used_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,12 +169,6 @@ def test_losses_get_the_slowdown_that_units_have_beside_neighbours(
     assert beside.auxiliary(modules, 0) == Measured(
         1.5 * loss.forward_s, 1.5 * loss.backward_s, loss.saved_bytes, loss.params
     )
-
-
-def test_kept_times_depend_on_the_code_of_the_model() -> None:
-    vit, resnet = ViT(dim=8, depth=1, heads=1, patch=4), CifarResNet(depth=8)
-    assert source_digest(vit, resnet) != source_digest(resnet)
-    assert source_digest(vit) == source_digest(ViT(dim=16, depth=1, heads=1, patch=4))
 
 
 def test_partition_profile_minimizes_the_cost_of_the_dearest_stage(dictated: Dictated) -> None:
@@ -304,137 +245,3 @@ def test_nothing_is_measured_for_a_single_stage(cache: Path, case: list[str]) ->
     """A profile was once made for schedules of one stage, although it was not used."""
     assert not any("milliseconds" in line for line in prepared(*case).notes)
     assert not cache.exists()
-
-
-def test_times_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow warm-up does not count. A single disturbed run hardly changes the median."""
-    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
-    rows = iter([[9.0, 90.0]] * timing.WARMUP + [[3.0, 20.0], [1.0, 80.0], [2.0, 10.0]])
-    assert timing.repeat(lambda: next(rows), torch.device("cpu")) == [2.0, 20.0]
-
-
-def test_each_tensor_that_autograd_saves_is_counted_once() -> None:
-    """Linear saves its input and its weight, which are not counted. Each ReLU saves its output."""
-    network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.ReLU())
-    x = torch.rand(2, 6)
-    with timing.saved_storages([x, *timing.held(network)]) as saved:
-        network(x)
-    assert sorted(saved.values()) == [2 * 4 * 4] * 2
-
-
-def work(*overrides: str) -> Work:
-    """Return the description of a chain of all units of a model."""
-    found = made(*overrides)
-    return found._work([(index, False) for index in range(len(found.ends.site.units))])
-
-
-def test_a_chain_runs_a_training_step() -> None:
-    """Random numbers replace a tensor only if the chain lacks the unit that makes it."""
-    whole = work()
-    chain = whole.chain()
-    before = [parameter.clone() for parameter in chain.parameters]
-    seconds = chain.step()
-    assert len(seconds) == 2 * len(UNITS) + 1
-    assert not chain._made.keys() - {("image", whole.parts[0].inputs[0])}
-    assert any(not torch.equal(a, b) for a, b in zip(before, chain.parameters, strict=True))
-    assert all(parameter.grad is None for parameter in chain.parameters)
-    short = replace(whole, parts=whole.parts[2:4]).chain()
-    assert len(short.step()) == 5
-    assert [name for name, _ in short._made] == ["x"]
-
-
-def test_the_memory_that_a_transformer_block_keeps_is_measured() -> None:
-    """By hand: a transformer block saves float32 tensors of the size of tokens [8, 5, 16]."""
-    tokens = 8 * 5 * 16 * 4
-    norms, projected, attention, first_sum, hidden, gelu, output = 2, 3, 1, 1, 4, 4, 1
-    all_of_them = norms + projected + attention + first_sum + hidden + gelu + output
-    (_, block, *_) = (saved.kept for saved in work().chain().saved_bytes())
-    # LayerNorm's means and deviations, and attention's sums of exponentials, are small.
-    assert all_of_them * tokens <= block <= 1.05 * all_of_them * tokens
-
-
-def test_recomputing_keeps_less_memory_and_runs_forward_twice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A block keeps only its output, tokens [8, 5, 16]. Its backward computes the rest again."""
-    whole, again = (work(f"recompute={on}").chain() for on in ("false", "true"))
-    for before, after in zip(whole.saved_bytes(), again.saved_bytes(), strict=True):
-        assert before.recomputed == 0
-        assert sum(after) == before.kept
-    assert again.saved_bytes()[1].kept == 8 * 5 * 16 * 4
-    passes = Counter[bool]()
-    forward = Block.forward
-
-    def counted(self: Block, x: torch.Tensor) -> torch.Tensor:
-        passes[self in again.networks] += 1
-        return forward(self, x)
-
-    monkeypatch.setattr(Block, "forward", counted)
-    for chain in (whole, again):
-        assert len(chain.step()) == 2 * len(UNITS) + 1
-    assert passes == {False: 4, True: 8}
-
-
-def test_neighbours_end_after_the_measurement() -> None:
-    with neighbours(work(), 2):
-        assert len(active_children()) == 2
-    assert not active_children()
-    with pytest.raises(ZeroDivisionError), neighbours(work(), 1):
-        raise ZeroDivisionError
-    assert not active_children()
-
-
-def test_a_failing_neighbour_is_reported() -> None:
-    """A neighbour may never start, or fail while the body runs."""
-    removed = [key for key in SMALL if not key.startswith("model")]
-    whole = work()
-    other = replace(whole.setup, model={"_target_": "tests.own_models.Nothing"})
-    broken = replace(whole, setup=other)
-    with pytest.raises(WorkerFailedError, match="cannot be imported"), neighbours(broken, 1):
-        pytest.fail("there is none")
-    config, _ = compose_config([*removed, *own_model("Faulty", unit="second", act="kill")])
-    parsed = settings.parse(config)
-    found = profile_of(parsed, examine(parsed), "cpu")
-
-    def wait_for_its_end() -> None:
-        with neighbours(found._work([(index, False) for index in range(3)]), 1):
-            (child,) = active_children()
-            child.join(LIMIT_S)
-
-    with pytest.raises(WorkerFailedError, match="the process is gone"):
-        wait_for_its_end()
-    assert not active_children()
-
-
-PARENT = """
-import os, sys, pickle
-from multiprocessing import active_children
-from ppll_cli.predict.meter import Meter
-from ppll_cli.predict.neighbours import neighbours
-
-if __name__ == "__main__":
-    with neighbours(pickle.load(sys.stdin.buffer), 2):
-        print(*(child.pid for child in active_children()), flush=True)
-        sys.stdin.buffer.read()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="there are no process descriptors here")
-def test_neighbours_end_if_their_parent_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "parent.py"
-    script.write_text(PARENT)
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as parent:
-        assert parent.stdin is not None
-        assert parent.stdout is not None
-        pickle.dump(work(), parent.stdin)
-        parent.stdin.flush()
-        descriptors = [os.pidfd_open(int(pid)) for pid in parent.stdout.readline().split()]
-        assert len(descriptors) == 2
-        parent.send_signal(signal.SIGKILL)
-        for descriptor in descriptors:
-            ended, _, _ = select.select([descriptor], [], [], LIMIT_S)
-            os.close(descriptor)
-            assert ended

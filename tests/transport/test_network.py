@@ -26,7 +26,7 @@ from ppll_cli.transport.network import (
     NetworkSender,
     bytes_group,
 )
-from tests.transport.test_channel import CASES, LIMIT_S, assert_same, counting, each
+from tests.transport.kinds import CASES, LIMIT_S, assert_same, counting, each
 
 FAST_S = 1000.0
 """The clock of the second process is this many seconds ahead."""

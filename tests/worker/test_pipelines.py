@@ -225,7 +225,7 @@ def test_pipelines_train_detection_and_super_resolution_the_same(
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if task == "detection":
-        case = ["model=retinanet", "model.width=8", "model.drop_path=0.3"]
+        case = own_model("own_detector.NarrowRetinaNet", width=8, drop_path=0.3)
         case += ["data=fashion_scenes", "data.pictures=10"]
         case += [f"data.root={write_fashion(tmp_path / 'root')}", "data.test_pictures=3"]
         case += ["data.side=64", "data.short_side=64", "data.long_side=64"]

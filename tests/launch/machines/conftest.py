@@ -6,7 +6,6 @@ Here all of them are this machine.
 import json
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from scripts.benchmarks.namespaces import as_torchrun
 from scripts.benchmarks.session import Session, ppll_run
 from tests.conftest import Result
+from tests.warm import WarmSession
 
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=53"]
 DATA += ["data.test_samples=23", "batch_size=8", "eval_every=1"]  # 53 = 6 * 8 + 5
@@ -40,7 +40,8 @@ Start = Callable[..., list[Session]]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a launcher for each machine.
 
-    All processes end with the test.
+    `first` has Python code that a machine's launcher executes first. If `cold`, launchers still
+    have to import torch. All processes end with the test.
     """
     with ExitStack() as held:
 
@@ -48,16 +49,20 @@ def start(tmp_path: Path) -> Iterator[Start]:
             *arguments: str,
             machines: int = 2,
             absent: Sequence[int] = (),
-            program: Mapping[int, list[str]] | None = None,
+            first: Mapping[int, str] | None = None,
             environment: Mapping[str, str] | None = None,
+            cold: bool = False,
         ) -> list[Session]:
             port = free_port()
             sessions = []
             for rank in sorted({*range(machines)} - {*absent}):
                 told = {**ENVIRONMENT, **as_torchrun(rank, "127.0.0.1", port, machines)}
-                command = [*(program or {}).get(rank, ppll_run()), *arguments]
+                told |= environment or {}
                 output = tmp_path / f"printed-{rank}"
-                session = Session(command, output, {**told, **(environment or {})})
+                if cold:
+                    session = Session(ppll_run(*arguments), output, told)
+                else:
+                    session = WarmSession(arguments, output, told, (first or {}).get(rank, ""))
                 sessions.append(held.enter_context(session))
             return sessions
 
@@ -76,13 +81,6 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     return port
-
-
-def patched(script: Path, patch: str) -> list[str]:
-    """Return a command that runs ppll-run after `patch`, in the launcher and in its workers."""
-    start = "if __name__ == '__main__':\n    from ppll_cli.cli.app import main\n    main()\n"
-    script.write_text(f"{patch}\n{start}")
-    return [sys.executable, str(script)]
 
 
 def ended(sessions: Sequence[Session], limit_s: float = FOUND_S) -> list[int | None]:

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ppll_cli.job import checkpoint
-from scripts.benchmarks.session import Session, ppll_run
+from scripts.benchmarks.session import Session
 from tests.conftest import Runner, assert_same, assert_same_run, own_model
 from tests.launch.machines.conftest import (
     USUAL,
@@ -33,6 +33,18 @@ COMMON = [
 ]
 
 
+HIDE = """
+import ctypes, os
+uid, gid, libc = os.getuid(), os.getgid(), ctypes.CDLL(None)
+assert libc.unshare(0x20000 | 0x10000000) == 0
+for file, text in (("setgroups", "deny"), ("uid_map", f"0 {{uid}} 1"), ("gid_map", f"0 {{gid}} 1")):
+    open(f"/proc/self/{{file}}", "w").write(text)
+assert libc.mount(b"none", {folder!r}.encode(), b"tmpfs", 0, None) == 0
+os.environ["TMPDIR"] = {own!r}
+"""
+"""Code that mounts an empty folder over `folder`, in a namespace of this process's own."""
+
+
 class Apart:
     """Two machines. The second one has its own folders.
 
@@ -44,15 +56,10 @@ class Apart:
     def __init__(self, start: Start, folder: Path, own: Path) -> None:
         self._start, self.folder, self.own = start, folder, own
 
-    def start(self, *arguments: str, program: list[str] | None = None) -> list[Session]:
-        """Start a launcher on both machines. `program` replaces the program of the second one."""
-        return self._start(*arguments, program={1: [*self.hidden(), *(program or ppll_run())]})
-
-    def hidden(self) -> list[str]:
-        """Return the beginning of a command that cannot see the folder of the runs."""
-        hide = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
-        hide += ['mount -t tmpfs none "$0" && exec "$@"', str(self.folder)]
-        return [*hide, "env", f"TMPDIR={self.own}"]
+    def start(self, *arguments: str, first: str = "") -> list[Session]:
+        """Start a launcher on both machines. The second one executes `first` at its start."""
+        hidden = HIDE.format(folder=str(self.folder), own=str(self.own))
+        return self._start(*arguments, first={1: f"{hidden}\n{first}"})
 
     def left(self) -> list[str]:
         """Return the names of temporary files that the second machine has not removed."""
@@ -64,7 +71,8 @@ def apart(start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
     # The socket of the fork server is in this folder too, so its path must be short.
     made = Apart(start, tmp_path / "shared-with-nobody", tmp_path_factory.mktemp("own"))
     made.folder.mkdir()
-    tried = subprocess.run([*made.hidden(), "true"], capture_output=True, text=True, check=False)
+    mount = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none"]
+    tried = subprocess.run([*mount, str(made.folder)], capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no folder can be hidden here: {tried.stderr.strip()}")
     return made
@@ -145,7 +153,6 @@ def test_an_interrupt_still_ends_with_a_checkpoint(apart: Apart) -> None:
 
 
 DAMAGING = """
-from pathlib import Path
 from ppll_cli.launch.machines.parcels import Parcels
 
 send = Parcels.send
@@ -155,19 +162,14 @@ def damage(self, path, remove=False):
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     return send(self, path, remove)
 
-if __name__ == "__main__":
-    Parcels.send = damage
-    from ppll_cli.cli.app import main
-    main()
+Parcels.send = damage
 """
 
 
 @pytest.mark.slow
-def test_a_file_that_arrives_damaged_fails_the_run(apart: Apart, tmp_path: Path) -> None:
+def test_a_file_that_arrives_damaged_fails_the_run(apart: Apart) -> None:
     folder = apart.folder / "run"
-    (tmp_path / "damaging.py").write_text(DAMAGING)
-    program = [sys.executable, str(tmp_path / "damaging.py")]
-    sessions = apart.start(*COMMON, "gpus=2", f"hydra.run.dir={folder}", program=program)
+    sessions = apart.start(*COMMON, "gpus=2", f"hydra.run.dir={folder}", first=DAMAGING)
     assert ended(sessions, 120) == [1, 1], [session.printed() for session in sessions]
     name = f"machine 1 ({socket.gethostname()})"
     problem = f"cannot be received from {name}: it arrived damaged: "

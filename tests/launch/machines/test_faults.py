@@ -30,7 +30,6 @@ from tests.launch.machines.conftest import (
     Start,
     ended,
     free_port,
-    patched,
     printed,
     result_of,
     wait_for_training,
@@ -114,15 +113,12 @@ def test_a_run_can_resume_without_a_lost_machine(start: Start, run: Runner, fold
 
 
 @pytest.mark.slow
-def test_machines_that_are_suspended_together_continue(
-    start: Start, folder: Path, tmp_path: Path
-) -> None:
+def test_machines_that_are_suspended_together_continue(start: Start, folder: Path) -> None:
     """`scontrol suspend` does this. It lasts longer than a machine may give no sign of life."""
     clocks = "from ppll_cli.job import pulse\nfrom ppll_cli.launch.machines import fleet\n"
     clocks += "pulse.ALIVE_LIMIT_S, pulse._OWN_GAP_S = 3.0, 1.5\n"
     clocks += "fleet.SILENT_S, fleet.OWN_GAP_S = 3.0, 1.5\n"
-    program = patched(tmp_path / "short_clocks.py", clocks)
-    sessions = start(*LONG, f"hydra.run.dir={folder}", program=dict.fromkeys(range(2), program))
+    sessions = start(*LONG, f"hydra.run.dir={folder}", first=dict.fromkeys(range(2), clocks))
     wait_for_training(sessions)
     for session in sessions:
         os.killpg(session.pid, STOP)
@@ -159,7 +155,9 @@ def test_a_missing_machine_is_reported_by_the_others(start: Start, folder: Path)
 @pytest.mark.slow
 def test_a_missing_machine_0_is_reported(start: Start, folder: Path) -> None:
     limit = {"PPLL_MEETING_S": "2"}
-    sessions = start(*LONG, f"hydra.run.dir={folder}", absent=[0], environment=limit)
+    arguments = [*LONG, f"hydra.run.dir={folder}"]
+    # The program tells torch at its import to print no C++ messages.
+    sessions = start(*arguments, absent=[0], environment=limit, cold=True)
     assert ended(sessions, 60) == [2], printed(sessions)
     (line,) = sessions[0].printed().splitlines()
     assert line.startswith("ppll-run: MASTER_ADDR=127.0.0.1:")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Runner, assert_same_run, resumed
+from tests.conftest import Runner, assert_same_run, own_model, resumed
 from tests.data.scene_files import write_fashion
 from tests.launch.machines.conftest import (
     PLAIN,
@@ -14,7 +14,6 @@ from tests.launch.machines.conftest import (
     VIT,
     Start,
     ended,
-    patched,
     printed,
     result_of,
 )
@@ -62,9 +61,9 @@ def test_several_machines_train_the_same_as_one(
 ) -> None:
     """If there are three, the middle one receives from one machine and sends to another."""
     common = [f"schedule={schedule}", "epochs=4", *USUAL, *case]
-    program = {1: patched(tmp_path / "fast.py", FAST)} if "timeline=true" in case else {}
+    first = {1: FAST} if "timeline=true" in case else {}
     arguments = [*common, "max_steps=7", f"hydra.run.dir={folder}"]
-    sessions = start(*arguments, machines=machines, program=program)
+    sessions = start(*arguments, machines=machines, first=first)
     assert ended(sessions, 120) == [0] * machines, printed(sessions)
     expected = run(*common, "max_steps=7")
     found = result_of(folder)
@@ -94,7 +93,7 @@ def test_targets_with_any_number_of_boxes_travel_between_machines(
     """The pictures have different numbers of boxes, and the last batch is short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = [*SCENES, f"data.root={write_fashion(tmp_path / 'root')}"]
-    model = ["model=retinanet", "model.width=8", "local.modules=2", "epochs=1"]
+    model = [*own_model("own_detector.NarrowRetinaNet", width=8), "local.modules=2", "epochs=1"]
     common = ["gpus=2", *model, *PLAIN, *data]
     sessions = start("schedule=ppll", *common, f"hydra.run.dir={folder}")
     assert ended(sessions, 120) == [0, 0], printed(sessions)
@@ -121,8 +120,8 @@ spread.__version__ = "0.0"
 def test_every_launcher_refuses_a_wrong_configuration(
     start: Start, folder: Path, tmp_path: Path, arguments: list[str], problem: str
 ) -> None:
-    program = {1: patched(tmp_path / "other.py", OTHER_VERSION)} if "0.0" in problem else {}
-    sessions = start(*USUAL, *arguments, f"hydra.run.dir={folder}", program=program)
+    first = {1: OTHER_VERSION} if "0.0" in problem else {}
+    sessions = start(*USUAL, *arguments, f"hydra.run.dir={folder}", first=first)
     assert ended(sessions, 120) == [2, 2], printed(sessions)
     for session in sessions:
         (line,) = session.printed().splitlines()

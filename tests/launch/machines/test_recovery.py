@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Runner, assert_same_run, own_model
-from tests.launch.machines.conftest import USUAL, Start, ended, patched, printed, result_of
+from tests.launch.machines.conftest import USUAL, Start, ended, printed, result_of
 from tests.launch.machines.test_machines import FAST
 
 COMMON = ["schedule=ppll", "gpus=4", *USUAL, "epochs=2", "checkpoint.every=2"]
@@ -52,8 +52,7 @@ def test_a_killed_stage_between_stages_of_its_machine_restarts_alone(
     """The clock of machine 1 is far ahead, but the timeline shows the restart at its time."""
     once = tmp_path / "once"
     arguments = [*COMMON, *STAGE, *killed_once(unit, once), f"hydra.run.dir={folder}"]
-    program = {1: patched(tmp_path / "fast.py", FAST_LAUNCHER)}
-    sessions = start(*arguments, "timeline=true", program=program)
+    sessions = start(*arguments, "timeline=true", first={1: FAST_LAUNCHER})
     assert ended(sessions, 120) == [0, 0], printed(sessions)
     assert once.exists()
     found = result_of(folder)
@@ -87,10 +86,9 @@ memory.shutil = SimpleNamespace(disk_usage=lambda _: SimpleNamespace(total=1 << 
 def test_a_machine_without_shared_memory_refuses_the_start(
     start: Start, folder: Path, tmp_path: Path, recover: str
 ) -> None:
-    program = {1: patched(tmp_path / "no_room.py", NO_ROOM)}
     model = killed_once("fourth", tmp_path / "once")
     arguments = [*COMMON, *model, f"recover={recover}", f"hydra.run.dir={folder}"]
-    sessions = start(*arguments, program=program)
+    sessions = start(*arguments, first={1: NO_ROOM})
     assert ended(sessions) == [2, 2], printed(sessions)
     for session in sessions:
         (line,) = session.printed().splitlines()

@@ -1,0 +1,235 @@
+"""A class of a user's own that cannot be used is refused in one line."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+from torch import nn
+
+from ppll_cli.data.dataset import Arrays, ImageDataset
+from ppll_cli.data.files import Part
+from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.pipeline.instructions import Backward, Compute, Forward, SendActivations, Step
+from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.tasks.task import Task
+from tests.cli.bad_input.conftest import Refused, rows, write
+from tests.conftest import own_model
+
+
+class NoModel:
+    """A model that has no units."""
+
+
+class Chain:
+    """A model of two units: Flatten, and a unit that each subclass defines."""
+
+    writes: tuple[str, ...] = ("x",)
+
+    def second(self, pixels: int) -> nn.Module:
+        """Build the module of the second unit."""
+        return nn.Linear(pixels, 10)
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        pixels = image.channels * image.height * image.width
+        second = Unit("second", partial(self.second, pixels), writes=self.writes)
+        return [Unit("flat", nn.Flatten, ("image",)), second]
+
+
+class Wider(Chain):
+    """A model whose second unit expects more features than the first one returns."""
+
+    def second(self, pixels: int) -> nn.Module:
+        return nn.Linear(pixels + 1, 10)
+
+
+class TwoNames(Chain):
+    """A model whose second unit claims to return two tensors."""
+
+    writes = ("x", "y")
+
+
+class NoPrediction(Chain):
+    """A model whose output is a feature map instead of logits."""
+
+    def second(self, pixels: int) -> nn.Module:
+        return nn.Unflatten(1, (pixels, 1, 1))
+
+
+class RaisesInConstructor:
+    def __init__(self) -> None:
+        raise KeyError("where is it")
+
+
+class RaisesInUnits:
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        raise ValueError("not these images\nnor others")
+
+
+class ReturnsNumber(LocalMethod):
+    def criterion(self, site: Site) -> Criterion:
+        return 3  # type: ignore[return-value]
+
+
+class ReturnsModule(LocalMethod):
+    """A local method whose criterion is a plain network without a loss."""
+
+    def criterion(self, site: Site) -> Criterion:
+        return nn.Identity()  # type: ignore[return-value]
+
+
+class MisfitHead(LocalMethod):
+    """A local method whose head expects features of another width."""
+
+    def criterion(self, site: Site) -> Criterion:
+        return Criterion(nn.Linear(3, 3), (site.feature,), site.task)
+
+
+class NoSchedule:
+    """A class with the constructor of a schedule, but no schedule."""
+
+    def __init__(self, *, microbatches: int) -> None:
+        self.microbatches = microbatches
+
+
+class Idle(Schedule):
+    """A schedule that yields no instruction."""
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        return iter(())
+
+
+class Stuck(GPipe):
+    """A schedule that deadlocks.
+
+    The first stage waits for gradients that the second stage computes after all forwards.
+    """
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        if place.stage:
+            yield from super().batch(place)
+            return
+        for micro_batch in range(place.microbatches):
+            yield Forward(0, micro_batch)
+            yield Backward(0, micro_batch)
+        yield Step(0)
+
+
+class Endless(Idle):
+    """A schedule whose batch never ends."""
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        while True:
+            yield Step(0)
+
+
+class NoChunk(PPLL):
+    """A schedule that names a chunk that the stage does not have."""
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        for instruction in super().batch(place):
+            yield replace(instruction, chunk=7)
+
+
+class Sends(PPLL):
+    """A schedule that yields a send, which only the passes may add."""
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        yield from super().batch(place)
+        yield SendActivations(1, 0, 0)  # type: ignore[misc]
+
+
+class Words(Idle):
+    """A schedule that yields something other than instructions."""
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        yield "forward"  # type: ignore[misc]
+
+
+class NoTransport:
+    """A class with the constructor of a transport, but no transport."""
+
+    def __init__(self, *, depth: int, wire_dtype: str | None) -> None:
+        self.depth, self.wire_dtype = depth, wire_dtype
+
+
+class Unreadable(ImageDataset):
+    """A data set that raises an exception that is not of this program."""
+
+    class_count, channel_count = 10, 1
+
+    def read(self, part: Part) -> Arrays:
+        raise RuntimeError("the disk is on fire")
+
+
+class Labelless(ImageDataset):
+    """A data set with too few labels."""
+
+    class_count, channel_count = 10, 1
+
+    def read(self, part: Part) -> Arrays:
+        return Arrays(np.zeros((3, 1, 8, 8), np.uint8), np.zeros(2, np.int64), "own.bin")
+
+
+UNUSABLE = """
+model no_such.Module | cannot be imported (No module named 'no_such')
+model ppll_cli.models.vit.Vit | did you mean ViT?
+model ViT | is not the dotted path of a class
+model ppll_cli.__version__ | is not a class
+model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
+model HERE.Wider | running a sample through 'second' raised RuntimeError:
+model HERE.TwoNames | 'second' writes x, y, but returned 1 value(s)
+model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
+model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
+model tests.own_models.NotUnits | must return a list of at least one Unit
+model tests.own_models.ReadsLabel | reads 'label', which no earlier unit writes
+local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
+local ppll_cli.local.method.LocalMethod | abstract method criterion
+local HERE.ReturnsNumber | the auxiliary network of module 0 raised AttributeError
+local HERE.ReturnsModule | its criterion() must return a Criterion
+local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
+schedule HERE.NoSchedule | derive it from ppll_cli.pipeline.schedule.Schedule
+schedule HERE.Idle | stage 0 never runs Step(chunk=0)
+schedule HERE.Stuck | every stage waits for another one
+schedule HERE.Endless | stage 0 has more than 400 instructions for a batch
+schedule HERE.NoChunk | Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0
+schedule HERE.Sends | stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but
+schedule HERE.Words | stage 0 runs forward, but batch() yields only
+transport HERE.NoTransport | has no 'obstacle'; see ppll_cli.transport.channel.Transport
+data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire; see line
+"""
+
+
+def chosen(group: str, path: str) -> str:
+    """Return the arguments that choose a class for a group of the configuration."""
+    removed = own_model("")[1:] if group == "model" else []
+    several = ["schedule.microbatches=8"] if path.endswith("Stuck") else []
+    return " ".join([*removed, *several, f"{group}._target_={path}"])
+
+
+@pytest.mark.parametrize("row", rows(UNUSABLE.replace("HERE", __name__)), ids=lambda row: row[0])
+def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]) -> None:
+    target, words = row
+    refused(chosen(*target.split()), words)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [("def f(:", "SyntaxError: "), ("import sys\nsys.exit(3)", "SystemExit: 3)")],
+)
+def test_a_file_that_cannot_be_imported_is_refused(
+    refused: Refused, content: str, error: str
+) -> None:
+    write("broken.py", content)
+    refused(chosen("model", "broken.Model"), f"cannot be imported ({error}")
+
+
+def test_the_message_names_what_a_classs_result_does_not_fit(refused: Refused) -> None:
+    data = chosen("data", f"{__name__}.Labelless")
+    refused(data, "own.bin: holds 3 images and 2 labels", "data.root=null")
+    model = chosen("model", f"{__name__}.NoPrediction")
+    refused(model, "the loss of its output for features (64, 1, 1) raised", "model=second")

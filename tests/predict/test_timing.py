@@ -1,0 +1,23 @@
+"""How times and saved tensors are measured."""
+
+import pytest
+import torch
+from torch import nn
+
+from ppll_cli.predict import timing
+
+
+def test_times_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow warm-up does not count. A single disturbed run hardly changes the median."""
+    monkeypatch.setattr(timing, "BUDGET_S", 0.0)
+    rows = iter([[9.0, 90.0]] * timing.WARMUP + [[3.0, 20.0], [1.0, 80.0], [2.0, 10.0]])
+    assert timing.repeat(lambda: next(rows), torch.device("cpu")) == [2.0, 20.0]
+
+
+def test_each_tensor_that_autograd_saves_is_counted_once() -> None:
+    """Linear saves its input and its weight, which are not counted. Each ReLU saves its output."""
+    network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.ReLU())
+    x = torch.rand(2, 6)
+    with timing.saved_storages([x, *timing.held(network)]) as saved:
+        network(x)
+    assert sorted(saved.values()) == [2 * 4 * 4] * 2
