@@ -62,23 +62,15 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
         generator = generator_of(seeding.augmentation(self.seed, epoch, batch))
         draws = torch.rand(count, 3, generator=generator, dtype=torch.float64).tolist()
         turns = torch.randint(8, (count,), generator=generator).tolist()
-        low: list[Bytes] = []
-        high: list[Bytes] = []
-        patch, scale, flip = self.dataset.patch, self.dataset.scale, self.dataset.flip
+        patch, found = self.dataset.patch, []
         for (which, down, right), turn in zip(draws, turns, strict=True):
             number = int(which * len(split.pictures))
-            small = split.pictures.low[number]
-            top, left = (
-                int(place * (side - patch + 1))
-                for place, side in zip((down, right), small.shape, strict=False)
-            )
-            for pictures, s, found in (
-                (split.pictures.low, 1, low),
-                (split.pictures.high, scale, high),
-            ):
-                rows = slice(s * top, s * (top + patch))
-                columns = slice(s * left, s * (left + patch))
-                found.append(_turned(pictures[number][rows, columns], turn * flip))
+            height, width, _ = split.pictures.low[number].shape
+            top, left = int(down * (height - patch + 1)), int(right * (width - patch + 1))
+            rows, columns = slice(top, top + patch), slice(left, left + patch)
+            pair = self._pieces(split.pictures, number, rows, columns)
+            found.append([_turned(piece, turn * self.dataset.flip) for piece in pair])
+        low, high = zip(*found, strict=True)
         return self._named(low, high, torch.empty(count, 0), torch.empty(count, 0))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
@@ -96,13 +88,8 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
         tile = here.tiles[batch]
         s, (height, width) = self.dataset.scale, here.pictures.low[tile.picture].shape[:2]
         sides = ((tile.rows, height), (tile.columns, width))
-        low, high = (
-            pictures[tile.picture][
-                scale * tile.rows.start : scale * tile.rows.stop,
-                scale * tile.columns.start : scale * tile.columns.stop,
-            ]
-            for pictures, scale in ((here.pictures.low, 1), (here.pictures.high, s))
-        )
+        rows, columns = (slice(span.start, span.stop) for span, _ in sides)
+        low, high = self._pieces(here.pictures, tile.picture, rows, columns)
         counted = [
             _counted(span, side, s, border) for border in (s, s + RADIUS) for span, side in sides
         ]
@@ -112,8 +99,16 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
         quality = here.pictures.quality[tile.picture] if first else (0.0, 0.0)
         return self._named([low], [high], torch.tensor([numbers]), torch.tensor([quality]))
 
+    def _pieces(
+        self, pictures: Pictures, number: int, rows: slice, columns: slice
+    ) -> tuple[Bytes, Bytes]:
+        """Return a piece of a small picture, and the same piece of the large picture."""
+        s = self.dataset.scale
+        large = slice(s * rows.start, s * rows.stop), slice(s * columns.start, s * columns.stop)
+        return pictures.low[number][rows, columns], pictures.high[number][large]
+
     def _named(
-        self, low: list[Bytes], high: list[Bytes], tile: Tensor, bicubic: Tensor
+        self, low: Sequence[Bytes], high: Sequence[Bytes], tile: Tensor, bicubic: Tensor
     ) -> dict[str, Tensor]:
         return {
             IMAGE: as_images(low, self.device),
