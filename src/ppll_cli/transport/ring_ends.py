@@ -29,7 +29,7 @@ class RingSender:
     def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
         self._messages, self._slots, self._order = ends.messages, slots, order
         self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
-        self._layouts: dict[Layout, tuple[int, int]] = {}  # number, and tensors' bytes
+        self._layouts: dict[Layout, tuple[int, int]] = {}  # a layout's number and size in bytes
         self.bytes_sent = 0
 
     def open(self) -> None:
