@@ -161,8 +161,8 @@ class CudaOrder:
             for name, tensor in tensors.items():
                 self._copy(views[name], tensor.detach())
             return self._record(slot, current)
-        # Work that is queued later may change the tensors, or give back the slot they are in. It
-        # must not wait for a copy that itself may wait for the other device. So first copy the
+        # Work that is queued later may change the tensors, or give back the slot they are in. Such
+        # work must not wait for a copy that itself may wait for the other device. So first copy the
         # tensors on their own device, which is cheap. These snapshots also have no gaps: a copy of
         # a tensor with gaps to another device would use temporary memory that no event protects.
         snapshots = {name: self._snapshot(tensor.detach()) for name, tensor in tensors.items()}
