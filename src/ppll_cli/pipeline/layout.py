@@ -120,9 +120,6 @@ def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]
         starts: Names of the units that begin the second and later groups.
         key: The configuration key for error messages.
 
-    Returns:
-        The indices of each group's units.
-
     Raises:
         ConfigError: A name in `starts` is unknown, given twice or out of order.
     """
@@ -153,9 +150,6 @@ def group(
         stages: Number of stages.
         sent: For each atom, the cost that a cut before this atom adds to the stage before the cut.
             If empty, cuts cost nothing.
-
-    Returns:
-        The units of each stage.
     """
     parts = balance(costs, stages, sent)
     return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]

@@ -31,7 +31,7 @@ def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _last_reads(place: Place, stream: Sequence[do.Instruction]) -> dict[Received, int]:
-    """Return for each received message the index of the last instruction that reads it."""
+    """Return, for each received message, the index of the last instruction that reads it."""
     routes = place.routes
     last: dict[Received, int] = {}
     tensors: Held = {}

@@ -94,7 +94,7 @@ def find_routes(
     ends: Mapping[int, Sequence[Access]],
     watches: Mapping[int, Watch] | None = None,
 ) -> Routes:
-    """Find the tensors that each chunk has to send: written before a cut, and read after it.
+    """Find the tensors that each chunk has to send: those written before a cut and read after it.
 
     A gradient is sent back for each tensor that an earlier unit of the same module writes.
 

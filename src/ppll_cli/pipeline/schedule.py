@@ -68,7 +68,7 @@ class Schedule(ABC):
         """Yield the compute instructions of one stage for one training batch, in order."""
 
     def layout(self, stages: int) -> Sequence[int]:
-        """Return the stage of each chunk. There are as many chunks as the result has elements.
+        """Return the stage of each chunk; the length of the result is the number of chunks.
 
         This is not used under local learning: there, each module is a chunk, and each stage has
         consecutive modules.
@@ -78,9 +78,9 @@ class Schedule(ABC):
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is treated as a micro-batch. If a stage has several chunks, a batch
-        visits it several times; then K batches are computed together, where K is the number of
-        stages. Otherwise, one batch is computed at a time.
+        Each evaluation batch is treated as a micro-batch. If a batch visits stages more than once,
+        as under `interleaved`, K batches are computed together, where K is the number of stages.
+        Otherwise, one batch is computed at a time.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

@@ -11,7 +11,7 @@ from ppll_cli.pipeline.simulate import simulate
 
 
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
-    """Return for each channel a number of slots with which the stages do not deadlock.
+    """Return, for each channel, a number of slots with which the stages do not deadlock.
 
     A channel gets at least as many slots as its receiver keeps in use at once, and a slot for each
     message that is in the channel before the first batch. If a stage has several channels, these
@@ -40,7 +40,7 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
-    """Return for each channel the largest number in several mappings."""
+    """Return, for each channel, the largest number in several mappings."""
     result: dict[Channel, int] = {}
     for each in found:
         for channel, count in each.items():
@@ -49,7 +49,7 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return for each channel into a stage the largest number of slots that the stage uses at once.
+    """Return, for each channel from which a stage receives, the most slots that it uses at once.
 
     The number is at least the number of messages in the channel before the first batch.
     """

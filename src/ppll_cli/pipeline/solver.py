@@ -21,9 +21,6 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
         items: Number of items.
         groups: Number of groups, from 1 to the number of items.
         slack: How much a group's cost may exceed the smallest maximum, because of rounding.
-
-    Returns:
-        The items of each group.
     """
     limit = _least_maximum(cost, items, groups) + slack
     infinity = float("inf")
@@ -57,9 +54,6 @@ def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> 
         groups: Number of groups, from 1 to the number of items.
         sent: For each item, the cost that a cut before this item adds to the group before the cut.
             If empty, cuts cost nothing.
-
-    Returns:
-        The items of each group.
     """
     sums = list(accumulate(costs, initial=0.0))
     # Rounding in the sums must not make two equal groups differ.

@@ -25,9 +25,6 @@ def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
 
     Args:
         rows: For each stage, pairs of an instruction and the tick (a whole number) of its start.
-
-    Returns:
-        One line per stage.
     """
     tables = [dict(_cells(row)) for row in rows]
     ticks = 1 + max((tick for table in tables for tick in table), default=0)

@@ -32,14 +32,11 @@ that never ends."""
 
 
 def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
-    """Check a schedule's instructions for a stage and one training batch.
+    """Check a schedule's instructions for a stage and one training batch, and return them.
 
     Each chunk must run its forwards, losses and backwards once per micro-batch, in the order of the
     micro-batches. There are two reasons: the order of summing gradients decides their bits, and
     messages are received in the order in which they were sent.
-
-    Returns:
-        The instructions.
 
     Raises:
         ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
@@ -51,12 +48,9 @@ def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
 def validate_evaluation(
     place: Place, instructions: Iterable[Forward | Measure]
 ) -> list[Forward | Measure]:
-    """Check a schedule's instructions for a stage and evaluation batches computed together.
+    """Check and return a schedule's instructions for evaluation batches computed together.
 
     Each chunk must run its forwards and measures once per batch, in the order of the batches.
-
-    Returns:
-        The instructions.
 
     Raises:
         ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
@@ -85,12 +79,7 @@ def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
 
 
 class _Checker:
-    """Counts a stage's instructions so far, and raises an error for a wrong next instruction.
-
-    Args:
-        place: The stage.
-        allowed: The types of instructions that the schedule may yield.
-    """
+    """Counts a stage's instructions so far, and raises an error for a wrong next instruction."""
 
     def __init__(self, place: Place, allowed: tuple[type, ...]) -> None:
         self.place, self._allowed = place, allowed
@@ -99,8 +88,8 @@ class _Checker:
         # Each counter has, for each chunk, the number of micro-batches done.
         self._forwards: Counter[int] = Counter()
         self._losses: Counter[int] = Counter()
-        self._inputs: Counter[int] = Counter()  # whole backwards, and halves for inputs
-        self._weights: Counter[int] = Counter()  # whole backwards, and halves for parameters
+        self._inputs: Counter[int] = Counter()  # `Backward` and `BackwardInput`
+        self._weights: Counter[int] = Counter()  # `Backward` and `BackwardWeight`
         self._measures: Counter[int] = Counter()
         self._stepped: set[int] = set()
 

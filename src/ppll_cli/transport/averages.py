@@ -51,9 +51,7 @@ class _Bucket:
     def begin(self, replicas: Replicas, nonfinite: bool) -> None:
         """Start the all-reduce of the current gradients.
 
-        Args:
-            replicas: The replicas of the stage.
-            nonfinite: Whether this replica had a loss that is not finite.
+        `nonfinite` says whether this replica had a loss that is not finite.
         """
         parameters, like = self.parameters, self.parameters[0]
         values = sum(self._sizes)
@@ -79,9 +77,7 @@ class _Bucket:
         """Wait for the sums over all replicas; on CUDA the current stream waits, not the host.
 
         Returns:
-            The counts, a vector of the gradients' dtype: for each parameter, how many replicas have
-            a gradient for it; and as the last element, how many replicas had a loss that is not
-            finite.
+            The counts that the class describes, in the gradients' dtype.
         """
         assert self._work is not None
         assert self._notes is not None
@@ -113,9 +109,9 @@ class _Bucket:
 class Average:
     """Averages the gradients of some parameters over the replicas, in every batch.
 
-    All replicas start their buckets in the same fixed order, because some replicas may lack some
-    gradients. No bucket holds parameters of two units: gloo's rounding of sums over three or more
-    replicas depends on the contents of a bucket, but must not depend on which units a stage has.
+    All replicas start their buckets in the same fixed order, even where a replica lacks gradients.
+    No bucket holds parameters of two units: gloo's rounding of sums over three or more replicas
+    depends on the contents of a bucket, but must not depend on which units a stage has.
 
     Args:
         replicas: The replicas of the stage. All have the same parameters in the same order.

@@ -130,18 +130,14 @@ class Transport(Protocol):
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Return a reason if the transport cannot work on this machine, otherwise None.
 
-        Args:
-            size: Total size of all slots of all channels, in bytes.
-            devices: The device of each worker.
+        `size` is the total size of all slots of all channels, in bytes.
         """
         ...
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.
 
-        Args:
-            slots: Number of slots of the channel.
-            tensors: Largest number of tensors in a message.
+        A message has at most `tensors` tensors.
         """
         ...
 

@@ -14,13 +14,8 @@ log = logging.getLogger(__name__)
 def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -> Transport:
     """Return the user's transport, or queues if the user's transport cannot work on this machine.
 
-    In the second case, the function logs the reason as a warning.
-
-    Args:
-        name: The name of the transport, as given by the user.
-        transport: The transport of this name.
-        size: Total size of all slots of all channels, in bytes.
-        devices: The device of each worker.
+    In the second case, the function logs the reason as a warning. `size` is the total size of all
+    slots of all channels, in bytes.
 
     Raises:
         ConfigError: Neither the user's transport nor queues can work on this machine.

@@ -30,11 +30,7 @@ class Counts(Protocol):
 
 
 def raise_limit() -> float:
-    """Raise the limit of file descriptors of this process and its children as far as allowed.
-
-    Returns:
-        The limit.
-    """
+    """Raise the limit of file descriptors for this process and its children, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS may refuse the hard limit that it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -51,13 +47,8 @@ def check_descriptors(
 ) -> None:
     """Check that the parent and each worker may open as many file descriptors as they need.
 
-    Args:
-        name: Name of the transport.
-        transport: The transport that makes the channels.
-        workers: Number of workers.
-        channels: For each channel, the index of the sending worker, the index of the receiving
-            worker, and the number of slots.
-        tensors: Largest number of tensors of a message.
+    `channels` has, for each channel, the index of the sending worker, the index of the receiving
+    worker, and the number of slots. A message has at most `tensors` tensors.
 
     Raises:
         ConfigError: The limit of this process is too low.

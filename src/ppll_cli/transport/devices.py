@@ -1,4 +1,4 @@
-"""Checks whether processes can share CUDA memory, and devices can access one another's memory."""
+"""Checks whether processes can share CUDA memory, and whether a device can access another's."""
 
 import os
 import re

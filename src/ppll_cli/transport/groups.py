@@ -89,11 +89,7 @@ class Groups:
         self._made: dict[str, ProcessGroup] = {}
 
     def open(self, device: torch.device) -> None:
-        """Find the other workers, create all groups, and connect those that contain this worker.
-
-        Args:
-            device: The device of this worker.
-        """
+        """Find the other workers, create all groups, and connect those that contain this worker."""
         if self._interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", self._interface)
@@ -183,8 +179,7 @@ class Groups:
 def backend(places: Sequence[tuple[int, str]]) -> str:
     """Choose the backend of a group: NCCL if each worker has a separate CUDA device, else gloo.
 
-    Args:
-        places: Machine and device of each worker.
+    `places` has the machine and the device of each worker.
     """
     own = len(set(places)) == len(places)
     on_cuda = all(device.startswith("cuda") for _, device in places)

@@ -111,12 +111,7 @@ class _Messages:
 
 
 class _WakeUp:
-    """Wakes the other end of a channel, and waits until the other end wakes this one.
-
-    Args:
-        wakes: The pipe to the other end.
-        woken: The pipe from the other end.
-    """
+    """Wakes the other end of a channel, and waits until the other end wakes this one."""
 
     def __init__(self, wakes: Connection, woken: Connection) -> None:
         self._wakes, self._woken = wakes, Inlet(woken)
@@ -271,12 +266,7 @@ class JournalReceiver:
 
 
 class JournalTransport:
-    """Channels that keep each message until a snapshot of the receiving stage covers it.
-
-    Args:
-        depth: Number of slots of each channel in addition to those that the schedule needs.
-        wire_dtype: See `channel.Transport`.
-    """
+    """Channels that keep each message until a snapshot of the receiving stage covers it."""
 
     def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
         self.depth, self.wire_dtype = depth, wire_dtype

@@ -81,11 +81,7 @@ class HostMemory:
 class DeviceMemory:
     """Memory that the receiver allocates on its device and shares with the sender by CUDA IPC.
 
-    A process that calls only `make` allocates the memory without sharing it.
-
-    Args:
-        size: Size in bytes.
-        device: The device of the memory.
+    A process that calls only `make` allocates the memory without sharing it. `size` is in bytes.
     """
 
     def __init__(self, size: int, device: str) -> None:
@@ -139,11 +135,8 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return a reason if shared memory has no room for `size` bytes, otherwise None.
 
-    Without this check, a process that uses shared memory beyond its limit would be killed.
-
-    Args:
-        size: Number of bytes that the run needs.
-        what: What needs these bytes; part of the returned text.
+    Without this check, a process that uses shared memory beyond its limit would be killed. `what`
+    names what needs the bytes, for the returned text.
     """
     if fits(size):
         return None

@@ -12,8 +12,8 @@ gloo sends head and bytes together from host memory, which is pinned if the work
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
 transfer by NCCL occupies both devices until it ends, so transfers of several channels could wait
 for each other in a circle. Therefore a transfer starts only when its bytes are complete at the
-sender and its slot is free at the receiver: the sender's thread waits for its device before it
-sends the head, and the receiver's thread waits for its device before it requests a head.
+sender and its slot is free at the receiver. The sender's thread waits for its device before it
+sends the head. The receiver's thread waits for its device before it requests a head.
 """
 
 import json

@@ -12,11 +12,10 @@ end, the stream of the other end waits for the event; the host never waits:
 
 One event per slot and direction is enough. An end records its event again only when it uses the
 slot again. Before that, it has received a token, which the other end sent after it had queued the
-wait for the event.
-So a wait always refers to the record that was made before the token was sent. When a slot is used
-for the first time, the sender has nothing to wait for. Streams only wait for work that was queued
-earlier, in either process, so they cannot wait for each other in a circle. The first token after an
-event was created contains the event's handle.
+wait for the event. So a wait always refers to the record that was made before the token was sent.
+When a slot is used for the first time, the sender has nothing to wait for. Streams only wait for
+work that was queued earlier, in either process, so they cannot wait for each other in a circle. The
+first token after an event was created contains the event's handle.
 
 An end records only its own events, and waits only for events of the other end. A CUDA stream can
 wait for an event of any device. So each end opens the other end's events in the context of its own
@@ -40,9 +39,6 @@ class Moment:
     """The end of all work that was queued on a device's current stream when this object was made.
 
     On CPU this work is already done.
-
-    Args:
-        device: The device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -78,12 +74,7 @@ class Order(Protocol):
         ...
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy tensors into a slot after the receiver has given it back.
-
-        Args:
-            slot: Index of the slot.
-            views: Views of the slot's memory, by the tensors' names.
-            tensors: The tensors to copy.
+        """Copy tensors into the views of a slot after the receiver has given it back.
 
         Returns:
             The handle of the slot's event if this call created the event, else empty.
@@ -170,8 +161,8 @@ class CudaOrder:
             for name, tensor in tensors.items():
                 self._copy(views[name], tensor.detach())
             return self._record(slot, current)
-        # Work that is queued later may change the tensors, or give back the slot they are in. It
-        # must not wait for a copy that itself may wait for the other device. So first copy the
+        # Work that is queued later may change the tensors, or give back the slot they are in. Such
+        # work must not wait for a copy that itself may wait for the other device. So first copy the
         # tensors on their own device, which is cheap. These snapshots also have no gaps: a copy of
         # a tensor with gaps to another device would use temporary memory that no event protects.
         snapshots = {name: self._snapshot(tensor.detach()) for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""The two pipes of a channel: one for messages, and one by which the receiver frees slots.
+"""The two pipes of a channel: one sends messages, the other reports slots that become free.
 
 A channel has only one sender and one receiver, so the pipes need no lock. Sender and receiver share
 nothing else except the memory of the slots.
@@ -20,11 +20,7 @@ class Ends(NamedTuple):
 
 
 def open_pipes() -> tuple[Ends, Ends]:
-    """Open the two pipes of a channel.
-
-    Returns:
-        The connections of the sender, and the connections of the receiver.
-    """
+    """Open the two pipes of a channel, and return the connections of sender and receiver."""
     receive_messages, send_messages = torch.multiprocessing.Pipe(duplex=False)
     receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
     return Ends(send_messages, receive_returned), Ends(receive_messages, send_returned)

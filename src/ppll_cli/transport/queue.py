@@ -140,13 +140,7 @@ class QueueReceiver:
 
 
 class QueueTransport:
-    """Channels that copy each tensor into new shared memory.
-
-    Args:
-        depth: Number of slots of each channel in addition to those that the schedule needs.
-        wire_dtype: The dtype to which float32 tensors are converted for a network transfer; None
-            for no conversion.
-    """
+    """Channels that copy each tensor into new shared memory."""
 
     def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
         self.depth, self.wire_dtype = depth, wire_dtype

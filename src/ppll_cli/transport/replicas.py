@@ -14,10 +14,6 @@ class Replicas:
     """Communication of one replica with the other replicas of its stage.
 
     All replicas must call the same methods in the same order, after `Groups.open`.
-
-    Args:
-        groups: The groups of the run.
-        name: Name of the replicas' group.
     """
 
     def __init__(self, groups: Groups, name: str) -> None:
@@ -34,11 +30,8 @@ class Replicas:
     def add(self, tensor: Tensor) -> dist.Work:
         """Start an all-reduce that replaces a tensor by the sum over all replicas.
 
-        Args:
-            tensor: A tensor of the same shape and dtype in each replica.
-
-        Returns:
-            A handle whose `wait` waits for the sum. On CUDA, only the current stream waits.
+        The tensor has the same shape and dtype in each replica. The result's method `wait` waits
+        for the sum; on CUDA, only the current stream waits.
         """
         work = dist.all_reduce(tensor, group=self._group, async_op=True)
         assert work is not None

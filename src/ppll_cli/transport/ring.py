@@ -26,13 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class RingTransport:
-    """Channels whose slots are allocated once and used for every message.
-
-    Args:
-        depth: Number of slots of each channel in addition to those that the schedule needs.
-        wire_dtype: The dtype to which float32 tensors are converted for a network transfer; None
-            for no conversion.
-    """
+    """Channels whose slots are allocated once and used for every message."""
 
     def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
         self.depth, self.wire_dtype = depth, wire_dtype

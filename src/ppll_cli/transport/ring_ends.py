@@ -19,8 +19,8 @@ from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 _Token = tuple[int, Header, bytes, Layout | None]
-"""The number of the layout, the header, the handle of the slot's CUDA event when the slot is used
-for the first time (else empty), and the layout when it is used for the first time (else None)."""
+"""The layout's number, the header, the handle of the slot's CUDA event (empty after the slot's
+first use), and the layout (None after its first use)."""
 
 
 class RingSender:
@@ -29,7 +29,7 @@ class RingSender:
     def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
         self._messages, self._slots, self._order = ends.messages, slots, order
         self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
-        self._layouts: dict[Layout, tuple[int, int]] = {}  # number, and tensors' bytes
+        self._layouts: dict[Layout, tuple[int, int]] = {}  # a layout's number and size in bytes
         self.bytes_sent = 0
 
     def open(self) -> None:

@@ -27,10 +27,7 @@ Layout = tuple[TensorForm, ...]
 class Slots:
     """The slots of a channel, as one end sees them. The end uses its slots in turn.
 
-    Args:
-        memory: The memory of all slots.
-        count: Number of slots.
-        size: Size of each slot in bytes.
+    `memory` is the memory of all `count` slots; each has `size` bytes.
     """
 
     def __init__(self, memory: Memory, count: int, size: int) -> None:
@@ -39,22 +36,14 @@ class Slots:
         self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
 
     def next(self, number: int, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """Return the index of the next slot, and a view of the slot for each tensor of a layout.
-
-        Args:
-            number: The number of the layout, by which the views are cached.
-            layout: The layout.
-        """
+        """Return the index of the next slot, and a view of the slot for each tensor of a layout."""
         slot, self._next = self._next, (self._next + 1) % self.count
         return slot, self.at(slot, number, layout)
 
     def at(self, slot: int, number: int, layout: Layout) -> dict[str, Tensor]:
         """Return a view of a slot for each tensor of a layout.
 
-        Args:
-            slot: The index of the slot.
-            number: The number of the layout, by which the views are cached.
-            layout: The layout.
+        Each layout needs a `number` of its own, because the views are cached by this number.
         """
         views = self._views.get((slot, number))
         if views is None:

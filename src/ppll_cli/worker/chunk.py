@@ -38,12 +38,12 @@ class _MicroBatch:
     """The tensors of a micro-batch that are still needed.
 
     Attributes:
-        values: The inputs, and everything that the units have computed; empty after the backward.
+        values: The inputs, and everything that the units have computed; emptied by the backward.
         leaves: The inputs that need gradients.
         outputs: The detached outputs for the next chunk, until it takes them.
         gradients: The gradients of the outputs, until the backward.
-        weight_half: What is left of the backward after `backward_input`.
-        received: The addresses of the memory of the gradients that `weight_half` reads.
+        weight_half: The second half of a split backward, from `backward_input` until it runs.
+        received: The memory addresses of the gradients that `weight_half` reads.
     """
 
     values: Named
@@ -212,11 +212,11 @@ class HeldChunk(Networks):
         return [values[name] for name in names], [gradients[name] for name in names]
 
     def _own_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy each gradient of an input or a weight that is a view of a received gradient.
+        """Copy each gradient of an input or a weight that shares memory with a received gradient.
 
-        If a weight's gradient is only passed on, as that of an embedding that is added to a single
-        sample, autograd keeps it in `.grad` without a copy, while the slot is filled again. A chunk
-        that ends a module receives no gradients.
+        Autograd can store a received gradient itself in `.grad`, without a copy: for example the
+        gradient of a position embedding that is added to a batch of one sample. The next message in
+        the same slot would overwrite it. A chunk that ends a module receives no gradients.
         """
         if not self.place.ends_module:
             own_gradients([*self._held[micro_batch].leaves.values(), *self.unit_weights], received)
@@ -229,7 +229,7 @@ class HeldChunk(Networks):
         Args:
             step: Number of optimizer steps done before.
             total: Squared norm of the model's gradients, a scalar. If None, the chunk computes the
-                norm of its own gradients where it needs one.
+                norm of its own gradients if it needs one.
 
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.

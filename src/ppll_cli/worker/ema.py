@@ -16,10 +16,6 @@ class Ema:
     d rises from 0.1 to `decay`, as `min(decay, (1 + step) / (10 + step))`, so that the averages
     soon forget the initial weights. Buffers, such as BatchNorm's statistics, are averaged too,
     because weights and statistics must match.
-
-    Args:
-        units: The units and their networks.
-        decay: The largest value of d, above 0 and below 1.
     """
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
@@ -45,11 +41,7 @@ class Ema:
             torch._foreach_copy_([*self._averages.values()], [*self._averages])
 
     def update(self, step: int) -> None:
-        """Move the averages towards the current weights of the units.
-
-        Args:
-            step: Number of optimizer steps done before the last optimizer step.
-        """
+        """Move the averages towards the weights after optimizer step `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)

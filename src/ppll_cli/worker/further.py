@@ -16,19 +16,7 @@ from ppll_cli.worker.upstream import Upstream
 
 
 class Further:
-    """Executes the instructions of a stage that plain PPLL does not need.
-
-    Args:
-        job: The run.
-        links: Connections to the other stages and to the parent.
-        chunks: The stage's chunks, by their number in the model.
-        device: The stage's device.
-        mail: Sends and receives the stage's messages.
-        recorder: Measures the time of instructions.
-
-    Attributes:
-        upstream: Sends and receives weights that losses of earlier modules read.
-    """
+    """Executes the instructions of a stage that plain PPLL does not need."""
 
     def __init__(
         self,
@@ -44,7 +32,7 @@ class Further:
         self._norms = Norms(len(job.features), chunks.values(), device)
 
     def execute(self, instruction: do.Instruction, step: int) -> None:
-        """Execute an instruction in the batch of an optimizer step."""
+        """Execute an instruction of a batch. Before the batch, `step` optimizer steps are done."""
         chunks, mail, norms, upstream = self._chunks, self._mail, self._norms, self.upstream
         match instruction:
             case do.StartAverage(chunk):
@@ -72,5 +60,5 @@ class Further:
         return self._norms.total()
 
     def end(self) -> None:
-        """Drop what belongs to the batch, at its end."""
+        """Forget the norms of the batch, at its end."""
         self._norms.end()

@@ -9,12 +9,7 @@ from ppll_cli.job.course import Batch
 
 
 class Generators:
-    """Seeds the default generator of the CPU and, if the worker computes on CUDA, of its device.
-
-    Args:
-        device: The device that computes.
-        seed: The run's seed.
-    """
+    """Seeds the default generator of the CPU and, if the worker computes on CUDA, of its device."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self._seed = seed
@@ -35,7 +30,7 @@ class Generators:
         `torch.manual_seed` would seed every device, and format a stack trace in each call.
 
         Args:
-            of: A function of `seeding`, which computes the seed.
+            of: The function of `seeding` that computes the seed.
             owner: The name of the unit, or the number of the auxiliary network's module.
             batch: The batch.
             micro_batch: Index of the micro-batch in this worker's share of the batch.

@@ -25,20 +25,9 @@ _name = lru_cache(maxsize=1024)(str)
 class Interpreter:
     """Executes instructions on a stage's chunks.
 
-    Args:
-        job: The run.
-        seat: The numbers of the worker's stage and replica.
-        links: Connections to the other stages and to the parent.
-        chunks: The stage's chunks, by their number in the model.
-        batches: Loads and prepares batches; None if the stage does not hold chunk 0.
-        recorder: Measures the time of instructions.
-        marks: For each kind of mark (evaluation, checkpoint, end), the function that handles it.
-
-    Attributes:
-        mail: Sends and receives the stage's messages, and knows the batch or mark that the stage
-            handles now.
-        further: Executes the instructions that plain PPLL does not need.
-        instruction: The instruction that the stage executes now.
+    `batches` is None on a stage without chunk 0. `marks` maps each kind of mark (evaluation,
+    checkpoint, end) to the function that handles it. `instruction` is the instruction that the
+    stage executes now.
     """
 
     def __init__(

@@ -16,12 +16,6 @@ from ppll_cli.worker.recorder import Recorder
 class Mail:
     """Sends and receives messages through this worker's ends of the channels between stages.
 
-    Args:
-        stage: Number of the stage.
-        links: Connections to the other stages and to the parent.
-        device: The stage's device.
-        recorder: Measures the time of waits and copies.
-
     Attributes:
         item: The batch or mark (see `job.course`) that the stage handles now; the headers of
             messages contain it.

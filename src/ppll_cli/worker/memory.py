@@ -11,8 +11,8 @@ class PeakMemory:
     """The peak memory of the worker since the steady state (the batches after warm-up) began.
 
     On CUDA, `read` returns the peak memory of tensors, and `reserved` the peak memory that torch's
-    allocator had taken from the device; some papers report the peak of tensors, others the reserved
-    peak. On CPU under Linux, `read` returns the peak resident size of the process, minus its size
+    allocator had taken from the device. Some papers report the first number, others the second. On
+    CPU under Linux, `read` returns the peak resident size of the process, minus its size
     when this object was created, before the model was built. On other systems the peak is unknown.
     """
 
@@ -57,9 +57,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 class CurrentMemory:
     """The memory that the worker uses now.
 
-    On CUDA it is the memory of tensors. It is unknown until the process uses CUDA; this class does
-    not initialize CUDA itself. On CPU under Linux it is the resident size of the process, minus its
-    size when this object was created. On other systems it is unknown.
+    On CUDA this is the memory of tensors, which is unknown until the process uses CUDA: this class
+    does not initialize CUDA itself. On CPU under Linux this is the resident size of the process,
+    minus its size when this object was created. On other systems the memory is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -26,14 +26,8 @@ class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
     Lists of parameters are cached. A network's parameters never change, and collecting them would
-    take longer than many kernels.
-
-    Args:
-        job: The run.
-        place: The chunk: its units and its module.
-        site: Where auxiliary networks are attached; its module number is ignored.
-        device: The device that computes.
-        replicas: The replicas of the stage; None if the stage has only one worker.
+    take longer than many kernels. The module number of the argument `site` is not used: `place` has
+    the number.
 
     Attributes:
         place: The chunk: its units and its module.

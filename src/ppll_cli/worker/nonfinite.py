@@ -14,10 +14,8 @@ from ppll_cli.pipeline.layout import Chunk
 class NonFinite:
     """Stops the run at a loss that is not finite, or skips steps whose gradients are not finite.
 
-    Args:
-        skips: Whether the setting `optim.nonfinite` is `skip`. Otherwise it is `stop`.
-        place: The chunk. Only a chunk at the end of a module reports skipped steps.
-        device: The device that computes.
+    It skips if `skips` is True (`optim.nonfinite=skip`), and otherwise stops. Only a chunk at the
+    end of a module reports skipped steps.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
@@ -33,7 +31,7 @@ class NonFinite:
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Look at a loss. On other devices than the CPU it is checked when it is reported."""
+        """Check a loss on the CPU. On another device, a loss is checked when it is reported."""
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 

@@ -13,11 +13,6 @@ class Norms:
     """A vector with the squared gradient norm of every unit of the model.
 
     Each stage writes the elements for its own units, and sends the vector to another stage.
-
-    Args:
-        units: Number of units of the model.
-        chunks: The stage's chunks.
-        device: The device of the vector.
     """
 
     def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
@@ -47,8 +42,7 @@ class Norms:
     def total(self) -> Tensor | None:
         """Return the squared norm of the model's gradient, summed in the order of the units.
 
-        Returns:
-            A float64 scalar; None if no norms were exchanged for this batch.
+        It is a float64 scalar, or None if no norms were exchanged for this batch.
         """
         if self._vector is not None and self._total is None:
             self._total = torch.zeros((), dtype=torch.float64, device=self._device)

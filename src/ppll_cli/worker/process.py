@@ -46,8 +46,8 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     """Run a worker, which reports its progress and its end or failure to the parent."""
     streams.guard()  # an error while a user's model prints must not stop the run
     lifeline.share(links.parent)
-    # The sign of life comes first. A worker that is stopped before it gives one is noticed only
-    # after the limit of its activity, which is long from here on.
+    # The sign of life comes first. If a worker is stopped before its first sign of life, the parent
+    # notices this only when the time limit of the current activity has passed.
     links.pulse.beat()
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = CurrentMemory(torch.device(job.device(seat)))
@@ -59,7 +59,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
         logging.getLogger().addHandler(_ReportHandler(worker.report))
         worker.run()
         links.pulse.begin("done", None)
-        while not links.parent.poll(1.0):  # sent tensors would be lost if it exited now
+        while not links.parent.poll(1.0):  # if this process exited, sent tensors would be lost
             pass
         if links.groups is not None:
             links.groups.close()
@@ -79,7 +79,7 @@ def _set_up(job: Job, seat: Seat) -> None:
     if settings.compile:
         prepare_compiler()
     if settings.recompute:
-        import_module("torch._dynamo")  # or the first batch would have to import it
+        import_module("torch._dynamo")  # otherwise the first batch would import it
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.
@@ -101,10 +101,10 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
 
 
 def is_final(error: BaseException) -> bool:
-    """Return whether a new process of the worker would raise the same error again.
+    """Return whether a restarted worker would raise the same error again.
 
-    A `RunFailedError` comes from a process beside the worker: a data loader that was killed, was
-    stopped, ran out of memory or did not answer. A new worker starts new loaders.
+    A `RunFailedError` comes from a data loader that was killed, was stopped, ran out of memory or
+    did not answer. A restarted worker starts new loaders.
     """
     return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
 

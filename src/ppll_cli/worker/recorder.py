@@ -110,7 +110,7 @@ class Recorder:
             time.
 
     Attributes:
-        totals: Counts and times of the steady state. Batches and samples are counted immediately,
+        totals: Counts and times of the steady state. Batches and samples are counted immediately;
             times are added when their moments are read.
         trace: The traced spans, on the host's clock, in the order of their ends; set by `settle`.
         counted_s: Seconds of the steady state whose times are already in `totals`.
@@ -135,15 +135,11 @@ class Recorder:
         self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
         self._trace: _Trace | None = None  # the trace of this segment
-        self._longest: _Trace | None = None  # to be kept, once `settle` has its time on the host
+        self._longest: _Trace | None = None  # `settle` converts its times to the host's clock
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
-        """Record that a training batch begins, after its header has arrived.
-
-        Args:
-            step: Number of optimizer steps done before the batch.
-        """
+        """Record that a training batch begins, before which `step` optimizer steps are done."""
         self._step = step
         if self._since is None and (
             self._seen >= self._warmup and self._in_segment >= min(self._skip, self._seen)
@@ -156,11 +152,7 @@ class Recorder:
                 self._trace = _Trace(self._since)
 
     def end_batch(self, samples: int) -> None:
-        """Record that the training batch ends.
-
-        Args:
-            samples: Number of samples of the batch that this worker computed.
-        """
+        """Record that the training batch ends; this worker computed `samples` samples of it."""
         self._seen += 1
         self._in_segment += 1
         if self._since is not None:
@@ -227,8 +219,8 @@ class Recorder:
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
         """Continue from the totals that `so_far` returned in another process.
 
-        A complete trace is kept, because a new one would be of another time than the other stages'
-        traces.
+        A complete trace is kept: a new trace would show other batches than the traces of the other
+        stages.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:

@@ -126,17 +126,9 @@ class Reports:
     ) -> None:
         """Begin to copy the measurements of a split since its last complete report.
 
-        Args:
-            split: The split.
-            step: Number of optimizer steps done.
-            epoch: Number of epochs begun.
-            chunks: The stage's chunks; only chunks at the end of a module have measurements.
-            replicas: The replicas of the stage, over which measurements are summed; None if the
-                stage has only one worker.
-            device: The stage's device.
-            rate: Learning rate of the last step; None in evaluation.
-            complete: False if the run stops between two reports. If the run is continued, its next
-                report contains these batches again.
+        Only chunks at the end of a module have measurements, which are summed over the replicas.
+        `complete` is False if the run stops between two reports: if the run is continued, its next
+        report contains these batches again. For the other arguments see `_Pending`.
         """
         modules = []
         for chunk in chunks:
@@ -161,10 +153,7 @@ class Reports:
         self._pending.append(pending)
 
     def send(self, wait: bool = False) -> None:
-        """Send the reports whose tensors have arrived on the host.
-
-        Args:
-            wait: Whether to wait for all pending reports.
+        """Send the reports whose tensors have arrived on the host; if `wait`, wait for all of them.
 
         Raises:
             NonFiniteError: A training loss is not finite, and `stop` is set.
@@ -179,13 +168,7 @@ class Reports:
     ) -> dict[int, dict[str, Any]]:
         """Return the training measurements that no complete report contains yet.
 
-        Waits for the device.
-
-        Args:
-            chunks: The stage's chunks.
-            replicas: The replicas of the stage, over which measurements are summed; None if the
-                stage has only one worker.
-            device: The stage's device.
+        They are summed over the replicas. Waits for the device.
 
         Returns:
             For each module with measurements, by module number: plain data that `go_on` accepts.
@@ -208,12 +191,7 @@ class Reports:
     def go_on(
         self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
     ) -> None:
-        """Continue measurements that an earlier process saved before it could report them.
-
-        Args:
-            chunks: The stage's chunks.
-            unreported: The value that `unreported` returned in that process.
-        """
+        """Continue measurements that an earlier process returned from its method `unreported`."""
         for chunk in chunks:
             if chunk.criterion is not None and chunk.place.module in unreported:
                 plain = unreported[chunk.place.module]

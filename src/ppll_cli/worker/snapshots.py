@@ -90,7 +90,7 @@ class Interval:
     """The number of messages on a stage's busiest channel after which the next snapshot is due.
 
     Args:
-        most: Largest number of messages; the channels have slots for so many messages.
+        most: Largest number of messages; the channels have slots for this many.
         fixed: Whether the number is always `most`, because the user has set it. Otherwise it is the
             smallest number for which snapshots take little time; see `messages_between`.
 
@@ -115,13 +115,7 @@ class Interval:
 
 
 class Snapshots:
-    """Writes and reads the snapshots of one worker.
-
-    Args:
-        folder: The worker's folder in shared memory.
-        interval: The number of messages between two snapshots.
-        links: The worker's connections.
-    """
+    """Writes and reads the snapshots of one worker, in its folder in shared memory."""
 
     def __init__(self, folder: str, interval: Interval, links: Links) -> None:
         self._file = Path(folder, "last")
@@ -242,17 +236,13 @@ def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
 def _on(sums: Sums, device: torch.device) -> Sums:
     """Return a copy of sums on a device."""
     loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
-    # Clone, because pickle writes the whole memory of which a tensor may be a part.
+    # Clone, because pickle writes the whole storage of a tensor, which may be a small view of it.
     rows = [sums.rows.to(device).clone()] if sums.measures else []
     return Sums(loss, int(sums.samples), rows)
 
 
 class _Buffer:
-    """A file in shared memory that is filled with tensors.
-
-    Args:
-        path: The file. It is made, or enlarged, when it is filled.
-    """
+    """A file in shared memory. It is made, or enlarged, when it is filled with tensors."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -268,7 +258,8 @@ class _Buffer:
         size = layout_bytes(layout)
         if size > self._memory.numel():
             with self._path.open("ab") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # otherwise a write ends the process
+                # Without this, a write when shared memory is full would kill the process.
+                os.posix_fallocate(file.fileno(), 0, size)
         for name, view in self._views(layout).items():
             view.copy_(tensors[name].detach())
         return layout

@@ -37,7 +37,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Saved) -> None:
-    """Load the state of chunks from a checkpoint. Its run may have been cut into other stages."""
+    """Load the state of chunks from a checkpoint, which may be of a run with other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})

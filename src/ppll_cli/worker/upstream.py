@@ -18,13 +18,6 @@ class Upstream:
     """Sends weights to losses on other stages, and gives weights to losses on this stage.
 
     In every batch, a loss reads the weights as they were `lag` batches ago.
-
-    Args:
-        job: The run.
-        links: Connections to the other stages and to the parent.
-        chunks: The stage's chunks, by their number in the model.
-        mail: Sends and receives the stage's messages.
-        recorder: Measures the time that a loss takes to store received weights.
     """
 
     def __init__(
@@ -92,14 +85,9 @@ class Upstream:
             self._mail.send(instruction, weights, version)
 
     def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
-        """Return weights of a unit of this stage that the loss of another chunk reads.
+        """Return the weights that the loss of chunk `watcher` reads, by name.
 
-        Args:
-            watcher: Number of the chunk whose loss reads the weights.
-            age: How many optimizer steps ago the unit had these weights.
-
-        Returns:
-            The unit's parameters by name.
+        They are the parameters of a unit of this stage as they were `age` optimizer steps ago.
         """
         routes = self._job.routes
         holder = self._chunks[routes.watched(watcher)]

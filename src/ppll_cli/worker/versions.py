@@ -14,12 +14,8 @@ from ppll_cli.pipeline.routes import Watch
 class Versions:
     """The weights of a unit after each of its last optimizer steps, without buffers.
 
-    At first all versions are the initial weights.
-
-    Args:
-        unit: Name of the unit.
-        network: The unit's network, on its device.
-        count: Number of versions to keep: the longest lag of the losses that read these weights.
+    The number of versions, `count`, is the longest lag of the losses that read these weights. At
+    first all versions are the initial weights.
     """
 
     def __init__(self, unit: str, network: nn.Module, count: int) -> None:
@@ -60,12 +56,7 @@ class Versions:
 def watched_versions(
     watches: Collection[Watch], units: Mapping[int, tuple[Unit, nn.Module]]
 ) -> dict[int, Versions]:
-    """Return versions of each unit that a loss watches, by the unit's index.
-
-    Args:
-        watches: The units that losses watch, and how old the weights are that the losses read.
-        units: Units and their networks, by the unit's index in the model.
-    """
+    """Return the versions of each of these units that a loss watches, by the unit's index."""
     found: dict[int, Versions] = {}
     for index, (unit, network) in units.items():
         if lags := [watch.lag for watch in watches if watch.unit == index]:

@@ -34,13 +34,7 @@ from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 
 class Worker:
-    """Executes the instructions of one stage, or of one replica of it.
-
-    Args:
-        job: The run.
-        seat: The numbers of the worker's stage and replica.
-        links: Connections to the other stages, to the other replicas and to the parent.
-    """
+    """Executes the instructions of one stage, or of one replica of it."""
 
     def __init__(self, job: Job, seat: Seat, links: Links) -> None:
         self.job, self.seat, self.links = job, seat, links
@@ -76,8 +70,9 @@ class Worker:
             size, seed = job.course.batch_size, settings.seed
             batches = dataset.batches(dataset.load(), size, seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
-        # Slots for messages that are kept count too. They are free after a snapshot, so the stage
-        # before may have filled them all while this stage evaluated.
+        # The largest number of messages that can wait for this stage. It includes messages in slots
+        # that a channel has for a restart: after a snapshot these slots are free, and the previous
+        # stage can fill them while this stage evaluates.
         kept = sum(job.kept(channel) for channel in job.channels if channel.kind == "activations")
         buffered = job.depth * (job.stages - 1) + kept
         clock = clock_of(self.device)
@@ -130,15 +125,15 @@ class Worker:
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run.
 
-        A mark is an item between batches: `Evaluate` asks for a report about an evaluated split,
-        `Checkpoint` asks for saving the weights, and `End` ends the run.
+        A mark is an item between batches: `Evaluate` asks for a report on an evaluated split,
+        `Checkpoint` asks the stage to save its state, and `End` ends the run.
         """
         if self.links.groups is not None:
             self.links.groups.open(self.device)
         for end in self.links.ends():
             end.open()
         self.report("ready", at_s=perf_counter())
-        if not self._items:  # otherwise an earlier process has sent them
+        if not self._items:  # otherwise an earlier process of this worker has sent them
             self.interpreter.further.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
@@ -196,8 +191,9 @@ class Worker:
             self._report_training(done, complete=False)
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
-            # `_end_training` makes the replicas wait for each other, so call it where all arrive.
-            # Later each replica evaluates other batches, and waiting then could deadlock stages.
+            # `_end_training` makes the replicas wait for each other, so it is called here, where
+            # all replicas arrive. Later the replicas evaluate different batches, and if they waited
+            # for each other then, the stages could deadlock.
             self._end_training()
 
     def _end_training(self) -> None:
@@ -221,7 +217,7 @@ class Worker:
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
-        # Otherwise the wait for queued training would seem to be time of the snapshot.
+        # Otherwise the time of queued training would be counted as time of the snapshot.
         Moment(self.device).wait()
         with self.recorder.waiting("snapshot"), snapshots.timed():
             self._save_snapshot(snapshots)
@@ -281,7 +277,7 @@ class Worker:
     # Reports
 
     def _counted(self) -> dict[str, Any]:
-        """Return counts and times of the steady state until now, bytes sent and peak memory."""
+        """Return counts and times of the steady state so far, bytes sent and peak memory."""
         totals = self.recorder.totals
         sent: Counter[int] = Counter()
         for channel, end in self.links.senders.items():
@@ -298,12 +294,7 @@ class Worker:
         }
 
     def report(self, kind: str, **fields: object) -> None:
-        """Send a report to the parent.
-
-        Args:
-            kind: The kind of report.
-            fields: The contents of the report, plain data.
-        """
+        """Send a report to the parent; its fields are plain data."""
         where = {"stage": self.index, "replica": self.replica}
         self.links.parent.send({"kind": kind, **where, **fields})
 

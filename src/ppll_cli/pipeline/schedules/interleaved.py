@@ -25,11 +25,6 @@ class Interleaved(Schedule):
     holds if M is a multiple of K; otherwise the bubble was at most 0.044 larger (simulated for K up
     to 5, v up to 4 and M up to 12).
 
-    Args:
-        microbatches: Number of micro-batches per batch. A batch with fewer samples has one
-            micro-batch per sample.
-        chunks: Number of chunks per stage, 1 or more.
-
     Raises:
         ConfigError: `chunks` is not a whole number, or is less than 1.
     """
@@ -75,7 +70,7 @@ class Interleaved(Schedule):
 
 
 def _rounds(place: Place) -> list[range]:
-    """Split the micro-batches into equal rounds of K to 2K - 1; if M < K, into one round of M."""
+    """Split micro-batches into similar rounds of K to 2K - 1; if M < K, into one round of M."""
     count = max(1, place.microbatches // place.stages)
     size, larger = divmod(place.microbatches, count)
     starts = [number * size + min(number, larger) for number in range(count + 1)]
