@@ -3,9 +3,11 @@
 There are three cases: a small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a
 small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation and, cut
 into 2 and 4 modules, by local losses: the task's smallest head (greedy), the Simple Local Module
-alone (fba off), and the Simple Local Module with the feature bank (fba on). All rows of a case have
-the same number of training steps. In detection with two modules, no earlier module could put
-features into a bank. So in this case fba on equals fba off, and both rows share one run.
+alone (fba off), and the Simple Local Module with the feature bank (fba on). Detection also has
+heads that train only the pyramid levels of a module's own stride (greedy, level), and MAN++ with
+such heads (manpp). All rows of a case have the same number of training steps. In detection with two
+modules, no earlier module could put features into a bank. So in this case fba on equals fba off,
+and both rows share one run.
 
 Metrics are measured under `schedule=ll` with one thread, which gives bit-identical weights to
 `ppll`, so several rows are trained at the same time. Speed and memory are measured in short runs,
@@ -25,7 +27,14 @@ from ppll_cli.config.settings import usable_cores
 from scripts.benchmarks.runs import machine
 from scripts.benchmarks.trials import FOLDER, Trial, Trials, cost, learnt, megabytes, table
 
-METHODS = {"greedy": "local=greedy", "fba off": "local=fba", "fba on": "fba=on"}
+METHODS = {
+    "greedy": ("local=greedy",),
+    "greedy, level": ("local=greedy", "local.detection_head=level"),
+    "manpp": ("local=manpp",),
+    "fba off": ("local=fba",),
+    "fba on": ("fba=on",),
+}
+DETECTION_ONLY = ("greedy, level", "manpp")
 COMMON = ("seed=0", "eval_every=1000", "timeline=false", "transport=ring")
 ADAMW = (
     *("optim=adamw", "optim.lr=1e-3", "optim.schedule=cosine"),
@@ -132,6 +141,8 @@ def rows(name: str, short: bool) -> list[Row]:
     found = [Row("bp", 1, Trial(f"{name} bp trained", bp), schedules(name, short)["bp"])]
     for modules in case.cuts:
         for method in METHODS:
+            if method in DETECTION_ONLY and name != "detection":
+                continue
             local = _local(name, method, modules)
             label = f"{name} {_same(name, method, modules)} {modules}"
             trained = (*budget, "schedule=ll", "gpus=1", "threads=1", *local)
@@ -174,7 +185,7 @@ def _same(name: str, method: str, modules: int) -> str:
 
 def _local(name: str, method: str, modules: int) -> tuple[str, ...]:
     cuts = ",".join(CASES[name].cuts[modules])
-    return (METHODS[_same(name, method, modules)], f"local.cuts=[{cuts}]")
+    return (*METHODS[_same(name, method, modules)], f"local.cuts=[{cuts}]")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -182,6 +193,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/benchmark beyond", description=__doc__)
     parser.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=("bp", *METHODS), help="measure only these methods"
+    )
+    parser.add_argument(
+        "--modules", nargs="+", type=int, choices=(2, 4), help="and only these numbers of modules"
     )
     parser.add_argument("--short", action="store_true", help="a tenth of the training")
     parser.add_argument(
@@ -197,7 +214,15 @@ def main(arguments: Sequence[str]) -> None:
     benchmark = "beyond-short" if options.short else "beyond"
     trials = Trials(benchmark, console.print)
     jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
-    lines = {name: rows(name, options.short) for name in options.case}
+    lines = {
+        name: [
+            row
+            for row in rows(name, options.short)
+            if row.method in (options.methods or ("bp", *METHODS))
+            and row.modules in (1, *(options.modules or (2, 4)))
+        ]
+        for name in options.case
+    }
     if options.skip != "train":
         trials.make([row.trained for each in lines.values() for row in each], learnt, jobs)
     if options.skip != "speed":
