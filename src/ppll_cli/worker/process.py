@@ -140,5 +140,6 @@ def _failure(
         "shapes": shapes,
         "error": _said(error),
         "final": is_final(error),
+        "on_purpose": isinstance(error, PpllError),
         "traceback": shortened(traceback.format_exc(), LONGEST_TRACEBACK),
     }
