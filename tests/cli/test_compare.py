@@ -1,5 +1,6 @@
 """ppll-compare as a user sees it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,14 @@ def test_a_folder_without_runs_beside_others_is_named(
     monkeypatch.chdir(tmp_path)
     assert run_main(monkeypatch, "empty", "run") == 0
     assert capsys.readouterr().err == "ppll-compare: empty holds no run\n"
+
+
+def test_a_folder_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert run_main(monkeypatch, tmp_path) == 2
+    assert "cannot be read: permission denied" in capsys.readouterr().err
 
 
 def test_a_run_directory_whose_name_is_not_utf8_is_compared(

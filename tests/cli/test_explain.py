@@ -7,6 +7,14 @@ import pytest
 from ppll_cli.cli.explain import explain
 
 
+def test_the_folder_of_a_sweep_is_named() -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "/home/me/there/0")
+    assert str(explain(error, ["--multirun", "seed=1,2", "hydra.sweep.dir=there"])) == (
+        "hydra.sweep.dir=there: /home/me/there/0: Permission denied; "
+        "give hydra.sweep.dir=FOLDER with a folder that you can write to"
+    )
+
+
 @pytest.mark.parametrize(
     ("error", "line"),
     [

@@ -94,6 +94,7 @@ def parse(changes: dict[str, object], *overrides: str) -> Settings:
         ("optim.gamma", 0, "must be greater than 0"),
         ("optim.clip_norm", 0, "must be greater than 0"),
         ("optim.clip_norm", nan, "must be a finite number"),
+        ("optim.betas", [], "must have at least 2 items"),
         ("optim.nesterov", True, "needs optim.momentum above 0"),
         ("partition.name", "even", "must be 'uniform'"),
         ("partition.cuts", "head", "must be a valid list"),
@@ -136,6 +137,11 @@ def test_a_wrong_value_in_a_list_is_named_with_the_lists_key(
     with pytest.raises(ConfigError) as caught:
         parse({key: value})
     assert (caught.value.key, caught.value.value) == (key, wrong)
+
+
+def test_two_wrong_values_in_a_list_have_one_message() -> None:
+    with pytest.raises(ConfigError, match=r"^optim.betas=1: must be less than 1$"):
+        parse({"optim.betas": [1, 1]})
 
 
 def test_manual_partition_needs_cuts() -> None:

@@ -169,3 +169,15 @@ def test_a_workers_error_about_a_full_disk_comes_with_a_remedy(tmp_path: Path, c
     failure.tell(error, tmp_path, "ppll-run")
     assert f"  a disk is full: make room; `df -h {tmp_path} /dev/shm` shows which" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("on_purpose", [False, True])
+def test_an_error_that_this_program_raises_has_no_traceback(
+    on_purpose: bool, tmp_path: Path, caplog: Log
+) -> None:
+    """For example, the loss of `optim.lr=1e30` is not finite."""
+    report = {"stage": 0, "device": "cpu", "error": "NonFiniteError: a loss is not finite"}
+    report |= {"traceback": "Traceback", "on_purpose": on_purpose}
+    error: PpllError = WorkerFailedError(report)
+    failure.tell(error, tmp_path, "ppll-run")
+    assert ("Traceback" in caplog.text) != on_purpose

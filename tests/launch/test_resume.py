@@ -100,6 +100,17 @@ def test_a_missing_run_directory_is_refused(tmp_path: Path) -> None:
         recorded([f"resume={tmp_path / 'empty'}"])
 
 
+def test_a_run_directory_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ConfigError, match="cannot be read: permission denied; give a run dir"):
+        recorded([f"resume={tmp_path}"])
+
+
 @pytest.mark.parametrize(
     "override",
     [

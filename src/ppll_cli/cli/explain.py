@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
-from ppll_cli.cli.overrides import RUN_DIR, is_override
+from ppll_cli.cli.overrides import RUN_DIR, is_override, is_sweep
 from ppll_cli.config.commands import command, key_of, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.moved import OPTIONS
@@ -17,7 +17,7 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 
-_ANOTHER_PLACE = "give hydra.run.dir=FOLDER with a folder that you can write to"
+SWEEP_DIR = "hydra.sweep.dir"
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
@@ -33,7 +33,7 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
     if isinstance(cause, OverrideParseException):
         return _no_override(cause, command(program, "--help"))
     if isinstance(cause, OSError) and cause.errno is not None:
-        return _no_place(cause, given)
+        return _no_place(cause, given, SWEEP_DIR if is_sweep(arguments) else RUN_DIR)
     if option := re.search(r"Could not find '([^']*)'", message):
         named = [(k, v) for k, v in given.items() if f"{k}/{v}" == option[1]]
         group, name = named[0] if named else option[1].rsplit("/", 1)
@@ -72,16 +72,20 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
     return ConfigError(key, value, problem, remedy)
 
 
-def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
-    """Return the error for a folder or file of results that Hydra could not create or fill."""
+def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigError:
+    """Return the error for a folder or file of results that Hydra could not create or fill.
+
+    `usual` is the key of the folder for results.
+    """
+    remedy = f"give {usual}=FOLDER with a folder that you can write to"
     if error.filename is None:  # a write failed, for example because the disk is full
         problem = f"Hydra cannot write into it: {error.strerror}"
-        return ConfigError(RUN_DIR, given.get(RUN_DIR, ""), problem, _ANOTHER_PLACE)
+        return ConfigError(usual, given.get(usual, ""), problem, remedy)
     place = str(error.filename)
-    key = next((key for key, value in given.items() if value == place), RUN_DIR)
+    key = next((key for key, value in given.items() if value == place), usual)
     value = given.get(key, place)
     problem = str(error.strerror) if value == place else f"{place}: {error.strerror}"
-    return ConfigError(key, value, problem, _ANOTHER_PLACE)
+    return ConfigError(key, value, problem, remedy)
 
 
 def _no_option(group: str, name: str) -> ConfigError:

@@ -232,7 +232,7 @@ def _config_error(error: ValidationError) -> ConfigError:
             known = known.model_fields[key].annotation
             place.append(key)
     same = [other for other in others if _place(other["loc"])[: len(place)] == place]
-    problem = ", or ".join(describe(each["msg"]) for each in (detail, *same))
+    problem = ", or ".join(dict.fromkeys(describe(each["msg"]) for each in (detail, *same)))
     return ConfigError(".".join(place), detail["input"], problem)
 
 

@@ -119,7 +119,8 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
 def describe(message: str) -> str:
     """Return a message of pydantic, reworded to fit into a sentence."""
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
-    message = message.replace("valid array", "valid list")
+    message = message.replace("valid array", "valid list").replace("List should", "must")
+    message = message.partition(" after validation")[0]
     return message[0].lower() + message[1:]
 
 

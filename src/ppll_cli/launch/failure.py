@@ -62,8 +62,9 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
         lines.append(f"  log: {file}")
     lines.append(_to_go_on(run_dir, go_on))
     trace = report.get("traceback", "")
-    log.error("\n".join(lines if remedy else [*lines, trace]).rstrip())
-    if remedy:  # no line of the code is at fault
+    explained = remedy is not None or report.get("on_purpose", False)
+    log.error("\n".join(lines if explained else [*lines, trace]).rstrip())
+    if explained:  # no line of the code is at fault
         to_file(trace)
 
 

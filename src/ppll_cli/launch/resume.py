@@ -25,6 +25,7 @@ from ppll_cli.config.weights import absolute_path
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.changeable import check_free, refused, shown
 from ppll_cli.launch.record import DIGEST, PATHS, absolute, check_kinds, no_run, read_record
+from ppll_cli.leaves.files import problem_of
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, only_started
 
 log = logging.getLogger(__name__)
@@ -197,7 +198,12 @@ def recorded_in(run_dir: Path, key: str) -> Recorded:
 def _recorded_in(run_dir: Path) -> Recorded:
     if not os.path.isdir(run_dir):
         raise ConfigError("resume", run_dir, "there is no such folder", "give a run directory")
-    if any(run_dir.iterdir()) and only_started(run_dir):
+    try:
+        started = any(run_dir.iterdir()) and only_started(run_dir)
+    except OSError as error:
+        problem = f"cannot be read: {problem_of(error)}"
+        raise ConfigError("resume", run_dir, problem, "give a run directory") from None
+    if started:
         problem = "nothing was trained there: the start-up ended before it wrote config.json"
         remedy = f"start it again with its options and hydra.run.dir={run_dir}"
         raise ConfigError("resume", run_dir, problem, remedy)

@@ -63,7 +63,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
             pass
         if links.groups is not None:
             links.groups.close()
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # a user's code may also raise KeyboardInterrupt
         try:
             links.parent.send(_failure(job, seat, worker, error))
         except OSError:  # the parent is gone, and this may be what caused `error`
@@ -140,5 +140,6 @@ def _failure(
         "shapes": shapes,
         "error": _said(error),
         "final": is_final(error),
+        "on_purpose": isinstance(error, PpllError),
         "traceback": shortened(traceback.format_exc(), LONGEST_TRACEBACK),
     }
