@@ -39,7 +39,7 @@ class NonFinite:
         """Raise an error if a loss of the batch was not finite.
 
         The error names the largest gradient norm of the parameters. Before the batch, `step`
-        optimizer steps were done.
+        optimizer steps are done.
 
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
