@@ -122,7 +122,7 @@ def test_a_run_is_refused_if_neither_transport_is_usable(monkeypatch: pytest.Mon
     assert refusal("ring", RingTransport(depth=1), size=5 << 20) == (
         "transport=ring: its slots take 5 MiB, but /dev/shm has room for 2 MiB; queue "
         "cannot be used either: PYTORCH_ALLOC_CONF has expandable_segments:True, so CUDA memory "
-        "cannot be shared; make room there, or unset the variable"
+        "cannot be shared; make room in /dev/shm, or unset the variable"
     )
 
 

@@ -28,7 +28,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     The average of a chunk starts before the chunk's last backward. If the loss comes right before
     that backward, the average starts before the loss, because the loss completes the gradients of
     the auxiliary network. If every chunk of the stage computes its own loss, a chunk's step moves
-    behind the backward of the stage's next chunk, so that the average can run during this backward.
+    after the backward of the stage's next chunk, so that the average can run during this backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -52,7 +52,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
-    """Move each step behind the next backward of another chunk, or to the end."""
+    """Move each step after the next backward of another chunk, or to the end."""
     found: Stream = []
     waiting: list[do.Step] = []
     for instruction in stream:

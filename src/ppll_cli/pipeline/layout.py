@@ -38,11 +38,8 @@ class Layout:
     def contiguous(cls, modules: Sequence[range], stages: Sequence[range]) -> Self:
         """Return a layout in which each stage has consecutive units.
 
-        A module that belongs to several stages is cut into one chunk per stage.
-
-        Args:
-            modules: The units of each module.
-            stages: The units of each stage.
+        The ranges are the units of each module and of each stage. A module that belongs to several
+        stages is cut into one chunk per stage.
         """
         return cls(
             tuple(
@@ -56,12 +53,7 @@ class Layout:
 
     @classmethod
     def spread(cls, runs: Sequence[range], stages: Sequence[int]) -> Self:
-        """Return a layout in which the whole model is one module.
-
-        Args:
-            runs: The units of each chunk.
-            stages: The stage of each chunk.
-        """
+        """Return a layout of one module, given the units and the stage of each chunk."""
         last = len(runs) - 1
         found = enumerate(zip(runs, stages, strict=True))
         return cls(tuple(Chunk(run, stage, 0, number == last) for number, (run, stage) in found))
@@ -101,7 +93,7 @@ class Layout:
         return next(n for n, chunk in enumerate(self.chunks) if unit in chunk.units)
 
     def cuts(self) -> list[int]:
-        """Return the index of the first unit behind each boundary between two stages."""
+        """Return the index of the first unit after each boundary between two stages."""
         pairs = pairwise(self.chunks)
         return [after.units.start for before, after in pairs if before.stage != after.stage]
 

@@ -20,11 +20,10 @@ LETTERS = {Forward: "F", Backward: "B", BackwardInput: "B", BackwardWeight: "W",
 def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
     """Draw the instructions of all stages on a common time axis.
 
-    The number behind a letter counts the instructions of this kind and chunk, from 0. If a stage
+    The number after a letter counts the instructions of this kind and chunk, from 0. If a stage
     has several chunks, a last letter names the chunk: `F2b` is the third forward of chunk b.
 
-    Args:
-        rows: For each stage, pairs of an instruction and the tick (a whole number) of its start.
+    Each row has pairs of an instruction and the tick (a whole number) of its start.
     """
     tables = [dict(_cells(row)) for row in rows]
     ticks = 1 + max((tick for table in tables for tick in table), default=0)

@@ -3,8 +3,8 @@
 A channel has one sender and one receiver. Messages arrive in the order in which they were sent. A
 channel has a fixed number of slots, which store the tensors of messages: the sender waits until a
 slot is free, and a received message keeps its slot until the receiver releases it. A message has a
-small header, which the channel does not interpret, and named tensors, which arrive with the shapes,
-dtypes and strides with which they were sent.
+small header and named tensors. The channel does not interpret the header, and does not change the
+shapes, dtypes and strides of the tensors.
 
 Waiting is a separate method with a time limit. So a worker can measure how long it waits, and do
 other work between two calls.
@@ -42,9 +42,7 @@ def aligned(size: int) -> int:
 def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
     """Return the number of bytes that tensors need in a slot, at least `ALIGNMENT`.
 
-    Args:
-        specs: Shape (without the batch dimension) and dtype of each tensor.
-        samples: Size of the batch dimension.
+    The specs are without the batch dimension, whose size is `samples`.
     """
     sizes = [aligned(samples * prod(spec.shape) * spec.dtype.itemsize) for spec in specs]
     return max(ALIGNMENT, sum(sizes))

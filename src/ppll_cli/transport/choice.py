@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.scratch import SHARED_MEMORY
 from ppll_cli.transport.channel import Transport
 from ppll_cli.transport.memory import more_room
 from ppll_cli.transport.queue import QueueTransport
@@ -36,5 +37,5 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
         "transport",
         name,
         f"{obstacle}; queue cannot be used either: {other}",
-        "make room there, or unset the variable",
+        f"make room in {SHARED_MEMORY}, or unset the variable",
     )

@@ -255,7 +255,7 @@ class JournalReceiver:
         return self._released - self._stored.counters.freed
 
     def go_back(self, position: int) -> None:
-        """Continue behind the first `position` messages, which the last snapshot covers."""
+        """Continue after the first `position` messages, which the last snapshot covers."""
         self.position = self._released = position
         self.free()
 

@@ -43,7 +43,7 @@ class Memory(Protocol):
         ...
 
     def accept(self, offer: bytes) -> None:
-        """Open at the sender's end the memory that the receiver has offered."""
+        """Open the memory that the receiver has offered, at the sender's end."""
         ...
 
 

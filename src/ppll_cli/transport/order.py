@@ -1,10 +1,10 @@
 """Makes sure that the two ends of a ring use a slot one after the other.
 
-A token says that a slot was filled, or that it was given back (freed). On CPU, this has really
-happened when the token is sent. On CUDA, the work may still be queued, and CUDA does not order the
-work of two processes on shared memory. Therefore each end has one CUDA event per slot. After using
-the slot, the end records the event and then sends the token. When the token arrives at the other
-end, the stream of the other end waits for the event; the host never waits:
+A token says that a slot was filled, or that it was given back (freed). On CPU, this work is done
+when the token is sent. On CUDA, the work may still be queued, and CUDA does not order the work of
+two processes on shared memory. Therefore each end has one CUDA event per slot. After using the
+slot, the end records the event and then sends the token. When the token arrives at the other end,
+the stream of the other end waits for the event; the host never waits:
 
     sender       wait for `given back`, copy, record `filled`      token ->
     receiver                                                       wait for `filled`, compute,

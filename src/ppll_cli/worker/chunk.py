@@ -57,9 +57,6 @@ class _MicroBatch:
 class HeldChunk(Networks):
     """A chunk on a worker, with the tensors of the current batch.
 
-    Args:
-        number: Number of the chunk in the model, from 0. For the other arguments see `Networks`.
-
     Attributes:
         sums: Losses and metrics that are not reported yet, by split ("train" in training). For the
             additional predictions of a criterion the key is the result of `split_of`.

@@ -78,7 +78,7 @@ class StreamClock:
         self._free: list[Any] = []
 
     def mark(self) -> Any:
-        """Record an event behind all queued work, and return it."""
+        """Record an event after all queued work, and return it."""
         event = self._free.pop() if self._free else self._backend.Event(enable_timing=True)
         event.record()
         return event

@@ -14,12 +14,8 @@ def micro_batches(
 ) -> Sequence[Mapping[str, Tensor]]:
     """Return the tensors of each micro-batch, by name.
 
-    Args:
-        batches: Loads and prepares the batches of the data set; not None on the stage of chunk 0.
-        course: The planned batches of the run.
-        item: Names the batch, or the first of several evaluation batches. Each evaluation batch is
-            treated as a micro-batch.
-        batch: The share of this worker's replica.
+    `item` names the batch, or the first of several evaluation batches. Each evaluation batch is
+    treated as a micro-batch. `batch` is the share of this worker's replica.
     """
     assert batches is not None
     sizes = batch.sizes

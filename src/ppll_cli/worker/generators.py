@@ -27,13 +27,10 @@ class Generators:
     ) -> None:
         """Seed all generators for the forward of a unit or auxiliary network on a micro-batch.
 
-        `torch.manual_seed` would seed every device, and format a stack trace in each call.
+        The function `of` computes the seed. `owner` is the name of the unit, or the number of the
+        auxiliary network's module. `micro_batch` counts within this worker's share of the batch.
 
-        Args:
-            of: The function of `seeding` that computes the seed.
-            owner: The name of the unit, or the number of the auxiliary network's module.
-            batch: The batch.
-            micro_batch: Index of the micro-batch in this worker's share of the batch.
+        `torch.manual_seed` would seed every device, and format a stack trace in each call.
         """
         seed = of(self._seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:

@@ -27,15 +27,11 @@ class Mail:
         self.item: Item | None = None
 
     def wait(self, end: Sender | Receiver, kind: str) -> None:
-        """Wait until a channel is ready.
+        """Wait until a channel is ready: for a message ("starved") or for a free slot ("blocked").
 
         The wait has no time limit, because this worker is not to blame if another stage hangs. If
         another worker fails, the parent ends this process. If the parent is gone, another thread
         of this process ends the process.
-
-        Args:
-            end: This worker's end of the channel.
-            kind: The kind of time to record: "starved" (no message) or "blocked" (no free slot).
         """
         with self._recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):

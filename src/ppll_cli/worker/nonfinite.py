@@ -38,9 +38,8 @@ class NonFinite:
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
         """Raise an error if a loss of the batch was not finite.
 
-        Args:
-            step: Number of optimizer steps done before.
-            parameters: The chunk's parameters. The error names their largest gradient norm.
+        The error names the largest gradient norm of the parameters. Before the batch, `step`
+        optimizer steps are done.
 
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
@@ -53,9 +52,7 @@ class NonFinite:
     def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
         """Decide whether to skip a step, and report a skipped one.
 
-        Args:
-            step: Number of optimizer steps done before.
-            total: Squared gradient norm, a scalar; None if nothing needs it.
+        `total` is the squared gradient norm, a scalar; None if nothing needs it.
 
         Returns:
             A scalar on the device, 1 if the step has to be skipped and else 0; None if

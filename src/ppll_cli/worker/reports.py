@@ -27,8 +27,8 @@ class _Measured:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
-        further: Results of `measure` for the predictions that the module's criterion makes in
-            addition to its main prediction, by name.
+        further: Results of `measure` for the additional predictions of the module's criterion, by
+            name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -56,7 +56,7 @@ class _Pending:
         complete: False if a later report may contain the same batches again; otherwise True.
         modules: The measurements of each module.
         spans: First and last moment of each period in which the batches ran.
-        before_s: Seconds in which batches ran before the first of these periods.
+        before_s: Total seconds of earlier periods.
         copied: The moment when all tensors are on the host.
     """
 
@@ -209,7 +209,7 @@ class Reports:
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
     def continue_from(self, seconds: Mapping[str, float]) -> None:
-        """Continue to count from the seconds that `seconds` returned in another process."""
+        """Count the seconds that the method `seconds` returned in an earlier process, too."""
         self._before_s.update(seconds)
 
     def _seconds(self, split: str) -> float:

@@ -91,8 +91,8 @@ class Interval:
 
     Args:
         most: Largest number of messages; the channels have slots for this many.
-        fixed: Whether the number is always `most`, because the user has set it. Otherwise it is the
-            smallest number for which snapshots take little time; see `messages_between`.
+        fixed: Whether the number is always `most`, because the user has set it. Otherwise
+            `messages_between` chooses the number, so that snapshots take little time.
 
     Attributes:
         messages: The number of messages until the next snapshot.
@@ -105,10 +105,8 @@ class Interval:
     def take(self, snapshot_s: float, messages: int, between_s: float) -> None:
         """Adapt the number of messages to measured times.
 
-        Args:
-            snapshot_s: Seconds that the last snapshot took.
-            messages: Number of messages between the last two snapshots.
-            between_s: Seconds between the last two snapshots.
+        The last snapshot took `snapshot_s`. In the `between_s` seconds between the last two
+        snapshots, the channel carried `messages` messages.
         """
         if not self._fixed and messages:
             self.messages = messages_between(snapshot_s, between_s / messages, self._most)

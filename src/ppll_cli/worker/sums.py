@@ -10,8 +10,8 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""Number of tensors in `Sums.measures` at which they are joined into one tensor. Without joining,
-the list would have thousands of tensors after an epoch."""
+"""When `Sums.measures` has this many tensors, they are joined into one tensor. Otherwise the list
+would have thousands of tensors after an epoch."""
 
 
 @dataclass
@@ -30,13 +30,7 @@ class Sums:
     measures: list[Tensor] = field(default_factory=list)
 
     def add(self, loss: Tensor, samples: int, measures: Tensor) -> None:
-        """Add a micro-batch.
-
-        Args:
-            loss: The mean loss of the micro-batch, a scalar.
-            samples: Number of samples of the micro-batch.
-            measures: The result of the task's `measure` for the micro-batch, [n, columns].
-        """
+        """Add a micro-batch: its mean loss, a scalar, and its measurements, [n, columns]."""
         self.loss = self.loss + loss.detach().double() * samples
         self.samples += samples
         self.measures.append(measures)

@@ -74,10 +74,7 @@ class Upstream:
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
         """Send the weights that a later batch will read, unless the run ends before that batch.
 
-        Args:
-            instruction: The instruction; it names the chunk whose loss reads the weights.
-            step: Number of optimizer steps done before the batch that reads the weights.
-            done: Number of optimizer steps done now.
+        Before that batch, `step` optimizer steps are done. Now, `done` steps are done.
         """
         if step < self._job.course.steps:
             version = self._version(instruction.chunk, step)

@@ -70,9 +70,9 @@ class Worker:
             size, seed = job.course.batch_size, settings.seed
             batches = dataset.batches(dataset.load(), size, seed, self.device)
             self.batches = Ahead(batches, job.threads, self.device)
-        # The largest number of messages that can wait for this stage. It includes messages in slots
-        # that a channel has for a restart: after a snapshot these slots are free, and the previous
-        # stage can fill them while this stage evaluates.
+        # The number of batches that the channels can hold. Slots that keep messages for a restart
+        # are included: after a snapshot they are free, and the previous stage can fill them while
+        # this stage evaluates.
         kept = sum(job.kept(channel) for channel in job.channels if channel.kind == "activations")
         buffered = job.depth * (job.stages - 1) + kept
         clock = clock_of(self.device)
