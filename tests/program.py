@@ -1,6 +1,7 @@
 """Runs the program inside a test, without starting Python and importing torch each time.
 
-Only tests of processes, signals or the start-up need a separate process.
+Only tests of processes and signals need a separate process, which `warm.py` starts. Only tests of
+the start-up need a program that begins with nothing imported.
 """
 
 import argparse

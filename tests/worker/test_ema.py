@@ -11,10 +11,10 @@ from ppll_cli.models.unit import Unit
 from ppll_cli.worker.ema import Ema
 from tests.conftest import assert_same
 from tests.prepare.test_weights import saved, tiny_model
-from tests.worker.cases import DATA, RESNET, SGD, VIT
+from tests.worker.cases import DATA, FEW_STEPS, RESNET, SGD, VIT
 from tests.worker.inside import Outcome, run_inside
 
-COURSE = [*DATA, "max_steps=9", "optim.ema=0.8"]
+COURSE = [*DATA, FEW_STEPS, "optim.ema=0.8"]
 
 
 class Tied(nn.Module):
@@ -70,7 +70,7 @@ def test_units_compute_with_averages_between_two_swaps() -> None:
 
 @pytest.mark.parametrize("model", [[*RESNET, *SGD], VIT], ids=["resnet", "vit"])
 def test_averaging_does_not_change_training(tmp_path: Path, model: list[str]) -> None:
-    plain = run_inside(tmp_path, *DATA, "max_steps=9", *model)
+    plain = run_inside(tmp_path, *DATA, FEW_STEPS, *model)
     with_ema = run_inside(tmp_path, *COURSE, *model)
     others = {n: t for n, t in with_ema.tensors.items() if not n.startswith(EMA)}
     assert_same(others, plain.tensors)

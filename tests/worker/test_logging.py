@@ -8,9 +8,12 @@ import torch
 
 from ppll_cli.job.learning_rate import learning_rate
 from tests.conftest import assert_same
-from tests.worker.cases import DATA, FEW_STEPS, RESNET, SGD, VIT
+from tests.worker.cases import DATA as FEWER
+from tests.worker.cases import RESNET, SGD, VIT
 from tests.worker.inside import Outcome, run_inside
 
+FEW_STEPS = "max_steps=9"
+DATA = [*FEWER, "data.train_samples=53"]  # 53 = 6 * 8 + 5
 CASE = [*DATA, *VIT, "local.modules=3", "optim.schedule=cosine"]
 SUMMED = ("loss", "samples")
 
