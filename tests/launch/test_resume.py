@@ -16,8 +16,7 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
-from ppll_cli.launch.changeable import FREE
-from ppll_cli.launch.resume import Recorded, recorded
+from ppll_cli.launch.resume import FREE, Recorded, recorded
 from tests.conftest import compose_config, own_model
 
 STARTED = ["data=synthetic", "model.depth=2", "max_steps=7", "checkpoint.keep=5", "data.pad=1"]

@@ -76,9 +76,8 @@ def _no_place(error: OSError, given: Mapping[str, str]) -> ConfigError:
     key = next((key for key, value in given.items() if value == place), "hydra.run.dir")
     value = given.get(key, place)
     problem = str(error.strerror) if value == place else f"{place}: {error.strerror}"
-    return ConfigError(
-        key, value, problem, "give hydra.run.dir=FOLDER with a folder that you can write to"
-    )
+    remedy = "give hydra.run.dir=FOLDER with a folder that you can write to"
+    return ConfigError(key, value, problem, remedy)
 
 
 def _no_option(group: str, name: str) -> ConfigError:

@@ -15,7 +15,7 @@ from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 
-from ppll_cli.config.commands import word
+from ppll_cli.config.commands import short_path, word
 from ppll_cli.errors import Interrupted
 from ppll_cli.leaves.names import device_name, seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
@@ -81,11 +81,8 @@ class Console:
     """Writes results to stdout, and the same lines to the log file.
 
     From `watch` to `close`, while the workers run, it shows a live display on a terminal, and
-    prints a plain line every few seconds on other outputs. After printing has failed, it prints
-    nothing more.
-
-    Attributes:
-        lost: Whether printing has failed.
+    prints a plain line every few seconds on other outputs. After printing has failed (`lost`), it
+    prints nothing more.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -107,9 +104,8 @@ class Console:
         except (Exception, SystemExit) as error:  # rich exits if a pipe is broken
             if not self.lost:
                 self.lost = True
-                log.warning(
-                    "the display of the run has stopped: %s: %s", type(error).__name__, error
-                )
+                told = "the display of the run has stopped: %s: %s"
+                log.warning(told, type(error).__name__, error)
 
     @_for_show
     def settings(self, changes: Sequence[str]) -> None:
@@ -134,7 +130,7 @@ class Console:
             for stage in self._facts.stages
         ]
         self._print(_table(names, rows, left=("device", "units", "modules")))
-        self._say(f"output: {run_dir}")
+        self._say(f"output: {short_path(run_dir)}")
 
     @_for_show
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
@@ -246,7 +242,7 @@ class Console:
         test = summary["test"] or {}
         beside = test.get(f"{reference}_{metric}") if reference else None
         compared = "" if beside is None else f" ({reference} {_number(beside)})"
-        self._say(f"test {metric} {_number(test.get(metric))}{compared} in {run_dir}")
+        self._say(f"test {metric} {_number(test.get(metric))}{compared} in {short_path(run_dir)}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
         """Yield a table of the modules, if there are several, and a table of the stages."""
