@@ -20,7 +20,7 @@ from time import perf_counter
 from ppll_cli.job.course import Course, Item, TrainBatch
 from ppll_cli.job.job import Job
 from ppll_cli.launch.launcher import Ending, launch
-from ppll_cli.launch.watched import Report
+from ppll_cli.launch.machines.others import Report
 from ppll_cli.pipeline.instructions import End, Evaluate
 from ppll_cli.transport.channel import Transport
 from scripts.benchmarks.runs import RunFailedError

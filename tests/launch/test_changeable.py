@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.launch.changeable import FREE
+from ppll_cli.launch.resume import FREE
 from tests.launch.recorded_runs import (
     STARTED,
     Config,

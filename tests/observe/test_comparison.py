@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.groups import Group
 from tests.conftest import Runner
 from tests.observe.compared_runs import CHOICES, CONFIG, make, rows, write
 
@@ -129,7 +130,7 @@ def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
     assert [row.run.name for row in found.failed] == ["1", "4"]
     assert "1 failed: stage 1: it broke" in found.notes
     assert "4 refused: gpus=0: none" in found.notes
-    assert found.rows[4].differs == "gpus=0"
+    assert Group([found.rows[4]]).differs == "gpus=0"
 
 
 def test_a_comparison_may_have_no_run(tmp_path: Path) -> None:

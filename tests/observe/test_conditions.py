@@ -5,8 +5,17 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.observe.comparison import compare
+from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.groups import Group
 from tests.observe.compared_runs import CHOICES, CONFIG, make, rows, write
+
+
+def names(comparison: Comparison) -> list[str]:
+    return [Group([row]).name for row in comparison.rows]
+
+
+def differing(comparison: Comparison) -> list[str]:
+    return [Group([row]).differs for row in comparison.rows]
 
 
 def test_local_learning_is_compared_only_with_the_same_modules(tmp_path: Path) -> None:
@@ -53,7 +62,7 @@ def test_a_run_that_is_not_comparable_is_marked_and_left_out(
     make(tmp_path / "1", "ppll", 150.0, accuracies=(0.75,))
     make(tmp_path / "2", "bp", 1000.0, gpus=1, accuracies=(0.1,), **other)
     found = compare([tmp_path])
-    assert [row.name for row in found.rows] == ["0", "1", "2*"]
+    assert names(found) == ["0", "1", "2*"]
     assert f"* 2 is not comparable to most runs: {said}" in found.notes
     assert found.rows[1].over_bp == 1.5
     assert found.target == 0.5
@@ -68,7 +77,7 @@ def test_unknown_settings_do_not_make_a_run_incomparable(tmp_path: Path) -> None
     make(tmp_path / "3", "ppll", 150.0)
     (tmp_path / "3" / "config.json").unlink()
     found = compare([tmp_path])
-    assert [row.name for row in found.rows] == ["0", "1", "2", "3"]
+    assert names(found) == ["0", "1", "2", "3"]
     assert [row.over_bp for row in found.rows] == [1.0, 1.5, None, 1.5]
 
 
@@ -85,7 +94,7 @@ def test_ended_runs_decide_which_runs_are_comparable(tmp_path: Path) -> None:
         make(tmp_path / str(number), "ppll", device=device)
     for number in (3, 4, 5):
         write(tmp_path / str(number), config={**CONFIG, "choices": CHOICES})
-    assert [row.name for row in compare([tmp_path]).rows] == ["0*", "1", "2", "3", "4", "5"]
+    assert names(compare([tmp_path])) == ["0*", "1", "2", "3", "4", "5"]
 
 
 @pytest.mark.parametrize(
@@ -96,13 +105,13 @@ def test_runs_that_differ_in_irrelevant_settings_are_comparable(
 ) -> None:
     make(tmp_path / "0", "bp", gpus=1)
     make(tmp_path / "1", "ppll", **other)
-    assert [row.name for row in compare([tmp_path]).rows] == ["0", "1"]
+    assert names(compare([tmp_path])) == ["0", "1"]
 
 
 def test_different_settings_are_shown(tmp_path: Path) -> None:
     make(tmp_path / "0", "ppll", config={"optim": {"lr": 0.1}})
     make(tmp_path / "1", "bp", config={"optim": {"lr": 0.2}}, gpus=1)
-    assert [row.differs for row in compare([tmp_path]).rows] == ["optim.lr=0.1", "optim.lr=0.2"]
+    assert differing(compare([tmp_path])) == ["optim.lr=0.1", "optim.lr=0.2"]
 
 
 def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> None:
@@ -122,7 +131,7 @@ def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> 
         }
         make(tmp_path / str(number), "ppll", config=recorded)
     found = compare([tmp_path])
-    assert [row.differs for row in found.rows] == ["seed=0", "seed=1"]
+    assert differing(found) == ["seed=0", "seed=1"]
     assert len(found.groups) == 1
 
 
@@ -130,7 +139,7 @@ def test_a_different_option_is_named_instead_of_its_own_settings(tmp_path: Path)
     other = {"_target_": "l.Deep", "modules": 4, "depth": 2}
     make(tmp_path / "0", "ppll")
     make(tmp_path / "1", "ppll", config={"local": other}, choices={"local": "deep"})
-    found = [row.differs for row in compare([tmp_path]).rows]
+    found = differing(compare([tmp_path]))
     assert found == ["local=greedy", "local=deep local.modules=4"]
 
 
@@ -138,14 +147,14 @@ def test_an_option_is_not_repeated_by_its_name(tmp_path: Path) -> None:
     for number, name in enumerate(("off", "stage")):
         config = {"recover": {"name": name}}
         make(tmp_path / str(number), "ppll", config=config, choices={"recover": name})
-    assert [row.differs for row in compare([tmp_path]).rows] == ["recover=off", "recover=stage"]
+    assert differing(compare([tmp_path])) == ["recover=off", "recover=stage"]
 
 
 def test_the_local_method_of_a_run_without_local_losses_is_not_shown(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", choices={"fba": "off"})
     make(tmp_path / "1", "ppll", choices={"local": "dgl", "fba": "off"})
     make(tmp_path / "2", "ppll", choices={"local": "fba", "fba": "on"})
-    found = [row.differs for row in compare([tmp_path]).rows]
+    found = differing(compare([tmp_path]))
     assert found == ["", "local=dgl fba=off", "local=fba fba=on"]
 
 
@@ -160,6 +169,6 @@ def test_the_local_method_does_not_separate_runs_of_back_propagation(
     found = compare([tmp_path])
     groups = {group.first.run.schedule: len(group.rows) for group in found.groups}
     assert groups == {"bp": 2, "my_own": 1, "ppll": 1}
-    differs = {row.run.name: row.differs for row in found.rows}
+    differs = {row.run.name: Group([row]).differs for row in found.rows}
     assert differs["bp/1"] == "seed=1"
     assert "local.modules=4" in differs["my_own/1"]

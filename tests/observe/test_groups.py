@@ -113,7 +113,7 @@ def test_what_an_unused_recovery_has_recorded_does_not_separate_groups(tmp_path:
     found = compare([tmp_path])
     assert names(found) == ["0-2", "3"]
     assert [group.differs for group in found.groups] == ["recover=off", "recover=stage seed=3"]
-    each = [row.differs for row in compare([tmp_path], each=True).rows]
+    each = [group.differs for group in compare([tmp_path], each=True).groups]
     assert each == [*[f"recover=off seed={n}" for n in range(3)], "recover=stage seed=3"]
 
 

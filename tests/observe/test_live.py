@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
-from ppll_cli.observe.live import BAR, Ticker, View, epoch, left, line, spelled
+from ppll_cli.observe.live import BAR, Ticker, View, epoch, line, spelled
 from ppll_cli.observe.progress import KINDS, Now, StageNow
 
 FACTS = RunFacts(
@@ -116,10 +116,10 @@ def test_after_the_last_step_the_last_epoch_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, ""), (0.4, "0:00:00 left"), (59.6, "0:01:00 left")]
+    ("seconds", "text"), [(None, ""), (0.4, "  0:00:00 left"), (59.6, "  0:01:00 left")]
 )
 def test_the_remaining_time_is_shown_as_text(seconds: float | None, text: str) -> None:
-    assert left(Now(1, None, seconds, ())) == text
+    assert line(FACTS, Now(1, None, seconds, ())) == f"epoch 1/10  step 1/200{text}"
 
 
 def test_a_ticker_ticks_until_it_is_stopped() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.config.changes import flat
 from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import recorded
@@ -22,7 +23,6 @@ from ppll_cli.observe.tracker import (
     Moment,
     NoTracker,
     Tracked,
-    flat,
     guarded,
     line_scalars,
     stage_scalars,

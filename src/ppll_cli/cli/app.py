@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
@@ -43,8 +44,6 @@ from ppll_cli.observe import streams
 from ppll_cli.observe.runs import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from omegaconf import DictConfig
 
     from ppll_cli.cli.sweeper import Sweep
@@ -94,7 +93,7 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _leave(number: int, _: "FrameType | None") -> NoReturn:
+def _leave(number: int, _: FrameType | None) -> NoReturn:
     """End the process at once. This function handles signals while there are no workers.
 
     A signal can arrive at any line, even in an import. If this function raised an exception, that

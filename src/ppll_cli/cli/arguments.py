@@ -24,11 +24,9 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
     except ConfigError as error:
         sys.stderr.write(f"{program}: {error}\n")
         sys.exit(2)
-    except WorkerFailedError as error:
-        sys.stderr.write(f"{program}: {error}\n{error.report.get('traceback', '')}".rstrip() + "\n")
-        sys.exit(1)
-    except RunFailedError as error:
-        sys.stderr.write(f"{program}: {error}\n")
+    except (WorkerFailedError, RunFailedError) as error:
+        report = error.report if isinstance(error, WorkerFailedError) else {}
+        sys.stderr.write(f"{program}: {error}\n{report.get('traceback', '')}".rstrip() + "\n")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -37,11 +35,7 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn an OSError of the body, which writes results, into an error about `--output`.
-
-    Raises:
-        ConfigError: The body raised an OSError.
-    """
+    """Turn an OSError of the body, which writes results, into a ConfigError about `--output`."""
     try:
         yield
     except OSError as error:
@@ -50,11 +44,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def existing_folder(text: str) -> Path:
-    """Return an argument that must name an existing folder.
-
-    Raises:
-        argparse.ArgumentTypeError: There is no such folder.
-    """
+    """Return an argument that must name an existing folder; a type for argparse."""
     folder = Path(text).expanduser()
     if not os.path.isdir(folder):
         raise argparse.ArgumentTypeError(f"there is no folder {text}")
@@ -71,10 +61,7 @@ def searched(config_dir: Path | None) -> list[str]:
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports wrong arguments in one line, with exit status 2.
 
-    Args:
-        description: What the program does; lines are kept as they are.
-        epilog: The end of `--help`; lines are kept as they are.
-        usage: The usage line; None for the usage line that argparse makes.
+    Lines of the description and of the epilog are kept as they are.
     """
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
@@ -91,11 +78,6 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        """Refuse the command line.
-
-        Raises:
-            ConfigError: Always.
-        """
-        raise ConfigError(
-            "arguments", " ".join(sys.argv[1:]), message, f"see {command(self.prog, '--help')}"
-        )
+        """Refuse the command line with a ConfigError."""
+        remedy = f"see {command(self.prog, '--help')}"
+        raise ConfigError("arguments", " ".join(sys.argv[1:]), message, remedy)

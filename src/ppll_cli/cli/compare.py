@@ -44,11 +44,7 @@ def main() -> NoReturn:
 
 
 def _main(arguments: Sequence[str]) -> None:
-    parser = Parser(
-        prog="ppll-compare",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-    )
+    parser = Parser(prog="ppll-compare", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "folders",
         nargs="+",
@@ -97,10 +93,8 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
 def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
-    If the picture cannot be drawn, the function logs a line and raises no error.
-
-    Returns:
-        The suffixes of the files `comparison.*` that were written.
+    Return the suffixes of the files `comparison.*` that were written. If the picture cannot be
+    drawn, the function logs a line and raises no error.
 
     Raises:
         OSError: A table cannot be written.

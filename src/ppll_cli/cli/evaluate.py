@@ -7,15 +7,15 @@ line import no torch.
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppll_cli.cli.arguments import Parser, script, searched
-from ppll_cli.cli.evaluation_request import EvaluationRequest
 from ppll_cli.config.commands import key_of
 from ppll_cli.config.composition import composed, register_resolvers
 from ppll_cli.config.options import conf_dir
-from ppll_cli.config.settings import parse
+from ppll_cli.config.settings import Settings, parse
 from ppll_cli.config.targets import make
 from ppll_cli.data.source import PREPROCESSING
 from ppll_cli.errors import ConfigError
@@ -45,6 +45,36 @@ batch_size can be set. If the run used a class of your own, name it again, as fo
 
 Exit status: 0 done; 2 the input is wrong (one line says how); 1 failed.
 """
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What the command line asks for, checked as far as possible without torch.
+
+    Attributes:
+        config: The run's configuration, with the evaluation's changes.
+        settings: The same configuration as typed settings.
+        checkpoint: `last`, `best`, or a number of optimizer steps.
+        split: The split to evaluate; None to predict without an evaluation.
+        data: Name of the data set's option.
+        other_data: The same if the run was trained on other data, else None.
+        batch_size: Samples per evaluation batch; None if not given.
+        pictures: Files to predict from.
+        classes: Names of the classes that the run learnt; empty if the run recorded no names.
+    """
+
+    run_dir: Path
+    config: dict[str, Any]
+    settings: Settings
+    checkpoint: str
+    ema: bool
+    split: str | None
+    data: str
+    other_data: str | None
+    batch_size: int | None
+    pictures: Sequence[Path]
+    output: Path
+    classes: Sequence[str]
 
 
 def main() -> NoReturn:
@@ -160,7 +190,7 @@ def _configured(
     from hydra import initialize_config_dir
 
     from ppll_cli.cli.explain import explain
-    from ppll_cli.launch.changeable import refused
+    from ppll_cli.launch.resume import refused
 
     def check(key: str, override: str, value: Any) -> None:
         if key.split(".")[0] not in FREE:
@@ -170,9 +200,8 @@ def _configured(
     given = [key_of(each) for each in overrides]
     for key in given:
         if key.split(".")[0] in ("hydra", "resume"):
-            raise ConfigError(
-                key, "", "is only for ppll-run", f"ppll-eval takes {', '.join(FREE)} and data.KEY"
-            )
+            remedy = f"ppll-eval takes {', '.join(FREE)} and data.KEY"
+            raise ConfigError(key, "", "is only for ppll-run", remedy)
     register_resolvers()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

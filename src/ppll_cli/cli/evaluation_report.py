@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppll_cli.cli.arguments import writing_to
-from ppll_cli.cli.evaluation_request import EvaluationRequest
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.files import sample_name
 from ppll_cli.errors import ConfigError
@@ -22,6 +21,8 @@ from ppll_cli.observe.logs import for_show
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ppll_cli.cli.evaluate import EvaluationRequest
+
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
@@ -33,7 +34,7 @@ MOST_LABELS = 3
 `evaluation.json` lists all."""
 
 
-def report(asked: EvaluationRequest) -> None:
+def report(asked: "EvaluationRequest") -> None:
     """Evaluate and predict, write the results, and print them.
 
     Raises:
@@ -41,14 +42,8 @@ def report(asked: EvaluationRequest) -> None:
             used.
     """
     (device,), _ = devices_here(asked.settings, 1, [])
-    run = loaded(
-        asked.run_dir,
-        asked.config,
-        asked.checkpoint,
-        torch.device(device),
-        asked.other_data,
-        asked.ema,
-    )
+    where = asked.run_dir, asked.config, asked.checkpoint, torch.device(device)
+    run = loaded(*where, asked.other_data, asked.ema)
     with writing_to(asked.output):
         asked.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
@@ -105,7 +100,7 @@ def _predictions(
         yield result
 
 
-def _draw(found: Evaluated, run: LoadedRun, asked: EvaluationRequest) -> None:
+def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
     """Draw the confusion matrix, if there is one; only log a failure."""
     if found.details is None or found.details.confusion is None:
         return
@@ -118,7 +113,7 @@ def _draw(found: Evaluated, run: LoadedRun, asked: EvaluationRequest) -> None:
 
 
 def _show(
-    asked: EvaluationRequest,
+    asked: "EvaluationRequest",
     run: LoadedRun,
     found: Evaluated | None,
     predictions: Sequence[Mapping[str, Any]],

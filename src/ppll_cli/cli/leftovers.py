@@ -36,12 +36,9 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
     """Remove a folder, then its parents, from the inside to the outside.
 
-    Stop at the first folder that is not empty, or that was not made for the run.
-
-    Args:
-        folder: The folder.
-        made: The folders that were made for the run. None if unknown; then `folder`, and its
-            parents inside `outputs`, where runs are by default, count as made for the run.
+    Stop at the first folder that is not empty, or that was not made for the run. If the folders
+    that were made are unknown, `folder`, and its parents inside `outputs`, where runs are by
+    default, count as made for the run.
     """
     outputs = start_folder() / "outputs"
     for path in (folder, *folder.parents):

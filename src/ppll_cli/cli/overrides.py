@@ -101,11 +101,9 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
-    A folder is accepted if it holds only files of a start-up that ended before any training.
-
-    Returns:
-        The folders that Hydra will make; None if the command line does not name the directory, or
-        only Hydra can find its name.
+    A folder is accepted if it holds only files of a start-up that ended before any training. Return
+    the folders that Hydra will make; None if the command line does not name the directory, or only
+    Hydra can find its name.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
@@ -139,11 +137,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """Return the folder that `hydra.run.dir` names; None if only Hydra can find it.
-
-    Raises:
-        ConfigError: The value of `hydra.run.dir` is not the name of a folder.
-    """
+    """Return the folder that `hydra.run.dir` names; None if only Hydra can find it."""
     from ppll_cli.config.overrides import text
 
     value = override.value()

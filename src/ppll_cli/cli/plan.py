@@ -7,6 +7,7 @@ import no torch.
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -99,13 +100,10 @@ def overrides_of(options: argparse.Namespace) -> list[str]:
 
 
 def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
 
 
 def _count(text: str) -> int:
@@ -116,13 +114,9 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the command line asks for.
+    """What the command line asks for: numbers of devices, and the configuration of each schedule.
 
-    Attributes:
-        gpus: The numbers of devices to plan for.
-        replicas: The numbers of replicas of each stage to plan for; None to find the fastest.
-        configs: The configuration of each schedule, as plain data.
-        choices: The option chosen in each configuration group.
+    `replicas` are the numbers of replicas of each stage to plan for; None to find the fastest.
     """
 
     gpus: tuple[int, ...]
@@ -201,12 +195,9 @@ def _values(override: "Override") -> tuple[Any, ...]:
     """Return the values of an override: a single value, or the elements of a list or sweep."""
     values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
     values = values if isinstance(values, list) else [values]
-    return tuple(dict.fromkeys(_number(value) for value in values))
-
-
-def _number(value: Any) -> Any:
-    """Convert a text of digits to an integer. For some lists, Hydra returns numbers as text."""
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+    # For some lists, Hydra returns numbers as text.
+    found = (int(v) if isinstance(v, str) and v.isdecimal() else v for v in values)
+    return tuple(dict.fromkeys(found))
 
 
 def _show(plan: Plan, options: argparse.Namespace) -> None:

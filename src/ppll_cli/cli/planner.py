@@ -26,8 +26,6 @@ class Row:
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
         speed_up: Speed relative to back-propagation on one device with the same threads.
-        obstacle: Why there is no prediction; empty if there is one.
-        replicas: Number of replicas of each stage.
     """
 
     schedule: str
@@ -49,7 +47,6 @@ class Planner:
             and the number of replicas.
         replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have
             one replica, and `fastest` tries every divisor of the number of devices.
-        interconnect: The links that carry messages and gradients.
         per_machine: Number of devices of each machine; None if one machine has all devices.
         neighbours: Largest number of other workers that compute on a worker's CPU; None for the
             workers of the same machine.
@@ -110,11 +107,7 @@ class Planner:
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """Refuse the plan if nothing could be predicted.
-
-        Raises:
-            ConfigError: The error of the first schedule that could not be predicted.
-        """
+        """If nothing could be predicted, raise the error of the first schedule."""
         if self._errors and not self._found:
             raise self._errors[0]
 

@@ -62,7 +62,6 @@ class CompareRuns(Callback):
     Attributes:
         failed: How many jobs of the last sweep did not complete, in this or in other processes.
         interrupted: Whether one of these jobs was interrupted by a signal.
-        folder: The last sweep's folder.
         made: The folders, among `folder` and its parents, that did not exist before the sweep.
     """
 

@@ -44,7 +44,6 @@ class Sweep:
     Attributes:
         process: ID of the process that runs the sweep; a launcher may run jobs in other processes.
         before: The record of the sweep to be resumed; None for a new sweep or a single run.
-        overrides: The overrides on the command line.
         go_on: The command that resumes the sweep; None until the sweep can be resumed.
     """
 
@@ -60,9 +59,6 @@ class BasicSweeper(Sweeper):
     Args:
         max_batch_size: How many jobs a launcher gets at a time; None for all.
         params: For each key that the configuration, not the command line, sweeps over: its values.
-
-    Attributes:
-        course: The `Sweep` of this process, which `install` sets.
     """
 
     course: ClassVar[Sweep]
@@ -164,13 +160,9 @@ class BasicSweeper(Sweeper):
             options = options_given()
         given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
         self.course.go_on = command("ppll-run", "--multirun", *options, *given)
-        log.info(
-            "%d of the sweep's %d jobs are complete, %d continue, and %d start",
-            len(sweep.jobs) - len(left),
-            len(sweep.jobs),
-            len(going_on),
-            len(left) - len(going_on),
-        )
+        done, begins = len(sweep.jobs) - len(left), len(left) - len(going_on)
+        told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"
+        log.info(told, done, len(sweep.jobs), len(going_on), begins)
         return ready
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[Any]:
@@ -280,7 +272,7 @@ def _classes(
     for overrides, config in zip(jobs, configs, strict=True):
         choices = own_choices(config.hydra.runtime.choices)
         preset = any(choices.get(name, "None") != "None" for name in PRESETS)
-        given = {key for o in parsed(overrides) for key in keys(o.key_or_group, o.value())}
+        given = {key for o in parsed(overrides) for key, _ in keys(o.key_or_group, o.value())}
         ours = {str(key): config._get_node(key) for key in config if key != "hydra"}
         plain = {k: OmegaConf.to_container(v) for k, v in ours.items() if isinstance(v, DictConfig)}
         for key, path in targets_in(plain):

@@ -1,7 +1,7 @@
 """Finds the overrides that turn the defaults into a given configuration."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ppll_cli.config.commands import setting
@@ -22,11 +22,11 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     given: list[str] = []
     defaults, usual = composed(given)
     for groups in (PRESETS, tuple(choices)):
-        chosen = [_option(g, choices[g]) for g in groups if choices.get(g) != usual.get(g)]
+        chosen = [g for g in groups if choices.get(g) != usual.get(g)]
         if chosen:
-            given += chosen
+            given += [setting(g, None if choices[g] == "None" else choices[g]) for g in chosen]
             defaults, usual = composed(given)
-    before, now = (dict(_leaves(each)) for each in (defaults, config))
+    before, now = flat(defaults), flat(config)
     for key, value in now.items():
         if WITHOUT.match(key) or (key in before and before[key] == value):
             continue
@@ -35,13 +35,10 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     return given
 
 
-def _leaves(node: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+def flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings by keys such as `optim.lr`; keep empty mappings."""
+    found: dict[str, Any] = {}
     for name, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{before}{name}.")
-        else:
-            yield f"{before}{name}", value
-
-
-def _option(group: str, name: str) -> str:
-    return setting(group, None if name == "None" else name)
+        inner = isinstance(value, Mapping) and value
+        found |= flat(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
+    return found

@@ -124,17 +124,14 @@ def _hydra(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        is_plain = _PLAIN.fullmatch(value) and value.lower() not in _OTHERS
         # OmegaConf reads the text after Hydra and would take `${` for an interpolation.
-        return value if _is_plain(value) else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
+        return value if is_plain else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_hydra, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_hydra(inner)}" for key, inner in value.items()) + "}"
     return str(value)
-
-
-def _is_plain(text: str) -> bool:
-    return _PLAIN.fullmatch(text) is not None and text.lower() not in _OTHERS
 
 
 def _escaped(sign: str) -> str:

@@ -55,21 +55,16 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     Hydra must be initialised before the call.
     """
     from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from ppll_cli.config.interpolated import plain
 
-    whole = compose(_main_config(), list(overrides), return_hydra_config=True)
+    # The user may have chosen the main configuration (--config-name).
+    name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
+    whole = compose(str(name or CONFIG), list(overrides), return_hydra_config=True)
     ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
     return plain(ours), own_choices(whole.hydra.runtime.choices)
-
-
-def _main_config() -> str:
-    """Return the name of the main configuration, which the user may have chosen (--config-name)."""
-    from hydra.core.hydra_config import HydraConfig
-
-    name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
-    return str(name or CONFIG)
 
 
 def options_given() -> list[str]:
@@ -109,11 +104,7 @@ def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_choices(choices: Mapping[str, str]) -> None:
-    """Refuse a configuration without a group that every run needs, even if its keys are given.
-
-    Raises:
-        ConfigError: The command line has removed a group.
-    """
+    """Refuse a configuration without a group that every run needs, even if its keys are given."""
     for group in GROUPS:
         if group not in choices:
             problem = f"~{group} removes a group that every run needs"

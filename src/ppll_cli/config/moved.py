@@ -35,7 +35,7 @@ _EVERY = 16
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration with current names of classes, and without an old unused default."""
-    now = _renamed(config)
+    now: dict[str, Any] = _renamed(config)
     recover = now.get("recover")
     if isinstance(recover, dict) and recover.get("name") == "off":
         # With this option the key has no effect. A note on an unused key is for users who gave it.
@@ -51,15 +51,11 @@ def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _now(key, value) for key, value in config.items()}
-
-
-def _now(key: str, value: Any) -> Any:
+def _renamed(value: Any, key: str = "") -> Any:
     if isinstance(value, Mapping):
-        return _renamed(value)
+        return {name: _renamed(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_now("", each) for each in value]
+        return [_renamed(each) for each in value]
     if key == "_target_" and isinstance(value, str):
         return TARGETS.get(value, value)
     return value

@@ -12,11 +12,9 @@ Summary = Mapping[str, Any]
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
     """Return the key of the objective, after checking that the summary has this key.
 
-    Args:
-        key: The key that the user chose: names of keys and indices of list items, joined by dots.
-            None for the metric of the split `val` or, if the run has no such split, of `test`.
-        summary: The content of `summary.json`; numbers in it may still be null.
-        metric: Name of the task's metric.
+    The user's key has names of keys and indices of list items, joined by dots. None means the
+    metric of the split `val` or, if the run has no such split, of `test`. Numbers in the summary
+    may still be null.
 
     Raises:
         ConfigError: The summary has no such key, or its value is not a number.
@@ -26,7 +24,8 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
     node: Any = summary
     names = key.split(".")
     for depth, name in enumerate(names):
-        there = [str(n) for n in (node if isinstance(node, Mapping) else range(_length(node)))]
+        items = range(len(node)) if isinstance(node, list) else ()
+        there = [str(n) for n in (node if isinstance(node, Mapping) else items)]
         if depth and re.fullmatch(r"(test|val)(_ema)?", names[depth - 1]) and not there:
             there = ["loss", metric]  # the results are null until they are measured
         if name not in there:
@@ -50,7 +49,3 @@ def value(key: str, summary: Summary) -> float | None:
             return None
         node = node[name] if isinstance(node, Mapping) else node[int(name)]
     return None if node is None else float(node)
-
-
-def _length(node: object) -> int:
-    return len(node) if isinstance(node, list) else 0

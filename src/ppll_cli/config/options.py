@@ -19,10 +19,8 @@ def conf_dir() -> Path:
 def as_typed(group: str, target: object) -> tuple[str, object]:
     """Return the key and the value with which users choose a class, given as such or by its path.
 
-    Returns:
-        If exactly one option of this project names the class, the group and this option, as in
-        `schedule=interleaved`. Otherwise the key `_target_` of the group, and the path, as in
-        `schedule._target_=my.Schedule`.
+    If exactly one option of this project names the class, these are the group and this option, as
+    in `schedule=interleaved`. Otherwise they are the key `_target_` of the group, and the path.
     """
     if isinstance(target, type):
         target = class_path(target)

@@ -11,11 +11,7 @@ ABSENT = object()
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides as Hydra does.
-
-    Raises:
-        OverrideParseException: One of the texts is not an override.
-    """
+    """Parse overrides as Hydra does; raise OverrideParseException for another text."""
     found: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     return found
 
@@ -35,13 +31,13 @@ def at(config: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def keys(key: str, value: Any) -> Iterator[str]:
-    """Yield the keys that an override sets.
+def keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys that an override sets, with their values.
 
     Hydra merges a dictionary with the existing values, so a dictionary sets only the keys in it.
     """
     if not isinstance(value, dict):
-        yield key
+        yield key, value
         return
     for name, inner in value.items():
         yield from keys(f"{key}.{name}", inner)

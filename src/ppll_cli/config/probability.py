@@ -4,11 +4,7 @@ from ppll_cli.errors import ConfigError
 
 
 def check_probability(key: str, value: object) -> None:
-    """Check that a value is a number in [0, 1).
-
-    Raises:
-        ConfigError: The value is no such number.
-    """
+    """Refuse a value that is no number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(key, value, "must be a valid number", "give 0 <= p < 1")
     if not 0 <= value < 1:

@@ -1,24 +1,16 @@
 """The typed sections of the configuration. Imports no torch."""
 
-import math
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ppll_cli.errors import ConfigError
 
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_finite)]
-Positive = Annotated[Finite, Field(gt=0)]
-NotNegative = Annotated[Finite, Field(ge=0)]
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-Epochs = Annotated[Finite, Field(ge=0, le=1e9)]
+Epochs = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 
 
 class Section(BaseModel):
@@ -34,7 +26,6 @@ class Optim(Section):
         lr: Learning rate after the warm-up.
         betas: Coefficients of AdamW.
         momentum: Momentum of SGD.
-        nesterov: Whether SGD uses Nesterov momentum.
         schedule: How the learning rate changes. `constant`: it stays equal. `step`: it is
             multiplied by `gamma` at each of `milestones` (epochs). `cosine`: it falls to zero along
             a cosine, from the end of the warm-up, at each step. `cosine_by_epoch`: it falls to zero
@@ -53,9 +44,9 @@ class Optim(Section):
     name: Literal["sgd", "adamw"]
     lr: Positive
     weight_decay: NotNegative
-    momentum: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    momentum: Fraction = 0.0
     nesterov: bool = False
-    betas: Annotated[list[Annotated[Finite, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
     schedule: Literal["constant", "step", "cosine", "cosine_by_epoch"]
     warmup_epochs: Epochs
     milestones: list[Epochs]
@@ -64,8 +55,8 @@ class Optim(Section):
     nonfinite: Literal["stop", "skip"] = "stop"
     # The following keys have defaults, because the records of older runs lack them.
     warmup_lr: Positive = 0.01
-    label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
-    ema: Annotated[Finite, Field(gt=0, lt=1)] | None = None
+    label_smoothing: Fraction = 0.0
+    ema: Annotated[FiniteFloat, Field(gt=0, lt=1)] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -172,11 +163,7 @@ class FeatureBank(Section):
             raise ConfigError(f"fba.{key}", value, problem)
 
     def refuse_vectors(self) -> None:
-        """Refuse options that are only for banks of pooled vectors.
-
-        Raises:
-            ConfigError: Such an option is set.
-        """
+        """Refuse options that are only for banks of pooled vectors."""
         for key in ("join", "trains", "normalize"):
             self._refuse(key, "does not apply to detection and super-resolution")
 

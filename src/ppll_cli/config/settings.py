@@ -92,10 +92,6 @@ class Settings(Section):
     log_every: Count = 10
     log_grad_norm: bool = False
 
-    def until_s(self, began_s: float) -> float | None:
-        """Return the time when `max_minutes` end, on the clock of `began_s`; None for no limit."""
-        return None if self.max_minutes is None else began_s + 60 * self.max_minutes
-
     @property
     def devices_asked(self) -> int:
         """Number of devices: `gpus`, or by default two, but at least one for each replica."""
@@ -116,12 +112,11 @@ class Settings(Section):
         optim = self.optim
         only_zero = optim.schedule == "cosine_by_epoch" and self.epochs == 1
         if only_zero and optim.warmup_epochs < 1:
-            raise ConfigError(
-                "optim.schedule",
-                optim.schedule,
-                "its last epoch has learning rate 0, and with epochs=1 there is no other epoch",
-                "use optim.schedule=cosine, or more epochs",
+            problem = (
+                "its last epoch has learning rate 0, and with epochs=1 there is no other epoch"
             )
+            remedy = "use optim.schedule=cosine, or more epochs"
+            raise ConfigError("optim.schedule", optim.schedule, problem, remedy)
         return self
 
     @model_validator(mode="after")
@@ -138,23 +133,19 @@ class Settings(Section):
         replicas, devices = self.replicas, self.devices_asked
         if devices % replicas:
             above = -(-devices // replicas) * replicas
-            raise ConfigError(
-                "replicas",
-                replicas,
-                f"gpus={devices} cannot be divided evenly among so many replicas",
-                f"use gpus={above}" + (f" or gpus={above - replicas}" if above > replicas else ""),
-            )
+            problem = f"gpus={devices} cannot be divided evenly among so many replicas"
+            remedy = f"use gpus={above}"
+            remedy += f" or gpus={above - replicas}" if above > replicas else ""
+            raise ConfigError("replicas", replicas, problem, remedy)
         if self.sync_batchnorm and self.compile:
-            raise ConfigError(
-                "sync_batchnorm", True, "torch.compile cannot compile it", "use compile=false"
-            )
+            problem = "torch.compile cannot compile it"
+            raise ConfigError("sync_batchnorm", True, problem, "use compile=false")
         if replicas > self.batch_size:
-            raise ConfigError(
-                "replicas",
-                replicas,
-                f"a batch of {self.batch_size} samples cannot be shared among so many replicas",
-                f"use at most {self.batch_size}, or a larger batch_size",
+            problem = (
+                f"a batch of {self.batch_size} samples cannot be shared among so many replicas"
             )
+            remedy = f"use at most {self.batch_size}, or a larger batch_size"
+            raise ConfigError("replicas", replicas, problem, remedy)
         return self
 
 
@@ -168,9 +159,11 @@ def parse(config: Mapping[str, Any]) -> Settings:
         settings = Settings.model_validate(config)
     except ValidationError as error:
         raise _config_error(error) from None
+    depth: Any = settings.transport.get("depth")
     microbatches = settings.schedule.get("microbatches")
-    if not isinstance(microbatches, int) or isinstance(microbatches, bool) or microbatches < 1:
-        raise ConfigError("schedule.microbatches", microbatches, "must be a whole number above 0")
+    for key, value in (("schedule.microbatches", microbatches), ("transport.depth", depth)):
+        if type(value) is not int or value < 1:
+            raise ConfigError(key, value, "must be a whole number above 0")
     _check_modules(settings.local.get("modules"), settings.local.get("cuts"))
     _check_probabilities(settings.model)
     if settings.fba.enabled and "bank" not in settings.local:
@@ -180,19 +173,15 @@ def parse(config: Mapping[str, Any]) -> Settings:
     if settings.local.get("bank", config["fba"]) != config["fba"]:
         problem = "is set by the group fba, and cannot differ from it"
         raise ConfigError("local.bank", settings.local["bank"], problem, "use fba=on or fba=off")
-    depth = settings.transport.get("depth")
-    if not isinstance(depth, int) or isinstance(depth, bool) or depth < 1:
-        raise ConfigError("transport.depth", depth, "must be a whole number above 0")
     if depth > MOST_SLOTS:
-        raise ConfigError(
-            "transport.depth", depth, "is more than a channel can use", f"use at most {MOST_SLOTS}"
-        )
+        problem = "is more than a channel can use"
+        raise ConfigError("transport.depth", depth, problem, f"use at most {MOST_SLOTS}")
     return settings
 
 
 def _check_modules(count: Any, cuts: Any) -> None:
     """Check the settings of modules, even if the schedule does not use modules."""
-    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+    if count is not None and (type(count) is not int or count < 1):
         raise ConfigError("local.modules", count, "must be a whole number above 0, or null")
     names = cuts if isinstance(cuts, list) else [cuts]
     if cuts is not None and not all(isinstance(name, str) for name in names):
@@ -215,33 +204,28 @@ def _config_error(error: ValidationError) -> ConfigError:
     detail, *others = error.errors()
     parts = _place(detail["loc"])
     if detail["type"] == "extra_forbidden":
-        names = _fields(parts[:-1])
+        names = list(_known(parts[:-1])[1].model_fields)
         remedy = meant(parts[-1], names) + f"there are {', '.join(names)}"
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
     # If a value may have several types, pydantic reports an error for each type. The location of
     # the error ends with the name of the type.
-    keys = [part for part in parts if part.isidentifier() or part.isdigit()]
-    known: Any = Settings
-    place: list[str] = []
-    for key in keys:
-        if isinstance(known, type) and issubclass(known, BaseModel):
-            if key not in known.model_fields:
-                break
-            known = known.model_fields[key].annotation
-            place.append(key)
+    place, _ = _known([part for part in parts if part.isidentifier() or part.isdigit()])
     same = [other for other in others if _place(other["loc"])[: len(place)] == place]
     problem = ", or ".join(dict.fromkeys(describe(each["msg"]) for each in (detail, *same)))
     return ConfigError(".".join(place), detail["input"], problem)
 
 
-def _fields(place: list[str]) -> list[str]:
-    """Return the names of the keys in a section."""
-    section: Any = Settings
-    for key in place:
-        section = section.model_fields[key].annotation
-    return list(section.model_fields)
+def _known(keys: list[str]) -> tuple[list[str], Any]:
+    """Return the keys before the first one that is no key of a section, and the type there."""
+    known: Any = Settings
+    for number, key in enumerate(keys):
+        is_section = isinstance(known, type) and issubclass(known, BaseModel)
+        if not is_section or key not in known.model_fields:
+            return keys[:number], known
+        known = known.model_fields[key].annotation
+    return keys, known
 
 
 def _place(location: tuple[int | str, ...]) -> list[str]:

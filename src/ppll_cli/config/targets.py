@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from ppll_cli.config.changes import flat
 from ppll_cli.errors import ConfigError, PpllError
 from ppll_cli.leaves.names import meant
 
@@ -196,24 +197,15 @@ def parameters_of(target: Any) -> dict[str, Any]:
         hints = _hints(function)
         parameters = inspect.signature(function).parameters
         for name, parameter in parameters.items():
-            if name == "self" or parameter.kind in (
-                parameter.VAR_KEYWORD,
-                parameter.VAR_POSITIONAL,
-            ):
-                continue
-            found.setdefault(name, hints.get(name, parameter.empty))
+            named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+            if named and name != "self":
+                found.setdefault(name, hints.get(name, parameter.empty))
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             break
     return found
 
 
-def targets_in(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield key and class path of each `_target_` in a configuration, or in its part at `key`."""
-    if not isinstance(node, Mapping):
-        return
-    for name, value in node.items():
-        inner = f"{key}.{name}" if key else str(name)
-        if name == "_target_":
-            yield inner, str(value)
-        else:
-            yield from targets_in(value, inner)
+def targets_in(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return key and class path of each `_target_` in a configuration."""
+    found = flat(config).items()
+    return [(key, str(value)) for key, value in found if key.split(".")[-1] == "_target_"]

@@ -23,13 +23,10 @@ from ppll_cli.prepare.checks import check_batch_norm
 from ppll_cli.prepare.cutting import Weights, cut
 from ppll_cli.prepare.preparation import Prepared
 
-MICROBATCHES = 4
-"""Number of micro-batches of gpipe in a comparison, as in the option `schedule=gpipe`."""
-
 COMPARED: Mapping[str, Schedule] = {
     "bp": BackPropagation(),
     "ll": LocalLearning(),
-    "gpipe": GPipe(microbatches=MICROBATCHES),
+    "gpipe": GPipe(microbatches=4),  # as in the option
     "ppll": PPLL(),
 }
 """The schedules that `comparison` considers, by the names of their `schedule=` options."""
@@ -81,10 +78,8 @@ def comparison(
 ) -> str | None:
     """Return the command of a sweep that compares a run with other schedules.
 
-    See `go_on` for `options` and `changes`.
-
-    Returns:
-        The command; None if fewer than two schedules fit the run, or if it is too long to show.
+    Return None if fewer than two schedules fit the run, or if the command is too long to show. See
+    `go_on` for `options` and `changes`.
     """
     gpus = max(2, settings.devices_asked)
     job = prepared.job

@@ -2,24 +2,32 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ppll_cli.config import objective
+from ppll_cli.config.commands import short_path
+from ppll_cli.config.targets import make
 from ppll_cli.config.weights import MODEL_FILE, absolute_path
 from ppll_cli.data.identity import Identity, difference
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import checkpoint
-from ppll_cli.job.checkpoint import Checkpoint
+from ppll_cli.job.checkpoint import EMA, Checkpoint, SavedTensors
+from ppll_cli.job.job import Job
 from ppll_cli.launch.record import DATA_FILES, PATHS, absolute, write_record
 from ppll_cli.launch.results import drop_unfinished
 from ppll_cli.launch.resume import Recorded
 from ppll_cli.leaves.files import digest_of, read_json, write_text
+from ppll_cli.local.method import LocalMethod, module_criterion
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE
 from ppll_cli.prepare.preparation import Prepared
+from ppll_cli.worker.versions import saved_name
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +64,7 @@ def remove_record(run_dir: Path) -> None:
 
 
 def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | None) -> None:
-    """Refuse to resume a run if the data have changed since it was started.
-
-    Raises:
-        ConfigError: The data differ.
-    """
+    """Refuse to resume a run if the data have changed since it was started."""
     if before.data_sha256 is None or identity is None:  # there is nothing to compare
         return
     if digest_of(identity) == before.data_sha256:
@@ -81,15 +85,58 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
 
     `weights` is the present file, with its digest; None if the run does not read the file, for
     example because it resumes from a checkpoint.
-
-    Raises:
-        ConfigError: The digests differ.
     """
     then = before.weights
     if weights is not None and then is not None and weights["sha256"] != then.get("sha256"):
         problem = "this is not the file that the run was started with: its digest differs"
         remedy = "restore the original file, or start a new run"
         raise ConfigError("weights", weights["file"], problem, remedy)
+
+
+def check_restorable(job: Job, start: Checkpoint) -> None:
+    """Refuse a checkpoint whose tensors do not fit the networks that this version builds."""
+    model, method = make("model", job.settings.model), make("local", job.local)
+    with SavedTensors(start.folder) as saved:
+        known = {name: saved.shape(name) for name in saved.names}
+    for key, shape in _needed(job, method):
+        if known.get(key) == shape:
+            continue
+        there = f"has shape {list(known[key])}" if key in known else "is missing"
+        problem = (
+            f"it cannot be resumed: {key} {there} in its checkpoint, but this version needs shape "
+            f"{list(shape)}"
+        )
+        auxiliary = key.startswith("auxiliary.")
+        if reason := getattr(method if auxiliary else model, "changed", ""):
+            other = "auxiliary networks differ" if auxiliary else "model differs"
+            problem = f"it cannot be resumed, because this version's {other}: {reason}"
+        raise ConfigError("resume", job.run_dir, problem, "start a new run")
+
+
+def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the name and shape of each tensor that a checkpoint must hold."""
+    for prefix, network in _networks(job, method):
+        kind, _, owner = prefix.partition(".")
+        averaged = job.settings.optim.ema is not None and kind == "model"
+        for name, tensor in network.state_dict().items():
+            yield f"{prefix}.{name}", tuple(tensor.shape)
+            if averaged and tensor.is_floating_point():
+                yield f"{EMA}{owner}.{name}", tuple(tensor.shape)
+    for watch in job.routes.watches.values():
+        unit = job.watched[watch.unit]
+        for age in range(1, watch.lag):
+            for name, spec in unit.specs.items():
+                yield saved_name(unit.name, age, name), spec.shape
+
+
+def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
+    """Yield all units and criteria on the meta device, with the prefix of their tensors' names."""
+    site = job.site(job.units())
+    with torch.device("meta"):
+        for unit in site.units:
+            yield f"model.{unit.name}", unit.build()
+        for module in range(len(job.layout.modules)):
+            yield f"auxiliary.{module}", module_criterion(method, site.at(module))
 
 
 def finished(
@@ -131,19 +178,10 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")
     else:
-        log.info("continuing after step %d, from %s", start.step, short(start.folder))
+        log.info("continuing after step %d, from %s", start.step, short_path(start.folder))
     step = start.step if start else 0
     state = start.manifest.metrics if start else {}
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
     drop_unfinished(run_dir)  # these may hold files of stages that the run no longer has
-
-
-def short(path: Path) -> Path:
-    """Return a path relative to the current directory if it is inside it, else unchanged."""
-    try:
-        here = Path.cwd()  # the run directory if hydra.job.chdir=true
-    except OSError:  # somebody removed the current directory
-        return path
-    return path.relative_to(here) if here in path.parents else path

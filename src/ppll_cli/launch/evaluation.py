@@ -21,11 +21,9 @@ from ppll_cli.worker.sums import Sums
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The results of an evaluation.
+    """The results of an evaluation of a split.
 
     Attributes:
-        split: The split that was evaluated.
-        samples: Number of samples in the split.
         result: Loss, metric and other scores of the task, with the names of `summary.json`.
         details: Results of each class or each picture; None if the task gives none.
     """
@@ -53,7 +51,9 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     as_evaluated = getattr(dataset, "evaluated", None)
     if as_evaluated is not None:
         splits = as_evaluated(splits, split)
-    schedule = _schedule(run)
+    config = run.settings.schedule
+    ours = str(config.get("_target_")).startswith(OURS)
+    schedule = schedule_of(config) if ours else None  # a user's class is not imported here
     size = _size(run, schedule, batch_size)
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
@@ -91,14 +91,6 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
         parts: int = settings.replicas * settings.schedule["microbatches"]
         return -(-settings.batch_size // parts)
     return largest_micro_batch(settings, schedule)
-
-
-def _schedule(run: LoadedRun) -> Schedule | None:
-    """Return the run's schedule; None if it is a user's class, which is not imported here."""
-    config = run.settings.schedule
-    if not str(config.get("_target_")).startswith(OURS):
-        return None
-    return schedule_of(config)
 
 
 def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:

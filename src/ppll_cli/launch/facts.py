@@ -1,24 +1,19 @@
 """Collects the facts about a prepared run that the console shows."""
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
-from ppll_cli.pipeline.rules import Channel
 from ppll_cli.prepare.preparation import Prepared
-
-
-def _comes_in(channel: Channel, stage: int) -> bool:
-    return channel.target == stage and channel.kind == "activations"
 
 
 def facts(prepared: Prepared) -> RunFacts:
     """Return facts about the run's workers, and the numbers of epochs, steps and samples."""
     job = prepared.job
-    rooms = job.channels
     workers = []
     for seat in job.seats:
         index, units = seat.stage, job.layout.units(seat.stage)
         modules = job.layout.modules_of(index)
         costs = [prepared.unit_costs[unit] for unit in units]
         costs += [prepared.auxiliary_costs[module] for module in modules]
+        entering = [c for c in job.channels if c.target == index and c.kind == "activations"]
         workers.append(
             StageFacts(
                 job.name(seat),
@@ -27,7 +22,7 @@ def facts(prepared: Prepared) -> RunFacts:
                 modules,
                 sum(cost.params for cost in costs),
                 sum(cost.flops for cost in costs),
-                sum(room.slots for channel, room in rooms.items() if _comes_in(channel, index)),
+                sum(job.channels[channel].slots for channel in entering),
                 job.layout.runs(index),
             )
         )

@@ -1,22 +1,26 @@
 """The launcher: it starts the workers, watches them, and gathers their reports."""
 
 import logging
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any
 
 from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import StopFlag
 from ppll_cli.job.pulse import Pulse, Watch
 from ppll_cli.launch.machines.fleet import Fleet
-from ppll_cli.launch.machines.others import Follower, Leader, Seen, cause
+from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen, cause
 from ppll_cli.launch.machines.spelling import spelled
 from ppll_cli.launch.restarts import Restarts
-from ppll_cli.launch.stopping import stop_in_time, stop_on_signal
-from ppll_cli.launch.watched import LEAVE_S, Report, Watched
+from ppll_cli.launch.watched import LEAVE_S, Watched
 from ppll_cli.launch.wiring import needs_groups, wire
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.scratch import scratch, shared_scratch
@@ -36,7 +40,8 @@ class Ending:
     """How the workers ended.
 
     Attributes:
-        reports: The last report of each worker, in the order of the job's seats.
+        reports: The last report of each worker, in the order of the job's seats; only machine 0
+            has them.
         signal: The signal that asked the workers to stop; SIGTERM if the time limit was reached;
             None if the workers were not asked to stop.
     """
@@ -55,18 +60,10 @@ def launch(
 ) -> Ending:
     """Run a job to its end or, with a fleet, this machine's part of the job.
 
-    Args:
-        job: The job.
-        transport: Makes the channels between the workers.
-        on_report: Called with each report of a worker, except messages for the log, failures and
-            the last report. Machine 0 calls it for the workers of all machines.
-        on_start: Called with the pulse of each worker, once the workers have been started.
-        fleet: The machines of the run; None if there is only one.
-        until_s: The time, on the clock of `time.monotonic`, at which the launcher stops the workers
-            as if it had received SIGTERM; None for no limit.
-
-    Returns:
-        How the workers ended. Only machine 0 has their last reports.
+    `on_report` is called with each report of a worker, except messages for the log, failures and
+    the last report; machine 0 calls it for the workers of all machines. `on_start` is called with
+    the pulse of each worker, once the workers have been started. At the time `until_s`, on the
+    clock of `time.monotonic`, the launcher stops the workers as if it had received SIGTERM.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.
@@ -87,9 +84,9 @@ def launch(
         if others is None or not others.pass_on(named):
             on_report(named)
 
-    stop_in_time(stop, until_s)
+    _stop_in_time(stop, until_s)
     with (
-        stop_on_signal(stop),
+        _stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
         _restarting(job, tell) as restarts,  # removes its folder after the workers are gone
         _none_left(workers),
@@ -109,7 +106,7 @@ def launch(
         on_start([seen[seat].pulse for seat in job.seats if seat in seen])
         watch = Watch([watched.pulse for watched in workers])
         while not _ended(others, seen.values()):
-            stop_in_time(stop, until_s)
+            _stop_in_time(stop, until_s)
             _watch(job, workers, watch, on_report, others, restarts)
         if isinstance(others, Follower):
             ending = Ending([], others.signal)
@@ -127,6 +124,38 @@ def launch(
         return ending
 
 
+def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
+    """Stop the workers, as the first SIGTERM does, if the time limit has been reached."""
+    if until_s is not None and time.monotonic() >= until_s and not stop.value:
+        stop.value = signal.SIGTERM
+        log.warning("max_minutes have passed: stopping after the current batch")
+
+
+@contextmanager
+def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
+    """At the first signal, stop the workers after a checkpoint; at the second, raise `Interrupted`.
+
+    Python handles signals only in the main thread; in another thread this function does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.value:
+            raise Interrupted(number)
+        stop.value = number
+        told = "stopping after the current batch; send the signal (Ctrl-C) again to stop at once"
+        log.warning(told)
+
+    previous = {number: signal.signal(number, handle) for number in forkserver.heeded()}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
     if isinstance(others, Follower):
         return others.ended is not None
@@ -138,18 +167,15 @@ def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[
     """If the body fails, tell other machines' launchers why; at the end, close file transfers."""
     try:
         yield
-    except WorkerFailedError as error:
-        if others is not None:
-            others.end(report=spelled(error.report))
-        raise
-    except Interrupted as error:
-        if others is not None:
-            others.end(signal=error.signal, at_once=True)
-        raise
     except Exception as error:
+        kind = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
+        how: dict[str, Any] = {"problem": f"{kind}{error}"}
+        if isinstance(error, WorkerFailedError):
+            how = {"report": spelled(error.report)}
+        elif isinstance(error, Interrupted):
+            how = {"signal": error.signal, "at_once": True}
         if others is not None:
-            kind = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
-            others.end(problem=f"{kind}{error}")
+            others.end(**how)
         raise
     finally:
         if fleet is not None:

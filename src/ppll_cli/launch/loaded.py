@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,16 +28,10 @@ from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.prepare.subject import LoadedData, load_data, make_units
 from ppll_cli.tasks.task import Task
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 OURS = "ppll_cli."
 """Prefix of the import paths of this program's own classes.
 
 A caller of `load_run` must pass all other classes that a run uses."""
-
-BUILT = ("model", "data")
-"""The configuration groups whose classes are instantiated to load a run."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +39,10 @@ class LoadedRun:
     """A trained run, ready to be used.
 
     Attributes:
-        run_dir: The run directory.
         settings: The run's settings. `settings.data` may be replaced by another data set, on which
             the model is to be evaluated.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model in evaluation mode. It maps images from `preprocess` to a prediction.
-        data: The data set, loaded.
-        device: The device of the model.
     """
 
     run_dir: Path
@@ -80,11 +72,8 @@ class LoadedRun:
         """Precision and determinism with which the run computed."""
         return Numerics(self.settings.precision, self.settings.deterministic)
 
-    def preprocess(self, picture: "Image.Image | str | Path") -> Tensor:
-        """Turn a picture into the model's input.
-
-        Args:
-            picture: A Pillow picture, or the path of a file.
+    def preprocess(self, picture: Image.Image | str | Path) -> Tensor:
+        """Turn a Pillow picture, or one in a file, into the model's input.
 
         Returns:
             float32 [1, C, H, W] on the model's device.
@@ -94,11 +83,8 @@ class LoadedRun:
         """
         return self._inputs(_opened(picture))[IMAGE]
 
-    def predict(self, picture: "Image.Image | str | Path") -> Prediction:
-        """Predict from one picture.
-
-        Args:
-            picture: A Pillow picture, or the path of a file.
+    def predict(self, picture: Image.Image | str | Path) -> Prediction:
+        """Predict from a Pillow picture, or from one in a file.
 
         Returns:
             For classification the probability of each class; for detection the boxes, and the
@@ -122,7 +108,7 @@ class LoadedRun:
         prediction: Tensor = made[0] if isinstance(made, tuple) else made
         return prediction
 
-    def _inputs(self, picture: "Image.Image") -> dict[str, Tensor]:
+    def _inputs(self, picture: Image.Image) -> dict[str, Tensor]:
         """Return the input tensors of a batch with this picture alone, without targets."""
         inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
         return inputs
@@ -203,9 +189,8 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
             raise ConfigError("ema", ema, problem, "train with optim.ema=0.999")
         return model_file.model_tensors(found.folder, ema), found.step
     except FileNotFoundError as error:
-        raise ConfigError(
-            "checkpoint", name, "the run has no such checkpoint", str(error)
-        ) from None
+        problem = "the run has no such checkpoint"
+        raise ConfigError("checkpoint", name, problem, str(error)) from None
     except (DamagedError, SafetensorError, OSError) as error:
         raise ConfigError("checkpoint", name, f"cannot be used: {error}") from None
 
@@ -230,14 +215,14 @@ def _check_fit(
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
     """Refuse a run whose configuration names a user's class that is not in `classes`."""
     given = {each if isinstance(each, str) else class_path(each) for each in classes}
-    for key, target in targets_in({group: config[group] for group in BUILT}):
+    for key, target in targets_in({group: config[group] for group in ("model", "data")}):
         if not target.startswith(OURS) and target not in given:
             name = target.rpartition(".")[2]
             remedy = f"import it, and pass it: load_run(..., classes=[{name}])"
             raise ConfigError(key, target, UNNAMED, remedy)
 
 
-def _opened(picture: "Image.Image | str | Path") -> "Image.Image":
+def _opened(picture: Image.Image | str | Path) -> Image.Image:
     """Return a Pillow picture as it is; open and decode the picture at a path."""
     if not isinstance(picture, str | Path):
         return picture

@@ -49,18 +49,11 @@ def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
 
 
 def _lock(file: int, key: str, folder: Path, problem: str) -> None:
-    """Lock an open file until it is closed or the process ends.
-
-    If another process holds the lock, the error names the configuration key of the folder.
-
-    Raises:
-        ConfigError: Another process holds the lock.
-    """
+    """Lock an open file until it is closed or the process ends; errors name the folder's key."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(key, folder, problem, "wait until it ends, or stop it") from None
     except OSError as error:  # the file system has no locks
-        log.warning(
-            "%s cannot be locked (%s): make sure that only one process runs there", folder, error
-        )
+        told = "%s cannot be locked (%s): make sure that only one process runs there"
+        log.warning(told, folder, error)

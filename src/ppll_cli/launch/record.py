@@ -93,21 +93,15 @@ def no_run(run_dir: Path, reason: str) -> ConfigError:
 def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
     """Refuse a record that a later version wrote, or that was changed or damaged."""
     version = record.get("format", 1)
-    if (
-        not isinstance(version, int)
-        or isinstance(version, bool)
-        or not 1 <= version <= CONFIG_FORMAT
-    ):
+    if type(version) is not int or not 1 <= version <= CONFIG_FORMAT:
         problem = f"its {CONFIG_FILE} has format {version}, and this program knows {CONFIG_FORMAT}"
         raise ConfigError("resume", run_dir, problem, "use a newer ppll-run")
     if version == 1 and DIGEST not in record:  # an older program wrote no digest
         return
     if record.get(DIGEST) != digest_of({k: v for k, v in record.items() if k != DIGEST}):
         problem = f"its {CONFIG_FILE} does not match its checksum: it was changed or damaged"
-        remedy = (
-            "restore the file that the run wrote, or start a new run with the settings you want"
-        )
-        raise ConfigError("resume", run_dir, problem, remedy)
+        remedy = "restore the file that the run wrote, or start a new run"
+        raise ConfigError("resume", run_dir, problem, f"{remedy} with the settings you want")
 
 
 def check_kinds(run_dir: Path) -> None:
@@ -115,9 +109,6 @@ def check_kinds(run_dir: Path) -> None:
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail at its very end.
-
-    Raises:
-        ConfigError: For example, a folder has the name of a file.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),

@@ -5,16 +5,23 @@ the worker continues from the stage's last snapshot. `worker.snapshots` restores
 `transport.journal` it reads messages again.
 """
 
+import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Recovery
-from ppll_cli.launch.watched import LEAVE_S, Report, Watched
+from ppll_cli.launch import failure
+from ppll_cli.launch.machines.others import Report
+from ppll_cli.launch.watched import LEAVE_S, Watched
+from ppll_cli.observe.progress import Look
+from ppll_cli.observe.spans import Restart
+
+log = logging.getLogger(__name__)
 
 SAME_PLACE = 3
 """Number of successive faults of a worker at the same batch after which the run ends: the first
@@ -44,11 +51,10 @@ class _History:
 class Restarts:
     """Restarts failed workers, and counts their faults.
 
-    Args:
-        folder: A folder in shared memory, for snapshots.
-        tell: Called with a report of kind "restart" for each restart, and with a report of kind
-            "restarted" when the new process continues. Both have `began_s`, the time at which the
-            fault was detected; the second has `ended_s`. The clock is `perf_counter`.
+    The folder, in shared memory, is for snapshots. `tell` is called with a report of kind "restart"
+    for each restart, and with one of kind "restarted" when the new process continues. Both have
+    `began_s`, the time at which the fault was detected; the second has `ended_s`. The clock is
+    `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -71,7 +77,7 @@ class Restarts:
             step = report["step"]
         else:
             return False
-        history = self._history[Seat(report["stage"], report["replica"])]
+        history = self._history[_seat(report)]
         if report["kind"] == "ready" and history.began_s is not None:
             times = {"began_s": history.began_s, "ended_s": report["at_s"]}
             self._tell({**report, "kind": "restarted", **times})
@@ -90,19 +96,16 @@ class Restarts:
         workers: list[Watched],
         deal: Callable[[Watched, Report], None],
     ) -> list[Report]:
-        """Restart all failed workers, if this may help.
+        """Restart all failed workers; if this cannot help, return the failures that end the run.
 
         `deal` handles the reports that a dead worker has left in its pipe.
-
-        Returns:
-            The failures that end the run. If this list is not empty, no worker was restarted.
 
         Raises:
             RunFailedError: The fork server is gone, or is stopped.
         """
         now_s = time.perf_counter()
         by_seat = {watched.seat: watched for watched in workers}
-        first = {Seat(each["stage"], each["replica"]): each for each in reversed(failures)}
+        first = {_seat(each): each for each in reversed(failures)}
         failed = [(by_seat[seat], report) for seat, report in first.items()]
         # A worker that is done only waits for permission to exit, so it need not be restarted.
         failed = [(watched, report) for watched, report in failed if watched.done is None]
@@ -139,3 +142,53 @@ class Restarts:
         watched.pulse.start_again()
         self._tell({**report, "kind": "restart"})
         watched.begin(self._job, self.recovery(watched.seat))
+
+
+class RestartLog:
+    """Follows the restarts of workers by the launcher's reports of them.
+
+    `before` are the restarts in the summary that was written before the run was resumed.
+    """
+
+    def __init__(self, job: Job, before: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._job, self._before = job, before
+        self._reports: list[Report] = []
+
+    def take(self, report: Report) -> None:
+        """Record and log that a worker restarts, or that its new process continues."""
+        if report["kind"] == "restart":
+            failure.tell_of_restart(report)
+            self._end(report, report["began_s"])  # a worker may fail again while it restarts
+            self._reports.append({**report, "ended_s": None, "seconds": None})
+            return
+        seconds = report["ended_s"] - report["began_s"]
+        log.info("stage %d goes on after %.1f s", report["stage"], seconds)
+        self._end(report, report["ended_s"], seconds)
+
+    def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
+        """End the restart that is under way on a worker, if there is one."""
+        for each in self._reports:
+            if _seat(each) == _seat(report) and each["ended_s"] is None:
+                each.update(ended_s=ended_s, seconds=seconds)
+
+    def marked(self, looks: Sequence[Look]) -> list[Look]:
+        """Return the states of all workers, with `restarts` set for workers that restart now."""
+        # The display calls this in a thread of its own.
+        now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
+        seats = zip(self._job.seats, looks, strict=True)
+        return [look._replace(restarts=seat in now) for seat, look in seats]
+
+    def listed(self) -> list[Mapping[str, Any]]:
+        """Return the entry of `summary.json` for each restart."""
+        keys = ("stage", "phase", "batch", "error", "seconds")
+        return [*self._before, *({key: each[key] for key in keys} for each in self._reports)]
+
+    def drawn(self) -> list[Restart]:
+        """Return the restarts for the timeline."""
+        keys = ("began_s", "ended_s", "error", "phase", "batch")
+        ended = [each for each in self._reports if each["ended_s"] is not None]
+        return [Restart(self._job.number(_seat(e)), *(e[key] for key in keys)) for e in ended]
+
+
+def _seat(report: Report) -> Seat:
+    return Seat(report["stage"], report["replica"])

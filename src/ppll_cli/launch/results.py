@@ -9,13 +9,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
+
+from ppll_cli.config.targets import make
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.errors import Interrupted, RunFailedError
 from ppll_cli.job import model_file
 from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
-from ppll_cli.launch.samples import write_samples
 from ppll_cli.leaves.files import remove, write_json
+from ppll_cli.models.plain import PlainModel
 from ppll_cli.observe import timeline
 from ppll_cli.observe.logs import for_show, to_file
 from ppll_cli.observe.spans import Restart, Traced
@@ -36,11 +40,8 @@ def write_results(
     """Write each result, even if another one cannot be written.
 
     `reports` are the last report of each worker; empty for a run that failed. If the model cannot
-    be written, "failed" is recorded instead of the status.
-
-    Returns:
-        The summary (None if it could not be made), and an error for each file that could not be
-        written.
+    be written, "failed" is recorded instead of the status. Return the summary (None if it could not
+    be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
     last = run_dir / "checkpoints" / "last"
@@ -109,6 +110,20 @@ def _draw(
         moved = [restart.later(behind_s[restart.worker]) for restart in restarts]
         traced = Traced(lanes, names, places, title, job.replicas, moved)
         timeline.write(run_dir, traced)
+
+
+def write_samples(job: Job, run_dir: Path) -> None:
+    """Replace `samples/` by pictures of the final model, if the data set can draw pictures."""
+    draw = getattr(make("data", job.settings.data), "draw_samples", None)
+    if draw is None:
+        return
+    model = PlainModel(job.units(), job.settings.seed)
+    model.load_state_dict(load_file(run_dir / MODEL_FILE))
+    model.eval()
+    folder = run_dir / "samples"
+    shutil.rmtree(folder, ignore_errors=True)
+    with torch.no_grad():
+        draw(model, folder)
 
 
 def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:

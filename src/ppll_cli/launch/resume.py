@@ -9,21 +9,21 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.composition import GROUPS
 from ppll_cli.config.moved import ADDED, choices_now, config_now
-from ppll_cli.config.overrides import at, keys, parsed, text
+from ppll_cli.config.overrides import ABSENT, at, keys, parsed, text
 from ppll_cli.config.targets import targets_in
 from ppll_cli.config.weights import absolute_path
 from ppll_cli.errors import ConfigError
-from ppll_cli.launch.changeable import check_free, refused, shown
 from ppll_cli.launch.record import DIGEST, PATHS, absolute, check_kinds, no_run, read_record
 from ppll_cli.leaves.files import problem_of
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, only_started
@@ -40,6 +40,41 @@ UNNAMED = (
     "name it too"
 )
 
+FREE = {
+    "gpus",
+    "partition",
+    "transport",
+    "device",
+    "oversubscribe",
+    "threads",
+    "recompute",
+    "recover",
+    "tracker",
+    "max_steps",
+    "max_minutes",
+    "progress_limit",
+    "timeline",
+    "objective",
+    "name",
+    "tags",
+    "eval_every",
+    "log_every",
+    "log_grad_norm",
+    "checkpoint",
+    "data.root",
+    "data.download",
+    "data.loaders",
+    "data.cache",
+    "data.folders",
+}
+"""Keys, and groups of keys, that may be changed because they do not change what is trained."""
+
+COMPARED = ("data.folders",)
+"""Keys of `FREE` that may be changed only if the run has recorded the identity of its data."""
+
+BOUND = {"transport.wire_dtype"}
+"""Keys inside groups of `FREE` that may not be changed, because they change what is trained."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -47,7 +82,6 @@ class Recorded:
 
     Attributes:
         config: The configuration with which the run was started, with interpolations resolved.
-        choices: The option chosen in each group.
         cuts: Name of the first unit of each module but the first; None if an older program recorded
             none.
         data_sha256: Digest of the identity of the data; None if not recorded.
@@ -76,12 +110,10 @@ class Recorded:
     def changed(
         self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the configuration of the resumed run, and log what the user should know.
+        """Return the recorded configuration with the command line's changes, and all choices.
 
-        `composed` is the configuration that Hydra composed from the result of `arguments`.
-
-        Returns:
-            The recorded configuration with the command line's changes; the option of each group.
+        Log what the user should know. `composed` is the configuration that Hydra composed from the
+        result of `arguments`.
 
         Raises:
             ConfigError: A change is not allowed, or only the record names a class of the user.
@@ -105,16 +137,10 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the recorded configuration with the keys that the command line changes.
+        """Do the work of `changed`, without what it logs.
 
         `check` takes a changed key, its override and its new value; it raises ConfigError if the
-        change is not allowed. See `changed` for the other arguments.
-
-        Returns:
-            The configuration, and the option of each group.
-
-        Raises:
-            ConfigError: A change is not allowed, or only the record names a class of the user.
+        change is not allowed.
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)
@@ -130,7 +156,7 @@ class Recorded:
                 if key not in GROUPS:  # other groups are presets, whose options set any key
                     raise refused(key, given, self.choices.get(key))
                 chosen[key] = choices[key]
-            for inner in keys(key, given):
+            for inner, _ in keys(key, given):
                 value, before = at(composed, inner), at(self.config, inner)
                 if inner.removeprefix("data.") in PATHS:
                     value = absolute(value)
@@ -152,8 +178,16 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        same_data = self.data_sha256 is not None
-        check_free(key, override, value, self.config, self.choices, same_data)
+        """Refuse to change a key that changes what is trained, or to remove any key."""
+        given = override.partition("=")[2]
+        if key == "epochs" and value is not ABSENT:
+            if at(self.config, "optim.schedule") in ("cosine", "cosine_by_epoch"):
+                reason = "and its learning rate depends on it"
+                raise refused(key, given, at(self.config, key), reason)
+            return
+        same_data = key not in COMPARED or self.data_sha256 is not None
+        if value is ABSENT or not (_is_free(key) and same_data):
+            raise refused(key, given, self.recorded_as(key))
 
     def recorded_as(self, key: str) -> Any:
         """Return, for messages, the option of a group or the value of a key at the run's start."""
@@ -168,17 +202,50 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
             override says where results go.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
-    if "resume" not in given or given["resume"].value() is None:
+    run_dir = named(given.get("resume"), "give a run directory")
+    if run_dir is None:
         return None
-    name = str(OmegaConf.create({"resume": given["resume"].value()}).resume)
-    if not name:
-        raise ConfigError("resume", "''", "is empty", "give a run directory")
-    run_dir = Path(name).expanduser()
     for key in ("hydra.run.dir", "hydra.output_subdir", "hydra.sweep.dir", "hydra.mode"):
         if key in given:
             value = text(given[key]).partition("=")[2]
             raise ConfigError(key, value, "a resumed run keeps its directory", "leave it out")
     return _recorded_in(run_dir)
+
+
+def _is_free(key: str) -> bool:
+    """Return whether a key may be changed, if the data stay the same."""
+    return any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
+
+
+def refused(
+    key: str, given: object, before: Any, reason: str = "", free: Iterable[str] = FREE
+) -> ConfigError:
+    """Return the error for a change that is not allowed; only the keys in `free` may change."""
+    problem = f"the run was started with {shown(before)}" + (reason and f", {reason}")
+    remedy = (
+        f"keep that value, or start a new run; a resumed run may change {', '.join(sorted(free))}"
+    )
+    return ConfigError(key, given, problem, remedy)
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written on a command line."""
+    if value is ABSENT:
+        return "no such key"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def named(resume: Override | None, remedy: str) -> Path | None:
+    """Return the folder that the override `resume=` names; None if there is none, or null."""
+    if resume is None or resume.value() is None:
+        return None
+    if resume.is_sweep_override():
+        value = text(resume).partition("=")[2]
+        raise ConfigError("resume", value, "names several folders", "give one")
+    name = str(OmegaConf.create({"resume": resume.value()}).resume)
+    if not name:
+        raise ConfigError("resume", "''", "is empty", remedy)
+    return Path(name).expanduser()
 
 
 def recorded_in(run_dir: Path, key: str) -> Recorded:

@@ -13,31 +13,23 @@ from typing import Any
 from ppll_cli.config import objective
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import make, require
-from ppll_cli.errors import (
-    ConfigError,
-    Interrupted,
-    PpllError,
-    RunFailedError,
-    WorkerFailedError,
-)
+from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.job import checkpoint
 from ppll_cli.job.checkpoint import Checkpoint
 from ppll_cli.job.parts import Parts
 from ppll_cli.job.pulse import Pulse
 from ppll_cli.launch import advice, beginning, failure
-from ppll_cli.launch.beginning import short
 from ppll_cli.launch.facts import facts
 from ppll_cli.launch.launcher import launch
 from ppll_cli.launch.locks import locked
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.follow import announce
-from ppll_cli.launch.restart_log import RestartLog
-from ppll_cli.launch.restorable import check_restorable
+from ppll_cli.launch.machines.others import Report
+from ppll_cli.launch.restarts import RestartLog
 from ppll_cli.launch.results import write_results
 from ppll_cli.launch.resume import Recorded
 from ppll_cli.launch.saving import Saving
 from ppll_cli.launch.summary import summarise
-from ppll_cli.launch.watched import Report
 from ppll_cli.launch.wiring import fitting
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.names import class_path
@@ -57,7 +49,6 @@ class Run:
 
     Args:
         config: The configuration as plain data, for the record.
-        choices: The option chosen in each group.
         run_dir: The run directory, which exists and holds nothing of another run.
         before: The record of the run to be resumed; None for a new run.
         changes: Returns the overrides that turn the defaults into the configuration, to show them
@@ -87,7 +78,9 @@ class Run:
         self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
         self.before, self._find_changes, self._fleet = before, changes, fleet
         self.options = options
-        self._until_s = settings.until_s(time.monotonic() if began_s is None else began_s)
+        began_s = time.monotonic() if began_s is None else began_s
+        limit = settings.max_minutes
+        self._until_s = None if limit is None else began_s + 60 * limit
         self.changes: Sequence[str] | None = None
         self.objective = ""
         self._ready = 0
@@ -97,10 +90,8 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Prepare the run, train, and write the results.
 
-        If the run ends early, this method logs the reason as soon as it is known.
-
-        Returns:
-            The content of `summary.json`.
+        Return the content of `summary.json`. If the run ends early, log the reason as soon as it is
+        known.
 
         Raises:
             ConfigError: The configuration is wrong; no worker was started.
@@ -171,23 +162,19 @@ class Run:
                 raise failed from error
         early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
         summary = self._finish(ending.reports, "interrupted" if early else "completed")
-        self.console.end(summary, short(self.run_dir), self._worth_trying())
+        self.console.end(summary, self.run_dir, self._worth_trying())
         if early:
             assert ending.signal is not None
             raise Interrupted(ending.signal)
         return summary
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
-        """If the run is complete already, tell the user and return its summary; else return None.
-
-        Raises:
-            ConfigError: The data have changed since the run was started.
-        """
+        """If the run is complete already, tell the user and return its summary; else None."""
         beginning.check_data(before, self.settings.data, self.prepared.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
         if (summary := beginning.finished(*known)) is not None:
-            Console(facts(self.prepared)).nothing_to_do(summary, short(self.run_dir))
+            Console(facts(self.prepared)).nothing_to_do(summary, self.run_dir)
         return summary
 
     def _summarise(self, **known: Any) -> dict[str, Any]:
@@ -240,7 +227,7 @@ class Run:
             prepared = replace(prepared, weights=self.before.weights)
         if start is None:
             return prepared
-        check_restorable(prepared.job, start)
+        beginning.check_restorable(prepared.job, start)
         job = replace(prepared.job, start=start.step, checkpoint=start.folder)
         return replace(prepared, job=job)
 
@@ -257,7 +244,7 @@ class Run:
         with for_show("the settings that differ from the defaults could not be listed"):
             self.changes = self._find_changes()  # while the workers set themselves up
             self.console.settings(self.changes)
-        self.console.begin(short(self.run_dir))
+        self.console.begin(self.run_dir)
         self._pulses = pulses
         job = self.prepared.job
         self._progress = Progress(job.start, job.course.steps, job.replicas)
@@ -303,11 +290,7 @@ class Run:
             log.error("  also: %s", problem)
 
     def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
-        """Write the results into the run directory; return the content of `summary.json`.
-
-        Raises:
-            RunFailedError: The model or the summary could not be written.
-        """
+        """Write the results; raise RunFailedError if the model or the summary cannot be written."""
         summary, problems = self._write_results(reports, status)
         if summary is None or problems:
             self._tell(problems[0])

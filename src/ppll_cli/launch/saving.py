@@ -23,11 +23,7 @@ class _Passing:
 
 
 class Saving:
-    """Completes the checkpoints of a run.
-
-    Args:
-        metrics: The run's metrics file, whose state goes into the checkpoint.
-    """
+    """Completes the checkpoints of a run, which include the state of its metrics file."""
 
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
         self._job, self._cuts = prepared.job, prepared.cuts

@@ -11,6 +11,7 @@ from typing import Any
 import ppll_cli
 from ppll_cli.job.parts import Parts, Worker, is_steady, rate, worker
 from ppll_cli.observe.metrics import Metrics
+from ppll_cli.observe.progress import FRACTIONS
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.predict.pace import Pipeline, Steady
 from ppll_cli.prepare.preparation import Prepared
@@ -32,17 +33,11 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of `summary.json`, as far as it is known.
 
-    Args:
-        choices: The option chosen in each group.
-        prepared: The job, and the costs of its units and auxiliary networks.
-        metrics: The run's metrics file.
-        parts: The parts of the run; each start or resumption begins a new part. Speeds and
-            fractions of time are computed over the present part and all earlier parts with the same
-            conditions.
-        reports: The last report of each worker; empty for a run that failed or has not begun.
-        status: "completed", "interrupted" or "failed"; "running" before the end.
-        seconds: Seconds since the workers began to train after the start or resumption of the run,
-            including evaluations and checkpoints.
+    Speeds and fractions of time are computed over the run's present part and all earlier parts with
+    the same conditions. `reports` are the last report of each worker; empty for a run that failed
+    or has not begun. The status is "running" before the end. `seconds` is the time since the
+    workers began to train after the start or resumption of the run, including evaluations and
+    checkpoints.
     """
     job = prepared.job
     course, settings = job.course, job.settings
@@ -127,13 +122,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
             "device": job.device(seat),
             "units": [prepared.units[unit] for unit in job.layout.units(seat.stage)],
             "modules": job.layout.modules_of(seat.stage),
-            "compute_fraction": _fraction(counted, "compute", "optimizer"),
-            "aux_fraction": _fraction(counted, "auxiliary"),
-            "starved_fraction": _fraction(counted, "starved"),
-            "blocked_fraction": _fraction(counted, "blocked"),
-            "data_fraction": _fraction(counted, "data"),
-            "transfer_fraction": _fraction(counted, "transfer"),
-            "average_fraction": _fraction(counted, "average"),
+            **{f"{name}_fraction": _fraction(counted, *kinds) for name, kinds in FRACTIONS.items()},
             **({"snapshot_fraction": _fraction(counted, "snapshot")} if job.restartable else {}),
             "peak_memory_bytes": counted and counted["peak_memory_bytes"],
             "peak_reserved_bytes": counted and counted["peak_reserved_bytes"],

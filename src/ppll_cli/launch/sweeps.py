@@ -14,14 +14,13 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
-from omegaconf import OmegaConf
 
 from ppll_cli.config.commands import setting
 from ppll_cli.config.composition import composed
 from ppll_cli.config.overrides import at, keys, parsed, text
 from ppll_cli.config.settings import parse
 from ppll_cli.errors import ConfigError
-from ppll_cli.launch.resume import OPTION, Recorded, recorded
+from ppll_cli.launch.resume import OPTION, Recorded, named, recorded
 from ppll_cli.leaves.files import problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, read_run
 
@@ -40,12 +39,7 @@ _WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class SweptJob:
-    """A job of a sweep.
-
-    Attributes:
-        number: Number of the job, from 0.
-        overrides: The job's overrides, without overrides of Hydra's own keys.
-    """
+    """A job of a sweep, with its overrides except those of Hydra's own keys."""
 
     number: int
     overrides: Sequence[str]
@@ -65,13 +59,7 @@ class SweptJob:
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """A sweep that is to be resumed.
-
-    Attributes:
-        folder: The sweep's folder.
-        jobs: All jobs of the sweep, in the order of their numbers.
-        launcher: The overrides that say how jobs are launched.
-    """
+    """A sweep that is to be resumed; overrides in `launcher` say how its jobs are launched."""
 
     folder: Path
     jobs: Sequence[SweptJob]
@@ -80,8 +68,7 @@ class RecordedSweep:
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """Return the overrides for Hydra that apply to all jobs of the sweep.
 
-        Raises:
-            ConfigError: A setting of the launcher must be given again on the command line.
+        Refuse a recorded setting of the launcher that may be a command.
         """
         given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
         again = any(LAUNCHER.match(override.key_or_group) for override in given)
@@ -100,11 +87,8 @@ class RecordedSweep:
     ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
         """Return the configuration with which a job is resumed, or started if it has not begun.
 
-        Hydra must be initialised.
-
-        Returns:
-            The record of the run to be resumed, None if the job has not begun; the job's
-            configuration; the option of each group.
+        Beside it, return the record of the run to be resumed (None if the job has not begun), and
+        the option of each group. Hydra must be initialised.
 
         Raises:
             ConfigError: The job's record is damaged, or only a record names a class of the user.
@@ -131,15 +115,10 @@ def recorded_sweep(overrides: Sequence[str]) -> RecordedSweep | None:
             override that a resumed sweep cannot have.
     """
     given = {override.key_or_group: override for override in parsed(overrides)}
-    if "resume" not in given or given["resume"].value() is None:
+    found = named(given.get("resume"), "give a sweep's folder")
+    if found is None:
         return None
-    if given["resume"].is_sweep_override():
-        value = text(given["resume"]).partition("=")[2]
-        raise ConfigError("resume", value, "names several folders", "give one")
-    name = str(OmegaConf.create({"resume": given["resume"].value()}).resume)
-    if not name:
-        raise ConfigError("resume", "''", "is empty", "give a sweep's folder")
-    folder = Path(name).expanduser().absolute()
+    folder = found.absolute()
     if not os.path.isdir(folder):
         raise ConfigError("resume", folder, "there is no such folder", "give a sweep's folder")
     if not os.path.lexists(folder / SWEEP_FILE) and os.path.lexists(folder / CONFIG_FILE):
@@ -190,9 +169,7 @@ def _check_override(override: Override) -> None:
         raise ConfigError(key, value, problem, "leave it out: only the basic sweeper can resume")
     if key in _WHERE or key == "hydra.mode":
         raise ConfigError(key, value, "a resumed sweep keeps its folder", "leave it out")
-    given = [key]
-    if not override.is_sweep_override():
-        given = list(keys(key, override.value()))
+    given = {key: None} if override.is_sweep_override() else dict(keys(key, override.value()))
     if re.match(r"(resume|hydra|tracker)\b", key) or all(k.endswith("._target_") for k in given):
         return
     problem = "the jobs of a resumed sweep keep the overrides that they began with"
@@ -222,14 +199,8 @@ def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
             listed = [item.rpartition("=")[2] for item in override.sweep_string_iterator()]
             found += [setting(key, path) for path in listed if path == at(config, key)]
         else:
-            own = {inner: _value(key, value, inner) for inner in keys(key, value)}
-            found += [setting(k, path) for k, path in own.items() if path == at(config, k)]
+            found += [setting(k, path) for k, path in keys(key, value) if path == at(config, k)]
     return found
-
-
-def _value(key: str, value: Any, inner: str) -> Any:
-    """Return the value of a key inside a dictionary that is given as an override."""
-    return value if inner == key else at(value, inner.removeprefix(f"{key}."))
 
 
 def read_sweep(folder: Path) -> RecordedSweep:
@@ -244,8 +215,7 @@ def read_sweep(folder: Path) -> RecordedSweep:
         raise _no_sweep(folder, f"that file cannot be read: {problem_of(error)}") from None
     if not isinstance(record, dict) or (folder / SWEEP_FILE).is_symlink():
         raise _no_sweep(folder, "that file is a link, or not a JSON object")
-    if record.get("format") != SWEEP_FORMAT:
-        version = record.get("format")
+    if (version := record.get("format")) != SWEEP_FORMAT:
         problem = f"its {SWEEP_FILE} has format {version}, and this program knows {SWEEP_FORMAT}"
         raise ConfigError("resume", folder, problem, "use the ppll-run that wrote it")
     if record.get("sweeper") != BASIC:

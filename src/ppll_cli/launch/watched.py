@@ -8,11 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
-from typing import Any
 
 from ppll_cli.job.job import Job
 from ppll_cli.job.links import Links, Recovery, StopFlag
-from ppll_cli.launch.machines.others import Seen
+from ppll_cli.launch.machines.others import Report, Seen
 from ppll_cli.launch.wiring import Ends
 from ppll_cli.leaves import forkserver
 from ppll_cli.transport.memory import remove_left
@@ -20,8 +19,6 @@ from ppll_cli.worker import process
 
 LEAVE_S = 5.0
 """Seconds to wait for the exit of a worker that was allowed to exit, was killed or has died."""
-
-Report = dict[str, Any]
 
 
 @dataclass(kw_only=True)
@@ -31,8 +28,6 @@ class Watched(Seen):
     Attributes:
         ends: The worker's ends of channels. The launcher keeps them open, so that the workers at
             the other ends notice nothing if this worker dies.
-        stop: The flag by which the launcher asks for an early stop.
-        process: The worker's process.
         reports: The pipe from which the worker's reports are read.
         failed: Whether the launcher knows that the worker has failed.
     """
@@ -74,21 +69,6 @@ class Watched(Seen):
         self.process.join(LEAVE_S)
         how = forkserver.fate(self.process.exitcode)
         return self.failure(job, f"the worker process is gone ({how})")
-
-    def failure(self, job: Job, error: str) -> Report:
-        """Return a failure report that the worker did not send itself."""
-        texts = self.pulse.doing, self.pulse.item
-        doing, item = (text.decode(errors="replace") for text in texts)
-        return {
-            "kind": "failed",
-            "stage": self.seat.stage,
-            "replica": self.seat.replica,
-            "time": time.time(),
-            "device": job.device(self.seat),
-            "phase": doing or "starting",
-            "batch": item or None,
-            "error": error,
-        }
 
     def kill(self) -> None:
         """Kill the worker's process, if it still runs."""

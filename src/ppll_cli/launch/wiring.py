@@ -36,9 +36,6 @@ class _Way:
     """A channel between two workers.
 
     Attributes:
-        source: The worker that sends.
-        target: The worker that receives.
-        slots: Number of messages that the channel holds.
         size: Largest size of a message in bytes.
         schema: Text that describes the tensors of the messages.
         channel: The channel between the two workers' stages; each replica has its own `_Way` for
@@ -67,41 +64,26 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Choose the transport for the channels inside a machine.
+    """Choose the transport for the channels inside a machine: the given one if it is usable.
 
-    Args:
-        name: Name of the transport in the configuration.
-        transport: The transport in the configuration, which is chosen if it is usable.
-        job: The job.
-        machine: Number of the machine, from 0.
+    `name` is its name in the configuration.
 
     Raises:
         ConfigError: No transport is usable, or a process is not allowed to open as many file
             descriptors as it needs.
     """
     seats = [seat for seat in job.seats if job.home(seat) == machine]
-    ways = [way for way in _ways(job) if _inside(job, way, machine)]
+    ways = [w for w in _ways(job) if job.home(w.source) == job.home(w.target) == machine]
     size = sum(way.slots * way.size for way in ways)
     if job.restartable & {seat.stage for seat in seats}:  # `prepare` has checked the memory
         chosen: Transport = JournalTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
     else:
         chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
-    check_descriptors(
-        name,
-        chosen,
-        len(seats),
-        [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways],
-        tensors=max(
-            *(len(route.names) for route in job.routes.into),
-            *(len(job.watched_specs(watcher)) for watcher in job.routes.watches),
-            0,
-        ),
-    )
+    tensors = [len(route.names) for route in job.routes.into]
+    tensors += [len(job.watched_specs(watcher)) for watcher in job.routes.watches]
+    ends = [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways]
+    check_descriptors(name, chosen, len(seats), ends, tensors=max(tensors, default=0))
     return chosen
-
-
-def _inside(job: Job, way: _Way, machine: int) -> bool:
-    return job.home(way.source) == job.home(way.target) == machine
 
 
 def wire(
@@ -112,12 +94,9 @@ def wire(
     A channel between two stages connects replicas with equal numbers. The transport makes the
     channels inside a machine; channels between machines use torch.distributed.
 
-    Args:
-        job: The job.
-        transport: Makes the channels between workers of the same machine.
-        store: Address at which the workers of process groups meet; not used if there are no groups.
-        interface: Network interface over which gloo and NCCL connect the workers.
-        machine: Number of the machine whose workers' channels are made; None for all channels.
+    `store` is the address at which the workers of process groups meet; it is not used without
+    groups. gloo and NCCL connect the workers over the network `interface`. With the number of a
+    machine, only the channels of its workers are made.
     """
     ends = {seat: Ends() for seat in job.seats}
     _add_groups(job, ends, store, interface)
@@ -206,10 +185,8 @@ def _groups(job: Job) -> dict[str, Group]:
     if job.replicas > 1:
         for stage in range(job.stages):
             seats = [Seat(stage, replica) for replica in range(job.replicas)]
-            ranks = tuple(job.number(seat) for seat in seats)
-            found[_replicas(stage)] = Group(
-                ranks, backend([(job.home(s), job.device(s)) for s in seats])
-            )
+            carrier = backend([(job.home(seat), job.device(seat)) for seat in seats])
+            found[_replicas(stage)] = Group(tuple(map(job.number, seats)), carrier)
     for way in _ways(job):
         ends = way.source, way.target
         if job.home(way.source) == job.home(way.target):

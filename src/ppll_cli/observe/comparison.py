@@ -28,7 +28,6 @@ class Comparison:
     """A comparison of runs.
 
     Attributes:
-        rows: One row for each run.
         groups: The lines of the table: groups of runs that differ only in their seed, or each run.
         metric: Name of the task's metric and its split, as most runs have it.
         target: The value of the metric at which the timing of a run's training stops; None if
@@ -91,13 +90,15 @@ def _row(
 ) -> Row:
     """Return the measured numbers of a run. The settings of a refused run are its overrides."""
     asked = (override.partition("=") for override in run.overrides)
+    # The target does not apply to a run with other data or another metric.
+    other_task = any(key.partition(".")[0] in ("data", "metric") for key in others)
     return Row(
         run,
         {key: value for key, _, value in asked} if differs is None else differs,
         others,
         _number(run.get("train", "samples_per_second")),
         _number(run.get("pipeline", "bubble_fraction")),
-        None if _other_task(others) else _time_to(run, target),
+        None if other_task else _time_to(run, target),
         max((found.value for found in run.evaluations), default=None),
         [int(n) for s in _stages(run) if (n := _number(s.get("peak_memory_bytes")))],
         _mean([_number(s.get("aux_fraction")) for s in _stages(run)]),
@@ -120,13 +121,10 @@ def _over_baselines(row: Row, groups: Sequence[Group], mine: Conditions | None) 
             and not unequal(mine, conditions(group.first.run))
             and not (local and unequal(locality(row.run), locality(group.first.run)))
         ]
-        return sorted(comparable, key=_speed, reverse=True)
+        comparable.sort(key=lambda group: group.rate.mean if group.rate else 0.0, reverse=True)
+        return sorted(comparable, key=lambda group: group.first.run.status != "completed")
 
     return replace(row, bps=baselines("bp"), lls=baselines("ll"))
-
-
-def _speed(group: Group) -> tuple[bool, float]:
-    return group.first.run.status == "completed", group.rate.mean if group.rate else 0.0
 
 
 def _reference(
@@ -149,11 +147,6 @@ def _reference(
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
-
-
-def _other_task(others: Mapping[str, Any]) -> bool:
-    """Return whether a run has other data or another metric, so that the target does not apply."""
-    return any(key.partition(".")[0] in ("data", "metric") for key in others)
 
 
 def _time_to(run: FoundRun, target: float | None) -> float | None:

@@ -25,12 +25,9 @@ MARKERS = "os^DvxP*"
 
 
 class Point(NamedTuple):
-    """The mean of a group's runs after some number of optimizer steps.
+    """A group's mean time of training and mean metric after some number of optimizer steps.
 
-    Attributes:
-        seconds: Mean time in seconds that the runs had trained.
-        value: Mean of the metric.
-        deviation: Standard deviation of the metric over the runs; 0 for one run.
+    `deviation` is the standard deviation of the metric over the runs; 0 for one run.
     """
 
     seconds: float
@@ -86,7 +83,7 @@ def draw(
         axes.set_xticks([])
         why = "no run has recorded times yet"
         axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color="#666666")
-    _legend(axes.figure, entries, columns(groups))
+    _legend(axes.figure, entries, 1 if few else COLUMNS)
 
 
 def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
@@ -134,11 +131,6 @@ def _entries(
     return found
 
 
-def columns(groups: Sequence[Group]) -> int:
-    """Return the number of columns of the legend."""
-    return 1 if len(groups) <= MOST_CURVES else COLUMNS
-
-
 def lines(groups: Sequence[Group], names: Sequence[str], style: Style) -> int:
     """Return the largest possible number of text lines in the legend."""
     if len(groups) <= MOST_CURVES:
@@ -150,12 +142,10 @@ def _legend(figure: Any, entries: Mapping[str, Any], columns: int) -> None:
     """Draw the legend below the panels, where it hides no curve."""
     from matplotlib.legend_handler import HandlerTuple
 
+    longest = 10 * HEAD_WIDTH if columns == 1 else 40
     made = figure.legend(
         list(entries.values()),
-        [
-            printable(name, 10 * HEAD_WIDTH) if columns == 1 else printable(name, 40)
-            for name in entries
-        ],
+        [printable(name, longest) for name in entries],
         loc="outside lower left",
         ncols=columns,
         fontsize=8,

@@ -1,16 +1,18 @@
 """Draws a comparison: speed, memory and metric of each group, and the metric over time."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ppll_cli.observe import comparison_curves as curves
-from ppll_cli.observe.comparison import NOISE, Comparison
+from ppll_cli.observe.comparison import Comparison
 from ppll_cli.observe.comparison_labels import HEAD_WIDTH, labels, notes, shared, with_unit
 from ppll_cli.observe.comparison_style import Style
+from ppll_cli.observe.comparison_tables import cell
 from ppll_cli.observe.figures import figure
-from ppll_cli.observe.groups import Group, Measure
+from ppll_cli.observe.groups import Group, Measure, Row
 from ppll_cli.observe.noise import spread
 
 if TYPE_CHECKING:
@@ -30,11 +32,7 @@ MARK = "#333333"
 
 
 def picture(path: Path, comparison: Comparison) -> None:
-    """Draw a comparison into a PNG file.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Draw a comparison into a PNG file."""
     groups = [group for group in comparison.groups if group.status != "refused"]
     names, style = labels(groups), Style.of(groups)
     wrapped = [fill(name, LABEL_WIDTH) for name in names]
@@ -45,13 +43,16 @@ def picture(path: Path, comparison: Comparison) -> None:
     with figure(path, height) as made:
         made.suptitle(head, fontsize=9, x=0.01, ha="left", parse_math=False)
         grid = made.add_gridspec(2, 3, height_ratios=[end, CURVES_INCHES])
-        panels = [made.add_subplot(grid[0, column]) for column in range(3)]
-        for axes, draw in zip(panels, (_speed, _memory, _best), strict=True):
-            draw(axes, groups, places, style, comparison)
-            axes.set_ylim(end, 0)
-            axes.set_yticks(places, wrapped if axes is panels[0] else [], parse_math=False)
-            axes.tick_params(labelsize=8)
-            axes.spines[["top", "right"]].set_visible(False)
+        panels = [_Panel(made.add_subplot(grid[0, n]), groups, places, style) for n in range(3)]
+        speed, memory, best = panels
+        speed.draw_speed()
+        memory.draw_memory()
+        best.draw_best(comparison.metric)
+        for panel in panels:
+            panel.axes.set_ylim(end, 0)
+            panel.axes.set_yticks(places, wrapped if panel is speed else [], parse_math=False)
+            panel.axes.tick_params(labelsize=8)
+            panel.axes.spines[["top", "right"]].set_visible(False)
         curves.draw(made.add_subplot(grid[1, :]), groups, names, comparison, style)
 
 
@@ -65,59 +66,147 @@ def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
     return places, max(end, 4 * (LINE_INCHES + GAP_INCHES))  # so that few bars are not too broad
 
 
-def _speed(
-    axes: "Axes",
-    groups: Sequence[Group],
-    places: Sequence[float],
-    style: Style,
-    comparison: Comparison,
-) -> None:
-    """Draw the speed of each group, relative to back-propagation if any group has this baseline."""
-    over = any(group.over_bp is not None for group in groups)
-    rates = {bp.rate.mean for g in groups for bp in g.first.bps[:1] if g.over_bp and bp.rate}
-    base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
-    _title(axes, "speed", f"times bp's {base}samples/s" if over else "samples/s")
+@dataclass(frozen=True)
+class _Panel:
+    """A panel of the picture. `places` are the heights of the groups, in inches from the top."""
 
-    def measure(row: Any) -> float | None:
-        found: float | None = row.over_bp if over else row.samples_per_second
-        return found
+    axes: "Axes"
+    groups: Sequence[Group]
+    places: Sequence[float]
+    style: Style
 
-    found = [group.spread(measure) for group in groups]
-    if not any(each and each.mean for each in found):
-        _nothing(axes)
-        return
-    for group, place, each in zip(groups, places, found, strict=True):
-        if each is not None:
-            _bar(axes, place, each.mean, style, group)
-        _marks(axes, place, group, measure, 1.0)
-    form = ".2f" if over else ".0f"
-    texts = [_text(g, measure, form, judged=lambda row: row.samples_per_second) for g in groups]
-    _values(axes, places, texts)
-    if over:
-        axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
+    def draw_speed(self) -> None:
+        """Draw each group's speed, relative to back-propagation if any group has this baseline."""
+        over = any(group.over_bp is not None for group in self.groups)
+        based = [group.first.bps[0] for group in self.groups if group.over_bp]
+        rates = {bp.rate.mean for bp in based if bp.rate}
+        base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
+        self._title("speed", f"times bp's {base}samples/s" if over else "samples/s")
 
+        def measure(row: Row) -> float | None:
+            return row.over_bp if over else row.samples_per_second
 
-def _memory(
-    axes: "Axes",
-    groups: Sequence[Group],
-    places: Sequence[float],
-    style: Style,
-    comparison: Comparison,
-) -> None:
-    """Draw a bar for each group: the peak memory of all stages, side by side."""
-    _title(axes, "peak memory (largest stage)", "MB of all stages, side by side")
-    stages = [_stages(group) for group in groups]
-    if not any(map(sum, stages)):
-        _nothing(axes)
-        return
-    for place, group, sizes in zip(places, groups, stages, strict=True):
-        left = 0.0
-        for width in sizes:
-            _bar(axes, place, width, style, group, left=left, linewidth=0.8)
-            left += width
-        _marks(axes, place, group, lambda row: sum(row.stage_bytes) or None, 1e6)
-    texts = [_text(g, lambda row: row.peak_bytes, ".0f", 1e6, " MB") for g in groups]
-    _values(axes, places, texts)
+        found = [group.spread(measure) for group in self.groups]
+        if not any(each and each.mean for each in found):
+            self._nothing()
+            return
+        for group, place, each in zip(self.groups, self.places, found, strict=True):
+            if each is not None:
+                self._bar(place, each.mean, group)
+            self._marks(place, group, measure)
+        self._values(measure, ".2f" if over else ".0f", judged=lambda row: row.samples_per_second)
+        if over:
+            self.axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
+
+    def draw_memory(self) -> None:
+        """Draw a bar for each group: the peak memory of all stages, side by side."""
+        self._title("peak memory (largest stage)", "MB of all stages, side by side")
+        stages = [_stages(group) for group in self.groups]
+        if not any(map(sum, stages)):
+            self._nothing()
+            return
+        for place, group, sizes in zip(self.places, self.groups, stages, strict=True):
+            left = 0.0
+            for width in sizes:
+                self._bar(place, width, group, left, linewidth=0.8)
+                left += width
+            self._marks(place, group, lambda row: sum(row.stage_bytes) or None, 1e6)
+        self._values(lambda row: row.peak_bytes, ".0f", 1e6, " MB")
+
+    def draw_best(self, metric: str) -> None:
+        """Draw each group's best metric as a point, on an axis that need not begin at 0."""
+        self._title(f"best {metric}", with_unit(metric))
+        averaged = [row for group in self.groups for row in group.averaged]
+        known = [row.best for row in averaged if row.best is not None]
+        if not known:
+            self._nothing()
+            return
+        margin = 0.1 * ((max(known) - min(known)) or abs(max(known)) or 1.0)
+        self.axes.set_xlim(min(known) - margin, max(known) + margin)
+        self.axes.grid(visible=True, axis="x", color="#EEEEEE")
+        self.axes.set_axisbelow(True)
+        for group, place in zip(self.groups, self.places, strict=True):
+            if (found := group.spread(lambda row: row.best)) is not None:
+                colour = self.style.colour(group)
+                self.axes.plot(found.mean, place, "o", color=colour, markersize=5, zorder=5)
+            self._marks(place, group, lambda row: row.best)
+        self._values(lambda row: row.best, ".4f")
+
+    def _bar(
+        self, place: float, width: float, group: Group, left: float = 0.0, linewidth: float = 0.0
+    ) -> None:
+        self.axes.barh(
+            place,
+            width,
+            left=left,
+            height=BAR_INCHES,
+            color=self.style.colour(group),
+            edgecolor="white",  # the hatch has this colour too
+            hatch=self.style.hatch(group),
+            linewidth=linewidth,
+        )
+
+    def _marks(self, place: float, group: Group, measure: Measure, scale: float = 1.0) -> None:
+        """Draw a group's standard deviation as a line and its runs as points, if it has several."""
+        from matplotlib.patheffects import withStroke
+
+        found = group.spread(measure)
+        if found is None or found.deviation is None:
+            return
+        self.axes.errorbar(
+            found.mean / scale,
+            place,
+            xerr=found.deviation / scale,
+            color=MARK,
+            elinewidth=1.1,
+            capsize=2.5,
+            path_effects=[withStroke(linewidth=2.6, foreground="white")],
+            zorder=3,
+        )
+        values = [value / scale for row in group.averaged if (value := measure(row)) is not None]
+        self.axes.plot(
+            values,
+            [place + BAR_INCHES * 0.3 * (-1) ** nth for nth in range(len(values))],
+            "o",
+            color=MARK,
+            markersize=2.4,
+            markeredgecolor="white",
+            markeredgewidth=0.4,
+            zorder=4,
+        )
+
+    def _values(
+        self,
+        measure: Measure,
+        form: str,
+        scale: float = 1.0,
+        unit: str = "",
+        judged: Measure | None = None,
+    ) -> None:
+        """Write numbers at the right edge, and widen the axis to make room for them.
+
+        `NOISE` follows a number that differs from the group's reference by no more than noise.
+        """
+        texts = []
+        for group in self.groups:
+            of = group, measure, form, scale, group.reference
+            texts.append(cell(*of, judged=judged, unit=unit, counted=False) or "unknown")
+        share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
+        low, high = self.axes.get_xlim()
+        self.axes.set_xticks([tick for tick in self.axes.get_xticks() if low <= tick <= high])
+        self.axes.set_xlim(low, low + (high - low) / (1 - share))
+        for place, text in zip(self.places, texts, strict=True):
+            at = self.axes.get_yaxis_transform()
+            self.axes.text(1.0, place, text, transform=at, ha="right", va="center", fontsize=8)
+
+    def _title(self, title: str, unit: str) -> None:
+        self.axes.set_title(title, loc="left", fontsize=9, parse_math=False)
+        self.axes.set_xlabel(unit, fontsize=8, parse_math=False)
+
+    def _nothing(self) -> None:
+        self.axes.set_xticks([])
+        middle, colour = self.axes.transAxes, "#666666"
+        self.axes.text(0.5, 0.5, "no data", transform=middle, ha="center", color=colour)
 
 
 def _stages(group: Group) -> list[float]:
@@ -126,128 +215,3 @@ def _stages(group: Group) -> list[float]:
     most = max(map(len, sizes))
     means = (spread(size[stage] for size in sizes if stage < len(size)) for stage in range(most))
     return [mean.mean / 1e6 for mean in means if mean is not None]
-
-
-def _best(
-    axes: "Axes",
-    groups: Sequence[Group],
-    places: Sequence[float],
-    style: Style,
-    comparison: Comparison,
-) -> None:
-    """Draw the best metric of each group as a point, on an axis that need not begin at 0."""
-    metric = comparison.metric
-    _title(axes, f"best {metric}", with_unit(metric))
-    known = [row.best for group in groups for row in group.averaged if row.best is not None]
-    if not known:
-        _nothing(axes)
-        return
-    margin = 0.1 * ((max(known) - min(known)) or abs(max(known)) or 1.0)
-    axes.set_xlim(min(known) - margin, max(known) + margin)
-    axes.grid(visible=True, axis="x", color="#EEEEEE")
-    axes.set_axisbelow(True)
-    for group, place in zip(groups, places, strict=True):
-        if (found := group.spread(lambda row: row.best)) is not None:
-            axes.plot(found.mean, place, "o", color=style.colour(group), markersize=5, zorder=5)
-        _marks(axes, place, group, lambda row: row.best, 1.0)
-    _values(axes, places, [_text(g, lambda row: row.best, ".4f") for g in groups])
-
-
-def _bar(
-    axes: "Axes",
-    place: float,
-    width: float,
-    style: Style,
-    group: Group,
-    left: float = 0.0,
-    linewidth: float = 0.0,
-) -> None:
-    axes.barh(
-        place,
-        width,
-        left=left,
-        height=BAR_INCHES,
-        color=style.colour(group),
-        edgecolor="white",  # the hatch has this colour too
-        hatch=style.hatch(group),
-        linewidth=linewidth,
-    )
-
-
-def _marks(axes: "Axes", place: float, group: Group, measure: Measure, scale: float) -> None:
-    """Draw a group's standard deviation as a line and its runs as points, if it has several."""
-    from matplotlib.patheffects import withStroke
-
-    found = group.spread(measure)
-    if found is None or found.deviation is None:
-        return
-    axes.errorbar(
-        found.mean / scale,
-        place,
-        xerr=found.deviation / scale,
-        color=MARK,
-        elinewidth=1.1,
-        capsize=2.5,
-        path_effects=[withStroke(linewidth=2.6, foreground="white")],
-        zorder=3,
-    )
-    values = [value / scale for row in group.averaged if (value := measure(row)) is not None]
-    axes.plot(
-        values,
-        [place + BAR_INCHES * 0.3 * (-1) ** nth for nth in range(len(values))],
-        "o",
-        color=MARK,
-        markersize=2.4,
-        markeredgecolor="white",
-        markeredgewidth=0.4,
-        zorder=4,
-    )
-
-
-def _text(
-    group: Group,
-    measure: Measure,
-    form: str,
-    scale: float = 1.0,
-    unit: str = "",
-    judged: Measure | None = None,
-) -> str:
-    """Return a group's mean and standard deviation as text.
-
-    If the group differs from its reference by no more than noise, `NOISE` follows.
-
-    The unit is written after the numbers. See `comparison_tables.cell` for the other arguments.
-    """
-    found = group.spread(measure)
-    if found is None:
-        return "unknown"
-    noise = f" {NOISE}" if group.like(group.reference, judged or measure) else ""
-    return found.written(form, scale) + unit + noise
-
-
-def _values(axes: "Axes", places: Sequence[float], texts: Sequence[str]) -> None:
-    """Write numbers at the right edge of a panel, and widen its axis to make room for them."""
-    share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
-    low, high = axes.get_xlim()
-    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
-    axes.set_xlim(low, low + (high - low) / (1 - share))
-    for place, text in zip(places, texts, strict=True):
-        axes.text(
-            1.0,
-            place,
-            text,
-            transform=axes.get_yaxis_transform(),
-            ha="right",
-            va="center",
-            fontsize=8,
-        )
-
-
-def _title(axes: "Axes", title: str, unit: str) -> None:
-    axes.set_title(title, loc="left", fontsize=9, parse_math=False)
-    axes.set_xlabel(unit, fontsize=8, parse_math=False)
-
-
-def _nothing(axes: "Axes") -> None:
-    axes.set_xticks([])
-    axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center", color="#666666")

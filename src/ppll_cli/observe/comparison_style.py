@@ -34,13 +34,7 @@ losses have the first line style and the first hatch."""
 
 @dataclass(frozen=True)
 class Style:
-    """The looks of schedules and local methods.
-
-    Attributes:
-        colours: Colours by schedule.
-        hatches: Hatches of bars by local method.
-        dashes: Line styles of curves by local method.
-    """
+    """Colours by schedule; hatches of bars and line styles of curves by local method."""
 
     colours: Mapping[str, str]
     hatches: Mapping[str, str]

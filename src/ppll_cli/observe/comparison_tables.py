@@ -11,9 +11,8 @@ from rich.table import Table
 
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
-from ppll_cli.observe.conditions import name as given
 from ppll_cli.observe.conditions import seed, tags
-from ppll_cli.observe.groups import Group, Measure, Row
+from ppll_cli.observe.groups import Group, Measure
 
 GAP = 2
 """Characters between columns."""
@@ -37,45 +36,24 @@ MEASURES: dict[str, Measure] = {
 }
 """The measured values of a run. For a group, tables show their mean and deviation over seeds."""
 
-CSV: dict[str, Callable[[Row], Any]] = {
-    "run": lambda row: row.run.name,
-    "folder": lambda row: row.run.folder,
-    "status": lambda row: row.run.status,
-    "comparable": lambda row: not row.unequal,
-    "schedule": lambda row: row.run.schedule,
-    "gpus": lambda row: row.gpus,
-    "threads": lambda row: row.run.get("threads"),
-    "settings": lambda row: row.differs,
-    **MEASURES,
-    "seed": lambda row: seed(row.run),
-    "name": lambda row: given(row.run),
-    "tags": lambda row: tags(row.run),
-}
-"""The columns of `as_csv`, in full precision."""
-
-GROUPS_CSV: dict[str, Callable[[Group], Any]] = {
-    "runs": lambda group: " ".join(row.run.name for row in group.rows),
+FACTS: dict[str, Callable[[Group], Any]] = {
     "status": lambda group: group.status,
     "comparable": lambda group: not group.first.unequal,
     "schedule": lambda group: group.first.run.schedule,
     "gpus": lambda group: group.first.gpus,
     "threads": lambda group: group.first.run.get("threads"),
     "settings": lambda group: group.differs,
+}
+GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
-    "label": lambda group: f"{group.first.run.schedule} {group.differs}".rstrip(),
 }
-"""The first columns of `groups_as_csv`. Three columns for each of `MEASURES` follow."""
+"""Columns of CSV that are not measured, for a group or a single run."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the tables.
-
-    Attributes:
-        text: Returns the cell for a group; empty if unknown.
-        left: Whether the column is aligned left.
-    """
+    """A column of the tables. `text` returns the cell for a group; empty if unknown."""
 
     name: str
     text: Callable[[Group], str]
@@ -90,23 +68,23 @@ def cell(
     against: Group | None = None,
     *,
     judged: Measure | None = None,
+    unit: str = "",
+    counted: bool = True,
 ) -> str:
     """Return a cell: a group's mean of a measure and, with several seeds, the standard deviation.
 
-    Args:
-        group: The group.
-        measure: Returns the value of a run that is averaged and shown.
-        form: The format of a number.
-        scale: The divisor of the numbers.
-        against: The group to compare with. If the means of both groups differ by no more than
-            noise, `NOISE` follows.
-        judged: Returns the value of a run that is tested for noise; the default is `measure`.
+    Numbers are divided by `scale`. `NOISE` follows if noise can explain the difference from the
+    mean of `against`, measured by `judged` or, without it, by `measure`. `counted` says whether the
+    number of seeds is written.
     """
     found = group.spread(measure)
     if found is None:
         return ""
-    noise = f" {NOISE}" if group.like(against, judged or measure) else ""
-    return found.written(form, scale, counted=True) + noise
+    said = format(found.mean / scale, form)
+    if found.deviation is not None:
+        said += f" ± {format(found.deviation / scale, form)}"
+        said += f" ({found.count})" if counted else ""
+    return said + unit + (f" {NOISE}" if group.like(against, judged or measure) else "")
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
@@ -154,21 +132,29 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     """Return CSV of all runs, in bytes, seconds and samples per second; unknown cells are empty."""
-    return _csv([*CSV], ([value(row) for value in CSV.values()] for row in comparison.rows))
+    head, lines = ["run", "folder", *FACTS, *MEASURES, "seed", *GIVEN], []
+    for row in comparison.rows:
+        facts, names = (_values(columns, Group([row])) for columns in (FACTS, GIVEN))
+        measured = [measure(row) for measure in MEASURES.values()]
+        lines.append([row.run.name, row.run.folder, *facts, *measured, seed(row.run), *names])
+    return _csv(head, lines)
 
 
 def groups_as_csv(comparison: Comparison) -> str:
     """Return CSV of all groups, with mean, deviation and number of seeds of each measure."""
     ends = ("mean", "deviation", "seeds")
-    head = [*GROUPS_CSV, *(f"{name}_{end}" for name in MEASURES for end in ends)]
-    return _csv(
-        head,
-        (
-            [value(group) for value in GROUPS_CSV.values()]
-            + [number for measure in MEASURES.values() for number in _numbers(group, measure)]
-            for group in comparison.groups
-        ),
-    )
+    columns = [f"{name}_{end}" for name in MEASURES for end in ends]
+    head, lines = ["runs", *FACTS, *GIVEN, "label", *columns], []
+    for group in comparison.groups:
+        names = " ".join(row.run.name for row in group.rows)
+        label = f"{group.first.run.schedule} {group.differs}".rstrip()
+        measured = [n for measure in MEASURES.values() for n in _numbers(group, measure)]
+        lines.append([names, *_values({**FACTS, **GIVEN}, group), label, *measured])
+    return _csv(head, lines)
+
+
+def _values(columns: Mapping[str, Callable[[Group], Any]], group: Group) -> list[Any]:
+    return [value(group) for value in columns.values()]
 
 
 def _numbers(group: Group, measure: Measure) -> Sequence[float | None]:

@@ -3,13 +3,12 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
+from ppll_cli.config.changes import flat
 from ppll_cli.config.moved import ADDED, choices_now
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.runs import FoundRun
-
-Value = TypeVar("Value")
 
 Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
@@ -199,7 +198,7 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     ]
 
 
-def _without_method(keys: Mapping[str, Value]) -> dict[str, Value]:
+def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return a mapping without the keys that belong to local methods."""
     return {key: value for key, value in keys.items() if key.partition(".")[0] not in METHOD}
 
@@ -245,16 +244,7 @@ def _settings(run: FoundRun) -> dict[str, Any]:
     config, recover = run.config, run.configured("recover", "name")
     if config and recover in (None, "off"):  # older runs have no such group
         config = {**config, "recover": {"name": "off"}}
-    return _flat(config)
-
-
-def _flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in node.items():
-        if not before and name in OWN:
-            continue
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{before}{name}.")
-        elif name not in PLACES and f"{before}{name}" != "fba.enabled":
-            found[f"{before}{name}"] = value
-    return found
+    found = flat({key: value for key, value in config.items() if key not in OWN})
+    places = {key for key in found if key.rpartition(".")[2] in PLACES}
+    left_out = {"fba.enabled", *places}
+    return {k: value for k, value in found.items() if k not in left_out and value != {}}

@@ -24,9 +24,6 @@ def picture(
     """Draw a matrix with true classes as rows and predicted ones as columns.
 
     Cells are shaded by the fraction of each row's samples.
-
-    Raises:
-        OSError: The file cannot be written.
     """
     counts = np.array(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
 
-from ppll_cli.config.commands import word
+from ppll_cli.config.commands import short_path, word
 from ppll_cli.errors import Interrupted
 from ppll_cli.leaves.names import device_name, seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
@@ -82,11 +82,8 @@ class Console:
     """Writes results to stdout, and the same lines to the log file.
 
     From `watch` to `close`, while the workers run, it shows a live display on a terminal, and
-    prints a plain line every few seconds on other outputs. After printing has failed, it prints
-    nothing more.
-
-    Attributes:
-        lost: Whether printing has failed.
+    prints a plain line every few seconds on other outputs. After printing has failed (`lost`), it
+    prints nothing more.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -108,9 +105,8 @@ class Console:
         except (Exception, SystemExit) as error:  # rich exits if a pipe is broken
             if not self.lost:
                 self.lost = True
-                log.warning(
-                    "the display of the run has stopped: %s: %s", type(error).__name__, error
-                )
+                told = "the display of the run has stopped: %s: %s"
+                log.warning(told, type(error).__name__, error)
 
     @_for_show
     def settings(self, changes: Sequence[str]) -> None:
@@ -135,7 +131,7 @@ class Console:
             for stage in self._facts.stages
         ]
         self._print(_table(names, rows, left=("device", "units", "modules")))
-        self._say(f"output: {run_dir}")
+        self._say(f"output: {short_path(run_dir)}")
 
     @_for_show
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
@@ -247,7 +243,7 @@ class Console:
         test = summary["test"] or {}
         beside = test.get(f"{reference}_{metric}") if reference else None
         compared = "" if beside is None else f" ({reference} {_number(beside)})"
-        self._say(f"test {metric} {_number(test.get(metric))}{compared} in {run_dir}")
+        self._say(f"test {metric} {_number(test.get(metric))}{compared} in {short_path(run_dir)}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
         """Yield a table of the modules, if there are several, and a table of the stages."""

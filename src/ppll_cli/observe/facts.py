@@ -11,8 +11,6 @@ class StageFacts:
 
     Attributes:
         name: The number of the stage, and of the replica if there are several.
-        units: Names of the stage's units, in order.
-        modules: Numbers of the stage's modules.
         params: Number of parameters, including auxiliary networks.
         flops: FLOPs of the forward pass of one sample, including auxiliary networks.
         slots: Largest number of messages with activations that can wait for the stage; 0 for the
@@ -41,12 +39,8 @@ class RunFacts:
     """Facts about a run that are known before it starts.
 
     Attributes:
-        metric: Name of the task's metric.
         start: Number of optimizer steps done before the run was resumed; 0 for a new run.
         steps: Number of optimizer steps at the end of the run.
-        steps_per_epoch: Optimizer steps per epoch.
-        batch_size: Samples per training batch.
-        replicas: Number of replicas of each stage.
         stages: The stages, or all replicas of the stages.
         reference: Name of a method without training whose metric is shown for comparison, such as
             bicubic enlargement; None if there is none.

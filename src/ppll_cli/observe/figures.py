@@ -25,9 +25,7 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
     """Provide a figure to draw into, and write it as PNG at the end, completely or not at all.
 
     The figure is light and opaque, so it is readable on light and on dark pages. The user's style
-    for matplotlib has no effect.
-
-    The height is in inches.
+    for matplotlib has no effect. The height is in inches.
 
     Raises:
         OSError: The file cannot be written.

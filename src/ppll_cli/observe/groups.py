@@ -24,7 +24,6 @@ class Row:
     """A run in the comparison. Unknown numbers are None.
 
     Attributes:
-        run: The run, as found on disk.
         settings: The settings, besides schedule and gpus, in which the runs differ.
         unequal: The conditions in which this run differs from most runs, each with the value of
             this run and the value of most runs.
@@ -36,8 +35,7 @@ class Row:
         auxiliary: Fraction of time that stages spent on auxiliary networks, averaged over stages.
         bps: Groups that trained by back-propagation under the same conditions. The first group is
             the baseline of this run.
-        lls: Groups that trained by sequential local learning under the same conditions. The first
-            group is the baseline of this run.
+        lls: The same for sequential local learning.
     """
 
     run: FoundRun
@@ -51,16 +49,6 @@ class Row:
     auxiliary: float | None
     bps: Sequence["Group"] = ()
     lls: Sequence["Group"] = ()
-
-    @property
-    def differs(self) -> str:
-        """`settings` as text, as on a command line."""
-        return written(self.settings)
-
-    @property
-    def name(self) -> str:
-        """The run's name, with "*" if the run is not comparable to most runs."""
-        return self.run.name + ("*" if self.unequal else "")
 
     @property
     def gpus(self) -> int | None:
@@ -88,10 +76,8 @@ class Row:
 class Group:
     """Runs that differ only in their seed, or a single run.
 
-    Means are computed over the completed runs of a group; if it has none, over all its runs.
-
-    Attributes:
-        reference: The group with which this group is compared, if there is one.
+    Means are computed over the completed runs of a group; if it has none, over all its runs. The
+    group is compared with its reference, if there is one.
     """
 
     rows: Sequence[Row]
@@ -131,7 +117,7 @@ class Group:
     @property
     def differs(self) -> str:
         """`settings` as text, as on a command line."""
-        return written(self.settings)
+        return " ".join(f"{k}={value}" if value else k for k, value in self.settings.items())
 
     @property
     def names(self) -> str:
@@ -199,11 +185,6 @@ class Group:
             return None
         mine, theirs = self.spread(measure), other.spread(measure)
         return None if mine is None or theirs is None else within_noise(mine, theirs)
-
-
-def written(settings: Mapping[str, str]) -> str:
-    """Return settings as text, as on a command line."""
-    return " ".join(f"{key}={value}" if value else key for key, value in settings.items())
 
 
 def _ranges(names: Sequence[str]) -> list[str]:

@@ -44,13 +44,7 @@ SHARES = (
 
 @dataclass(frozen=True)
 class View:
-    """The display of a run at one moment, fitted to the width of the window.
-
-    Attributes:
-        facts: Facts about the run that do not change.
-        now: The progress of the run.
-        results: The newest losses and metrics, as text.
-    """
+    """The display of a run at one moment, fitted to the width of the window."""
 
     facts: RunFacts
     now: Now
@@ -82,7 +76,9 @@ class View:
             else:
                 append_bar(text, now.shares, room, blocks)
             text.append("\n")
-        append_legend(text, blocks)
+        for share in SHARES:
+            text.append(share.block if blocks else share.letter, style=share.style)
+            text.append(f" {share.name}  ", style="dim")
         yield text
 
     def _head(self, width: int, blocks: bool) -> str:
@@ -106,27 +102,18 @@ def epoch(facts: RunFacts, now: Now) -> str:
 
 
 def _pace(facts: RunFacts, now: Now) -> list[str]:
-    pace = [f"step {now.step}/{facts.steps}", _speed(facts, now), left(now)]
-    return [text for text in pace if text]
+    pace = [f"step {now.step}/{facts.steps}"]
+    if now.steps_per_second is not None:
+        pace.append(f"{now.steps_per_second * facts.batch_size:.0f} samples/s")
+    if now.left_s is not None:
+        minutes, seconds = divmod(round(now.left_s), 60)
+        pace.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
+    return pace
 
 
 def line(facts: RunFacts, now: Now) -> str:
     """Return the progress of the run as one plain line."""
     return "  ".join([f"epoch {epoch(facts, now)}", *_pace(facts, now)])
-
-
-def _speed(facts: RunFacts, now: Now) -> str:
-    rate = now.steps_per_second
-    return "" if rate is None else f"{rate * facts.batch_size:.0f} samples/s"
-
-
-def left(now: Now) -> str:
-    """Return the remaining time as text; empty if unknown."""
-    if now.left_s is None:
-        return ""
-    minutes, seconds = divmod(round(now.left_s), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02} left"
 
 
 def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
@@ -171,19 +158,10 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
         drawn = end
 
 
-def append_legend(text: Text, blocks: bool) -> None:
-    """Append a legend of the parts of a bar."""
-    for share in SHARES:
-        text.append(share.block if blocks else share.letter, style=share.style)
-        text.append(f" {share.name}  ", style="dim")
-
-
 class Ticker(Thread):
-    """A thread that calls a function every few seconds, and uses at most 1 % of a core.
+    """A thread that calls a function every few seconds, with the value of `time.monotonic`.
 
-    Args:
-        every_s: Seconds between calls; more if a call takes long.
-        tick: The function. It is called with the present value of `time.monotonic`.
+    If a call takes long, there is more time between calls, so that they use at most 1 % of a core.
     """
 
     def __init__(self, every_s: float, tick: Callable[[float], None]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Self
 
 from ppll_cli.leaves.files import read_json_lines, write_text
@@ -48,8 +47,6 @@ class Metrics:
     reports. The next report of a resumed run includes the steps of an incomplete report.
 
     Attributes:
-        path: The file. Lines are appended to it.
-        task: The task, which defines the name of the metric.
         modules: Number of modules. The head of the last module is the model's own head.
         latest: The latest line of each split and module. Module None is the model's own head.
         last_step: The largest step of any line.
@@ -69,14 +66,9 @@ class Metrics:
         self._file = self.path.open("a")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Closing repeats a failed write and fails again, but the first failure is already raised.
-        with suppress(OSError) if error is not None else nullcontext():
+        with suppress(OSError) if kind is not None else nullcontext():
             self._file.close()
 
     def check(self) -> None:
@@ -126,13 +118,10 @@ class Metrics:
     ) -> None:
         """Remove all results measured after a step. Call it before the file is opened.
 
-        Args:
-            step: Number of optimizer steps done at the checkpoint. 0 removes all results.
-            state: The result of `state` after that step.
-            evaluated: Whether to keep results of an evaluation at that step. If not, the evaluation
-                is repeated.
-            incomplete: Whether the training lines at that step come from incomplete reports. If so,
-                they are dropped, because the next line will include these steps.
+        Step 0 removes all results. `state` is the result of the method `state` after that step.
+        Without `evaluated`, an evaluation at that step is removed, and will be repeated. If the
+        training lines at that step come from incomplete reports, they are dropped, because the next
+        line will include these steps.
         """
 
         def stays(line: Line) -> bool:
@@ -171,16 +160,9 @@ class Metrics:
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Return the results of the latest evaluation of a split.
+        """Return loss and scores of the latest evaluation of a split, such as `test_ema`, if any.
 
-        Args:
-            split: "train", "val" or "test", or an evaluation of averaged weights such as
-                "test_ema".
-            module: The module whose head was evaluated; None for the model's own head.
-
-        Returns:
-            Loss, metric and further scores, without step, time and stage; None without an
-            evaluation.
+        `module` is the module whose head was evaluated; None for the model's own head.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))

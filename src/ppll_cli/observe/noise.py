@@ -18,31 +18,11 @@ QUANTILES = (
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and spread of some values.
-
-    Attributes:
-        deviation: The standard deviation, with denominator n - 1; None for one value.
-    """
+    """Mean and standard deviation (with denominator n - 1; None for one value) of some values."""
 
     mean: float
     deviation: float | None
     count: int
-
-    @property
-    def standard_error(self) -> float | None:
-        """Standard error of the mean; None for one value."""
-        return None if self.deviation is None else self.deviation / sqrt(self.count)
-
-    def written(self, form: str, scale: float = 1.0, counted: bool = False) -> str:
-        """Return the mean and, for several values, the standard deviation, as text.
-
-        Numbers are divided by `scale`. `counted` says whether the number of values is appended.
-        """
-        said = format(self.mean / scale, form)
-        if self.deviation is not None:
-            said += f" ± {format(self.deviation / scale, form)}"
-            said += f" ({self.count})" if counted else ""
-        return said
 
 
 def spread(values: Iterable[float]) -> Spread | None:
@@ -58,9 +38,9 @@ def within_noise(one: Spread, other: Spread) -> bool | None:
 
     Return None if one of the two has only a single value, so that its noise is unknown.
     """
-    errors = [each for of in (one, other) if (each := of.standard_error) is not None]
-    if len(errors) < 2:
+    if one.deviation is None or other.deviation is None:
         return None
+    errors = one.deviation / sqrt(one.count), other.deviation / sqrt(other.count)
     error = hypot(*errors)
     if error == 0:  # within each group all values are equal
         return one.mean == other.mean

@@ -18,6 +18,10 @@ KINDS = (
 )
 """The kinds of work and waiting into which the time of a stage is divided."""
 
+FRACTIONS = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
+FRACTIONS |= {kind: (kind,) for kind in ("starved", "blocked", "data", "transfer", "average")}
+"""The fractions of time that `summary.json` has for each stage, with the kinds that they add up."""
+
 WINDOW_S = 10.0
 """Length of the recent time, in seconds, over which speeds and fractions are measured."""
 
@@ -46,13 +50,11 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class StageNow:
-    """A stage at one moment.
+    """A stage at one moment; see `Look` for memory and restarts.
 
     Attributes:
         shares: Fraction of recent time spent on each of `KINDS`; None until known.
         queued: Messages that were sent to the stage and not received yet.
-        memory_bytes: Memory that the stage uses; None if unknown.
-        restarts: Whether its worker has failed and is being started again.
     """
 
     shares: Mapping[str, float] | None
@@ -62,13 +64,11 @@ class StageNow:
 
     def fields(self) -> dict[str, float | None]:
         """Return fractions and memory under the names that `summary.json` uses."""
-        parts = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
-        parts |= {kind: (kind,) for kind in ("starved", "blocked")}
         shares = self.shares
-        found: dict[str, float | None] = {
-            f"{name}_fraction": None if shares is None else sum(shares[kind] for kind in kinds)
-            for name, kinds in parts.items()
-        }
+        found: dict[str, float | None] = {}
+        for name in ("compute", "aux", "starved", "blocked"):
+            kinds = FRACTIONS[name]
+            found[f"{name}_fraction"] = None if shares is None else sum(shares[k] for k in kinds)
         return {**found, "memory_bytes": self.memory_bytes}
 
 
@@ -81,7 +81,6 @@ class Now:
         steps_per_second: Recent speed; None until known.
         left_s: Expected remaining time in seconds, if evaluations stay as frequent as so far; None
             until known.
-        stages: The stages, or all replicas of the stages.
     """
 
     step: int
@@ -91,13 +90,9 @@ class Now:
 
 
 class Progress:
-    """Follows the progress of a run.
+    """Follows the progress of a run, from the optimizer steps `start` to `steps`.
 
-    Args:
-        start: Optimizer steps done before the run was resumed; 0 for a new run.
-        steps: Optimizer steps at the end of the run.
-        replicas: Number of replicas of each stage. In the list of workers, replicas of a stage are
-            next to one another.
+    In the list of workers, replicas of a stage are next to one another.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:

@@ -71,11 +71,9 @@ class FoundRun:
         folder: The run directory; for a refused job, the folder of the sweep.
         status: completed, interrupted, failed or refused; running if no file says how the run
             ended.
-        config: The configuration; empty if unknown.
         summary: The content of `summary.json`; empty if unknown, or if the run was resumed later.
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
         evaluations: The evaluations in order of time, on `val` if the run has it, else on `test`.
-        error: Why the run failed, or the job was refused.
         overrides: The overrides of a refused job.
     """
 
@@ -204,10 +202,8 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:
-        split, metric = (
-            line.get("split"),
-            next((key for key in line if key not in {*CONDITIONS, "loss"}), None),
-        )
+        split = line.get("split")
+        metric = next((key for key in line if key not in {*CONDITIONS, "loss"}), None)
         if split not in SPLITS or line.get("module") is not None or metric is None:
             continue
         if isinstance(line[metric], int | float):
@@ -219,16 +215,11 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
     return metric, made_all
 
 
-def _results(summary: Mapping[str, Any], split: str) -> Mapping[str, Any]:
-    """Return the results of a split; none if the summary has none."""
-    found = summary.get(split)
-    return found if isinstance(found, Mapping) else {}
-
-
 def _metric(summary: Mapping[str, Any]) -> str | None:
     """Return the metric in the summary, such as "test accuracy"; None if there is none."""
-    names = ((split, name) for split in SPLITS for name in _results(summary, split))
-    return next((f"{split} {name}" for split, name in names if name != "loss"), None)
+    splits = [split for split in SPLITS if isinstance(summary.get(split), Mapping)]
+    names = (f"{split} {name}" for split in splits for name in summary[split] if name != "loss")
+    return next(names, None)
 
 
 def _step(line: Mapping[str, Any]) -> int:

@@ -54,7 +54,6 @@ class Restart(NamedTuple):
         worker: Index of the worker in the list of lanes.
         start_s: When the launcher detected the fault, in seconds on the clock of the spans.
         end_s: When the new worker continued the work, or failed like the old worker.
-        error: The fault in words.
         phase: What the worker did when it failed.
         batch: The batch or mark (see `job.course`) at which it failed; None if it was starting.
     """
@@ -83,7 +82,6 @@ class Traced(NamedTuple):
         lanes: The spans of each worker, with replicas of a stage next to one another.
         names: The name of each worker, by stage and replica.
         devices: The device of each worker.
-        replicas: Number of replicas of each stage.
     """
 
     lanes: Lanes

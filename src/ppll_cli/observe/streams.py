@@ -7,6 +7,7 @@ training that has run for days. This module does not import torch.
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO, cast
 
@@ -18,12 +19,7 @@ NAMES = ("stdout", "stderr")
 class Shown:
     """A text stream that never raises. After its first failure it drops all text.
 
-    Args:
-        name: The name of the stream in messages.
-        failure: Why the stream cannot be written to, if this is known from the start.
-
-    Attributes:
-        failure: The first failure; None as long as the stream works.
+    The failure may be known from the start; None as long as the stream works.
     """
 
     def __init__(self, stream: TextIO, name: str, failure: Exception | None = None) -> None:
@@ -32,23 +28,20 @@ class Shown:
 
     def write(self, text: str) -> int:
         """Write a text, or drop it after a failure."""
-        if self.failure is None:
-            try:
-                self._stream.write(text)
-            except BlockingIOError:  # the reader is slow, and only this text is lost
-                pass
-            except (OSError, ValueError) as error:  # ValueError: the stream is closed
-                self._give_up(error)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Write out the buffer, or do nothing after a failure."""
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[..., object], *arguments: str) -> None:
         if self.failure is None:
             try:
-                self._stream.flush()
-            except BlockingIOError:
+                act(*arguments)
+            except BlockingIOError:  # the reader is slow, and only this text is lost
                 pass
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError) as error:  # ValueError: the stream is closed
                 self._give_up(error)
 
     def isatty(self) -> bool:

@@ -9,25 +9,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ppll_cli.config.changes import flat
 from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
-from ppll_cli.observe.tracker import (
-    Moment,
-    Tracked,
-    flat,
-    line_scalars,
-    samples,
-    stage_scalars,
-    tree,
-)
+from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, stage_scalars, tree
 
 
 class TensorboardTracker:
     """Writes event files for TensorBoard.
 
-    Args:
-        dir: The folder for the event files of this run alone; None for the folder `tensorboard` in
-            the run directory.
+    `dir` is the folder for the event files of this run alone; None for the folder `tensorboard` in
+    the run directory.
     """
 
     def __init__(self, *, dir: str | None = None) -> None:  # noqa: A002 - as for wandb

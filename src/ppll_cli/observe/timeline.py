@@ -33,11 +33,7 @@ def title(summary: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path, traced: Traced) -> None:
-    """Write `timeline.json` and `timeline.png` to a run directory.
-
-    Raises:
-        OSError: One of the files cannot be written.
-    """
+    """Write `timeline.json` and `timeline.png` to a run directory."""
     write_json(folder / "timeline.json", trace(traced))
     picture(folder / "timeline.png", traced)
 
@@ -114,21 +110,12 @@ def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, An
             continue
         number += 1
         message = {"name": found[1].kind, "cat": "message", "id": number}
-        yield {
-            **message,
-            "ph": "s",
-            "ts": _microseconds(other.start_s - zero_s),
-            "pid": source,
-            "tid": source,
-        }
-        yield {
-            **message,
-            "ph": "f",
-            "bp": "e",
-            "ts": _microseconds(middle_s - zero_s),
-            "pid": worker,
-            "tid": worker,
-        }
+        for end, at_s, place in (
+            ({"ph": "s"}, other.start_s, source),
+            ({"ph": "f", "bp": "e"}, middle_s, worker),
+        ):
+            ts = _microseconds(at_s - zero_s)
+            yield {**message, **end, "ts": ts, "pid": place, "tid": place}
 
 
 def _microseconds(seconds: float) -> float:

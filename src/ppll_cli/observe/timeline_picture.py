@@ -131,14 +131,6 @@ def _draw(axes: "Axes", lane: int, spans: Sequence[Span], width_s: float) -> Non
         wide = span.end_s - span.start_s >= DIGIT_SHARE * (len(number) + 0.5) * width_s
         if wide and span.category in ("forward", "backward", "auxiliary"):
             middle_ms = 1e3 * (span.start_s + span.end_s) / 2
-            dark = span.category == "backward"
-            axes.text(
-                middle_ms,
-                lane,
-                number,
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if dark else "black",
-                clip_on=True,
-            )
+            colour = "white" if span.category == "backward" else "black"
+            font = {"ha": "center", "va": "center", "fontsize": 7, "color": colour, "clip_on": True}
+            axes.text(middle_ms, lane, number, font)

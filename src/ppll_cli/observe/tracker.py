@@ -37,8 +37,6 @@ class Tracked:
     """The facts about a run that its tracker receives.
 
     Attributes:
-        run_dir: The run directory.
-        config: The resolved configuration.
         choices: The option chosen in each configuration group.
         metric: Name of the task's metric, a key of the lines of `metrics.jsonl`.
         step: Number of optimizer steps done before this start of the run; 0 for a new run.
@@ -138,16 +136,8 @@ class Tracker(Protocol):
         """
 
 
-class NoTracker:
+class NoTracker(Tracker):
     """A tracker that does nothing."""
-
-    def start(self, run: Tracked) -> None: ...  # noqa: D102
-    def metrics(self, line: Mapping[str, Any], at: Moment) -> None: ...  # noqa: D102
-    def stages(  # noqa: D102
-        self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment
-    ) -> None: ...
-    def end(self, summary: Mapping[str, Any]) -> None: ...  # noqa: D102
-    def sweep(self, folder: Path, name: str) -> None: ...  # noqa: D102
 
 
 class Guarded:
@@ -301,12 +291,3 @@ def tree(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): tree(inner) for key, inner in value.items() if inner is not None}
     return value
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dictionaries to one with keys such as `stages.0.compute_fraction`."""
-    found: dict[str, Any] = {}
-    for key, inner in value.items():
-        below = isinstance(inner, Mapping)
-        found |= flat(inner, f"{prefix}{key}.") if below else {prefix + key: inner}
-    return found

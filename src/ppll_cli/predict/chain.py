@@ -29,12 +29,10 @@ from ppll_cli.tasks.task import Task
 
 @dataclass(frozen=True)
 class Part:
-    """A unit of a chain.
+    """A unit of a chain, by its index in the model.
 
-    Attributes:
-        index: Index of the unit in the model.
-        inputs: Shape (without the batch dimension) and dtype of each tensor that the unit reads.
-        learnt: For each of these tensors, whether it needs a gradient.
+    `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads;
+    `learnt` says for each whether it needs a gradient.
     """
 
     index: int
@@ -43,13 +41,7 @@ class Part:
 
 
 class Saved(NamedTuple):
-    """The bytes in memory that a unit's backward pass needs, without the unit's inputs.
-
-    Attributes:
-        kept: Bytes kept from the unit's forward pass to its backward pass.
-        recomputed: Bytes that the backward pass computes again, in addition to `kept`; 0 without
-            recomputation.
-    """
+    """The bytes that a unit's backward pass needs, without inputs: kept, or computed again."""
 
     kept: int
     recomputed: int
@@ -61,12 +53,8 @@ class Setup:
 
     Attributes:
         model: Configuration of the model's class.
-        image: The images that the model is built for.
-        task: The task that the model learns.
         samples: Number of samples of a batch, or of a micro-batch.
-        device: The device on which to measure.
         threads: CPU threads, as many as a worker has.
-        numerics: Precision and determinism, the same as in workers.
         compiled: Whether networks are compiled by torch.compile.
         recompute: Whether the backward pass of a unit first runs the forward pass again.
     """
@@ -94,11 +82,8 @@ class Setup:
 class Work:
     """The description of a chain, which is sent to the process that makes the chain.
 
-    Attributes:
-        setup: The model and the conditions.
-        parts: The units of the chain.
-        split: Whether each backward pass runs in two halves: gradients of the inputs, then of the
-            parameters.
+    With `split`, each backward pass runs in two halves: gradients of the inputs, then of the
+    parameters.
     """
 
     setup: Setup
@@ -224,17 +209,10 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward pass as a whole or in two halves; mark the start and end of each part.
+    """Run a unit's backward pass, in two halves if `weights` are given; mark start and end of each.
 
-    Args:
-        unit: The unit.
-        leaves: The unit's inputs.
-        outputs: The unit's outputs.
-        gradients: By name, the gradients of tensors that later units read. Random numbers replace a
-            missing gradient. The gradients of this unit's inputs are added to this mapping.
-        watch: The stopwatch.
-        weights: The unit's trained parameters, to run the backward pass in two halves; None to run
-            it as a whole.
+    `gradients` are those of tensors that later units read. Random numbers replace a missing one.
+    The gradients of `leaves`, the unit's inputs, are added. `weights` are its trained parameters.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):

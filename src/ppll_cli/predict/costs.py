@@ -46,7 +46,7 @@ class Source(Protocol):
 def instruction_times(
     job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> list[Times]:
-    """Return the seconds that each stage's instructions take.
+    """Return the seconds of each stage's instructions; instructions without time are left out.
 
     Receiving counts as 0 seconds, because stages read messages in place. Loading the next batch
     counts as 0 seconds, because a separate thread loads it.
@@ -55,17 +55,8 @@ def instruction_times(
     smaller micro-batches are assumed to be proportional to their numbers of samples. The sender
     spends no time on a message over a connection inside a machine; it has to copy any other
     message.
-
-    Returns:
-        For each stage, seconds by instruction. Instructions that take no time are left out.
     """
-    sent = sent_bytes(job)
-
-    def send(stage: int, peer: int, size: int) -> float:
-        carried = carriers.of_edge(stage, peer) and not carriers.crosses(stage, peer)
-        return 0.0 if carried else profile.copy(size)
-
-    result = []
+    sent, result = sent_bytes(job), []
     for stage in range(job.stages):
         parts = {number: _ChunkTimes(job, number, profile) for number in job.layout.of(stage)}
         times: Times = {}
@@ -86,12 +77,10 @@ def instruction_times(
                 case FinishAverage(chunk):
                     moved = ring_bytes(parts[chunk].gradient_bytes, job.replicas)
                     seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
-                case SendActivations(peer, chunk, m):
-                    seconds = send(stage, peer, sizes[m] * sent[chunk].activations)
-                case SendGradients(peer, chunk, m):
-                    seconds = send(stage, peer, sizes[m] * sent[chunk - 1].gradients)
-                case SendWeights(peer, chunk, _):
-                    seconds = send(stage, peer, weight_bytes(job, chunk))
+                case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
+                    carried = carriers.of_edge(stage, peer) and not carriers.crosses(stage, peer)
+                    size = _message_bytes(job, instruction, sizes, sent)
+                    seconds = 0.0 if carried else profile.copy(size)
                 case _:
                     continue
             times[instruction] = seconds
@@ -100,43 +89,28 @@ def instruction_times(
 
 
 def journeys_of(
-    job: Job,
-    times: Sequence[Times],
-    sizes: Sequence[int],
-    carriers: Carriers,
-    profile: Source,
+    job: Job, times: Sequence[Times], sizes: Sequence[int], carriers: Carriers, profile: Source
 ) -> list[dict[Instruction, Journey | None]]:
-    """Return the transfers that each stage's instructions start.
-
-    Returns:
-        For each stage, transfers by instruction; None if the sender copies the message itself.
-    """
-    sent = sent_bytes(job)
-    result = []
+    """Return the transfers that each stage's instructions start; None if the sender copies."""
+    sent, result = sent_bytes(job), []
     for stage in range(job.stages):
         underway: dict[Instruction, Journey | None] = {}
         stream = job.training(stage, len(sizes))
         for number, instruction in enumerate(stream):
             match instruction:
-                case SendActivations(peer, chunk, m):
-                    size = sizes[m] * sent[chunk].activations
-                    underway[instruction] = carriers.message(stage, peer, size)
-                case SendGradients(peer, chunk, m):
-                    size = sizes[m] * sent[chunk - 1].gradients
-                    underway[instruction] = carriers.message(stage, peer, size)
-                case SendWeights(peer, chunk, _):
-                    size = weight_bytes(job, chunk)
-                    underway[instruction] = carriers.message(stage, peer, size, as_is=True)
+                case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
+                    size = _message_bytes(job, instruction, sizes, sent)
+                    as_is = isinstance(instruction, SendWeights)
+                    underway[instruction] = carriers.message(stage, peer, size, as_is)
                 case StartAverage(chunk):
                     place = job.layout.chunks[chunk]
                     whole = carriers.average(stage, gradient_bytes(job, place, profile))
                     if whole is None:
                         continue
                     shares = _completed_after(job, place, profile)
-                    backward_s = sum(
-                        times[stage].get(i, 0.0)
-                        for i in _losses_and_backwards(stream[number:], chunk)
-                    )
+                    kinds = Loss | Backward | BackwardWeight  # these make the gradients
+                    own = [i for i in stream[number:] if isinstance(i, kinds) and i.chunk == chunk]
+                    backward_s = sum(times[stage].get(i, 0.0) for i in own)
                     bucket_s, end_s = whole.carried_s / len(shares), 0.0
                     for share in shares[:-1]:  # each bucket is sent when it is complete
                         end_s = max(end_s, share * backward_s) + bucket_s
@@ -147,10 +121,19 @@ def journeys_of(
     return result
 
 
-def _losses_and_backwards(stream: Sequence[Instruction], chunk: int) -> list[Instruction]:
-    """Return the instructions of a stream that compute a chunk's losses and parameter gradients."""
-    kinds = Loss | Backward | BackwardWeight
-    return [each for each in stream if isinstance(each, kinds) and each.chunk == chunk]
+def _message_bytes(
+    job: Job,
+    message: SendActivations | SendGradients | SendWeights,
+    sizes: Sequence[int],
+    sent: Sequence["Sent"],
+) -> int:
+    match message:
+        case SendActivations(_, chunk, m):
+            return sizes[m] * sent[chunk].activations
+        case SendGradients(_, chunk, m):
+            return sizes[m] * sent[chunk - 1].gradients
+        case SendWeights(_, chunk, _):
+            return weight_bytes(job, chunk)
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:

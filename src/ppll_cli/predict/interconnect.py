@@ -44,9 +44,7 @@ def ring_bytes(size: int, replicas: int) -> int:
 class Carriers:
     """Finds the connections that carry a job's messages, and its replicas' averages of gradients.
 
-    Args:
-        job: The job, whose `homes` gives the machine of each worker.
-        interconnect: The connections of these machines.
+    `homes` of the job gives the machine of each worker.
     """
 
     def __init__(self, job: Job, interconnect: Interconnect) -> None:

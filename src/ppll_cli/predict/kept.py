@@ -4,15 +4,13 @@ The cache only saves time, so no problem with its folder or files stops a progra
 be read, this program measures again; if a file cannot be written, the next program measures again.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from contextlib import suppress
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.leaves.files import write_json
+from ppll_cli.leaves.files import problem_of, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +29,6 @@ FIELDS = {
 MOST = 1e15
 """Largest value that a field can have; a file with a larger value is damaged."""
 
-MOST_BYTES = 1 << 26
-"""Largest size of a file that is read. Files that this program writes have a few kilobytes."""
-
 
 class Kept:
     """The folder of the files with measured times. The folder need not exist."""
@@ -45,18 +40,12 @@ class Kept:
         """Return the records of a file by key; none if the file is missing or damaged."""
         path = self._folder / name
         try:
-            if not path.is_file():  # opening a FIFO could wait for ever
-                if path.exists():
-                    raise ValueError("it is not a file")
-                return {}
             return _records(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
-        except (OSError, ValueError, RecursionError) as error:
-            problem = " ".join(str(error).split()) or type(error).__name__
-            log.warning(
-                "the times kept in %s cannot be read, and the file is replaced: %s", path, problem
-            )
+        except (OSError, ValueError) as error:
+            said = "the times kept in %s cannot be read, and the file is replaced: %s"
+            log.warning(said, path, problem_of(error))
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
@@ -75,18 +64,8 @@ class Kept:
 
 
 def _records(path: Path) -> dict[str, Record]:
-    """Return the records of a file.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: The file does not hold what `Kept.write` writes.
-        RecursionError: The file's lists are nested too deeply for the parser.
-    """
-    with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError("it is too large")
-    found = json.loads(content.decode())
+    """Return the records of a file; raise ValueError if `Kept.write` cannot have written it."""
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
     for key, record in found.items():
@@ -99,13 +78,8 @@ def _is_record(key: str, record: Any) -> bool:
     return (
         isinstance(record, dict)
         and record.keys() == FIELDS.get(key.partition(" ")[0])
-        and all(_is_amount(value) for value in record.values())
+        and all(type(value) in (int, float) and 0 <= value <= MOST for value in record.values())
     )
-
-
-def _is_amount(value: Any) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 <= value <= MOST and isfinite(value)
 
 
 def _put_aside(folder: Path) -> None:

@@ -33,9 +33,7 @@ class Request(Protocol[Found]):
     """A request to measure something, as plain data."""
 
     @property
-    def threads(self) -> int:
-        """CPU threads to measure with."""
-        ...
+    def threads(self) -> int: ...  # noqa: D102
 
     def measure(self) -> Found:
         """Measure and return the result; the measuring process calls this."""
@@ -43,12 +41,7 @@ class Request(Protocol[Found]):
 
 
 class Meter:
-    """Starts the measuring process at the first request, sends it requests, and ends it.
-
-    Args:
-        device: The device on which to measure.
-        numerics: Precision and determinism, the same as in workers.
-    """
+    """Starts the measuring process at the first request, sends it requests, and ends it."""
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
@@ -71,7 +64,10 @@ class Meter:
             else:
                 report, found = {"error": f"nothing was measured in {LIMIT_S:.0f} s"}, None
         except (EOFError, OSError):
-            report, found = {"error": f"the process is gone ({self._fate()})"}, None
+            assert self._process is not None
+            self._process.join(LEAVE_S)
+            fate = forkserver.fate(self._process.exitcode)
+            report, found = {"error": f"the process is gone ({fate})"}, None
         if report:
             self.close()
             raise WorkerFailedError({"name": "measuring", "device": self._device, **report})
@@ -92,20 +88,12 @@ class Meter:
         context = forkserver.context()
         self._link, there = context.Pipe()
         process = context.Process(
-            target=serve,
-            args=(there, self._device, self._numerics),
-            name="ppll-meter",
-            daemon=True,
+            target=serve, args=(there, self._device, self._numerics), name="ppll-meter", daemon=True
         )
         forkserver.begin(process)
         self._process = process
         there.close()
         return self._link
-
-    def _fate(self) -> str:
-        assert self._process is not None
-        self._process.join(LEAVE_S)
-        return forkserver.fate(self._process.exitcode)
 
 
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
@@ -114,12 +102,15 @@ def serve(parent: Connection, device: str, numerics: Numerics) -> None:
     An answer is a pair of a report and the result. The report describes a failure, or is empty.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    ready = False
+    on, ready = torch.device(device), False
     while True:
         try:
             request: Request[Any] = parent.recv()
-            if not ready:
-                _set_up(torch.device(device), numerics)
+            if not ready:  # prepare this process in the same way as a worker prepares itself
+                torch.manual_seed(0)
+                numerics.apply(on)
+                if on.type == "cuda":
+                    torch.cuda.set_device(on)
                 ready = True
             torch.set_num_threads(request.threads)
             answer: tuple[dict[str, str], Any] = {}, request.measure()
@@ -137,11 +128,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _set_up(device: torch.device, numerics: Numerics) -> None:
-    """Prepare this process in the same way as a worker prepares itself."""
-    torch.manual_seed(0)
-    numerics.apply(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)

@@ -7,7 +7,7 @@ predict this longer time, units are measured while other processes train copies 
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
 
 import torch
@@ -15,12 +15,10 @@ import torch
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.leaves import forkserver
 from ppll_cli.predict.chain import Work
+from ppll_cli.predict.meter import LEAVE_S
 
 START_S = 300.0
 """Seconds that neighbours may take until each has made its first training step."""
-
-LEAVE_S = 5.0
-"""Seconds to wait for the end of a process that was killed."""
 
 
 @contextmanager
@@ -33,15 +31,16 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
     if count:
         forkserver.start()
     context = forkserver.context()
-    links, processes = [], []
-    try:
+    with ExitStack() as held:
+        links = []
         for _ in range(count):
             here, there = context.Pipe()
+            links.append(held.enter_context(here))
             process = context.Process(target=_train, args=(work, there), daemon=True)
             forkserver.begin(process)
+            held.callback(process.join, LEAVE_S)
+            held.callback(process.kill)
             there.close()
-            links.append(here)
-            processes.append(process)
         deadline_s = time.monotonic() + START_S
         for link in links:
             _hear(link, max(0.0, deadline_s - time.monotonic()))
@@ -49,20 +48,10 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
         for link in links:
             if link.poll():  # a neighbour sends a second message only if it failed
                 _hear(link, 0.0)
-    finally:
-        for process in processes:
-            process.kill()
-        for process, link in zip(processes, links, strict=True):
-            process.join(LEAVE_S)
-            link.close()
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Wait for a neighbour's message, which is empty if the neighbour trains, else an error.
-
-    Raises:
-        WorkerFailedError: The neighbour failed, or sent nothing within `limit_s` seconds.
-    """
+    """Wait for a neighbour's message, which is empty if the neighbour trains, else an error."""
     error, report = f"it sent nothing for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:
@@ -72,14 +61,8 @@ def _hear(link: Connection, limit_s: float) -> None:
         else:
             if not report:
                 return
-    raise WorkerFailedError(
-        {
-            "name": "a process that computes beside the measured one",
-            "device": "cpu",
-            "error": error,
-            **report,
-        }
-    )
+    name = "a process that computes beside the measured one"
+    raise WorkerFailedError({"name": name, "device": "cpu", "error": error, **report})
 
 
 def _train(work: Work, parent: Connection) -> None:

@@ -55,18 +55,12 @@ class Steady:
         return max(0.0, 1 - sum(self.busy_s) / total_s) if total_s else 0.0
 
 
+@dataclass(frozen=True)
 class Pipeline:
-    """A pipeline, described by the instructions of all stages for one training batch.
+    """A pipeline, described by the instructions of all stages for one training batch."""
 
-    Args:
-        streams: The instructions of each stage.
-        slots: Number of slots of each channel.
-    """
-
-    def __init__(
-        self, streams: Sequence[Sequence[Instruction]], slots: Mapping[Channel, int]
-    ) -> None:
-        self.streams, self.slots = streams, slots
+    streams: Sequence[Sequence[Instruction]]
+    slots: Mapping[Channel, int]
 
     @classmethod
     def of(cls, job: Job) -> Self:
@@ -114,13 +108,8 @@ def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> l
     `batch_s`. Replicas of a stage run the same instructions at the same time and wait for the
     slowest replica, so the machine with the most other workers counts.
 
-    Args:
-        steady: The steady state of the pipeline.
-        limit: The largest number of other workers that is counted.
-        crews: For each stage, the number of its workers by machine.
-
-    Returns:
-        For each stage, the mean number of other workers by instruction.
+    At most `limit` other workers are counted. `crews` has, for each stage, the number of its
+    workers by machine. The result has, for each stage, the mean number by instruction.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
@@ -143,16 +132,10 @@ def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> l
 def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """Return a function that integrates the number of other busy workers of a machine over time.
+    """Return the integral of the number of other busy workers of a machine, from 0 to a time.
 
-    Args:
-        pieces: For each stage, the intervals in which its instructions run.
-        workers: For each stage, the number of its workers on the machine.
-        limit: The largest number of other workers that is counted.
-        period_s: The end of all intervals.
-
-    Returns:
-        For a time in seconds, the integral from 0 to that time.
+    `pieces` has, for each stage, the intervals in which its instructions run; all end by
+    `period_s`. `workers` has the number of the stage's workers on the machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, crew in zip(pieces, workers, strict=True):

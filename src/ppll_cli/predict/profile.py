@@ -37,11 +37,9 @@ division by 0."""
 
 
 class Measured(NamedTuple):
-    """The measured cost of a unit, or of an auxiliary network with its loss.
+    """The measured cost of a unit, or of an auxiliary network with its loss, for a batch.
 
     Attributes:
-        forward_s: Seconds of the forward pass of a batch.
-        backward_s: Seconds of the backward pass of a batch.
         saved_bytes: Bytes kept in memory until the backward pass, without inputs.
         recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
     """
@@ -64,8 +62,6 @@ class Profile:
         receiver: The device to which messages are copied. It differs from the measured device if
             there are several devices.
         conditions: All other conditions on which the times depend, for the name of the cache file.
-        kept: The folder in which measured times are kept for the next program.
-        meter: The process that measures.
         neighbours: How many other processes train copies of the model at the same time.
     """
 
@@ -105,7 +101,9 @@ class Profile:
     def save(self) -> None:
         """Write the times of this profile, and of all profiles that `at` has made, to the cache."""
         for profile in (self, *self._family.values()):
-            profile._write()
+            if profile._new:
+                profile.kept.write(profile._file, profile._known)
+                profile._new = False
 
     def close(self) -> None:
         """End the measuring process; the next measurement starts a new one."""
@@ -302,8 +300,3 @@ class Profile:
         own |= {"format": FORMAT}
         text = json.dumps({**own, **self.conditions}, sort_keys=True)
         return f"{digest(text)}.json"
-
-    def _write(self) -> None:
-        if self._new:
-            self.kept.write(self._file, self._known)
-            self._new = False

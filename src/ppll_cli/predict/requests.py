@@ -19,14 +19,11 @@ class UnitTimes(NamedTuple):
     """The time and memory of the units of a chain.
 
     Attributes:
-        forward_s: Seconds of each unit's forward pass.
         backward_s: Seconds of each unit's backward pass; if it is split, of the half for the
             inputs.
-        saved: The bytes in memory that each unit's backward pass needs.
         step_s: Seconds of the optimizer's step for all units.
         params: Number of parameters of all units.
-        bytes_per_parameter: Mean bytes of a parameter, its gradient and its optimizer state
-            together.
+        bytes_per_parameter: See `Chain.bytes_per_parameter`.
         weight_s: Seconds of each unit's half for the parameters; empty if backward passes are not
             split.
     """
@@ -74,10 +71,8 @@ class Loss:
     """Request to time a module's auxiliary network and loss.
 
     Attributes:
-        setup: The model and the conditions.
         local: Configuration of the local method's class.
         features: Shape and dtype of the first output of each unit.
-        modules: The units of each module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
         learnt: Names of the tensors that the module makes, which take gradients.
     """
@@ -117,12 +112,7 @@ class Loss:
 class Copy:
     """Request to time the copy of a message to another device, as the ring transport copies it.
 
-    Attributes:
-        size: Size of the message in bytes.
-        source: The sender's device.
-        target: The receiver's device.
-        by_host: Whether CUDA devices copy through pinned host memory.
-        threads: CPU threads to measure with.
+    The size is in bytes. With `by_host`, CUDA devices copy through pinned host memory.
     """
 
     size: int

@@ -23,12 +23,7 @@ from ppll_cli.predict.costs import (
     sent_bytes,
     weight_bytes,
 )
-from ppll_cli.predict.interconnect import (
-    Carriers,
-    Interconnect,
-    neighbours,
-    ring_bytes,
-)
+from ppll_cli.predict.interconnect import Carriers, Interconnect, neighbours, ring_bytes
 from ppll_cli.predict.pace import Pipeline, Times, company
 from ppll_cli.predict.recovery import recovery_bytes, with_copies
 
@@ -42,7 +37,6 @@ class EdgeLoad:
 
     Attributes:
         stages: The two stages, the lower one first.
-        bytes_per_batch: Bytes for a training batch.
         between_machines: Whether the two workers of any replica are on different machines.
         busy_fraction: Fraction of time in which the connection is in use, in the direction with
             more bytes; None if senders copy messages themselves.
@@ -56,10 +50,9 @@ class EdgeLoad:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The predicted speed and memory of a job.
+    """The predicted speed and memory of a job in the steady state.
 
     Attributes:
-        samples_per_second: Training speed in the steady state.
         batch_s: Seconds from one batch to the next.
         bubble_fraction: Fraction of time in which stages wait, over all stages.
         stage_s: For each stage, the seconds of work for a batch.
@@ -67,7 +60,6 @@ class Prediction:
             once: inputs, outputs and tensors that autograd saves.
         parameter_bytes: For each stage, bytes of parameters, gradients and optimizer states,
             averaged weights, and older versions and slots of weights that losses read.
-        edges: The bytes that travel between stages, for each pair of stages.
         averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage that
             sends most; 0 without replicas.
         recovery_bytes: For each stage, bytes of shared memory for snapshots and messages that
@@ -96,17 +88,13 @@ def predict(
     CPU cores share caches and memory, so a stage takes longer while other stages compute. Therefore
     every unit is measured twice: alone, and while other processes compute. Their number is the
     number of other workers that can compute at the same time on cores of their own. The time of
-    each instruction is interpolated between the
-    two measured times by the number of workers that compute while the instruction runs. Times and
-    overlap depend on each other, so both are found by iteration.
+    each instruction is interpolated between the two measured times by the number of workers that
+    compute while the instruction runs. Times and overlap depend on each other, so both are found by
+    iteration.
 
-    Args:
-        job: The job.
-        profile: The measurements.
-        interconnect: The connections that carry messages and gradients.
-        neighbours: Largest number of other workers that compute on a worker's CPU at the same time.
-            If it is given, all workers count as workers of one machine. If it is None, it is the
-            result of `neighbours_of`, and each worker counts on its own machine.
+    `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
+    time. If it is given, all workers count as workers of one machine. If it is None, it is the
+    result of `neighbours_of`, and each worker counts on its own machine.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -157,12 +145,7 @@ def _times(job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers) 
 
 
 def bp_batch_s(units: int, profile: Source) -> float:
-    """Return the seconds of back-propagation for a batch of the profile's size, on one device.
-
-    Args:
-        units: Number of units of the model.
-        profile: The measurements.
-    """
+    """Return the seconds of back-propagation for a batch of the profile's size, on one device."""
     measured = [profile.unit(index) for index in range(units)]
     loss = profile.auxiliary([range(units)], 0)
     steps = profile.step_s * sum(unit.params for unit in measured)

@@ -91,8 +91,7 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
     """Collect the storages that autograd saves while the body runs; leave out tensors of `others`.
 
-    Yields:
-        A dictionary with the bytes of each storage by address, which is filled while the body runs.
+    The dictionary, filled while the body runs, has the bytes of each storage by address.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
@@ -125,14 +124,8 @@ def time_criterion(
 ) -> dict[str, float]:
     """Measure the cost of an auxiliary network and its loss, including the task's metric.
 
-    Args:
-        criterion: The auxiliary network and loss, on the device and in training mode.
-        values: The tensors that the network reads. Tensors that the module makes take gradients.
-        task: The task, which computes the metric.
-        numerics: Precision and determinism.
-
-    Returns:
-        The fields of `Measured`: `forward_s`, `backward_s`, `saved_bytes` and `params`.
+    The criterion is on the device and in training mode. Of the tensors that it reads, those that
+    the module makes take gradients. The result has fields of `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())

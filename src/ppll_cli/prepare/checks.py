@@ -17,36 +17,22 @@ def check_passes(job: Job) -> None:
 
     With synchronised BatchNorm, replicas wait for each other in every BatchNorm layer for every
     micro-batch, so they need the same number of micro-batches.
-
-    Raises:
-        ConfigError: Replicas would split a batch into different numbers of micro-batches.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
         if len(counts) > 1:
-            raise ConfigError(
-                "sync_batchnorm",
-                True,
-                f"replicas would split a batch of {samples} samples into different numbers of "
-                "micro-batches",
-                "use data.drop_last=true, another batch_size or fewer schedule.microbatches",
-            )
+            what = f"a batch of {samples} samples into different numbers of micro-batches"
+            remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
+            raise ConfigError("sync_batchnorm", True, f"replicas would split {what}", remedy)
 
 
 def check_shares(course: Course, replicas: int) -> None:
-    """Refuse batches with fewer samples than there are replicas.
-
-    Raises:
-        ConfigError: The last batch of an epoch has fewer samples than there are replicas.
-    """
+    """Refuse batches with fewer samples than there are replicas."""
     smallest = min(course.batch_sizes())
     if smallest < replicas:
-        raise ConfigError(
-            "replicas",
-            replicas,
-            f"the last batch of an epoch has {smallest} sample(s), fewer than one for each replica",
-            "use data.drop_last=true, another batch_size or fewer replicas",
-        )
+        has = f"the last batch of an epoch has {smallest} sample(s)"
+        remedy = "use data.drop_last=true, another batch_size or fewer replicas"
+        raise ConfigError("replicas", replicas, f"{has}, fewer than one for each replica", remedy)
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
@@ -87,29 +73,18 @@ def check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
     The two halves run parts of the forward pass's graph twice.
-
-    Raises:
-        ConfigError: One of these settings is true, and the schedule splits backward passes.
     """
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:
-            problem = (
-                f"this schedule splits each backward into halves, which {key}=true does not allow"
-            )
-            raise ConfigError(key, True, problem, f"use {key}=false, or another schedule")
+            splits = "this schedule splits each backward into halves"
+            remedy = f"use {key}=false, or another schedule"
+            raise ConfigError(key, True, f"{splits}, which {key}=true does not allow", remedy)
 
 
 def check_batch_norm(
-    job: Job,
-    names: Sequence[str],
-    units: Sequence[Cost],
-    auxiliary: Sequence[Cost],
+    job: Job, names: Sequence[str], units: Sequence[Cost], auxiliary: Sequence[Cost]
 ) -> None:
-    """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
-
-    Raises:
-        ConfigError: A micro-batch of one sample gives a BatchNorm layer one value per channel.
-    """
+    """Refuse to train BatchNorm on a single value per channel, which torch cannot do."""
     if job.settings.sync_batchnorm and job.replicas > 1:
         return  # each layer sees at least one sample of every replica
     last = job.replicas - 1  # the replica with the smallest share
@@ -121,11 +96,8 @@ def check_batch_norm(
         for layer in cost.single_valued
     ]
     if smallest == 1 and layers:
-        raise ConfigError(
-            "batch_size",
-            job.course.batch_size,
-            f"leaves a micro-batch of one sample, in which {layers[0]} (BatchNorm) would see only "
-            "one value per channel",
-            "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
-            + (" or replicas, or sync_batchnorm=true" if last else ""),
-        )
+        one = f"{layers[0]} (BatchNorm) would see only one value per channel"
+        problem = f"leaves a micro-batch of one sample, in which {one}"
+        remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
+        remedy += " or replicas, or sync_batchnorm=true" if last else ""
+        raise ConfigError("batch_size", job.course.batch_size, problem, remedy)

@@ -30,21 +30,17 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
         ConfigError: The training set has fewer samples than a batch, or a batch has fewer samples
             than micro-batches.
     """
-    samples = subject.samples
-    if settings.batch_size > samples["train"]:
+    samples, size, parts = subject.samples, settings.batch_size, schedule.microbatches
+    if size > samples["train"]:
         problem = f"the training set has {samples['train']} samples"
-        remedy = f"use at most {samples['train']}"
-        raise ConfigError("batch_size", settings.batch_size, problem, remedy)
-    if schedule.microbatches > settings.batch_size:
-        raise ConfigError(
-            "schedule.microbatches",
-            schedule.microbatches,
-            f"a batch of {settings.batch_size} samples cannot be split into so many micro-batches",
-            f"use at most {settings.batch_size}, or a larger batch_size",
-        )
+        raise ConfigError("batch_size", size, problem, f"use at most {samples['train']}")
+    if parts > size:
+        problem = f"a batch of {size} samples cannot be split into so many micro-batches"
+        remedy = f"use at most {size}, or a larger batch_size"
+        raise ConfigError("schedule.microbatches", parts, problem, remedy)
     return Course(
         samples=samples,
-        batch_size=settings.batch_size,
+        batch_size=size,
         drop_last=subject.drop_last,
         # Evaluation batches are no larger than micro-batches, for which memory is planned.
         evaluation_size=subject.evaluation.samples

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice, pairwise
-from math import prod
 from typing import Any
 
 from ppll_cli.config.options import as_typed
@@ -21,6 +20,7 @@ from ppll_cli.pipeline.layout import Layout, cut_at, group
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.pipeline.validation import whole
+from ppll_cli.predict.costs import bytes_of
 from ppll_cli.predict.profile import Measured, Profile
 
 MOST_CHUNKS = 10_000
@@ -46,8 +46,7 @@ class Weights:
 
     Attributes:
         units: Cost of each unit of the model.
-        auxiliary: Returns the cost of a module's auxiliary network, given the units of all modules
-            and the module's number; None if auxiliary networks do not count.
+        auxiliary: As `AuxiliaryCost`; None if auxiliary networks do not count.
         copy: Returns the cost of sending the tensors that cross the cut before a unit; None if
             sending does not count.
     """
@@ -97,12 +96,8 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
     @cache
     def copy(stop: int) -> float:
         """Return the seconds to copy the tensors that unit `stop` reads to the unit's stage."""
-        specs = profile.ends.before(stop)
-        sizes = (
-            prod(specs[name].shape) * specs[name].dtype.itemsize
-            for name in profile.ends.site.units[stop].reads
-        )
-        return profile.copy(profile.samples * sum(sizes))
+        specs, reads = profile.ends.before(stop), profile.ends.site.units[stop].reads
+        return profile.copy(profile.samples * bytes_of(specs[name] for name in reads))
 
     return Weights(
         [seconds(profile.unit(index)) for index in range(units)],
@@ -141,12 +136,10 @@ def cut(
         remedy = "use fewer gpus or a smaller schedule.chunks"
         raise ConfigError(*as_typed("schedule", settings.schedule["_target_"]), problem, remedy)
     if asked > len(atoms):
-        raise ConfigError(
-            "gpus",
-            settings.devices_asked,
-            f"makes {asked} stages, but there are only {len(atoms)} modules",
-            f"use gpus={len(atoms) * settings.replicas} at most, or local.modules={asked} at least",
-        )
+        problem = f"makes {asked} stages, but there are only {len(atoms)} modules"
+        most = len(atoms) * settings.replicas
+        remedy = f"use gpus={most} at most, or local.modules={asked} at least"
+        raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if settings.partition.name == "manual":
         stages = _manual(settings, names, atoms, len(stage_of))
     elif schedule.local and modules is None:
@@ -165,9 +158,6 @@ def _fixed_modules(
     given, count = settings.local.get("cuts"), settings.local.get("modules")
     if given is not None:
         cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
-        if not isinstance(cuts, list) or not all(isinstance(cut, str) for cut in cuts):
-            problem = "must be a list of names of units, or the name of a partition of the model"
-            raise ConfigError("local.cuts", given, problem)
         if count is not None and count != len(cuts) + 1:
             problem = f"local.cuts makes {len(cuts) + 1} modules"
             raise ConfigError("local.modules", count, problem, "give only one of the two")
@@ -219,21 +209,16 @@ def _manual(
 
     No cut may divide an atom: a fixed module or a single unit. `stages` counts chunks if the
     schedule assigns several to a stage.
-
-    Raises:
-        ConfigError: The number of cuts is wrong, or a cut divides a module.
     """
     cuts = settings.partition.cuts
     assert cuts is not None
     what = "stages" if stages == settings.stages_asked else "chunks"
     if len(cuts) != stages - 1:
-        raise ConfigError(
-            "partition.cuts",
-            f"[{','.join(cuts)}]",
-            f"makes {len(cuts) + 1} {what}, but there are {stages}",
-            f"give {stages - 1} cuts"
-            + (f", or gpus={(len(cuts) + 1) * settings.replicas}" if what == "stages" else ""),
-        )
+        made = len(cuts) + 1
+        remedy = f"give {stages - 1} cuts"
+        remedy += f", or gpus={made * settings.replicas}" if what == "stages" else ""
+        problem = f"makes {made} {what}, but there are {stages}"
+        raise ConfigError("partition.cuts", f"[{','.join(cuts)}]", problem, remedy)
     starts = {atom.start for atom in atoms}
     for cut in cuts:
         if cut in names and names.index(cut) not in starts:

@@ -25,12 +25,7 @@ from ppll_cli.predict.kept import Kept
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.profile import Profile
 from ppll_cli.predict.speed import report
-from ppll_cli.prepare.checks import (
-    check_batch_norm,
-    check_instructions,
-    check_passes,
-    check_shares,
-)
+from ppll_cli.prepare.checks import check_batch_norm, check_instructions, check_passes, check_shares
 from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
 from ppll_cli.prepare.recovery import recovering
@@ -44,9 +39,7 @@ class Prepared:
     """A job, and facts that the program found while it prepared the job.
 
     Attributes:
-        job: The job, which all workers receive.
         units: Names of the model's units.
-        unit_costs: Cost of each unit.
         auxiliary_costs: Cost of each module's auxiliary network.
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
@@ -170,12 +163,9 @@ def assemble(
     run_dir: str,
     notes: list[str],
 ) -> tuple[Job, tuple[Cost, ...]]:
-    """Cut the model into stages, and make the job.
+    """Cut the model into stages; return the job, and the cost of each auxiliary network.
 
     Notes for the user are appended to `notes`. Only partition=profile uses the measurements.
-
-    Returns:
-        The job, and the cost of each module's auxiliary network.
 
     Raises:
         ConfigError: The settings do not fit the subject.

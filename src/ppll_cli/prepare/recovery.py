@@ -28,13 +28,8 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
     """Return the job with `snapshot_every` set as the group `recover` asks for.
 
-    Args:
-        job: The job.
-        costs: The cost of each unit, and then of each module's auxiliary network.
-        notes: A list to which notes for the user are appended: the chosen number of messages, which
-            stages do not restart, why `recover=auto` changes nothing, or that another key of the
-            group changes nothing.
-        machine: The number of this machine. Only its own shared memory matters here.
+    `costs` are those of each unit, and then of each module's auxiliary network. Notes for the user
+    are appended to `notes`. Of all machines, only the shared memory of this `machine` matters here.
 
     Raises:
         ConfigError: The configuration says `recover=stage`, which is not possible.
@@ -49,7 +44,9 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
         room = _Room.of(job, costs, machine)
         if every := room.every(asked.every):
             if apart := sorted({*range(job.stages)} - job.inside):
-                notes.append(f"recover={asked.name}: {_ending(apart)}")
+                names = " or ".join(f"stage {stage}" for stage in apart)
+                why = "ends the run: it exchanges messages with another machine"
+                notes.append(f"recover={asked.name}: a failure of {names} {why}")
             if asked.every is None and room.messages:
                 notes.append(f"recover={asked.name}: {room.told(every)} (recover.every)")
             return replace(job, snapshot_every=every)
@@ -174,12 +171,6 @@ def _obstacle(job: Job) -> tuple[str, str] | None:
     if len({*sending}) < len(sending):
         return "a stage sends activations to several chunks", "use schedule=ppll, or recover=off"
     return None
-
-
-def _ending(stages: Sequence[int]) -> str:
-    """Return a note that names the stages whose failure still ends the run."""
-    names = " or ".join(f"stage {stage}" for stage in stages)
-    return f"a failure of {names} ends the run: it exchanges messages with another machine"
 
 
 def _on_cuda(job: Job) -> bool:

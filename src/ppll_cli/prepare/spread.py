@@ -16,7 +16,6 @@ class Machine:
     """A machine of a run.
 
     Attributes:
-        host: The machine's host name.
         devices: Number of CUDA devices.
         cores: Number of usable CPU cores.
         versions: By name, the versions of software that must be equal on all machines.
@@ -40,12 +39,9 @@ class Machine:
 def spread(
     settings: Settings, workers: int, machines: Sequence[Machine]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Choose the device and the machine of each worker.
+    """Return the device and the number of the machine of each worker.
 
     On CPU, the numbers of workers on two machines differ by at most one.
-
-    Returns:
-        The device of each worker, and the number of each worker's machine.
 
     Raises:
         ConfigError: There are too few devices, or so many machines that one would have no worker.

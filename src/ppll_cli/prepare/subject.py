@@ -30,15 +30,7 @@ from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
 from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
 
-DATA_SET = (
-    "prepare",
-    "load",
-    "image_spec",
-    "evaluation_form",
-    "batches",
-    "drop_last",
-    "task",
-)
+DATA_SET = ("prepare", "load", "image_spec", "evaluation_form", "batches", "drop_last", "task")
 """The attributes that a data set must have."""
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
@@ -48,12 +40,7 @@ before the unit runs, by name."""
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluation batches whose shapes differ from those of training batches.
-
-    Attributes:
-        samples: Largest number of samples of an evaluation batch.
-        ends: Finds the exports and loss after each module's last unit, for evaluation batches.
-    """
+    """Evaluation batches, of at most `samples`, with other shapes than training batches."""
 
     samples: int
     ends: Ends
@@ -66,7 +53,6 @@ class Subject:
     Attributes:
         samples: Number of samples of each split of the data set.
         drop_last: Whether a shorter last batch of an epoch is left out.
-        model: The model, which makes the units.
         local: Configuration of the local method's class.
         ends: Finds the exports and loss after each module's last unit; holds the model's units.
         identity: The identity of the data; None if the data set gives none.
@@ -143,7 +129,6 @@ class LoadedData:
 
     Attributes:
         image: Shape and normalisation of training images.
-        task: The task that is learnt from the data.
         form: Shapes of evaluation batches; None if they equal those of training batches.
     """
 
@@ -294,11 +279,7 @@ def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
 
 
 def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -> None:
-    """Check the units that a model returns: their names, and what they read and write.
-
-    Raises:
-        ConfigError: There is no unit, or a unit's name, inputs or outputs are wrong.
-    """
+    """Check the units that a model returns: their names, and what they read and write."""
     if not units or not all(isinstance(unit, Unit) for unit in units):
         raise ConfigError(*model, "its units() must return a list of at least one Unit")
     check_names([unit.name for unit in units])

@@ -33,9 +33,7 @@ _Way = Callable[[nn.Module, Sequence[Tensor]], None]
 
 
 def check_halves(
-    schedule: tuple[str, object],
-    units: Sequence[Unit],
-    before: Sequence[Mapping[str, ValueSpec]],
+    schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> None:
     """Check that a backward pass in two halves gives the same gradients as a whole one.
 
@@ -57,12 +55,7 @@ def check_halves(
 def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]) -> None:
     """Check that a unit's gradients are the same if its forward pass is run a second time.
 
-    Each kind of unit is tested with random inputs, on the CPU.
-
-    `before` has, for each unit, the tensors that exist before it.
-
-    Raises:
-        ConfigError: The gradients of a unit differ, or its backward pass fails.
+    See `check_halves` for the test and for `before`.
     """
     if found := _first_unfit(_recomputed, units, before):
         name, why = found

@@ -24,7 +24,6 @@ class FoundWeights:
 
     Attributes:
         weights: The tensors of the file that fit the model.
-        sha256: SHA-256 digest of the file.
         missing: Names of the model's tensors that the file lacks.
         unfit: A line for each tensor of the model whose shape in the file differs.
         unused: Names in the file for which the model has no tensor.

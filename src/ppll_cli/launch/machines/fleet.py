@@ -17,12 +17,11 @@ from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 from ppll_cli.errors import ConfigError, RunFailedError
-from ppll_cli.launch.machines.addresses import interface_to, listening
 from ppll_cli.launch.machines.parcels import Parcels
-from ppll_cli.launch.machines.rendezvous import Rendezvous
+from ppll_cli.launch.machines.rendezvous import Rendezvous, interface_to, listening
 from ppll_cli.prepare.spread import Machine
 
 PREPARING_S = 900.0
@@ -41,17 +40,11 @@ BEAT_S = 0.5
 
 Message = dict[str, Any]
 
-_T = TypeVar("_T")
-
 
 class Fleet:
     """Connects this machine's launcher with the launchers of the run's other machines.
 
-    Args:
-        where: Where the launchers meet.
-
     Attributes:
-        machines: Each machine's host, devices and versions.
         interface: The network interface to the other machines; empty if unknown.
         jobs: Number of the present job, from 1; 0 before the first job.
         parcels: The file transfers of the present job, by the other machine's number. Machine 0
@@ -116,9 +109,7 @@ class Fleet:
     def given_up(self, message: Message) -> RunFailedError:
         """Return the error for a job that machine 0 has given up without a message about it.
 
-        Args:
-            message: The unexpected message that this launcher got instead. The next call of `hear`
-                returns the message again.
+        This launcher got `message` instead; the next call of `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -180,11 +171,7 @@ class Fleet:
         self._thread.join(2.0)
 
     def _met(self) -> list[Machine]:
-        """Meet the other machines, and return each machine's description of itself.
-
-        Raises:
-            ConfigError: The store cannot be used, a machine is missing, or versions differ.
-        """
+        """Meet the other machines, and return each machine's description of itself."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
             return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
@@ -231,16 +218,13 @@ class Fleet:
         found = [
             Machine(**{k: v for k, v in each.items() if k != "word"}) for each in welcome if each
         ]
+        first, remedy = found[0], "install the same version on all machines"
         for rank, other in enumerate(found):
             for name, version in other.versions.items():
-                if version != found[0].versions.get(name):
-                    raise ConfigError(
-                        name,
-                        version,
-                        f"is the version on machine {rank} ({other.host}), but machine 0 "
-                        f"({found[0].host}) has {found[0].versions.get(name)}",
-                        "install the same version on all machines",
-                    )
+                if version != (ours := first.versions.get(name)):
+                    here = f"is the version on machine {rank} ({other.host})"
+                    problem = f"{here}, but machine 0 ({first.host}) has {ours}"
+                    raise ConfigError(name, version, problem, remedy)
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
@@ -329,15 +313,12 @@ def refusal(message: Message) -> ConfigError:
     return ConfigError(*message["error"])
 
 
-def _in_time(work: Callable[[], _T], limit_s: float) -> _T:
-    """Run `work` in a thread, and return its result.
+def _in_time(work: Callable[[], list[Machine]], limit_s: float) -> list[Machine]:
+    """Run `work` in a thread, and return its result; raise TimeoutError after `limit_s` seconds.
 
     `work` may hang, as calls of torch do if the process with the store is stopped.
-
-    Raises:
-        TimeoutError: `work` has not ended within `limit_s` seconds.
     """
-    found: Future[_T] = Future()
+    found: Future[list[Machine]] = Future()
 
     def run() -> None:
         try:

@@ -36,13 +36,7 @@ A machine that reads the announced content in it shares the directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
-    """Tell all machines about a job, and wait until they have prepared it.
-
-    Args:
-        fleet: The machines; this process is on machine 0.
-        config: The configuration as plain data.
-        prepared: The job as machine 0 has prepared it.
-        run_dir: The run directory.
+    """Tell all machines about a job that machine 0 has prepared, and wait until they are ready.
 
     Raises:
         ConfigError: A machine cannot run its part of the job.

@@ -35,7 +35,6 @@ class Seen:
     """What a launcher knows about a worker.
 
     Attributes:
-        seat: The worker's stage and replica.
         name: The worker's name in messages, for example "1" for stage 1.
         pulse: The worker's present activity and progress.
         done: The worker's last report; None until the launcher has it.
@@ -46,14 +45,25 @@ class Seen:
     pulse: Pulse
     done: Report | None = None
 
+    def failure(self, job: Job, error: str) -> Report:
+        """Return a failure report that the worker did not send itself."""
+        doing, item = _texts(self.pulse)
+        return {
+            "kind": "failed",
+            "stage": self.seat.stage,
+            "replica": self.seat.replica,
+            "time": time.time(),
+            "device": job.device(self.seat),
+            "phase": doing or "starting",
+            "batch": item or None,
+            "error": error,
+        }
+
 
 class Leader:
     """Communicates with the other launchers, as a part of machine 0's launcher.
 
-    Args:
-        fleet: The machines.
-        job: The job.
-        stop: The flag that asks this machine's workers to stop.
+    `stop` is the flag that asks this machine's workers to stop.
 
     Attributes:
         away: The workers of other machines.
@@ -143,27 +153,15 @@ class Leader:
             deal(seen, waiting.popleft()[0])
 
     def _gone(self, machine: int, silent: str) -> Report:
-        seat = next(seat for seat in self._job.seats if self._job.home(seat) == machine)
-        return {
-            "kind": "failed",
-            "stage": seat.stage,
-            "replica": seat.replica,
-            "time": time.time(),
-            "device": self._job.device(seat),
-            "error": silent,
-            "phase": str(self.away[seat].pulse),
-            "batch": None,
-            "machine": self._fleet.name(machine),
-        }
+        seen = next(each for each in self.away.values() if self._job.home(each.seat) == machine)
+        report = {**seen.failure(self._job, silent), "machine": self._fleet.name(machine)}
+        return {**report, "phase": str(seen.pulse), "batch": None}
 
 
 class Follower:
     """Communicates with machine 0's launcher, as a part of the launcher of another machine.
 
-    Args:
-        fleet: The machines.
-        job: The job.
-        stop: The flag in which this machine's launcher stores the number of a signal.
+    `stop` is the flag in which this machine's launcher stores the number of a signal.
 
     Attributes:
         away: The workers of other machines; empty, because only machine 0 needs them.
@@ -183,10 +181,9 @@ class Follower:
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Send a report to machine 0, and the saved file if the run directory is not shared.
+        """Send a report to machine 0, with the saved file if the run directory is not shared.
 
-        Returns:
-            True, because this launcher need not handle the report itself.
+        Return True: this launcher need not handle the report itself.
         """
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
@@ -204,8 +201,8 @@ class Follower:
             looks = [[self._job.number(each.seat), _get(each.pulse)] for each in workers]
             self._fleet.tell({"kind": "looks", "looks": looks})
 
-    def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
-        """Check whether machine 0 has ended the job. This generator yields no reports.
+    def news(self, deal: Callable[[Seen, Report], None]) -> list[Report]:
+        """Check whether machine 0 has ended the job, and return no reports.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
@@ -222,18 +219,17 @@ class Follower:
             if message.get("at_once"):
                 raise Interrupted(message["signal"])
             self.ended = message
-            return  # later messages are about the next job
+            return []  # later messages are about the next job
         for parcels in self._fleet.parcels.values():
             parcels.check()
         if silent := self._fleet.silent():
             raise RunFailedError(silent[1])
-        yield from ()
+        return []
 
     def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
         """Report this machine's failures to machine 0, and wait until it names the cause.
 
-        Returns:
-            The cause among this machine's failures, if machine 0 names no cause in time.
+        If it names none in time, return the cause among this machine's failures.
 
         Raises:
             WorkerFailedError: Machine 0 names the worker whose failure was the cause.
@@ -244,7 +240,7 @@ class Follower:
             self.pass_on(failure)
         until_s = time.monotonic() + VERDICT_S
         while time.monotonic() < until_s and self.ended is None:
-            list(self.news(deal))
+            self.news(deal)
             time.sleep(0.1)
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 
@@ -285,9 +281,12 @@ def _raised_nothing(failure: Report) -> bool:
 _LOOK = ("step", "sent", "received", "memory_bytes", "counted_s")
 
 
+def _texts(pulse: Pulse) -> list[str]:
+    return [text.decode(errors="replace") for text in (pulse.doing, pulse.item)]
+
+
 def _get(pulse: Pulse) -> list[Any]:
-    texts = [text.decode(errors="replace") for text in (pulse.doing, pulse.item)]
-    return [*(getattr(pulse, name) for name in _LOOK), list(pulse.spent_s), *texts]
+    return [*(getattr(pulse, name) for name in _LOOK), list(pulse.spent_s), *_texts(pulse)]
 
 
 def _set(pulse: Pulse, look: Sequence[Any]) -> None:

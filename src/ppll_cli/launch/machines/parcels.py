@@ -33,32 +33,20 @@ STALLED_S = 120.0
 LOOK_S = 0.01
 
 
-class _ParcelError(Exception):
-    """Raised when a file cannot be transferred."""
-
-
 class Store(Protocol):
     """The methods of a torch.distributed store that are used here."""
 
-    def set(self, key: str, value: Any, /) -> None:
-        """Set the value of a key."""
-
-    def get(self, key: str, /) -> bytes:
-        """Return the value of a key."""
-
-    def check(self, keys: list[str], /) -> bool:
-        """Return whether all these keys have values."""
-
-    def delete_key(self, key: str, /) -> bool:
-        """Delete a key and its value."""
+    def set(self, key: str, value: Any, /) -> None: ...  # noqa: D102
+    def get(self, key: str, /) -> bytes: ...  # noqa: D102
+    def check(self, keys: list[str], /) -> bool: ...  # noqa: D102
+    def delete_key(self, key: str, /) -> bool: ...  # noqa: D102
 
 
 class Parcels:
     """Sends files to another machine and receives files from it, one after another.
 
-    Args:
-        connect: Opens a connection to the store, with keys that only these two machines use.
-        name: The other machine's name in messages.
+    `connect` opens a connection to the store, with keys that only these two machines use. `name` is
+    the other machine's name in messages.
     """
 
     def __init__(self, connect: Callable[[], Store], name: str) -> None:
@@ -71,15 +59,7 @@ class Parcels:
         self._thread.start()
 
     def send(self, path: Path, remove: bool = False) -> Event:
-        """Send a file.
-
-        Args:
-            path: The file.
-            remove: Whether to remove the file after it has been sent.
-
-        Returns:
-            An event that is set once all of the file has been put into the store.
-        """
+        """Send a file, and remove it then if asked; the event is set once the store has all."""
         sent = Event()
 
         def task(store: Store) -> None:
@@ -95,14 +75,9 @@ class Parcels:
         return sent
 
     def take(self, file: SavedFile, folder: Path) -> Event:
-        """Receive the next file that the other machine sends.
+        """Receive the next file that the other machine sends, into a folder.
 
-        Args:
-            file: Name of the file, and the size and digest that it must have.
-            folder: The folder into which the file is written; created if missing.
-
-        Returns:
-            An event that is set once the file is written and its size and digest are correct.
+        The event is set once the file is written and has the size and digest that `file` names.
         """
         path, there = folder / Path(file.name).name, Event()
 
@@ -118,7 +93,7 @@ class Parcels:
                 written.flush()
                 os.fsync(written.fileno())
             if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.sha256):
-                raise _ParcelError(
+                raise RuntimeError(
                     f"it arrived damaged: {size_bytes} bytes with SHA-256 {digest.hexdigest()} "
                     f"instead of {file.size_bytes} with {file.sha256}"
                 )
@@ -128,11 +103,7 @@ class Parcels:
         return there
 
     def check(self) -> None:
-        """Raise an error if a transfer has failed.
-
-        Raises:
-            RunFailedError: A file could not be sent or received; later files are not transferred.
-        """
+        """Raise RunFailedError if a transfer has failed; later files are not transferred."""
         if self._problem:
             raise RunFailedError(self._problem)
 
@@ -178,10 +149,10 @@ class Parcels:
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
-                raise _ParcelError("the transfer was given up")
+                raise RuntimeError("the transfer was given up")
             now_s = time.monotonic()
             waited_s += min(now_s - looked_s, 1.0)  # time while this machine slept does not count
             looked_s = now_s
             if waited_s > STALLED_S:
                 what = "came" if there else "was read"
-                raise _ParcelError(f"nothing {what} for {STALLED_S:.0f} s")
+                raise RuntimeError(f"nothing {what} for {STALLED_S:.0f} s")

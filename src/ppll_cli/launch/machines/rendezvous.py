@@ -1,8 +1,12 @@
-"""Reads from the environment where the launchers of several machines meet. Imports no torch."""
+"""Where the launchers of several machines meet, and this machine's addresses. Imports no torch."""
 
+import fcntl
+import socket
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Self
 
 from ppll_cli.errors import ConfigError
@@ -18,16 +22,18 @@ MEETING_S = 300.0
 
 DAY_S = 86400
 
+BACKLOG = 2048
+"""How many connections may wait until the store accepts them; each worker opens several at once."""
+
+SIOCGIFADDR = 0x8915
+
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the launchers of a run meet.
+    """Where the launchers of a run meet: a store at a host and port.
 
     Attributes:
         rank: Number of this machine, from 0.
-        machines: Number of machines.
-        host: Host of the store.
-        port: Port of the store.
         hosted: Whether another program, such as torchrun, runs the store.
         limit_s: How long the machines wait for one another, in seconds.
     """
@@ -43,11 +49,7 @@ class Rendezvous:
     def of(cls, environment: Mapping[str, str]) -> Self | None:
         """Read where the launchers meet from the variables that torchrun or srun has set.
 
-        Args:
-            environment: Environment variables.
-
-        Returns:
-            Where the launchers meet; None if there is only one launcher.
+        Return None if there is only one launcher.
 
         Raises:
             ConfigError: Several launchers were started on a machine, or a value is missing or
@@ -91,3 +93,36 @@ def _limit_s(given: str) -> float:
         if 1 <= (limit_s := float(given)) <= DAY_S:
             return limit_s
     raise ConfigError(MEETING, given, f"is not a number of seconds from 1 to {DAY_S}")
+
+
+def listening(host: str, port: int) -> int | None:
+    """Return the descriptor of a socket that listens only at the given IP address.
+
+    Return None if no such socket can be opened; then torch opens its own socket, on all interfaces.
+    The function also returns None for a host name, because it may resolve differently on other
+    machines. It cannot open a socket for an address that this machine does not have, for example
+    behind network address translation.
+    """
+    try:
+        family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG).detach()
+    except (ValueError, OSError):  # if the port is the problem, torch reports it
+        return None
+
+
+def interface_to(host: str, port: int, hosts: int) -> str:
+    """Return the network interface through which this machine reaches a host.
+
+    Return an empty string if no interface is found. If the run has several `hosts`, an empty string
+    also stands for the loopback interface: a host's own name may resolve to a loopback address, but
+    the loopback interface does not reach other hosts.
+    """
+    with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
+        address = connection.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with suppress(OSError):
+                found = fcntl.ioctl(connection.fileno(), SIOCGIFADDR, request)
+                if socket.inet_ntoa(found[20:24]) == address:
+                    return "" if hosts > 1 and address.startswith("127.") else name
+    return ""
