@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hydra._internal.hydra import Hydra
+from hydra.core import utils
 
 from ppll_cli.cli import app
 from ppll_cli.errors import ConfigError, Interrupted, WorkerFailedError
@@ -209,6 +210,25 @@ def test_a_key_need_only_exist_in_the_options_of_the_jobs(main: Main, jobs: Jobs
     """The default option of `local` has no key `hidden`."""
     assert main("-m", "local=dgl,infopro", "local.hidden=64").status == 0
     assert [name for name, _, _ in jobs.ran] == ["0", "1"]
+
+
+def test_a_disk_that_is_full_when_a_job_begins_ends_the_sweep_with_one_line(
+    main: Main, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra writes its files of a job before the program runs the job."""
+    save = utils._save_config
+
+    def full(config: Any, name: str, folder: Path) -> None:
+        if folder.parent.name == "1":
+            raise OSError(28, "No space left on device")
+        save(config, name, folder)
+
+    monkeypatch.setattr(utils, "_save_config", full)
+    said = main("-m", "seed=0,1,2", "hydra.sweep.dir=swept")
+    assert (said.status, jobs.ran) == (1, [("0", False, 0)])
+    first, second = said.err.splitlines()
+    assert first.startswith("ppll-run: results cannot be written: No space left on device: ")
+    assert second.startswith("  to continue the sweep: ")
 
 
 def test_a_refusal_names_the_job(main: Main, jobs: Jobs) -> None:

@@ -121,8 +121,7 @@ def _main(arguments: list[str]) -> None:
         streams.leave("ppll-run")
     overrides = [at_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
-    # Hydra's parser needs all overrides together. Users write some before an option and others
-    # after it.
+    # Hydra's parser needs all overrides together; users write them on both sides of an option.
     sys.argv[1:] = overrides + options
 
     where = Rendezvous.of(os.environ)
@@ -180,15 +179,16 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from ppll_cli.cli.explain import explain
+    from ppll_cli.cli.explain import explain, refuse_arguments
     from ppll_cli.cli.sweep import CompareRuns, note_refusal
     from ppll_cli.cli.sweeper import BasicSweeper, Sweep
+    from ppll_cli.launch.failure import is_of_disk, run_failed
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
 
     # Let Hydra raise exceptions, instead of printing them and exiting with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    argparse.ArgumentParser.error = _refuse_arguments  # type: ignore[method-assign, assignment]
+    argparse.ArgumentParser.error = refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
     CompareRuns.failed, CompareRuns.interrupted, CompareRuns.made = 0, False, set()
     began = False
@@ -253,9 +253,12 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         if not failures:
             raise
     except Exception as error:  # raised by Hydra, OmegaConf, a parser or the file system
-        if began:
+        if not began:
+            raise explain(error, arguments) from None
+        if not isinstance(error, OSError) or not is_of_disk(error, CompareRuns.folder):
             raise
-        raise explain(error, arguments) from None
+        failures.append(run_failed(error, CompareRuns.folder))  # Hydra could not begin a job
+        log.error("ppll-run: %s", failures[-1])
     finally:
         _in_hand.clear()
         remove_sweep(CompareRuns.folder, CompareRuns.made)
@@ -339,13 +342,6 @@ def _run(
         raise
     warn_of_tuning(hydra_config, run.objective)
     return value(run.objective, summary)
-
-
-def _refuse_arguments(_: object, message: str) -> NoReturn:
-    remedy = f"see {command('ppll-run', '--help')}"
-    if message.startswith("unrecognized"):
-        remedy = f"keys are given as KEY=VALUE, without dashes; {remedy}"
-    raise ConfigError("arguments", " ".join(sys.argv[1:]), message, remedy)
 
 
 def _complain(message: str) -> None:

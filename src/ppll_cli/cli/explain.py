@@ -1,8 +1,9 @@
 """Turns exceptions of Hydra and OmegaConf into this program's one-line errors."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -56,6 +57,18 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
             return ConfigError(key, value, message)
     remedy = f"see {command(program, '--help')}"
     return ConfigError("arguments", " ".join(arguments), message, remedy)
+
+
+def refuse_arguments(_: object, message: str) -> NoReturn:
+    """Refuse a command line that Hydra's argument parser cannot read.
+
+    Raises:
+        ConfigError: Always.
+    """
+    remedy = f"see {command('ppll-run', '--help')}"
+    if message.startswith("unrecognized"):
+        remedy = f"keys are given as KEY=VALUE, without dashes; {remedy}"
+    raise ConfigError("arguments", " ".join(sys.argv[1:]), message, remedy)
 
 
 def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
