@@ -9,15 +9,14 @@ import logging
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
-from ppll_cli.cli.leftovers import remove_refused, remove_sweep
+from ppll_cli.cli.job import run_job, to_go_on
+from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
     at_home,
     check_links,
@@ -27,14 +26,7 @@ from ppll_cli.cli.overrides import (
     is_sweep,
     without_auto,
 )
-from ppll_cli.config.commands import command, short_path
-from ppll_cli.config.composition import (
-    CONFIG,
-    check_choices,
-    options_given,
-    own_choices,
-    register_resolvers,
-)
+from ppll_cli.config.composition import CONFIG, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
 from ppll_cli.launch.machines.rendezvous import Rendezvous
@@ -51,12 +43,6 @@ if TYPE_CHECKING:
     from ppll_cli.launch.resume import Recorded
 
 log = logging.getLogger(__name__)
-
-BEGAN_S = time.monotonic()
-"""When this process began, on the clock of `time.monotonic`.
-
-If a launcher runs jobs of a sweep in other processes, each process has its own value.
-"""
 
 _in_hand: "list[Sweep]" = []
 """Holds the `Sweep` of this process while its jobs run; empty at other times. A single run has a
@@ -103,14 +89,10 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
     scratch.remove()
     with suppress(Exception):
         sys.stdout.flush()
-    go_on = "".join(f"{_to_go_on(sweep.go_on)}\n" for sweep in _in_hand if sweep.go_on)
+    go_on = "".join(f"{to_go_on(sweep.go_on)}\n" for sweep in _in_hand if sweep.go_on)
     with suppress(OSError):  # nobody may be reading standard error
         os.write(2, f"{go_on}ppll-run: {Interrupted(number)}\n".encode())
     os._exit(128 + number)
-
-
-def _to_go_on(sweep: str) -> str:
-    return f"  to continue the sweep: {sweep}"
 
 
 def _main(arguments: list[str]) -> None:
@@ -207,7 +189,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         if _stopped:
             return None
         try:
-            return _run(cfg, before, sweep, made, fleet)
+            return run_job(cfg, before, sweep, made, fleet)
         except (ConfigError, OmegaConfBaseException, HydraException) as error:
             if not isinstance(error, ConfigError):
                 error = explain(error, arguments)
@@ -266,7 +248,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         streams.leave("ppll-run")
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     if failures[:1] == broken[:1] and sweep.go_on and (broken or CompareRuns.failed):
-        sys.stderr.write(f"{_to_go_on(sweep.go_on)}\n")
+        sys.stderr.write(f"{to_go_on(sweep.go_on)}\n")
     if failures:
         raise failures[0]
     if CompareRuns.interrupted:
@@ -275,73 +257,6 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
         log.error("ppll-run: %s", problem)
         raise RunFailedError(problem)
-
-
-def _run(
-    cfg: "DictConfig",
-    before: "Recorded | None",
-    sweep: "Sweep",
-    made: set[Path] | None,
-    fleet: "Fleet | None",
-) -> float | None:
-    """Run one job with its composed configuration, and return its objective for a sweeper."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
-
-    from ppll_cli.cli.sweep import warn_of_tuning
-    from ppll_cli.config import settings
-    from ppll_cli.config.changes import changes
-    from ppll_cli.config.interpolated import plain
-    from ppll_cli.config.objective import value
-    from ppll_cli.config.targets import make
-    from ppll_cli.config.weights import weights_file
-
-    hydra_config = HydraConfig.get()
-    run_dir = Path(hydra_config.runtime.output_dir)
-    choices = own_choices(hydra_config.runtime.choices)
-    ours = {".hydra", f"{hydra_config.job.name}.log"}
-    strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
-    goes_on = before is not None or (sweep.before is not None and CONFIG_FILE in strangers)
-    if strangers and not goes_on:
-        problem = f"is not empty: it holds {strangers[0]}"
-        raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
-    try:
-        config = plain(cfg)
-        if before is not None:
-            config, choices = before.changed(config, choices, sweep.overrides)
-        elif sweep.before is not None:
-            known = run_dir, config, choices, sweep.overrides
-            before, config, choices = sweep.before.changed(*known)
-        parsed = settings.parse(config)
-        check_choices(choices)
-        for group in ("schedule", "data", "tracker"):  # these classes check arguments without torch
-            make(group, config[group])
-        if before is None and parsed.weights is not None:
-            weights_file(parsed.weights)
-
-        from ppll_cli.launch.run import Run
-
-        if not gc.isenabled():  # the first job of this process
-            gc.freeze()  # modules stay to the end: the garbage collector need not visit them
-            gc.enable()
-        changed = partial(changes, config, choices)
-        options = options_given()
-        run = Run(parsed, config, choices, run_dir, before, changed, fleet, options, BEGAN_S)
-        summary = run.execute()
-    except Interrupted:
-        if hydra_config.mode is RunMode.MULTIRUN:
-            folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
-            log.info("  to compare its runs so far: %s", command("ppll-compare", folder))
-            if sweep.go_on is not None:
-                log.info(_to_go_on(sweep.go_on))
-        raise
-    except (ConfigError, OmegaConfBaseException):
-        if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
-            remove_refused(run_dir, ours, made)
-        raise
-    warn_of_tuning(hydra_config, run.objective)
-    return value(run.objective, summary)
 
 
 def _complain(message: str) -> None:
