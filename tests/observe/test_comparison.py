@@ -97,6 +97,9 @@ def test_a_note_names_runs_in_which_stages_restarted(tmp_path: Path) -> None:
         {"train": []},
         {"per_module": [{}, 7]},
         {"stages": [1]},
+        {"stages": [{"peak_memory_bytes": float("inf"), "aux_fraction": float("nan")}]},
+        {"train": {"samples_per_second": float("nan")}},
+        {"pipeline": {"bubble_fraction": 10**400}},
     ],
 )
 def test_wrong_values_in_a_summary_count_as_unknown(tmp_path: Path, damage: dict[str, Any]) -> None:

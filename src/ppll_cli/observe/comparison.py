@@ -17,7 +17,7 @@ from ppll_cli.observe.conditions import (
     usual,
 )
 from ppll_cli.observe.groups import Group, Row, grouped
-from ppll_cli.observe.runs import FoundRun, find
+from ppll_cli.observe.runs import FoundRun, find, number
 
 NOISE = "~"
 """The mark in tables for a value whose difference from the reference is within noise."""
@@ -96,12 +96,12 @@ def _row(
         run,
         {key: value for key, _, value in asked} if differs is None else differs,
         others,
-        _number(run.get("train", "samples_per_second")),
-        _number(run.get("pipeline", "bubble_fraction")),
+        number(run.get("train", "samples_per_second")),
+        number(run.get("pipeline", "bubble_fraction")),
         None if other_task else _time_to(run, target),
         max((found.value for found in run.evaluations), default=None),
-        [int(n) for s in _stages(run) if (n := _number(s.get("peak_memory_bytes")))],
-        _mean([_number(s.get("aux_fraction")) for s in _stages(run)]),
+        [int(n) for s in _stages(run) if (n := number(s.get("peak_memory_bytes")))],
+        _mean([number(s.get("aux_fraction")) for s in _stages(run)]),
     )
 
 
@@ -143,10 +143,6 @@ def _reference(
         and (found := other.spread(lambda row: row.best)) is not None
     ]
     return groups[-max(best)[1]] if best else None
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, int | float) else None
 
 
 def _time_to(run: FoundRun, target: float | None) -> float | None:
@@ -276,4 +272,4 @@ def _size(group: Group) -> str:
 
 def _threads(run: FoundRun) -> int:
     """Return the number of threads of each worker."""
-    return int(_number(run.get("threads")) or 1)
+    return int(number(run.get("threads")) or 1)

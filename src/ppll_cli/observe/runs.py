@@ -3,6 +3,7 @@
 A file that is missing or damaged counts as unknown and raises no error.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -206,8 +207,8 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
         metric = next((key for key in line if key not in {*CONDITIONS, "loss"}), None)
         if split not in SPLITS or line.get("module") is not None or metric is None:
             continue
-        if isinstance(line[metric], int | float):
-            made = Evaluation(_step(line), line.get("seconds"), line[metric])
+        if (value := number(line[metric])) is not None:
+            made = Evaluation(_step(line), number(line.get("seconds")), value)
             found.setdefault(split, (f"{split} {metric}", []))[1].append(made)
     metric, made_all = next((found[split] for split in SPLITS if split in found), (None, []))
     if any(made.seconds is None for made in made_all):
@@ -220,6 +221,12 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
     splits = [split for split in SPLITS if isinstance(summary.get(split), Mapping)]
     names = (f"{split} {name}" for split in splits for name in summary[split] if name != "loss")
     return next(names, None)
+
+
+def number(value: Any) -> float | None:
+    """Return a number of a JSON file; None for other values, infinity, NaN and larger integers."""
+    fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return value if fits else None
 
 
 def _step(line: Mapping[str, Any]) -> int:
