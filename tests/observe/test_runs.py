@@ -98,6 +98,12 @@ def test_options_that_are_not_names_are_ignored(tmp_path: Path) -> None:
     assert run.schedule == "?"
 
 
+def test_damaged_lines_of_refused_jobs_are_ignored(tmp_path: Path) -> None:
+    lines = [{"job": "/etc"}, {"job": 0, "overrides": 3}, {"job": 1}]
+    write(tmp_path, refused="".join(json.dumps(each) + "\n" for each in lines))
+    assert [run.name for run in find([tmp_path])] == ["1"]
+
+
 def test_links_are_not_followed(tmp_path: Path) -> None:
     """A link to a parent folder would lead in a circle."""
     write(tmp_path / "0", config=CONFIG)

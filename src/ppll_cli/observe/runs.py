@@ -189,9 +189,11 @@ def read_run(folder: Path) -> FoundRun | None:
 
 def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
     for line in _objects(file):
-        overrides = [str(override) for override in line.get("overrides") or ()]
+        job, given = line.get("job"), line.get("overrides", [])
+        if not isinstance(job, int) or not isinstance(given, list):
+            continue
+        overrides, name = [str(override) for override in given], str(job)
         error = str(line.get("error", ""))
-        name = str(line.get("job", "?"))
         run = FoundRun(name, file.parent, "refused", error=error, overrides=overrides)
         yield file.parent / name, run
 
