@@ -186,7 +186,11 @@ def test_a_users_option_is_found_in_its_config_dir(
     ("arguments", "line"),
     [
         (["RUN", "optim.lr=3"], "optim.lr=3: the run was started with 0.002; keep that value"),
-        (["RUN", "seed=4"], "seed=4: the run was started with 0; keep that value"),
+        (
+            ["RUN", "seed=4"],
+            "seed=4: the run was started with 0; keep that value, or start a new run; "
+            "an evaluation may change batch_size, data,",
+        ),
         (["RUN", "model=resnet32"], "model=resnet32: the run was started with vit"),
         (["RUN", "~data.mean"], "arguments="),
         (["RUN", "hydra.run.dir=x"], "hydra.run.dir=: is only for ppll-run"),

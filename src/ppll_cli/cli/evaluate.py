@@ -195,7 +195,7 @@ def _configured(
     def check(key: str, override: str, value: Any) -> None:
         if key.split(".")[0] not in FREE:
             given = override.partition("=")[2]
-            raise refused(key, given, run.recorded_as(key), free=FREE)
+            raise refused(key, given, run.recorded_as(key), free=FREE, who="an evaluation")
 
     given = [key_of(each) for each in overrides]
     for key in given:

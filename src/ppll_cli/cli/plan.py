@@ -159,6 +159,9 @@ class Plan:
         ):
             if override.key_or_group in lists and not override.is_delete():
                 lists[override.key_or_group] = _values(override)
+                if not lists[override.key_or_group]:
+                    problem, remedy = "has no value", "give one value or several"
+                    raise ConfigError(override.key_or_group, "[]", problem, remedy)
             elif override.is_sweep_override():
                 value = override.get_value_string()
                 problem = "ppll-plan takes several values only for gpus, schedule and replicas"
@@ -169,7 +172,8 @@ class Plan:
             counts = lists[key]
             if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
                 problem = "must be whole numbers above 0"
-                raise ConfigError(key, ",".join(map(str, counts)), problem, f"as in {key}=1,2,4,8")
+                given_counts = ",".join("null" if n is None else str(n) for n in counts)
+                raise ConfigError(key, given_counts, problem, f"as in {key}=1,2,4,8")
         register_resolvers()
         configs: dict[str, Mapping[str, Any]] = {}
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -218,13 +218,16 @@ def _is_free(key: str) -> bool:
 
 
 def refused(
-    key: str, given: object, before: Any, reason: str = "", free: Iterable[str] = FREE
+    key: str,
+    given: object,
+    before: Any,
+    reason: str = "",
+    free: Iterable[str] = FREE,
+    who: str = "a resumed run",
 ) -> ConfigError:
-    """Return the error for a change that is not allowed; only the keys in `free` may change."""
+    """Return the error for a change that is not allowed; `who` may change only keys in `free`."""
     problem = f"the run was started with {shown(before)}" + (reason and f", {reason}")
-    remedy = (
-        f"keep that value, or start a new run; a resumed run may change {', '.join(sorted(free))}"
-    )
+    remedy = f"keep that value, or start a new run; {who} may change {', '.join(sorted(free))}"
     return ConfigError(key, given, problem, remedy)
 
 
