@@ -162,6 +162,24 @@ def test_too_little_shared_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch
     assert transport.obstacle(99 << 40, ["cpu"]) is None
 
 
+def test_shared_memory_that_has_filled_up_since_is_an_error_and_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left = tmp_path / "torch_12_345_0"
+    left.touch()  # as torch does
+    said = f"unable to allocate shared memory(shm) for file </{left.name}>: No space left (28)"
+
+    def full(_: torch.Tensor) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path)
+    with pytest.raises(OSError, match="No space left") as caught:
+        RingTransport(depth=2).channel(2, 64)
+    assert (caught.value.errno, caught.value.filename) == (28, str(left))
+    assert not left.exists()
+
+
 def test_on_cuda_only_pinned_host_memory_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
     transport, devices = RingTransport(depth=2), ["cuda:0", "cuda:1", "cuda:0"]
     shared_memory(monkeypatch, 100 << 20)

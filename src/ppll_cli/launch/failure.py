@@ -97,7 +97,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)
         place = run_dir if inside else Path(str(error.filename)).parent
-        remedy: str | None = _remedy(error.errno or 0, place)
+        remedy: str | None = _remedy(error.errno or 0, run_dir, place)
         where = "" if error.filename else f": {run_dir}"
         return RunFailedError(f"results cannot be written: {said(error)}{where}; {remedy}")
     remedy = _quoted_remedy(str(error), run_dir)
@@ -111,8 +111,9 @@ def _quoted_remedy(text: str, run_dir: Path) -> str | None:
     return next((_remedy(number, run_dir) for number in found if number in _QUOTED), None)
 
 
-def _remedy(number: int, place: Path) -> str:
-    return REMEDIES[number].format(place=place, quoted=word(str(place)))
+def _remedy(number: int, run_dir: Path, place: Path | None = None) -> str:
+    """Return the remedy for an error in a folder; by default, in the run directory."""
+    return REMEDIES[number].format(place=place or run_dir, quoted=word(str(run_dir)))
 
 
 def _to_go_on(run_dir: Path, go_on: str) -> str:

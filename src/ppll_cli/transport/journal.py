@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ppll_cli.errors import ReplayError
 from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
-from ppll_cli.transport.memory import HostMemory, no_room
+from ppll_cli.transport.memory import HostMemory, no_room, shared_zeros
 from ppll_cli.transport.order import Moment
 from ppll_cli.transport.pipes import Inlet, open_pipes
 from ppll_cli.transport.slots import Layout, Slots, layout_of
@@ -285,8 +285,7 @@ class JournalTransport:
         """Create a new channel, and return its two ends."""
         size = max(ALIGNMENT, aligned(size))
         head = head_bytes(size)
-        tensor = torch.zeros(slots * size + (1 + slots) * head, dtype=torch.uint8)
-        tensor.share_memory_()  # type: ignore[no-untyped-call]
+        tensor = shared_zeros(slots * size + (1 + slots) * head)
         sides = []
         for device in (source, target):
             memory = HostMemory(tensor, pinned=torch.device(device).type == "cuda")

@@ -1,6 +1,7 @@
 """The memory of the slots of a ring."""
 
 import pickle
+import re
 import shutil
 import weakref
 from contextlib import suppress
@@ -108,6 +109,25 @@ class DeviceMemory:
         """Open the memory by the receiver's handle."""
         # Unpickling is safe here: a worker of the same run wrote the bytes.
         self.tensor = pickle.loads(offer)
+
+
+def shared_zeros(size: int) -> Tensor:
+    """Return zeros, uint8 [size], in memory that other processes can open.
+
+    Raises:
+        OSError: Shared memory has no room; since `no_room` another program may have taken it.
+    """
+    tensor = torch.zeros(size, dtype=torch.uint8)
+    try:
+        tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        found = re.search(r"</(torch_\w+)>: (.+) \((\d+)\)", str(error))
+        if found is None:
+            raise
+        path = SHARED_MEMORY / found[1]
+        path.unlink(missing_ok=True)  # torch leaves the file there
+        raise OSError(int(found[3]), found[2], str(path)) from None
+    return tensor
 
 
 def _pin(tensor: Tensor) -> bool:

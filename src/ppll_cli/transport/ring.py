@@ -12,11 +12,9 @@ import logging
 from collections.abc import Sequence
 from itertools import combinations
 
-import torch
-
 from ppll_cli.transport.channel import ALIGNMENT, WireDtype, aligned
 from ppll_cli.transport.devices import cannot_reach, cannot_share
-from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory, no_room
+from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory, no_room, shared_zeros
 from ppll_cli.transport.order import CudaOrder, HostOrder, Order
 from ppll_cli.transport.pipes import open_pipes
 from ppll_cli.transport.ring_ends import RingReceiver, RingSender
@@ -92,6 +90,5 @@ def ring(
 
 
 def _on_host(size: int, pinned: bool) -> tuple[HostMemory, HostMemory]:
-    tensor = torch.zeros(size, dtype=torch.uint8)
-    tensor.share_memory_()  # type: ignore[no-untyped-call]
+    tensor = shared_zeros(size)
     return HostMemory(tensor, pinned), HostMemory(tensor, pinned)
