@@ -22,6 +22,7 @@ from ppll_cli.predict.interconnect import Interconnect, Link
 from ppll_cli.predict.speed import Prediction, predict
 from tests import program
 from tests.predict import given
+from tests.predict.dictated import dictate
 from tests.predict.given import Source
 
 ROOT = Path(__file__).parents[2]
@@ -178,8 +179,19 @@ Make = Callable[..., Planner]
 
 
 @pytest.fixture
-def planner(cache: Path) -> Iterator[Make]:
-    """Return a function that makes planners. Their processes end with the test."""
+def planner(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Return a function that makes planners, for which all units take the same time."""
+    dictate(monkeypatch)
+    yield from _planners()
+
+
+@pytest.fixture
+def measuring(cache: Path) -> Iterator[Make]:
+    """Return a function that makes planners, which measure in processes that end with the test."""
+    yield from _planners()
+
+
+def _planners() -> Iterator[Make]:
     with ExitStack() as stack:
 
         def make(*overrides: str) -> Planner:
@@ -191,14 +203,14 @@ def planner(cache: Path) -> Iterator[Make]:
 
 @pytest.mark.slow
 def test_a_second_plan_measures_nothing(
-    cache: Path, planner: Make, monkeypatch: pytest.MonkeyPatch
+    cache: Path, measuring: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = planner("schedule=bp,gpipe,ppll").rows(2)
+    first = measuring("schedule=bp,gpipe,ppll").rows(2)
     # There is a file for whole batches and one for micro-batches, each measured alone. If there are
     # cores for a neighbour, there are two more, measured beside it.
     assert len(list(cache.iterdir())) in (2, 4)
     monkeypatch.delattr("ppll_cli.predict.meter.Meter._start")
-    assert planner("schedule=bp,gpipe,ppll").rows(2) == first
+    assert measuring("schedule=bp,gpipe,ppll").rows(2) == first
     assert first["bp"].speed_up == pytest.approx(1.0)
 
 
@@ -285,6 +297,7 @@ def test_neighbours_are_counted_on_each_machine(
         return predict(job, *given)
 
     monkeypatch.setattr("ppll_cli.cli.planner.predict", spy)
+    dictate(monkeypatch)
     plan = Plan.compose([*TINY, "threads=1", "schedule=ppll"])
     with Planner(plan.settings, ["ppll"], (1,), per_machine=2, neighbours=neighbours) as found:
         found.rows(4)

@@ -46,6 +46,7 @@ def parse(changes: dict[str, object], *overrides: str) -> Settings:
         ("device", None, "must be 'auto', 'cuda' or 'cpu'"),
         ("oversubscribe", 1, "must be a valid boolean"),
         ("threads", 0, "must be greater than or equal to 1"),
+        ("gpus", -1, "must be greater than or equal to 1"),
         ("seed", -1, "must be greater than or equal to 0"),
         ("seed", None, "must be a valid integer"),
         ("epochs", 0, "must be greater than or equal to 1"),

@@ -82,7 +82,6 @@ def test_layers_of_the_classifier(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_convolutions_are_drawn_by_hes_rule(loss: Loss) -> None:
     """As in the paper's code, the standard deviation is sqrt(2 / fan out)."""
-    torch.manual_seed(0)
     (site,) = sites(2, (32, 4, 4))
     criterion = built(InfoPro(loss=loss), site)
     found = [layer for layer in criterion.modules() if isinstance(layer, nn.Conv2d)]
@@ -181,7 +180,6 @@ def test_reconstruction_alone_trains_the_module_if_l2_is_zero(site: Site, loss: 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_only_softmax_trains_the_module_by_its_prediction(site: Site, loss: Loss) -> None:
-    torch.manual_seed(0)
     values = batch_at(site)
     _, prediction = InfoPro(loss=loss).criterion(site)(values)
     assert prediction.requires_grad
