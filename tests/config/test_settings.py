@@ -231,13 +231,7 @@ def test_usable_cores_are_limited_by_affinity_and_quota(
 
 @pytest.mark.parametrize(
     ("cores", "gpus", "threads", "expected"),
-    [
-        (8, None, None, 4),
-        (8, 1, None, 8),
-        (8, 3, None, 2),
-        (2, 4, None, 1),
-        (8, 4, 3, 3),
-    ],
+    [(8, None, None, 4), (8, 1, None, 8), (8, 3, None, 2), (2, 4, None, 1), (8, 4, 3, 3)],
 )
 def test_cores_are_divided_among_the_given_gpus(
     monkeypatch: pytest.MonkeyPatch,

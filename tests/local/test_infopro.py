@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from ppll_cli.data.augment import normalise
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec, empty
-from ppll_cli.local.infopro import (
-    ContrastiveCriterion,
-    Decoder,
-    InfoPro,
-    Loss,
-)
+from ppll_cli.local.infopro import ContrastiveCriterion, Decoder, InfoPro, Loss
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.tasks.classification import LABEL
@@ -122,8 +117,7 @@ def test_weights_change_linearly(modules: int, expected: list[tuple[float, float
 
 
 @pytest.mark.parametrize(
-    ("modules", "like"),
-    [(5, 4), (6, 4), (7, 8), (11, 8), (12, 8), (13, 16), (40, 16)],
+    ("modules", "like"), [(5, 4), (6, 4), (7, 8), (11, 8), (12, 8), (13, 16), (40, 16)]
 )
 def test_other_numbers_of_modules_use_the_nearest_entrys_weights(modules: int, like: int) -> None:
     found, expected = weights(InfoPro(), modules), weights(InfoPro(), like)

@@ -8,11 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppll_cli.local.infopro import (
-    InfoPro,
-    Loss,
-    contrastive_loss,
-)
+from ppll_cli.local.infopro import InfoPro, Loss, contrastive_loss
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL, class_shares

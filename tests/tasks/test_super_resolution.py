@@ -9,11 +9,7 @@ from torch import Tensor, nn
 from ppll_cli.data.pictures.tiles import spans
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.classification import classes_of
-from ppll_cli.tasks.picture_heads import (
-    ToLevels,
-    ToPictures,
-    Upsampler,
-)
+from ppll_cli.tasks.picture_heads import ToLevels, ToPictures, Upsampler
 from ppll_cli.tasks.super_resolution import (
     BICUBIC,
     TARGET,

@@ -235,11 +235,7 @@ def test_a_value_of_two_lines_is_shown_on_one_line(refusal: Refusal) -> None:
     ],
 )
 def test_too_few_cuda_devices_are_refused(
-    refusal: Refusal,
-    monkeypatch: pytest.MonkeyPatch,
-    found: int,
-    arguments: list[str],
-    line: str,
+    refusal: Refusal, monkeypatch: pytest.MonkeyPatch, found: int, arguments: list[str], line: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
     assert refusal(arguments).startswith(line)

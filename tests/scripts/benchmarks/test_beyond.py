@@ -52,10 +52,9 @@ def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path
     files = [f"data.folders=[{folder}]", f"data.cache={tmp_path / 'cache'}", "device=cpu"]
     for row in beyond.rows(name, short=False)[1:]:
         job = prepared(*row.trained.overrides, *files).job
-        assert [len(units) for units in job.layout.modules] == {
-            2: [5, 5],
-            4: [3, 2, 2, 3],
-        }[row.modules]
+        assert [len(units) for units in job.layout.modules] == {2: [5, 5], 4: [3, 2, 2, 3]}[
+            row.modules
+        ]
 
 
 @pytest.mark.parametrize("name", beyond.CASES)
