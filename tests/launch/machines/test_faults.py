@@ -149,11 +149,11 @@ def test_machines_that_are_suspended_together_continue(start: Start, folder: Pat
 @pytest.mark.slow
 def test_a_missing_machine_is_reported_by_the_others(start: Start, folder: Path) -> None:
     """All machines that have joined print the message."""
-    limit = {"PPLL_MEETING_S": "10"}
+    limit = {"PPLL_MEETING_S": "5"}
     arguments = [*LONG, f"hydra.run.dir={folder}"]
     sessions = start(*arguments, machines=3, absent=[1], environment=limit)
     assert ended(sessions, 60) == [2, 2], printed(sessions)
-    said = "ppll-run: nnodes=3: machine 1 did not join within 10 s\n"
+    said = "ppll-run: nnodes=3: machine 1 did not join within 5 s\n"
     assert printed(sessions) == [said, said]
     assert not folder.exists()
 
