@@ -178,10 +178,10 @@ def assert_same_run(one: Result, other: Result) -> None:
     assert one.test == other.test
 
 
-def prepared(*overrides: str) -> Prepared:
-    """Return a run that is prepared to start on CPU."""
+def prepared(*overrides: str, folder: Path | str = "unused") -> Prepared:
+    """Return a run that is prepared to start, by default on CPU."""
     config, _ = compose_config(["device=cpu", *overrides])
-    return prepare(settings.parse(config), "unused")
+    return prepare(settings.parse(config), str(folder))
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def _forget(helper: Any) -> None:
 
 
 def _close_all_but(kept: set[int]) -> None:
-    for name in os.listdir("/proc/self/fd"):
+    for name in os.listdir("/dev/fd"):
         if int(name) not in kept:
             with suppress(OSError):
                 os.close(int(name))

@@ -77,7 +77,7 @@ def test_refused_jobs_are_listed(
     (tmp_path / "refused.jsonl").write_text(line)
     assert run_main(monkeypatch, tmp_path) == 0
     assert capsys.readouterr().out.splitlines()[1].split() == [
-        *("0", "refused", "?", "gpus=0", "~tracker"),
+        *("0", "refused", "?", "gpus=0", "~tracker")
     ]
 
 

@@ -132,9 +132,7 @@ def test_a_users_option_needs_its_config_dir_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_resume_auto_starts_resumes_and_finds_a_run_complete(
-    tmp_path: Path,
-) -> None:
+def test_resume_auto_starts_resumes_and_finds_a_run_complete(tmp_path: Path) -> None:
     """A batch system starts the same command again and again. Each time, it stops the run early."""
     given = [*TINY, "timeline=false", "epochs=2", "resume=auto", "hydra.run.dir=run"]
     result = ppll_run(*given, "max_minutes=0.0001", cwd=tmp_path)

@@ -46,6 +46,7 @@ def parse(changes: dict[str, object], *overrides: str) -> Settings:
         ("device", None, "must be 'auto', 'cuda' or 'cpu'"),
         ("oversubscribe", 1, "must be a valid boolean"),
         ("threads", 0, "must be greater than or equal to 1"),
+        ("gpus", -1, "must be greater than or equal to 1"),
         ("seed", -1, "must be greater than or equal to 0"),
         ("seed", None, "must be a valid integer"),
         ("epochs", 0, "must be greater than or equal to 1"),
@@ -230,13 +231,7 @@ def test_usable_cores_are_limited_by_affinity_and_quota(
 
 @pytest.mark.parametrize(
     ("cores", "gpus", "threads", "expected"),
-    [
-        (8, None, None, 4),
-        (8, 1, None, 8),
-        (8, 3, None, 2),
-        (2, 4, None, 1),
-        (8, 4, 3, 3),
-    ],
+    [(8, None, None, 4), (8, 1, None, 8), (8, 3, None, 2), (2, 4, None, 1), (8, 4, 3, 3)],
 )
 def test_cores_are_divided_among_the_given_gpus(
     monkeypatch: pytest.MonkeyPatch,

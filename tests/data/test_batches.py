@@ -82,9 +82,7 @@ def test_a_short_last_batch_can_be_left_out(make: Callable[..., Batches]) -> Non
         assert torch.equal(dropped.train(1, batch)["image"], whole.train(1, batch)["image"])
 
 
-def test_a_batch_does_not_depend_on_earlier_batches(
-    make: Callable[..., Batches],
-) -> None:
+def test_a_batch_does_not_depend_on_earlier_batches(make: Callable[..., Batches]) -> None:
     torch.manual_seed(1)
     ordered = make(**AUGMENTED)
     expected = {(e, b): ordered.train(e, b) for e in range(2) for b in range(4)}

@@ -75,9 +75,7 @@ def publish(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_are_read_into_splits_and_not_changed(
-    options: Options,
-    install: Callable[[Files], str],
-    contents: Callable[[Path], Files],
+    options: Options, install: Callable[[Files], str], contents: Callable[[Path], Files]
 ) -> None:
     root = install(published())
     before = contents(Path(root))

@@ -63,11 +63,7 @@ def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("place", ["", RAW])
 @pytest.mark.parametrize("files", [plain(), zipped()], ids=["plain", "gz"])
 def test_a_root_may_have_either_layout_and_is_not_changed(
-    options: Options,
-    tmp_path: Path,
-    contents: Callable[[Path], Files],
-    place: str,
-    files: Files,
+    options: Options, tmp_path: Path, contents: Callable[[Path], Files], place: str, files: Files
 ) -> None:
     root = tmp_path / "root"
     write(root / place, files)

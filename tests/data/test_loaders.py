@@ -210,9 +210,7 @@ def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(tmp_path: 
 
 
 @pytest.mark.parametrize("size", [(100, 50), (50, 100), (1, 1), (1000, 3), (3, 1000)])
-def test_random_crops_have_the_given_areas_and_ratios(
-    size: tuple[int, int],
-) -> None:
+def test_random_crops_have_the_given_areas_and_ratios(size: tuple[int, int]) -> None:
     width, height = size
     random = np.random.RandomState(0)
     for _ in range(100):

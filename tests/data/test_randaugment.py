@@ -136,9 +136,7 @@ def test_images_of_any_shape_are_augmented(shape: tuple[int, ...]) -> None:
         assert (made.shape, made.dtype) == (images.shape, torch.uint8)
 
 
-def test_the_augment_option_selects_the_operations(
-    options: Callable[..., dict[str, Any]],
-) -> None:
+def test_the_augment_option_selects_the_operations(options: Callable[..., dict[str, Any]]) -> None:
     images = tensor(*PICTURES)
 
     def made(kind: str, pad: int, flip: bool) -> Tensor:

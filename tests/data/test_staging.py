@@ -124,9 +124,7 @@ class OneBatch:
         raise NotImplementedError
 
 
-def test_a_batch_is_made_on_its_own_stream_and_handed_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_batch_is_made_on_its_own_stream_and_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker's stream waits for the batch, but its host does not.
 
     The memory is kept for this stream.

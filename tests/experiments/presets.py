@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from itertools import product
 from pathlib import Path
 
-from ppll_cli.config import settings
 from ppll_cli.config.options import conf_dir
-from ppll_cli.prepare.preparation import Prepared, prepare
-from tests.conftest import compose_config
+from ppll_cli.prepare.preparation import Prepared
+from tests import conftest
 from tests.data.picture_files import write_div2k
 from tests.data.scene_files import write_coco, write_voc
 
@@ -110,12 +109,7 @@ def synthetic(name: str, train_samples: int) -> list[str]:
 
 def prepared(name: str, *overrides: str) -> Prepared:
     batch_size = 128 if name in VIT or "stl10" in name else 1024
-    return prepared_from(*synthetic(name, batch_size), *overrides)
-
-
-def prepared_from(*overrides: str) -> Prepared:
-    config, _ = compose_config([*overrides])
-    return prepare(settings.parse(config), "unused")
+    return conftest.prepared(*synthetic(name, batch_size), *overrides)
 
 
 def modules(result: Prepared) -> list[list[str]]:

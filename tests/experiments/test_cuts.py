@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ppll_cli.config.targets import make
+from tests import conftest
 from tests.conftest import compose_config
 from tests.experiments.presets import (
     AUGLOCAL,
@@ -24,7 +25,6 @@ from tests.experiments.presets import (
     modules_of_stages,
     number_in,
     prepared,
-    prepared_from,
     scene_files,
     starts,
 )
@@ -112,7 +112,7 @@ def test_presets_of_man_plus_for_vision_transformers_have_three_blocks_a_module(
 
 @pytest.mark.parametrize("name", ["edsr_div2k_x4", "fba_edsr_div2k_x4"])
 def test_presets_of_super_resolution_have_the_baselines_network(name: str, tmp_path: Path) -> None:
-    result = prepared_from(f"experiment={name}", *div2k_files(name, tmp_path), "device=cpu")
+    result = conftest.prepared(f"experiment={name}", *div2k_files(name, tmp_path), "device=cpu")
     assert len(result.units) == 18
     assert starts(result) == (["body.4", "body.9", "body.13"] if name.startswith("fba") else [])
     assert modules_of_stages(result) == STAGES[name]
@@ -123,7 +123,7 @@ def test_presets_of_super_resolution_have_the_baselines_network(name: str, tmp_p
 # Deeper detectors of MAN++ are cut alike, and take long.
 @pytest.mark.parametrize("name", ["retinanet_voc", "fba_retinanet_voc", "manpp_retinanet50_coco"])
 def test_presets_of_detection_are_cut_before_each_group_of_units(name: str, tmp_path: Path) -> None:
-    result = prepared_from(f"experiment={name}", *scene_files(name, tmp_path), "device=cpu")
+    result = conftest.prepared(f"experiment={name}", *scene_files(name, tmp_path), "device=cpu")
     cuts = [] if name == "retinanet_voc" else ["layer2.0", "layer3.0", "layer4.0"]
     assert starts(result) == cuts
     assert modules(result)[-1][-1] == "head"

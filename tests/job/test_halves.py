@@ -137,7 +137,6 @@ def gradients(network: nn.Module, split: bool) -> Sequence[Tensor | None]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_two_halves_give_the_same_bits_as_a_whole_backward(name: str) -> None:
-    torch.manual_seed(0)
     network = NETWORKS[name]()
     whole, halves = gradients(network, split=False), gradients(network, split=True)
     assert sum(gradient is not None for gradient in whole) == 3 + len(weights_of(network))

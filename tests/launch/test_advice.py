@@ -79,9 +79,7 @@ def test_each_job_of_the_comparison_command_can_start(
     assert (None if line is None else start_each(line)) == expected
 
 
-def test_the_comparison_command_keeps_settings_and_the_cpu(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_comparison_command_keeps_settings_and_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     line = offered("seed=7", "model.dropout=0.1")
     assert line is not None

@@ -7,14 +7,7 @@ import pytest
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import FREE
-from tests.launch.recorded_runs import (
-    STARTED,
-    Config,
-    change,
-    differences,
-    flat,
-    write_config,
-)
+from tests.launch.recorded_runs import STARTED, Config, change, differences, flat, write_config
 
 
 @pytest.mark.parametrize(
@@ -50,10 +43,7 @@ def test_repeated_settings_are_no_changes(
         (["checkpoint={every:3}"], {"checkpoint.every": 3}),  # `keep` is not reset
         (["transport.depth=4"], {"transport.depth": 4}),
         (["transport={depth:4}"], {"transport.depth": 4}),
-        (
-            ["transport=queue"],
-            {"transport._target_": "ppll_cli.transport.queue.QueueTransport"},
-        ),
+        (["transport=queue"], {"transport._target_": "ppll_cli.transport.queue.QueueTransport"}),
         (["partition=flops"], {"partition.name": "flops"}),
         (
             ["partition.cuts=[blocks.1]", "partition=manual"],

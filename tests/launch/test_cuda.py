@@ -38,10 +38,7 @@ def test_pipelines_are_accumulated_back_propagation(run: Runner, schedule: str) 
 
 @pytest.mark.parametrize("schedule", ["ppll", "gpipe", "1f1b"])
 def test_transports_carry_the_same_bits(
-    run: Runner,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    schedule: str,
+    run: Runner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, schedule: str
 ) -> None:
     """Messages stay on the device, go through pinned host memory, or are mapped for each message.
 

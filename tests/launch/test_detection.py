@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from ppll_cli.errors import ConfigError
-from tests.conftest import Runner, assert_same, assert_same_run, own_model, prepared, resumed
+from tests.conftest import Runner, assert_same, own_model, prepared, resumed
 from tests.data.scene_files import write_fashion
-from tests.worker.inside import run_inside
+from tests.worker.inside import Outcome, run_inside
 
 RETINANET = own_model("own_detector.NarrowRetinaNet", width=8)
 COURSE = ["batch_size=4", "epochs=1", "eval_every=1", "max_steps=3"]  # batches of 4, 4 and 2 scenes
@@ -36,37 +36,34 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("method", "bank"),
-    [
-        ("local=greedy", []),
-        ("fba=on", ["bank.0"]),
-    ],
-)
+@pytest.mark.parametrize(("method", "bank"), [("local=greedy", []), ("fba=on", ["bank.0"])])
 def test_ppll_is_sequential_local_learning(
-    run: Runner, tmp_path: Path, data: list[str], method: str, bank: list[str]
+    tmp_path: Path, data: list[str], method: str, bank: list[str]
 ) -> None:
     """The first cut between stages is behind stride 8.
 
     A module behind the cut reads its banked map.
     """
     case = [*RETINANET, *COURSE, *data, method, CUTS]
-    expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
-    pipelined = run(
-        "schedule=ppll", "gpus=2", "partition=manual", "partition.cuts=[layer3.1]", *case
-    )
-    crossing = sorted([*TARGETS, "c3", "x", *bank, *(["bank.1"] if bank else [])])
-    assert pipelined.summary["edges"][0]["names"] == crossing
-    assert_same(pipelined.tensors(), expected.tensors)
+    stages = ["gpus=2", "partition=manual", "partition.cuts=[layer3.1]"]
+    found = compare(tmp_path, "schedule=ll", ["schedule=ppll", *stages], case)
+    banked = [*bank, *(["bank.1"] if bank else [])]
+    assert found.job.crossing() == {(0, 1): {*TARGETS, "c3", "x", *banked}}
+
+
+def compare(folder: Path, same: str, shape: list[str], case: list[str]) -> Outcome:
+    """Train twice, and check that both have the same results. Return those of the second run."""
+    expected = run_inside(folder / "expected", same, *case)
+    found = run_inside(folder / "found", *shape, *case)
+    assert_same(found.tensors, expected.tensors)
+    assert found.test == expected.test
+    return found
 
 
 @pytest.mark.slow
 def test_stages_may_group_modules_in_any_way(tmp_path: Path, data: list[str]) -> None:
     case = [*RETINANET, *COURSE, *data, "fba=on", "fba.fusion=add", CUTS, "partition=flops"]
-    expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
-    found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=4", *case)
-    assert_same(found.tensors, expected.tensors)
-    assert found.test == expected.test
+    compare(tmp_path, "schedule=ll", ["schedule=ppll", "gpus=4"], case)
 
 
 ALWAYS = [
@@ -93,10 +90,7 @@ def test_ll_and_ppll_train_level_heads_the_same(
 ) -> None:
     """Each module has anchors only for its own levels, also when it is evaluated."""
     case = [*RETINANET, *COURSE, *data, *LEVEL[method], CUTS, "partition=flops"]
-    expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
-    found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=3", *case)
-    assert_same(found.tensors, expected.tensors)
-    assert found.test == expected.test
+    compare(tmp_path, "schedule=ll", ["schedule=ppll", "gpus=3"], case)
 
 
 @pytest.mark.slow
@@ -104,9 +98,7 @@ def test_ll_and_ppll_train_level_heads_the_same_with_replicas(
     tmp_path: Path, data: list[str]
 ) -> None:
     case = [*RETINANET, *COURSE, *data, *LEVEL["bank"], CUTS, "replicas=2"]
-    expected = run_inside(tmp_path / "ll", "schedule=ll", *case)
-    found = run_inside(tmp_path / "ppll", "schedule=ppll", "gpus=4", *case)
-    assert_same(found.tensors, expected.tensors)
+    compare(tmp_path, "schedule=ll", ["schedule=ppll", "gpus=4"], case)
 
 
 def test_level_heads_cost_less_than_pyramids(data: list[str]) -> None:
@@ -124,37 +116,35 @@ def test_level_heads_cost_less_than_pyramids(data: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_ppll_is_sequential_local_learning_with_replicas(run: Runner, data: list[str]) -> None:
+def test_ppll_is_sequential_local_learning_with_replicas(tmp_path: Path, data: list[str]) -> None:
     """The replicas have different numbers of boxes. Each has one scene of the last batch."""
     case = [*RETINANET, *COURSE, *data, "replicas=2", "local.modules=2"]
-    expected = run("schedule=ll", *case)
-    pipelined = run("schedule=ppll", "gpus=4", *case)
-    assert_same_run(pipelined, expected)
-    assert pipelined.summary["replicas"] == 2
+    found = compare(tmp_path, "schedule=ll", ["schedule=ppll", "gpus=4"], case)
+    assert found.job.replicas == 2
 
 
 @pytest.mark.slow
-def test_the_gradients_of_skips_travel_back(run: Runner, tmp_path: Path, data: list[str]) -> None:
+def test_the_gradients_of_skips_travel_back(tmp_path: Path, data: list[str]) -> None:
     """The next unit and the head both read c3 and c4.
 
     One backward call gets the gradients of both.
     """
     case = [*RETINANET, *COURSE, *data, "optim.clip_norm=0.5"]
-    expected = run_inside(tmp_path / "bp", "schedule=bp", *case)
     cuts = ["partition=manual", "partition.cuts=[layer3.0,layer4.1]"]
-    pipelined = run("schedule=pp", "gpus=3", *cuts, *case)
-    assert_same(pipelined.tensors(), expected.tensors)
-    back = [edge for edge in pipelined.summary["edges"] if edge["from"] > edge["to"]]
-    assert sorted(edge["names"] for edge in back) == [["c3"], ["c3", "c4", "x"]]
+    found = compare(tmp_path, "schedule=bp", ["schedule=pp", "gpus=3", *cuts], case)
+    back = {pair: names for pair, names in found.job.crossing().items() if pair[0] > pair[1]}
+    assert back == {(1, 0): {"c3"}, (2, 1): {"c3", "c4", "x"}}
 
 
 @pytest.mark.slow
-def test_a_resumed_run_continues_where_it_stopped(run: Runner, data: list[str]) -> None:
+def test_a_resumed_run_with_processes_trains_the_same(
+    run: Runner, tmp_path: Path, data: list[str]
+) -> None:
     case = ["fba=on", CUTS, *RETINANET, *COURSE, *data]
-    whole = run("schedule=ppll", "gpus=2", *case)
+    whole = run_inside(tmp_path / "whole", "schedule=ppll", "gpus=2", *case)
     stopped = run("schedule=ppll", "gpus=2", *case, "max_steps=1")
     continued = resumed(stopped, RETINANET[0], "max_steps=3", "gpus=3")
-    assert_same_run(continued, whole)
+    assert_same(continued.tensors(), whole.tensors)
 
 
 def test_a_run_reports_detection_metrics_and_writes_sample_pictures(

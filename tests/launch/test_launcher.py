@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppll_cli.data.batches import Batches, Split
 from ppll_cli.data.synthetic import Synthetic
-from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
+from ppll_cli.errors import RunFailedError, WorkerFailedError
 from ppll_cli.local.greedy import Greedy
 from ppll_cli.local.method import Criterion, Site
 from tests.conftest import Runner, assert_same, own_model
@@ -39,7 +39,7 @@ def faulty(unit: str, act: str) -> list[str]:
     ],
 )
 def test_a_worker_that_raises_ends_the_run(
-    run: Runner, schedule: str, unit: str, stage: int
+    run: Runner, tmp_path: Path, schedule: str, unit: str, stage: int
 ) -> None:
     """The other workers would wait for ever for the failed one, so the parent must end them."""
     with pytest.raises(WorkerFailedError, match="the third pass is too much") as failure:
@@ -51,6 +51,9 @@ def test_a_worker_that_raises_ends_the_run(
     assert report["shapes"]["label"] == [8 if schedule != "gpipe" else 2]
     assert "ArithmeticError" in report["traceback"]
     assert not multiprocessing.active_children()
+    summary = json.loads((tmp_path / "run-0" / "summary.json").read_text())
+    assert (summary["status"], summary["test"]) == ("failed", None)
+    assert summary["error"] == str(failure.value)
 
 
 class FailsToStart(Synthetic):
@@ -219,17 +222,3 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(run: Runner, tmp_path:
     with pytest.raises(WorkerFailedError, match="Error: ") as failure:
         run(*DATA, "batch_size=8", "epochs=1")
     assert "Checkpoint" in failure.value.report["phase"]
-
-
-def test_the_summary_of_a_failed_run_says_why_it_failed(run: Runner, tmp_path: Path) -> None:
-    with pytest.raises(WorkerFailedError) as failure:
-        run("schedule=ppll", "gpus=2", *faulty("second", "raise"))
-    summary = json.loads((tmp_path / "run-0" / "summary.json").read_text())
-    assert summary["status"] == "failed"
-    assert summary["error"] == str(failure.value)
-    assert summary["test"] is None
-
-
-def test_a_model_that_returns_no_units_is_refused(run: Runner) -> None:
-    with pytest.raises(ConfigError, match="must return a list of at least one Unit"):
-        run("schedule=ppll", "gpus=2", *own_model("NotUnits"), *DATA, "batch_size=8")

@@ -134,9 +134,7 @@ def test_a_run_can_resume_with_other_intervals(
 
 
 @pytest.mark.slow
-def test_epochs_may_be_added_if_the_learning_rate_does_not_depend_on_them(
-    tmp_path: Path,
-) -> None:
+def test_epochs_may_be_added_if_the_learning_rate_does_not_depend_on_them(tmp_path: Path) -> None:
     case = [*CASES["ppll"][0], "optim.schedule=step", "optim.milestones=[1,3]"]
     expected = train(tmp_path / "long", *case)
     short = train(tmp_path / "short", *case, "epochs=2")

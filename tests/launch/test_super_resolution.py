@@ -13,14 +13,7 @@ from ppll_cli.launch import beginning
 from ppll_cli.launch.facts import facts
 from ppll_cli.launch.resume import recorded_in
 from ppll_cli.prepare.preparation import prepare
-from tests.conftest import (
-    Runner,
-    assert_same,
-    assert_same_run,
-    compose_config,
-    prepared,
-    resumed,
-)
+from tests.conftest import Runner, assert_same, assert_same_run, compose_config, prepared, resumed
 from tests.data.picture_files import write_photos
 from tests.program import ppll_plan
 from tests.worker.inside import run_inside
@@ -57,8 +50,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["slm", "fba every", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)],
+    "name", ["slm", "fba every", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
 )
 def test_ppll_is_sequential_local_learning(tmp_path: Path, data: list[str], name: str) -> None:
     """Each unit is a module. The long skip is sent with the map, and so are banked maps."""

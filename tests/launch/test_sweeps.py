@@ -83,10 +83,7 @@ def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(
     ("changes", "problem"),
     [
         ({"format": 2}, r"has format 2, and this program knows 1; use the ppll-run"),
-        (
-            {"sweeper": "optuna"},
-            "its sweeper optuna is a search, which chooses each job by the",
-        ),
+        ({"sweeper": "optuna"}, "its sweeper optuna is a search, which chooses each job by the"),
         ({"sweeper": None}, "its sweeper None is a search"),
         ({"jobs": JOBS[:1]}, "it does not list jobs and their folders"),
         ({"jobs": [["seed=1"], "seed=2"]}, "job 1 has overrides that no job can have"),

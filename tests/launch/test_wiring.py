@@ -136,9 +136,7 @@ def test_network_channels_train_the_same_on_cuda(
     assert found.summary["edges"] == expected.summary["edges"]
 
 
-def test_nccl_sends_bytes_if_each_end_has_its_own_device(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_nccl_sends_bytes_if_each_end_has_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The channel that tells other replicas the next item sends no tensors."""
     monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
     job = prepared("gpus=4", "replicas=2", "schedule=gpipe", *DATA, *VIT).job

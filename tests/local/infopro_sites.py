@@ -4,11 +4,7 @@ import torch
 from torch import nn
 
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.local.infopro import (
-    InfoPro,
-    InfoProCriterion,
-    Loss,
-)
+from ppll_cli.local.infopro import InfoPro, InfoProCriterion, Loss
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification

@@ -146,8 +146,7 @@ def test_depth_falls_along_the_modules(depth: int, tau: float, depths: list[int]
 
 
 @pytest.mark.parametrize(
-    ("depth", "depths"),
-    [(1, [1] * 14), (3, [3] * 6 + [2] * 6), (5, [5] * 3 + [4] * 4 + [3] * 3)],
+    ("depth", "depths"), [(1, [1] * 14), (3, [3] * 6 + [2] * 6), (5, [5] * 3 + [4] * 4 + [3] * 3)]
 )
 def test_depths_are_those_of_the_papers_commands(depth: int, depths: list[int]) -> None:
     """A command with "K=16" and a pyramid coefficient of 0.5 means 16 - d modules of ResNet-32."""

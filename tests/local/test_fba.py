@@ -170,7 +170,6 @@ def test_banked_features_are_pooled(model: Model) -> None:
     ],
 )
 def test_every_parameter_has_a_gradient(model: Model, options: dict[str, object]) -> None:
-    torch.manual_seed(0)
     at = sites(model)
     for site in at[:-1]:
         criterion = FBA(bank=bank(**options)).criterion(site)

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from ppll_cli.data.augment import normalise
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec, empty
-from ppll_cli.local.infopro import (
-    ContrastiveCriterion,
-    Decoder,
-    InfoPro,
-    Loss,
-)
+from ppll_cli.local.infopro import ContrastiveCriterion, Decoder, InfoPro, Loss
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.tasks.classification import LABEL
@@ -82,7 +77,6 @@ def test_layers_of_the_classifier(
 @pytest.mark.parametrize("loss", LOSSES)
 def test_convolutions_are_drawn_by_hes_rule(loss: Loss) -> None:
     """As in the paper's code, the standard deviation is sqrt(2 / fan out)."""
-    torch.manual_seed(0)
     (site,) = sites(2, (32, 4, 4))
     criterion = built(InfoPro(loss=loss), site)
     found = [layer for layer in criterion.modules() if isinstance(layer, nn.Conv2d)]
@@ -123,8 +117,7 @@ def test_weights_change_linearly(modules: int, expected: list[tuple[float, float
 
 
 @pytest.mark.parametrize(
-    ("modules", "like"),
-    [(5, 4), (6, 4), (7, 8), (11, 8), (12, 8), (13, 16), (40, 16)],
+    ("modules", "like"), [(5, 4), (6, 4), (7, 8), (11, 8), (12, 8), (13, 16), (40, 16)]
 )
 def test_other_numbers_of_modules_use_the_nearest_entrys_weights(modules: int, like: int) -> None:
     found, expected = weights(InfoPro(), modules), weights(InfoPro(), like)
@@ -181,7 +174,6 @@ def test_reconstruction_alone_trains_the_module_if_l2_is_zero(site: Site, loss: 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_only_softmax_trains_the_module_by_its_prediction(site: Site, loss: Loss) -> None:
-    torch.manual_seed(0)
     values = batch_at(site)
     _, prediction = InfoPro(loss=loss).criterion(site)(values)
     assert prediction.requires_grad

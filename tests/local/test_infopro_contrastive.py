@@ -8,11 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppll_cli.local.infopro import (
-    InfoPro,
-    Loss,
-    contrastive_loss,
-)
+from ppll_cli.local.infopro import InfoPro, Loss, contrastive_loss
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL, class_shares
@@ -22,7 +18,6 @@ from tests.local.infopro_sites import LOSSES, built
 
 @pytest.mark.parametrize(("l1", "l2"), [(0.5, 2.0), (0.0, 2.0), (3.0, 0.0)])
 def test_the_probes_loss_is_added_to_the_contrastive_loss(site: Site, l1: float, l2: float) -> None:
-    torch.manual_seed(0)
     values = batch_at(site)
     feature, image = values[site.feature], values[IMAGE]
     criterion = built(InfoPro(loss="contrastive", weights=[l1, l2, 0, 0], temperature=0.2), site)
@@ -74,7 +69,6 @@ def test_contrastive_loss(labels: list[int], temperature: float) -> None:
 
 @pytest.mark.parametrize("shape", [(8, 7, 5), (7, 8)])
 def test_the_similarity_of_mixed_images_comes_from_their_class_shares(site: Site) -> None:
-    torch.manual_seed(0)
     site, values = mixed(site, batch_at(site))
     method = InfoPro(loss="contrastive", weights=[0, 2, 0, 2], temperature=0.2)
     criterion = built(method, site)
@@ -118,7 +112,6 @@ def test_a_low_temperature_does_not_overflow() -> None:
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses_are_computed_in_float32_under_autocast(site: Site, loss: Loss) -> None:
-    torch.manual_seed(0)
     values = batch_at(site)
     feature = values[site.feature]
     criterion = built(InfoPro(loss=loss, weights=[2, 3, 0, 0]), site)

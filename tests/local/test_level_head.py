@@ -184,7 +184,6 @@ def test_a_box_that_fits_no_level_trains_nothing() -> None:
 
 
 def test_convolutions_are_initialized_as_in_the_authors_code() -> None:
-    torch.manual_seed(0)
     head = LEVEL.smallest_head((64, 2, 3))
     convolutions = [layer for layer in head.modules() if isinstance(layer, nn.Conv2d)]
     assert len(convolutions) == 1 + 2 + 2 * (2 + 1)

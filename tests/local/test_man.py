@@ -50,7 +50,6 @@ def test_the_average_has_fresh_weights_and_is_not_trained() -> None:
 def test_gradients_reach_the_module_and_all_that_is_trained(
     method: type[MAN], loss: Any, model: Model, module: int
 ) -> None:
-    torch.manual_seed(0)
     site = site_of(model, [1, 2, 3]).at(module)
     criterion = method(loss=loss).criterion(site)
     for layer in criterion.modules():  # at first, the head of a ViT is zero

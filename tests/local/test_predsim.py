@@ -19,7 +19,6 @@ from tests.other_task import OtherTask
 
 @pytest.mark.parametrize("similarity", [0.0, 0.5, 0.99, 1.0])
 def test_everything_is_trained(site: Site, similarity: float) -> None:
-    torch.manual_seed(0)
     criterion = PredSim(similarity=similarity).criterion(site)
     assert criterion.reads == (site.feature, LABEL)
     assert_trained(criterion, batch_at(site))

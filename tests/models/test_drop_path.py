@@ -43,7 +43,6 @@ def rates_of(unit: Unit) -> set[float]:
 
 
 def test_a_branch_is_dropped_for_whole_samples_and_scaled_for_others() -> None:
-    torch.manual_seed(0)
     x = torch.rand(400, 3, 4, 4).to(memory_format=torch.channels_last)
     layer = DropPath(0.25)
     made = layer(x)

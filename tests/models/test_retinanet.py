@@ -76,7 +76,6 @@ def values() -> dict[str, Tensor]:
 )
 def test_the_model_equals_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -> None:
     """With the same weights, outputs, losses and detections are equal."""
-    torch.manual_seed(0)
     other = theirs(depth, norm)
     with torch.no_grad():  # raises the scores, so that there are detections
         other.get_parameter("head.classification_head.cls_logits.bias").add_(4.0)

@@ -181,10 +181,7 @@ def test_tokens_are_contiguous_in_memory(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"heads": 5},
-            "model.heads=5: does not divide model.dim=32; possible: 1, 2, 4, 8, 16, 32",
-        ),
+        ({"heads": 5}, "model.heads=5: does not divide model.dim=32; possible: 1, 2, 4, 8, 16, 32"),
         ({"dim": 0}, "model.dim=0: must be at least 1"),
         ({"depth": 0}, "model.depth=0: must be at least 1"),
         ({"heads": -1}, "model.heads=-1: must be at least 1"),
@@ -195,10 +192,7 @@ def test_tokens_are_contiguous_in_memory(
             "model.mlp_ratio=nan: leaves no width; give a positive number",
         ),
         ({"pooling": "max"}, "model.pooling=max: is unknown; possible: cls, mean"),
-        (
-            {"dropout": 1.0},
-            "model.dropout=1.0: is not a probability below 1; give 0 <= p < 1",
-        ),
+        ({"dropout": 1.0}, "model.dropout=1.0: is not a probability below 1; give 0 <= p < 1"),
         (
             {"attention_dropout": -0.1},
             "model.attention_dropout=-0.1: is not a probability below 1; give 0 <= p < 1",

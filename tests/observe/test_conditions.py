@@ -158,9 +158,7 @@ def test_the_local_method_of_a_run_without_local_losses_is_not_shown(tmp_path: P
     assert found == ["", "local=dgl fba=off", "local=fba fba=on"]
 
 
-def test_the_local_method_does_not_separate_runs_of_back_propagation(
-    tmp_path: Path,
-) -> None:
+def test_the_local_method_does_not_separate_runs_of_back_propagation(tmp_path: Path) -> None:
     other = {"_target_": "l.Other", "modules": 4}
     for schedule in ("bp", "ppll", "my_own"):
         make(tmp_path / schedule / "0", schedule, config={"seed": 0})

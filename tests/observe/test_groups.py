@@ -56,9 +56,7 @@ def test_the_baseline_is_the_mean_of_its_seeds(tmp_path: Path) -> None:
     assert [row.over_bp for row in compare([tmp_path], each=True).rows] == [0.8, 1.0, 1.2, 1.5]
 
 
-def test_an_interrupted_bp_run_is_a_baseline_only_if_none_completed(
-    tmp_path: Path,
-) -> None:
+def test_an_interrupted_bp_run_is_a_baseline_only_if_none_completed(tmp_path: Path) -> None:
     seeded(tmp_path / "0", "bp", 0, 100.0, gpus=1)
     lucky = {"optim": {"lr": 0.2}}
     seeded(tmp_path / "1", "bp", 1, 300.0, gpus=1, status="interrupted", config=lucky)

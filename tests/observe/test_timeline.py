@@ -85,13 +85,7 @@ def test_the_trace_has_all_stages_on_one_clock() -> None:
     assert (starved["tid"], starved["ts"], starved["dur"]) == (1, 1e6, 1e6)
     sent = next(event for event in spans if event["cat"] == "send")
     assert sent["name"] == "SendActivations"
-    assert sent["args"] == {
-        "batch": 7,
-        "kind": "transfer",
-        "peer": 1,
-        "chunk": 0,
-        "micro_batch": 0,
-    }
+    assert sent["args"] == {"batch": 7, "kind": "transfer", "peer": 1, "chunk": 0, "micro_batch": 0}
 
 
 def arrows(lanes: list[list[Span]], replicas: int = 1) -> list[tuple[Any, ...]]:

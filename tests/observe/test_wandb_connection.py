@@ -18,14 +18,7 @@ from ppll_cli.config.commands import command
 from ppll_cli.observe import wandb_tracker
 from ppll_cli.observe.tracker import Tracked
 from tests.observe.conftest import SUMMARY, line
-from tests.observe.tracked_runs import (
-    guard,
-    messages,
-    services,
-    track,
-    tracked,
-    wait_until,
-)
+from tests.observe.tracked_runs import guard, messages, services, track, tracked, wait_until
 from tests.observe.wandb_file import recorded
 from tests.observe.wandb_server import Server, wandb_server
 

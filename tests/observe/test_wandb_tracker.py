@@ -12,15 +12,7 @@ from ppll_cli.observe.tracker import Tracked
 from ppll_cli.observe.wandb_tracker import Upload
 from tests.conftest import Runner, resumed
 from tests.observe.conftest import STAGES, SUMMARY, draw, line
-from tests.observe.tracked_runs import (
-    CONFIG,
-    WHAT,
-    guard,
-    messages,
-    services,
-    track,
-    tracked,
-)
+from tests.observe.tracked_runs import CONFIG, WHAT, guard, messages, services, track, tracked
 from tests.observe.wandb_file import recorded
 
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]

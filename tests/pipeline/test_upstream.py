@@ -17,11 +17,7 @@ from tests.pipeline.streams import stream
         (  # each on its own stage: a watches b, b watches c
             [1, 1, 1],
             ["N F0a L0a B0a Sa", "F0b L0b B0b Sb", "F0c L0c B0c Sc"],
-            [
-                "N wa<1 F0a L0a B0a Sa",
-                "wb<2 F0b L0b B0b Sb wa>0",
-                "F0c L0c B0c Sc wb>1",
-            ],
+            ["N wa<1 F0a L0a B0a Sa", "wb<2 F0b L0b B0b Sb wa>0", "F0c L0c B0c Sc wb>1"],
         ),
         (
             [2, 1],
@@ -31,10 +27,7 @@ from tests.pipeline.streams import stream
         (  # averages move steps to later places
             [1, 2],
             ["F0a +a L0a B0a =a Sa", "F0b +b L0b B0b F0c +c L0c B0c =b Sb =c Sc"],
-            [
-                "wa<1 F0a +a L0a B0a =a Sa",
-                "wb F0b +b L0b B0b F0c +c L0c B0c =b Sb wa>0 =c Sc",
-            ],
+            ["wa<1 F0a +a L0a B0a =a Sa", "wb F0b +b L0b B0b F0c +c L0c B0c =b Sb wa>0 =c Sc"],
         ),
         (  # all on one stage
             [3],

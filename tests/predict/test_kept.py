@@ -116,10 +116,7 @@ def test_times_are_not_kept_if_the_folder_cannot_be_written(
 
 @pytest.mark.parametrize("damage", ["files", "folder"])
 def test_a_run_is_prepared_despite_damaged_records(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    damage: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     """A damaged file once ended this run, and all later runs, with a traceback."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

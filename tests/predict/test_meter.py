@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from ppll_cli.config import settings
 from ppll_cli.errors import RunFailedError, WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import cuda, forkserver
@@ -23,9 +22,8 @@ from ppll_cli.predict import meter
 from ppll_cli.predict.chain import Saved
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.requests import Copy, Loss, Units, UnitTimes
-from ppll_cli.prepare.preparation import prepare
 from ppll_cli.transport.ring import RingTransport
-from tests.conftest import compose_config
+from tests.conftest import prepared
 from tests.predict.given import SMALL
 
 LIMIT_S = 30
@@ -153,8 +151,7 @@ def test_the_process_has_ended_when_workers_start(tmp_path: Path, monkeypatch: A
         return ask(self, request)
 
     monkeypatch.setattr(Meter, "ask", spy)
-    config, _ = compose_config([*SMALL, "partition=profile", "gpus=2"])
-    prepare(settings.parse(config), "unused")
+    prepared(*SMALL, "partition=profile", "gpus=2")
     assert {*asked} == {"Units", "Loss", "Copy"}
     assert not active_children()
 
@@ -187,8 +184,7 @@ def test_the_parent_creates_no_cuda_context(
 
     monkeypatch.setattr(Meter, "ask", answer)
     small = [each for each in SMALL if each != "device=cpu"]
-    config, _ = compose_config([*small, "partition=profile", "gpus=2", "device=cuda"])
-    job = prepare(settings.parse(config), "unused").job
+    job = prepared(*small, "partition=profile", "gpus=2", "device=cuda").job
     assert job.devices == ("cuda:0", "cuda:1")
     assert {(each.source, each.target, each.by_host) for each in copies} == {
         ("cuda:0", "cuda:1", by_host)

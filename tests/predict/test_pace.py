@@ -25,14 +25,7 @@ from ppll_cli.pipeline.slots import slots_needed
 from ppll_cli.predict.pace import Pipeline, Steady, company
 
 costs_s = st.floats(0.0, 10.0)
-KINDS: list[type[Schedule]] = [
-    PPLL,
-    GPipe,
-    OneFOneB,
-    NaivePipeline,
-    Interleaved,
-    ZeroBubbleH1,
-]
+KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline, Interleaved, ZeroBubbleH1]
 
 
 class Reader(NamedTuple):

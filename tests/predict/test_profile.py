@@ -1,7 +1,7 @@
 """Measurements before training, which leave no trace in the training."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from ppll_cli.config import settings
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.profile import Measured, Profile
-from ppll_cli.prepare.preparation import Prepared, prepare
-from tests.conftest import Runner, assert_same, compose_config
+from ppll_cli.prepare.preparation import Prepared
+from tests import conftest
+from tests.conftest import Runner, assert_same
+from tests.predict.dictated import Dictated, dictate
 from tests.predict.given import SMALL
 from tests.predict.small import UNITS, made
 
 
 def prepared(*overrides: str) -> Prepared:
-    config, _ = compose_config([*SMALL, "partition=profile", *overrides])
-    return prepare(settings.parse(config), "unused")
+    return conftest.prepared(*SMALL, "partition=profile", *overrides)
 
 
 @pytest.fixture
@@ -39,40 +39,9 @@ def kept(cache: Path) -> dict[str, dict[str, float]]:
     return records
 
 
-class Dictated:
-    """Times in milliseconds that replace measured ones; 1 ms if a time is not given."""
-
-    def __init__(self) -> None:
-        self.units: dict[str, float] = {}
-        self.auxiliary: dict[tuple[int, int], float] = {}
-        self.copies: dict[int, float] = {}
-        self.asked: set[int] = set()
-
-
 @pytest.fixture
 def dictated(monkeypatch: pytest.MonkeyPatch) -> Dictated:
-    """Replace measured times by given ones.
-
-    The forward pass takes a third of a unit's time, and the optimizer's step takes none.
-    """
-    told = Dictated()
-
-    def unit(self: Profile, index: int, first: bool = False) -> Measured:
-        told.asked.add(self.neighbours)
-        total_s = 1e-3 * told.units.get(self.ends.site.units[index].name, 1.0)
-        return Measured(total_s / 3, total_s * 2 / 3, 100, 10)
-
-    def auxiliary(self: Profile, modules: Sequence[range], module: int) -> Measured:
-        total_s = 1e-3 * told.auxiliary.get((module, modules[module].stop), 1.0)
-        return Measured(total_s / 2, total_s / 2, 7, 0)
-
-    monkeypatch.setattr(Profile, "unit", unit)
-    monkeypatch.setattr(Profile, "auxiliary", auxiliary)
-    monkeypatch.setattr(Profile, "copy", lambda self, size: 1e-3 * told.copies.get(size, 1.0))
-    monkeypatch.setattr(Profile, "step_s", 0.0)
-    monkeypatch.setattr(Profile, "parameter_bytes", 16.0)
-    monkeypatch.setattr(Profile, "_known", {})
-    return told
+    return dictate(monkeypatch)
 
 
 def cut_after(run: Prepared) -> list[str]:

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppll_cli.config import settings
 from ppll_cli.config.sections import Partition
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.prepare.cutting import BACKWARD, STEP_FLOPS, placed, weights
-from ppll_cli.prepare.preparation import Prepared, prepare
-from tests.conftest import compose_config
+from ppll_cli.prepare.preparation import Prepared
+from tests import conftest
 
 DATA = ["data=synthetic", "data.size=16", "data.train_samples=53", "data.test_samples=7"]
 RESNET = [*DATA, "model=resnet32", "model.depth=14", "batch_size=8", "device=cpu"]
@@ -24,8 +23,7 @@ SHORT = "model.depth=8"  # five units, which can be cut into three stages in six
 
 
 def prepared(*overrides: str) -> Prepared:
-    config, _ = compose_config([*RESNET, *overrides])
-    return prepare(settings.parse(config), "unused")
+    return conftest.prepared(*RESNET, *overrides)
 
 
 def flops(cost: Cost) -> float:

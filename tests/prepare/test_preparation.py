@@ -16,17 +16,12 @@ from ppll_cli.local.greedy import Greedy
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.prepare import preparation as preparing
-from ppll_cli.prepare.preparation import Prepared, prepare
-from tests.conftest import compose_config, own_model
+from ppll_cli.prepare.preparation import Prepared
+from tests.conftest import own_model, prepared
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
 SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
 NARROW = [*DATA, "batch_size=13", "model=resnet18", "local=dgl", "device=cpu"]  # 53 = 4 * 13 + 1
-
-
-def prepared(*overrides: str) -> Prepared:
-    config, _ = compose_config(list(overrides))
-    return prepare(settings.parse(config), "unused")
 
 
 RESNET = [*DATA, "batch_size=8", "model=resnet32", "device=cpu"]

@@ -252,7 +252,6 @@ def test_the_loss_runs_on_the_meta_device() -> None:
 
 
 def test_anchors_are_matched_like_torchvisions() -> None:
-    torch.manual_seed(0)
     anchors = split_prediction(head_of(32)(*maps_of(32))[0])[1].detach()
     corner = torch.rand(6, 2) * 50
     boxes = torch.cat((corner, corner + 3 + torch.rand(6, 2) * 40), dim=1)

@@ -9,11 +9,7 @@ from torch import Tensor, nn
 from ppll_cli.data.pictures.tiles import spans
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.classification import classes_of
-from ppll_cli.tasks.picture_heads import (
-    ToLevels,
-    ToPictures,
-    Upsampler,
-)
+from ppll_cli.tasks.picture_heads import ToLevels, ToPictures, Upsampler
 from ppll_cli.tasks.super_resolution import (
     BICUBIC,
     TARGET,
@@ -39,7 +35,6 @@ def whole(picture: int, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
 
 
 def test_scores_are_averaged_over_pictures() -> None:
-    torch.manual_seed(0)
     parts = []
     for number, size in enumerate((SIDE, SIDE + 10)):
         wanted = torch.rand(1, 3, size, size)
@@ -134,7 +129,6 @@ def test_levels_are_float32_under_autocast() -> None:
 
 def test_rgb_psnr_equals_that_of_edsrs_authors() -> None:
     """The PSNR has 8 bits of all three channels, without a border of scale + 6 pixels."""
-    torch.manual_seed(0)
     wanted = torch.rand(1, 3, SIDE, SIDE + 6)
     made = wanted + 0.1 * torch.randn_like(wanted)
     score = TASK.score(TASK.measure(made, whole(0, made, wanted), training=False))
@@ -157,7 +151,6 @@ def test_rgb_psnr_leaves_out_the_authors_border() -> None:
 
 def test_tiles_leave_out_the_pictures_border_but_not_their_own() -> None:
     """The picture is compared with two tiles of it. They meet behind its 20th column."""
-    torch.manual_seed(0)
     wanted = torch.rand(1, 3, SIDE, SIDE)
     made = (wanted + 0.1 * torch.randn_like(wanted)).clamp(0, 1)
     one = TASK.score(TASK.measure(made, whole(0, made, wanted), training=False))

@@ -74,11 +74,7 @@ class PinnedRing(RingTransport):
 
 QUEUE, RING, PINNED = QueueTransport(depth=0), RingTransport(depth=0), PinnedRing(depth=0)
 
-ON_CPU = {
-    "queue": Kind(QUEUE),
-    "ring": Kind(RING),
-    "ring, offered": Kind(OfferedRing(depth=0)),
-}
+ON_CPU = {"queue": Kind(QUEUE), "ring": Kind(RING), "ring, offered": Kind(OfferedRing(depth=0))}
 IN_ONE_PROCESS = {
     "queue, one process": Kind(QUEUE, two_processes=False),
     "ring, one process": Kind(RING, two_processes=False),

@@ -19,13 +19,7 @@ from ppll_cli.leaves import forkserver
 from ppll_cli.transport import groups as grouping
 from ppll_cli.transport.channel import aligned
 from ppll_cli.transport.groups import Group, Groups, ProcessGroup
-from ppll_cli.transport.network import (
-    HEAD,
-    STAGED,
-    NetworkReceiver,
-    NetworkSender,
-    bytes_group,
-)
+from ppll_cli.transport.network import HEAD, STAGED, NetworkReceiver, NetworkSender, bytes_group
 from tests.transport.kinds import CASES, LIMIT_S, assert_same, counting, each
 
 FAST_S = 1000.0

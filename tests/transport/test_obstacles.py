@@ -102,9 +102,7 @@ def refusal(name: str, transport: Transport, size: int = 1000) -> str:
     return str(refused.value)
 
 
-def test_queue_is_refused_if_cuda_memory_cannot_be_shared(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_queue_is_refused_if_cuda_memory_cannot_be_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     assert refusal("queue", QueueTransport(depth=1)) == (
         "transport=queue: PYTORCH_ALLOC_CONF has expandable_segments:True, so CUDA memory "

@@ -126,9 +126,7 @@ def test_each_end_uses_only_its_own_device(patched: Callable[[], Cuda], aside: b
 
 
 def test_events_that_need_peer_access_are_opened_where_they_were_made(
-    patched: Callable[[], Cuda],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    patched: Callable[[], Cuda], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The driver may refuse to open them elsewhere. One warning names the cost."""
     patched()

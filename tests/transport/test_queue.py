@@ -86,9 +86,7 @@ def test_the_receiver_learns_that_a_message_could_not_be_shared() -> None:
         assert receiver.receive()[0] == number
 
 
-def test_the_receiver_learns_that_shared_memory_is_full(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_receiver_learns_that_shared_memory_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object) -> None:
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 

@@ -6,15 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppll_cli.config import settings
 from ppll_cli.job.course import Batch
 from ppll_cli.job.job import Job
 from ppll_cli.predict.timing import batch_like
-from ppll_cli.prepare.preparation import prepare
 from ppll_cli.prepare.subject import recipe_of
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.state import tensors_of
-from tests.conftest import compose_config, own_model
+from tests.conftest import own_model, prepared
 
 DATA = ["data=synthetic", "data.size=16", "data.train_samples=8", "data.test_samples=4"]
 MODELS = {
@@ -48,14 +46,10 @@ SIZES = [2, 1]
 def job_of(folder: Path, files: dict[str, list[str]], model: str, *more: str) -> Job:
     """Return a job in which each unit is a chunk."""
     data = files.get(model.split()[0], DATA)
-    usual = ["device=cpu", "batch_size=4", *data, *MODELS[model], *more]
-
-    def made(*where: str) -> Job:
-        config, _ = compose_config([*usual, *where])
-        return prepare(settings.parse(config), str(folder)).job
-
-    units = len(made("schedule=bp").features)
-    return made("schedule=gpipe", f"gpus={units}", "schedule.microbatches=2")
+    usual = ["batch_size=4", *data, *MODELS[model], *more]
+    units = len(prepared(*usual, "schedule=bp").units)
+    shape = ["schedule=gpipe", f"gpus={units}", "schedule.microbatches=2"]
+    return prepared(*usual, *shape, folder=folder).job
 
 
 def kinds(job: Job) -> list[int]:

@@ -16,16 +16,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ppll_cli.config import settings
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import Pulse
 from ppll_cli.pipeline.rules import Channel
-from ppll_cli.prepare.preparation import prepare
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.state import tensors_of
 from ppll_cli.worker.worker import Worker
-from tests.conftest import assert_same, compose_config
+from tests.conftest import assert_same, prepared
 
 LIMIT_S = 120.0
 """Limit for a wait. If it is exceeded, the test fails."""
@@ -137,9 +135,7 @@ def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
         overrides: Overrides of the configuration.
         changes: New values for fields of the job.
     """
-    usual = ["device=cpu", "threads=1", "checkpoint.every=1000"]
-    config, _ = compose_config([*usual, *overrides])
-    job = prepare(settings.parse(config), str(folder)).job
+    job = prepared("threads=1", "checkpoint.every=1000", *overrides, folder=folder).job
     return execute(replace(job, **changes))
 
 

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppll_cli.config import settings
 from ppll_cli.job.course import Batch
 from ppll_cli.job.job import Job
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit
-from ppll_cli.prepare.preparation import prepare
 from ppll_cli.tasks.task import Task
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.norms import Norms
-from tests.conftest import compose_config, own_model
+from tests.conftest import own_model, prepared
 
 METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local").glob("*.yaml"))
 CHOICES = [[f"local={method}"] for method in METHODS]
@@ -50,8 +48,7 @@ CASES = [
 
 
 def job_of(*overrides: str) -> Job:
-    config, _ = compose_config(["device=cpu", f"batch_size={BATCH}", *DATA, *SGD, *overrides])
-    return prepare(settings.parse(config), "unused").job
+    return prepared(f"batch_size={BATCH}", *DATA, *SGD, *overrides).job
 
 
 def held(job: Job, stage: int = 0) -> list[HeldChunk]:

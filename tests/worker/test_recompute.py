@@ -118,10 +118,7 @@ def test_replicas_average_the_same_gradients(tmp_path: Path, case: list[str]) ->
 
 @pytest.mark.parametrize("model", UNITS_OF)
 def test_every_unit_has_the_same_gradients(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    files: dict[str, list[str]],
-    model: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, list[str]], model: str
 ) -> None:
     """Inputs and parameters are compared in autocast, after steps. Micro-batches have two sizes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

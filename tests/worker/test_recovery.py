@@ -6,10 +6,8 @@ from random import Random
 
 import pytest
 
-from ppll_cli.config import settings
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.prepare.preparation import prepare
-from tests.conftest import assert_same, compose_config
+from tests.conftest import assert_same, prepared
 from tests.worker.dying import Journals
 from tests.worker.inside import Outcome, execute
 
@@ -28,8 +26,7 @@ CASES = {
 
 
 def _job(folder: Path, *overrides: str) -> Job:
-    config, _ = compose_config([*SMALL, *overrides])
-    return prepare(settings.parse(config), str(folder)).job
+    return prepared(*SMALL, *overrides, folder=folder).job
 
 
 def _assert_equal(found: Outcome, expected: Outcome) -> None:

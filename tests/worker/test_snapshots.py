@@ -14,18 +14,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppll_cli.config import settings
 from ppll_cli.job.job import Job
 from ppll_cli.job.snapshots import MARGIN, snapshot_bytes
 from ppll_cli.pipeline.rules import Channel
-from ppll_cli.prepare.preparation import prepare
 from ppll_cli.transport.journal import JournalTransport
 from ppll_cli.transport.slots import layout_bytes, layout_of
 from ppll_cli.worker import snapshots, worker
 from ppll_cli.worker.recorder import Totals
 from ppll_cli.worker.snapshots import Interval, Progress, Snapshots, _Buffer
 from ppll_cli.worker.state import tensors_of
-from tests.conftest import assert_same, compose_config
+from tests.conftest import assert_same, prepared
 from tests.worker.dying import Journals
 from tests.worker.inside import Died, execute
 from tests.worker.test_chunk import held, job_of
@@ -36,8 +34,7 @@ SMALL += ["model.heads=2", "recover=stage", "recover.every=2"]
 
 
 def _job(folder: Path) -> Job:
-    config, _ = compose_config(SMALL)
-    return prepare(settings.parse(config), str(folder)).job
+    return prepared(*SMALL, folder=folder).job
 
 
 @pytest.mark.parametrize("moment", ["while it copies", "before it is the last", "afterwards"])

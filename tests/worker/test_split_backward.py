@@ -5,12 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppll_cli.config import settings
 from ppll_cli.pipeline.gradients import whole_backwards
 from ppll_cli.pipeline.instructions import Backward, BackwardInput, BackwardWeight
-from ppll_cli.prepare.preparation import prepare
 from ppll_cli.worker.chunk import HeldChunk
-from tests.conftest import assert_same, compose_config
+from tests.conftest import assert_same, prepared
 from tests.worker.chunks import CPU, DATA, LARGE, MODELS, SIZES, job_of, kinds, trained
 
 HOW = [["optim=sgd", "precision=fp32"], ["optim=adamw", "precision=bf16"]]
@@ -75,9 +73,8 @@ ALWAYS = ["greedy", "fba", "man"]
 )
 def test_under_local_learning_nothing_is_split(method: str) -> None:
     """No gradient is sent back to a module, so backwards of modules and of losses are whole."""
-    case = ["device=cpu", "schedule=ppll", "gpus=2", "local.modules=4", *DATA, *MODELS["vit"]]
-    config, _ = compose_config([*case, f"local={method}", "batch_size=4"])
-    job = prepare(settings.parse(config), "unused").job
+    case = ["schedule=ppll", "gpus=2", "local.modules=4", *DATA, *MODELS["vit"]]
+    job = prepared(*case, f"local={method}", "batch_size=4").job
     place = job.place(0, 1)
     halves = [kind(chunk, 0) for chunk in place.chunks for kind in (BackwardInput, BackwardWeight)]
     assert whole_backwards(place, halves) == [Backward(chunk, 0) for chunk in place.chunks]

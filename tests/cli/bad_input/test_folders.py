@@ -89,12 +89,7 @@ def test_a_run_is_resumed_in_its_own_folder_only(
             "hydra.run.dir=a",
             partial(write, "a/b"),
         ),
-        (
-            "++hydra.run.dir='a'",
-            "choose a new folder",
-            "hydra.run.dir=a",
-            partial(write, "a/b"),
-        ),
+        ("++hydra.run.dir='a'", "choose a new folder", "hydra.run.dir=a", partial(write, "a/b")),
         ("hydra.run.dir=a/b", "can write to", None, partial(write, "a")),
         ("", "give hydra.run.dir=FOLDER", "hydra.run.dir=outputs", partial(write, "outputs")),
         ("hydra.run.dir=/proc/a/b", "can write to", None, None),

@@ -12,25 +12,11 @@ from safetensors.torch import load_file
 from ppll_cli.job import checkpoint
 from scripts.benchmarks.session import Session
 from tests.conftest import Runner, assert_same, assert_same_run, own_model
-from tests.launch.machines.conftest import (
-    USUAL,
-    VIT,
-    Start,
-    ended,
-    result_of,
-    wait_for_training,
-)
+from tests.launch.machines.conftest import USUAL, VIT, Start, ended, result_of, wait_for_training
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it takes mount namespaces")
 
-COMMON = [
-    "schedule=ppll",
-    "epochs=2",
-    "checkpoint.every=2",
-    "checkpoint.keep=9",
-    *USUAL,
-    *VIT,
-]
+COMMON = ["schedule=ppll", "epochs=2", "checkpoint.every=2", "checkpoint.keep=9", *USUAL, *VIT]
 
 
 HIDE = """

@@ -35,6 +35,12 @@ from tests.launch.machines.conftest import (
     wait_for_training,
 )
 
+HASTY = """
+from ppll_cli.launch.machines import fleet
+fleet.SILENT_S, fleet.OWN_GAP_S, fleet.LEAVING_S = 4.0, 2.0, 4.0
+"""
+"""Code after which a launcher counts other machines as gone sooner than usual."""
+
 KILL, STOP, CONTINUE = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it is seen from /proc")
@@ -86,7 +92,7 @@ def test_a_killed_or_stopped_launcher_ends_the_run(
 
     A stopped launcher ends too, once it continues.
     """
-    sessions = start(*LONG, f"hydra.run.dir={folder}")
+    sessions = start(*LONG, f"hydra.run.dir={folder}", first={0: HASTY, 1: HASTY})
     wait_for_training(sessions)
     hurt, other = sessions[machine], sessions[1 - machine]
     hurt.signal(number, hurt.pid)
@@ -100,7 +106,7 @@ def test_a_killed_or_stopped_launcher_ends_the_run(
 def test_a_run_can_resume_without_a_lost_machine(start: Start, run: Runner, folder: Path) -> None:
     """The run continues on one machine with another `gpus`, and trains the same."""
     common = [*LONG, "schedule=ppll", "local.modules=4", "checkpoint.every=5"]
-    sessions = start(*common, f"hydra.run.dir={folder}")
+    sessions = start(*common, f"hydra.run.dir={folder}", first={0: HASTY, 1: HASTY})
     last = folder / "checkpoints" / "last"  # this link always exists
     assert sessions[0].wait_until(last.exists), printed(sessions)
     sessions[1].signal(KILL, *(each.pid for each in sessions[1].processes()))
@@ -143,11 +149,11 @@ def test_machines_that_are_suspended_together_continue(start: Start, folder: Pat
 @pytest.mark.slow
 def test_a_missing_machine_is_reported_by_the_others(start: Start, folder: Path) -> None:
     """All machines that have joined print the message."""
-    limit = {"PPLL_MEETING_S": "10"}
+    limit = {"PPLL_MEETING_S": "5"}
     arguments = [*LONG, f"hydra.run.dir={folder}"]
     sessions = start(*arguments, machines=3, absent=[1], environment=limit)
     assert ended(sessions, 60) == [2, 2], printed(sessions)
-    said = "ppll-run: nnodes=3: machine 1 did not join within 10 s\n"
+    said = "ppll-run: nnodes=3: machine 1 did not join within 5 s\n"
     assert printed(sessions) == [said, said]
     assert not folder.exists()
 

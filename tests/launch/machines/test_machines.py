@@ -8,15 +8,7 @@ import pytest
 
 from tests.conftest import Runner, assert_same_run, own_model, resumed
 from tests.data.scene_files import write_fashion
-from tests.launch.machines.conftest import (
-    PLAIN,
-    USUAL,
-    VIT,
-    Start,
-    ended,
-    printed,
-    result_of,
-)
+from tests.launch.machines.conftest import PLAIN, USUAL, VIT, Start, ended, printed, result_of
 
 RESNET = ["model=resnet32", "model.depth=14"]
 SCENES = ["data=fashion_scenes", "data.pictures=6", "data.test_pictures=2", "data.side=64"]

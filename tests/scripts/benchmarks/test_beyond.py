@@ -9,11 +9,10 @@ import pytest
 
 from ppll_cli.config import settings
 from ppll_cli.config.options import conf_dir
-from ppll_cli.prepare.preparation import prepare
 from scripts.benchmarks import beyond, trials
 from scripts.benchmarks.runs import RunFailedError
 from scripts.benchmarks.trials import Trial
-from tests.conftest import compose_config
+from tests.conftest import compose_config, prepared
 from tests.data.picture_files import write_photos
 
 
@@ -52,12 +51,10 @@ def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path
     folder = write_photos(tmp_path / "photos", width=200, height=180)
     files = [f"data.folders=[{folder}]", f"data.cache={tmp_path / 'cache'}", "device=cpu"]
     for row in beyond.rows(name, short=False)[1:]:
-        config, _ = compose_config([*row.trained.overrides, *files])
-        job = prepare(settings.parse(config), "unused").job
-        assert [len(units) for units in job.layout.modules] == {
-            2: [5, 5],
-            4: [3, 2, 2, 3],
-        }[row.modules]
+        job = prepared(*row.trained.overrides, *files).job
+        assert [len(units) for units in job.layout.modules] == {2: [5, 5], 4: [3, 2, 2, 3]}[
+            row.modules
+        ]
 
 
 @pytest.mark.parametrize("name", beyond.CASES)
