@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ppll_cli.data.scenes.dataset import fitted
 from ppll_cli.data.scenes.index import Found, Index
-from ppll_cli.data.scenes.sizes import fitted
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import spec_of
 from ppll_cli.models.unit import IMAGE, ImageSpec

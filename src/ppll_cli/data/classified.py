@@ -9,13 +9,13 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from ppll_cli.data.files import Files, check_at_least
+from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL.Image import Image
 
-    from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
 
@@ -94,7 +94,7 @@ class Classified(Files, ABC):
 
         return Classification(self.class_count)
 
-    def evaluation_form(self, splits: Any) -> "EvaluationForm | None":
+    def evaluation_form(self, splits: Any) -> EvaluationForm | None:
         """Return None, because evaluation batches have the shapes of training batches."""
         return None
 
@@ -103,7 +103,7 @@ class Classified(Files, ABC):
         if self.pad >= side:
             raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
         """Fit a picture of the user to the model's size and normalise it: float32 [1, C, H, W]."""
         from ppll_cli.data.augment import normalise, per_channel
         from ppll_cli.data.one_picture import fitted
@@ -112,7 +112,7 @@ class Classified(Files, ABC):
         mean, std = per_channel(self.mean, device), per_channel(self.std, device)
         return {IMAGE: normalise(fitted(picture, image).to(device), mean, std)}
 
-    def predicted(self, predict: "Predict", picture: "Image", inputs: "Tensors") -> "Prediction":
+    def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Return the model's probabilities of all classes for a picture of the user."""
         from ppll_cli.data.one_picture import labelled
         from ppll_cli.models.unit import IMAGE

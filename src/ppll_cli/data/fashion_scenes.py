@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,10 +12,8 @@ from ppll_cli.data.kept import kept_folder, pixels_file, place, stamp
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Found, Objects, Scenes, read_objects
+from ppll_cli.data.source import EvaluationForm
 from ppll_cli.errors import ConfigError
-
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
-    from ppll_cli.data.source import EvaluationForm
 
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of the first scene
 PAINTER = 1
@@ -76,7 +73,7 @@ class FashionScenes(DetectionDataset):
             lambda kept: self._painted(kept, count),
         )
 
-    def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
+    def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
         """Return None, because scenes have the same size in training and in evaluation."""
         return None
 

@@ -13,9 +13,10 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.task import Task
 
-    Predict = Callable[[Tensor], Tensor]  # applies a model to images
-    Tensors = dict[str, Tensor]
+Predict = Callable[["Tensor"], "Tensor"]
+"""A function that applies a model to images, and returns its prediction."""
 
+Tensors = dict[str, "Tensor"]
 PREPROCESSING = (
     *("mean", "std", "size", "middle_part"),
     *("short_side", "long_side", "anchor"),

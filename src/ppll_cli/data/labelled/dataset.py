@@ -19,6 +19,7 @@ from ppll_cli.data.labelled.images import images_of, kept_images
 from ppll_cli.data.labelled.listing import Found, Listing, ListingError
 from ppll_cli.data.labelled.loader import Wanted
 from ppll_cli.data.pictures.files import unreadable
+from ppll_cli.data.source import Tensors
 from ppll_cli.leaves.machine import memory_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.data.batches import Batches, Split
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.labelled.batches import LoadedBatches
-    from ppll_cli.data.source import Tensors
     from ppll_cli.models.unit import ImageSpec
 
 CHECK_S = 3.0
@@ -103,7 +103,7 @@ class LabelledPictures(Classified):
         if self.loaders is not None:
             check_at_least("loaders", self.loaders, 0, "or null")
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
         """Cut and resize a picture as for evaluation, and normalise it: float32 [1, 3, H, W]."""
         from PIL.Image import Resampling
 

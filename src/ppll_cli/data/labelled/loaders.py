@@ -64,10 +64,10 @@ class Loaders:
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
-        # Call _end when this object is freed or the process exits. Threads must not refer to this
+        # Also called when this object is freed or the process exits. Threads must not refer to this
         # object; otherwise it would never be freed.
         ends = (self._loaders, self._jobs, self.memory)
-        self._end = Finalize(self, _end, ends, exitpriority=10)
+        self.close = Finalize(self, _end, ends, exitpriority=10)
 
     @property
     def processes(self) -> list[Popen[bytes]]:
@@ -93,10 +93,6 @@ class Loaders:
             answers.append(Future())
             self._jobs.put((request, answers[-1]))
         return Loading(answers, self.memory, region, (len(wanted), 3, self._side, self._side))
-
-    def close(self) -> None:
-        """End the loaders; unfinished requests fail."""
-        self._end()
 
 
 @dataclass(frozen=True)
@@ -245,6 +241,7 @@ class _Loader:
 
 
 def _end(loaders: Sequence[_Loader], jobs: "SimpleQueue[Job | None]", memory: SharedMemory) -> None:
+    """End the loaders; unfinished requests fail."""
     for loader in loaders:
         loader.process.kill()
     for loader in loaders:

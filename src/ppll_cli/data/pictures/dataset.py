@@ -11,6 +11,7 @@ import numpy as np
 
 from ppll_cli.data.files import Files, Part, cache_root, check_at_least, hold_out, sample_name
 from ppll_cli.data.pictures.files import unreadable
+from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.data.identity import Identity
     from ppll_cli.data.pictures.cache import Source
     from ppll_cli.data.pictures.patches import PatchBatches, PictureSplit, Tile
-    from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.super_resolution import SuperResolution
 
@@ -169,9 +169,8 @@ class PictureDataset(Files, ABC):
 
         return ImageSpec(3, self.patch, self.patch)
 
-    def evaluation_form(self, splits: "Mapping[str, PictureSplit]") -> "EvaluationForm":
+    def evaluation_form(self, splits: "Mapping[str, PictureSplit]") -> EvaluationForm:
         """Return the shapes of a batch with the largest tile; each batch has one tile."""
-        from ppll_cli.data.source import EvaluationForm
         from ppll_cli.models.unit import ImageSpec
 
         tiles = [tile for split in splits.values() for tile in split.tiles]
@@ -180,7 +179,7 @@ class PictureDataset(Files, ABC):
         image = ImageSpec(3, height, width)
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
-    def draw_samples(self, predict: "Predict", folder: Path) -> None:
+    def draw_samples(self, predict: Predict, folder: Path) -> None:
         """Write a picture with four captioned views of the middle of each test picture.
 
         The views are the small picture with its pixels as squares, bicubic enlargement, the model's
@@ -200,17 +199,16 @@ class PictureDataset(Files, ABC):
         """Return the file names of the large pictures of a split, in order."""
         return tuple(source.high.name for source in self._divided()[split])
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
         """Return the pixels of a picture of the user in [0, 1], float32 [1, 3, H, W]."""
         from ppll_cli.data.pictures.patches import as_images
         from ppll_cli.models.unit import IMAGE
 
         return {IMAGE: as_images([np.asarray(picture.convert("RGB"))], device)}
 
-    def predicted(self, predict: "Predict", picture: "Image", inputs: "Tensors") -> "Prediction":
+    def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Enlarge a picture of the user tile by tile, as in the evaluation of test pictures."""
         from ppll_cli.data.pictures.samples import enlarged
-        from ppll_cli.data.source import Prediction
         from ppll_cli.models.unit import IMAGE
 
         made = enlarged(inputs[IMAGE], self._tiles([(picture.height, picture.width, 3)]), predict)

@@ -1,6 +1,6 @@
 """Draws a model's enlargements beside the originals, and enlarges whole pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from ppll_cli.data.drawing import INK, PAGE_WIDTH, PAPER, font_of, label_size, text_size
 from ppll_cli.data.pictures.cache import Bytes
 from ppll_cli.data.pictures.patches import Tile
+from ppll_cli.data.source import Predict
 from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 
 SIDE = 96
@@ -37,9 +38,7 @@ class View(NamedTuple):
         return self.name if self.psnr is None else f"{self.name}: PSNR {self.psnr:.2f} dB"
 
 
-def views(
-    low: Bytes, high: Bytes, scale: int, overlap: int, predict: Callable[[Tensor], Tensor]
-) -> list[View]:
+def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -> list[View]:
     """Return views of a picture's middle: input, bicubic and model's enlargement, and original.
 
     PSNR is computed on the luma of the piece without a border of `scale` pixels, in the same way as
@@ -75,9 +74,7 @@ def views(
     return [*found, View("original", original, None)]
 
 
-def enlarged(
-    images: Tensor, tiles: Sequence[Tile], predict: Callable[[Tensor], Tensor]
-) -> Image.Image:
+def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.Image:
     """Enlarge a whole picture tile by tile, and join the counted pixels of the enlarged tiles.
 
     The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to

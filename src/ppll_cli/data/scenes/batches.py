@@ -19,9 +19,8 @@ from ppll_cli.data.augment import normalise, per_channel
 from ppll_cli.data.batches import SplitBatches, generator_of
 from ppll_cli.data.pictures.cache import Bytes
 from ppll_cli.data.pictures.files import decoded
-from ppll_cli.data.scenes.dataset import DetectionDataset
+from ppll_cli.data.scenes.dataset import DetectionDataset, fitted, padded
 from ppll_cli.data.scenes.index import Scene, Scenes
-from ppll_cli.data.scenes.sizes import fitted, padded
 from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER

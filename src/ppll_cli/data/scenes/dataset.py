@@ -15,7 +15,7 @@ import numpy as np
 from ppll_cli.data.classified import check_normalisation
 from ppll_cli.data.files import PARTS, Files, Part, check_at_least, hold_out
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
-from ppll_cli.data.scenes.sizes import MULTIPLE, padded
+from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
 
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.scenes.batches import SceneBatches
-    from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
     from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.detection import Detection
 
@@ -32,7 +31,25 @@ CHECK_S = 5.0
 
 Pictures that are not compared in this time are compared when they are decoded."""
 
+MULTIPLE = 32
+"""Height and width of a batch's images are multiples of this number, because of maps of stride
+32."""
+
 log = logging.getLogger(__name__)
+
+
+def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """Return height and width of a resized picture, in pixels.
+
+    The shorter side becomes `short_side`, or less if the longer side would exceed `long_side`.
+    """
+    factor = min(short_side / min(height, width), long_side / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def padded(side: int) -> int:
+    """Round height or width of the largest picture of a batch up to a multiple of `MULTIPLE`."""
+    return -(-side // MULTIPLE) * MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,14 +169,12 @@ class DetectionDataset(Files, ABC):
 
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
-    def evaluation_form(self, splits: Mapping[str, Scenes]) -> "EvaluationForm | None":
+    def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
         """Return the form of evaluation batches, which have one picture.
 
         In a batch with larger pictures, a picture would be padded, which could change its
         detections.
         """
-        from ppll_cli.data.source import EvaluationForm
-
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
@@ -188,7 +203,7 @@ class DetectionDataset(Files, ABC):
 
         return SceneBatches(self, splits, batch_size, seed, device)
 
-    def draw_samples(self, predict: "Predict", folder: Path) -> None:
+    def draw_samples(self, predict: Predict, folder: Path) -> None:
         """Write the first test pictures with their true boxes and the detected boxes."""
         import torch
 
@@ -198,7 +213,7 @@ class DetectionDataset(Files, ABC):
         batches = self.batches(splits, 1, 0, torch.device("cpu"))
         write_samples(splits["test"], batches, self.task, predict, folder)
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> "Tensors":
+    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
         """Return a resized, normalised and padded picture, float32 [1, 3, H, W], and its frame."""
         from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
@@ -208,7 +223,7 @@ class DetectionDataset(Files, ABC):
         values = self.batches({"train": alone}, 1, 0, device).evaluation("train", 0, 1)
         return {name: values[name] for name in (IMAGE, FRAME)}
 
-    def predicted(self, predict: "Predict", picture: "Image", inputs: "Tensors") -> "Prediction":
+    def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Return the boxes that the model detects in a picture, and a drawing of them."""
         from ppll_cli.data.scenes.samples import found_in
         from ppll_cli.models.unit import IMAGE

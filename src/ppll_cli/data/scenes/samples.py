@@ -3,13 +3,12 @@
 Legend: H height, W width (pixels).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from ppll_cli.data.drawing import (
     INK,
@@ -29,7 +28,7 @@ from ppll_cli.data.drawing import (
 from ppll_cli.data.files import sample_name
 from ppll_cli.data.scenes.batches import SceneBatches, decode
 from ppll_cli.data.scenes.index import Scene, Scenes
-from ppll_cli.data.source import Prediction
+from ppll_cli.data.source import Predict, Prediction
 from ppll_cli.leaves.printable import printable
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.boxes import Detections
@@ -76,11 +75,7 @@ class Mark(NamedTuple):
 
 
 def write_samples(
-    scenes: Scenes,
-    batches: SceneBatches,
-    task: Detection,
-    predict: Callable[[Tensor], Tensor],
-    folder: Path,
+    scenes: Scenes, batches: SceneBatches, task: Detection, predict: Predict, folder: Path
 ) -> None:
     """Write a PNG file for each of the first `PICTURES` pictures, named by its index and its file.
 
