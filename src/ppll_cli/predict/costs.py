@@ -204,13 +204,11 @@ class Sent(NamedTuple):
 
 def sent_bytes(job: Job) -> list[Sent]:
     """Return, for each chunk but the last, the bytes per sample that cross to the next chunk."""
-    return [
-        Sent(
-            bytes_of(specs[name] for name in route.names),
-            bytes_of(specs[name] for name in route.gradients),
-        )
-        for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True)
-    ]
+    sent = []
+    for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True):
+        both = route.names, route.gradients
+        sent.append(Sent(*(bytes_of(specs[name] for name in names) for names in both)))
+    return sent
 
 
 def weight_bytes(job: Job, watcher: int) -> int:

@@ -38,14 +38,13 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
         problem = f"a batch of {size} samples cannot be split into so many micro-batches"
         remedy = f"use at most {size}, or a larger batch_size"
         raise ConfigError("schedule.microbatches", parts, problem, remedy)
+    form = subject.evaluation
     return Course(
         samples=samples,
         batch_size=size,
         drop_last=subject.drop_last,
         # Evaluation batches are no larger than micro-batches, for which memory is planned.
-        evaluation_size=subject.evaluation.samples
-        if subject.evaluation
-        else largest_micro_batch(settings, schedule),
+        evaluation_size=form.samples if form else largest_micro_batch(settings, schedule),
         epochs=settings.epochs,
         max_steps=settings.max_steps,
         eval_every=settings.eval_every,

@@ -164,7 +164,7 @@ def _fixed_modules(
         return cut_at(names, cuts, "local.cuts")
     if count is None:
         return None
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= len(names):
+    if not 1 <= count <= len(names):
         problem = f"must be a whole number from 1 to {len(names)}, the number of units"
         raise ConfigError("local.modules", count, problem)
     return _even(len(names), count)

@@ -192,8 +192,8 @@ def assemble(
         if end.watches is not None
     }
     routes = find_routes(layout, subject.units, ends, watches)
-    evaluation = subject.evaluation
-
+    form = subject.evaluation
+    evaluated = None if form is None else _specs(routes, form.ends.specs(layout.modules))
     job = Job(
         settings=settings,
         local=subject.local,
@@ -203,9 +203,7 @@ def assemble(
         routes=routes,
         specs=_specs(routes, specs),
         features=tuple(subject.ends.site.features),
-        evaluation_specs=_specs(routes, evaluation.ends.specs(layout.modules))
-        if evaluation
-        else None,
+        evaluation_specs=evaluated,
         devices=devices,
         run_dir=run_dir,
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
