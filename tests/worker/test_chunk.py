@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.tasks.task import Task
-from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.chunk import HeldChunk, _apply
 from ppll_cli.worker.norms import Norms
 from tests.conftest import own_model, prepared
 
@@ -326,3 +327,16 @@ def test_micro_batches_of_all_replicas_have_the_gradient_of_the_mean_loss() -> N
     whole = gradients([BATCH])
     for found, expected in zip(gradients([6, 4], [5, 1]), whole, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)  # a sum in another order
+
+
+def test_a_unit_that_returns_no_tensor_is_named() -> None:
+    with pytest.raises(TypeError, match="unit odd returned NoneType instead of the tensor x"):
+        _apply(Unit("odd", nn.Identity), lambda _: None, {"x": torch.zeros(2)})
+
+
+def test_a_report_of_a_failure_leaves_out_what_is_no_tensor() -> None:
+    """The report itself once failed, and the message did not have the root cause."""
+    (chunk,) = held(job_of(*MODELS["vit"], "schedule=ll", "gpus=1", "local.modules=1"))
+    kept: Any = SimpleNamespace(values={"x": None, "y": torch.zeros(2, 3)})
+    chunk._held[0] = kept
+    assert chunk.shapes() == {"y": [2, 3]}

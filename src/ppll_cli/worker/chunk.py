@@ -272,10 +272,20 @@ class HeldChunk(Networks):
     def shapes(self) -> dict[str, list[int]]:
         """Return the shape of each tensor of the batch, by name, for a report of a failure."""
         kept = [held.values for held in self._held.values()]
-        return {name: list(t.shape) for values in kept for name, t in values.items()}
+        named = (pair for values in kept for pair in values.items())
+        return {name: list(t.shape) for name, t in named if isinstance(t, Tensor)}
 
 
 def _apply(unit: Unit, run: Callable[..., Any], values: Named) -> None:
-    """Run a unit on the values that it reads, and store the values that it writes."""
+    """Run a unit on the values that it reads, and store the values that it writes.
+
+    Raises:
+        TypeError: A value that the unit returned is not a tensor.
+    """
     made = run(*(values[name] for name in unit.reads))
-    values.update(zip(unit.writes, made if isinstance(made, tuple) else (made,), strict=True))
+    made = made if isinstance(made, tuple) else (made,)
+    for name, value in zip(unit.writes, made, strict=True):
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise TypeError(f"unit {unit.name} returned {kind} instead of the tensor {name}")
+        values[name] = value
