@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
+from ppll_cli.cli.arguments import check_surroundings
 from ppll_cli.cli.job import run_job, to_go_on
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
@@ -96,8 +97,7 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
 
 
 def _main(arguments: list[str]) -> None:
-    if sys.platform not in ("linux", "darwin"):
-        raise ConfigError("platform", sys.platform, "is not supported", "use Linux, or macOS")
+    check_surroundings()
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
         streams.leave("ppll-run")

@@ -20,6 +20,7 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
     """
     streams.guard()
     try:
+        check_surroundings()
         main(sys.argv[1:])
     except ConfigError as error:
         sys.stderr.write(f"{program}: {error}\n")
@@ -31,6 +32,21 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     streams.leave(program)
+
+
+def check_surroundings() -> None:
+    """Check that the program can run on this system and in this folder.
+
+    Raises:
+        ConfigError: The system is not supported, or the current folder does not exist any more.
+    """
+    if sys.platform not in ("linux", "darwin"):
+        raise ConfigError("platform", sys.platform, "is not supported", "use Linux, or macOS")
+    try:
+        os.getcwd()
+    except OSError:
+        place = os.environ.get("PWD", ".")
+        raise ConfigError("PWD", place, "the current folder is gone", "go to another one") from None
 
 
 @contextmanager
