@@ -106,7 +106,7 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands for torch's compiler. Only to exclude torch's own code, it need not be imported."""
+    """Stands for torch's compiler. Every use imports it, except `disable` for torch's own code."""
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
         """Return a function of torch itself unchanged; let the compiler exclude any other."""
