@@ -17,6 +17,8 @@ Predict = Callable[["Tensor"], "Tensor"]
 """A function that applies a model to images, and returns its prediction."""
 
 Tensors = dict[str, "Tensor"]
+"""The tensors of a batch, by name."""
+
 PREPROCESSING = (
     *("mean", "std", "size", "middle_part"),
     *("short_side", "long_side", "anchor"),

@@ -210,9 +210,9 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Split a replica's share of a batch, which has a sample for each replica or more.
+    """Split a replica's share of a batch, which has at least one sample per replica.
 
-    Shares are as equal as possible, and the first replicas have the larger shares. The result is
-    the number of samples of each micro-batch, as `split_batch` returns it.
+    Shares are as equal as possible, and the first replicas have the larger shares. `split_batch`
+    splits the share into micro-batches; the result is their sizes.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

@@ -46,7 +46,7 @@ class Ends:
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs at its end, and the same as the method `specs`.
+        """Return what each module runs at its end, and the result of the method `specs`.
 
         Raises:
             ConfigError: The method cannot be applied to the model, or it exports tensors or reads

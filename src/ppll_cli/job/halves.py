@@ -93,9 +93,9 @@ def backward_to_inputs(
 class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
-    The weights are the autograd nodes that add to `.grad`. The other nodes are the operations that
-    use them and are on a path from the outputs to the inputs. `given` are starting points at the
-    outputs that depend on the weights but on no input.
+    `weights` has the autograd nodes that add to `.grad` of the weights. `nodes` has the operations
+    that use the weights and are on a path from the outputs to the inputs. `given` has starting
+    points at the outputs that depend on the weights but on no input.
     """
 
     weights: set[Node]

@@ -72,8 +72,8 @@ class Counted(TypedDict):
 class Parts:
     """The current part and the earlier parts of a run.
 
-    The current part has a transport of this name. `counted` are the workers' counts and times in
-    the earlier parts.
+    `transport` is the name of the current part's transport. `counted` has the workers' counts and
+    times in the earlier parts.
     """
 
     def __init__(

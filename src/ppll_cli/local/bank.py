@@ -143,7 +143,7 @@ class FusedPictureHead(nn.Module):
     map. `concatenate` concatenates them, and a 1x1 convolution reduces the result to the head's
     number of channels. With its initial weights this convolution returns the head's own map; it
     learns to use the bank in training. Unless `shared_head`, the upsampler reads the concatenated
-    maps instead. Gradients do not pass to banked maps, which have these `channels`.
+    maps instead. `channels` are those of the banked maps, to which gradients do not pass.
     """
 
     def __init__(self, head: PictureHead, channels: Sequence[int], bank: FeatureBank) -> None:

@@ -198,7 +198,7 @@ class CifarResNet:
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the map `x` [B, C, H, W] before it."""
+        """Return the units; each reads the previous unit's map `x` [B, C, H, W]."""
         name = f"resnet{self.depth}"
         classes = classes_of(task, name)
         if min(image.height, image.width) < 4:
@@ -243,7 +243,7 @@ class ResNet:
         check_probability("model.drop_path", self.drop_path)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the map `x` [B, C, H, W] before it."""
+        """Return the units; each reads the previous unit's map `x` [B, C, H, W]."""
         classes = classes_of(task, f"resnet{self.depth}")
         kind, _ = FAMILY[self.depth]
         return [*self.trunk(image), _head(512 * kind.expansion, classes)]

@@ -21,8 +21,8 @@ class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
     Floating-point operations are those for one sample, from torch's counter; a multiplication and
-    an addition count as two. Single-valued are the BatchNorm layers that get one value per channel
-    and sample, and therefore cannot be trained on one sample.
+    an addition count as two. `single_valued` has the names of the BatchNorm layers that get one
+    value per channel and sample, and therefore cannot be trained on one sample.
     """
 
     params: int
@@ -94,26 +94,31 @@ def _without_compiler() -> Iterator[None]:
     imports the compiler and asks it to leave them out. Nothing is compiled here, and the import
     takes half as long as the import of torch.
     """
-    if _COMPILER not in sys.modules:
-        sys.modules[_COMPILER] = _Uncompiled(_COMPILER)
+    stand_in = _Uncompiled(_COMPILER)
+    sys.modules.setdefault(_COMPILER, stand_in)
     try:
         yield
     finally:
-        if isinstance(sys.modules[_COMPILER], _Uncompiled):
-            del sys.modules[_COMPILER]
+        stand_in.leave()
 
 
 _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands for torch's compiler. It imports the compiler when anything but `disable` is used."""
+    """Stands for torch's compiler. Every use imports it, except `disable` for torch's own code."""
 
-    @staticmethod
-    def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
-        """Return the function itself."""
-        return function
+    def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
+        """Return a function of torch itself unchanged; let the compiler exclude any other."""
+        if str(getattr(function, "__module__", None)).startswith("torch."):
+            return function
+        return self.__getattr__("disable")(function, *args, **options)
+
+    def leave(self) -> None:
+        """Remove this object, unless the compiler or the object of another thread is there."""
+        if sys.modules.get(_COMPILER) is self:
+            del sys.modules[_COMPILER]
 
     def __getattr__(self, name: str) -> Any:
-        del sys.modules[_COMPILER]
+        self.leave()
         return getattr(importlib.import_module(_COMPILER), name)

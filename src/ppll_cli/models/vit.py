@@ -195,7 +195,7 @@ class ViT:
         return round(self.dim * self.mlp_ratio)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images; each reads the tokens `x` [B, T, D] before it."""
+        """Return the units; each reads the previous unit's tokens `x` [B, T, D]."""
         classes = classes_of(task, "vit")
         embed = partial(
             Embed,

@@ -19,15 +19,15 @@ from ppll_cli.data.pictures.files import decoded, header, unreadable
 from ppll_cli.errors import ConfigError
 
 Bytes = NDArray[np.uint8]
-"""Pixels of a picture, uint8 [height, width, 3]."""
+"""Pixels, uint8; those of a picture are [height, width, 3]."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a large and of a small picture; None if the latter is made from the former."""
+    """The files of a picture."""
 
-    high: Path
-    low: Path | None = None
+    high: Path  # the large picture
+    low: Path | None = None  # the small picture; None if it is made from the large picture
 
 
 @dataclass(frozen=True)
