@@ -212,6 +212,18 @@ def test_a_key_need_only_exist_in_the_options_of_the_jobs(main: Main, jobs: Jobs
     assert [name for name, _, _ in jobs.ran] == ["0", "1"]
 
 
+@pytest.mark.parametrize("name", ["1e3", "José #1", "it's"])
+def test_a_quoted_value_of_such_a_key_reaches_the_jobs(
+    main: Main, jobs: Jobs, tmp_path: Path, name: str
+) -> None:
+    """Hydra lost the quotes: it could not parse the value, or took it for a number."""
+    (tmp_path / name).mkdir()
+    given = f'data.root="{name}"'
+    said = main("-m", "data=digits,fashion_mnist", given, "hydra.sweep.dir=swept")
+    assert (said.status, len(jobs.ran)) == (0, 2)
+    assert [given in job.overrides for job in read_sweep(tmp_path / "swept").jobs] == [True, True]
+
+
 def test_a_disk_that_is_full_when_a_job_begins_ends_the_sweep_with_one_line(
     main: Main, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

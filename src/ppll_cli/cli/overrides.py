@@ -78,6 +78,7 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
     Before the jobs, Hydra applies all overrides that have one value, and leaves out those that have
     several. In `local=dgl,infopro local.hidden=64` the key would then be unknown, because the
     default option of `local` has no such key. A choice of one value is applied only in the jobs.
+    `BasicSweeper` gives them the overrides as they were written.
     """
     from hydra.errors import OverrideParseException
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ppll_cli.cli.explain import explain
-from ppll_cli.cli.overrides import check_links
+from ppll_cli.cli.overrides import check_links, for_each_job
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import command, setting
 from ppll_cli.config.composition import options_given, overrides_of, own_choices
@@ -106,8 +106,11 @@ class BasicSweeper(Sweeper):
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
         """Return the overrides of each job, in Hydra's order."""
         params = [f"{key}={value}" for key, value in self._params.items()]
+        # Hydra drops quotes inside `choice()`, so jobs get the overrides as the user wrote them.
+        given = self.course.overrides
+        typed = dict(zip(for_each_job(given), given, strict=True))
         parser = OverridesParser.create(config_loader=self._hydra.config_loader)
-        overrides = parser.parse_overrides([*params, *arguments])
+        overrides = parser.parse_overrides([*params, *(typed.get(a, a) for a in arguments)])
         (jobs,) = basic_sweeper.BasicSweeper.split_arguments(overrides, None)
         return jobs
 
