@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -164,9 +165,6 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     from ppll_cli.cli.explain import explain, refuse_arguments
     from ppll_cli.cli.sweep import CompareRuns, note_refusal
     from ppll_cli.cli.sweeper import BasicSweeper, Sweep
-    from ppll_cli.launch.failure import is_of_disk, run_failed
-    from ppll_cli.launch.resume import recorded
-    from ppll_cli.launch.sweeps import recorded_sweep
 
     # Let Hydra raise exceptions, instead of printing them and exiting with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -191,10 +189,9 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         try:
             return run_job(cfg, before, sweep, made, fleet)
         except (ConfigError, OmegaConfBaseException, HydraException) as error:
-            if not isinstance(error, ConfigError):
-                error = explain(error, arguments)
-            note_refusal(error)
-            failures.append(error)
+            refusal = explain(error, arguments)
+            note_refusal(refusal)
+            failures.append(refusal)
         except Interrupted as error:
             if os.getpid() != sweep.process:  # an exception would not reach the sweep's process
                 _stopped.append(error)
@@ -207,45 +204,71 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(task)
     try:
-        options = sys.argv[1 + len(overrides) :]
-        overrides = without_auto(overrides, sweep=is_sweep(arguments))
-        sys.argv[1:] = overrides + options
-        sweep.overrides = overrides
-        if is_sweep(arguments):
-            sweep.before = known = recorded_sweep(overrides)
-            found = for_each_job(overrides) if known is None else known.arguments(overrides)
-            sys.argv[1:] = found + options
-        elif (before := recorded(overrides)) is None:
-            made = check_run_dir(overrides)
-        elif {"-c", "--cfg"} & {*arguments}:  # Hydra knows the command line, not the run's record
-            problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
-            raise ConfigError("resume", before.run_dir, problem, f"see {there}")
-        else:
-            check_links(before.run_dir)
-            sys.argv[1:] = before.arguments(overrides) + options
+        before, made = _for_hydra(arguments, sweep)
         BasicSweeper.install(sweep)
         _in_hand[:] = [sweep]
         run()
-    except ConfigError:
-        raise
     except SystemExit as ended:  # Hydra has printed its help
         if ended.code:
             raise
     except KeyboardInterrupt:
         if not failures:
             raise
-    except Exception as error:  # raised by Hydra, OmegaConf, a parser or the file system
+    except Exception as error:  # raised by a check, Hydra, OmegaConf or the file system
         if not began:
             raise explain(error, arguments) from None
-        if not isinstance(error, OSError) or not is_of_disk(error, CompareRuns.folder):
-            raise
-        failures.append(run_failed(error, CompareRuns.folder))  # Hydra could not begin a job
-        log.error("ppll-run: %s", failures[-1])
+        failures.append(_of_disk(error, CompareRuns.folder))  # Hydra could not begin a job
     finally:
         _in_hand.clear()
         remove_sweep(CompareRuns.folder, CompareRuns.made)
     if not began and not is_sweep(arguments):  # the output is all that the user asked for
         streams.leave("ppll-run")
+    _raise_first(failures, sweep)
+
+
+def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":
+    """Change `sys.argv` to what Hydra must compose, after checks of the folders that are named.
+
+    Return the record of the run to be resumed, and the folders that Hydra will make; both None if
+    there is none, or if it is unknown.
+    """
+    from ppll_cli.launch.resume import recorded
+    from ppll_cli.launch.sweeps import recorded_sweep
+
+    options = sys.argv[1 + len(sweep.overrides) :]
+    sweep.overrides = overrides = without_auto(sweep.overrides, sweep=is_sweep(arguments))
+    sys.argv[1:] = overrides + options
+    if is_sweep(arguments):
+        sweep.before = known = recorded_sweep(overrides)
+        found = for_each_job(overrides) if known is None else known.arguments(overrides)
+        sys.argv[1:] = found + options
+        return None, None
+    before = recorded(overrides)
+    if before is None:
+        return None, check_run_dir(overrides)
+    if {"-c", "--cfg"} & {*arguments}:  # Hydra knows the command line, not the run's record
+        problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
+        raise ConfigError("resume", before.run_dir, problem, f"see {there}")
+    check_links(before.run_dir)
+    sys.argv[1:] = before.arguments(overrides) + options
+    return before, None
+
+
+def _of_disk(error: Exception, folder: Path) -> RunFailedError:
+    """Log that results cannot be written, and return this failure; raise any other error again."""
+    from ppll_cli.launch.failure import is_of_disk, run_failed
+
+    if not isinstance(error, OSError) or not is_of_disk(error, folder):
+        raise error
+    failed = run_failed(error, folder)
+    log.error("ppll-run: %s", failed)
+    return failed
+
+
+def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
+    """Raise the first failure, if any, after the command that continues the sweep."""
+    from ppll_cli.cli.sweep import CompareRuns
+
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     if failures[:1] == broken[:1] and sweep.go_on and (broken or CompareRuns.failed):
         sys.stderr.write(f"{to_go_on(sweep.go_on)}\n")

@@ -24,9 +24,11 @@ SWEEP_DIR = "hydra.sweep.dir"
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
     """Return the error that the user sees when the configuration cannot be composed.
 
-    If the exception has a cause, the cause is explained. The message refers to `--help` of the
-    program.
+    If the exception has a cause, the cause is explained. A ConfigError needs no explanation. The
+    message refers to `--help` of the program.
     """
+    if isinstance(error, ConfigError):
+        return error
     cause = error.__cause__ or error
     message = " ".join(str(cause).split())
     overrides = [argument for argument in arguments if is_override(argument)]

@@ -73,7 +73,7 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def for_each_job(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of a sweep in a form in which Hydra checks a key in its jobs alone.
+    """Return the overrides of a sweep, so that Hydra checks keys of swept groups only in the jobs.
 
     Before the jobs, Hydra applies all overrides that have one value, and leaves out those that have
     several. In `local=dgl,infopro local.hidden=64` the key would then be unknown, because the

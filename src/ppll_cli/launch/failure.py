@@ -36,7 +36,7 @@ The other keys of `REMEDIES` mean this only if the error names no file, or a fil
 directory."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
-"""Error numbers that mean the same in the message of another exception.
+"""Error numbers whose remedy is given too if only the message of another exception names them.
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 

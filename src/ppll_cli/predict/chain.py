@@ -41,7 +41,10 @@ class Part:
 
 
 class Saved(NamedTuple):
-    """The bytes that a unit's backward pass needs, without inputs: kept, or computed again."""
+    """The bytes that a unit's backward pass needs, without inputs.
+
+    `kept` are kept from the forward pass on; `recomputed` are computed again, in addition.
+    """
 
     kept: int
     recomputed: int
