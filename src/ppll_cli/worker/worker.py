@@ -48,28 +48,9 @@ class Worker:
             number: HeldChunk(job, number, site, self.device, links.replicas)
             for number in job.layout.of(index)
         }
-        unreported: checkpoint.Unreported = {}
         self.snapshots: Snapshots | None = None
-        before: Progress | None = None
-        if links.recovery is not None:
-            interval = Interval(job.snapshot_every, fixed=settings.recover.every is not None)
-            self.snapshots = Snapshots(links.recovery.folder, interval, links)
-            before = self.snapshots.load(self.chunks)
-            links.pulse.sent, links.pulse.received = self.snapshots.passed()
-        if before is not None:
-            pass  # the snapshot holds a later state than the checkpoint or the file of weights
-        elif job.checkpoint is not None:
-            with checkpoint.SavedTensors(job.checkpoint) as saved:
-                restore(self.chunks.values(), saved)
-                unreported = saved.unreported
-        elif job.weights is not None:
-            begin_with(self.chunks.values(), job.weights)
-        self.batches: Ahead | None = None
-        if 0 in self.chunks:
-            dataset: Dataset = make("data", settings.data)
-            size, seed = job.course.batch_size, settings.seed
-            batches = dataset.batches(dataset.load(), size, seed, self.device)
-            self.batches = Ahead(batches, job.threads, self.device)
+        before, unreported = self._restore()
+        self.batches = self._make_batches() if 0 in self.chunks else None
         # The number of batches that the channels can hold. Slots that keep messages for a restart
         # are included: after a snapshot they are free, and the previous stage can fill them while
         # this stage evaluates.
@@ -111,6 +92,36 @@ class Worker:
         self.interpreter = Interpreter(
             job, seat, links, self.chunks, self.batches, self.recorder, marks
         )
+
+    def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
+        """Begin with the state of a snapshot, of a checkpoint or of a file of weights, if any.
+
+        Return the progress at the snapshot, and what the checkpoint has of unreported metrics.
+        """
+        job, links = self.job, self.links
+        if links.recovery is not None:
+            fixed = job.settings.recover.every is not None
+            interval = Interval(job.snapshot_every, fixed)
+            self.snapshots = Snapshots(links.recovery.folder, interval, links)
+            before = self.snapshots.load(self.chunks)
+            links.pulse.sent, links.pulse.received = self.snapshots.passed()
+            if before is not None:  # a later state than those of the checkpoint and the file
+                return before, {}
+        if job.checkpoint is not None:
+            with checkpoint.SavedTensors(job.checkpoint) as saved:
+                restore(self.chunks.values(), saved)
+                return None, saved.unreported
+        if job.weights is not None:
+            begin_with(self.chunks.values(), job.weights)
+        return None, {}
+
+    def _make_batches(self) -> Ahead:
+        """Return what loads and prepares the batches of the data set."""
+        job, settings = self.job, self.job.settings
+        dataset: Dataset = make("data", settings.data)
+        size, seed = job.course.batch_size, settings.seed
+        batches = dataset.batches(dataset.load(), size, seed, self.device)
+        return Ahead(batches, job.threads, self.device)
 
     @property
     def item(self) -> Item | None:
