@@ -34,7 +34,8 @@ METHODS = {
     "fba off": ("local=fba",),
     "fba on": ("fba=on",),
 }
-DETECTION_ONLY = ("greedy, level", "manpp")
+EVERY = ("bp", *METHODS)
+NUMBERS = (2, 4)
 COMMON = ("seed=0", "eval_every=1000", "timeline=false", "transport=ring")
 ADAMW = (
     *("optim=adamw", "optim.lr=1e-3", "optim.schedule=cosine"),
@@ -58,6 +59,7 @@ class Case:
         cuts: For each number of modules, the first units of all modules but the first. The last
             module never has the head alone, because no local loss trains features for it.
         metrics: Heading and format of each metric. A column compares the first metric with bp's.
+        methods: Keys of `METHODS`.
         reference: Name of a method without training, and its key in the results for each metric;
             None if the case has no such method.
         brief: Further overrides for runs that measure speed and memory. With them, an evaluation is
@@ -69,6 +71,7 @@ class Case:
     length: tuple[str, int]
     cuts: Mapping[int, tuple[str, ...]]
     metrics: Mapping[str, tuple[str, str]]
+    methods: Sequence[str] = ("greedy", "fba off", "fba on")
     reference: tuple[str, Mapping[str, str]] | None = None
     brief: tuple[str, ...] = ("data.eval_limit=1",)
 
@@ -110,6 +113,7 @@ CASES = {
         ),
         length=("data.pictures", 3000),
         cuts={2: ("layer3.0",), 4: ("layer2.0", "layer3.0", "layer4.0")},
+        methods=tuple(METHODS),
         metrics={"ap": ("AP", ".3f"), "ap50": ("AP50", ".3f")},
     ),
     "x2": super_resolution(2, patch=24),
@@ -140,9 +144,7 @@ def rows(name: str, short: bool) -> list[Row]:
     bp = (*budget, "schedule=bp", "gpus=1", "threads=1")
     found = [Row("bp", 1, Trial(f"{name} bp trained", bp), schedules(name, short)["bp"])]
     for modules in case.cuts:
-        for method in METHODS:
-            if method in DETECTION_ONLY and name != "detection":
-                continue
+        for method in case.methods:
             local = _local(name, method, modules)
             label = f"{name} {_same(name, method, modules)} {modules}"
             trained = (*budget, "schedule=ll", "gpus=1", "threads=1", *local)
@@ -195,10 +197,15 @@ def main(arguments: Sequence[str]) -> None:
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
     )
     parser.add_argument(
-        "--methods", nargs="+", choices=("bp", *METHODS), help="measure only these methods"
+        "--methods", nargs="+", choices=EVERY, default=EVERY, help="measure only these methods"
     )
     parser.add_argument(
-        "--modules", nargs="+", type=int, choices=(2, 4), help="and only these numbers of modules"
+        "--modules",
+        type=int,
+        nargs="+",
+        choices=NUMBERS,
+        default=NUMBERS,
+        help="measure only these numbers of modules, besides bp",
     )
     parser.add_argument("--short", action="store_true", help="a tenth of the training")
     parser.add_argument(
@@ -214,12 +221,12 @@ def main(arguments: Sequence[str]) -> None:
     benchmark = "beyond-short" if options.short else "beyond"
     trials = Trials(benchmark, console.print)
     jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
+    modules = (1, *options.modules)
     lines = {
         name: [
             row
             for row in rows(name, options.short)
-            if row.method in (options.methods or ("bp", *METHODS))
-            and row.modules in (1, *(options.modules or (2, 4)))
+            if row.method in options.methods and row.modules in modules
         ]
         for name in options.case
     }
