@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.local.infopro import InfoPro, InfoProCriterion, Loss
+from ppll_cli.local.infopro import Decoder, InfoPro, InfoProCriterion, Loss
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
@@ -27,3 +27,10 @@ def built(method: InfoPro, site: Site) -> InfoProCriterion:
     criterion = method.criterion(site)
     assert isinstance(criterion, InfoProCriterion)
     return criterion
+
+
+def decoding(method: InfoPro, site: Site) -> tuple[InfoProCriterion, Decoder]:
+    """Return the criterion of a module that has a decoder, and the decoder."""
+    criterion = built(method, site)
+    assert criterion.decoder is not None
+    return criterion, criterion.decoder

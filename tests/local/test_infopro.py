@@ -16,7 +16,7 @@ from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.tasks.classification import LABEL
 from tests.local.conftest import BATCH, CLASSES, assert_trained, batch_at
-from tests.local.infopro_sites import COLOUR, LOSSES, built, sites
+from tests.local.infopro_sites import COLOUR, LOSSES, built, decoding, sites
 from tests.other_task import OtherTask
 
 
@@ -89,10 +89,9 @@ def test_convolutions_are_drawn_by_hes_rule(loss: Loss) -> None:
 
 def test_widths_are_options() -> None:
     (site,) = sites(2)
-    criterion = built(InfoPro(width=10, hidden=7, decoder_width=5), site)
+    criterion, decoder = decoding(InfoPro(width=10, hidden=7, decoder_width=5), site)
     assert layers(criterion.head) == [(10, 8, 3, 3, 2), (7, 10), (CLASSES, 7)]
-    assert criterion.decoder is not None
-    assert layers(criterion.decoder) == [(5, 8, 3, 3, 1), (3, 5, 3, 3, 1)]
+    assert layers(decoder) == [(5, 8, 3, 3, 1), (3, 5, 3, 3, 1)]
     contrastive = built(InfoPro(loss="contrastive", width=10, hidden=7), site)
     assert layers(contrastive.head) == [(10, 8, 3, 3, 2), (7, 10), (7, 7)]
 
@@ -165,10 +164,9 @@ def gradient(output: Tensor, feature: Tensor) -> Tensor | None:
 def test_reconstruction_alone_trains_the_module_if_l2_is_zero(site: Site, loss: Loss) -> None:
     values = batch_at(site)
     feature = values[site.feature]
-    criterion = built(InfoPro(loss=loss, weights=[2, 0, 0, 0]), site)
-    assert criterion.decoder is not None
+    criterion, decoder = decoding(InfoPro(loss=loss, weights=[2, 0, 0, 0]), site)
     found = gradient(criterion(values)[0], feature)
-    expected = gradient(2 * criterion.decoder(feature, values[IMAGE]), feature)
+    expected = gradient(2 * decoder(feature, values[IMAGE]), feature)
     torch.testing.assert_close(found, expected)
 
 

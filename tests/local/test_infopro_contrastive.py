@@ -13,7 +13,7 @@ from ppll_cli.local.method import Site
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.classification import LABEL, class_shares
 from tests.local.conftest import CLASSES, batch_at, mixed, shares_of
-from tests.local.infopro_sites import LOSSES, built
+from tests.local.infopro_sites import LOSSES, built, decoding
 
 
 @pytest.mark.parametrize(("l1", "l2"), [(0.5, 2.0), (0.0, 2.0), (3.0, 0.0)])
@@ -114,11 +114,10 @@ def test_a_low_temperature_does_not_overflow() -> None:
 def test_losses_are_computed_in_float32_under_autocast(site: Site, loss: Loss) -> None:
     values = batch_at(site)
     feature = values[site.feature]
-    criterion = built(InfoPro(loss=loss, weights=[2, 3, 0, 0]), site)
-    assert criterion.decoder is not None
+    criterion, decoder = decoding(InfoPro(loss=loss, weights=[2, 3, 0, 0]), site)
     with torch.autocast("cpu", torch.bfloat16):
         found, prediction = criterion(values)
-        head, painted = criterion.head(feature), criterion.decoder(feature, values[IMAGE])
+        head, painted = criterion.head(feature), decoder(feature, values[IMAGE])
     assert head.dtype == prediction.dtype == torch.bfloat16
     assert painted.dtype == torch.float32
     expected = 2 * painted.item()
