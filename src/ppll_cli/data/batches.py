@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
@@ -85,7 +86,11 @@ class SplitBatches(Generic[Data, Content]):
     def __post_init__(self) -> None:
         samples = len(self.splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
-        self.order = EpochOrder(samples, self.seed)
+
+    @cached_property
+    def order(self) -> EpochOrder:
+        """The order of the training samples, on the CPU."""
+        return EpochOrder(len(self.splits["train"]), self.seed)
 
     def chosen(self, epoch: int, batch: int) -> Tensor:
         """Return the indices of the samples of a training batch, int64 [B]."""
@@ -163,11 +168,15 @@ class Batches(ImageBatches[Classified, Split]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.order = EpochOrder(len(self.splits["train"]), self.seed, self.device)
         self.splits = {
             name: Split(split.images.to(self.device), split.labels.to(self.device))
             for name, split in self.splits.items()
         }
+
+    @cached_property
+    def order(self) -> EpochOrder:
+        """The order of the training samples, on the device."""
+        return EpochOrder(len(self.splits["train"]), self.seed, self.device)
 
     def training_images(self, epoch: int, batch: int) -> Lent:  # noqa: D102
         chosen, split = self.chosen(epoch, batch), self.splits["train"]

@@ -38,54 +38,6 @@ class TracedUnit:
     cost: Cost
 
 
-def measure(
-    build: Callable[[], nn.Module], run: Callable[[nn.Module], object]
-) -> tuple[object, Cost]:
-    """Build a network on the meta device, run it once in evaluation mode, and count its cost.
-
-    `run` calls the network with inputs on the meta device. Return its result, and the cost.
-    """
-    with _without_compiler(), torch.device("meta"):
-        module = build()
-    module.eval()
-    single_valued: list[str] = []
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-
-            def note(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
-                if inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
-                    single_valued.append(name)
-
-            layer.register_forward_pre_hook(note)
-    counter = FlopCounterMode(display=False)
-    with _without_compiler(), torch.no_grad(), counter:
-        result = run(module)
-    params = sum(parameter.numel() for parameter in module.parameters())
-    return result, Cost(params, counter.get_total_flops(), tuple(single_valued))
-
-
-def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
-    """Pass one sample through the model on the meta device; return each unit's outputs and cost.
-
-    `batch` has the shape and dtype of each tensor of a batch, including images.
-
-    Raises:
-        ValueError: The number of tensors that a unit returns differs from its `writes`.
-    """
-    specs = dict(batch)
-    traced = []
-    for unit in units:
-        inputs = [empty(specs[name]) for name in unit.reads]
-        result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
-        outputs = result if isinstance(result, tuple) else (result,)
-        if len(outputs) != len(unit.writes):
-            writes = ", ".join(unit.writes)
-            raise ValueError(f"{unit.name!r} writes {writes}, but returned {len(outputs)} value(s)")
-        traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
-        specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
-    return traced
-
-
 @contextmanager
 def _without_compiler() -> Iterator[None]:
     """Do not import torch's compiler to run functions that are excluded from compilation.
@@ -122,3 +74,52 @@ class _Uncompiled(ModuleType):
     def __getattr__(self, name: str) -> Any:
         self.leave()
         return getattr(importlib.import_module(_COMPILER), name)
+
+
+@_without_compiler()
+def measure(
+    build: Callable[[], nn.Module], run: Callable[[nn.Module], object]
+) -> tuple[object, Cost]:
+    """Build a network on the meta device, run it once in evaluation mode, and count its cost.
+
+    `run` calls the network with inputs on the meta device. Return its result, and the cost.
+    """
+    with torch.device("meta"):
+        module = build()
+    module.eval()
+    single_valued: list[str] = []
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+
+            def note(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                if inputs[0].numel() == inputs[0].shape[0] * inputs[0].shape[1]:
+                    single_valued.append(name)
+
+            layer.register_forward_pre_hook(note)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        result = run(module)
+    params = sum(parameter.numel() for parameter in module.parameters())
+    return result, Cost(params, counter.get_total_flops(), tuple(single_valued))
+
+
+def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
+    """Pass one sample through the model on the meta device; return each unit's outputs and cost.
+
+    `batch` has the shape and dtype of each tensor of a batch, including images.
+
+    Raises:
+        ValueError: The number of tensors that a unit returns differs from its `writes`.
+    """
+    specs = dict(batch)
+    traced = []
+    for unit in units:
+        inputs = [empty(specs[name]) for name in unit.reads]
+        result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
+        outputs = result if isinstance(result, tuple) else (result,)
+        if len(outputs) != len(unit.writes):
+            writes = ", ".join(unit.writes)
+            raise ValueError(f"{unit.name!r} writes {writes}, but returned {len(outputs)} value(s)")
+        traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
+        specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
+    return traced

@@ -75,14 +75,20 @@ class SuperResolution:
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
         """Shape and dtype of the targets of training batches, by name."""
-        return self.tile_targets(self.patch, self.patch, tiles=False)
+        return self._targets(self.patch, self.patch)
 
-    def tile_targets(self, height: int, width: int, tiles: bool = True) -> Mapping[str, ValueSpec]:
+    def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
         """Return shape and dtype of the targets of tiles with this size in the small picture."""
+        return self._targets(height, width, tile=9, bicubic=2)
+
+    def _targets(
+        self, height: int, width: int, tile: int = 0, bicubic: int = 0
+    ) -> Mapping[str, ValueSpec]:
+        """Return shape and dtype of targets; only tiles have numbers in `TILE` and `BICUBIC`."""
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
-            TILE: ValueSpec((9 if tiles else 0,), torch.int64),
-            BICUBIC: ValueSpec((2 if tiles else 0,), torch.float64),
+            TILE: ValueSpec((tile,), torch.int64),
+            BICUBIC: ValueSpec((bicubic,), torch.float64),
         }
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
