@@ -20,18 +20,29 @@ point. It is the number of steps after which the accuracy on training batches is
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
 
 from ppll_cli.config.settings import usable_cores
-from scripts.benchmarks.runs import machine
-from scripts.benchmarks.trials import FOLDER, Summary, Trial, Trials, cost, learnt, megabytes
+from scripts.benchmarks.trials import (
+    FOLDER,
+    Found,
+    Summary,
+    Trial,
+    Trials,
+    add_options,
+    averaged,
+    cost,
+    difference,
+    learnt,
+    megabytes,
+)
 from scripts.benchmarks.trials import table as markdown_table
 
 BATCH_SIZE = 64
@@ -178,7 +189,7 @@ def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
 
 
 def seconds_to_bp(
-    found: Sequence[Mapping[str, Any]], bp: Sequence[Mapping[str, Any]], samples_per_second: float
+    found: Sequence[Found], bp: Sequence[Found], samples_per_second: float
 ) -> float | None:
     """Return the mean seconds until the accuracy is that of `bp` at its end less one point.
 
@@ -207,39 +218,15 @@ def main(arguments: Sequence[str]) -> None:
         type=int,
         help="epochs of the whole training set (default: one epoch of a third of it)",
     )
-    parser.add_argument(
-        "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
-    )
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the trainings"
-    )
     every = ["bp", *METHODS, *VARIANTS]
-    parser.add_argument(
-        "--methods", nargs="+", choices=every, default=every, help="measure only these methods"
-    )
-    parser.add_argument(
-        "--modules",
-        type=int,
-        nargs="+",
-        choices=NUMBERS,
-        default=NUMBERS,
-        help="measure only these numbers of modules",
-    )
-    parser.add_argument(
-        "--skip",
-        choices=["train", "speed"],
-        help="leave out the trainings or the measurements of speed",
-    )
+    add_options(parser, every, NUMBERS, seeds=[0, 1, 2])
     options = parser.parse_args(arguments)
     console = Console()
     course = [f"epochs={options.epochs}", *LONG] if options.epochs else SHORT
     table = rows(course, options.methods, options.seeds, options.modules)
     trials = Trials("accuracy", console.print)
-    jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
     if options.skip != "train":
-        # One seed after the other, so that a stopped benchmark has all rows of the first seeds.
-        by_seed = zip(*(row.trained for row in table if row.trained), strict=True)
-        trials.make([trial for seed in by_seed for trial in seed], learning, jobs)
+        trials.train((row.trained for row in table), learning, options.jobs)
     if options.skip != "speed":
         trials.make([row.speed for row in table], cost)
     text = markdown(trials, table)
@@ -249,9 +236,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def markdown(trials: Trials, rows: Sequence[Row]) -> str:
     """Return the tables of all results so far in Markdown, one for each model."""
-    found = {
-        row: [result for trial in row.trained if (result := trials.find(trial))] for row in rows
-    }
+    found = {row: [trials.find(trial) for trial in row.trained] for row in rows}
     texts = []
     for depth in dict.fromkeys(row.depth for row in rows):
         of_model = [row for row in rows if row.depth == depth]
@@ -266,31 +251,23 @@ COLUMNS += ["auxiliary FLOPs", "samples/s", "peak memory per stage, MB", "second
 
 
 def _cells(
-    row: Row,
-    found: Sequence[Mapping[str, Any]],
-    bp: Sequence[Mapping[str, Any]],
-    speed: Mapping[str, Any] | None,
+    row: Row, found: Sequence[Found | None], bp: Sequence[Found | None], speed: Found | None
 ) -> list[str]:
     """Return the cells of a row's line; those that were not measured are empty."""
-    accuracy = auxiliary = ("", "")
-    if found:
-        reached = [each["accuracy"] for each in found]
-        gap = f"{mean(reached) - mean(each['accuracy'] for each in bp):+.4f}" if bp else ""
-        accuracy = _mean(reached), gap if row.method != "bp" else ""
-        first = found[0]
+    auxiliary = ("", "")
+    known = [each for each in found if each]
+    others = [each for each in bp if each]
+    if known:
+        first = known[0]
         share = f"{first['aux_flops'] / first['flops']:.0%} of the backbone"
         auxiliary = f"{first['aux_params']:,}", share
+    gap = "" if row.method == "bp" else difference(found, bp, "accuracy", ".4f")
     samples, memory, seconds = "", "", ""
     if speed:
         samples = f"{speed['samples_per_second']:.0f}"
         memory = megabytes(speed["peak_memory_bytes"])
-        if found:
-            until = seconds_to_bp(found, bp, speed["samples_per_second"])
+        if known:
+            until = seconds_to_bp(known, others, speed["samples_per_second"])
             seconds = "not reached" if until is None else f"{until:.0f}"
-    return [row.method, str(row.modules), *accuracy, *auxiliary, samples, memory, seconds]
-
-
-def _mean(values: Sequence[float]) -> str:
-    """Return the mean of accuracies, and their standard deviation if there are several."""
-    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{mean(values):.4f}{spread}"
+    accuracy = averaged(found, "accuracy", ".4f")
+    return [row.method, str(row.modules), accuracy, gap, *auxiliary, samples, memory, seconds]

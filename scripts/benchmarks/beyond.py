@@ -12,20 +12,30 @@ and both rows share one run.
 Metrics are measured under `schedule=ll` with one thread, which gives bit-identical weights to
 `ppll`, so several rows are trained at the same time. Speed and memory are measured in short runs,
 one at a time: local methods on two stages with one thread per worker, `bp` in one worker with one
-thread and with all threads. The benchmark takes about two hours on two cores; `--short` reduces the
-training to a tenth.
+thread and with all threads. The benchmark takes about two hours on two cores, and more with
+several `--seeds`; `--short` reduces the training to a tenth.
 """
 
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
 
 from ppll_cli.config.settings import usable_cores
-from scripts.benchmarks.runs import machine
-from scripts.benchmarks.trials import FOLDER, Trial, Trials, cost, learnt, megabytes, table
+from scripts.benchmarks.trials import (
+    FOLDER,
+    Found,
+    Trial,
+    Trials,
+    add_options,
+    averaged,
+    cost,
+    difference,
+    learnt,
+    megabytes,
+    table,
+)
 
 METHODS = {
     "greedy": ("local=greedy",),
@@ -36,16 +46,13 @@ METHODS = {
 }
 EVERY = ("bp", *METHODS)
 NUMBERS = (2, 4)
-COMMON = ("seed=0", "eval_every=1000", "timeline=false", "transport=ring")
+COMMON = ("eval_every=1000", "timeline=false", "transport=ring")
 ADAMW = (
     *("optim=adamw", "optim.lr=1e-3", "optim.schedule=cosine"),
     *("optim.warmup_epochs=0", "optim.weight_decay=0"),
 )
 TWO_STAGES = ("gpus=2", "partition=flops", "threads=1")
 SPEED_STEPS = 40
-
-Found = Mapping[str, Any]
-"""The results kept from a run."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,15 @@ class Case:
     reference: tuple[str, Mapping[str, str]] | None = None
     brief: tuple[str, ...] = ("data.eval_limit=1",)
 
-    def budget(self, short: bool) -> tuple[str, ...]:
+    def budget(self, short: bool, seed: int = 0) -> tuple[str, ...]:
         """Return the overrides that all rows share."""
         key, samples = self.length
-        return (*COMMON, *self.overrides, f"{key}={samples // 10 if short else samples}")
+        return (
+            f"seed={seed}",
+            *COMMON,
+            *self.overrides,
+            f"{key}={samples // 10 if short else samples}",
+        )
 
 
 def super_resolution(scale: int, patch: int) -> Case:
@@ -127,30 +139,38 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, or "bp".
-        trained: The run that measures the metrics.
+        trained: For each seed the run that measures the metrics.
         speed: The run that measures speed and memory.
     """
 
     method: str
     modules: int
-    trained: Trial
+    trained: tuple[Trial, ...]
     speed: Trial
 
 
-def rows(name: str, short: bool) -> list[Row]:
+def rows(name: str, short: bool, seeds: Sequence[int] = (0,)) -> list[Row]:
     """Return the rows of a case: back-propagation, and each method with each number of modules."""
     case = CASES[name]
-    budget = case.budget(short)
-    bp = (*budget, "schedule=bp", "gpus=1", "threads=1")
-    found = [Row("bp", 1, Trial(f"{name} bp trained", bp), schedules(name, short)["bp"])]
+
+    def trained(label: str, *overrides: str) -> tuple[Trial, ...]:
+        return tuple(
+            Trial(
+                f"{name} {label} trained" + (f" seed {seed}" if seed else ""),
+                (*case.budget(short, seed), *overrides),
+            )
+            for seed in seeds
+        )
+
+    bp = trained("bp", "schedule=bp", "gpus=1", "threads=1")
+    found = [Row("bp", 1, bp, schedules(name, short)["bp"])]
     for modules in case.cuts:
         for method in case.methods:
             local = _local(name, method, modules)
-            label = f"{name} {_same(name, method, modules)} {modules}"
-            trained = (*budget, "schedule=ll", "gpus=1", "threads=1", *local)
-            speed = (*_brief(name, budget), "schedule=ppll", *TWO_STAGES, *local)
-            trials = Trial(f"{label} trained", trained), Trial(f"{label} speed", speed)
-            found.append(Row(method, modules, *trials))
+            label = f"{_same(name, method, modules)} {modules}"
+            learning = trained(label, "schedule=ll", "gpus=1", "threads=1", *local)
+            speed = (*_brief(name, case.budget(short)), "schedule=ppll", *TWO_STAGES, *local)
+            found.append(Row(method, modules, learning, Trial(f"{name} {label} speed", speed)))
     return found
 
 
@@ -196,69 +216,50 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
     )
-    parser.add_argument(
-        "--methods", nargs="+", choices=EVERY, default=EVERY, help="measure only these methods"
-    )
-    parser.add_argument(
-        "--modules",
-        type=int,
-        nargs="+",
-        choices=NUMBERS,
-        default=NUMBERS,
-        help="measure only these numbers of modules, besides bp",
-    )
     parser.add_argument("--short", action="store_true", help="a tenth of the training")
-    parser.add_argument(
-        "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
-    )
-    parser.add_argument(
-        "--skip",
-        choices=["train", "speed"],
-        help="leave out the trainings or the measurements of speed",
-    )
+    add_options(parser, EVERY, NUMBERS, seeds=[0])
     options = parser.parse_args(arguments)
     console = Console()
     benchmark = "beyond-short" if options.short else "beyond"
     trials = Trials(benchmark, console.print)
-    jobs = options.jobs or (1 if machine()["gpus"] else usable_cores())
+    every = {name: rows(name, options.short, options.seeds) for name in CASES}
     modules = (1, *options.modules)
     lines = {
         name: [
-            row
-            for row in rows(name, options.short)
-            if row.method in options.methods and row.modules in modules
+            row for row in every[name] if row.method in options.methods and row.modules in modules
         ]
         for name in options.case
     }
     if options.skip != "train":
-        trials.make([row.trained for each in lines.values() for row in each], learnt, jobs)
+        trained = [row.trained for each in lines.values() for row in each]
+        trials.train(trained, learnt, options.jobs)
     if options.skip != "speed":
         for name, each in lines.items():
             speeds = schedules(name, options.short).values()
             trials.make([*(row.speed for row in each), *speeds], cost)
-    begun = [name for name in CASES if name in options.case or _begun(trials, name, options.short)]
-    text = "\n".join(markdown(trials, name, options.short) for name in begun)
+    begun = [n for n in CASES if n in options.case or any(_begun(trials, row) for row in every[n])]
+    text = "\n".join(markdown(trials, name, every[name], options.short) for name in begun)
     (FOLDER / f"{benchmark}.md").write_text(text)
     console.print(text, markup=False)
 
 
-def _begun(trials: Trials, name: str, short: bool) -> bool:
-    """Return whether an earlier call of the benchmark has left results of a case."""
-    return any(trials.find(row.trained) or trials.find(row.speed) for row in rows(name, short))
+def _begun(trials: Trials, row: Row) -> bool:
+    """Return whether there are results of a row, of this or an earlier call of the benchmark."""
+    return any(trials.find(trial) for trial in (*row.trained, row.speed))
 
 
-def markdown(trials: Trials, name: str, short: bool) -> str:
+def markdown(trials: Trials, name: str, lines: Sequence[Row], short: bool) -> str:
     """Return the two tables of a case with all results so far, in Markdown."""
-    case, lines = CASES[name], rows(name, short)
-    bp = trials.find(lines[0].trained)
+    case = CASES[name]
+    bp = [trials.find(trial) for trial in lines[0].trained]
     headings = [heading for heading, _ in case.metrics.values()]
     columns = ["method", "modules", *headings, f"less bp's {headings[0]}", "auxiliary parameters"]
     columns += ["auxiliary FLOPs", "auxiliary time per stage", "peak memory per stage, MB"]
     columns.append("samples/s")
     cells = [_cells(case, trials, row, bp) for row in lines]
-    if case.reference and bp:
+    if case.reference and any(bp):
         label, keys = case.reference
-        known = {metric: bp[key] for metric, key in keys.items()}
+        known = [{m: each[key] for m, key in keys.items()} if each else None for each in bp]
         cells.insert(0, [label, "", *_reached(case, known, bp), *[""] * 5])
     found = {key: trials.find(trial) for key, trial in schedules(name, short).items()}
     speeds = [[key, *_pace(each)] for key, each in found.items()]
@@ -266,15 +267,13 @@ def markdown(trials: Trials, name: str, short: bool) -> str:
     return f"## {case.title}\n\n{table(columns, cells)}\n{by_schedule}"
 
 
-def _cells(case: Case, trials: Trials, row: Row, bp: Found | None) -> list[str]:
-    trained, speed = trials.find(row.trained), trials.find(row.speed)
+def _cells(case: Case, trials: Trials, row: Row, bp: Sequence[Found | None]) -> list[str]:
+    trained, speed = [trials.find(trial) for trial in row.trained], trials.find(row.speed)
     cells = [row.method, str(row.modules)]
-    if trained is None:
-        cells += [""] * (len(case.metrics) + 3)
-    else:
-        cells += _reached(case, trained, None if row.method == "bp" else bp)
-        cells.append(f"{trained['aux_params']:,}")
-        cells.append(f"{trained['aux_flops'] / trained['flops']:.0%} of the backbone")
+    cells += _reached(case, trained, () if row.method == "bp" else bp)
+    known = next((each for each in trained if each), None)
+    share = f"{known['aux_flops'] / known['flops']:.0%} of the backbone" if known else ""
+    cells += [f"{known['aux_params']:,}" if known else "", share]
     if speed is None:
         return [*cells, "", "", ""]
     shares = ("?" if share is None else f"{share:.0%}" for share in speed["aux_fraction"])
@@ -282,11 +281,11 @@ def _cells(case: Case, trials: Trials, row: Row, bp: Found | None) -> list[str]:
     return [*cells, " / ".join(shares), megabytes(speed["peak_memory_bytes"]), rate]
 
 
-def _reached(case: Case, found: Found, bp: Found | None) -> list[str]:
+def _reached(case: Case, found: Sequence[Found | None], bp: Sequence[Found | None]) -> list[str]:
     """Return cells with the metrics, and with the difference of the first metric from bp."""
-    cells = [format(found[key], form) for key, (_, form) in case.metrics.items()]
+    cells = [averaged(found, key, form) for key, (_, form) in case.metrics.items()]
     key, (_, form) = next(iter(case.metrics.items()))
-    return [*cells, format(found[key] - bp[key], f"+{form}") if bp else ""]
+    return [*cells, difference(found, bp, key, form)]
 
 
 def _pace(found: Found | None) -> tuple[str, str]:

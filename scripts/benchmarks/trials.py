@@ -1,17 +1,26 @@
 """Makes the runs for the tables of a benchmark, each once, and keeps their results."""
 
+import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
-from scripts.benchmarks.runs import Results, run
+from ppll_cli.config.settings import usable_cores
+from scripts.benchmarks.runs import Results, machine, run
 
 FOLDER = Path("outputs/benchmark")
 
 Summary = Mapping[str, Any]
 """The content of a run's `summary.json`."""
+
+Found = Mapping[str, Any]
+"""The results kept from a run."""
+
+Reader = Callable[[Summary, Path], dict[str, Any]]
+"""Returns the results to keep, given a run's summary and its run directory."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,12 @@ class Trials:
     def make(
         self,
         trials: Iterable[Trial],
-        read: Callable[[Summary, Path], dict[str, Any]],
+        read: Reader,
         jobs: int = 1,
     ) -> None:
         """Run the trials that have no result yet.
 
-        Equal trials are run once, at most `jobs` at the same time. `read` returns the results to
-        keep, given a run's summary and its run directory.
+        Equal trials are run once, at most `jobs` at the same time.
 
         Raises:
             RunFailedError: A run did not complete. No run is in progress any more.
@@ -67,9 +75,51 @@ class Trials:
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(make, dict.fromkeys(trials)))
 
+    def train(self, rows: Iterable[Sequence[Trial]], read: Reader, jobs: int | None) -> None:
+        """Run the trainings of rows, given for each row with one trial per seed.
+
+        One seed is trained after the other, so that a benchmark that was stopped has all rows of
+        the first seeds. Without `jobs`, as many trials run at the same time as there are cores, or
+        one if there is a GPU.
+        """
+        by_seed = zip(*(row for row in rows if row), strict=True)
+        trials = [trial for seed in by_seed for trial in seed]
+        self.make(trials, read, jobs or (1 if machine()["gpus"] else usable_cores()))
+
     def find(self, trial: Trial) -> dict[str, Any] | None:
         """Return the results of a trial; None if it has not been run."""
         return self._results.find(trial.name, trial.overrides)
+
+
+def add_options(
+    parser: argparse.ArgumentParser,
+    methods: Sequence[str],
+    modules: Sequence[int],
+    seeds: Sequence[int],
+) -> None:
+    """Add the options that select trials. The arguments are the defaults, and all choices."""
+    parser.add_argument(
+        "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=seeds, help="seeds of the trainings"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", choices=methods, default=methods, help="measure only these methods"
+    )
+    parser.add_argument(
+        "--modules",
+        type=int,
+        nargs="+",
+        choices=modules,
+        default=modules,
+        help="measure only these numbers of modules, besides bp",
+    )
+    parser.add_argument(
+        "--skip",
+        choices=["train", "speed"],
+        help="leave out the trainings or the measurements of speed",
+    )
 
 
 def learnt(summary: Summary, run_dir: Path) -> dict[str, Any]:
@@ -94,6 +144,25 @@ def cost(summary: Summary, run_dir: Path) -> dict[str, Any]:
         "bubble_fraction": summary["pipeline"]["bubble_fraction"],
         "bytes_sent": [edge["bytes_sent"] for edge in summary["edges"]],
     }
+
+
+def averaged(found: Iterable[Found | None], metric: str, form: str) -> str:
+    """Return a cell with the mean of a metric over seeds, and the standard deviation if it has one.
+
+    `found` has the results of each seed; None if a seed was not trained. `form` formats a number.
+    """
+    values = [each[metric] for each in found if each]
+    spread = f" ± {stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{mean(values):{form}}{spread}" if values else ""
+
+
+def difference(
+    found: Iterable[Found | None], bp: Iterable[Found | None], metric: str, form: str
+) -> str:
+    """Return a cell with the mean difference of a metric to the results of bp with equal seeds."""
+    pairs = zip(found, bp, strict=False)  # a row that is not trained has no results
+    values = [each[metric] - other[metric] for each, other in pairs if each and other]
+    return f"{mean(values):+{form}}" if values else ""
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -20,7 +20,8 @@ def every_trial(name: str) -> list[Trial]:
     """Return each trial of a case once."""
     lines = beyond.rows(name, short=False)
     speeds = beyond.schedules(name, short=False).values()
-    listed = [*(row.trained for row in lines), *(row.speed for row in lines), *speeds]
+    trained = (trial for row in lines for trial in row.trained)
+    listed = [*trained, *(row.speed for row in lines), *speeds]
     return list(dict.fromkeys(listed))
 
 
@@ -51,7 +52,7 @@ def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path
     folder = write_photos(tmp_path / "photos", width=200, height=180)
     files = [f"data.folders=[{folder}]", f"data.cache={tmp_path / 'cache'}", "device=cpu"]
     for row in beyond.rows(name, short=False)[1:]:
-        job = prepared(*row.trained.overrides, *files).job
+        job = prepared(*row.trained[0].overrides, *files).job
         assert [len(units) for units in job.layout.modules] == {2: [5, 5], 4: [3, 2, 2, 3]}[
             row.modules
         ]
@@ -189,6 +190,28 @@ def test_only_the_named_rows_are_measured(ran: list[str]) -> None:
     chosen = ["--methods", "bp", "manpp", "fba on", "--modules", "4"]
     beyond.main(["--case", "detection", "--jobs", "1", "--skip", "speed", *chosen])
     assert ran == [f"detection-{row}-trained" for row in ("bp", "manpp-4", "fba-on-4")]
+
+
+def test_metrics_of_several_seeds_are_averaged(
+    ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
+        ran.append(run_dir.name)
+        found = summary_of(overrides)
+        better = {"psnr": found["test"]["psnr"] + ("seed=2" in overrides)}
+        return {**found, "test": {**found["test"], **better}}
+
+    monkeypatch.setattr(trials, "run", run)
+    chosen = ["--skip", "speed", "--jobs", "1", "--modules", "2", "--methods", "bp", "greedy"]
+    beyond.main(["--case", "x2", *chosen])
+    beyond.main(["--case", "x2", *chosen, "--seeds", "0", "2"])
+    names = ["x2-bp-trained", "x2-greedy-2-trained"]
+    assert ran == [*names, *(f"{name}-seed-2" for name in names)]
+    text = Path("outputs/benchmark/beyond.md").read_text()
+    assert "| bicubic |  | 30.00 ± 0.00 | 0.9000 ± 0.0000 | -3.00 |" in text
+    assert "| bp | 1 | 33.00 ± 0.71 | 0.9500 ± 0.0000 |  | 0 |" in text
+    assert "| greedy | 2 | 32.75 ± 0.71 | 0.9375 ± 0.0000 | -0.25 | 2,000 |" in text
+    assert "| fba on | 2 |  |  |  |  |  |  |  |  |" in text
 
 
 def test_a_stopped_benchmark_continues_with_the_missing_trials(
