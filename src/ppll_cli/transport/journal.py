@@ -70,7 +70,6 @@ class _Messages:
 
     def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:
         self._memory, self.slots, self._size = memory, slots, size
-        self._layouts: dict[Layout, int] = {}
 
     @property
     def counters(self) -> _Counters:
@@ -98,8 +97,7 @@ class _Messages:
 
     def views(self, message: int, layout: Layout) -> dict[str, Tensor]:
         """Return views of the tensors of a message."""
-        number = self._layouts.setdefault(layout, len(self._layouts))
-        return self.slots.at(message % self.slots.count, number, layout)
+        return self.slots.at(message % self.slots.count, layout)
 
     def _head(self, message: int) -> int:
         return self._start + self._size * (1 + message % self.slots.count)
@@ -178,7 +176,6 @@ class JournalSender:
         if self.position < stored.counters.sent:
             self._check(header, layout, tensors)
         else:
-            stored.slots.check_room(layout)
             for name, view in stored.views(self.position, layout).items():
                 view.copy_(tensors[name].detach(), non_blocking=True)
             stored.write_head(self.position, header, layout)

@@ -85,11 +85,6 @@ class _Slots(Slots):
             memory = DeviceMemory(count * size, str(carrier))
             memory.make()
         super().__init__(memory, count, size)
-        self._numbers: dict[Layout, int] = {}
-
-    def take(self, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """Return the index of the next slot, and a view of the slot for each tensor of a layout."""
-        return self.next(self._numbers.setdefault(layout, len(self._numbers)), layout)
 
     def bytes(self, slot: int, layout: Layout | None = None) -> Tensor:
         """Return the bytes of a slot that a layout uses; without a layout, the whole slot."""
@@ -228,8 +223,7 @@ class NetworkSender(_End):
             for form in layout_of(tensors)
         )
         layout = (HEAD_FORM, *forms)
-        self._slots.check_room(layout)
-        slot, views = self._slots.take(layout)
+        slot, views = self._slots.next(layout)
         for name, tensor in tensors.items():
             _copy(views[name], tensor.detach())
         spelled = [[*_spelled(form), _dtype_name(tensors[form.name].dtype)] for form in forms]
@@ -287,7 +281,7 @@ class NetworkReceiver(_End):
         """Return the next message. Its tensors are valid until `release` frees the slot."""
         assert self._next is not None
         (header, layout, dtypes), self._next = self._next, None
-        slot, views = self._slots.take(layout)
+        slot, views = self._slots.next(layout)
         self._held.append(slot)
         return header, {
             form.name: views[form.name].detach().to(self._device, non_blocking=True).to(dtype)

@@ -1,10 +1,8 @@
 """The two ends of a ring: slots in shared memory that are used for one message after another.
 
 A sender copies its tensors into a slot and sends a token through a pipe. The receiver computes with
-the tensors in the slot, without a copy. A token contains the message's header and the number of a
-layout. A layout describes the names, dtypes, shapes and strides of the tensors; the first token
-with a layout also contains the layout itself. Each end uses the slots one after another, and the
-receiver frees them in the order of the messages, so a token need not name its slot.
+the tensors in the slot, without a copy. Each end uses the slots one after another, and the receiver
+frees them in the order of the messages, so a token need not name its slot.
 """
 
 import pickle
@@ -18,9 +16,9 @@ from ppll_cli.transport.order import Order
 from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
-_Token = tuple[int, Header, bytes, Layout | None]
-"""The layout's number, the header, the handle of the slot's CUDA event (empty after the slot's
-first use), and the layout (None after its first use)."""
+_Token = tuple[Header, int, Layout | None, bytes]
+"""The header, the number of the layout, the layout itself (None after its first use), and the
+handle of the slot's CUDA event (empty after the slot's first use)."""
 
 
 class RingSender:
@@ -29,7 +27,7 @@ class RingSender:
     def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
         self._messages, self._slots, self._order = ends.messages, slots, order
         self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
-        self._layouts: dict[Layout, tuple[int, int]] = {}  # a layout's number and size in bytes
+        self._numbers: dict[Layout, int] = {}
         self.bytes_sent = 0
 
     def open(self) -> None:
@@ -60,18 +58,13 @@ class RingSender:
             ValueError: The tensors do not fit into a slot.
         """
         layout = layout_of(tensors)
-        known, spelled_out = self._layouts.get(layout), None
-        if known is None:
-            self._slots.check_room(layout)
-            size = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-            known = self._layouts[layout] = len(self._layouts), size
-            spelled_out = layout
-        number, size = known
-        slot, views = self._slots.next(number, layout)
+        slot, views = self._slots.next(layout)
         handle = self._order.fill(slot, views, tensors)
-        self.bytes_sent += size
+        self.bytes_sent += sum(view.nbytes for view in views.values())
         self._free.count -= 1
-        token: _Token = (number, header, handle, spelled_out)
+        new = layout not in self._numbers
+        number = self._numbers.setdefault(layout, len(self._numbers))
+        token: _Token = (header, number, layout if new else None, handle)
         # Not `Connection.send`: it uses a slower pickler, which can also share tensors.
         self._messages.send_bytes(pickle.dumps(token, pickle.HIGHEST_PROTOCOL))
 
@@ -101,7 +94,7 @@ class RingReceiver:
 
     def peek(self) -> Header:
         """Return the header of the next message."""
-        return self._peek()[1]
+        return self._peek()[0]
 
     def _peek(self) -> _Token:
         if self._token is None:
@@ -112,13 +105,12 @@ class RingReceiver:
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Return the next message. Its tensors are valid until `release` frees the slot."""
-        number, header, handle, layout = self._peek()
-        self._token = None
+        (header, number, layout, handle), self._token = self._peek(), None
         if layout is not None:
             self._layouts.append(layout)
         if handle:
             self._order.learn(handle)
-        slot, views = self._slots.next(number, self._layouts[number])
+        slot, views = self._slots.next(self._layouts[number])
         self._order.take(slot)
         if self._device is None:
             return header, {name: view.detach() for name, view in views.items()}

@@ -33,21 +33,27 @@ class Slots:
     def __init__(self, memory: Memory, count: int, size: int) -> None:
         self.memory, self.count, self.size = memory, count, size
         self._next = 0
-        self._views: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._views: dict[tuple[int, Layout], dict[str, Tensor]] = {}
 
-    def next(self, number: int, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """Return the index of the next slot, and a view of the slot for each tensor of a layout."""
+    def next(self, layout: Layout) -> tuple[int, dict[str, Tensor]]:
+        """Return the index of the next slot, and a view of the slot for each tensor of a layout.
+
+        Raises:
+            ValueError: The tensors do not fit into a slot.
+        """
         slot, self._next = self._next, (self._next + 1) % self.count
-        return slot, self.at(slot, number, layout)
+        return slot, self.at(slot, layout)
 
-    def at(self, slot: int, number: int, layout: Layout) -> dict[str, Tensor]:
+    def at(self, slot: int, layout: Layout) -> dict[str, Tensor]:
         """Return a view of a slot for each tensor of a layout.
 
-        Each layout needs a `number` of its own, because the views are cached by this number.
+        Raises:
+            ValueError: The tensors do not fit into a slot.
         """
-        views = self._views.get((slot, number))
+        views = self._views.get((slot, layout))
         if views is None:
-            views = self._views[slot, number] = self._lay_out(slot * self.size, layout)
+            self.check_room(layout)
+            views = self._views[slot, layout] = self._lay_out(slot * self.size, layout)
         return views
 
     def _lay_out(self, start: int, layout: Layout) -> dict[str, Tensor]:

@@ -271,7 +271,7 @@ class _Buffer:
         if size > self._memory.numel():
             path = str(self._path)
             self._memory = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
-        return Slots(HostMemory(self._memory, pinned=False), 1, size).at(0, 0, layout)
+        return Slots(HostMemory(self._memory, pinned=False), 1, size).at(0, layout)
 
 
 class _Tensors(dict[str, Tensor]):
