@@ -15,7 +15,7 @@ ROOT = Path(ppll_cli.__file__).parent
 PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
 
 
-READING_LINES = 850
+READING_LINES = 600
 """Most lines of all files that a reader of PPLL needs. Move what PPLL does not need elsewhere."""
 
 
@@ -58,7 +58,7 @@ def test_the_order_that_the_page_shows_is_the_schedules() -> None:
 def test_ppll_can_be_read_in_one_sitting() -> None:
     """The page's numbers may be off by a few lines, but not by more."""
     rows = re.findall(r"^\| `([\w/]+\.py)` \| (\d+) \|", PAGE, re.MULTILINE)
-    assert len(rows) == 7
+    assert len(rows) <= 7
     found = {file: len((ROOT / file).read_text().splitlines()) for file, _ in rows}
     assert sum(found.values()) <= READING_LINES
     assert [(file, found[file]) for file, said in rows if abs(found[file] - int(said)) > 8] == []

@@ -11,6 +11,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import recipe_of
 from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.split_backward import backward_input, backward_weight
 from ppll_cli.worker.state import tensors_of
 from tests.conftest import own_model, prepared
 
@@ -77,24 +78,24 @@ def trained(job: Job, number: int, split: bool = False) -> tuple[dict[str, Tenso
         chunk.begin(Batch(SIZES, True, step, sum(SIZES)))
         for m in count:
             specs = job.specs[number]
-            chunk.take_inputs(m, {n: batch_like(specs[n], SIZES[m], CPU) for n in specs})
+            chunk.tensors.take_inputs(m, {n: batch_like(specs[n], SIZES[m], CPU) for n in specs})
             chunk.forward(m)
-            outputs = chunk._held[m].values
+            outputs = chunk.tensors[m].values
             names = out.gradients or chunk.units[-1][0].writes
             wanted = [name for name in names if outputs[name].requires_grad]
             gradients = {n: torch.randn(outputs[n].shape).to(outputs[n].dtype) for n in wanted}
-            chunk.take_gradients(m, gradients)
+            chunk.tensors.take_gradients(m, gradients)
         if split and into.gradients:
             for m in count:
-                chunk.backward_input(m)
-                sent += chunk.take_input_gradients(m).values()
+                backward_input(chunk, m)
+                sent += chunk.tensors.take_input_gradients(m).values()
             for m in count:
-                chunk.backward_weight(m)
+                backward_weight(chunk, m)
         else:
             for m in count:
                 chunk.backward(m)
                 if into.gradients:
-                    sent += chunk.take_input_gradients(m).values()
+                    sent += chunk.tensors.take_input_gradients(m).values()
         sent += [p.grad.clone() for p in chunk.parameters if p.grad is not None]
         chunk.step(step, None)
         chunk.end()

@@ -25,12 +25,10 @@ class PlainModel(nn.Module):
         """Return the output of the last unit, the prediction, for images [B, C, H, W]."""
         values = {IMAGE: image}
         for unit in self._units:
-            written = self.get_submodule(unit.name)(*(values[name] for name in unit.reads))
-            values.update(
-                zip(unit.writes, written if len(unit.writes) > 1 else (written,), strict=True)
-            )
-        prediction: Tensor | tuple[Tensor, ...] = written
-        return prediction
+            network = self.get_submodule(unit.name)
+            values.update(unit.written(network(*unit.inputs(values))))
+        prediction = tuple(values[name] for name in unit.writes)
+        return prediction if len(prediction) > 1 else prediction[0]
 
 
 def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:

@@ -116,10 +116,7 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     for unit in units:
         inputs = [empty(specs[name]) for name in unit.reads]
         result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
-        outputs = result if isinstance(result, tuple) else (result,)
-        if len(outputs) != len(unit.writes):
-            writes = ", ".join(unit.writes)
-            raise ValueError(f"{unit.name!r} writes {writes}, but returned {len(outputs)} value(s)")
+        outputs = unit.written(result).values()
         traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced

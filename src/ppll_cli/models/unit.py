@@ -1,11 +1,11 @@
 """Defines the interface of models: an ordered list of units that read and write named tensors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.errors import ConfigError
@@ -63,6 +63,27 @@ class Unit:
     reads: tuple[str, ...] = ("x",)
     writes: tuple[str, ...] = ("x",)
     adapt: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] | None = None
+
+    def inputs(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the tensors that the network takes, from tensors by name."""
+        return [values[name] for name in self.reads]
+
+    def written(self, returned: Any) -> dict[str, Tensor]:
+        """Return the tensors that the network has returned, by the names of `writes`.
+
+        Raises:
+            TypeError: The network has returned something else than a tensor.
+            ValueError: The number of tensors differs from that of `writes`.
+        """
+        made = returned if isinstance(returned, tuple) else (returned,)
+        if len(made) != len(self.writes):
+            writes = ", ".join(self.writes)
+            raise ValueError(f"{self.name!r} writes {writes}, but returned {len(made)} value(s)")
+        for name, value in zip(self.writes, made, strict=True):
+            if not isinstance(value, Tensor):
+                kind = type(value).__name__
+                raise TypeError(f"unit {self.name} returned {kind} instead of the tensor {name}")
+        return dict(zip(self.writes, made, strict=True))
 
 
 class Model(Protocol):

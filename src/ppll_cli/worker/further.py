@@ -1,17 +1,20 @@
-"""Executes instructions that only some settings need: replicas, gradient norms, watched weights."""
+"""Executes the instructions that plain PPLL does not need, from gradients to watched weights."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from ppll_cli.job.course import EvaluationBatch
 from ppll_cli.job.job import Job
 from ppll_cli.job.links import Links
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.mail import Mail
+from ppll_cli.worker.measuring import measure
 from ppll_cli.worker.norms import Norms
 from ppll_cli.worker.recorder import Recorder
+from ppll_cli.worker.split_backward import backward_input, backward_weight
 from ppll_cli.worker.upstream import Upstream
 
 
@@ -35,6 +38,18 @@ class Further:
         """Execute an instruction of a batch. Before the batch, `step` optimizer steps are done."""
         chunks, mail, norms, upstream = self._chunks, self._mail, self._norms, self.upstream
         match instruction:
+            case do.ReceiveGradients(_, chunk, micro_batch):
+                chunks[chunk].tensors.take_gradients(micro_batch, mail.receive(instruction))
+            case do.SendGradients(_, chunk, micro_batch):
+                mail.send(instruction, chunks[chunk].tensors.take_input_gradients(micro_batch))
+            case do.BackwardInput(chunk, micro_batch):
+                self.hand_gradients(chunk, micro_batch)
+                backward_input(chunks[chunk], micro_batch)
+            case do.BackwardWeight(chunk, micro_batch):
+                backward_weight(chunks[chunk], micro_batch)
+            case do.Measure(chunk, micro_batch):
+                assert isinstance(mail.item, EvaluationBatch)
+                measure(chunks[chunk], micro_batch, mail.item.split)
             case do.StartAverage(chunk):
                 chunks[chunk].start_average()
             case do.FinishAverage(chunk):
@@ -54,6 +69,16 @@ class Further:
                 upstream.send(instruction, step)
             case _:
                 raise AssertionError(f"no such instruction: {instruction}")
+
+    def hand_gradients(self, number: int, micro_batch: int) -> None:
+        """Give a chunk the gradients of the next chunk's inputs, if both are on this stage.
+
+        A chunk at the end of a module gets its gradients from its own loss instead.
+        """
+        chunk = self._chunks[number]
+        if number + 1 in self._chunks and not chunk.place.ends_module:
+            gradients = self._chunks[number + 1].tensors.take_input_gradients(micro_batch)
+            chunk.tensors.take_gradients(micro_batch, gradients)
 
     def squared_norm(self) -> Tensor | None:
         """Return the squared gradient norm of the model; None if stages do not exchange norms."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ppll_cli.data.batches import Ahead
-from ppll_cli.job.course import Batch, EvaluationBatch
+from ppll_cli.job.course import Batch
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import COMPILING_LIMIT_S
@@ -80,35 +80,25 @@ class Interpreter:
             case do.NextBatch():
                 made = micro_batches(self.batches, self.job.course, mail.item, self._batch)
                 for micro_batch, tensors in enumerate(made):
-                    chunks[0].take_inputs(micro_batch, tensors)
+                    chunks[0].tensors.take_inputs(micro_batch, tensors)
             case do.ReceiveActivations(_, chunk, micro_batch):
-                chunks[chunk].take_inputs(micro_batch, mail.receive(instruction))
+                chunks[chunk].tensors.take_inputs(micro_batch, mail.receive(instruction))
             case do.Forward(chunk, micro_batch):
-                self._hand_outputs_to(chunk, micro_batch)
+                if chunk - 1 in chunks:
+                    outputs = chunks[chunk - 1].tensors.take_outputs(micro_batch)
+                    chunks[chunk].tensors.take_inputs(micro_batch, outputs)
                 chunks[chunk].forward(micro_batch)
             case do.SendActivations(_, chunk, micro_batch):
-                mail.send(instruction, chunks[chunk].take_outputs(micro_batch))
+                mail.send(instruction, chunks[chunk].tensors.take_outputs(micro_batch))
             case do.Loss(chunk, micro_batch):
                 chunks[chunk].loss(micro_batch)
-            case do.ReceiveGradients(_, chunk, micro_batch):
-                chunks[chunk].take_gradients(micro_batch, mail.receive(instruction))
             case do.Backward(chunk, micro_batch):
-                self._hand_gradients_to(chunk, micro_batch)
+                self.further.hand_gradients(chunk, micro_batch)
                 chunks[chunk].backward(micro_batch)
-            case do.BackwardInput(chunk, micro_batch):
-                self._hand_gradients_to(chunk, micro_batch)
-                chunks[chunk].backward_input(micro_batch)
-            case do.BackwardWeight(chunk, micro_batch):
-                chunks[chunk].backward_weight(micro_batch)
-            case do.SendGradients(_, chunk, micro_batch):
-                mail.send(instruction, chunks[chunk].take_input_gradients(micro_batch))
-            case do.Release():
-                mail.release(instruction)
             case do.Step(chunk):
                 chunks[chunk].step(self._batch.step, self.further.squared_norm())
-            case do.Measure(chunk, micro_batch):
-                assert isinstance(mail.item, EvaluationBatch)
-                chunks[chunk].measure(micro_batch, mail.item.split)
+            case do.Release():
+                mail.release(instruction)
             case do.ReceiveMark():
                 mail.receive(instruction)
                 mail.release(instruction)
@@ -118,16 +108,3 @@ class Interpreter:
                 self.marks[type(instruction)](instruction)
             case _:
                 self.further.execute(instruction, self._batch.step)
-
-    def _hand_outputs_to(self, number: int, micro_batch: int) -> None:
-        """Give a chunk the outputs of the previous chunk, if both are on this stage."""
-        if number - 1 in self.chunks:
-            outputs = self.chunks[number - 1].take_outputs(micro_batch)
-            self.chunks[number].take_inputs(micro_batch, outputs)
-
-    def _hand_gradients_to(self, number: int, micro_batch: int) -> None:
-        """Give a chunk the gradients of the next chunk's inputs, if both are on this stage."""
-        chunk = self.chunks[number]
-        if number + 1 in self.chunks and not chunk.place.ends_module:
-            gradients = self.chunks[number + 1].take_input_gradients(micro_batch)
-            chunk.take_gradients(micro_batch, gradients)

@@ -128,7 +128,7 @@ def _failure(
     """Return a report about an exception for the parent and the user, as plain data."""
     shapes: dict[str, list[int]] = {}
     for chunk in worker.chunks.values() if worker is not None else ():
-        shapes |= chunk.shapes()
+        shapes |= chunk.tensors.shapes()
     return {
         "kind": "failed",
         "stage": seat.stage,

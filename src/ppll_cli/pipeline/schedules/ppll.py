@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from ppll_cli.pipeline.instructions import Backward, Compute, Step
-from ppll_cli.pipeline.schedule import Place, Schedule, forward
+from ppll_cli.pipeline.instructions import Backward, Compute, Forward, Loss, Step
+from ppll_cli.pipeline.schedule import Place, Schedule
 
 
 class PPLL(Schedule):
@@ -25,6 +25,7 @@ class PPLL(Schedule):
     def batch(self, place: Place) -> Iterator[Compute]:
         """Yield the compute instructions of one stage for one training batch, in order."""
         for chunk in place.chunks:
-            yield from forward(place, chunk, 0)
+            yield Forward(chunk, 0)
+            yield Loss(chunk, 0)
             yield Backward(chunk, 0)
             yield Step(chunk)

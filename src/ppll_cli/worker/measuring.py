@@ -1,0 +1,25 @@
+"""Measures the loss and the metrics of a chunk on evaluation batches."""
+
+import torch
+
+from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.sums import Sums, split_of
+
+
+def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
+    """Add the loss and metrics of an evaluation micro-batch to `chunk.sums`, and free its tensors.
+
+    Only a chunk at the end of a module has a loss. Auxiliary networks have no averaged weights, so
+    with averaged weights only the last module, which has the model's own head, is measured.
+    """
+    held, criterion = chunk.tensors[micro_batch], chunk.criterion
+    values, held.values = held.values, {}
+    if criterion is None or (chunk.averaged and not chunk.is_last):
+        return
+    with chunk.autocast(), torch.no_grad():
+        loss, prediction = criterion(values)
+        predictions = {"": prediction, **criterion.predict_further(values)}
+        for name, found in predictions.items():
+            measures = chunk.job.task.measure(found, values, training=False)
+            sums = chunk.sums.setdefault(split_of(split, name), Sums())
+            sums.add(loss, chunk.batch.sizes[micro_batch], measures)

@@ -1,0 +1,26 @@
+"""The backward of a chunk in two halves: first gradients of inputs, later those of parameters."""
+
+from ppll_cli.job.halves import backward_to_inputs
+from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.views import storages
+
+
+def backward_input(chunk: HeldChunk, micro_batch: int) -> None:
+    """Compute only the gradients of the inputs, from the gradients of the outputs."""
+    outputs, gradients = chunk.tensors.take_roots(micro_batch)
+    if outputs:
+        held = chunk.tensors[micro_batch]
+        leaves = [*held.leaves.values()]
+        held.weight_half = backward_to_inputs(outputs, gradients, leaves, chunk.unit_weights)
+        held.received = storages(gradients)
+        chunk.own_gradients(micro_batch, held.received)
+
+
+def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
+    """Compute the gradients of the parameters from what `backward_input` has kept."""
+    held = chunk.tensors[micro_batch]
+    half, held.weight_half = held.weight_half, None
+    if half is not None:
+        half.run()
+        chunk.own_gradients(micro_batch, held.received)
+    chunk.complete_average()

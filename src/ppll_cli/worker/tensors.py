@@ -1,0 +1,116 @@
+"""Holds the tensors of a chunk during a batch."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ppll_cli.job.halves import WeightHalf
+from ppll_cli.pipeline.routes import Routes
+from ppll_cli.worker.views import apart, storages
+
+Named = dict[str, Tensor]
+"""Tensors by name."""
+
+
+@dataclass
+class MicroBatch:
+    """The tensors of a micro-batch that are still needed.
+
+    Attributes:
+        values: The inputs, and everything that the units have computed; emptied by the backward.
+        leaves: The inputs that need gradients.
+        outputs: The detached outputs for the next chunk, until it takes them.
+        gradients: The gradients of the outputs, until the backward.
+        weight_half: The second half of a split backward, until it runs.
+        received: The memory addresses of the gradients that `weight_half` reads.
+    """
+
+    values: Named
+    leaves: Named
+    outputs: Named = field(default_factory=dict)
+    gradients: Named = field(default_factory=dict)
+    weight_half: WeightHalf | None = None
+    received: Container[int] = ()
+
+
+class Tensors:
+    """The tensors of a chunk, by the number of the micro-batch.
+
+    Attributes:
+        training: Whether the batch is trained; then inputs with a gradient become leaves.
+    """
+
+    def __init__(self, routes: Routes, chunk: int) -> None:
+        self.training = False
+        self._into, self._out = routes.into[chunk], routes.out_of(chunk)
+        self._made = routes.makes[chunk] & {*self._out.names}
+        last = chunk + 1 == len(routes.into)
+        self._next_is_here = not last and not routes.layout.crosses(chunk + 1)
+        self._held: dict[int, MicroBatch] = {}
+
+    def __getitem__(self, micro_batch: int) -> MicroBatch:
+        return self._held[micro_batch]
+
+    def clear(self) -> None:
+        """Free all tensors."""
+        self._held.clear()
+
+    def take_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
+        """Store a micro-batch's inputs by name; inputs that need gradients become leaves."""
+        names = self._into.gradients if self.training else ()
+        leaves = {name: tensors[name].detach().requires_grad_() for name in names}
+        self._held[micro_batch] = MicroBatch({**tensors, **leaves}, leaves)
+
+    def slots(self, micro_batch: int) -> set[int]:
+        """Return the memory addresses that the outputs must not share with the inputs.
+
+        If the next chunk is on this stage, the channel may reuse the slot of an input before the
+        next chunk reads an output that is a view of this input.
+        """
+        return storages(self[micro_batch].values.values()) if self._next_is_here else set()
+
+    def hold_outputs(self, micro_batch: int, slots: set[int]) -> None:
+        """Detach the outputs, and keep them for the next chunk.
+
+        Outputs that the chunk has made are copied if they are in one of the `slots`. Tensors that
+        the chunk passes on unchanged are not: their slots stay in use.
+        """
+        held = self[micro_batch]
+        held.outputs = {name: held.values[name].detach() for name in self._out.names}
+        if slots:
+            held.outputs |= apart({name: held.outputs[name] for name in self._made}, slots)
+
+    def take_outputs(self, micro_batch: int) -> Named:
+        """Remove the detached outputs for the next chunk, and return them."""
+        held = self[micro_batch]
+        outputs, held.outputs = held.outputs, {}
+        return outputs
+
+    def take_gradients(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
+        """Store the gradients of the chunk's outputs, by name."""
+        self[micro_batch].gradients = dict(gradients)
+
+    def take_roots(self, micro_batch: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the tensors at which a backward starts, and their gradients.
+
+        The tensors are the chunk's outputs, including inputs that it passes on unchanged. The
+        micro-batch's values are forgotten, so that the backward can free them.
+        """
+        held = self[micro_batch]
+        values, gradients = held.values, held.gradients
+        held.values, held.gradients = {}, {}
+        names = [name for name in gradients if values[name].requires_grad]
+        return [values[name] for name in names], [gradients[name] for name in names]
+
+    def take_input_gradients(self, micro_batch: int) -> Named:
+        """Return the inputs' gradients (zeros for unused inputs), and forget them."""
+        held = self[micro_batch]
+        leaves, held.leaves = held.leaves, {}
+        return {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Return the shape of each tensor of the batch, by name, for a report of a failure."""
+        kept = (pair for held in self._held.values() for pair in held.values.items())
+        return {name: list(t.shape) for name, t in kept if isinstance(t, Tensor)}
