@@ -1,6 +1,7 @@
 """Reads files safely, and writes them completely or not at all.
 
-Reading expects that a file may be damaged, or may be no regular file. Imports no torch.
+The functions that read accept that a file may be damaged, or may be no regular file. Imports no
+torch.
 """
 
 import errno

@@ -21,10 +21,10 @@ def class_path(cls: type) -> str:
 
 
 def device_name(device: str, machine: int, machines: int) -> str:
-    """Name a device, together with its machine if there are several machines."""
+    """Return a device's name for users, with the machine's number if there are several machines."""
     return f"machine {machine} {device}" if machines > 1 else device
 
 
 def seat_name(stage: int, replica: int, replicas: int) -> str:
-    """Name a worker by its stage, and by its replica if the stage has several."""
+    """Return a worker's name for users: its stage, and its replica if the stage has several."""
     return f"{stage} replica {replica}" if replicas > 1 else str(stage)
