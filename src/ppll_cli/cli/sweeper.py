@@ -1,4 +1,7 @@
-"""Replaces Hydra's basic sweeper by a sweeper that records its jobs, so that sweeps can resume."""
+"""Replaces Hydra's basic sweeper by a sweeper that records its jobs, so that sweeps can resume.
+
+In this module, a launcher is Hydra's plugin that runs the jobs of a sweep.
+"""
 
 import json
 import logging

@@ -26,7 +26,7 @@ class Optim(Section):
         lr: Learning rate after the warm-up.
         betas: Coefficients of AdamW.
         momentum: Momentum of SGD.
-        schedule: How the learning rate changes. `constant`: it stays equal. `step`: it is
+        schedule: How the learning rate changes. `constant`: not at all. `step`: it is
             multiplied by `gamma` at each of `milestones` (epochs). `cosine`: it falls to zero along
             a cosine, from the end of the warm-up, at each step. `cosine_by_epoch`: it falls to zero
             along a cosine, from the first epoch, once per epoch.

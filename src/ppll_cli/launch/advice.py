@@ -1,4 +1,4 @@
-"""The commands shown to the user to resume a run, or to compare it with other schedules."""
+"""Makes the commands that users see, to resume a run or to compare it with other schedules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Messages about a failed run: first the root cause, then the command that resumes the run."""
+"""Writes messages about a failed run: the root cause, then the command that resumes the run."""
 
 import errno
 import logging
@@ -36,7 +36,7 @@ The other keys of `REMEDIES` mean this only if the error names no file, or a fil
 directory."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
-"""Error numbers whose remedy is given too if only the message of another exception names them.
+"""Error numbers whose remedy the user gets even if only the text of another exception names them.
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 

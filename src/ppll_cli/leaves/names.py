@@ -1,4 +1,4 @@
-"""Texts for messages: names of workers and devices, and hints on typos. Imports no torch."""
+"""Makes texts for messages: names of workers and devices, hints about typos. Imports no torch."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def device_name(device: str, machine: int, machines: int) -> str:
+def place_name(device: str, machine: int, machines: int) -> str:
     """Return a device's name for users, with the machine's number if there are several machines."""
     return f"machine {machine} {device}" if machines > 1 else device
 

@@ -109,7 +109,7 @@ class Tracker(Protocol):
 
     A tracker may have an attribute `limit_s`: the number of seconds that it may take at the end of
     the run to handle the remaining calls. It may also have a method `abandon`, which another thread
-    calls after that time. The method must end at once all processes that would outlive the run.
+    calls after that time. The method must immediately end all processes that would outlive the run.
     """
 
     def start(self, run: Tracked) -> None:

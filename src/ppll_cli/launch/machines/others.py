@@ -36,7 +36,7 @@ class Seen:
 
     Attributes:
         name: The worker's name in messages, for example "1" for stage 1.
-        pulse: The worker's present activity and progress.
+        pulse: The worker's current activity and progress.
         done: The worker's last report; None until the launcher has it.
     """
 
@@ -93,7 +93,7 @@ class Leader:
                     if report["kind"] == "failed":
                         yield {**report, "machine": self._fleet.name(message["machine"])}
                     elif report["kind"] in ("log", "restart", "restarted"):
-                        deal(seen, report)  # at once, before reports that wait for files
+                        deal(seen, report)  # immediately, before reports that wait for files
                     else:
                         there = self._there(message["machine"], report)
                         self._waiting[seen.seat].append((report, there))
@@ -192,7 +192,7 @@ class Follower:
         return True
 
     def look(self, workers: Sequence[Seen]) -> None:
-        """Report a signal to machine 0 at once, and the workers' progress once a second."""
+        """Report a signal to machine 0 immediately, and the workers' progress once a second."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True
