@@ -142,7 +142,7 @@ def test_company_is_at_most_the_given_number() -> None:
     assert mean_neighbours(steady, 9, here) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
 
 
-def test_company_counts_only_stages_of_the_same_machine() -> None:
+def test_mean_neighbours_counts_only_stages_of_the_same_machine() -> None:
     """If a stage has workers on two machines, the machine with more other workers counts."""
     steady = Steady(1.0, [[Event(Forward(0, 0), 0.0, 1.0)] for _ in range(4)], [1] * 4)
     workers = [{0: 1, 1: 1}, {1: 2}, {2: 1}, {3: 3}]

@@ -223,7 +223,7 @@ class _Numbers(int):
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let `${hydra:KEY}` be resolved, while the body runs, for a job that has not started yet."""
+    """Make `${hydra:KEY}` work, while the body runs, for a job that has not started yet."""
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only

@@ -142,7 +142,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Name each run by its relative path, with as many parent folders as unique names need.
+    """Return a name for each run: its relative path, with more parents while names are equal.
 
     `depths` has the number of parts of the path. With `above`, a name has at least one parent.
     """

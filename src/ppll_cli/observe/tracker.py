@@ -127,7 +127,7 @@ class Tracker(Protocol):
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Finish. The run has completed, failed or was interrupted, and all its files exist."""
+        """Finish tracking. The run completed, failed or was interrupted; all its files exist."""
 
     def sweep(self, folder: Path, name: str) -> None:
         """Receive the comparison of a finished sweep. A tracker for a sweep gets no other call.

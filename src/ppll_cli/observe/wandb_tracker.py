@@ -297,7 +297,8 @@ def _mode(given: str | None) -> Mode | None:
     disabled = os.environ.get("WANDB_DISABLED", "").lower()
     if disabled in ("", "0", "false", "no", "off"):
         return None
-    log.info("WANDB_DISABLED=%s: nothing is sent to wandb; tracker.mode=online sends it", disabled)
+    told = "WANDB_DISABLED=%s: nothing is sent to wandb; to send data, use tracker.mode=online"
+    log.info(told, disabled)
     return "disabled"
 
 

@@ -65,7 +65,7 @@ class Fleet:
         self._ended, self._lost, self._said = Event(), "", 0
         self.parcels: dict[int, Parcels] = {}
         self.remembered: str | None = None
-        self.machines = self._met()
+        self.machines = self._meet_in_time()
         self.interface = interface_to(where.host, where.port, len({m.host for m in self.machines}))
         self._looked_s = self._since_s = time.monotonic()
         self._heard_s = dict.fromkeys(range(where.machines), self._since_s)
@@ -131,7 +131,7 @@ class Fleet:
             if silent_s > SILENT_S or self._lost:  # without the store no machine can be heard
                 return machine, (
                     f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
-                    f"launcher or the network is gone{self._lost}"
+                    f"launcher or the network has failed{self._lost}"
                 )
         return None
 
@@ -158,7 +158,7 @@ class Fleet:
             self.parcels.popitem()[1].close()
 
     def close(self) -> None:
-        """Leave; machine 0 waits up to `LEAVING_S` seconds until the other machines have left."""
+        """Leave the fleet. Machine 0 leaves last, or after at most `LEAVING_S` seconds."""
         self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
@@ -170,7 +170,7 @@ class Fleet:
         self._ended.set()
         self._thread.join(2.0)
 
-    def _met(self) -> list[Machine]:
+    def _meet_in_time(self) -> list[Machine]:
         """Meet the other machines, and return each machine's description of itself."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
