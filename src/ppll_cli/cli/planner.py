@@ -144,7 +144,8 @@ class Planner:
         if split:
             lines.append(
                 f"some schedules split each batch ({', '.join(sorted(split))}): BatchNorm, if the "
-                "model has any, then sees micro-batches, so these schedules train another model"
+                "model has any, then sees micro-batches, so these schedules do not train the same "
+                "model as the others"
             )
         if max(self.replicas or gpus) > 1:
             lines.append(

@@ -36,7 +36,7 @@ def note_refusal(error: ConfigError) -> None:
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
     """Record a refused job in the sweep's folder, because such a job has no run directory."""
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
-    # Several jobs may run at the same time in their own processes, so one call writes a line.
+    # Several jobs may run at the same time in their own processes, so one call writes the line.
     file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())

@@ -239,7 +239,7 @@ def shown(value: Any) -> str:
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that the override `resume=` names; None if there is none, or null."""
+    """Return the folder that `resume=` names; None without this override, or if it is null."""
     if resume is None or resume.value() is None:
         return None
     if resume.is_sweep_override():

@@ -19,7 +19,7 @@ from ppll_cli.prepare.preparation import Prepared
 Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
-"""Seconds that git may take to return the commit. Git hangs if a network disk is gone."""
+"""Seconds that git may take to return the commit. Git hangs if a network disk does not respond."""
 
 
 def summarise(

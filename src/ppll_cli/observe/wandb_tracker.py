@@ -253,7 +253,7 @@ class WandbTracker:
                 why = f"no key is configured ({login}, or WANDB_API_KEY)"
             except Exception as error:
                 why = " ".join(str(error).split())
-                wandb.teardown()  # ends wandb's process; for it, the run would still be running
+                wandb.teardown()  # ends wandb's process, which regards the run as still running
             said = log.info if mode is None else log.warning
             said("wandb: recorded offline: %s", why)
             mode = "offline"

@@ -2,7 +2,7 @@
 
 Machine 0's launcher is the leader: it receives the reports of all workers, and decides when workers
 exit or stop. The other launchers are followers: each watches the workers of its machine, sends
-their reports to machine 0, and ends when machine 0 sends the end of the job or no sign of life.
+their reports to machine 0, and ends when machine 0 ends the job, or gives no sign of life.
 """
 
 import signal
