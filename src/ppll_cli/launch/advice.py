@@ -26,7 +26,7 @@ from ppll_cli.prepare.preparation import Prepared
 COMPARED: Mapping[str, Schedule] = {
     "bp": BackPropagation(),
     "ll": LocalLearning(),
-    "gpipe": GPipe(microbatches=4),  # as in the option
+    "gpipe": GPipe(microbatches=4),  # as in conf/schedule/gpipe.yaml
     "ppll": PPLL(),
 }
 """The schedules that `comparison` considers, by the names of their `schedule=` options."""

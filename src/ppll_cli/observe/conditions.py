@@ -102,7 +102,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 def usual(runs: Mapping[int, Conditions]) -> Conditions:
     """Return the conditions of the run that is comparable to the most other runs.
 
-    If several runs are comparable to equally many runs, the first of them counts.
+    Of several such runs, the first one counts.
     """
     every = list(runs.values())
     return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
