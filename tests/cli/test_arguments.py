@@ -17,5 +17,5 @@ def test_a_current_folder_that_is_gone_is_refused(monkeypatch: pytest.MonkeyPatc
     check_surroundings()
     monkeypatch.setattr(os, "getcwd", gone)
     monkeypatch.setenv("PWD", "/was/here")
-    with pytest.raises(ConfigError, match=r"^PWD=/was/here: the current folder is gone"):
+    with pytest.raises(ConfigError, match=r"^PWD=/was/here: the current folder does not exist"):
         check_surroundings()

@@ -95,7 +95,7 @@ def test_replicas_have_their_own_rows(planner: Make) -> None:
     assert all(row.prediction is not None for row in rows.values())
     assert {row.obstacle for row in found.rows(3).values()} == {
         "",
-        "the devices cannot be shared evenly",
+        "the devices cannot be divided evenly among the replicas",
     }
     assert "all-reduce takes as long as" in "\n".join(found.notes([2]))
 
@@ -122,7 +122,9 @@ def test_the_fastest_layout_depends_on_the_network(cache: Path) -> None:
     assert len(lines) == 3
     first, line = planning._told(rows["ppll, 4 replicas"])
     assert first.startswith("fastest layout: ppll, 1 stage x 4 replicas on 4 machines: ")
-    assert re.fullmatch(r"  gradients: each replica sends 2\.\d+ MB a batch to average", line), line
+    assert re.fullmatch(
+        r"  gradients: each replica sends 2\.\d+ MB a batch for the average", line
+    ), line
 
 
 @pytest.mark.parametrize("neighbours", [None, 1])

@@ -154,7 +154,7 @@ def test_pictures_that_fail_do_not_fail_the_run(
         (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/data/x"), "No such file: /data/x"),
         (ValueError("I/O error (os error 28)"), "ValueError: I/O error (os error 28); a disk is"),
-        (ValueError("[Errno 28] full"), "ValueError: [Errno 28] full; a disk is full: make room"),
+        (ValueError("[Errno 28] full"), "ValueError: [Errno 28] full; a disk is full: free some"),
     ],
 )
 def test_the_message_blames_the_disk_only_for_disk_errors(error: Exception, said: str) -> None:
@@ -167,7 +167,8 @@ def test_a_workers_error_about_a_full_disk_comes_with_a_remedy(tmp_path: Path, c
     report |= {"traceback": "Traceback"}
     error: PpllError = WorkerFailedError(report)
     failure.tell(error, tmp_path, "ppll-run")
-    assert f"  a disk is full: make room; `df -h {tmp_path} /dev/shm` shows which" in caplog.text
+    told = f"  a disk is full: free some space; `df -h {tmp_path} /dev/shm` shows which disk"
+    assert told in caplog.text
     assert "Traceback" not in caplog.text
 
 

@@ -173,8 +173,8 @@ def test_a_users_class_is_imported_only_if_the_command_line_names_it(
     with pytest.raises(ConfigError) as error:
         change(folder)
     assert str(error.value) == (
-        f"{key}={EVIL}: the run directory names a class that is not part of ppll-run, which is "
-        f"imported only if you name it too; give {key}={EVIL} on the command line"
+        f"{key}={EVIL}: the run directory names a class that is not part of ppll-run; such a class "
+        f"is imported only if you name it too; give {key}={EVIL} on the command line"
     )
     assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
     if group != "transport":  # this may be another class

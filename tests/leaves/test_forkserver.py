@@ -155,7 +155,7 @@ def test_signals_ignored_at_the_start_stay_ignored(ignored: signal.Signals | Non
         for number in forkserver.STOPPING:
             signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
         expected = {*forkserver.STOPPING} - ({ignored} - {signal.SIGTERM})
-        assert {*forkserver.heeded()} == expected
+        assert {*forkserver.ending_signals()} == expected
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -34,7 +34,7 @@ def test_a_long_text_is_shortened_in_its_middle() -> None:
 
 
 class BrokenError(Exception):
-    """An exception of a user whose message cannot be made."""
+    """An exception of a user whose message cannot be shown."""
 
     def __str__(self) -> str:
         raise LookupError
@@ -44,7 +44,7 @@ class BrokenError(Exception):
     ("error", "text"),
     [
         (ValueError("two\nlines"), "ValueError: two\nlines"),
-        (BrokenError(), "BrokenError: (its message cannot be made: LookupError)"),
+        (BrokenError(), "BrokenError: (its message cannot be shown: LookupError)"),
     ],
 )
 def test_any_exception_has_a_text(error: Exception, text: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.errors import Interrupted
-from ppll_cli.observe.logs import LogFile, for_show, log_file, to_file
+from ppll_cli.observe.logs import LogFile, log_file, only_warn, to_file
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_a_full_disk_is_reported_once(capsys: pytest.CaptureFixture[str]) -> Non
 def test_an_error_in_an_optional_picture_is_logged_in_one_line(
     error: BaseException, file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with for_show("no picture"):
+    with only_warn("no picture"):
         raise error
     (message,) = caplog.messages
     assert message.startswith(f"no picture: {type(error).__name__}: ")
@@ -55,7 +55,7 @@ def test_an_error_in_an_optional_picture_is_logged_in_one_line(
 
 
 def test_a_signal_during_an_optional_picture_is_raised() -> None:
-    with pytest.raises(Interrupted), for_show("no picture"):
+    with pytest.raises(Interrupted), only_warn("no picture"):
         raise Interrupted(2)
 
 

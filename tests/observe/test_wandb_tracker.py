@@ -160,7 +160,7 @@ def test_wandb_disabled_and_older_modes_are_obeyed(
     guarded.end(SUMMARY)
     assert not list(tmp_path.glob("wandb/*run-*"))
     assert messages(caplog) == [
-        "WANDB_DISABLED=true: nothing is sent to wandb; tracker.mode=online sends it"
+        "WANDB_DISABLED=true: nothing is sent to wandb; to send data, use tracker.mode=online"
     ]
     track(tmp_path, 1, mode="dryrun")  # a name that WANDB_MODE may have; keywords go first
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1

@@ -22,7 +22,7 @@ from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
 from ppll_cli.pipeline.simulate import Event, Journey, simulate
 from ppll_cli.pipeline.slots import slots_needed
-from ppll_cli.predict.pace import Pipeline, Steady, company
+from ppll_cli.predict.pace import Pipeline, Steady, mean_neighbours
 
 costs_s = st.floats(0.0, 10.0)
 KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline, Interleaved, ZeroBubbleH1]
@@ -128,7 +128,7 @@ def test_company_is_the_average_number_of_other_computing_stages() -> None:
         ],
         peak_live=[1, 1],
     )
-    first, second = company(steady, 1, [{0: 1}, {0: 1}])
+    first, second = mean_neighbours(steady, 1, [{0: 1}, {0: 1}])
     assert first == {Forward(0, 0): pytest.approx((2 + 1) / 6)}
     assert second == {Forward(0, 0): pytest.approx(2 / 5), Loss(0, 0): pytest.approx(0.5)}
 
@@ -138,13 +138,13 @@ def test_company_is_at_most_the_given_number() -> None:
     stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(0), 1.0, 1.0)]
     steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)
     here = [{0: 1}] * 5
-    assert company(steady, 2, here) == [{Forward(0, 0): pytest.approx(2.0)}] * 5
-    assert company(steady, 9, here) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
+    assert mean_neighbours(steady, 2, here) == [{Forward(0, 0): pytest.approx(2.0)}] * 5
+    assert mean_neighbours(steady, 9, here) == [{Forward(0, 0): pytest.approx(4.0)}] * 5
 
 
-def test_company_counts_only_stages_of_the_same_machine() -> None:
+def test_mean_neighbours_counts_only_stages_of_the_same_machine() -> None:
     """If a stage has workers on two machines, the machine with more other workers counts."""
     steady = Steady(1.0, [[Event(Forward(0, 0), 0.0, 1.0)] for _ in range(4)], [1] * 4)
-    crews = [{0: 1, 1: 1}, {1: 2}, {2: 1}, {3: 3}]
-    found = [crowd[Forward(0, 0)] for crowd in company(steady, 9, crews)]
+    workers = [{0: 1, 1: 1}, {1: 2}, {2: 1}, {3: 3}]
+    found = [means[Forward(0, 0)] for means in mean_neighbours(steady, 9, workers)]
     assert found == [2.0, 2.0, 0.0, 2.0]

@@ -51,8 +51,8 @@ _in_hand: "list[Sweep]" = []
 `Sweep` too."""
 
 _stopped: list[Interrupted] = []
-"""Interrupts of jobs in this process, if the launcher of a sweep runs jobs in other processes than
-the sweep's own. After an interrupt, this process skips all further jobs."""
+"""Interrupts of jobs in this process, if Hydra's launcher runs a sweep's jobs in processes other
+than the sweep's own. After an interrupt, this process skips all further jobs."""
 
 
 def main() -> NoReturn:
@@ -61,9 +61,9 @@ def main() -> NoReturn:
     Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. The status of a
     run does not depend on whether its output can be written; that of `--cfg job` does.
     """
-    gc.disable()  # until torch is imported: scanning new modules takes a fifth of their import
+    gc.disable()  # until torch is imported: garbage collection takes a fifth of the import
     streams.guard()
-    for number in forkserver.heeded():
+    for number in forkserver.ending_signals():
         signal.signal(number, _leave)
     try:
         _main(sys.argv[1:])
@@ -76,13 +76,13 @@ def main() -> NoReturn:
         _complain(str(error))
         sys.exit(128 + error.signal)
     finally:
-        gc.freeze()  # the exit would otherwise scan all objects of torch once more for garbage
+        gc.freeze()  # otherwise the exit would scan all objects of torch again for garbage
         gc.enable()
     sys.exit(0)
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
-    """End the process at once. This function handles signals while there are no workers.
+    """End the process immediately. This function handles signals while there are no workers.
 
     A signal can arrive at any line, even in an import. If this function raised an exception, that
     line could swallow or print it. Therefore the function ends the process itself.
@@ -182,7 +182,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         # of a sweep.
         nonlocal began
         began = True
-        streams.guard()  # a launcher may run the job in another process
+        streams.guard()  # Hydra's launcher may run the job in another process
         streams.tell_failures()
         if _stopped:
             return None
@@ -227,10 +227,10 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 
 
 def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":
-    """Change `sys.argv` to what Hydra must compose, after checks of the folders that are named.
+    """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
-    Return the record of the run to be resumed, and the folders that Hydra will make; both None if
-    there is none, or if it is unknown.
+    Return the record of the run to be resumed, and the folders that Hydra will make. The record is
+    None if no single run is resumed. The folders are None if they are unknown, or not new.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
@@ -266,7 +266,7 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """Raise the first failure, if any, after the command that continues the sweep."""
+    """Raise the first failure, if any; if a sweep failed, first print how to continue it."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
@@ -276,7 +276,7 @@ def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
         raise failures[0]
     if CompareRuns.interrupted:
         raise Interrupted(signal.SIGTERM)
-    if CompareRuns.failed:  # jobs that a launcher ran in other processes
+    if CompareRuns.failed:  # jobs that Hydra's launcher ran in other processes
         problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
         log.error("ppll-run: %s", problem)
         raise RunFailedError(problem)

@@ -46,7 +46,8 @@ def check_surroundings() -> None:
         os.getcwd()
     except OSError:
         place = os.environ.get("PWD", ".")
-        raise ConfigError("PWD", place, "the current folder is gone", "go to another one") from None
+        problem, remedy = "the current folder does not exist any more", "change to another folder"
+        raise ConfigError("PWD", place, problem, remedy) from None
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from ppll_cli.observe.comparison_tables import (
     groups_as_csv,
     tables,
 )
-from ppll_cli.observe.logs import for_show
+from ppll_cli.observe.logs import only_warn
 
 DESCRIPTION = """\
 Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str]) -> None:
         metavar="RUN_OR_SWEEP_DIR",
         help="run directories, or folders that hold runs at any depth",
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where the files are written")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the files")
     parser.add_argument(
         "--each", action="store_true", help="a row for each run, not for each group of seeds"
     )
@@ -83,7 +83,7 @@ def _refused(folder: str, problem: str) -> ConfigError:
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
     """Return the folder for the files: a single given folder of runs, else the current directory.
 
-    A run directory is not used, because it holds the files of one run alone.
+    A run directory is not used, because it holds only the files of its own run.
     """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)
@@ -102,7 +102,7 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     write_text(folder / "comparison.csv", as_csv(comparison))
     write_text(folder / "comparison_groups.csv", groups_as_csv(comparison))
     write_text(folder / "comparison.md", as_markdown(comparison))
-    with for_show("comparison.png could not be written"):
+    with only_warn("comparison.png could not be written"):
         from ppll_cli.observe.comparison_picture import picture
 
         picture(folder / "comparison.png", comparison)

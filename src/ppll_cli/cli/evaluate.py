@@ -28,10 +28,10 @@ FREE = ("batch_size", "data", "device", "threads")
 
 DESCRIPTION = """\
 Evaluates the model that a run has trained, on the run's own data or on other data for the same
-task. On its own data, the last checkpoint gives the numbers in summary.json. Besides the metric, it
-shows the accuracy of each class and a confusion matrix, the average precision of each class, or the
-PSNR of each picture. With --predict it shows what the model predicts for pictures of your own:
-labels, boxes, or enlarged pictures.
+task. With the last checkpoint and the run's own data, the results equal those in summary.json.
+Besides the metric, ppll-eval shows the accuracy of each class and a confusion matrix, the average
+precision of each class, or the PSNR of each picture. With --predict it shows what the model
+predicts for pictures of your own: labels, boxes, or enlarged pictures.
 """
 EPILOG = """\
 Arguments with a `=` are overrides, as for ppll-run: data=OPTION, data.KEY, device, threads and
@@ -57,7 +57,7 @@ class EvaluationRequest:
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
         data: Name of the data set's option.
-        other_data: The same if the run was trained on other data, else None.
+        other_data: The value of `data` if the run was trained on other data, else None.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files to predict from.
         classes: Names of the classes that the run learnt; empty if the run recorded no names.

@@ -16,7 +16,7 @@ from ppll_cli.launch.loaded import LoadedRun, loaded
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.console import rich_console
-from ppll_cli.observe.logs import for_show
+from ppll_cli.observe.logs import only_warn
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,7 +104,7 @@ def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
     """Draw the confusion matrix, if there is one; only log a failure."""
     if found.details is None or found.details.confusion is None:
         return
-    with for_show("confusion.png could not be drawn"):
+    with only_warn("confusion.png could not be drawn"):
         from ppll_cli.observe.confusion_picture import picture
 
         names = [entry["class"] for entry in found.details.entries]

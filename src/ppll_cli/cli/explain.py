@@ -52,7 +52,7 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
         key = deleted[1]
         if key not in _keys(given):
             return _no_key(key, given.get(key, ""), given)
-        return ConfigError(f"~{key}", "", "its value is null: there is nothing to leave out")
+        return ConfigError(f"~{key}", "", "its value is null, so there is nothing to delete")
     message = message.partition(" See https://")[0].partition(" Config search path:")[0]
     for key, value in given.items():
         if key and key in message:
@@ -88,7 +88,7 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
 
 
 def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigError:
-    """Return the error for a folder or file of results that Hydra could not create or fill.
+    """Return the error for a folder or file of results that Hydra could not create or write to.
 
     `usual` is the key of the folder for results.
     """

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 BEGAN_S = time.monotonic()
 """When this process began, on the clock of `time.monotonic`.
 
-If a launcher runs jobs of a sweep in other processes, each process has its own value.
+If Hydra's launcher runs jobs of a sweep in other processes, each process has its own value.
 """
 
 

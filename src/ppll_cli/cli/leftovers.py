@@ -34,7 +34,7 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
 
 
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
-    """Remove a folder, then its parents, from the inside to the outside.
+    """Remove a folder, then its parent, and so on upwards.
 
     Stop at the first folder that is not empty, or that was not made for the run. If the folders
     that were made are unknown, `folder`, and its parents inside `outputs`, where runs are by

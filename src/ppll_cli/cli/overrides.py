@@ -73,12 +73,13 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def for_each_job(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of a sweep, so that Hydra checks keys of swept groups only in the jobs.
+    """Change a sweep's overrides so that Hydra checks the keys of swept groups only in the jobs.
 
-    Before the jobs, Hydra applies all overrides that have one value, and leaves out those that have
-    several. In `local=dgl,infopro local.hidden=64` the key would then be unknown, because the
-    default option of `local` has no such key. A choice of one value is applied only in the jobs.
-    `BasicSweeper` gives them the overrides as they were written.
+    Before the jobs, Hydra composes the overrides that have one value, without those that have
+    several. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
+    refuse this key, because the default option of `local` has no such key. So this function turns
+    the value into a choice of one value, which Hydra applies only in the jobs. `BasicSweeper` gives
+    the jobs the overrides as the user wrote them.
     """
     from hydra.errors import OverrideParseException
 

@@ -274,7 +274,7 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
 
 
 def _told(row: "Row") -> Iterator[str]:
-    """Yield lines about the fastest layout: speed, bytes on each edge, and bytes of averages."""
+    """Yield lines about the fastest layout: its speed, traffic on edges, and averaged gradients."""
     found = row.prediction
     assert found is not None
     layout = f"{row.stages} stage" + "s" * (row.stages > 1)
@@ -298,7 +298,8 @@ def _told(row: "Row") -> Iterator[str]:
             line += f", link busy {bound}{busy:.0%} of the time"
         yield line
     if found.averaged_bytes:
-        yield f"  gradients: each replica sends {_mega(found.averaged_bytes)} MB a batch to average"
+        size = _mega(found.averaged_bytes)
+        yield f"  gradients: each replica sends {size} MB a batch for the average"
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:

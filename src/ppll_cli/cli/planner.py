@@ -130,7 +130,7 @@ class Planner:
         beside = ", ".join(str(count) for count in sorted(self._beside - {0}))
         measured = "times of units were measured with nothing else running"
         if beside:
-            measured += f" and, for stages that compute at once, beside {beside} other process(es)"
+            measured += f" and, for stages that compute together, beside {beside} other process(es)"
         lines.append(f"{measured}; they are medians of training steps on copies of the units")
         if beyond := [str(count) for count in gpus if count > max(1, here)]:
             lines.append(
@@ -144,7 +144,8 @@ class Planner:
         if split:
             lines.append(
                 f"some schedules split each batch ({', '.join(sorted(split))}): BatchNorm, if the "
-                "model has any, then sees micro-batches, so they do not train the same model"
+                "model has any, then sees micro-batches, so these schedules do not train the same "
+                "model as the others"
             )
         if max(self.replicas or gpus) > 1:
             lines.append(
@@ -191,7 +192,8 @@ class Planner:
 
     def _make_row(self, name: str, gpus: int, replicas: int) -> Row:
         if gpus % replicas:
-            return Row(name, None, obstacle="the devices cannot be shared evenly")
+            obstacle = "the devices cannot be divided evenly among the replicas"
+            return Row(name, None, obstacle=obstacle)
         schedule = self._schedule(name)
         devices = (self.device,) * (replicas if schedule.one_stage else gpus)
         try:

@@ -19,7 +19,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.launch.sweeps import BASIC, SWEEP_FORMAT, read_sweep
 from ppll_cli.leaves.files import make_folder, write_json
 from ppll_cli.observe.comparison import compare
-from ppll_cli.observe.logs import for_show
+from ppll_cli.observe.logs import only_warn
 from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 from ppll_cli.observe.tracker import guarded, sweep_name
 
@@ -36,7 +36,7 @@ def note_refusal(error: ConfigError) -> None:
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
     """Record a refused job in the sweep's folder, because such a job has no run directory."""
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
-    # Several jobs may run at once, in their own processes, so a line is written in one piece.
+    # Several jobs may run at the same time in their own processes, so one call writes the line.
     file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
@@ -79,7 +79,7 @@ class CompareRuns(Callback):
         file = folder / SWEEP_FILE
         if name == BASIC or os.path.lexists(file):  # the basic sweeper writes its own record
             return
-        with for_show(f"{file} could not be written"):
+        with only_warn(f"{file} could not be written"):
             make_folder(folder)
             write_json(file, {"format": SWEEP_FORMAT, "sweeper": name})
 
@@ -87,7 +87,7 @@ class CompareRuns(Callback):
         """Compare the runs, and report the sweep to the tracker."""
         folder = Path(config.hydra.sweep.dir)
         if self._compare(folder):
-            with for_show("the sweep could not be reported to the tracker"):
+            with only_warn("the sweep could not be reported to the tracker"):
                 tracker: Any = OmegaConf.to_container(config.tracker, resolve=True)
                 name = str(config.hydra.runtime.choices.tracker)
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
@@ -101,9 +101,9 @@ class CompareRuns(Callback):
         if all(row.run.status == "refused" for row in comparison.rows):
             return False
         written: list[str] = []
-        with for_show("the comparison could not be written"):
+        with only_warn("the comparison could not be written"):
             written = write(comparison, folder)
-        with for_show("the comparison could not be shown"):
+        with only_warn("the comparison could not be shown"):
             # A user who adds another run or sweep to this command compares the sweep with it.
             then = command("ppll-compare", short_path(folder.absolute()))
             show(comparison, folder, written, then)

@@ -1,4 +1,7 @@
-"""Replaces Hydra's basic sweeper by a sweeper that records its jobs, so that sweeps can resume."""
+"""Replaces Hydra's basic sweeper by a sweeper that records its jobs, so that sweeps can resume.
+
+In this module, a launcher is Hydra's plugin that runs the jobs of a sweep.
+"""
 
 import json
 import logging
@@ -220,7 +223,7 @@ class _Numbers(int):
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Let `${hydra:KEY}` be resolved, while the body runs, for a job that has not started yet."""
+    """Make `${hydra:KEY}` work, while the body runs, for a job that has not started yet."""
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only

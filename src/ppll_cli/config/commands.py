@@ -134,9 +134,9 @@ def _hydra(value: Any) -> str:
     return str(value)
 
 
-def _escaped(sign: str) -> str:
-    if sign in "\\'":
-        return f"\\{sign}"
-    if sign.isprintable():
-        return sign
-    return "".join(f"\\{byte:03o}" for byte in sign.encode(errors="surrogateescape"))
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\{byte:03o}" for byte in character.encode(errors="surrogateescape"))

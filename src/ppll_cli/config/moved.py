@@ -38,7 +38,8 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
     now: dict[str, Any] = _renamed(config)
     recover = now.get("recover")
     if isinstance(recover, dict) and recover.get("name") == "off":
-        # With this option the key has no effect. A note on an unused key is for users who gave it.
+        # The key has no effect with this option, and the user did not give it. So drop the old
+        # default; otherwise the run would print a note on an unused key.
         now["recover"] = {k: None if (k, v) == ("every", _EVERY) else v for k, v in recover.items()}
     return now
 

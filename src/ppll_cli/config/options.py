@@ -17,10 +17,11 @@ def conf_dir() -> Path:
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return the key and the value with which users choose a class, given as such or by its path.
+    """Return the key and the value with which users choose a class.
 
-    If exactly one option of this project names the class, these are the group and this option, as
-    in `schedule=interleaved`. Otherwise they are the key `_target_` of the group, and the path.
+    If exactly one option of the group names the class, the key is the group and the value is this
+    option, as in `schedule=interleaved`. Otherwise the key is the group's `_target_`, and the value
+    is the class's dotted path. `target` is the class or its path.
     """
     if isinstance(target, type):
         target = class_path(target)

@@ -11,7 +11,11 @@ ABSENT = object()
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides as Hydra does; raise OverrideParseException for another text."""
+    """Parse overrides as Hydra does.
+
+    Raises:
+        OverrideParseException: Hydra cannot parse a text.
+    """
     found: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
     return found
 

@@ -26,7 +26,7 @@ class Optim(Section):
         lr: Learning rate after the warm-up.
         betas: Coefficients of AdamW.
         momentum: Momentum of SGD.
-        schedule: How the learning rate changes. `constant`: it stays equal. `step`: it is
+        schedule: How the learning rate changes. `constant`: not at all. `step`: it is
             multiplied by `gamma` at each of `milestones` (epochs). `cosine`: it falls to zero along
             a cosine, from the end of the warm-up, at each step. `cosine_by_epoch`: it falls to zero
             along a cosine, from the first epoch, once per epoch.
@@ -100,16 +100,16 @@ class FeatureBank(Section):
             features, which the head reads through a long skip (only for super-resolution). None:
             the default of the task, see `resolved`. The record of an older run never has None; if
             the record lacks the key, the run used `every`.
-        fusion: How these features are joined with the auxiliary network's own features; `none`: the
+        fusion: How these features are fused with the auxiliary network's own features; `none`: the
             bank is not used. None: `add` if `features` is `first` and `shared_head` is true, else
             `concatenate`.
         shared_head: Whether the head that reads the features has the same shape as the model's.
-        join: Where the features are joined with the auxiliary network's own features. `head`:
+        join: Where the features are fused with the auxiliary network's own features. `head`:
             pooled, at its head. `input`: unpooled, at its input.
         trains: What the loss of the head that reads the features trains. `module`: the module and
             its auxiliary network. `probe`: only that head, which is then a probe beside a second
             head; the second head reads no bank, and trains the module.
-        normalize: Whether pooled vectors are normalised before they are joined.
+        normalize: Whether pooled vectors are normalised before they are fused.
         measure_zeroed: Whether evaluations also measure each local head with the features of the
             bank set to zero.
     """
@@ -169,13 +169,13 @@ class FeatureBank(Section):
 
 
 class Recover(Section):
-    """How the run deals with the fault of a worker.
+    """What the run does when a worker fails.
 
     Attributes:
         name: `off`: the run ends. `stage`: only this worker is started again. `auto`: as `stage`
             where this is possible, else as `off`.
-        tries: How often the same worker is started again within `minutes`; the run ends at the next
-            fault.
+        tries: How many times the same worker may be started again within `minutes`; the run ends at
+            the next failure.
         minutes: The period for `tries`.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
             carries a batch or a mark (see `job.course`), or in an evaluation a part of a batch.

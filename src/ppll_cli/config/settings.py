@@ -34,8 +34,8 @@ LONGEST_WORD = 100
 def _word(value: str) -> str:
     if not re.fullmatch(r"\w[\w.+=@-]*", value) or len(value) > LONGEST_WORD:
         raise ValueError(
-            f"must be at most {LONGEST_WORD} letters, digits or signs of _ . + = @ -, and begin "
-            "with a letter, a digit or _"
+            f"must be at most {LONGEST_WORD} letters, digits or characters of _ . + = @ -, and "
+            "begin with a letter, a digit or _"
         )
     return value
 
@@ -150,7 +150,7 @@ class Settings(Section):
 
 
 def parse(config: Mapping[str, Any]) -> Settings:
-    """Check a composed configuration, given as plain data.
+    """Check a composed configuration, given as plain data, and return it as typed settings.
 
     Raises:
         ConfigError: A value is of the wrong type or range, or a key does not exist.
@@ -218,7 +218,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def _known(keys: list[str]) -> tuple[list[str], Any]:
-    """Return the keys before the first one that is no key of a section, and the type there."""
+    """Follow nested keys while sections have them; return these keys and the last key's type."""
     known: Any = Settings
     for number, key in enumerate(keys):
         is_section = isinstance(known, type) and issubclass(known, BaseModel)

@@ -153,7 +153,7 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Let Python find a package that is not installed in the folder where the program was started.
+    """Make Python search the folder of the program's start for a package that is not installed.
 
     The folder becomes the last entry of `sys.path`, and only when needed. Otherwise a file in the
     folder could be imported instead of an optional dependency of an installed package. Workers

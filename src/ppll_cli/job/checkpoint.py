@@ -37,7 +37,7 @@ from ppll_cli.job.manifest import (
     check_files,
     read_manifest,
 )
-from ppll_cli.leaves.files import make_folder, remove, share
+from ppll_cli.leaves.files import apply_umask, make_folder, remove
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def save_stage(
     # Clone, because safetensors refuses tensors that share memory, such as tied weights.
     copies = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     save_file(copies, path, {UNREPORTED: json.dumps(unreported)} if unreported else None)
-    share(path)
+    apply_umask(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.job.weights import Weights
-from ppll_cli.leaves.names import device_name, seat_name
+from ppll_cli.leaves.names import place_name, seat_name
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Site
 from ppll_cli.models.unit import ImageSpec, Model, Unit
@@ -151,7 +151,7 @@ class Job:
 
     def place_name(self, seat: Seat) -> str:
         """Return the name of a worker's device for messages; it includes the machine if needed."""
-        return device_name(self.device(seat), self.home(seat), len({*self.homes}))
+        return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
         """Return the text that names a worker after the word "stage": "1", or "1 replica 0"."""

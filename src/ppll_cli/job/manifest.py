@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ppll_cli.job.parts import Counted, Part
-from ppll_cli.leaves.files import digest_of, problem_of, read_json, regular, write_json
+from ppll_cli.leaves.files import digest_of, open_regular, problem_of, read_json, write_json
 
 FORMAT = 1
 """Version of the manifest's format. The program refuses a manifest with a higher version."""
@@ -103,7 +103,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise DamagedError(f"{file.name} is not the name of a stage's file")
         path = folder / file.name
         try:
-            with regular(path) as opened:
+            with open_regular(path) as opened:
                 size_bytes = path.stat().st_size
                 if size_bytes != file.size_bytes:
                     problem = f"has {size_bytes} bytes instead of {file.size_bytes}"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppll_cli.job.checkpoint import EMA, SavedTensors
 from ppll_cli.job.manifest import check_files, read_manifest
-from ppll_cli.leaves.files import share
+from ppll_cli.leaves.files import apply_umask
 
 
 def has_ema(checkpoint: Path) -> bool:
@@ -44,7 +44,7 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
     try:
         unfinished.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
         save_file(tensors, unfinished)
-        share(unfinished)
+        apply_umask(unfinished)
         unfinished.rename(path)
     except Exception:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The commands shown to the user to resume a run, or to compare it with other schedules."""
+"""Makes the commands that users see, to resume a run or to compare it with other schedules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ from ppll_cli.prepare.preparation import Prepared
 COMPARED: Mapping[str, Schedule] = {
     "bp": BackPropagation(),
     "ll": LocalLearning(),
-    "gpipe": GPipe(microbatches=4),  # as in the option
+    "gpipe": GPipe(microbatches=4),  # as in conf/schedule/gpipe.yaml
     "ppll": PPLL(),
 }
 """The schedules that `comparison` considers, by the names of their `schedule=` options."""

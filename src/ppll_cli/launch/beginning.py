@@ -1,4 +1,4 @@
-"""Write, check and clean up a run directory before training begins."""
+"""Writes, checks and cleans up a run directory before training begins."""
 
 import json
 import logging
@@ -83,8 +83,8 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
     """Refuse to resume a run if its file of initial weights has changed since it was started.
 
-    `weights` is the present file, with its digest; None if the run does not read the file, for
-    example because it resumes from a checkpoint.
+    `weights` describes the file as it is now, with its digest; None if the run does not read the
+    file, for example because it resumes from a checkpoint.
     """
     then = before.weights
     if weights is not None and then is not None and weights["sha256"] != then.get("sha256"):
@@ -184,4 +184,4 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # these may hold files of stages that the run no longer has
+    drop_unfinished(run_dir)  # they may hold files of stages that the run no longer has

@@ -1,4 +1,4 @@
-"""Evaluate the model of a finished run, on its own data or on other data for the same task."""
+"""Evaluates the model of a finished run, on its own data or on other data for the same task."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ class Evaluated:
 
 
 def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
-    """Evaluate a run's model in the order in which the run does.
+    """Evaluate a run's model, with batches in the order in which the run evaluates them.
 
     Batches have the size of the run's own evaluations, unless another size is given.
 

@@ -1,4 +1,4 @@
-"""Messages about a failed run: first the root cause, then the command that resumes the run."""
+"""Writes messages about a failed run: the root cause, then the command that resumes the run."""
 
 import errno
 import logging
@@ -15,8 +15,8 @@ from ppll_cli.observe.runs import CONFIG_FILE
 log = logging.getLogger(__name__)
 
 REMEDIES = {
-    errno.ENOSPC: "a disk is full: make room; `df -h {quoted} /dev/shm` shows which",
-    errno.EDQUOT: "your share of the disk is used up: make room",
+    errno.ENOSPC: "a disk is full: free some space; `df -h {quoted} /dev/shm` shows which disk",
+    errno.EDQUOT: "your disk quota is used up: free some space",
     errno.EFBIG: "the file would exceed the size limit: see `ulimit -f`",
     errno.EROFS: "the disk is read-only: make {place} writable",
     errno.EACCES: "make {place} writable",
@@ -24,7 +24,7 @@ REMEDIES = {
     errno.ENOENT: "something removed or moved it during the run",
     errno.ENOTDIR: "something replaced a folder during the run",
     errno.EISDIR: "a folder is in its place: remove it",
-    errno.ESTALE: "the network disk has lost it: check the disk",
+    errno.ESTALE: "the network disk does not have it any more: check the disk",
     errno.EIO: "the disk has failed: check it",
 }
 """What the user can do if results cannot be written, by the operating system's error number."""
@@ -36,7 +36,7 @@ The other keys of `REMEDIES` mean this only if the error names no file, or a fil
 directory."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
-"""Error numbers whose remedy is given too if only the message of another exception names them.
+"""Error numbers whose remedy the user gets even if only the text of another exception names them.
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 

@@ -90,7 +90,7 @@ def launch(
         _meeting(job, fleet) as meeting,
         _restarting(job, tell) as restarts,  # removes its folder after the workers are gone
         _none_left(workers),
-        _telling(others, fleet),  # exits first, as after a kill other machines' workers fail
+        _telling(others, fleet),  # exits first: killed workers make those of other machines fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -148,7 +148,7 @@ def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
         told = "stopping after the current batch; send the signal (Ctrl-C) again to stop at once"
         log.warning(told)
 
-    previous = {number: signal.signal(number, handle) for number in forkserver.heeded()}
+    previous = {number: signal.signal(number, handle) for number in forkserver.ending_signals()}
     try:
         yield
     finally:
@@ -230,7 +230,7 @@ def _watch(
 
     ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
     sentinels = [watched.process.sentinel for watched in workers if not watched.failed]
-    wait([*ends, *sentinels, *forkserver.lives()], timeout=1.0 if others is None else 0.2)
+    wait([*ends, *sentinels, *forkserver.helpers()], timeout=1.0 if others is None else 0.2)
     failures = _failures(job, workers, deal)
     for worker, error in watch.late():
         failures.append(workers[worker].failure(job, error))
@@ -261,8 +261,8 @@ def _failures(
     # The fork server tells multiprocessing when a worker ends. If the fork server is gone, all
     # workers seem to be dead.
     forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
-    if name := forkserver.gone(SETTLE_S if forgotten else 0):
-        raise forkserver.lost(name)
+    if name := forkserver.ended_helper(SETTLE_S if forgotten else 0):
+        raise forkserver.lost_helper(name)
     for watched in workers:
         died = watched.process.sentinel in ready
         for report in watched.read(LEAVE_S if died else 0):

@@ -131,7 +131,7 @@ def load_run(
     device: str | torch.device = "cpu",
     classes: Sequence[Any] = (),
 ) -> LoadedRun:
-    """See `ppll_cli.load_run`."""
+    """Load a trained run. See `ppll_cli.load_run`, which calls this function."""
     run = recorded_in(Path(run_dir).expanduser(), "RUN_DIR")
     config = dict(run.config)
     _check_named(config, classes)

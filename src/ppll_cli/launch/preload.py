@@ -8,7 +8,7 @@ import sys
 
 from ppll_cli.leaves.forkserver import SAFE_PATH, STOPPING
 
-gc.disable()  # scanning new modules for garbage would take a fifth of the time of the imports
+gc.disable()  # garbage collection would take a fifth of the time of the imports
 
 
 def _end_with_parent(number: int) -> None:
@@ -27,7 +27,7 @@ _end_with_parent(signal.SIGKILL)
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start must not have it
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start must not inherit it
     del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402

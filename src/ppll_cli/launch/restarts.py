@@ -24,37 +24,37 @@ from ppll_cli.observe.spans import Restart
 log = logging.getLogger(__name__)
 
 SAME_PLACE = 3
-"""Number of successive faults of a worker at the same batch after which the run ends: the first
-fault, and two faults after restarts. A restart does not remove the cause of such a fault."""
+"""Number of successive failures of a worker at the same batch after which the run ends: the first
+failure, and two failures after restarts. A restart does not remove the cause of such failures."""
 
 
 @dataclass
 class _History:
-    """The faults and reports of one worker.
+    """The failures and reports of one worker.
 
     Attributes:
-        faults: The time of each fault, and the batch or mark at which it occurred; None if the
+        failures: The time of each failure, and the batch or mark at which it occurred; None if the
             worker was starting.
         saved: Step of the last checkpoint for which the worker has written its file; -1 if there is
             no such checkpoint.
         reported: For each kind of report, split and module, the step of the last report.
-        began_s: While the worker restarts: the time at which its fault was detected, on the clock
+        began_s: While the worker restarts: the time at which its failure was detected, on the clock
             of `perf_counter`, as in timelines. Otherwise None.
     """
 
-    faults: list[tuple[float, str | None]] = field(default_factory=list)
+    failures: list[tuple[float, str | None]] = field(default_factory=list)
     saved: int = -1
     reported: dict[tuple[Any, ...], int] = field(default_factory=dict)
     began_s: float | None = None
 
 
 class Restarts:
-    """Restarts failed workers, and counts their faults.
+    """Restarts failed workers, and counts their failures.
 
     The folder, in shared memory, is for snapshots. `tell` is called with a report of kind "restart"
     for each restart, and with one of kind "restarted" when the new process continues. Both have
-    `began_s`, the time at which the fault was detected; the second has `ended_s`. The clock is
-    `perf_counter`.
+    `began_s`, the time at which the failure was detected; the second also has `ended_s`. The clock
+    is `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -117,15 +117,15 @@ class Restarts:
         return []
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
-        """Record a fault, and return whether a restart may help."""
+        """Record a failure, and return whether a restart may help."""
         if report.get("final") or seat.stage not in self._job.restartable:
             return False
-        recover, faults = self._job.settings.recover, self._history[seat].faults
+        recover, failures = self._job.settings.recover, self._history[seat].failures
         now_s = time.monotonic()
-        faults.append((now_s, report["batch"]))
-        recent = [when_s for when_s, _ in faults if now_s - when_s <= 60 * recover.minutes]
-        places = {place for _, place in faults[-SAME_PLACE:]}
-        repeated = len(faults) >= SAME_PLACE and len(places) == 1
+        failures.append((now_s, report["batch"]))
+        recent = [when_s for when_s, _ in failures if now_s - when_s <= 60 * recover.minutes]
+        places = {place for _, place in failures[-SAME_PLACE:]}
+        repeated = len(failures) >= SAME_PLACE and len(places) == 1
         return not repeated and len(recent) <= recover.tries
 
     def _restart(
@@ -137,7 +137,8 @@ class Restarts:
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 deal(watched, left)
-        history.began_s = report["began_s"]  # a late "ready" of the dead worker ends no restart
+        # Set only now, so that a late "ready" of the dead worker does not end the restart.
+        history.began_s = report["began_s"]
         watched.clean_up()
         watched.pulse.start_again()
         self._tell({**report, "kind": "restart"})
@@ -145,7 +146,7 @@ class Restarts:
 
 
 class RestartLog:
-    """Follows the restarts of workers by the launcher's reports of them.
+    """Keeps a list of the workers' restarts, from the launcher's reports of them.
 
     `before` are the restarts in the summary that was written before the run was resumed.
     """
@@ -173,7 +174,7 @@ class RestartLog:
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
         """Return the states of all workers, with `restarts` set for workers that restart now."""
-        # The display calls this in a thread of its own.
+        # The display calls this in its own thread.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)
         return [look._replace(restarts=seat in now) for seat, look in seats]

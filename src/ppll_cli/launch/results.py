@@ -21,7 +21,7 @@ from ppll_cli.launch.failure import run_failed
 from ppll_cli.leaves.files import remove, write_json
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.observe import timeline
-from ppll_cli.observe.logs import for_show, to_file
+from ppll_cli.observe.logs import only_warn, to_file
 from ppll_cli.observe.spans import Restart, Traced
 from ppll_cli.observe.tracker import Guarded
 
@@ -39,7 +39,7 @@ def write_results(
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
     """Write each result, even if another one cannot be written.
 
-    `reports` are the last report of each worker; empty for a run that failed. If the model cannot
+    `reports` has the last report of each worker; it is empty if the run failed. If the model cannot
     be written, "failed" is recorded instead of the status. Return the summary (None if it could not
     be made), and an error for each file that could not be written.
     """
@@ -62,10 +62,10 @@ def write_results(
             summary["error"] = error
         write_json(run_dir / "summary.json", summary)
     if summary is not None:
-        with for_show("the timeline could not be written"):
+        with only_warn("the timeline could not be written"):
             _draw(job, run_dir, reports, restarts, summary)
         if has_model:
-            with for_show("no samples could be written"):
+            with only_warn("no samples could be written"):
                 write_samples(job, run_dir)
         tracker.end(summary)
     return summary, problems

@@ -36,8 +36,8 @@ OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
 """The form of an option's name. Hydra also accepts paths, and would read any file on the disk."""
 
 UNNAMED = (
-    "the run directory names a class that is not part of ppll-run, which is imported only if you "
-    "name it too"
+    "the run directory names a class that is not part of ppll-run; such a class is imported only "
+    "if you name it too"
 )
 
 FREE = {
@@ -137,7 +137,7 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Do the work of `changed`, without what it logs.
+        """Return the same as `changed`, but log nothing.
 
         `check` takes a changed key, its override and its new value; it raises ConfigError if the
         change is not allowed.
@@ -239,7 +239,7 @@ def shown(value: Any) -> str:
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that the override `resume=` names; None if there is none, or null."""
+    """Return the folder that `resume=` names; None without this override, or if it is null."""
     if resume is None or resume.value() is None:
         return None
     if resume.is_sweep_override():

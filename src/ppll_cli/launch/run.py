@@ -34,7 +34,7 @@ from ppll_cli.launch.wiring import fitting
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.names import class_path
 from ppll_cli.observe.console import Console
-from ppll_cli.observe.logs import for_show, to_file
+from ppll_cli.observe.logs import only_warn, to_file
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import Look, Progress
 from ppll_cli.observe.tracker import Tracked, guarded
@@ -236,12 +236,12 @@ class Run:
         if self._fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
-        with for_show("the command to try next could not be found"):
+        with only_warn("the command to try next could not be found"):
             return advice.comparison(*known, resumed=self.before is not None)
         return None
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
-        with for_show("the settings that differ from the defaults could not be listed"):
+        with only_warn("the settings that differ from the defaults could not be listed"):
             self.changes = self._find_changes()  # while the workers set themselves up
             self.console.settings(self.changes)
         self.console.begin(self.run_dir)
@@ -279,7 +279,7 @@ class Run:
     def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
         """Log why the run failed, then write the results that can still be written.
 
-        `error` is the root cause. `cause` is the exception for which it was made, if there is one.
+        `error` is the root cause. `cause` is the exception from which it was made, if there is one.
         """
         self._tell(error)
         if cause is not None:

@@ -19,7 +19,7 @@ from ppll_cli.prepare.preparation import Prepared
 Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
-"""Seconds that git may take to return the commit. Git hangs if a network disk is gone."""
+"""Seconds that git may take to return the commit. Git hangs if a network disk does not respond."""
 
 
 def summarise(
@@ -33,9 +33,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of `summary.json`, as far as it is known.
 
-    Speeds and fractions of time are computed over the run's present part and all earlier parts with
-    the same conditions. `reports` are the last report of each worker; empty for a run that failed
-    or has not begun. The status is "running" before the end. `seconds` is the time since the
+    Speeds and fractions of time are computed over the run's current part and all earlier parts with
+    the same conditions. `reports` has the last report of each worker; it is empty if the run failed
+    or has not begun. Before the end, the status is "running". `seconds` is the time since the
     workers began to train after the start or resumption of the run, including evaluations and
     checkpoints.
     """

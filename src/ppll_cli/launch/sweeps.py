@@ -87,8 +87,8 @@ class RecordedSweep:
     ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
         """Return the configuration with which a job is resumed, or started if it has not begun.
 
-        Beside it, return the record of the run to be resumed (None if the job has not begun), and
-        the option of each group. Hydra must be initialised.
+        Also return the record of the run to be resumed (None if the job has not begun), and the
+        option of each group. Hydra must be initialised.
 
         Raises:
             ConfigError: The job's record is damaged, or only a record names a class of the user.
@@ -154,7 +154,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher's setting is null, a number or a word, so that it is no command."""
+    """Return whether a launcher's setting is null, a number or a word: it cannot be a command."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -182,7 +182,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
         key, _, value = text(override).partition("=")
         if not is_plain(override):
             problem = "is not taken from a sweep's folder, because a launcher may execute it"
-            remedy = f"give {' '.join(overrides)} again, beside resume"
+            remedy = f"give {' '.join(overrides)} again, together with resume"
             raise ConfigError(key, value, problem, remedy)
 
 

@@ -67,7 +67,7 @@ class Watched(Seen):
     def death(self, job: Job) -> Report:
         """Return a failure report for a worker that ended without sending one."""
         self.process.join(LEAVE_S)
-        how = forkserver.fate(self.process.exitcode)
+        how = forkserver.how_ended(self.process.exitcode)
         return self.failure(job, f"the worker process is gone ({how})")
 
     def kill(self) -> None:

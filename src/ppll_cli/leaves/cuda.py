@@ -54,4 +54,4 @@ def _handle(driver: Any, device: str) -> ctypes.c_int:
 
 def _check(status: int) -> None:
     if status:
-        raise RuntimeError(f"the CUDA driver cannot say what a device is: error {status}")
+        raise RuntimeError(f"the CUDA driver cannot describe a device: error {status}")

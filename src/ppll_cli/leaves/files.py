@@ -1,6 +1,7 @@
 """Reads files safely, and writes them completely or not at all.
 
-Reading expects that a file may be damaged, or may be no regular file. Imports no torch.
+The functions that read accept that a file may be damaged, or may be no regular file. Imports no
+torch.
 """
 
 import errno
@@ -56,7 +57,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
+def open_regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file, or a link to it, for reading.
 
     The function refuses a FIFO or a device without opening it: opening could wait for ever or have
@@ -89,7 +90,7 @@ def read_json(path: Path) -> Any:
         OSError: The file is missing, is no regular file, is too large, or cannot be read.
         ValueError: The content is not JSON, or is nested too deeply.
     """
-    with regular(path, MOST_JSON_BYTES) as file:
+    with open_regular(path, MOST_JSON_BYTES) as file:
         value = parse_json(file.read())
     _check_depth(value)
     return value
@@ -137,7 +138,7 @@ def make_folder(folder: Path) -> None:
         raise OSError(errno.ELOOP, "a link is where a folder should be", str(folder))
 
 
-def share(path: Path) -> None:
+def apply_umask(path: Path) -> None:
     """Give a file the permissions that a new file in its folder would have.
 
     Some libraries ignore the umask and create files that only their owner can read.
@@ -158,7 +159,7 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         OSError: The path is no regular file, is too large, or cannot be read.
     """
     try:
-        with regular(path, MOST_LINES_BYTES) as file:
+        with open_regular(path, MOST_LINES_BYTES) as file:
             for line in file:
                 try:
                     found = parse_json(line)

@@ -17,7 +17,7 @@ from ppll_cli.errors import RunFailedError
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
-"""Seconds that the fork server may be stopped (SIGSTOP) while it is asked to start a worker."""
+"""Seconds for which the fork server may be stopped (SIGSTOP) while it has a worker to start."""
 
 ANSWER_LIMIT_S = 600.0
 """Seconds that the fork server may take to start a worker. Before the first worker, the server
@@ -104,7 +104,7 @@ def begin(worker: ForkServerProcess) -> None:
     except (EOFError, ConnectionError) as error:
         ended.set()
         watcher.join()
-        raise (RunFailedError(problem[0]) if problem else lost("fork server")) from error
+        raise (RunFailedError(problem[0]) if problem else lost_helper("fork server")) from error
     finally:
         ended.set()
 
@@ -140,14 +140,14 @@ def is_stopped(process_id: int) -> bool:
     return False
 
 
-def lost(name: str) -> RunFailedError:
+def lost_helper(name: str) -> RunFailedError:
     """Return the error to raise when a helper process of multiprocessing is gone."""
     return RunFailedError(
         f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
     )
 
 
-def heeded() -> list[signal.Signals]:
+def ending_signals() -> list[signal.Signals]:
     """Return the signals that end this program.
 
     `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. In this
@@ -177,7 +177,7 @@ def kill() -> None:
             os.kill(server._forkserver_pid, signal.SIGKILL)
 
 
-def lives() -> dict[int, str]:
+def helpers() -> dict[int, str]:
     """Return the names of multiprocessing's helper processes, by file descriptor.
 
     Each descriptor is our end of a pipe to a helper process. When the helper process has ended,
@@ -189,17 +189,17 @@ def lives() -> dict[int, str]:
     return {descriptor: name for descriptor, name in found.items() if descriptor is not None}
 
 
-def gone(limit_s: float) -> str | None:
+def ended_helper(limit_s: float) -> str | None:
     """Wait until a helper process of multiprocessing ends, and return its name.
 
     Return None if all are still alive after `limit_s` seconds.
     """
-    servers = lives()
+    servers = helpers()
     ended = wait(list(servers), limit_s)
     return next((name for end, name in servers.items() if end in ended), None)
 
 
-def fate(code: int | None) -> str:
+def how_ended(code: int | None) -> str:
     """Describe how a process ended, given its exit status."""
     if code is None or code >= 0:
         return f"exit status {code}"

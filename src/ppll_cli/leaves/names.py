@@ -1,4 +1,4 @@
-"""Texts for messages: names of workers and devices, and hints on typos. Imports no torch."""
+"""Makes texts for messages: names of workers and devices, hints about typos. Imports no torch."""
 
 import difflib
 from collections.abc import Iterable
@@ -20,11 +20,11 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def device_name(device: str, machine: int, machines: int) -> str:
-    """Name a device, together with its machine if there are several machines."""
+def place_name(device: str, machine: int, machines: int) -> str:
+    """Return a device's name for users, with the machine's number if there are several machines."""
     return f"machine {machine} {device}" if machines > 1 else device
 
 
 def seat_name(stage: int, replica: int, replicas: int) -> str:
-    """Name a worker by its stage, and by its replica if the stage has several."""
+    """Return a worker's name for users: its stage, and its replica if the stage has several."""
     return f"{stage} replica {replica}" if replicas > 1 else str(stage)

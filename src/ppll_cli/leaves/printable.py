@@ -4,7 +4,7 @@ LONGEST = 200
 """Largest number of characters of a value that a message shows."""
 
 LONGEST_ERROR = 4000
-"""Largest number of characters of the message of an exception of other code."""
+"""Largest number of characters of an exception's message that `error_text` returns."""
 
 
 def printable(text: object, longest: int | None = None) -> str:
@@ -29,7 +29,7 @@ def error_text(error: BaseException) -> str:
     try:
         message = str(error)
     except Exception as failure:
-        message = f"(its message cannot be made: {type(failure).__name__})"
+        message = f"(its message cannot be shown: {type(failure).__name__})"
     return f"{type(error).__name__}: {shortened(message, LONGEST_ERROR)}"
 
 
@@ -38,5 +38,5 @@ def lines(text: str) -> str:
     return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
 
 
-def _escaped(sign: str) -> str:
-    return sign if sign.isprintable() else sign.encode("unicode_escape").decode()
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

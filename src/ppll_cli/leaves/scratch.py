@@ -57,7 +57,7 @@ _OWN: dict[Path, _Own] = {}
 
 @contextmanager
 def scratch(place: Path | None = None) -> Iterator[Path]:
-    """Provide a folder for files, by default in `TMPDIR`, while the body of the statement runs.
+    """Provide a folder for files, by default in `TMPDIR`, while the body of the `with` runs.
 
     Raises:
         ConfigError: No temporary folder can be created.
@@ -84,7 +84,7 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
-    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # every run does, as few own a folder there
+    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # most runs own no folder there
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
             continue
@@ -116,7 +116,8 @@ def _place() -> Path:
         return Path(tempfile.gettempdir())
     except OSError:
         given = os.environ.get("TMPDIR", "")
-        problem, remedy = "no temporary folder can be written", "set TMPDIR to a folder with room"
+        problem = "no temporary folder can be written"
+        remedy = "set TMPDIR to a folder with free space"
         raise ConfigError("TMPDIR", given, problem, remedy) from None
 
 
@@ -169,7 +170,7 @@ def _claim(place: Path) -> _Own:
                 folder.mkdir(mode=0o700)
                 return _Own(folder, descriptor, os.getpid())
         os.close(descriptor)
-    raise FileExistsError(f"{place} changes too fast")
+    raise FileExistsError(f"other processes keep changing {place}")
 
 
 def _clear(base: Path) -> None:

@@ -161,13 +161,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """Yield the notes below the table. Notes on noise are left out if each run is shown."""
+    """Yield the notes below the table. With `each`, notes on noise are left out."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
             f"s to {comparison.metric} {comparison.target:.4g}: seconds of training, evaluation "
-            "included, until an evaluation reached this value, the lowest that a comparable run "
-            "completed with"
+            "included, until an evaluation reached this value, which is the lowest final value of "
+            "the comparable completed runs"
         )
     if not each:
         yield from _on_noise(groups)
@@ -210,13 +210,13 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
             short.append(f"{group.names} ({counted(wanted, 'thread')} against {most})")
     if short:
         yield (
-            f"x bp flatters {', '.join(short)}: for a fair comparison on a CPU, add "
+            f"x bp is too high for {', '.join(short)}: for a fair comparison on a CPU, add "
             "back-propagation with all the threads: schedule=bp gpus=1"
         )
     if any(group.over_ll is not None for group in groups):
         yield (
             "x ll: speed-up over sequential local learning under the same conditions; for ll and "
-            "ppll, also with the same local method and modules"
+            "ppll, the baseline also has the same local method and modules"
         )
 
 

@@ -111,10 +111,10 @@ def notes(comparison: Comparison) -> Iterator[str]:
             "points: its runs"
         )
     if any(note.startswith(NOISE) for note in comparison.notes):
-        yield f"{NOISE}: the difference is within noise, comparison.md says from what"
+        yield f"{NOISE}: within noise of the reference that comparison.md names"
     if any(group.first.unequal for group in comparison.groups):
         yield "* is not comparable to most runs, comparison.md says why"
-    if any(note.startswith("x bp flatters") for note in comparison.notes):
+    if any(note.startswith("x bp is too high") for note in comparison.notes):
         yield "some runs have more threads than back-propagation, see comparison.md"
     refused = sum(row.run.status == "refused" for row in comparison.rows)
     if refused:

@@ -59,13 +59,13 @@ def conditions(run: FoundRun) -> Conditions:
 
 
 def locality(run: FoundRun) -> Conditions:
-    """Return values that, besides the conditions, are equal for runs with equal local learning."""
+    """Return a run's settings of local learning, to compare them in addition to the conditions."""
     modules = run.get("per_module")
     cuts = run.configured("cuts")
     if isinstance(modules, list):
         cuts = [_first_unit(module) for module in modules[1:]]
     found = {
-        **_options(run, "local", {"modules", "cuts"}),  # the resulting cuts are compared
+        **_options(run, "local", {"modules", "cuts"}),  # instead, the resulting cuts are compared
         **_options(run, "fba", set()),
         "cuts": cuts,
         "modules": run.get("modules"),
@@ -102,7 +102,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 def usual(runs: Mapping[int, Conditions]) -> Conditions:
     """Return the conditions of the run that is comparable to the most other runs.
 
-    If several runs are comparable to equally many runs, the first of them counts.
+    Of several such runs, the first one counts.
     """
     every = list(runs.values())
     return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
@@ -120,7 +120,7 @@ def seedless(run: FoundRun) -> Conditions:
         found.pop(key, None)
     found |= {f"choice of {group}": choices[group] for group in choices if group not in OWN}
     used = {
-        "name": nameless(run) or "",
+        "name": name_without_seed(run) or "",
         "tags": tags(run) or "",
         "schedule": run.schedule,
         **{key: _first(run.get(key), run.configured(key)) for key in ("gpus", "threads")},
@@ -142,7 +142,7 @@ def name(run: FoundRun) -> str | None:
     return None if found is None else str(found)
 
 
-def nameless(run: FoundRun) -> str | None:
+def name_without_seed(run: FoundRun) -> str | None:
     """Return the user's name of a run without the seed at its end: `vit-s` for `vit-s0`."""
     given = name(run)
     found = re.fullmatch(r"(.*?)(\d+)", given or "")

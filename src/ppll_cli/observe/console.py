@@ -18,7 +18,7 @@ from rich.table import Table
 
 from ppll_cli.config.commands import short_path, word
 from ppll_cli.errors import Interrupted
-from ppll_cli.leaves.names import device_name, seat_name
+from ppll_cli.leaves.names import place_name, seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
 from ppll_cli.observe.facts import RunFacts
 from ppll_cli.observe.live import Ticker, View, few, line, size, spelled
@@ -64,7 +64,7 @@ def _is_terminal(out: RichConsole) -> bool:
         return False
 
 
-def _for_show(
+def _never_raises(
     method: Callable[Concatenate["Console", P], None],
 ) -> Callable[Concatenate["Console", P], None]:
     """Wrap a method of `Console` so that it never raises, because a display must not end a run."""
@@ -108,13 +108,13 @@ class Console:
                 told = "the display of the run has stopped: %s: %s"
                 log.warning(told, type(error).__name__, error)
 
-    @_for_show
+    @_never_raises
     def settings(self, changes: Sequence[str]) -> None:
         """Print the settings that differ from the defaults."""
         shown = " ".join(printable(word(change), LONGEST) for change in changes)
         self._say(f"settings: {shown or 'the defaults'}")
 
-    @_for_show
+    @_never_raises
     def begin(self, run_dir: Path) -> None:
         """Print the stages and the run directory."""
         names = ["stage", "device", "units", "modules", "parameters", "FLOPs"]
@@ -133,11 +133,11 @@ class Console:
         self._print(_table(names, rows, left=("device", "units", "modules")))
         self._say(f"output: {short_path(run_dir)}")
 
-    @_for_show
+    @_never_raises
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
         """Show the progress of the run until `close`.
 
-        `looks` returns the present state of each worker.
+        `looks` returns the current state of each worker.
         """
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
@@ -162,14 +162,14 @@ class Console:
         wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
         return self._out.is_terminal and moves and wide
 
-    @_for_show
+    @_never_raises
     def _speak(self, progress: Progress, looks: Callable[[], Sequence[Look]], now_s: float) -> None:
         now = progress.update(now_s, looks())
         if now_s - self._spoke_s >= PLAIN_S and now.step < self._facts.steps:
             self._spoke_s = now_s
             self._say(line(self._facts, now))
 
-    @_for_show
+    @_never_raises
     def _refresh(
         self, live: Live, progress: Progress, looks: Callable[[], Sequence[Look]], now_s: float
     ) -> None:
@@ -187,7 +187,7 @@ class Console:
         with self.guarded():
             self._held.close()
 
-    @_for_show
+    @_never_raises
     def metrics(self, line: Line) -> None:
         """Print an evaluation of the model's own head, or keep its training loss for the display.
 
@@ -209,7 +209,7 @@ class Console:
             f"epoch {line['epoch']}/{self._facts.epochs}  step {line['step']}  {train}{result}"
         )
 
-    @_for_show
+    @_never_raises
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
         """Print the summary of a run. The last line has the metric and the run directory.
 
@@ -231,7 +231,7 @@ class Console:
         )
         self._result(summary, run_dir)
 
-    @_for_show
+    @_never_raises
     def nothing_to_do(self, summary: Line, run_dir: Path) -> None:
         """Print that the run is complete and that nothing is left to do."""
         done = f"the run is complete after {summary['steps']} steps: there is nothing to do"
@@ -270,7 +270,7 @@ class Console:
         rows = [
             [
                 seat_name(stage["index"], stage["replica"], summary["replicas"]),
-                device_name(stage["device"], stage["machine"], summary["machines"]),
+                place_name(stage["device"], stage["machine"], summary["machines"]),
                 *(_number(stage[f"{part}_fraction"], 3) for part in parts),
                 size(stage["peak_memory_bytes"]) or "unknown",
             ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ppll_cli.observe.conditions import Conditions, nameless, seed, seedless, unequal
+from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
 from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun
@@ -35,7 +35,8 @@ class Row:
         auxiliary: Fraction of time that stages spent on auxiliary networks, averaged over stages.
         bps: Groups that trained by back-propagation under the same conditions. The first group is
             the baseline of this run.
-        lls: The same for sequential local learning.
+        lls: Groups that trained by sequential local learning under the same conditions. The first
+            group is the baseline of this run.
     """
 
     run: FoundRun
@@ -136,7 +137,7 @@ class Group:
     def given_name(self) -> str | None:
         """The user's name for the runs, without the seed at its end if there are several runs."""
         run = self.first.run
-        return given(run) if len(self.rows) == 1 else nameless(run)
+        return given(run) if len(self.rows) == 1 else name_without_seed(run)
 
     @property
     def status(self) -> str:

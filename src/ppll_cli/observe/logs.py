@@ -80,7 +80,7 @@ def to_file(text: str) -> None:
 
 
 @contextmanager
-def for_show(problem: str) -> Iterator[None]:
+def only_warn(problem: str) -> Iterator[None]:
     """Log an exception of the body instead of raising it, for work that the run does not need.
 
     The warning is `problem` and then the exception.

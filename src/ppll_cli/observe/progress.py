@@ -102,7 +102,7 @@ class Progress:
         self._shares: list[Mapping[str, float] | None] = []
 
     def update(self, now_s: float, looks: Sequence[Look]) -> Now:
-        """Return the progress of the run, given the present states of all workers.
+        """Return the progress of the run, given the current states of all workers.
 
         `now_s` is on any clock that does not go back.
         """

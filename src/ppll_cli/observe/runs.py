@@ -124,8 +124,8 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
         yield folder, run
         return
     # `find` keeps the last run of each path, so refused jobs are yielded first: if a job has run
-    # after its refusal, this run replaces the refused job. If a run was refused when it should be
-    # resumed, it gets the reason of the refusal.
+    # after its refusal, this run replaces the refused job. If the program refused to resume a run,
+    # the run gets the reason of the refusal.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
@@ -142,7 +142,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Name each run by its relative path, with as many parent folders as unique names need.
+    """Return a name for each run: its relative path, with more parents while names are equal.
 
     `depths` has the number of parts of the path. With `above`, a name has at least one parent.
     """

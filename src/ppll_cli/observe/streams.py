@@ -19,7 +19,7 @@ NAMES = ("stdout", "stderr")
 class Shown:
     """A text stream that never raises. After its first failure it drops all text.
 
-    The failure may be known from the start; None as long as the stream works.
+    `failure` is that failure, which may be known from the start; None if the stream works.
     """
 
     def __init__(self, stream: TextIO, name: str, failure: Exception | None = None) -> None:

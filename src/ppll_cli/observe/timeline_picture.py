@@ -46,8 +46,8 @@ TITLE_WIDTH = 92
 """Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
-"""Smallest width of a bar, for each digit of its batch's number, at which the bar shows the number;
-a fraction of the picture's width."""
+"""Width that a bar needs for each digit to show its batch's number, as a fraction of the picture's
+width."""
 
 
 def window(lanes: Lanes) -> tuple[float, float]:

@@ -109,7 +109,7 @@ class Tracker(Protocol):
 
     A tracker may have an attribute `limit_s`: the number of seconds that it may take at the end of
     the run to handle the remaining calls. It may also have a method `abandon`, which another thread
-    calls after that time. The method must end at once all processes that would outlive the run.
+    calls after that time. The method must immediately end all processes that would outlive the run.
     """
 
     def start(self, run: Tracked) -> None:
@@ -127,7 +127,7 @@ class Tracker(Protocol):
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Finish. The run has completed, failed or was interrupted, and all its files exist."""
+        """Finish tracking. The run completed, failed or was interrupted; all its files exist."""
 
     def sweep(self, folder: Path, name: str) -> None:
         """Receive the comparison of a finished sweep. A tracker for a sweep gets no other call.

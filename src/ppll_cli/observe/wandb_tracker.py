@@ -89,7 +89,7 @@ class WandbTracker:
         init_timeout_s: float = 30.0,
         finish_timeout_s: float = 30.0,
     ) -> None:
-        if not project or any(sign in project for sign in "/\\#?%:"):
+        if not project or any(character in project for character in "/\\#?%:"):
             problem = "must be a name without / \\ # ? % or :"
             raise ConfigError("tracker.project", project or "''", problem)
         limits = {"init_timeout_s": init_timeout_s, "finish_timeout_s": finish_timeout_s}
@@ -203,7 +203,7 @@ class WandbTracker:
         from wandb.sdk import wandb_setup
 
         # wandb has no public way to end its process without waiting for it. Without `_cleanup`, it
-        # would wait once more when the program exits.
+        # would wait again when the program exits.
         connection: Any = wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()
@@ -253,7 +253,7 @@ class WandbTracker:
                 why = f"no key is configured ({login}, or WANDB_API_KEY)"
             except Exception as error:
                 why = " ".join(str(error).split())
-                wandb.teardown()  # ends wandb's process, which would think that the run still runs
+                wandb.teardown()  # ends wandb's process, which regards the run as still running
             said = log.info if mode is None else log.warning
             said("wandb: recorded offline: %s", why)
             mode = "offline"
@@ -291,13 +291,14 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return the mode by its present name; if none is given, use `WANDB_DISABLED`."""
+    """Return the mode by its current name; if none is given, use `WANDB_DISABLED`."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()
     if disabled in ("", "0", "false", "no", "off"):
         return None
-    log.info("WANDB_DISABLED=%s: nothing is sent to wandb; tracker.mode=online sends it", disabled)
+    told = "WANDB_DISABLED=%s: nothing is sent to wandb; to send data, use tracker.mode=online"
+    log.info(told, disabled)
     return "disabled"
 
 

@@ -32,18 +32,19 @@ class Part:
     """A unit of a chain, by its index in the model.
 
     `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads;
-    `learnt` says for each whether it needs a gradient.
+    `needs_gradient` says for each whether autograd must compute its gradient.
     """
 
     index: int
     inputs: tuple[ValueSpec, ...]
-    learnt: tuple[bool, ...]
+    needs_gradient: tuple[bool, ...]
 
 
 class Saved(NamedTuple):
     """The bytes that a unit's backward pass needs, without inputs.
 
-    `kept` are kept from the forward pass on; `recomputed` are computed again, in addition.
+    `kept` bytes stay in memory from the forward pass on. The backward pass makes `recomputed` bytes
+    in addition, if it runs the forward pass again.
     """
 
     kept: int
@@ -187,13 +188,13 @@ class Chain:
 
     def _leaves(self, unit: Unit, part: Part, values: Mapping[str, Tensor]) -> list[Tensor]:
         leaves = []
-        for name, spec, learnt in zip(unit.reads, part.inputs, part.learnt, strict=True):
+        for name, spec, needed in zip(unit.reads, part.inputs, part.needs_gradient, strict=True):
             x = values.get(name)
             if x is None or tuple(x.shape[1:]) != spec.shape:
                 x = self._made.get((name, spec))
             if x is None:
                 x = self._made[name, spec] = batch_like(spec, self.setup.samples, self.device)
-            leaves.append(x.detach().requires_grad_(learnt and x.is_floating_point()))
+            leaves.append(x.detach().requires_grad_(needed and x.is_floating_point()))
         return leaves
 
     def _autocast(self) -> AbstractContextManager[None]:
@@ -214,15 +215,17 @@ def _backward(
 ) -> None:
     """Run a unit's backward pass, in two halves if `weights` are given; mark start and end of each.
 
-    `gradients` are those of tensors that later units read. Random numbers replace a missing one.
-    The gradients of `leaves`, the unit's inputs, are added. `weights` are its trained parameters.
+    `gradients` holds gradients of the unit's outputs by name, from later units. Random numbers
+    replace a missing gradient. The function adds the gradients of `leaves`, the unit's inputs.
+    `weights` are the unit's trained parameters.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
         if output.requires_grad:
             gradient = gradients.get(name)
             if gradient is None or gradient.shape != output.shape:
-                # Scale it like the gradient of a mean loss. Denormal numbers would be slow.
+                # A mean loss has gradients of this scale. Smaller ones could become denormal
+                # numbers, which are slow.
                 gradient = torch.randn_like(output) / len(output)
             roots.append(output)
             given.append(gradient.to(output.dtype))

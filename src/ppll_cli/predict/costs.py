@@ -91,7 +91,10 @@ def instruction_times(
 def journeys_of(
     job: Job, times: Sequence[Times], sizes: Sequence[int], carriers: Carriers, profile: Source
 ) -> list[dict[Instruction, Journey | None]]:
-    """Return the transfers that each stage's instructions start; None if the sender copies."""
+    """Return the transfer that each instruction of each stage starts.
+
+    The transfer is None if the sender copies the message itself.
+    """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):
         underway: dict[Instruction, Journey | None] = {}

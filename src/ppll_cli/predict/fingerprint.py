@@ -44,16 +44,18 @@ def unit_kinds(ends: Ends) -> list[str]:
 
 
 def criterion_kind(
-    ends: Ends, modules: Sequence[range], module: int, learnt: Container[str]
+    ends: Ends, modules: Sequence[range], module: int, with_gradient: Container[str]
 ) -> str:
     """Return a text that is equal for auxiliary networks with the same time and memory.
 
-    `learnt` has the names of the tensors that take gradients.
+    `with_gradient` has the names of the tensors that take gradients.
     """
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):
         unmade = build()
-    return digest(structure(unmade), [(name in learnt, specs[name]) for name in unmade.reads])
+    return digest(
+        structure(unmade), [(name in with_gradient, specs[name]) for name in unmade.reads]
+    )
 
 
 def digest(*parts: object) -> str:

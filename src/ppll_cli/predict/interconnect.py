@@ -17,7 +17,7 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Interconnect:
-    """The connections between some machines, and between the devices of a machine.
+    """The connections between machines, and between the devices of a machine.
 
     Attributes:
         within: The connection between two devices of a machine, which carries messages while the
@@ -51,7 +51,7 @@ class Carriers:
         self._job, self._interconnect = job, interconnect
         self._leaving = Counter(
             job.home(Seat(first, replica))
-            for first, second in neighbours(job)
+            for first, second in connected_stages(job)
             for replica in range(job.replicas)
             if self._leaves(first, second, replica)
         )
@@ -114,6 +114,6 @@ class Carriers:
         return self._job.home(Seat(source, replica)) != self._job.home(Seat(target, replica))
 
 
-def neighbours(job: Job) -> list[tuple[int, int]]:
+def connected_stages(job: Job) -> list[tuple[int, int]]:
     """Return each pair of stages between which tensors travel, once, the lower stage first."""
     return sorted({(min(pair), max(pair)) for pair in job.crossing()})

@@ -66,7 +66,7 @@ class Meter:
         except (EOFError, OSError):
             assert self._process is not None
             self._process.join(LEAVE_S)
-            fate = forkserver.fate(self._process.exitcode)
+            fate = forkserver.how_ended(self._process.exitcode)
             report, found = {"error": f"the process is gone ({fate})"}, None
         if report:
             self.close()

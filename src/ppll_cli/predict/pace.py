@@ -88,7 +88,7 @@ class Pipeline:
         )
 
     def _batches_held(self) -> int:
-        """Return the largest number of batches whose messages fit into a channel at once.
+        """Return the largest number of batches whose messages a channel can hold together.
 
         If transfers take long, batches arrive in groups of this size.
         """
@@ -101,31 +101,33 @@ class Pipeline:
         return max((ceil(self.slots[c] / count) for c, count in messages.items()), default=1)
 
 
-def company(steady: Steady, limit: int, crews: Sequence[Mapping[int, int]]) -> list[Times]:
-    """Return how many other workers compute on average while each instruction runs.
+def mean_neighbours(
+    steady: Steady, limit: int, workers: Sequence[Mapping[int, int]]
+) -> list[Times]:
+    """Return the mean number of other workers that compute while each instruction runs.
 
     All stages repeat their instructions every `batch_s` seconds, so times are taken modulo
     `batch_s`. Replicas of a stage run the same instructions at the same time and wait for the
     slowest replica, so the machine with the most other workers counts.
 
-    At most `limit` other workers are counted. `crews` has, for each stage, the number of its
+    At most `limit` other workers are counted. `workers` has, for each stage, the number of its
     workers by machine. The result has, for each stage, the mean number by instruction.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
         machine: _integral_of_others(
-            pieces, [crew.get(machine, 0) for crew in crews], limit, steady.batch_s
+            pieces, [crew.get(machine, 0) for crew in workers], limit, steady.batch_s
         )
-        for machine in {machine for crew in crews for machine in crew}
+        for machine in {machine for crew in workers for machine in crew}
     }
     result = []
-    for events, stage, crew in zip(steady.events, pieces, crews, strict=True):
-        crowds: Times = {}
+    for events, stage, crew in zip(steady.events, pieces, workers, strict=True):
+        means: Times = {}
         for event, spans in zip(events, stage, strict=True):
             if lasted_s := sum(b - a for a, b in spans):
                 beside = (sum(areas[m](b) - areas[m](a) for a, b in spans) for m in crew)
-                crowds[event.instruction] = max(beside) / lasted_s
-        result.append(crowds)
+                means[event.instruction] = max(beside) / lasted_s
+        result.append(means)
     return result
 
 

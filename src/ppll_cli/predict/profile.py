@@ -29,7 +29,7 @@ FORMAT = 4
 
 COPIES = 4
 """Largest number of equal units that are measured, in the model's order. These units are enough to
-fill caches like a stage, and few enough to measure very deep models quickly."""
+fill caches as a stage does, and few enough to measure very deep models quickly."""
 
 LEAST_S = 1e-9
 """Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a
@@ -112,7 +112,8 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        If it is the `first` of a module with a local loss, its inputs take no gradients.
+        With `first`, it is the first unit of a module with a local loss: its inputs take no
+        gradients.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -123,7 +124,7 @@ class Profile:
         The two are measured together, without neighbours. With neighbours, the times are multiplied
         by `slowdown`.
         """
-        key, learnt = self._criterion(tuple(modules), module)
+        key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:
             alone = self.at(self.samples).auxiliary(modules, module)
             slower = self.slowdown
@@ -139,7 +140,7 @@ class Profile:
                 modules=tuple(modules),
                 module=module,
                 specs=specs,
-                learnt=learnt,
+                with_gradient=with_gradient,
             )
             self._add(key, **self.meter.ask(loss))
         return self._measured(key)
@@ -255,8 +256,8 @@ class Profile:
         for index, first in chosen:
             specs, reads = self.ends.before(index), self.ends.site.units[index].reads
             inputs = tuple(specs[name] for name in reads)
-            learnt = tuple(name not in self.ends.batch and not first for name in reads)
-            parts.append(Part(index, inputs, learnt))
+            needs_gradient = tuple(name not in self.ends.batch and not first for name in reads)
+            parts.append(Part(index, inputs, needs_gradient))
         return Work(self.setup, tuple(parts))
 
     @cached_property
@@ -268,9 +269,9 @@ class Profile:
         """Return the key of an auxiliary network's record, and names of tensors with gradients."""
         if (modules, module) not in self._criteria:
             units = [self.ends.site.units[index] for index in modules[module]]
-            learnt = frozenset(name for unit in units for name in unit.writes)
-            key = f"auxiliary {criterion_kind(self.ends, modules, module, learnt)}"
-            self._criteria[modules, module] = key, learnt
+            with_gradient = frozenset(name for unit in units for name in unit.writes)
+            key = f"auxiliary {criterion_kind(self.ends, modules, module, with_gradient)}"
+            self._criteria[modules, module] = key, with_gradient
         return self._criteria[modules, module]
 
     def _measured(self, key: str) -> Measured:

@@ -74,7 +74,7 @@ class Loss:
         local: Configuration of the local method's class.
         features: Shape and dtype of the first output of each unit.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
-        learnt: Names of the tensors that the module makes, which take gradients.
+        with_gradient: Names of the tensors that the module makes, which take gradients.
     """
 
     setup: Setup
@@ -83,7 +83,7 @@ class Loss:
     modules: tuple[range, ...]
     module: int
     specs: Mapping[str, ValueSpec]
-    learnt: frozenset[str]
+    with_gradient: frozenset[str]
 
     @property
     def threads(self) -> int:
@@ -101,11 +101,11 @@ class Loss:
         return time_criterion(criterion, values, here.task, here.numerics)
 
     def _values(self, name: str) -> Tensor:
-        learnt = name in self.learnt
+        has_gradient = name in self.with_gradient
         values = batch_like(self.specs[name], self.setup.samples, torch.device(self.setup.device))
-        if learnt and values.dim() == 4:  # feature maps are channels last
+        if has_gradient and values.dim() == 4:  # feature maps are channels last
             values = values.contiguous(memory_format=torch.channels_last)
-        return values.requires_grad_(learnt and values.is_floating_point())
+        return values.requires_grad_(has_gradient and values.is_floating_point())
 
 
 @dataclass(frozen=True)

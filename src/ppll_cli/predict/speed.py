@@ -23,8 +23,8 @@ from ppll_cli.predict.costs import (
     sent_bytes,
     weight_bytes,
 )
-from ppll_cli.predict.interconnect import Carriers, Interconnect, neighbours, ring_bytes
-from ppll_cli.predict.pace import Pipeline, Times, company
+from ppll_cli.predict.interconnect import Carriers, Interconnect, connected_stages, ring_bytes
+from ppll_cli.predict.pace import Pipeline, Times, mean_neighbours
 from ppll_cli.predict.recovery import recovery_bytes, with_copies
 
 ROUNDS = 8
@@ -57,7 +57,7 @@ class Prediction:
         bubble_fraction: Fraction of time in which stages wait, over all stages.
         stage_s: For each stage, the seconds of work for a batch.
         activation_bytes: For each stage, the largest number of bytes kept for backward passes at
-            once: inputs, outputs and tensors that autograd saves.
+            the same time: inputs, outputs and tensors that autograd saves.
         parameter_bytes: For each stage, bytes of parameters, gradients and optimizer states,
             averaged weights, and older versions and slots of weights that losses read.
         averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage that
@@ -86,11 +86,10 @@ def predict(
     """Predict the speed and memory of a job.
 
     CPU cores share caches and memory, so a stage takes longer while other stages compute. Therefore
-    every unit is measured twice: alone, and while other processes compute. Their number is the
-    number of other workers that can compute at the same time on cores of their own. The time of
-    each instruction is interpolated between the two measured times by the number of workers that
-    compute while the instruction runs. Times and overlap depend on each other, so both are found by
-    iteration.
+    every unit is measured twice: alone, and while other processes compute, one for each other
+    worker that has cores of its own. The time of each instruction is interpolated between the two
+    measured times, according to the number of workers that compute while the instruction runs.
+    Times and overlap depend on each other, so both are found by iteration.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
     time. If it is given, all workers count as workers of one machine. If it is None, it is the
@@ -104,7 +103,7 @@ def predict(
     beside = _times(job, profile.at(sizes[0], others), sizes, carriers) if others else alone
     underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
-    crews = [
+    workers = [
         Counter(
             job.home(Seat(stage, replica)) if neighbours is None else 0
             for replica in range(job.replicas)
@@ -119,10 +118,10 @@ def predict(
     journeys = carried if anything else at_once
     steady = pipeline.steady(_cost(times), journeys)
     for _ in range(ROUNDS if others else 0):
-        crowds = company(steady, others, crews)
+        counts = mean_neighbours(steady, others, workers)
         times = [
-            {i: own[i] + (slow[i] - own[i]) * crowd.get(i, 0.0) / others for i in own}
-            for own, slow, crowd in zip(alone, beside, crowds, strict=True)
+            {i: own[i] + (slow[i] - own[i]) * count.get(i, 0.0) / others for i in own}
+            for own, slow, count in zip(alone, beside, counts, strict=True)
         ]
         before, steady = steady, pipeline.steady(_cost(times), journeys)
         if abs(steady.batch_s - before.batch_s) < 1e-3 * before.batch_s:
@@ -170,7 +169,7 @@ def _cost(times: Sequence[Times]) -> Cost:
 
 
 def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
-    """Return the bytes that each stage keeps for backward passes at once, its inputs included.
+    """Return the most bytes that each stage keeps for backward passes, its inputs included.
 
     Under local learning, a stage keeps the activations of its largest chunk. Otherwise it keeps the
     activations of all forward passes that wait for their backward pass.
@@ -271,7 +270,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
         source, target = (job.layout.chunks[n].stage for n in ends)
         weights[source, target] += job.replicas * weight_bytes(job, watcher)
     loads = []
-    for first, second in neighbours(job):
+    for first, second in connected_stages(job):
         sizes = [
             carriers.size(first, second, job.course.batch_size * directions[way]) + weights[way]
             for way in ((first, second), (second, first))

@@ -15,10 +15,9 @@ from ppll_cli.local.method import Criterion
 from ppll_cli.tasks.task import Task
 
 WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
-"""How often a step runs before it is timed, how often it is timed, and for how many seconds.
+"""Number of untimed steps, largest number of timed steps, and seconds for the timed steps.
 
-Timing ends after `REPETITIONS` repetitions or, if there were at least three, after `BUDGET_S`
-seconds."""
+Timing ends after `REPETITIONS` steps or, if at least three were timed, after `BUDGET_S` seconds."""
 
 CUDA_WARMUP_S = 0.5
 """Seconds that a CUDA device is kept busy before timing, because it is slow after an idle time."""

@@ -51,7 +51,7 @@ model=resnet32 data=synthetic model.dim=8 | model has _target_, depth
 ~model.dim | model.dim= | needs a value for it
 ~model | model= | has no value, and needs one
 ~model +model={_target_:own.M} | model= | ~model removes a group
-~gpus | ~gpus= | there is nothing to leave out
+~gpus | ~gpus= | there is nothing to delete
 ~gpu | gpu= | did you mean gpus?
 gpus=??? | Missing mandatory value
 gpus=${no} | Interpolation key 'no' not found

@@ -164,6 +164,6 @@ def test_close_ends_the_transfers_of_both_ends(pair: Pair, store: Shelf, tmp_pat
     wait_for(lambda: not store.held)
     second.close()
     for one in pair:
-        assert problem_of(one).endswith(": the transfer was given up")
+        assert problem_of(one).endswith(": the transfer was cancelled")
     assert not sent.is_set()
     assert not there.is_set()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.leaves.files import problem_of, regular
+from ppll_cli.leaves.files import open_regular, problem_of
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
@@ -220,7 +220,7 @@ def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows of a CSV file that are not empty, each with its line number, from 1."""
-    with _reading(file), regular(file, _MOST_CSV_BYTES) as opened:
+    with _reading(file), open_regular(file, _MOST_CSV_BYTES) as opened:
         lines = opened.read().decode("utf-8-sig").splitlines()
     first = next((line for line in lines if line.strip()), "")
     separator = max(",;\t", key=first.count)

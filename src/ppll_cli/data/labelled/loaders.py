@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ppll_cli.data.labelled.loader import Request, Wanted
 from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.leaves import lifeline
-from ppll_cli.leaves.forkserver import fate, is_stopped
+from ppll_cli.leaves.forkserver import how_ended, is_stopped
 
 MOST_AT_ONCE = 8
 """Largest number of pictures per request. Decoding so many pictures takes much longer than sending
@@ -201,7 +201,7 @@ class _Loader:
         """Return the error for a loader that has ended."""
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
-        return RunFailedError(f"a data loader is gone ({fate(self.process.returncode)})")
+        return RunFailedError(f"a data loader is gone ({how_ended(self.process.returncode)})")
 
     def end(self) -> None:
         """Kill the process, and wait up to `END_S` seconds for its end."""

@@ -46,8 +46,8 @@ class Fleet:
 
     Attributes:
         interface: The network interface to the other machines; empty if unknown.
-        jobs: Number of the present job, from 1; 0 before the first job.
-        parcels: The file transfers of the present job, by the other machine's number. Machine 0
+        jobs: Number of the current job, from 1; 0 before the first job.
+        parcels: The file transfers of the current job, by the other machine's number. Machine 0
             has an entry for each machine that does not share the run directory; such a machine has
             an entry for machine 0.
         remembered: On machine 0, the run directory of an earlier attempt; None if there was no
@@ -65,7 +65,7 @@ class Fleet:
         self._ended, self._lost, self._said = Event(), "", 0
         self.parcels: dict[int, Parcels] = {}
         self.remembered: str | None = None
-        self.machines = self._met()
+        self.machines = self._meet_in_time()
         self.interface = interface_to(where.host, where.port, len({m.host for m in self.machines}))
         self._looked_s = self._since_s = time.monotonic()
         self._heard_s = dict.fromkeys(range(where.machines), self._since_s)
@@ -79,7 +79,7 @@ class Fleet:
 
     @property
     def store(self) -> str:
-        """Address at which the workers of the present job meet."""
+        """Address at which the workers of the current job meet."""
         where = self._where
         return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
 
@@ -93,7 +93,7 @@ class Fleet:
         self._said += 1
 
     def refuse(self, error: ConfigError) -> None:
-        """Send the error that prevents the present job, or all jobs; receivers call `refusal`."""
+        """Send the error that prevents the current job, or all jobs; `refusal` reads it."""
         told = (error.key, str(error.value), error.problem, error.remedy)
         self.tell({"kind": "refused", "job": self.jobs, "error": told})
 
@@ -107,9 +107,9 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for a job that machine 0 has given up without a message about it.
+        """Return the error for a job that machine 0 gave up without sending a message about it.
 
-        This launcher got `message` instead; the next call of `hear` returns it again.
+        `message` came instead of such a message; the next call of `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -131,7 +131,7 @@ class Fleet:
             if silent_s > SILENT_S or self._lost:  # without the store no machine can be heard
                 return machine, (
                     f"{self.name(machine)} has given no sign of life for {silent_s:.0f} s: it, its "
-                    f"launcher or the network is gone{self._lost}"
+                    f"launcher or the network has failed{self._lost}"
                 )
         return None
 
@@ -140,7 +140,7 @@ class Fleet:
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
-        """Open the transfer of files to and from a machine, for the present job."""
+        """Open the transfer of files to and from a machine, for the current job."""
         pair = f"{self._session}/{self.jobs}/parcels/{max(self.rank, machine)}"
 
         def connect() -> Any:
@@ -153,12 +153,12 @@ class Fleet:
         return made
 
     def close_parcels(self) -> None:
-        """Close all transfers of files, at the end of the present job."""
+        """Close all transfers of files, at the end of the current job."""
         while self.parcels:
             self.parcels.popitem()[1].close()
 
     def close(self) -> None:
-        """Leave; machine 0 waits up to `LEAVING_S` seconds until the other machines have left."""
+        """Leave the fleet. Machine 0 leaves last, or after at most `LEAVING_S` seconds."""
         self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
@@ -170,7 +170,7 @@ class Fleet:
         self._ended.set()
         self._thread.join(2.0)
 
-    def _met(self) -> list[Machine]:
+    def _meet_in_time(self) -> list[Machine]:
         """Meet the other machines, and return each machine's description of itself."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
@@ -228,7 +228,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """As machine 0, return what each machine sent about itself; None for a missing machine."""
+        """As machine 0, collect each machine's description of itself; None if one is missing."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -239,13 +239,14 @@ class Fleet:
             welcome.append(json.loads(store.get(hello)) if come else None)
         store.set(f"{self._session}/welcome", json.dumps(welcome))
         until_s = time.monotonic() + LEAVING_S
-        for rank, each in enumerate(welcome):  # the store may end with this process
+        # Wait until all machines have read the welcome: the store may end with this process.
+        for rank, each in enumerate(welcome):
             if rank > 0 and each is not None:
                 self._comes(f"{self._session}/seen/{rank}", until_s)
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
-        """As another machine, return what machine 0 has gathered about each machine."""
+        """As another machine, return the descriptions that machine 0 has collected."""
         store, self._session = self._everywhere, ""
         while time.monotonic() < until_s + LEAVING_S:  # machine 0 is the first to give up
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:

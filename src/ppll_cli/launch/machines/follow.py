@@ -59,7 +59,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
         mark.unlink(missing_ok=True)
     fleet.tell({"kind": "go"})
     if apart := [fleet.name(machine) for machine in sorted(fleet.parcels)]:
-        told = "%s is not shared with %s: files saved there are sent to %s"
+        told = "%s is not shared with %s: files that are saved on these machines are sent to %s"
         log.info(told, run_dir, " and ".join(apart), fleet.name(0))
 
 

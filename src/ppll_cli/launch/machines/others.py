@@ -2,7 +2,7 @@
 
 Machine 0's launcher is the leader: it receives the reports of all workers, and decides when workers
 exit or stop. The other launchers are followers: each watches the workers of its machine, sends
-their reports to machine 0, and ends when machine 0 sends the end of the job or no sign of life.
+their reports to machine 0, and ends when machine 0 ends the job, or gives no sign of life.
 """
 
 import signal
@@ -36,7 +36,7 @@ class Seen:
 
     Attributes:
         name: The worker's name in messages, for example "1" for stage 1.
-        pulse: The worker's present activity and progress.
+        pulse: The worker's current activity and progress.
         done: The worker's last report; None until the launcher has it.
     """
 
@@ -93,7 +93,7 @@ class Leader:
                     if report["kind"] == "failed":
                         yield {**report, "machine": self._fleet.name(message["machine"])}
                     elif report["kind"] in ("log", "restart", "restarted"):
-                        deal(seen, report)  # at once, before reports that wait for files
+                        deal(seen, report)  # immediately, before reports that wait for files
                     else:
                         there = self._there(message["machine"], report)
                         self._waiting[seen.seat].append((report, there))
@@ -192,7 +192,7 @@ class Follower:
         return True
 
     def look(self, workers: Sequence[Seen]) -> None:
-        """Report a signal to machine 0 at once, and the workers' progress once a second."""
+        """Report a signal to machine 0 immediately, and the workers' progress once a second."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True

@@ -22,7 +22,7 @@ from ppll_cli.job.manifest import SavedFile
 from ppll_cli.leaves.files import make_folder
 
 PIECE_BYTES = 1 << 20
-"""Size of a piece in bytes; the store of torch.distributed takes up to 8 MiB at once."""
+"""Size of a piece in bytes; the store of torch.distributed accepts at most 8 MiB in one call."""
 
 AHEAD = 8
 """Largest number of pieces in the store that the receiver has not read yet."""
@@ -59,7 +59,10 @@ class Parcels:
         self._thread.start()
 
     def send(self, path: Path, remove: bool = False) -> Event:
-        """Send a file, and remove it then if asked; the event is set once the store has all."""
+        """Send a file, and with `remove` delete it then.
+
+        The event is set once all pieces are in the store.
+        """
         sent = Event()
 
         def task(store: Store) -> None:
@@ -149,7 +152,7 @@ class Parcels:
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
-                raise RuntimeError("the transfer was given up")
+                raise RuntimeError("the transfer was cancelled")
             now_s = time.monotonic()
             waited_s += min(now_s - looked_s, 1.0)  # time while this machine slept does not count
             looked_s = now_s

@@ -23,7 +23,7 @@ MEETING_S = 300.0
 DAY_S = 86400
 
 BACKLOG = 2048
-"""How many connections may wait until the store accepts them; each worker opens several at once."""
+"""How many connections may wait until the store accepts them; each worker opens several."""
 
 SIOCGIFADDR = 0x8915
 
