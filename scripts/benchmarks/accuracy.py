@@ -4,8 +4,8 @@ Each method trains ResNet-20, cut into 4 and 8 modules, and ResNet-32, cut into 
 Fashion-MNIST's training set, with three seeds. The table has the mean accuracy over the seeds and
 its standard deviation. All rows take many hours on two cores; `--epochs` trains longer, on the
 whole training set. All rows have the same number of training steps. The last module always has a
-residual unit. A last module with only the head would do worse, because no local loss trains
-features for it.
+residual unit. A last module with only the head would do worse, because the features that it reads
+would be trained for an auxiliary network instead.
 
 Accuracy is measured under `schedule=ll`, which gives bit-identical weights to `ppll` but uses one
 process, so several rows are trained at the same time. Speed and memory are measured in short runs
@@ -13,9 +13,10 @@ under `ppll` on two stages, one run at a time. Each worker has one thread. Back-
 use more, so the table also has rows for `bp` with all threads, with two replicas (data
 parallelism), and for `zb_h1`.
 
-The column "seconds to bp" says how soon a method under `ppll` reaches the accuracy of `bp` less one
-point. It is the number of steps after which the accuracy on training batches is as high as that of
-`bp` at the end of the training with the same seed, less one point, divided by the measured speed.
+The column "seconds to bp" says how soon a method under `ppll` is within one point of the accuracy
+of `bp`. The time is the number of training samples until then, divided by the measured speed. Both
+accuracies are those on training batches, for the same seed; that of `bp` is taken at the end of its
+training.
 """
 
 import argparse
@@ -40,8 +41,8 @@ from scripts.benchmarks.trials import (
     averaged,
     cost,
     difference,
-    learnt,
     megabytes,
+    results_of,
 )
 from scripts.benchmarks.trials import table as markdown_table
 
@@ -69,7 +70,7 @@ VARIANTS = {
     "fba on, input": ["fba=on", "fba.join=input"],
     "fba on, probe": ["fba=on", "fba.trains=probe"],
 }
-"""Other values of a method's options, tried with one model and cut only."""
+"""Other values of methods' options, measured only with the model and cut of `VARIANTS_OF`."""
 
 
 def _units(*numbers: str) -> list[str]:
@@ -86,7 +87,7 @@ Those of (32, 16) are the partition `man_K16`."""
 
 NUMBERS = [modules for _, modules in MODULES]
 
-VARIANTS_OF = 20, 4
+VARIANTS_OF = 20, 4  # depth of the model, and number of modules
 
 ALONE = {
     "bp": ["schedule=bp", "gpus=1", "threads=1"],
@@ -94,8 +95,8 @@ ALONE = {
     "bp, 2 replicas": ["schedule=bp", "gpus=2", "replicas=2", "threads=1"],
     "zb_h1": ["schedule=zb_h1", "gpus=2", "partition=flops", "threads=1"],
 }
-"""The rows without a local method. Only `bp` is trained. What the other rows learn differs from it
-at most in the samples over which a BatchNorm computes its statistics."""
+"""The rows without a local method. Only `bp` is trained to measure accuracy. In the other rows,
+only the samples over which BatchNorm computes its statistics may differ."""
 
 SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000", "log_every=25"]
 LONG = ["log_every=100"]
@@ -125,7 +126,7 @@ def rows(
     seeds: Sequence[int],
     numbers: Sequence[int] = NUMBERS,
 ) -> list[Row]:
-    """Return the rows: for each model back-propagation, and each method with each cut.
+    """Return the rows of each model: back-propagation, and each method with each cut.
 
     `budget` sets the length of the training. "bp" among the methods means the rows of `ALONE`. A
     model that has none of these numbers of modules has no rows.
@@ -165,8 +166,8 @@ def _row(
     return Row(depth, method, modules, learning, Trial(f"{name} speed", brief))
 
 
-def learning(summary: Summary, run_dir: Path) -> dict[str, Any]:
-    """Return the results of a training: see `learnt`; also how its accuracy rose.
+def training_results(summary: Summary, run_dir: Path) -> dict[str, Any]:
+    """Return the results of a training (see `results_of`), and how its accuracy rose.
 
     `train_accuracy` lists the accuracy of the model's own head on the batches of each training line
     in `metrics.jsonl`, with the number of steps done at its end.
@@ -177,11 +178,11 @@ def learning(summary: Summary, run_dir: Path) -> dict[str, Any]:
         for line in lines
         if line["split"] == "train" and line["module"] is None
     ]
-    return {**learnt(summary, run_dir), "train_accuracy": rise}
+    return {**results_of(summary, run_dir), "train_accuracy": rise}
 
 
 def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
-    """Return the steps after which the mean of two neighbouring lines is at least `aim`."""
+    """Return the first step at which the mean accuracy of two successive lines reaches `aim`."""
     for before, line in pairwise(rise):
         if (before[1] + line[1]) / 2 >= aim:
             return line[0]
@@ -191,12 +192,12 @@ def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
 def seconds_to_bp(
     found: Sequence[Found], bp: Sequence[Found], samples_per_second: float
 ) -> float | None:
-    """Return the mean seconds until the accuracy is that of `bp` at its end less one point.
+    """Return the mean seconds until the accuracy is one point below the last accuracy of `bp`.
 
     `found` and `bp` are the results of trainings with the same seeds.
 
     Returns:
-        The seconds; None if the training with some seed does not reach it, or was not made.
+        The seconds; None if a training does not reach this accuracy, or was not run.
     """
     if not found or len(bp) != len(found):
         return None
@@ -211,7 +212,7 @@ def seconds_to_bp(
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the trials without results, write the table, and print it."""
+    """Run the trials that have no results yet, write the table, and print it."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark accuracy", description=__doc__)
     parser.add_argument(
         "--epochs",
@@ -226,7 +227,7 @@ def main(arguments: Sequence[str]) -> None:
     table = rows(course, options.methods, options.seeds, options.modules)
     trials = Trials("accuracy", console.print)
     if options.skip != "train":
-        trials.train((row.trained for row in table), learning, options.jobs)
+        trials.train((row.trained for row in table), training_results, options.jobs)
     if options.skip != "speed":
         trials.make([row.speed for row in table], cost)
     text = markdown(trials, table)

@@ -32,8 +32,8 @@ from scripts.benchmarks.trials import (
     averaged,
     cost,
     difference,
-    learnt,
     megabytes,
+    results_of,
     table,
 )
 
@@ -64,13 +64,14 @@ class Case:
         overrides: Overrides for all rows.
         length: The configuration key for the number of samples per epoch, and this number.
         cuts: For each number of modules, the first units of all modules but the first. The last
-            module never has the head alone, because no local loss trains features for it.
+            module never has the head alone, because the features that the head reads would be
+            trained for an auxiliary network instead.
         metrics: Heading and format of each metric. A column compares the first metric with bp's.
         methods: Keys of `METHODS`.
         reference: Name of a method without training, and its key in the results for each metric;
             None if the case has no such method.
         brief: Further overrides for runs that measure speed and memory. With them, an evaluation is
-            smaller than the training.
+            short and needs no more memory than the training.
     """
 
     title: str
@@ -211,7 +212,7 @@ def _local(name: str, method: str, modules: int) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the trials without results, write the tables, and print them."""
+    """Run the trials that have no results yet, write the tables, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark beyond", description=__doc__)
     parser.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
@@ -232,7 +233,7 @@ def main(arguments: Sequence[str]) -> None:
     }
     if options.skip != "train":
         trained = [row.trained for each in lines.values() for row in each]
-        trials.train(trained, learnt, options.jobs)
+        trials.train(trained, results_of, options.jobs)
     if options.skip != "speed":
         for name, each in lines.items():
             speeds = schedules(name, options.short).values()
@@ -253,7 +254,7 @@ def markdown(trials: Trials, name: str, lines: Sequence[Row], short: bool) -> st
     case = CASES[name]
     bp = [trials.find(trial) for trial in lines[0].trained]
     headings = [heading for heading, _ in case.metrics.values()]
-    columns = ["method", "modules", *headings, f"less bp's {headings[0]}", "auxiliary parameters"]
+    columns = ["method", "modules", *headings, f"{headings[0]} minus bp's", "auxiliary parameters"]
     columns += ["auxiliary FLOPs", "auxiliary time per stage", "peak memory per stage, MB"]
     columns.append("samples/s")
     cells = [_cells(case, trials, row, bp) for row in lines]

@@ -139,7 +139,7 @@ class Case:
         return self.job("ppll").devices
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return what the result file says of this program's rows: stages, transports, devices."""
+        """Return facts about this program's rows for the result file, such as their stages."""
         ours = [name for name in names if name in OURS]
         units = {name: self.prepared(name)[1].units for name in ours}
         return {

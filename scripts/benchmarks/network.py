@@ -73,13 +73,13 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--long", action="store_true", help="every model and row")
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--rows", nargs="+", choices=ROWS)
-    parser.add_argument("--rounds", type=int, default=1, help="how often each run is made")
+    parser.add_argument("--rounds", type=int, default=1, help="number of runs of each case")
     parser.add_argument("--steps", type=int, default=25, help="steps of each run")
     parser.add_argument(
         "--accuracy",
         nargs="+",
         metavar="KEY=VALUE",
-        help="measure what rounding costs a training with these settings",
+        help="compare the test accuracy with and without rounding, for these settings",
     )
     options = parser.parse_args(arguments)
     console = Console()

@@ -1,10 +1,10 @@
 """Runs the real workers of a job, which train when they get an order, and rest in between.
 
-The course of such a job waits on a pipe for an order, which is a list of lengths of spans of
-training batches. After each span the course sends a mark: an item that follows the batches through
-the pipeline and makes each stage report. The pipeline is not drained for a mark. So the time
-between the reports of the last stage for two marks is the time of the batches between them in the
-running pipeline, whichever stage is the slowest.
+The course of such a job waits on a pipe for orders. An order is a list of spans, given by their
+numbers of training batches. After each span the course sends a mark: an item that follows the
+batches through the pipeline and makes each stage report. The pipeline is not drained for a mark. So
+the time between the reports of the last stage for two marks is the time of the batches between them
+in the running pipeline, whichever stage is the slowest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +144,7 @@ class Workers:
         return self.job.course.batch_size / max(line.step_s for line in self.lines)
 
     def spans(self, line: Line, seconds: float) -> list[int]:
-        """Return an order whose second span takes about `seconds`, with a full pipeline."""
+        """Return an order whose second span takes about `seconds` and keeps the pipeline full."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
         # Without a tail, the first stages would run out of work before the last stages, at the
@@ -215,7 +215,7 @@ class Workers:
         with suppress(Empty):
             event = self._events.get(timeout=LIMIT_S)
         if event is None:
-            raise RunFailedError(f"{self.name}: nothing was heard for {LIMIT_S:.0f} s")
+            raise RunFailedError(f"{self.name}: no report for {LIMIT_S:.0f} s")
         if isinstance(event, Exception):
             raise RunFailedError(f"{self.name}: {event}") from event
         return event

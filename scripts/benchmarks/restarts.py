@@ -3,8 +3,8 @@
 Each short run of a small model has one fault or two, at random moments: during the start-up,
 training, an evaluation, a checkpoint or a snapshot, twice in a row, or in two stages at once.
 The run must end with exit status 0 and with the weights of a run without a fault, bit for bit. Only
-stages that were hit may get a new process, and nothing may be left behind. The exit status is 1 if
-any run fails one of these checks.
+stages that were hit may get a new process, and no process and no shared memory may be left behind.
+The exit status is 1 if any run fails one of these checks.
 """
 
 import argparse
@@ -167,7 +167,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     if len(seen) > workers + len(restarts):
         outcome.notes.append(f"{len(seen)} processes for {len(restarts)} restarts")
     if weights(folder) != reference:
-        outcome.notes.append("its weights are others")
+        outcome.notes.append("its weights differ")
     if not outcome.notes:
         shutil.rmtree(folder)
     return outcome

@@ -87,7 +87,9 @@ def predict(measured: Mapping[tuple[int, str], float]) -> Rows:
 
 
 def _print(rows: Rows) -> None:
-    table = Table("gpus", "schedule", "samples/s", "x bp", "bubble", "measured", "predicted / it")
+    table = Table(
+        "gpus", "schedule", "samples/s", "x bp", "bubble", "measured", "predicted / measured"
+    )
     for row in rows:
         predicted, measured = (row[f"{k}_samples_per_second"] for k in ("predicted", "measured"))
         table.add_row(

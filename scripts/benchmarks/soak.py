@@ -192,7 +192,7 @@ def reference(case: str, folder: Path) -> bytes:
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     """Run a plan: start the run, inject the fault, resume the run, and check the results.
 
-    The folder is a new one. The reference is the weights of a run without a fault.
+    The folder must not exist yet; `reference` has the weights of a run without a fault.
     """
     outcome = Outcome(plan)
     with Session(*start(plan.case, folder)) as session:
@@ -206,7 +206,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     # The run may have ended between the moment and the fault.
     outcome.injected = fault_s is not None and outcome.status != 0
     if not outcome.injected or fault_s is None:
-        outcome.notes.append("it was over before its fault")
+        outcome.notes.append("it ended before its fault")
         return outcome
     outcome.detection_s = end_s - fault_s
     wrong = _wrong(plan, outcome, folder / "run", printed)
@@ -214,7 +214,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
         damage(plan, folder / "run")
     _recover(plan, outcome, folder, reference)
     if plan.kind in DAMAGES and "is not used: " not in _printed(folder, "resume"):
-        wrong.append("the damage was not told")
+        wrong.append("the damage was not reported")
     outcome.detected = not wrong
     outcome.notes += [*wrong, *(f"left: {each}" for each in outcome.left)]
     return outcome
@@ -238,7 +238,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
     if "Traceback" in printed:
         wrong.append("a traceback was printed")
     if status == 1 and word(setting("resume", str(run_dir.absolute()))) not in printed:
-        wrong.append("how to continue was not told")
+        wrong.append("the command to continue was not printed")
     if plan.kind in TO_A_WORKER and f"ppll-run: stage {plan.worker} " not in printed:
         wrong.append(f"stage {plan.worker} was not named first")
     if status > 128 and plan.moment != "start-up":
@@ -246,7 +246,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
             wrong.append("there is no checkpoint")
         told = run_dir / "summary.json"
         if not told.exists() or json.loads(told.read_text())["status"] != "interrupted":
-            wrong.append("no summary says interrupted")
+            wrong.append("no summary has the status interrupted")
     return wrong
 
 
@@ -267,7 +267,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
         outcome.resumed_from = _resumed_from(_printed(folder, "resume"))
     outcome.recovered = weights(folder) == reference
     if not outcome.recovered:
-        outcome.notes.append("its weights are others")
+        outcome.notes.append("its weights differ")
 
 
 def _resumed_from(printed: str) -> int:

@@ -83,7 +83,7 @@ def _first_step() -> float:
             try:
                 while not (metrics.exists() and '"train"' in metrics.read_text()):
                     if run.poll() is not None or perf_counter() - start > LIMIT_S:
-                        raise RunFailedError(f"no step was made by {' '.join(command)}")
+                        raise RunFailedError(f"no training step was done by {' '.join(command)}")
                     sleep(LOOK_S)
                 seconds = perf_counter() - start
                 run.communicate(timeout=LIMIT_S)

@@ -206,12 +206,12 @@ def _send(sender: Sender, tensor: Tensor) -> None:
 
 def _wait(end: Sender | Receiver) -> None:
     if not end.wait(LIMIT_S):
-        raise TimeoutError("nothing came from the other process")
+        raise TimeoutError(f"no message from the other process for {LIMIT_S:g} s")
 
 
 def _wait_for_word(connection: Connection) -> None:
     if not connection.poll(LIMIT_S):
-        raise TimeoutError("nothing came from the other process")
+        raise TimeoutError(f"no message from the other process for {LIMIT_S:g} s")
     connection.recv_bytes()
 
 

@@ -60,7 +60,7 @@ class Trials:
         Equal trials are run once, at most `jobs` at the same time.
 
         Raises:
-            RunFailedError: A run did not complete. No run is in progress any more.
+            RunFailedError: A run did not complete. All other runs have ended.
         """
 
         def make(trial: Trial) -> None:
@@ -76,7 +76,7 @@ class Trials:
             list(pool.map(make, dict.fromkeys(trials)))
 
     def train(self, rows: Iterable[Sequence[Trial]], read: Reader, jobs: int | None) -> None:
-        """Run the trainings of rows, given for each row with one trial per seed.
+        """Run the trainings of rows; each row has one trial per seed.
 
         One seed is trained after the other, so that a benchmark that was stopped has all rows of
         the first seeds. Without `jobs`, as many trials run at the same time as there are cores, or
@@ -97,7 +97,7 @@ def add_options(
     modules: Sequence[int],
     seeds: Sequence[int],
 ) -> None:
-    """Add the options that select trials. The arguments are the defaults, and all choices."""
+    """Add options that select trials. `methods` and `modules` are all choices, and the defaults."""
     parser.add_argument(
         "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
     )
@@ -122,7 +122,7 @@ def add_options(
     )
 
 
-def learnt(summary: Summary, run_dir: Path) -> dict[str, Any]:
+def results_of(summary: Summary, run_dir: Path) -> dict[str, Any]:
     """Return the test results of a run, and the parameters and FLOPs of its networks."""
     modules = summary["per_module"]
     counted = ("params", "aux_params", "flops", "aux_flops")
@@ -147,7 +147,7 @@ def cost(summary: Summary, run_dir: Path) -> dict[str, Any]:
 
 
 def averaged(found: Iterable[Found | None], metric: str, form: str) -> str:
-    """Return a cell with the mean of a metric over seeds, and the standard deviation if it has one.
+    """Return a cell with the mean of a metric and, for several seeds, its standard deviation.
 
     `found` has the results of each seed; None if a seed was not trained. `form` formats a number.
     """

@@ -55,9 +55,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"groups of steps, with commas between them: {GROUPS}",
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the check itself")
-    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds in all (525)")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="time limit in seconds (525)")
     parser.add_argument("--patience", type=float, default=1.0, help="multiplies each step's limit")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for what is found")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results")
     options = parser.parse_args(arguments)
     known = GROUPS.split(", ")
     for name in options.only:

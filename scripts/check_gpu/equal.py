@@ -37,7 +37,7 @@ class Equal:
 
 
 @dataclass(frozen=True)
-class Hurt:
+class LostWorker:
     """A step whose run loses a worker, must end with status 1, and is resumed.
 
     Attributes:
@@ -91,7 +91,7 @@ class Restarted:
     overrides: Sequence[str]
 
     def act(self, check: Check) -> Outcome:
-        """Kill a worker after the first checkpoint, stop later, compare with a faultless run."""
+        """Kill a worker, end the run after the restart, and compare it with a faultless run."""
         start_s = monotonic()
         folder, whole = check.folder(self.name), check.folder(f"{self.name} whole")
         endless = [*self.overrides, "recover=stage", "max_steps=1000000"]

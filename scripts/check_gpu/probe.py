@@ -305,7 +305,7 @@ def _event_of(device: torch.device, handle: object) -> torch.cuda.Event:
 
 def _received(connection: Connection) -> object:
     if not connection.poll(LIMIT_S):
-        raise TimeoutError("the other process says nothing")
+        raise TimeoutError(f"no message from the other process for {LIMIT_S:g} s")
     return connection.recv()
 
 

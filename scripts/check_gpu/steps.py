@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from ppll_cli.leaves.files import write_json
-from scripts.check_gpu.equal import Equal, Hurt, Interrupted, Restarted
+from scripts.check_gpu.equal import Equal, Interrupted, LostWorker, Restarted
 from scripts.check_gpu.report import Outcome, verdict
 from scripts.check_gpu.running import Check, Program, Step, Train, read_json, usable_width
 
@@ -178,8 +178,8 @@ def users(check: Check) -> list[Step]:
         scenes += ["model.width=64", "data.short_side=64", "data.long_side=96"]
     ppll = [*base, "schedule=ppll", "gpus=2"]
     return [
-        Hurt("killed worker", endless, signal.SIGKILL),
-        Hurt("stopped worker", endless, signal.SIGSTOP),
+        LostWorker("killed worker", endless, signal.SIGKILL),
+        LostWorker("stopped worker", endless, signal.SIGSTOP),
         Restarted("restarted worker", endless),
         Interrupted("interrupt", endless),
         Train("detection", [*ppll, *scenes]),

@@ -220,11 +220,11 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda root: listed(root, "train/a/000.png,a", "test"),
-        "train/a/000.png: is in train and in test; list it in one",
+        "train/a/000.png: is in train and in test; keep it in only one",
     ),
     (
         lambda root: listed(root, "train/a/000.png,a\ntrain/a/000.png,b\n"),
-        "train/a/000.png: is in class a and in class b; list it in one",
+        "train/a/000.png: is in class a and in class b; keep it in only one",
     ),
     (
         lambda root: [(root / f"{name}.csv").write_text("") for name in "ab"],

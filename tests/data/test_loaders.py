@@ -14,7 +14,7 @@ from PIL import Image
 
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.data.labelled import crops, loaders
-from ppll_cli.data.labelled.batches import AHEAD, LoadedBatches, Underway
+from ppll_cli.data.labelled.batches import AHEAD, DecodedAhead, LoadedBatches
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import Loaders
 from ppll_cli.errors import ConfigError, RunFailedError
@@ -122,7 +122,7 @@ def test_next_batches_are_decoded_in_advance_and_others_are_released() -> None:
         def release(self) -> None:
             released.append(self.key)
 
-    underway = Underway[int](Loading)  # type: ignore[arg-type]
+    underway = DecodedAhead[int](Loading)  # type: ignore[arg-type]
     for first in (0, 1, 5):
         with underway.images([first, first + 1, first + 2]) as images:
             assert images == first

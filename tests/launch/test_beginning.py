@@ -93,7 +93,7 @@ def test_a_run_of_an_older_edsr_is_refused_with_the_reason(run: Runner, tmp_path
     small = ["model=edsr", "model.depth=1", "model.width=4", "data.patches_per_epoch=16"]
     result = run(*small, *data, "schedule=bp", "gpus=1", "batch_size=4", "max_steps=2")
     rewrite(result.run_dir, without(r"\.levels$"))
-    assert "this version's model differs: it computes in [0, 255] now" in refusal(result)
+    assert "this version's model differs: it now computes in [0, 255]" in refusal(result)
 
 
 def test_a_checkpoint_without_watched_weights_is_refused(run: Runner) -> None:

@@ -150,7 +150,7 @@ def test_detection_has_details_of_each_class(tmp_path: Path) -> None:
     known = [entry["ap"] for entry in found.details.entries if entry["ap"] is not None]
     assert found.result["ap"] == pytest.approx(sum(known) / len(known))
     there = sum(entry["boxes"] for entry in found.details.entries)
-    assert there == load_run(run.folder).data.splits["train"].asked_for  # type: ignore[attr-defined]
+    assert there == load_run(run.folder).data.splits["train"].not_ignored  # type: ignore[attr-defined]
 
 
 def test_super_resolution_has_details_of_each_picture(tmp_path: Path) -> None:

@@ -232,16 +232,16 @@ class _PlainHead(nn.Module):
         return x.mean(dim=(2, 3))[:, :5]
 
 
-def test_a_head_that_does_not_say_where_it_pools_is_refused() -> None:
+def test_a_head_of_another_class_is_refused() -> None:
     at = sites(RESNET)
     units = [*at[0].units[:-1], Unit("head", _PlainHead, writes=("prediction",))]
     site = Site(1, at[0].modules, units, at[0].features, at[0].image, TASK)
     FBA(bank=OFF).criterion(site)
-    with pytest.raises(ConfigError, match=r"^fba=on: the model's head, _PlainHead, does not say"):
+    with pytest.raises(ConfigError, match=r"^fba=on: the model's head, _PlainHead, is not a Cla"):
         FBA(bank=bank()).criterion(site)
 
 
-def test_another_task_has_a_bank_if_the_head_says_where_it_pools() -> None:
+def test_another_task_has_a_bank_if_the_head_is_a_classifier_head() -> None:
     at = sites(RESNET)
     other = replace(at[1], task=OtherTask())
     (unit,) = module_exports(FBA(bank=bank()), other)
@@ -250,7 +250,7 @@ def test_another_task_has_a_bank_if_the_head_says_where_it_pools() -> None:
     assert criterion.reads == ("x", "bank.0", "target")
     criterion.head(torch.randn(2, 16, 12, 12), torch.randn(2, 16))
     plain = replace(other, units=[*other.units[:-1], Unit("head", _PlainHead)])
-    with pytest.raises(ConfigError, match=r"^fba=on: the model's head, _PlainHead, does not say"):
+    with pytest.raises(ConfigError, match=r"^fba=on: the model's head, _PlainHead, is not a Cla"):
         FBA(bank=bank()).criterion(plain)
     FBA(bank=OFF).criterion(plain)
 

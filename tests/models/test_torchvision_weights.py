@@ -69,10 +69,10 @@ def test_counters_missing_in_old_files_start_at_zero() -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("alexnet", "these weights are of no known model: they begin with 'features.0.weight'"),
+        ("alexnet", "these weights are of no known model: the first is 'features.0.weight'"),
         ("resnext50_32x4d", "these weights have 'layer1.0.conv1.weight' of shape"),
         ("wide_resnet50_2", "these weights have 'layer1.0.conv1.weight' of shape"),
-        ("swin_t", "these weights are of no known model: they begin with 'features.0.0.weight'"),
+        ("swin_t", "these weights are of no known model: the first is 'features.0.0.weight'"),
     ],
 )
 def test_weights_of_other_models_are_refused(name: str, problem: str) -> None:
@@ -88,7 +88,7 @@ def test_weights_of_other_models_are_refused(name: str, problem: str) -> None:
 
 def test_an_empty_file_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match="these weights are of no known model: they begin with 'nothing'"
+        ConfigError, match="these weights are of no known model: the first is 'nothing'"
     ):
         from_torchvision({})
 

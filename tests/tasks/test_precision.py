@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppll_cli.tasks.precision import FOUND, PICTURE, THERE, average_precisions
+from ppll_cli.tasks.precision import FOUND, PICTURE, TRUE_BOX, average_precisions
 
 CLASSES = ("cat", "dog")
 
 
 def there(picture: int, label: int, box: list[float], ignored: bool = False) -> list[float]:
-    return [THERE, picture, label, *box, float(ignored)]
+    return [TRUE_BOX, picture, label, *box, float(ignored)]
 
 
 def found(picture: int, label: int, box: list[float], score: float) -> list[float]:

@@ -101,8 +101,8 @@ class SplitBatches(Generic[Data, Content]):
 Images = tuple[Tensor, Tensor]
 """The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the device."""
 
-Lent = AbstractContextManager[Images]
-"""A context after which the memory of the images and labels may be overwritten."""
+LentImages = AbstractContextManager[Images]
+"""A context that provides images and labels; after it, their memory may be overwritten."""
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,11 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         self._std = per_channel(self.dataset.std, self.device)
 
     @abstractmethod
-    def training_images(self, epoch: int, batch: int) -> Lent:
+    def training_images(self, epoch: int, batch: int) -> LentImages:
         """Return the samples of a training batch, not augmented."""
 
     @abstractmethod
-    def evaluation_images(self, split: str, first: int, last: int) -> Lent:
+    def evaluation_images(self, split: str, first: int, last: int) -> LentImages:
         """Return the samples `first` to `last` - 1 of a split."""
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
@@ -178,13 +178,13 @@ class Batches(ImageBatches[Classified, Split]):
         """The order of the training samples, on the device."""
         return EpochOrder(len(self.splits["train"]), self.seed, self.device)
 
-    def training_images(self, epoch: int, batch: int) -> Lent:  # noqa: D102
+    def training_images(self, epoch: int, batch: int) -> LentImages:  # noqa: D102
         chosen, split = self.chosen(epoch, batch), self.splits["train"]
         return nullcontext(
             (split.images.index_select(0, chosen), split.labels.index_select(0, chosen))
         )
 
-    def evaluation_images(self, split: str, first: int, last: int) -> Lent:  # noqa: D102
+    def evaluation_images(self, split: str, first: int, last: int) -> LentImages:  # noqa: D102
         whole = self.splits[split]
         return nullcontext((whole.images[first:last], whole.labels[first:last]))
 

@@ -82,7 +82,7 @@ class Coco(DetectionDataset):
         return kept_index(["coco", found], make)
 
     def _missing(self, path: Path) -> Exception:
-        remedy = f"unpack 2017's pictures and annotations of {URL} so that {path} exists"
+        remedy = f"unpack the 2017 pictures and annotations from {URL} so that {path} exists"
         return self.fault(path, "is missing", f"{remedy}, or give their folder as data.root")
 
 

@@ -118,7 +118,7 @@ def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> Non
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return a unique file name in the folder samples/ for a test picture and its file."""
+    """Return a unique name in the folder samples/ for test picture `number`, read from `file`."""
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
     return f"{number}-{clean}.png" if clean else f"{number}.png"

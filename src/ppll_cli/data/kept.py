@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: Path, *recipe: object) -> Path:
-    """Return the path for derived data in a folder of the cache, which has data of one kind.
+    """Return the path of derived data in `folder`, the cache's folder for data of this kind.
 
     The recipe is everything that determines the data, as values that JSON can represent.
     """
@@ -40,7 +40,7 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 @contextmanager
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
-    """Open a file for the pixels, uint8, of an array of this shape, which np.load can map.
+    """Create a .npy file for the pixels of a uint8 array of this shape; np.load can map it.
 
     Writing to a mapped file instead would crash the process if the disk is full.
     """

@@ -222,8 +222,8 @@ def files(folder: Path) -> tuple[SavedFile, ...]:
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     """Remove all checkpoints that are later than `to`; if `to` is None, remove all checkpoints.
 
-    The removed checkpoints are damaged, and the run will do their steps again. The function also
-    removes the links `last` and `best` if their checkpoint is gone.
+    These checkpoints are damaged (see `newest`), and the run will do their steps again. The
+    function also removes the links `last` and `best` if their checkpoint is gone.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:

@@ -27,7 +27,7 @@ from ppll_cli.pipeline.routes import Access, Watch
 class ModuleEnd:
     """The computations of a module after its last unit.
 
-    First the module's exports (units that compute values for losses of later modules) run, and then
+    The module's exports (units that compute values for losses of later modules) run first, and then
     its loss.
     """
 

@@ -50,14 +50,14 @@ class Numerics:
                 tf32_matmul=tf32,
                 tf32_convolution=tf32,
                 # A run has few input shapes, so let cuDNN try all its algorithms on each of them.
-                # It varies by chance which algorithm is fastest, so the bits of results vary.
+                # Chance decides which algorithm is fastest, so the last bits of results vary.
                 cudnn_benchmark=not self.deterministic,
             )
         _set(flags)
 
     @contextmanager
     def applied(self, device: torch.device) -> Iterator[None]:
-        """Apply these settings while the body of the with statement runs."""
+        """Apply these settings inside the with statement."""
         before = _get()
         self.apply(device)
         try:
@@ -67,7 +67,7 @@ class Numerics:
 
     @contextmanager
     def autocast(self, device: torch.device) -> Iterator[None]:
-        """Run forward passes and losses in the precision while the body of the statement runs."""
+        """Run forward passes and losses in this precision inside the with statement."""
         if self.precision != "bf16":
             yield
             return

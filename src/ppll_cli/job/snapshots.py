@@ -9,21 +9,21 @@ BUFFERS = 2
 """Number of snapshots that a stage stores: it writes the new snapshot before it drops the old."""
 
 MARGIN = 1.15
-"""Factor on the size of snapshots where shared memory must have room for them. `snapshot_bytes`
-counts neither buffers, such as the statistics of BatchNorm, and their averages, nor the alignment
-of each tensor. The largest such part that we saw is 12 %, of the first stage of a ResNet-32."""
+"""Room in shared memory for a snapshot, divided by `snapshot_bytes`, which does not count buffers
+(such as BatchNorm's statistics), their averages, or the alignment of each tensor. The largest
+uncounted part that we saw is 12 %, in the first stage of a ResNet-32."""
 
 COST = 0.01
-"""Largest fraction of a stage's time that snapshots take, if the program chooses their number and
-the channels have slots for as many messages."""
+"""Largest fraction of a stage's time that snapshots take, if the program chooses how often they are
+taken, and if the channels have enough slots for that."""
 
 
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
     """Return the size of one snapshot of a stage, in bytes.
 
     It holds float32 values: each parameter, what the optimizer keeps for it, its average with
-    `optim.ema`, and older versions of units whose weights other modules read. What else it holds is
-    little, and not counted; see `MARGIN`.
+    `optim.ema`, and older versions of units whose weights other modules read. It also holds a few
+    small tensors, which are not counted; see `MARGIN`.
 
     `params` is the number of parameters of the units and auxiliary networks.
     """

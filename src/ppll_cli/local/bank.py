@@ -44,13 +44,13 @@ class Bank:
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return the head extended by inputs for banked features."""
-        own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
+        own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank)
 
     def probe(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return a classifier that reads a head's pooled vector and banked features."""
-        own = head_of(head, ClassifierHead, "where it pools", ("fba", "on"), "use fba=off")
+        own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
         return self.head(VectorHead(own.fc.in_features, own.fc.out_features), banked, bank)
 
 
@@ -66,7 +66,7 @@ class MapBank(Bank):
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return the head extended by inputs for banked maps, a `FusedPictureHead`."""
-        own = head_of(head, PictureHead, "where skips are added", ("fba", "on"), "use fba=off")
+        own = head_of(head, PictureHead, ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
         return FusedPictureHead(own, channels, bank)
 

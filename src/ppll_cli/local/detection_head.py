@@ -16,8 +16,9 @@ the stride of the head's input."""
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """Return the site with a task whose local heads are of the chosen kind.
 
-    For None and `pyramid`, the site is returned unchanged. Other tasks are refused, and a user's
-    own head that is not derived from `PyramidHead`, so that the width for local heads is unknown.
+    For None and `pyramid`, the site is returned unchanged. Other tasks are refused. For `level`, a
+    user's own head that is not derived from `PyramidHead` is refused too, because the width of
+    local heads would be unknown.
     """
     if chosen is None:
         return site
@@ -31,6 +32,5 @@ def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
         return site
     with torch.device("meta"):
         built = site.units[-1].build()
-    reads, other = "how it reads a pyramid", f"use {key}=pyramid"
-    head = head_of(built, PyramidHead, reads, (key, chosen), other)
+    head = head_of(built, PyramidHead, (key, chosen), f"use {key}=pyramid")
     return replace(site, task=with_levels(task, head.style))

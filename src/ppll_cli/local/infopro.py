@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, tensor, persistent=False)  # from the data set, not learnt
+            self.register_buffer(name, tensor, persistent=False)  # set by the data set, not trained
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return the mean reconstruction loss, a float32 scalar.
@@ -185,9 +185,9 @@ class InfoProCriterion(Criterion):
     def __init__(
         self, head: nn.Module, decoder: Decoder | None, site: Site, weights: tuple[float, float]
     ) -> None:
-        self_taught = weights[1] == 0
-        super().__init__(Probe(head) if self_taught else head, (site.feature,), site.task)
-        self.weights = (weights[0], 1.0 if self_taught else weights[1])
+        probed = weights[1] == 0
+        super().__init__(Probe(head) if probed else head, (site.feature,), site.task)
+        self.weights = (weights[0], 1.0 if probed else weights[1])
         self.decoder = decoder
         if decoder is not None:
             self.reads = (*self.reads, IMAGE)

@@ -99,7 +99,7 @@ class MAN(LocalMethod):
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y, whose shape replaces that of the features in `there`."""
+        """Return the loss that reads y. In the site `there`, the features have the shape of y."""
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2
@@ -190,7 +190,7 @@ class Mixture(nn.Module):
             return learned + average
         return self.scale * learned + (2 - self.scale) * average
 
-    def take(self, weights: Mapping[str, Tensor]) -> None:
+    def update(self, weights: Mapping[str, Tensor]) -> None:
         """Update the averages with `weights`. Call this under `no_grad`."""
         parameters = dict(self.average.named_parameters())
         averages: list[Tensor] = [*parameters.values()]
@@ -224,4 +224,4 @@ class MomentumCriterion(Criterion):
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
         """Update the averages, unless `steps` is below 0, as it is in the first batches."""
         if steps >= 0:
-            self.mixture.take(weights)
+            self.mixture.update(weights)

@@ -82,16 +82,13 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
     return network
 
 
-def head_of(
-    head: nn.Module, kind: type[Head], says: str, setting: tuple[str, object], other: str
-) -> Head:
-    """Return the model's head if it belongs to a class that a setting requires, or refuse it.
+def head_of(head: nn.Module, kind: type[Head], setting: tuple[str, object], other: str) -> Head:
+    """Return the model's head if it belongs to the class that a setting requires, or refuse it.
 
-    The message for the head of a user's own model says which property the required heads have
-    (`says`), and names an alternative (`other`).
+    The error message names the setting, and an alternative to it (`other`).
     """
     if isinstance(head, kind):
         return head
-    problem = f"the model's head, {type(head).__name__}, does not say {says}"
+    problem = f"the model's head, {type(head).__name__}, is not a {kind.__name__}"
     remedy = f"derive it from {class_path(kind)}, or {other}"
     raise ConfigError(*setting, problem, remedy)

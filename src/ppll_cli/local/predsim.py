@@ -59,9 +59,9 @@ class PredSim(LocalMethod):
 
 
 class PredSimCriterion(Criterion):
-    """PredSim's loss: the similarity loss, of the convolution's output, and the prediction loss.
+    """PredSim's loss: similarity loss of the convolution's output, and prediction loss.
 
-    `similarity` is the weight of the former, above 0 and at most 1.
+    `similarity` is the weight of the similarity loss, above 0 and at most 1.
     """
 
     def __init__(

@@ -34,10 +34,9 @@ class PyramidBank(Bank):
         For `LevelDetection`, return copied units and a `LevelHead`, which reads their output and
         banked maps. Copied units whose maps are coarser than the head's finest level are dropped.
         """
-        reads = "how it reads a pyramid"
-        head = head_of(copies.head, PyramidHead, reads, ("local", "fba"), "use local=greedy")
+        head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:
-            problem = "does not apply to detection, where a pyramid joins maps to the head"
+            problem = "does not apply to detection, where the pyramid fuses the maps"
             raise ConfigError("fba.shared_head", False, problem, "leave it out")
         own, earlier = self._maps(copies.shapes), self._maps(banked)
         if not isinstance(self.task, LevelDetection):

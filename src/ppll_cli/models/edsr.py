@@ -86,7 +86,7 @@ class EDSR:
             its input is added.
     """
 
-    changed: ClassVar[str] = "it computes in [0, 255] now, like its authors' code, not in [0, 1]"
+    changed: ClassVar[str] = "it now computes in [0, 255], like its authors' code, not in [0, 1]"
 
     depth: int = 16
     width: int = 64
@@ -110,8 +110,10 @@ class EDSR:
         scale = wanted.scale
         least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel
         if wanted.overlap < least:
-            problem = f"edsr and SSIM look {least} pixels far, so pictures evaluated in tiles "
-            problem += "would differ from whole pictures"
+            problem = (
+                f"edsr and SSIM use pixels up to {least} away, so pictures evaluated in tiles "
+                "would differ from whole pictures"
+            )
             raise ConfigError(
                 "data.overlap", wanted.overlap, problem, f"use data.overlap={least}, or more"
             )

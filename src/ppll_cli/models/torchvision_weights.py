@@ -66,7 +66,7 @@ def _expected(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     elif {"embed.conv_proj.weight", "embed.pos_embedding", "head.fc.weight"} <= ours.keys():
         model, image = _vit(ours)
     else:
-        raise _refusal(f"are of no known model: they begin with {next(iter(ours), 'nothing')!r}")
+        raise _refusal(f"are of no known model: the first is {next(iter(ours), 'nothing')!r}")
     return _built(model, image, Classification(len(ours["head.fc.weight"])))
 
 

@@ -40,11 +40,11 @@ class TracedUnit:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Do not import torch's compiler to run functions that are excluded from compilation.
+    """Keep torch from importing its compiler for functions that are not compiled.
 
     torch marks its dispatch modes, and many functions for the meta device, with a decorator that
-    imports the compiler and asks it to leave them out. Nothing is compiled here, and the import
-    takes half as long as the import of torch.
+    imports the compiler only to exclude them from compilation. Nothing is compiled here, and
+    importing the compiler takes half as long as importing torch.
     """
     stand_in = _Uncompiled(_COMPILER)
     sys.modules.setdefault(_COMPILER, stand_in)
@@ -58,7 +58,7 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands for torch's compiler. Every use imports it, except `disable` for torch's own code."""
+    """Stands in for torch's compiler. Any use imports it, except `disable` for torch's own code."""
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
         """Return a function of torch itself unchanged; let the compiler exclude any other."""
@@ -67,7 +67,7 @@ class _Uncompiled(ModuleType):
         return self.__getattr__("disable")(function, *args, **options)
 
     def leave(self) -> None:
-        """Remove this object, unless the compiler or the object of another thread is there."""
+        """Remove this object from `sys.modules`, if it is still there."""
         if sys.modules.get(_COMPILER) is self:
             del sys.modules[_COMPILER]
 

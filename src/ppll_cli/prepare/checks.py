@@ -12,7 +12,7 @@ from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
 
 
-def check_passes(job: Job) -> None:
+def check_equal_counts(job: Job) -> None:
     """Refuse batches that replicas would split into different numbers of micro-batches.
 
     With synchronised BatchNorm, replicas wait for each other in every BatchNorm layer for every

@@ -86,7 +86,7 @@ def weights(
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
     """Return costs in seconds for the profile's samples.
 
-    A batch has one optimizer step. The samples get their share of its time.
+    They include these samples' share of the optimizer step, of which there is one per batch.
     """
 
     def seconds(part: Measured) -> float:
@@ -272,7 +272,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
 
 def _even(items: int, groups: int) -> list[range]:
-    """Group items of equal cost, without the search of `balance`, which is slow for deep models."""
+    """Group items of equal cost evenly. The search of `balance` would be slow for deep models."""
     size, longer = divmod(items, groups)
     starts = [group * size + min(group, longer) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]

@@ -25,7 +25,12 @@ from ppll_cli.predict.kept import Kept
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.profile import Profile
 from ppll_cli.predict.speed import report
-from ppll_cli.prepare.checks import check_batch_norm, check_instructions, check_passes, check_shares
+from ppll_cli.prepare.checks import (
+    check_batch_norm,
+    check_equal_counts,
+    check_instructions,
+    check_shares,
+)
 from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
 from ppll_cli.prepare.recovery import recovering
@@ -217,7 +222,7 @@ def assemble(
         )
     check_batch_norm(job, subject.names, subject.costs, auxiliary)
     if settings.sync_batchnorm:
-        check_passes(job)
+        check_equal_counts(job)
     return job, auxiliary
 
 

@@ -29,7 +29,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
     """Return the job with `snapshot_every` set as the group `recover` asks for.
 
     `costs` are those of each unit, and then of each module's auxiliary network. Notes for the user
-    are appended to `notes`. Of all machines, only the shared memory of this `machine` matters here.
+    are appended to `notes`. Only the shared memory of this machine, number `machine`, is checked.
 
     Raises:
         ConfigError: The configuration says `recover=stage`, which is not possible.
@@ -62,8 +62,8 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
     """Return the job with `snapshot_every` set for a prediction, or else why it cannot be set.
 
-    The run may use other machines than the plan, so the shared memory of this one does not matter.
-    With `recover=off` the text is empty.
+    The run may use other machines than this one, whose shared memory is therefore not checked. With
+    `recover=off` the text is empty.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -123,7 +123,7 @@ class _Room(NamedTuple):
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
     def every(self, asked: int | None) -> int:
-        """Return the number of messages, which the user may have given; 0 if there is no room."""
+        """Return the number of messages, the user's or the program's; 0 if there is no room."""
         if not self.messages:  # no stage of this machine restarts
             return asked or USUAL
         if asked is not None:
@@ -160,13 +160,13 @@ def _obstacle(job: Job) -> tuple[str, str] | None:
     if not isinstance(make("transport", settings.transport), RingTransport):
         return "only transport=ring keeps messages for a replay", "use transport=ring"
     if _on_cuda(job) and settings.recover.name == "auto":
-        return "it has never run on CUDA, so it must be asked for with recover=stage", ""
+        return "restarts on CUDA are untested, so only recover=stage turns them on", ""
     if _on_cuda(job) and not settings.deterministic:
         problem = "on CUDA, a restarted worker may compute other bits than the one before it"
         return problem, "use deterministic=true, or recover=off"
     if sys.platform != "linux" or platform.machine() not in _TOTAL_STORE_ORDER:
         here = f"{platform.system()} on {platform.machine()}"
-        return f"it needs Linux on an x86 processor, and this is {here}", "use recover=off"
+        return f"a restart needs Linux on an x86 processor, and this is {here}", "use recover=off"
     sending = [channel.source for channel in job.channels if channel.kind == "activations"]
     if len({*sending}) < len(sending):
         return "a stage sends activations to several chunks", "use schedule=ppll, or recover=off"

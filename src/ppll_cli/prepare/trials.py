@@ -1,4 +1,4 @@
-"""Tests before a run whether gradients stay right if backward passes are split or recompute.
+"""Tests before a run whether split backwards, or recomputed forwards, give the right gradients.
 
 Zero-bubble schedules run a backward pass in two halves, and both halves run the operations that use
 parameters. If an operation frees its saved tensors or counts its calls, or if a hook changes

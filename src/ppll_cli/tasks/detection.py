@@ -21,7 +21,7 @@ from ppll_cli.tasks.precision import (
     COLUMNS,
     FOUND,
     PICTURE,
-    THERE,
+    TRUE_BOX,
     average_precisions,
     precisions_by_class,
 )
@@ -156,7 +156,7 @@ class Detection:
             nothing = torch.zeros(1, device=there.device)
             rows += [
                 _rows(PICTURE, picture, nothing, nothing[:, None], nothing),
-                _rows(THERE, picture, labels, there, ignored),
+                _rows(TRUE_BOX, picture, labels, there, ignored),
                 _rows(FOUND, picture, found.labels, found.boxes, found.scores),
             ]
         return torch.cat(rows)

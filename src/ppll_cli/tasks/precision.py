@@ -1,8 +1,8 @@
 """Average precision of detections, as COCO and VOC define it.
 
 The input is a tensor of rows, float64 [n, 8]. A row describes a picture (`PICTURE`), a true box
-(`THERE`) or a detection (`FOUND`). The columns are: the kind of the row; the picture's number; the
-class; left, top, right and bottom in pixels of the picture; and, for a true box, whether it is
+(`TRUE_BOX`) or a detection (`FOUND`). The columns are: the kind of the row; the picture's number;
+the class; left, top, right and bottom in pixels of the picture; and, for a true box, whether it is
 ignored or, for a detection, its score.
 """
 
@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 from ppll_cli.tasks.details import Details, Entry
 
 COLUMNS = 8
-THERE, FOUND, PICTURE = range(3)
+TRUE_BOX, FOUND, PICTURE = range(3)
 OVERLAP = 0.5
 OVERLAPS = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
 """For each metric, the slice of COCO's overlaps 0.5, 0.55 ... 0.95 over which it is averaged."""
@@ -51,11 +51,11 @@ def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Ma
 def precisions_by_class(rows: Tensor, classes: Sequence[str], crowds: bool) -> Details:
     """Return `ap`, `ap50`, `ap75` and the number of boxes to find, for each class."""
     precision = _coco(rows, tuple(classes), crowds)
-    asked_for = rows[(rows[:, 0] == THERE) & (rows[:, 7] == 0)]
+    to_find = rows[(rows[:, 0] == TRUE_BOX) & (rows[:, 7] == 0)]
     entries: list[Entry] = []
     for label, name in enumerate(classes):
         of_class = {key: _mean(precision[at][..., label]) for key, at in OVERLAPS.items()}
-        boxes = int((asked_for[:, 2] == label).sum())
+        boxes = int((to_find[:, 2] == label).sum())
         entries.append({"class": name, "boxes": boxes, **of_class})
     return Details("class", entries)
 
@@ -73,7 +73,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
     for row in rows[rows[:, 0] != PICTURE].tolist():
         kind, picture, label, left, top, right, bottom, last = row
         width, height = right - left, bottom - top
-        ignored = kind == THERE and bool(last)
+        ignored = kind == TRUE_BOX and bool(last)
         box = {
             "id": len(kinds[int(kind)]) + 1,  # for pycocotools, the id 0 means no match
             "image_id": int(picture),
@@ -86,7 +86,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
             "score": last,
         }
         kinds[int(kind)].append(box)
-    if not kinds[THERE]:
+    if not kinds[TRUE_BOX]:
         return np.full((10, 101, len(classes)), -1.0)
     with redirect_stdout(io.StringIO()):
         for coco, boxes in zip((there, found), kinds, strict=True):
@@ -111,7 +111,7 @@ def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
     curves = []
     for label in range(classes):
         here = rows[rows[:, 2] == label]
-        there, found = here[here[:, 0] == THERE], here[here[:, 0] == FOUND]
+        there, found = here[here[:, 0] == TRUE_BOX], here[here[:, 0] == FOUND]
         total = int((there[:, 7] == 0).sum())
         if total:
             curves.append(_curve(there, found, total))

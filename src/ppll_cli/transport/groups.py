@@ -23,7 +23,7 @@ ProcessGroup = Any
 FOR_EVER = timedelta(days=365)
 """Timeout of operations, never reached: the launcher stops workers that wait for a dead worker."""
 
-JUDGES = (
+WATCHDOG_SWITCHES = (
     "TORCH_NCCL_ASYNC_ERROR_HANDLING",
     "TORCH_NCCL_ENABLE_MONITORING",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS",
@@ -93,7 +93,7 @@ class Groups:
         if self._interface:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", self._interface)
-        for name in JUDGES:
+        for name in WATCHDOG_SWITCHES:
             os.environ.setdefault(name, "0")
         dist.init_process_group(
             "gloo",

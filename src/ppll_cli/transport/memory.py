@@ -115,7 +115,8 @@ def shared_zeros(size: int) -> Tensor:
     """Return zeros, uint8 [size], in memory that other processes can open.
 
     Raises:
-        OSError: Shared memory has no room; since `no_room` another program may have taken it.
+        OSError: Shared memory has no room: since the check by `no_room`, another program may have
+            taken it.
     """
     tensor = torch.zeros(size, dtype=torch.uint8)
     try:
@@ -156,7 +157,7 @@ def no_room(size: int, what: str = "its slots") -> str | None:
     """Return a reason if shared memory has no room for `size` bytes, otherwise None.
 
     Without this check, a process that uses shared memory beyond its limit would be killed. `what`
-    names what needs the bytes, for the returned text.
+    is the subject of the returned text.
     """
     if fits(size):
         return None

@@ -171,7 +171,7 @@ def test_each_case_writes_its_tables(ran: list[str]) -> None:
     beyond.main(["--skip", "speed"])
     assert len(ran) == 3 * len(TRAINED) - 1 + 4  # four rows are for detection only
     text = Path("outputs/benchmark/beyond.md").read_text()
-    assert "| method | modules | AP | AP50 | less bp's AP |" in text
+    assert "| method | modules | AP | AP50 | AP minus bp's |" in text
     assert "| fba on | 4 | 0.375 | 0.500 | -0.125 | 2,000 | 25% of the backbone |  |  |  |" in text
     assert text.count("| bicubic |") == 2
     assert text.count("| gpipe |  |  |") == 3

@@ -29,9 +29,9 @@ def test_plans_hit_existing_stages() -> None:
 def test_the_summary_counts_faults_and_restarts() -> None:
     good, bad = (Outcome(plan) for plan in plans(2, seed=0))
     good.hits, good.restarts = 2, [0.2, None, 0.4]
-    bad.hits, bad.notes = 1, ["its weights are others"]
+    bad.hits, bad.notes = 1, ["its weights differ"]
     found = summary([good, bad])
     totals = {key: found[key] for key in ("runs", "faults", "restarts", "longest_s", "failed")}
     assert totals == {"runs": 2, "faults": 3, "restarts": 3, "longest_s": 0.4, "failed": 1}
-    assert [row["notes"] for row in found["rows"]] == [[], ["its weights are others"]]
+    assert [row["notes"] for row in found["rows"]] == [[], ["its weights differ"]]
     assert found["rows"][0]["number"] == good.plan.number.name

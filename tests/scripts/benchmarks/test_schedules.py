@@ -127,7 +127,7 @@ def test_a_silent_worker_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> 
     workers.start()
     monkeypatch.setattr(paced, "LIMIT_S", 0.2)
     workers.lines[0].order = lambda spans: [1, 2]  # type: ignore[method-assign]
-    with pytest.raises(RunFailedError, match=r"^ppll: nothing was heard for 0 s"):
+    with pytest.raises(RunFailedError, match=r"^ppll: no report for 0 s"):
         workers.warm_up()
     monkeypatch.undo()
     workers.stop()

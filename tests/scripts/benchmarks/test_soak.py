@@ -69,7 +69,7 @@ def test_a_run_that_ended_before_its_fault_is_noted(
     outcome = soak.endure(plan("kill worker", "training"), tmp_path / "run", b"")
     assert not outcome.injected
     assert outcome.status == 0
-    assert outcome.notes == ["it was over before its fault"]
+    assert outcome.notes == ["it ended before its fault"]
 
 
 @pytest.mark.parametrize("fault", ["detected", "recovered", "left"])
@@ -113,11 +113,11 @@ def test_a_run_that_ends_in_another_way_is_a_failure(tmp_path: Path) -> None:
         "it ended with 1 instead of 130",
         "a traceback was printed",
         "there is no checkpoint",
-        "no summary says interrupted",
+        "no summary has the status interrupted",
     ]
     outcome = Outcome(plan("kill worker", "training"), status=1)
     assert soak._wrong(outcome.plan, outcome, tmp_path, "ppll-run: stage 1 (cpu): gone") == [
-        "how to continue was not told",
+        "the command to continue was not printed",
         "stage 0 was not named first",
     ]
     outcome.status = None
@@ -139,4 +139,4 @@ def test_different_weights_are_a_failure(monkeypatch: pytest.MonkeyPatch, tmp_pa
         soak._recover(outcome.plan, outcome, tmp_path, reference)
         assert outcome.resumed_from == 5
         results.append((outcome.recovered, outcome.notes))
-    assert results == [(True, []), (False, ["its weights are others"])]
+    assert results == [(True, []), (False, ["its weights differ"])]

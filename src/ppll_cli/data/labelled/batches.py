@@ -27,7 +27,7 @@ AHEAD = 2
 Key = TypeVar("Key", bound=Hashable)
 
 
-class Underway(Generic[Key]):
+class DecodedAhead(Generic[Key]):
     """The batches that loaders are decoding. Only one thread may use this object."""
 
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
@@ -61,8 +61,8 @@ class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._loaders = Loaders(self.dataset.processes, self.dataset.size)
-        self._training = Underway(self._begin_training)
-        self._evaluating = Underway(self._begin_evaluation)
+        self._training = DecodedAhead(self._begin_training)
+        self._evaluating = DecodedAhead(self._begin_evaluation)
         self._evaluated = ("", 0)  # split and first sample of the last evaluation batch
 
     @contextmanager

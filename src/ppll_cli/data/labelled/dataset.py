@@ -35,7 +35,7 @@ CHECK_S = 3.0
 """Time in seconds for decoding some pictures as a test at the start, if loaders are used."""
 
 MOST_CHECKED = 50_000
-"""Number of pictures chosen for the test at the start, more than can be decoded in `CHECK_S`."""
+"""Largest number of pictures in the test at the start, more than are decoded in `CHECK_S`."""
 
 MOST_BYTES = 4 << 30
 """Largest total size in bytes of images that are kept in memory. A quarter of the machine's memory
@@ -224,7 +224,7 @@ class LabelledPictures(Classified):
                 there = seen.setdefault(f"{real_folder(folder)}/{name}", here)
                 for one, other in zip(there, here, strict=True):
                     if one != other:
-                        raise self.fault(path, f"is in {one} and in {other}", "list it in one")
+                        raise self.fault(path, f"is in {one} and in {other}", "keep it in only one")
 
     def _check_some(self) -> None:
         paths = [path for split in self._splits.values() for path in split.paths]

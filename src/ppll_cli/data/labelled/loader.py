@@ -24,7 +24,8 @@ from ppll_cli.leaves.forkserver import STOPPING
 class Wanted:
     """A picture to decode, and the piece of it that becomes the image.
 
-    It is a square in the middle or, if there are draws, a piece that these determine.
+    The piece is the square in the middle or, if there are draws, the random piece that they
+    determine.
     """
 
     path: str

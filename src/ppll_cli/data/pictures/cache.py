@@ -73,7 +73,7 @@ def kept(
 
 
 def stamped(path: Path) -> tuple[str, int, int]:
-    """Return the `stamp` of a picture's file, or raise `unreadable`."""
+    """Return the `stamp` of a picture's file, or raise the error of `unreadable`."""
     try:
         return stamp(path)
     except OSError as error:

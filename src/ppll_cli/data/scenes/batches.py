@@ -57,7 +57,7 @@ class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
         mirrored = torch.randint(2, (len(numbers),), generator=draws).tolist()
         sized = []
         for number, turned in zip(numbers.tolist(), mirrored, strict=True):
-            picture = self._sized(_asked_for(scenes[number]))
+            picture = self._sized(_without_ignored(scenes[number]))
             sized.append(_mirrored(picture) if turned and self.dataset.flip else picture)
         return self._named(sized, numbers)
 
@@ -124,7 +124,7 @@ def decode(pixels: Path | Bytes) -> Image.Image:
     return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
 
 
-def _asked_for(scene: Scene) -> Scene:
+def _without_ignored(scene: Scene) -> Scene:
     """Return a scene without its ignored boxes."""
     kept = ~scene.ignored
     return Scene(scene.pixels, scene.boxes[kept], scene.labels[kept], scene.ignored[kept])

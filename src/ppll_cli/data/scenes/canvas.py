@@ -130,8 +130,8 @@ def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout 
     """Cut out an item, uint8 [28, 28], and resize its box to the area of a square with side `size`.
 
     A dark pixel belongs to the item if there are bright pixels on both sides of it in its row, and
-    also in its column. Its longer side becomes at most `most` pixels long. The result is None if
-    the item has too few pixels.
+    also in its column. The longer side of the box becomes at most `most` pixels long. The result is
+    None if the item has too few pixels.
     """
     inside = item >= _THRESHOLD
     across, down = (
@@ -192,7 +192,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Draw 8 colours; return the first with enough contrast or, without any, the best, [3]."""
+    """Draw 8 colours; return the first with enough contrast, or else the one with most, [3]."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

@@ -32,8 +32,8 @@ CHECK_S = 5.0
 Pictures that are not compared in this time are compared when they are decoded."""
 
 MULTIPLE = 32
-"""Height and width of a batch's images are multiples of this number, because of maps of stride
-32."""
+"""Height and width of a batch's images are multiples of this number, the largest stride of the maps
+from which a pyramid is made."""
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class DetectionDataset(Files, ABC):
         for remark in dict.fromkeys(scenes.remark for scenes in splits.values() if scenes.remark):
             log.warning(remark)
         for name, scenes in splits.items():
-            if not scenes.asked_for:
+            if not scenes.not_ignored:
                 then = (
                     "the model cannot learn to find any" if name == "train" else "ap will be null"
                 )

@@ -154,7 +154,7 @@ class Scenes:
         return int(counts.max(initial=0))
 
     @property
-    def asked_for(self) -> int:
+    def not_ignored(self) -> int:
         """Number of objects in the split that are not ignored."""
         counted = np.concatenate(([0], np.cumsum(~self.objects.ignored)))
         of_each = np.diff(counted[self.objects.starts])
