@@ -11,7 +11,9 @@ NAMES = "copied", "exported", "passed"
 
 
 @pytest.mark.parametrize("stages", [(0, 1, 1), (0, 1, 2)], ids=["same stage", "next stage"])
-def test_outputs_in_a_slot_are_copied_for_a_chunk_of_the_same_stage(stages: tuple[int, ...]) -> None:
+def test_outputs_in_a_slot_are_copied_for_a_chunk_of_the_same_stage(
+    stages: tuple[int, ...],
+) -> None:
     """A unit or an export may return a view of its input; the channel soon reuses the slot."""
     layout = Layout.spread([range(n, n + 1) for n in range(3)], stages)
     into = Route(), Route(("passed", "x")), Route(tuple(sorted(NAMES)))
