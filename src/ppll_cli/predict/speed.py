@@ -104,13 +104,7 @@ def predict(
     beside = _times(job, profile.at(sizes[0], others), sizes, carriers) if others else alone
     underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
-    crews = [
-        Counter(
-            job.home(Seat(stage, replica)) if neighbours is None else 0
-            for replica in range(job.replicas)
-        )
-        for stage in range(job.stages)
-    ]
+    crews = _crews(job, together=neighbours is not None)
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
@@ -138,6 +132,14 @@ def predict(
         averaged_bytes=_averaged_bytes(job, quiet),
         recovery_bytes=recovery_bytes(job, quiet),
     )
+
+
+def _crews(job: Job, *, together: bool) -> list[Counter[int]]:
+    """Return for each stage how many replicas are on each machine; `together`, all are on one."""
+    return [
+        Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
+        for stage in range(job.stages)
+    ]
 
 
 def _times(job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers) -> list[Times]:
