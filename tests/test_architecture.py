@@ -1,5 +1,6 @@
 """docs/architecture.md names existing code, and shows the real stream of instructions."""
 
+import ast
 import re
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,9 @@ PAGE = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
 
 READING_LINES = 600
 """Most lines of all files that a reader of PPLL needs. Move what PPLL does not need elsewhere."""
+
+FUNCTION_LINES = 60
+"""Most lines of a function."""
 
 
 class _Access:
@@ -62,3 +66,15 @@ def test_ppll_can_be_read_in_one_sitting() -> None:
     found = {file: len((ROOT / file).read_text().splitlines()) for file, _ in rows}
     assert sum(found.values()) <= READING_LINES
     assert [(file, found[file]) for file, said in rows if abs(found[file] - int(said)) > 8] == []
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    """A reader sees a whole function at once, its docstring included."""
+    long = [
+        (str(file.relative_to(ROOT)), node.name, lines)
+        for file in ROOT.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > FUNCTION_LINES
+    ]
+    assert long == []

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -154,16 +155,66 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
         fleet.close()
 
 
+@dataclass
+class _Jobs:
+    """The jobs of a command: one job, or those of a sweep.
+
+    Attributes:
+        before: The record of the run to be resumed; None for a new run and for a sweep.
+        made: The folders that Hydra makes for a new run; None if unknown.
+        began: Whether Hydra has begun a job.
+        failures: The errors with which jobs ended; an interrupt stands before all others.
+    """
+
+    arguments: Sequence[str]
+    sweep: "Sweep"
+    fleet: "Fleet | None"
+    before: "Recorded | None" = None
+    made: set[Path] | None = None
+    began: bool = False
+    failures: list[PpllError] = field(default_factory=list)
+
+    def run(self, cfg: "DictConfig") -> float | None:
+        """Run a job, and return its objective; keep its error instead of raising it.
+
+        If Hydra caught an error, it would print its own message, and drop the results of a sweep.
+        """
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from ppll_cli.cli.explain import explain
+        from ppll_cli.cli.sweep import note_refusal
+
+        self.began = True
+        streams.guard()  # Hydra's launcher may run the job in another process
+        streams.tell_failures()
+        if _stopped:
+            return None
+        try:
+            return run_job(cfg, self.before, self.sweep, self.made, self.fleet)
+        except (ConfigError, OmegaConfBaseException, HydraException) as error:
+            refusal = explain(error, self.arguments)
+            note_refusal(refusal)
+            self.failures.append(refusal)
+        except Interrupted as error:
+            if os.getpid() != self.sweep.process:  # an exception would not reach the sweep's process
+                _stopped.append(error)
+                return None
+            self.failures.insert(0, error)
+            raise KeyboardInterrupt from None  # so that Hydra does not start a sweep's next job
+        except PpllError as error:
+            self.failures.append(error)
+        return None
+
+
 def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
     """Have Hydra compose the configuration of each job, and run the jobs."""
     import argparse
 
     import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     from ppll_cli.cli.explain import explain, refuse_arguments
-    from ppll_cli.cli.sweep import CompareRuns, note_refusal
+    from ppll_cli.cli.sweep import CompareRuns
     from ppll_cli.cli.sweeper import BasicSweeper, Sweep
 
     # Let Hydra raise exceptions, instead of printing them and exiting with status 1.
@@ -171,40 +222,11 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     argparse.ArgumentParser.error = refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
     CompareRuns.failed, CompareRuns.interrupted, CompareRuns.made = 0, False, set()
-    began = False
-    before: Recorded | None = None
     sweep = Sweep(None, overrides)
-    made: set[Path] | None = None
-    failures: list[PpllError] = []
-
-    def task(cfg: "DictConfig") -> float | None:
-        # If this function raised an error, Hydra would print its own message, and drop the results
-        # of a sweep.
-        nonlocal began
-        began = True
-        streams.guard()  # Hydra's launcher may run the job in another process
-        streams.tell_failures()
-        if _stopped:
-            return None
-        try:
-            return run_job(cfg, before, sweep, made, fleet)
-        except (ConfigError, OmegaConfBaseException, HydraException) as error:
-            refusal = explain(error, arguments)
-            note_refusal(refusal)
-            failures.append(refusal)
-        except Interrupted as error:
-            if os.getpid() != sweep.process:  # an exception would not reach the sweep's process
-                _stopped.append(error)
-                return None
-            failures.insert(0, error)
-            raise KeyboardInterrupt from None  # so that Hydra does not start a sweep's next job
-        except PpllError as error:
-            failures.append(error)
-        return None
-
-    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(task)
+    jobs = _Jobs(arguments, sweep, fleet)
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(jobs.run)
     try:
-        before, made = _for_hydra(arguments, sweep)
+        jobs.before, jobs.made = _for_hydra(arguments, sweep)
         BasicSweeper.install(sweep)
         _in_hand[:] = [sweep]
         run()
@@ -212,18 +234,18 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
         if ended.code:
             raise
     except KeyboardInterrupt:
-        if not failures:
+        if not jobs.failures:
             raise
     except Exception as error:  # raised by a check, Hydra, OmegaConf or the file system
-        if not began:
+        if not jobs.began:
             raise explain(error, arguments) from None
-        failures.append(_of_disk(error, CompareRuns.folder))  # Hydra could not begin a job
+        jobs.failures.append(_of_disk(error, CompareRuns.folder))  # Hydra could not begin a job
     finally:
         _in_hand.clear()
         remove_sweep(CompareRuns.folder, CompareRuns.made)
-    if not began and not is_sweep(arguments):  # the output is all that the user asked for
+    if not jobs.began and not is_sweep(arguments):  # the output is all that the user asked for
         streams.leave("ppll-run")
-    _raise_first(failures, sweep)
+    _raise_first(jobs.failures, sweep)
 
 
 def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":

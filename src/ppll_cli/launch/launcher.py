@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -14,14 +14,14 @@ from typing import Any
 
 from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import StopFlag
+from ppll_cli.job.links import Recovery, StopFlag
 from ppll_cli.job.pulse import Pulse, Watch
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen, cause
 from ppll_cli.launch.machines.spelling import spelled
 from ppll_cli.launch.restarts import Restarts
 from ppll_cli.launch.watched import LEAVE_S, Watched
-from ppll_cli.launch.wiring import needs_groups, wire
+from ppll_cli.launch.wiring import Ends, needs_groups, wire
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.scratch import scratch, shared_scratch
 from ppll_cli.transport.channel import Transport
@@ -72,8 +72,7 @@ def launch(
         Interrupted: A second signal came; all workers have been stopped.
     """
     forkserver.start()
-    context = forkserver.context()
-    stop = context.RawValue("b", 0)
+    stop: StopFlag = forkserver.context().RawValue("b", 0)
     others: Leader | Follower | None = None
     if fleet is not None:
         others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
@@ -94,13 +93,9 @@ def launch(
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
-            if fleet is not None and job.home(seat) != fleet.rank:
-                continue
-            pulse: Pulse = context.RawValue(Pulse)
-            pulse.start_again()
-            watched = Watched(seat, job.name(seat), pulse, ends=ends[seat], stop=stop)
-            watched.begin(job, None if restarts is None else restarts.recovery(seat))
-            workers.append(watched)
+            if fleet is None or job.home(seat) == fleet.rank:
+                recovery = None if restarts is None else restarts.recovery(seat)
+                workers.append(_begun(job, seat, ends[seat], stop, recovery))
         seen: dict[Seat, Seen] = {watched.seat: watched for watched in workers}
         seen |= {} if others is None else others.away
         on_start([seen[seat].pulse for seat in job.seats if seat in seen])
@@ -108,20 +103,41 @@ def launch(
         while not _ended(others, seen.values()):
             _stop_in_time(stop, until_s)
             _watch(job, workers, watch, on_report, others, restarts)
-        if isinstance(others, Follower):
-            ending = Ending([], others.signal)
-        else:
-            reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
-            ending = Ending(reports, stop.value or None)
-            if others is not None:
-                early = reports[-1]["step"] < job.course.steps
-                others.end(signal=ending.signal if early else None)
-        for watched in workers:
-            with suppress(OSError):  # somebody killed the worker after it was done
-                watched.reports.send_bytes(b"leave")
-        for watched in workers:
-            watched.process.join(LEAVE_S)
+        ending = _ending(job, others, seen, stop)
+        _let_leave(workers)
         return ending
+
+
+def _begun(job: Job, seat: Seat, ends: Ends, stop: StopFlag, recovery: Recovery | None) -> Watched:
+    """Start the process of a worker."""
+    pulse: Pulse = forkserver.context().RawValue(Pulse)
+    pulse.start_again()
+    watched = Watched(seat, job.name(seat), pulse, ends=ends, stop=stop)
+    watched.begin(job, recovery)
+    return watched
+
+
+def _ending(
+    job: Job, others: Leader | Follower | None, seen: Mapping[Seat, Seen], stop: StopFlag
+) -> Ending:
+    """Return how the workers ended; machine 0 also tells the other machines."""
+    if isinstance(others, Follower):
+        return Ending([], others.signal)
+    reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
+    ending = Ending(reports, stop.value or None)
+    if others is not None:
+        early = reports[-1]["step"] < job.course.steps
+        others.end(signal=ending.signal if early else None)
+    return ending
+
+
+def _let_leave(workers: Sequence[Watched]) -> None:
+    """Let the workers exit, because all workers of the run are done, and wait for their ends."""
+    for watched in workers:
+        with suppress(OSError):  # somebody killed the worker after it was done
+            watched.reports.send_bytes(b"leave")
+    for watched in workers:
+        watched.process.join(LEAVE_S)
 
 
 def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import ppll_cli
-from ppll_cli.job.parts import Parts, Worker, is_steady, rate, worker
+from ppll_cli.job.job import Job
+from ppll_cli.job.parts import Part, Parts, Worker, is_steady, rate, worker
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import FRACTIONS
 from ppll_cli.pipeline.instructions import Instruction
-from ppll_cli.predict.pace import Pipeline, Steady
+from ppll_cli.predict.pace import Pipeline
 from ppll_cli.prepare.preparation import Prepared
 
 Report = Mapping[str, Any]
@@ -45,7 +46,6 @@ def summarise(
     counted = [worker(report) for report in reports]
     listed = parts.listed(step, seconds, counted)
     workers = parts.alike(counted)
-    predicted = _prediction(prepared, workers)
     return {
         "status": status,
         "name": settings.name,
@@ -70,30 +70,26 @@ def summarise(
         "microbatches": job.make_schedule().microbatches,
         "precision": settings.precision,
         "numerics": reports[0]["numerics"] if reports else None,
-        "train": {
-            "loss": metrics.train_loss,
-            "seconds": sum(part["seconds"] for part in listed) if listed else seconds,
-            "samples_per_second": rate(workers, job.replicas),
-            "parts": [{k: v for k, v in part.items() if k != "stages"} for part in listed],
-        },
+        "train": {"loss": metrics.train_loss, **_speed(job, listed, seconds, workers)},
         "test": metrics.result("test"),
         **{split: metrics.result(split) for split in course.evaluated if split != "test"},
         "per_module": list(_modules(prepared, metrics)),
         "stages": list(_stages(prepared, workers)),
         "edges": list(_edges(prepared, workers)),
-        "pipeline": {
-            "bubble_fraction": _bubble(workers),
-            "predicted_bubble_fraction": predicted and predicted.bubble_fraction,
-            "predicted_samples_per_second": predicted
-            and sum(r["samples"] / r["batches"] for r in workers[-job.replicas :])
-            / predicted.batch_s,
-        },
-        "versions": {
-            "ppll_run": ppll_cli.__version__,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "hydra-core")},
-        },
+        "pipeline": _pipeline(job, workers),
+        "versions": _versions(),
         "git_commit": _git_commit(),
+    }
+
+
+def _speed(
+    job: Job, parts: Sequence[Part], seconds: float, workers: Sequence[Worker]
+) -> dict[str, Any]:
+    """Return how long the run has trained, how fast, and the same of each of its parts."""
+    return {
+        "seconds": sum(part["seconds"] for part in parts) if parts else seconds,
+        "samples_per_second": rate(workers, job.replicas),
+        "parts": [{k: v for k, v in part.items() if k != "stages"} for part in parts],
     }
 
 
@@ -144,24 +140,37 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
     return sum(counted["spent_s"].get(kind, 0.0) for kind in kinds) / counted["wall_s"]
 
 
-def _bubble(workers: Sequence[Worker]) -> float | None:
-    """Return the fraction of steady-state time in which workers waited for other stages."""
-    if not workers or not all(map(is_steady, workers)):
-        return None
-    waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]
-    return sum(waits) / sum(each["wall_s"] for each in workers)
+def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
+    """Return the fraction of time in which workers waited, and what the simulator predicts.
 
-
-def _prediction(prepared: Prepared, workers: Sequence[Worker]) -> Steady | None:
-    """Return the simulator's prediction from the mean time of each instruction in the run."""
+    The simulator gets the mean time of each instruction in the run. Without a steady state of all
+    workers, the numbers are None.
+    """
+    found: dict[str, float | None] = dict.fromkeys(
+        ("bubble_fraction", "predicted_bubble_fraction", "predicted_samples_per_second")
+    )
     if not workers or not all(map(is_steady, workers)):
-        return None
+        return found
 
     def cost(stage: int, instruction: Instruction) -> float:
-        counted = workers[stage * prepared.job.replicas]  # replicas run the same instructions
+        counted = workers[stage * job.replicas]  # replicas run the same instructions
         return counted["instruction_s"].get(repr(instruction), 0.0) / counted["batches"]
 
-    return Pipeline.of(prepared.job).steady(cost)
+    waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]
+    samples = sum(each["samples"] / each["batches"] for each in workers[-job.replicas :])
+    predicted = Pipeline.of(job).steady(cost)
+    found["bubble_fraction"] = sum(waits) / sum(each["wall_s"] for each in workers)
+    found["predicted_bubble_fraction"] = predicted.bubble_fraction
+    found["predicted_samples_per_second"] = samples / predicted.batch_s
+    return found
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "ppll_run": ppll_cli.__version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torchvision", "hydra-core")},
+    }
 
 
 def _git_commit() -> str | None:

@@ -19,7 +19,6 @@ STAGES_SHOWN = 8
 RUN_SPEED = "train.samples_per_second"
 """The key of a run's summary whose value is the samples per second in the steady state."""
 
-
 METRICS = ("accuracy", "ap", "psnr")
 """Metrics of this project's tasks. A panel draws the metrics that the runs have."""
 
@@ -32,87 +31,15 @@ def workspace(
     `baseline` is the ID of the wandb run with which wandb's list of runs compares all other runs;
     None for no comparison.
     """
-    import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 
-    def over_time(title: str, *keys: str) -> Any:
-        return wr.LinePlot(
-            title=title, x="train_seconds", y=list(keys), title_x="seconds of training"
-        )
-
-    def by(key: str, title: str, summary: str = RUN_SPEED) -> Any:
-        return wr.BarPlot(
-            title=title,
-            metrics=[summary],  # bars show values of the summary
-            groupby=wr.Config(key),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
-            orientation="v",
-        )
-
-    speed_up = wr.CustomChart(
-        query={"summaryTable": {"tableKey": "comparison_groups"}},
-        chart_name="wandb/bar/v0",
-        chart_fields={"label": "label", "value": "speed_up_over_bp_mean"},
-        chart_strings={"title": "speed-up over bp by group of a sweep"},
-    )
-    sections = {
-        "Speed": [
-            by("choices.schedule", "samples/s by schedule"),
-            by("resolved.gpus", "samples/s by gpus"),
-            wr.ScatterPlot(
-                title="samples/s over gpus",
-                x=wr.Config("resolved.gpus"),
-                y=wr.SummaryMetric(RUN_SPEED),
-            ),
-            over_time("samples/s while training", "train/samples_per_second"),
-        ],
-        "Speed-up": [
-            speed_up,
-            wr.MediaBrowser(title="comparison", media_keys=["comparison_picture"]),
-            wr.RunComparer(diff_only=True),
-        ],
-        "Utilisation": [
-            by("choices.schedule", "bubble by schedule", "pipeline.bubble_fraction"),
-            over_time("bubble", "pipeline/bubble_fraction"),
-            *(
-                over_time(title, *(f"stage_{k}/{key}" for k in range(STAGES_SHOWN)))
-                for title, key in (
-                    ("computing", "compute_fraction"),
-                    ("starved", "starved_fraction"),
-                    ("blocked", "blocked_fraction"),
-                )
-            ),
-            wr.MediaBrowser(title="timeline", media_keys=["timeline"]),
-        ],
-        "Learning": [
-            over_time(f"test {' or '.join(metrics)}", *(f"test/{metric}" for metric in metrics)),
-            over_time("test loss", "test/loss"),
-            wr.LinePlot(
-                title=f"test {' or '.join(metrics)} over steps",
-                x="step",
-                y=[f"test/{metric}" for metric in metrics],
-            ),
-            wr.MediaBrowser(title="samples", media_keys=["samples"]),
-        ],
-        "Memory": [
-            over_time(
-                "memory of each stage, bytes",
-                *(f"stage_{k}/memory_bytes" for k in range(STAGES_SHOWN)),
-            ),
-            wr.BarPlot(
-                title="peak memory of each stage, bytes",
-                metrics=[f"stages.{k}.peak_memory_bytes" for k in range(STAGES_SHOWN)],
-            ),
-        ],
-    }
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
         sections=[
             ws.Section(name=title, panels=panels, is_open=True)
-            for title, panels in sections.items()
+            for title, panels in _panels(metrics).items()
         ],
         runset_settings=ws.RunsetSettings(
             baseline_run=baseline,
@@ -124,6 +51,82 @@ def workspace(
                 *(f"summary:test.{metric}" for metric in metrics),
             ],
         ),
+    )
+
+
+def _panels(metrics: Sequence[str]) -> dict[str, list[Any]]:
+    """Return the panels of each section of the page."""
+    import wandb_workspaces.reports.v2 as wr
+
+    metric, tested = f"test {' or '.join(metrics)}", [f"test/{metric}" for metric in metrics]
+    return {
+        "Speed": [
+            _bars("choices.schedule", "samples/s by schedule", RUN_SPEED),
+            _bars("resolved.gpus", "samples/s by gpus", RUN_SPEED),
+            wr.ScatterPlot(
+                title="samples/s over gpus",
+                x=wr.Config("resolved.gpus"),
+                y=wr.SummaryMetric(RUN_SPEED),
+            ),
+            _over_time("samples/s while training", ["train/samples_per_second"]),
+        ],
+        "Speed-up": [
+            wr.CustomChart(
+                query={"summaryTable": {"tableKey": "comparison_groups"}},
+                chart_name="wandb/bar/v0",
+                chart_fields={"label": "label", "value": "speed_up_over_bp_mean"},
+                chart_strings={"title": "speed-up over bp by group of a sweep"},
+            ),
+            wr.MediaBrowser(title="comparison", media_keys=["comparison_picture"]),
+            wr.RunComparer(diff_only=True),
+        ],
+        "Utilisation": [
+            _bars("choices.schedule", "bubble by schedule", "pipeline.bubble_fraction"),
+            _over_time("bubble", ["pipeline/bubble_fraction"]),
+            _over_time("computing", _of_stages("stage_{}/compute_fraction")),
+            _over_time("starved", _of_stages("stage_{}/starved_fraction")),
+            _over_time("blocked", _of_stages("stage_{}/blocked_fraction")),
+            wr.MediaBrowser(title="timeline", media_keys=["timeline"]),
+        ],
+        "Learning": [
+            _over_time(metric, tested),
+            _over_time("test loss", ["test/loss"]),
+            wr.LinePlot(title=f"{metric} over steps", x="step", y=tested),
+            wr.MediaBrowser(title="samples", media_keys=["samples"]),
+        ],
+        "Memory": [
+            _over_time("memory of each stage, bytes", _of_stages("stage_{}/memory_bytes")),
+            wr.BarPlot(
+                title="peak memory of each stage, bytes",
+                metrics=_of_stages("stages.{}.peak_memory_bytes"),
+            ),
+        ],
+    }
+
+
+def _of_stages(key: str) -> list[str]:
+    """Return a key of each stage."""
+    return [key.format(stage) for stage in range(STAGES_SHOWN)]
+
+
+def _over_time(title: str, keys: list[str]) -> Any:
+    """Return a panel with a curve for each key."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.LinePlot(title=title, x="train_seconds", y=keys, title_x="seconds of training")
+
+
+def _bars(key: str, title: str, summary: str) -> Any:
+    """Return a panel with the mean of a summary's value for each value of a key."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return wr.BarPlot(
+        title=title,
+        metrics=[summary],  # bars show values of the summary
+        groupby=wr.Config(key),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="minmax",
+        orientation="v",
     )
 
 

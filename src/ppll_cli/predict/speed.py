@@ -103,13 +103,7 @@ def predict(
     beside = _times(job, profile.at(sizes[0], others), sizes, carriers) if others else alone
     underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
-    workers = [
-        Counter(
-            job.home(Seat(stage, replica)) if neighbours is None else 0
-            for replica in range(job.replicas)
-        )
-        for stage in range(job.stages)
-    ]
+    crews = _crews(job, together=neighbours is not None)
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
@@ -118,7 +112,7 @@ def predict(
     journeys = carried if anything else at_once
     steady = pipeline.steady(_cost(times), journeys)
     for _ in range(ROUNDS if others else 0):
-        counts = mean_neighbours(steady, others, workers)
+        counts = mean_neighbours(steady, others, crews)
         times = [
             {i: own[i] + (slow[i] - own[i]) * count.get(i, 0.0) / others for i in own}
             for own, slow, count in zip(alone, beside, counts, strict=True)
@@ -137,6 +131,14 @@ def predict(
         averaged_bytes=_averaged_bytes(job, quiet),
         recovery_bytes=recovery_bytes(job, quiet),
     )
+
+
+def _crews(job: Job, *, together: bool) -> list[Counter[int]]:
+    """Return for each stage how many replicas are on each machine; `together`, all are on one."""
+    return [
+        Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
+        for stage in range(job.stages)
+    ]
 
 
 def _times(job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers) -> list[Times]:

@@ -38,6 +38,12 @@ from ppll_cli.prepare.spread import Machine, spread, threads_of
 from ppll_cli.prepare.subject import Subject, examine
 from ppll_cli.prepare.weights import find_weights
 
+NO_BANK_LOCAL = (
+    "fba=on is the same as local=fba here: no auxiliary network has an earlier module to read from"
+)
+NO_BANK_WHOLE = "fba=on has no effect here: only ll and ppll use a feature bank"
+"""Notes for a run with `fba=on` in which no auxiliary network reads the feature bank."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -214,12 +220,7 @@ def assemble(
         watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
-        notes.append(
-            "fba=on is the same as local=fba here: no auxiliary network has an earlier module to "
-            "read from"
-            if schedule.local
-            else "fba=on has no effect here: only ll and ppll use a feature bank"
-        )
+        notes.append(NO_BANK_LOCAL if schedule.local else NO_BANK_WHOLE)
     check_batch_norm(job, subject.names, subject.costs, auxiliary)
     if settings.sync_batchnorm:
         check_equal_counts(job)
