@@ -191,10 +191,14 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def take_input_gradients(self, micro_batch: int) -> Named:
-        """Return the inputs' gradients (zeros for unused inputs), and forget them."""
+        """Return the inputs' gradients by name, and forget them.
+
+        An input without influence on the loss has no gradient. Zeros in its place would make
+        optimizers decay weights that back-propagation on one device does not touch.
+        """
         held = self._held[micro_batch]
         leaves, held.leaves = held.leaves, {}
-        return {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def _take_roots(self, micro_batch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors at which a backward starts, and their gradients.
