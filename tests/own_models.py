@@ -170,6 +170,19 @@ class Skipping:
         return [first, *middle, Unit("last", partial(_Join, self.width, classes), ("x", "skip"))]
 
 
+class Detached:
+    """A model in which the output of a trained layer has no influence on the gradients."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return five units. The first one makes `skip`, which others only read detached."""
+        pixels = image.channels * image.height * image.width
+        classes = classes_of(task, "detached")
+        first = Unit("first", partial(_Split, pixels, 8), ("image",), ("x", "skip"))
+        reads = ("x", "skip")
+        middle = [Unit(f"middle.{n}", partial(_Beside, 8, 8), reads) for n in range(3)]
+        return [first, *middle, Unit("last", partial(_Beside, 8, classes), reads)]
+
+
 class Views:
     """A model in which some units only change the shape of their input."""
 
@@ -212,4 +225,14 @@ class _Join(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         out: Tensor = torch.tanh(self.a(x)) + self.b(skip)
+        return out
+
+
+class _Beside(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        out: Tensor = torch.tanh(self.linear(x + skip.detach()))
         return out

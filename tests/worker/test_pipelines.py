@@ -27,11 +27,12 @@ CASES = {
     "resnet": [*RESNET, "optim.clip_norm=0.5"],
     "skips": [*own_model("Skipping"), "optim.nonfinite=skip"],
     "views": own_model("Views"),
+    "detached": [*own_model("Detached"), "optim.weight_decay=0.5"],
     "bf16": [*VIT, "precision=bf16"],
 }
 """Models and optimizers. The optimizer of a ViT is AdamW by default."""
 
-UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "bf16": 8}
+UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "detached": 5, "bf16": 8}
 """Number of units of each model. There can be no more chunks than units."""
 
 SPLITS = {"vit": [3, 5], "resnet": [3, 5]}
@@ -43,10 +44,10 @@ The rounds of an interleaved schedule are seldom full with 3 or 5 micro-batches.
 SHAPES = {
     ("gpipe", 3, 1): ["vit"],
     ("1f1b", 4, 1): ["resnet", "skips"],
-    ("zb_h1", 2, 1): ["views"],
+    ("zb_h1", 2, 1): ["views", "detached"],
     ("zb_h1", 3, 1): ["skips", "bf16"],
     ("zb_h1", 5, 1): ["resnet"],
-    ("interleaved", 1, 3): ["views"],
+    ("interleaved", 1, 3): ["views", "detached"],
     ("interleaved", 2, 2): ["skips", "bf16"],
     ("interleaved", 3, 1): ["vit"],
     ("interleaved", 2, 4): ["resnet"],

@@ -197,7 +197,8 @@ class _Jobs:
             note_refusal(refusal)
             self.failures.append(refusal)
         except Interrupted as error:
-            if os.getpid() != self.sweep.process:  # an exception would not reach the sweep's process
+            if os.getpid() != self.sweep.process:
+                # An exception would not reach the sweep's process.
                 _stopped.append(error)
                 return None
             self.failures.insert(0, error)

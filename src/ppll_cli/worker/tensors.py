@@ -3,7 +3,6 @@
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ppll_cli.job.halves import WeightHalf
@@ -105,10 +104,14 @@ class Tensors:
         return [values[name] for name in names], [gradients[name] for name in names]
 
     def take_input_gradients(self, micro_batch: int) -> Named:
-        """Return the inputs' gradients (zeros for unused inputs), and forget them."""
+        """Return the inputs' gradients by name, and forget them.
+
+        An input without influence on the loss has no gradient. Zeros in its place would make
+        optimizers decay weights that back-propagation on one device does not touch.
+        """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}
-        return {n: torch.zeros_like(t) if t.grad is None else t.grad for n, t in leaves.items()}
+        return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def shapes(self) -> dict[str, list[int]]:
         """Return the shape of each tensor of the batch, by name, for a report of a failure."""
