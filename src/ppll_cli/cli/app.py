@@ -21,9 +21,9 @@ from ppll_cli.cli.arguments import check_surroundings
 from ppll_cli.cli.job import run_job, to_go_on
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
-    at_home,
     check_links,
     check_run_dir,
+    expand_home,
     for_each_job,
     is_override,
     is_sweep,
@@ -103,7 +103,7 @@ def _main(arguments: list[str]) -> None:
     if "--version" in arguments:
         sys.stdout.write(f"ppll-run {__version__}\n")
         streams.leave("ppll-run")
-    overrides = [at_home(a) for a in arguments if is_override(a)]
+    overrides = [expand_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
     # Hydra's parser needs all overrides together; users write them on both sides of an option.
     sys.argv[1:] = overrides + options

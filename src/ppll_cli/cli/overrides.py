@@ -33,7 +33,7 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return bool({"-m", "--multirun"} & {*arguments})
 
 
-def at_home(override: str) -> str:
+def expand_home(override: str) -> str:
     """Expand `~` in an override of the folder for results; Hydra would make a folder named `~`."""
     found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
     return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override

@@ -52,7 +52,7 @@ class Saving:
             self._finish(step, self._passing.pop(step), seconds)
 
     def _finish(self, step: int, passed: _Passing, seconds: float) -> None:
-        self._metrics.check()  # workers save even if it is gone, into a new folder of its name
+        self._metrics.check()  # if the run directory was moved, workers save into a new one
         job = self._job
         workers = [passed.workers[seat] for seat in job.seats]
         manifest = Manifest(

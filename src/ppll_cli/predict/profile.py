@@ -82,8 +82,8 @@ class Profile:
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
         """Return the profile of the same model under other conditions.
 
-        `neighbours` other processes compute at the same time. If `threads` is None, they stay the
-        same.
+        `neighbours` other processes compute at the same time. If `threads` is None, the
+        profile keeps its number of threads.
         """
         key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:

@@ -59,7 +59,7 @@ class Parcels:
         self._thread.start()
 
     def send(self, path: Path, remove: bool = False) -> Event:
-        """Send a file, and with `remove` delete it then.
+        """Send a file; with `remove`, delete it afterwards.
 
         The event is set once all pieces are in the store.
         """
@@ -111,7 +111,7 @@ class Parcels:
             raise RunFailedError(self._problem)
 
     def close(self) -> None:
-        """Give up the transfers that have not ended."""
+        """Cancel the transfers that have not ended."""
         self._ended.set()
         self._tasks.put(("", lambda _: None))  # wake the thread if it waits for a task
         self._thread.join(2.0)  # it may hang if the store is unreachable
