@@ -12,7 +12,7 @@ from torch import Tensor
 from ppll_cli.transport import ring
 from ppll_cli.transport.channel import Receiver, Sender, Transport, aligned
 from ppll_cli.transport.memory import DeviceMemory
-from ppll_cli.transport.order import HostOrder
+from ppll_cli.transport.order import Order
 from ppll_cli.transport.queue import QueueTransport
 from ppll_cli.transport.ring import RingTransport
 from ppll_cli.transport.ring_ends import RingReceiver, RingSender
@@ -59,7 +59,7 @@ class OfferedRing(RingTransport):
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[RingSender, RingReceiver]:
         memories = DeviceMemory(slots * size, target), DeviceMemory(slots * size, target)
-        return ring.ring(slots, size, memories, (HostOrder(), HostOrder()))
+        return ring.ring(slots, size, memories, (Order(), Order()))
 
 
 class PinnedRing(RingTransport):
@@ -67,7 +67,7 @@ class PinnedRing(RingTransport):
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
-    ) -> tuple[RingSender, RingReceiver]:
+    ) -> tuple[Sender, Receiver]:
         with mock.patch.object(ring, "cannot_share", return_value="a test says so"):
             return super().channel(slots, size, source, target)
 

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from ppll_cli.errors import ReplayError
-from ppll_cli.transport import journal, memory
+from ppll_cli.transport import journal
 from ppll_cli.transport.channel import ALIGNMENT
 from ppll_cli.transport.journal import JournalReceiver, JournalSender, JournalTransport
-from tests.conftest import shared_memory
 
 WAIT_S = 10.0
 
@@ -196,11 +195,3 @@ def test_a_head_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     sender, _ = channel()
     with pytest.raises(ValueError, match="use recover=off"):
         sender.send("x" * 64, {"x": torch.zeros(3)})
-
-
-def test_too_little_shared_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    shared_memory(monkeypatch, 8 << 20)
-    transport = JournalTransport(depth=1)
-    assert transport.obstacle(4 << 20, ["cpu"]) is None
-    assert "has room for 7 MiB" in (transport.obstacle(9 << 20, ["cpu"]) or "")
-    assert memory.no_room(9 << 20)

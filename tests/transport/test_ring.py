@@ -12,7 +12,7 @@ from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.transport import memory, ring
 from ppll_cli.transport.channel import ALIGNMENT, message_bytes
 from ppll_cli.transport.memory import HostMemory
-from ppll_cli.transport.order import HostOrder, Tensors
+from ppll_cli.transport.order import Order, Tensors
 from ppll_cli.transport.ring import RingTransport
 from ppll_cli.transport.ring_ends import RingReceiver, RingSender
 from tests.conftest import shared_memory
@@ -62,7 +62,7 @@ def test_message_bytes_rounds_each_tensor_up() -> None:
     assert message_bytes(specs, samples=8) == 512 + 512 + 1024
 
 
-class Recording:
+class Recording(Order):
     """An order that records its calls, and what the other end can see at this time.
 
     Args:
@@ -80,7 +80,7 @@ class Recording:
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
         assert not self.visible(), "the token went before the slot was filled"
-        HostOrder().fill(slot, views, tensors)
+        super().fill(slot, views, tensors)
         self._seen.append(f"{self._name} fills {slot}")
         return self._handle(slot)
 

@@ -11,14 +11,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
 from ppll_cli.cli.arguments import check_surroundings
-from ppll_cli.cli.job import run_job, to_go_on
+from ppll_cli.cli.job import Jobs, to_go_on
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
@@ -39,8 +38,6 @@ from ppll_cli.observe import streams
 from ppll_cli.observe.runs import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from ppll_cli.cli.sweeper import Sweep
     from ppll_cli.launch.machines.fleet import Fleet
     from ppll_cli.launch.resume import Recorded
@@ -50,10 +47,6 @@ log = logging.getLogger(__name__)
 _in_hand: "list[Sweep]" = []
 """Holds the `Sweep` of this process while its jobs run; empty at other times. A single run has a
 `Sweep` too."""
-
-_stopped: list[Interrupted] = []
-"""Interrupts of jobs in this process, if Hydra's launcher runs a sweep's jobs in processes other
-than the sweep's own. After an interrupt, this process skips all further jobs."""
 
 
 def main() -> NoReturn:
@@ -155,59 +148,6 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
         fleet.close()
 
 
-@dataclass
-class _Jobs:
-    """The jobs of a command: one job, or those of a sweep.
-
-    Attributes:
-        before: The record of the run to be resumed; None for a new run and for a sweep.
-        made: The folders that Hydra makes for a new run; None if unknown.
-        began: Whether Hydra has begun a job.
-        failures: The errors with which jobs ended; an interrupt stands before all others.
-    """
-
-    arguments: Sequence[str]
-    sweep: "Sweep"
-    fleet: "Fleet | None"
-    before: "Recorded | None" = None
-    made: set[Path] | None = None
-    began: bool = False
-    failures: list[PpllError] = field(default_factory=list)
-
-    def run(self, cfg: "DictConfig") -> float | None:
-        """Run a job, and return its objective; keep its error instead of raising it.
-
-        If Hydra caught an error, it would print its own message, and drop the results of a sweep.
-        """
-        from hydra.errors import HydraException
-        from omegaconf.errors import OmegaConfBaseException
-
-        from ppll_cli.cli.explain import explain
-        from ppll_cli.cli.sweep import note_refusal
-
-        self.began = True
-        streams.guard()  # Hydra's launcher may run the job in another process
-        streams.tell_failures()
-        if _stopped:
-            return None
-        try:
-            return run_job(cfg, self.before, self.sweep, self.made, self.fleet)
-        except (ConfigError, OmegaConfBaseException, HydraException) as error:
-            refusal = explain(error, self.arguments)
-            note_refusal(refusal)
-            self.failures.append(refusal)
-        except Interrupted as error:
-            if os.getpid() != self.sweep.process:
-                # An exception would not reach the sweep's process.
-                _stopped.append(error)
-                return None
-            self.failures.insert(0, error)
-            raise KeyboardInterrupt from None  # so that Hydra does not start a sweep's next job
-        except PpllError as error:
-            self.failures.append(error)
-        return None
-
-
 def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
     """Have Hydra compose the configuration of each job, and run the jobs."""
     import argparse
@@ -224,7 +164,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     register_resolvers()
     CompareRuns.failed, CompareRuns.interrupted, CompareRuns.made = 0, False, set()
     sweep = Sweep(None, overrides)
-    jobs = _Jobs(arguments, sweep, fleet)
+    jobs = Jobs(arguments, sweep, fleet)
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(jobs.run)
     try:
         jobs.before, jobs.made = _for_hydra(arguments, sweep)

@@ -207,9 +207,7 @@ def _configured(
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             made, choices = composed([*run.arguments(overrides), *searched(config_dir)])
         config, chosen = run.with_changes(made, choices, overrides, check)
-    except ConfigError:
-        raise
-    except Exception as error:  # raised by Hydra or OmegaConf
+    except Exception as error:
         raise explain(error, overrides, "ppll-eval") from None
     for key in PREPROCESSING:
         before = run.config["data"]

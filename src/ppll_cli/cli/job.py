@@ -1,8 +1,11 @@
-"""One job: check its composed configuration, and run it."""
+"""The jobs of a command: check the composed configuration of each, and run it."""
 
 import gc
 import logging
+import os
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +13,8 @@ from typing import TYPE_CHECKING
 from ppll_cli.cli.leftovers import remove_refused
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import check_choices, options_given, own_choices
-from ppll_cli.errors import ConfigError, Interrupted
+from ppll_cli.errors import ConfigError, Interrupted, PpllError
+from ppll_cli.observe import streams
 from ppll_cli.observe.runs import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -30,84 +34,125 @@ If Hydra's launcher runs jobs of a sweep in other processes, each process has it
 """
 
 
-def run_job(
-    cfg: "DictConfig",
-    before: "Recorded | None",
-    sweep: "Sweep",
-    made: set[Path] | None,
-    fleet: "Fleet | None",
-) -> float | None:
-    """Run one job with its composed configuration, and return its objective for a sweeper."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf.errors import OmegaConfBaseException
-
-    from ppll_cli.cli.sweep import warn_of_tuning
-    from ppll_cli.config.objective import value
-
-    hydra_config = HydraConfig.get()
-    run_dir = Path(hydra_config.runtime.output_dir)
-    choices = own_choices(hydra_config.runtime.choices)
-    ours = {".hydra", f"{hydra_config.job.name}.log"}
-    strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
-    goes_on = before is not None or (sweep.before is not None and CONFIG_FILE in strangers)
-    if strangers and not goes_on:
-        problem = f"is not empty: it holds {strangers[0]}"
-        raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
-    try:
-        run = _checked(cfg, before, sweep, run_dir, choices, fleet)
-        summary = run.execute()
-    except Interrupted:
-        if hydra_config.mode is RunMode.MULTIRUN:
-            folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
-            log.info("  to compare its runs so far: %s", command("ppll-compare", folder))
-            if sweep.go_on is not None:
-                log.info(to_go_on(sweep.go_on))
-        raise
-    except (ConfigError, OmegaConfBaseException):
-        if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
-            remove_refused(run_dir, ours, made)
-        raise
-    warn_of_tuning(hydra_config, run.objective)
-    return value(run.objective, summary)
+_stopped: list[Interrupted] = []
+"""Interrupts of jobs in this process, if Hydra's launcher runs a sweep's jobs in processes other
+than the sweep's own. After an interrupt, this process skips all further jobs."""
 
 
-def _checked(
-    cfg: "DictConfig",
-    before: "Recorded | None",
-    sweep: "Sweep",
-    run_dir: Path,
-    choices: dict[str, str],
-    fleet: "Fleet | None",
-) -> "Run":
-    """Return the run of a job, after checking its settings without torch as far as possible."""
-    from ppll_cli.config import settings
-    from ppll_cli.config.changes import changes
-    from ppll_cli.config.interpolated import plain
-    from ppll_cli.config.targets import make
-    from ppll_cli.config.weights import weights_file
+@dataclass
+class Jobs:
+    """Runs the jobs of a command: one job, or those of a sweep.
 
-    config = plain(cfg)
-    if before is not None:
-        config, choices = before.changed(config, choices, sweep.overrides)
-    elif sweep.before is not None:
-        known = run_dir, config, choices, sweep.overrides
-        before, config, choices = sweep.before.changed(*known)
-    parsed = settings.parse(config)
-    check_choices(choices)
-    for group in ("schedule", "data", "tracker"):  # these classes check arguments without torch
-        make(group, config[group])
-    if before is None and parsed.weights is not None:
-        weights_file(parsed.weights)
+    Attributes:
+        before: The record of the run to be resumed; None for a new run and for a sweep.
+        made: The folders that Hydra makes for a new run; None if unknown.
+        began: Whether Hydra has begun a job.
+        failures: The errors with which jobs ended; an interrupt stands before all others.
+    """
 
-    from ppll_cli.launch.run import Run
+    arguments: Sequence[str]
+    sweep: "Sweep"
+    fleet: "Fleet | None"
+    before: "Recorded | None" = None
+    made: set[Path] | None = None
+    began: bool = False
+    failures: list[PpllError] = field(default_factory=list)
 
-    if not gc.isenabled():  # the first job of this process
-        gc.freeze()  # modules stay to the end: the garbage collector need not visit them
-        gc.enable()
-    changed = partial(changes, config, choices)
-    options = options_given()
-    return Run(parsed, config, choices, run_dir, before, changed, fleet, options, BEGAN_S)
+    def run(self, cfg: "DictConfig") -> float | None:
+        """Run a job, and return its objective for a sweeper; keep its error, if it fails.
+
+        If Hydra caught an error, it would print its own message, and drop the results of a sweep.
+        """
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        from ppll_cli.cli.explain import explain
+        from ppll_cli.cli.sweep import note_refusal
+
+        self.began = True
+        streams.guard()  # Hydra's launcher may run the job in another process
+        streams.tell_failures()
+        if _stopped:
+            return None
+        try:
+            return self._run(cfg)
+        except (ConfigError, OmegaConfBaseException, HydraException) as error:
+            refusal = explain(error, self.arguments)
+            note_refusal(refusal)
+            self.failures.append(refusal)
+        except Interrupted as error:
+            if os.getpid() != self.sweep.process:
+                # An exception would not reach the sweep's process.
+                _stopped.append(error)
+                return None
+            self.failures.insert(0, error)
+            raise KeyboardInterrupt from None  # so that Hydra does not start a sweep's next job
+        except PpllError as error:
+            self.failures.append(error)
+        return None
+
+    def _run(self, cfg: "DictConfig") -> float | None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+        from omegaconf.errors import OmegaConfBaseException
+
+        from ppll_cli.cli.sweep import warn_of_tuning
+        from ppll_cli.config.objective import value
+
+        hydra_config, sweep = HydraConfig.get(), self.sweep
+        run_dir = Path(hydra_config.runtime.output_dir)
+        ours = {".hydra", f"{hydra_config.job.name}.log"}
+        strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
+        goes_on = self.before or (sweep.before is not None and CONFIG_FILE in strangers)
+        if strangers and not goes_on:
+            problem = f"is not empty: it holds {strangers[0]}"
+            raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
+        try:
+            run = self._checked(cfg, run_dir, own_choices(hydra_config.runtime.choices))
+            summary = run.execute()
+        except Interrupted:
+            if hydra_config.mode is RunMode.MULTIRUN:
+                folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
+                log.info("  to compare its runs so far: %s", command("ppll-compare", folder))
+                if sweep.go_on is not None:
+                    log.info(to_go_on(sweep.go_on))
+            raise
+        except (ConfigError, OmegaConfBaseException):
+            if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
+                remove_refused(run_dir, ours, self.made)
+            raise
+        warn_of_tuning(hydra_config, run.objective)
+        return value(run.objective, summary)
+
+    def _checked(self, cfg: "DictConfig", run_dir: Path, choices: dict[str, str]) -> "Run":
+        """Return the run of a job, after checking its settings without torch as far as possible."""
+        from ppll_cli.config import settings
+        from ppll_cli.config.changes import changes
+        from ppll_cli.config.interpolated import plain
+        from ppll_cli.config.targets import make
+        from ppll_cli.config.weights import weights_file
+
+        config, before, sweep = plain(cfg), self.before, self.sweep
+        if before is not None:
+            config, choices = before.changed(config, choices, sweep.overrides)
+        elif sweep.before is not None:
+            known = run_dir, config, choices, sweep.overrides
+            before, config, choices = sweep.before.changed(*known)
+        parsed = settings.parse(config)
+        check_choices(choices)
+        for group in ("schedule", "data", "tracker"):  # these classes check arguments without torch
+            make(group, config[group])
+        if before is None and parsed.weights is not None:
+            weights_file(parsed.weights)
+
+        from ppll_cli.launch.run import Run
+
+        if not gc.isenabled():  # the first job of this process
+            gc.freeze()  # modules stay to the end: the garbage collector need not visit them
+            gc.enable()
+        changed = partial(changes, config, choices)
+        options = options_given()
+        return Run(parsed, config, choices, run_dir, before, changed, self.fleet, options, BEGAN_S)
 
 
 def to_go_on(sweep: str) -> str:

@@ -135,9 +135,7 @@ class Plan:
 
         try:
             plan = cls._compose(overrides)
-        except ConfigError:
-            raise
-        except Exception as error:  # raised by Hydra or OmegaConf
+        except Exception as error:
             raise explain(error, overrides, "ppll-plan") from None
         for name, config in plan.configs.items():
             for replicas in plan.replicas or (1,):

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Generic, TypeVar
 
 import torch
@@ -47,25 +46,6 @@ def generator_of(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-class EpochOrder:
-    """Computes the random order of N training samples in an epoch, and keeps the latest order.
-
-    The order is copied to the device once per epoch.
-    """
-
-    def __init__(self, samples: int, seed: int, device: torch.device = CPU) -> None:
-        self.samples, self.seed, self.device = samples, seed, device
-        self._latest: tuple[int, Tensor] | None = None
-
-    def of(self, epoch: int) -> Tensor:
-        """Return the indices of all samples in the order of an epoch, int64 [N] on the device."""
-        if self._latest is None or self._latest[0] != epoch:
-            generator = generator_of(seeding.sample_order(self.seed, epoch))
-            order = torch.randperm(self.samples, generator=generator)
-            self._latest = epoch, to_device(order, self.device)
-        return self._latest[1]
-
-
 Data = TypeVar("Data", bound=Files)
 Content = TypeVar("Content", bound=Sized)
 
@@ -86,16 +66,21 @@ class SplitBatches(Generic[Data, Content]):
     def __post_init__(self) -> None:
         samples = len(self.splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
+        self._order_device = CPU
+        self._latest: tuple[int, Tensor] | None = None  # the latest epoch, and its order
 
-    @cached_property
-    def order(self) -> EpochOrder:
-        """The order of the training samples, on the CPU."""
-        return EpochOrder(len(self.splits["train"]), self.seed)
+    def order(self, epoch: int) -> Tensor:
+        """Return the indices of all training samples in the order of an epoch, int64 [N]."""
+        if self._latest is None or self._latest[0] != epoch:
+            generator = generator_of(seeding.sample_order(self.seed, epoch))
+            order = torch.randperm(len(self.splits["train"]), generator=generator)
+            self._latest = epoch, to_device(order, self._order_device)
+        return self._latest[1]
 
     def chosen(self, epoch: int, batch: int) -> Tensor:
         """Return the indices of the samples of a training batch, int64 [B]."""
         first = batch * self.batch_size
-        return self.order.of(epoch)[first : first + self.batch_size]
+        return self.order(epoch)[first : first + self.batch_size]
 
 
 Images = tuple[Tensor, Tensor]
@@ -168,15 +153,11 @@ class Batches(ImageBatches[Classified, Split]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._order_device = self.device
         self.splits = {
             name: Split(split.images.to(self.device), split.labels.to(self.device))
             for name, split in self.splits.items()
         }
-
-    @cached_property
-    def order(self) -> EpochOrder:
-        """The order of the training samples, on the device."""
-        return EpochOrder(len(self.splits["train"]), self.seed, self.device)
 
     def training_images(self, epoch: int, batch: int) -> LentImages:  # noqa: D102
         chosen, split = self.chosen(epoch, batch), self.splits["train"]

@@ -90,7 +90,7 @@ class SavedTensors:
 
     def __enter__(self) -> Self:
         if (self._folder / MANIFEST_FILE).exists():
-            paths = [self._folder / file.name for file in files(self._folder)]
+            paths = [self._folder / file.name for file in read_manifest(self._folder).files]
         else:
             paths = sorted(self._folder.glob("stage-*.safetensors"))
         for path in paths:
@@ -160,7 +160,7 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
     if folder.is_dir():  # the run resumed here and did no step: keep the files
-        replace(manifest, files=tuple(files(folder))).write(folder)
+        replace(manifest, files=read_manifest(folder).files).write(folder)
         shutil.rmtree(unfinished)
     else:
         manifest.write(unfinished)
@@ -212,11 +212,6 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
         else:
             return Checkpoint(folder, manifest)
     return None
-
-
-def files(folder: Path) -> tuple[SavedFile, ...]:
-    """Return the files that the manifest of a finished checkpoint lists (see `read_manifest`)."""
-    return read_manifest(folder).files
 
 
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:

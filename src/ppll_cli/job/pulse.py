@@ -130,8 +130,12 @@ class Pulse(ctypes.Structure):
             dict(zip(KINDS, self.spent_s, strict=True)),
         )
 
+    def texts(self) -> tuple[str, str]:
+        """Return the name of the current activity, and the batch or mark to which it belongs."""
+        return self.doing.decode(errors="replace"), self.item.decode(errors="replace")
+
     def __str__(self) -> str:
-        doing, item = (text.decode(errors="replace") for text in (self.doing, self.item))
+        doing, item = self.texts()
         return f"{doing} of {item}" if item else doing or "starting"
 
 

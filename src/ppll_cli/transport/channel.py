@@ -59,14 +59,12 @@ class Sender(Protocol):
 
     def open(self) -> None:
         """Set up the end in this process. The main thread calls this once, before all else."""
-        ...
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
 
         Before the receiver has opened its end, there may be no free slot.
         """
-        ...
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
@@ -74,7 +72,6 @@ class Sender(Protocol):
         After this call, the caller may change and free the tensors. On CUDA, it may queue work that
         changes them.
         """
-        ...
 
 
 class Receiver(Protocol):
@@ -82,18 +79,15 @@ class Receiver(Protocol):
 
     def open(self) -> None:
         """Set up the end in this process. The main thread calls this once, before all else."""
-        ...
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
-        ...
 
     def peek(self) -> Header:
         """Return the header of the next message without receiving the message.
 
         Call this only after `wait` returned True.
         """
-        ...
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Receive the next message; call this only after `wait` returned True.
@@ -103,14 +97,12 @@ class Receiver(Protocol):
         Returns:
             The header, and the tensors by name. The tensors are valid until `release`.
         """
-        ...
 
     def release(self) -> None:
         """Free the slot of the oldest received message that is not released yet.
 
         On CUDA, work that is already queued on the current stream may still read the slot.
         """
-        ...
 
 
 class Transport(Protocol):
@@ -130,14 +122,12 @@ class Transport(Protocol):
 
         `size` is the total size of all slots of all channels, in bytes.
         """
-        ...
 
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.
 
         A message has at most `tensors` tensors.
         """
-        ...
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
@@ -151,4 +141,3 @@ class Transport(Protocol):
             source: The sender's device.
             target: The receiver's device.
         """
-        ...

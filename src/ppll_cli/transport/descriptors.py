@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ppll_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ppll_cli.transport.channel import Transport
 
 OWN = 128
 """File descriptors of a process for all other purposes: files, libraries, the CUDA driver."""
@@ -21,14 +24,6 @@ PER_CHANNEL = 5
 ends of two pipes, and the shared memory."""
 
 
-class Counts(Protocol):
-    """The part of a transport that `check_descriptors` needs."""
-
-    def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the largest number of file descriptors that one end of a channel needs."""
-        ...
-
-
 def raise_limit() -> float:
     """Raise the limit of file descriptors for this process and its children, and return it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -40,7 +35,7 @@ def raise_limit() -> float:
 
 def check_descriptors(
     name: str,
-    transport: Counts,
+    transport: "Transport",
     workers: int,
     channels: Iterable[tuple[int, int, int]],
     tensors: int,

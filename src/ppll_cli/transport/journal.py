@@ -26,7 +26,7 @@ import ctypes
 import os
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -35,10 +35,11 @@ import torch
 from torch import Tensor
 
 from ppll_cli.errors import ReplayError
-from ppll_cli.transport.channel import ALIGNMENT, Header, WireDtype, aligned
-from ppll_cli.transport.memory import HostMemory, no_room, shared_zeros
+from ppll_cli.transport.channel import ALIGNMENT, Header, aligned
+from ppll_cli.transport.memory import HostMemory, shared_zeros
 from ppll_cli.transport.order import Moment
 from ppll_cli.transport.pipes import Inlet, open_pipes
+from ppll_cli.transport.ring import RingTransport
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 LARGEST_HEAD = 1 << 16
@@ -262,19 +263,8 @@ class JournalReceiver:
         self._wakeup.wake()
 
 
-class JournalTransport:
+class JournalTransport(RingTransport):
     """Channels that keep each message until a snapshot of the receiving stage covers it."""
-
-    def __init__(self, *, depth: int, wire_dtype: WireDtype | None = None) -> None:
-        self.depth, self.wire_dtype = depth, wire_dtype
-
-    def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return a reason if channels of `size` bytes cannot be created, otherwise None."""
-        return no_room(size)
-
-    def descriptors(self, slots: int, tensors: int) -> int:
-        """Return 3: one for the shared memory, and one for an end of each of the two pipes."""
-        return 3
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"

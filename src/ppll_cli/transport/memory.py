@@ -7,7 +7,6 @@ import weakref
 from contextlib import suppress
 from math import ceil
 from multiprocessing.reduction import ForkingPickler
-from typing import Protocol
 
 import torch
 import torch.multiprocessing  # lets ForkingPickler share tensors
@@ -22,18 +21,17 @@ _PORTABLE = 1
 """cudaHostRegisterPortable: pin the memory for every device that the process uses."""
 
 
-class Memory(Protocol):
+class Memory:
     """The memory of a ring, as one end sees it.
 
     Attributes:
         tensor: The memory, uint8 [bytes]; None until this end has allocated or opened it.
     """
 
-    tensor: Tensor | None
+    tensor: Tensor | None = None
 
     def open(self) -> None:
-        """Open the memory at the sender's end."""
-        ...
+        """Open the memory at the sender's end, unless the receiver offers it."""
 
     def offer(self) -> bytes:
         """Open the memory at the receiver's end.
@@ -41,14 +39,15 @@ class Memory(Protocol):
         Returns:
             The data that the sender needs to open the memory; empty if it needs none.
         """
-        ...
+        self.open()
+        return b""
 
     def accept(self, offer: bytes) -> None:
         """Open the memory that the receiver has offered, at the sender's end."""
-        ...
+        raise AssertionError(offer)
 
 
-class HostMemory:
+class HostMemory(Memory):
     """Host memory that both processes share from the start.
 
     Args:
@@ -58,7 +57,7 @@ class HostMemory:
     """
 
     def __init__(self, tensor: Tensor, pinned: bool) -> None:
-        self.tensor: Tensor | None = tensor
+        self.tensor = tensor
         self._pinned = pinned
 
     def open(self) -> None:
@@ -69,28 +68,15 @@ class HostMemory:
                 # At the end of a process CUDA unpins the memory by itself.
                 weakref.finalize(self, _unpin, self.tensor).atexit = False
 
-    def offer(self) -> bytes:
-        """Pin the memory in this process if `pinned` was set; the sender needs no data."""
-        self.open()
-        return b""
 
-    def accept(self, offer: bytes) -> None:
-        """Fail, because `offer` returns nothing that the sender needs."""
-        raise AssertionError(offer)
-
-
-class DeviceMemory:
+class DeviceMemory(Memory):
     """Memory that the receiver allocates on its device and shares with the sender by CUDA IPC.
 
     A process that calls only `make` allocates the memory without sharing it. `size` is in bytes.
     """
 
     def __init__(self, size: int, device: str) -> None:
-        self.tensor: Tensor | None = None
         self._size, self._device = size, torch.device(device)
-
-    def open(self) -> None:
-        """Do nothing: the sender opens the memory in `accept`."""
 
     def make(self) -> None:
         """Allocate the memory, and wait until other streams and processes may use it."""

@@ -24,7 +24,6 @@ device: a context on the other device would take hundreds of MB there.
 
 import logging
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -66,12 +65,16 @@ def let_default_stream_wait(device: torch.device) -> None:
             default.wait_stream(current)
 
 
-class Order(Protocol):
-    """Makes one end's use of a slot wait for the other end's use of this slot."""
+class Order:
+    """Makes one end's use of a slot wait for the other end's use of this slot.
+
+    This class is for the CPU: work is done before its token is sent, so there are no events, and
+    nothing has to wait.
+    """
 
     def learn(self, handle: bytes) -> None:
         """Store the other end's event, for the next slot without such an event."""
-        ...
+        raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
         """Copy tensors into the views of a slot after the receiver has given it back.
@@ -79,11 +82,12 @@ class Order(Protocol):
         Returns:
             The handle of the slot's event if this call created the event, else empty.
         """
-        ...
+        for name, tensor in tensors.items():
+            views[name].copy_(tensor.detach())
+        return b""
 
     def take(self, slot: int) -> None:
         """Make the work that is queued later wait until the slot is filled."""
-        ...
 
     def give_back(self, slot: int) -> bytes:
         """Record that this end has finished with the slot when the work queued so far is done.
@@ -91,31 +95,10 @@ class Order(Protocol):
         Returns:
             The handle of the slot's event if this call created the event, else empty.
         """
-        ...
-
-
-class HostOrder:
-    """The order on CPU. Work is done before its token is sent, so there are no events."""
-
-    def learn(self, handle: bytes) -> None:
-        """Fail, because there are no events."""
-        raise AssertionError(handle)
-
-    def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy tensors into a slot."""
-        for name, tensor in tensors.items():
-            views[name].copy_(tensor.detach())
-        return b""
-
-    def take(self, slot: int) -> None:
-        """Do nothing: the slot is already filled."""
-
-    def give_back(self, slot: int) -> bytes:
-        """Do nothing: the work so far is already done."""
         return b""
 
 
-class CudaOrder:
+class CudaOrder(Order):
     """The order between two CUDA devices, or between two processes on one device, by events.
 
     Args:

@@ -12,10 +12,10 @@ import logging
 from collections.abc import Sequence
 from itertools import combinations
 
-from ppll_cli.transport.channel import ALIGNMENT, WireDtype, aligned
+from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, WireDtype, aligned
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 from ppll_cli.transport.memory import DeviceMemory, HostMemory, Memory, no_room, shared_zeros
-from ppll_cli.transport.order import CudaOrder, HostOrder, Order
+from ppll_cli.transport.order import CudaOrder, Order
 from ppll_cli.transport.pipes import open_pipes
 from ppll_cli.transport.ring_ends import RingReceiver, RingSender
 from ppll_cli.transport.slots import Slots
@@ -44,12 +44,12 @@ class RingTransport:
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
-    ) -> tuple[RingSender, RingReceiver]:
+    ) -> tuple[Sender, Receiver]:
         """Create a new channel, and return its two ends."""
         size = max(ALIGNMENT, aligned(size))
         if "cpu" in (source, target):
             host = _on_host(slots * size, pinned=False)
-            return ring(slots, size, host, (HostOrder(), HostOrder()))
+            return ring(slots, size, host, (Order(), Order()))
         obstacle = cannot_share() or cannot_reach(source, target)
         aside = obstacle is not None or source != target
         orders = CudaOrder(source, target, aside), CudaOrder(target, source, aside)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ppll_cli.job import checkpoint
+from ppll_cli.job.manifest import read_manifest
 from scripts.benchmarks.session import Session
 from tests.conftest import Runner, assert_same, assert_same_run, own_model
 from tests.launch.machines.conftest import USUAL, VIT, Start, ended, result_of, wait_for_training
@@ -81,7 +82,7 @@ def test_machines_exchange_the_files_of_checkpoints(apart: Apart, run: Runner) -
     for job in range(2):
         folder = apart.folder / str(job)
         for step in (2, 4, 5):
-            files = checkpoint.files(folder / "checkpoints" / f"step-{step}")
+            files = read_manifest(folder / "checkpoints" / f"step-{step}").files
             assert [file.name for file in files] == [f"stage-{n}.safetensors" for n in range(4)]
         newest = checkpoint.newest(folder)
         assert newest is not None
@@ -111,7 +112,7 @@ def test_a_stage_that_restarts_sends_each_file_once(
     found = result_of(folder)
     assert [restart["stage"] for restart in found.summary["restarts"]] == [3]
     for step in range(1, found.summary["steps"] + 1):
-        files = checkpoint.files(folder / "checkpoints" / f"step-{step}")
+        files = read_manifest(folder / "checkpoints" / f"step-{step}").files
         assert [file.name for file in files] == [f"stage-{n}.safetensors" for n in range(4)]
     assert_same_run(found, run(*common))
     assert apart.left() == []

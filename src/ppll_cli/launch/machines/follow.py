@@ -16,9 +16,8 @@ from ppll_cli.config.settings import parse
 from ppll_cli.config.targets import make
 from ppll_cli.config.weights import absolute_path
 from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
-from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job
-from ppll_cli.job.manifest import SavedFile
+from ppll_cli.job.manifest import SavedFile, read_manifest
 from ppll_cli.launch.launcher import launch
 from ppll_cli.launch.machines.fleet import PREPARING_S, Fleet, Message, refusal
 from ppll_cli.launch.wiring import fitting
@@ -130,7 +129,7 @@ def _announcement(
 
 def _start(job: Job) -> list[SavedFile]:
     """Return the files of the checkpoint from which the run resumes; an empty list at step 0."""
-    return [] if job.checkpoint is None else [*checkpoint.files(job.checkpoint)]
+    return [] if job.checkpoint is None else [*read_manifest(job.checkpoint).files]
 
 
 def follow(fleet: Fleet) -> None:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import byref, memmove, sizeof
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -47,7 +48,7 @@ class Seen:
 
     def failure(self, job: Job, error: str) -> Report:
         """Return a failure report that the worker did not send itself."""
-        doing, item = _texts(self.pulse)
+        doing, item = self.pulse.texts()
         return {
             "kind": "failed",
             "stage": self.seat.stage,
@@ -100,7 +101,8 @@ class Leader:
                         self._deal(seen, deal)
                 case "looks":
                     for number, look in message["looks"]:
-                        _set(self.away[self._job.seats[number]].pulse, look)
+                        pulse = self.away[self._job.seats[number]].pulse
+                        memmove(byref(pulse), bytes.fromhex(look), sizeof(pulse))
                 case "signal":
                     self._stop.value = self._stop.value or message["signal"]
                 case "failed":
@@ -198,7 +200,7 @@ class Follower:
             self._told_signal = True
         if time.monotonic() - self._looked_s > 1.0:
             self._looked_s = time.monotonic()
-            looks = [[self._job.number(each.seat), _get(each.pulse)] for each in workers]
+            looks = [[self._job.number(each.seat), bytes(each.pulse).hex()] for each in workers]
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def news(self, deal: Callable[[Seen, Report], None]) -> list[Report]:
@@ -276,24 +278,3 @@ def _lost_connection(failure: Report) -> bool:
 def _raised_nothing(failure: Report) -> bool:
     """Return whether a worker raised no exception: the worker or its machine is gone or hangs."""
     return not failure.get("traceback")
-
-
-_LOOK = ("step", "sent", "received", "memory_bytes", "counted_s")
-
-
-def _texts(pulse: Pulse) -> list[str]:
-    return [text.decode(errors="replace") for text in (pulse.doing, pulse.item)]
-
-
-def _get(pulse: Pulse) -> list[Any]:
-    return [*(getattr(pulse, name) for name in _LOOK), list(pulse.spent_s), *_texts(pulse)]
-
-
-def _set(pulse: Pulse, look: Sequence[Any]) -> None:
-    *numbers, spent_s, doing, item = look
-    for name, number in zip(_LOOK, numbers, strict=True):
-        setattr(pulse, name, number)
-    for index, seconds in enumerate(spent_s):
-        pulse.spent_s[index] = seconds
-    pulse.begin(doing, None)
-    pulse.take(item)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import Any
 
 from ppll_cli.errors import RunFailedError
 from ppll_cli.job.manifest import SavedFile
@@ -32,14 +32,8 @@ STALLED_S = 120.0
 
 LOOK_S = 0.01
 
-
-class Store(Protocol):
-    """The methods of a torch.distributed store that are used here."""
-
-    def set(self, key: str, value: Any, /) -> None: ...  # noqa: D102
-    def get(self, key: str, /) -> bytes: ...  # noqa: D102
-    def check(self, keys: list[str], /) -> bool: ...  # noqa: D102
-    def delete_key(self, key: str, /) -> bool: ...  # noqa: D102
+Store = Any
+"""Type of torch's stores; `Any`, because torch's type stubs are incomplete."""
 
 
 class Parcels:
