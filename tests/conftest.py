@@ -2,9 +2,9 @@
 
 import gc
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
@@ -116,7 +116,7 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
     overrides are composed by Hydra.
     """
     register_resolvers()
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    parsed = [_parsed(override) for override in overrides]
     groups = _composed(()).choices
     made = [
         each for each in parsed if each.key_or_group in groups or each.is_add() or each.is_delete()
@@ -125,17 +125,23 @@ def compose_config(overrides: list[str]) -> tuple[dict[str, Any], dict[str, str]
     values = [each for each in parsed if each not in made]
     base = _composed(chosen)
     if all(_is_a_value(each, base) for each in values):
-        ours = deepcopy(base.ours)
+        ours = pickle.loads(base.pickled)
         for each in values:
             OmegaConf.update(ours, each.key_or_group, each.value())
     else:
         base = _compose(overrides)
         ours = base.ours
-    with read_write(base.whole.hydra.runtime):  # the kept configuration may be from another folder
-        base.whole.hydra.runtime.cwd = os.getcwd()
-    HydraConfig.instance().set_config(base.whole)
+    runtime = base.hidden.hydra.runtime
+    with read_write(runtime):  # the kept configuration may be from another folder
+        runtime.cwd = os.getcwd()
+    HydraConfig.instance().cfg = base.hidden
     config: Any = OmegaConf.to_container(ours, resolve=True)
     return config, own_choices(base.choices)
+
+
+@cache
+def _parsed(override: str) -> Override:
+    return OverridesParser.create().parse_override(override)
 
 
 def _is_a_value(override: Override, base: "Composed") -> bool:
@@ -149,24 +155,32 @@ def _is_a_value(override: Override, base: "Composed") -> bool:
 
 @dataclass(frozen=True)
 class Composed:
-    """A configuration composed by Hydra: with Hydra's own part, and without it."""
+    """A configuration composed by Hydra.
 
-    whole: DictConfig
+    Attributes:
+        hidden: Hydra's own part, as `HydraConfig` has it.
+        ours: The other part.
+        pickled: The other part, of which a copy is made most quickly from bytes.
+    """
+
+    hidden: Any
     ours: DictConfig
+    pickled: bytes
 
     @property
     def choices(self) -> dict[str, Any]:
         """The option chosen in each group, including Hydra's groups."""
-        chosen: dict[str, Any] = self.whole.hydra.runtime.choices
+        chosen: dict[str, Any] = self.hidden.hydra.runtime.choices
         return chosen
 
 
 def _compose(overrides: Sequence[str]) -> Composed:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", [*overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(composed)
     with_hydra: Any = OmegaConf.to_container(composed, resolve=False)
     ours = OmegaConf.create({k: v for k, v in with_hydra.items() if k != "hydra"})
-    return Composed(composed, ours)
+    return Composed(HydraConfig.instance().cfg, ours, pickle.dumps(ours))
 
 
 _composed = cache(_compose)

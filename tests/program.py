@@ -18,6 +18,7 @@ from subprocess import CompletedProcess, run
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from omegaconf.basecontainer import BaseContainer
 
@@ -35,6 +36,7 @@ def restored() -> Iterator[None]:
     """
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
+    Plugins.instance()  # Hydra's search for plugins takes longer than most tests: find them once
     signals = {number: signal.getsignal(number) for number in forkserver.STOPPING}
     singletons = {kind: copy(made) for kind, made in Singleton._instances.items()}
     resolvers = {**BaseContainer._resolvers}
