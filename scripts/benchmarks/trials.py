@@ -159,7 +159,7 @@ def averaged(found: Iterable[Found | None], metric: str, form: str) -> str:
 def difference(
     found: Iterable[Found | None], bp: Iterable[Found | None], metric: str, form: str
 ) -> str:
-    """Return a cell with the mean difference of a metric to the results of bp with equal seeds."""
+    """Return a cell with the mean difference of a metric from that of bp with the same seed."""
     pairs = zip(found, bp, strict=False)  # a row that is not trained has no results
     values = [each[metric] - other[metric] for each, other in pairs if each and other]
     return f"{mean(values):+{form}}" if values else ""

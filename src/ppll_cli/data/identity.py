@@ -1,8 +1,8 @@
 """Identifies the data that a run is trained on, independently of the folder of the files.
 
 A data set may have a method `identity(splits)`, which returns an ordered list of entries for each
-split. An entry is the name of a file with its size in bytes, or any other name with a text, such as
-the digest of an array. Two data sets are the same if their entries are equal.
+split. An entry is a file's name and its size in bytes, or another name and a text, such as the
+digest of an array. Two data sets are the same if their entries are equal.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Entry = tuple[str, int | str]
-"""A name with a size in bytes, or with a text such as a digest."""
+"""A name, and a size in bytes or a text such as a digest."""
 
 Identity = Mapping[str, Sequence[Entry]]
 """The entries of each split, by the name of the split."""
