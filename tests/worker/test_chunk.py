@@ -330,7 +330,7 @@ def test_micro_batches_of_all_replicas_have_the_gradient_of_the_mean_loss() -> N
 
 
 def test_a_unit_that_returns_no_tensor_is_named() -> None:
-    with pytest.raises(TypeError, match="unit odd returned NoneType instead of the tensor x"):
+    with pytest.raises(TypeError, match="unit odd returned NoneType instead of a tensor"):
         _apply(Unit("odd", nn.Identity), lambda _: None, {"x": torch.zeros(2)})
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ppll_cli.models.unit import IMAGE, Unit, build_unit, check_names
+from ppll_cli.models.unit import IMAGE, Unit, build_unit, check_names, written
 
 
 class PlainModel(nn.Module):
@@ -25,11 +25,9 @@ class PlainModel(nn.Module):
         """Return the output of the last unit, the prediction, for images [B, C, H, W]."""
         values = {IMAGE: image}
         for unit in self._units:
-            written = self.get_submodule(unit.name)(*(values[name] for name in unit.reads))
-            values.update(
-                zip(unit.writes, written if len(unit.writes) > 1 else (written,), strict=True)
-            )
-        prediction: Tensor | tuple[Tensor, ...] = written
+            returned = self.get_submodule(unit.name)(*(values[name] for name in unit.reads))
+            values.update(written(unit, returned))
+        prediction: Tensor | tuple[Tensor, ...] = returned
         return prediction
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.errors import ConfigError
@@ -81,6 +81,22 @@ class Model(Protocol):
         """
 
 
+def written(unit: Unit, returned: object) -> dict[str, Tensor]:
+    """Return the tensors that a unit's network has returned, by the names of `writes`.
+
+    Raises:
+        TypeError: The network returned other values than one tensor for each name.
+    """
+    values = returned if isinstance(returned, tuple) else (returned,)
+    tensors = {n: t for n, t in zip(unit.writes, values, strict=False) if isinstance(t, Tensor)}
+    if len(tensors) != len(values) or len(tensors) != len(unit.writes):
+        kinds = ", ".join(type(value).__name__ for value in values) or "nothing"
+        writes = ", ".join(unit.writes)
+        wanted = f"a tensor for each name that it writes ({writes})"
+        raise TypeError(f"unit {unit.name} returned {kinds} instead of {wanted}")
+    return tensors
+
+
 def build_unit(unit: Unit, seed: int) -> nn.Module:
     """Build a unit's module, whose initial weights depend only on the seed and the unit's name."""
     with torch.random.fork_rng(devices=[]):
@@ -105,14 +121,18 @@ def check_size(key: str, size: int) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse equal names of units, and a name that is a prefix of another (`a` and `a.b`).
+    """Refuse names of units that one module cannot have for its submodules, such as `train`.
 
-    Otherwise parameters of two units could have the same name in a file.
+    Refuse also equal names, and a name that is a prefix of another (`a` and `a.b`), because then
+    parameters of two units could have the same name in a file.
     """
     taken: set[str] = set()
     inside: dict[str, str] = {}  # for each prefix of names, the first name that has it
     for name in names:
         parts = name.split(".")
+        if wrong := [part for part in parts if not part or part in dir(nn.Module())]:
+            problem = f"cannot be a unit name: {wrong[0]!r} is not free in an nn.Module"
+            raise ConfigError("model", name, problem, "use another name")
         folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]
         other = next((each for each in (*folders, name) if each in taken), inside.get(name))
         if other is not None:

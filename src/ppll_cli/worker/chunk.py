@@ -22,7 +22,7 @@ from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.optimizer import clip, squared_norm
 from ppll_cli.job.recompute import recomputed
 from ppll_cli.local.method import Site
-from ppll_cli.models.unit import Unit
+from ppll_cli.models.unit import Unit, written
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
@@ -277,15 +277,5 @@ class HeldChunk(Networks):
 
 
 def _apply(unit: Unit, run: Callable[..., Any], values: Named) -> None:
-    """Run a unit on the values that it reads, and store the values that it writes.
-
-    Raises:
-        TypeError: A value that the unit returned is not a tensor.
-    """
-    made = run(*(values[name] for name in unit.reads))
-    made = made if isinstance(made, tuple) else (made,)
-    for name, value in zip(unit.writes, made, strict=True):
-        if not isinstance(value, Tensor):
-            kind = type(value).__name__
-            raise TypeError(f"unit {unit.name} returned {kind} instead of the tensor {name}")
-        values[name] = value
+    """Run a unit on the values that it reads, and store the values that it writes."""
+    values.update(written(unit, run(*(values[name] for name in unit.reads))))
