@@ -191,13 +191,15 @@ IMAGES, LABELS = np.zeros((6, 3, 4, 4), np.uint8), np.arange(6) % 5
         (IMAGES[:, :1], LABELS, r"not uint8 \[N, 3, H, W\]"),
         (IMAGES[:, :, 0], LABELS, "holds images uint8"),
         (IMAGES[..., :3], LABELS, "the training images"),
+        (IMAGES.tolist(), LABELS, "holds images as list, not as a NumPy array"),
+        (IMAGES, torch.from_numpy(LABELS), "holds labels as Tensor, not as a NumPy array"),
     ],
 )
 def test_wrong_contents_are_refused_with_the_name_of_their_file(
     options: Options,
     monkeypatch: pytest.MonkeyPatch,
-    images: np.ndarray[Any, Any],
-    labels: np.ndarray[Any, Any],
+    images: Any,
+    labels: Any,
     problem: str,
 ) -> None:
     parts = {"train": Arrays(IMAGES, LABELS, "good.bin"), "test": Arrays(images, labels, "bad.bin")}
@@ -206,6 +208,15 @@ def test_wrong_contents_are_refused_with_the_name_of_their_file(
         Numbered(**options()).load()
     assert caught.value.key == "data.root"
     assert str(caught.value).startswith("data.root=null: bad.bin: ")
+    assert str(caught.value).endswith("; correct the method read() of the data set")
+
+
+def test_a_part_that_is_not_arrays_is_refused(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Numbered, "read", lambda *_: (IMAGES, LABELS))
+    with pytest.raises(ConfigError, match=r"train: read\(\) returned tuple instead of Arrays"):
+        Numbered(**options()).load()
 
 
 def test_options_are_refused_before_torch_is_imported() -> None:

@@ -166,6 +166,13 @@ def test_clashing_names_of_units_are_refused(first: str, second: str) -> None:
         PlainModel([Unit(first, _Sum), Unit(second, _Sum)])
 
 
+@pytest.mark.parametrize("name", ["train", "a.forward", "a..b", ""])
+def test_names_that_a_module_has_already_are_refused(name: str) -> None:
+    """A run with such names trained, but its model could not be loaded afterwards."""
+    with pytest.raises(ConfigError, match=f"^model={name}: cannot be a unit name: .* is not free"):
+        PlainModel([Unit(name, _Sum)])
+
+
 def compose(name: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(overrides=[f"+model={name}"]).model

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -155,3 +157,47 @@ def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it(tmp_path: 
         "assert hasattr(sys.modules['torch._dynamo'], 'optimize')\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", script], check=True, timeout=120)
+
+
+class _Odd(nn.Module):
+    """A network with one parameter, which it ignores; `run` makes its output."""
+
+    def __init__(self, parameter: Callable[[], nn.Parameter], run: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.weight, self.run = parameter(), run
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(x)
+
+
+def _real() -> nn.Parameter:
+    return nn.Parameter(torch.zeros(2))
+
+
+def _complex() -> nn.Parameter:
+    return nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+
+
+ODD: list[tuple[Callable[[], Any], str]] = [
+    (lambda: None, "NoneType was built instead of an nn.Module"),
+    (partial(nn.LazyLinear, 2), "'weight' has no shape: give lazy layers their sizes"),
+    (partial(_Odd, _complex, torch.relu), "'weight' is complex: keep torch.view_as_real of it"),
+    (partial(_Odd, _real, lambda x: [x]), r"unit odd returned list instead of .* \(x\)$"),
+    (partial(_Odd, _real, lambda x: (x, x)), "unit odd returned Tensor, Tensor instead of"),
+    (partial(_Odd, _real, lambda x: None), "unit odd returned NoneType instead of"),
+]
+
+
+@pytest.mark.parametrize(("build", "problem"), ODD)
+def test_what_a_worker_could_not_train_is_found(build: Callable[[], Any], problem: str) -> None:
+    with pytest.raises(TypeError, match=problem):
+        trace([Unit("odd", build)], {"x": ValueSpec((2,), torch.float32)})
+
+
+@pytest.mark.parametrize("run", [lambda x: x + torch.ones(2), lambda x: x * x.sum().item()])
+def test_errors_of_the_meta_device_say_what_it_is(run: Callable[[Tensor], Any]) -> None:
+    """Users had not heard of this device when they read of it in a message."""
+    with pytest.raises((RuntimeError, NotImplementedError)) as caught:
+        trace([Unit("odd", partial(_Odd, _real, run))], {"x": ValueSpec((2,), torch.float32)})
+    (note,) = caught.value.__notes__
+    assert "make tensors on the device of an input" in note

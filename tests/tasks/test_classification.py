@@ -38,6 +38,13 @@ def test_the_loss_is_the_mean_cross_entropy() -> None:
     assert loss.item() == pytest.approx(sum(expected) / 4, rel=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(4, 4), (4, 2), (4,), (4, 3, 1)])
+def test_logits_for_another_number_of_classes_are_refused(shape: tuple[int, ...]) -> None:
+    """A head with too many outputs was trained, and its confusion matrix was wrong."""
+    with pytest.raises(ValueError, match=r"the logits have the shape \[B.*\] instead"):
+        TASK.loss(torch.zeros(shape), {LABEL: LABELS})
+
+
 def test_the_training_loss_uses_smoothed_labels_and_evaluation_plain_ones() -> None:
     """A fraction of 0.3 of each target is distributed over all classes, including the right one."""
     task = with_smoothing(TASK, 0.3)

@@ -58,7 +58,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
     """Run code that a user may have written; turn its exceptions into errors about a setting.
 
-    `doing` says in the message what the code was doing.
+    `doing` says in the message what the code was doing. Notes of the exception are in it too.
 
     Raises:
         ConfigError: The code raised an exception that is not this program's own, or `SystemExit`.
@@ -72,8 +72,9 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)[2:]  # without this frame and its caller
         places = [(frame.filename, frame.lineno) for frame in frames]
         theirs = [(file, line) for file, line in places if _is_theirs(file)]
-        where = f"see line {theirs[-1][1]} of {theirs[-1][0]}" if theirs else ""
-        raise ConfigError(key, value, f"{doing} raised {_first_line(error)}", where) from error
+        where = [f"see line {theirs[-1][1]} of {theirs[-1][0]}"] if theirs else []
+        notes = "; ".join([*getattr(error, "__notes__", ()), *where])
+        raise ConfigError(key, value, f"{doing} raised {_first_line(error)}", notes) from error
 
 
 def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:

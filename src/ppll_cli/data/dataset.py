@@ -5,7 +5,7 @@ Legend: N samples, C channels, H height, W width (pixels).
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,12 @@ class ImageDataset(Classified):
     """A data set of labelled images that all have one size. A subclass reads its files.
 
     A subclass that adds keys must be a frozen keyword-only dataclass with a field for each key.
+
+    Attributes:
+        remedy: What a message advises if `read` returns wrong images or labels.
     """
+
+    remedy: ClassVar[str] = "correct the method read() of the data set"
 
     @abstractmethod
     def read(self, part: Part) -> Arrays:
@@ -106,7 +111,7 @@ class ImageDataset(Classified):
         train, test = self._checked("train"), self._checked("test")
         if train.images.shape[1:] != test.images.shape[1:]:
             sizes = f"{test.images.shape[1:]}, but the training images {train.images.shape[1:]}"
-            raise self.fault(test.source, f"its images are {sizes}")
+            raise self.fault(test.source, f"its images are {sizes}", self.remedy)
         self.check_pad(min(train.images.shape[2:]))
         parts = {"train": train}
         if self.val_fraction:
@@ -117,15 +122,21 @@ class ImageDataset(Classified):
 
     def _checked(self, part: Part) -> Arrays:
         arrays = self.read(part)
+        if not isinstance(arrays, Arrays):
+            problem = f"read() returned {type(arrays).__name__} instead of Arrays"
+            raise self.fault(part, problem, self.remedy)
         problem = _problem(arrays, self.channel_count, self.class_count)
         if problem:
-            raise self.fault(arrays.source, problem)
+            raise self.fault(arrays.source, problem, self.remedy)
         return arrays
 
 
 def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
     """Return a description of what is wrong with a part; None if the part is correct."""
     images, labels = arrays.images, arrays.labels
+    for name, values in (("images", images), ("labels", labels)):
+        if not isinstance(values, np.ndarray):
+            return f"holds {name} as {type(values).__name__}, not as a NumPy array"
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != channels:
         return f"holds images {images.dtype} {images.shape}, not uint8 [N, {channels}, H, W]"
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:

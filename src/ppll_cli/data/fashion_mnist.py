@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.download import one_line, provide
-from ppll_cli.data.files import Part
+from ppll_cli.data.files import PUBLISHED, Part
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """The folder where Debian's package dataset-fashion-mnist installs the files."""
@@ -42,6 +42,7 @@ class FashionMnist(ImageDataset):
     class_count = 10
     class_names = CLASSES
     channel_count = 1
+    remedy = PUBLISHED
 
     def prepare(self) -> None:  # noqa: D102
         if self.files() is None:

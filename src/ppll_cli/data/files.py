@@ -15,6 +15,9 @@ Part = Literal["train", "test"]
 """A part into which the files of a data set are divided. The split `val` is held out of `train`."""
 
 PARTS: tuple[Part, ...] = ("train", "test")
+PUBLISHED = "put the published file there"
+"""What a message advises if a file of a published data set is missing or wrong."""
+
 _LONGEST_STEM = 50  # a character has up to 4 bytes, and a file's name up to 255
 _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
@@ -68,9 +71,7 @@ class Files:
         """The root as the user writes it on the command line."""
         return "null" if self.root is None else self.root
 
-    def fault(
-        self, source: object, problem: str, remedy: str = "put the published file there"
-    ) -> ConfigError:
+    def fault(self, source: object, problem: str, remedy: str = PUBLISHED) -> ConfigError:
         """Return the error for a missing or wrong file, which the message calls `source`."""
         return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
 

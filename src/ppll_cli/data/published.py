@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.download import one_line, provide
-from ppll_cli.data.files import PARTS, Part
+from ppll_cli.data.files import PARTS, PUBLISHED, Part
 from ppll_cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ Content = tuple[NDArray[Any], NDArray[Any]]
 
 class Published(ImageDataset):
     """A data set for which torchvision has a class."""
+
+    remedy = PUBLISHED
 
     @property
     @abstractmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
@@ -84,8 +85,10 @@ def measure(
 
     `run` calls the network with inputs on the meta device. Return its result, and the cost.
     """
-    with torch.device("meta"):
-        module = build()
+    with _explained():
+        with torch.device("meta"):
+            module = build()
+        _check_network(module)
     module.eval()
     single_valued: list[str] = []
     for name, layer in module.named_modules():
@@ -97,10 +100,39 @@ def measure(
 
             layer.register_forward_pre_hook(note)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), counter, _explained():
         result = run(module)
     params = sum(parameter.numel() for parameter in module.parameters())
     return result, Cost(params, counter.get_total_flops(), tuple(single_valued))
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Add a note to an exception that a user's code can only raise on the meta device."""
+    try:
+        yield
+    except Exception as error:
+        if "meta" in str(error):
+            error.add_note(
+                "each network is first built and run on torch's meta device, which has shapes but "
+                "no values: build() must make its own parameters, and forward() must make tensors "
+                "on the device of an input, and not read values"
+            )
+        raise
+
+
+def _check_network(module: object) -> None:
+    """Refuse what is not a network, and parameters that the optimizer cannot update."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{type(module).__name__} was built instead of an nn.Module")
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise TypeError(f"the parameter {name!r} has no shape: give lazy layers their sizes")
+        if parameter.is_complex():
+            raise TypeError(
+                f"the parameter {name!r} is complex: keep torch.view_as_real of it as the "
+                "parameter, and use torch.view_as_complex in forward()"
+            )
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
@@ -109,14 +141,15 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     `batch` has the shape and dtype of each tensor of a batch, including images.
 
     Raises:
-        ValueError: The number of tensors that a unit returns differs from its `writes`.
+        TypeError: A unit builds no network that can be trained, or does not return the tensors of
+            its `writes`.
     """
     specs = dict(batch)
     traced = []
     for unit in units:
         inputs = [empty(specs[name]) for name in unit.reads]
         result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
-        outputs = unit.written(result).values()
-        traced.append(TracedUnit(tuple(map(spec_of, outputs)), cost))
-        specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
+        outputs = {name: spec_of(tensor) for name, tensor in unit.written(result).items()}
+        traced.append(TracedUnit(tuple(outputs.values()), cost))
+        specs.update(outputs)
     return traced

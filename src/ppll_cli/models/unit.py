@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -68,22 +68,19 @@ class Unit:
         """Return the tensors that the network takes, from tensors by name."""
         return [values[name] for name in self.reads]
 
-    def written(self, returned: Any) -> dict[str, Tensor]:
+    def written(self, returned: object) -> dict[str, Tensor]:
         """Return the tensors that the network has returned, by the names of `writes`.
 
         Raises:
-            TypeError: The network has returned something else than a tensor.
-            ValueError: The number of tensors differs from that of `writes`.
+            TypeError: The network returned other values than one tensor for each name.
         """
-        made = returned if isinstance(returned, tuple) else (returned,)
-        if len(made) != len(self.writes):
-            writes = ", ".join(self.writes)
-            raise ValueError(f"{self.name!r} writes {writes}, but returned {len(made)} value(s)")
-        for name, value in zip(self.writes, made, strict=True):
-            if not isinstance(value, Tensor):
-                kind = type(value).__name__
-                raise TypeError(f"unit {self.name} returned {kind} instead of the tensor {name}")
-        return dict(zip(self.writes, made, strict=True))
+        values = returned if isinstance(returned, tuple) else (returned,)
+        tensors = {n: t for n, t in zip(self.writes, values, strict=False) if isinstance(t, Tensor)}
+        if len(tensors) != len(values) or len(tensors) != len(self.writes):
+            kinds = ", ".join(type(value).__name__ for value in values) or "nothing"
+            wanted = f"a tensor for each name that it writes ({', '.join(self.writes)})"
+            raise TypeError(f"unit {self.name} returned {kinds} instead of {wanted}")
+        return tensors
 
 
 class Model(Protocol):
@@ -126,14 +123,18 @@ def check_size(key: str, size: int) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse equal names of units, and a name that is a prefix of another (`a` and `a.b`).
+    """Refuse names of units that one module cannot have for its submodules, such as `train`.
 
-    Otherwise parameters of two units could have the same name in a file.
+    Refuse also equal names, and a name that is a prefix of another (`a` and `a.b`), because then
+    parameters of two units could have the same name in a file.
     """
     taken: set[str] = set()
     inside: dict[str, str] = {}  # for each prefix of names, the first name that has it
     for name in names:
         parts = name.split(".")
+        if wrong := [part for part in parts if not part or part in dir(nn.Module())]:
+            problem = f"cannot be a unit name: {wrong[0]!r} is not free in an nn.Module"
+            raise ConfigError("model", name, problem, "use another name")
         folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]
         other = next((each for each in (*folders, name) if each in taken), inside.get(name))
         if other is not None:

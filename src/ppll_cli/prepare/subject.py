@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import Settings
@@ -285,6 +286,12 @@ def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -
     check_names([unit.name for unit in units])
     known = {IMAGE}
     for unit in units:
+        if isinstance(unit.build, nn.Module) or not callable(unit.build):
+            problem = f"the build of unit {unit.name!r} is no function that builds its network"
+            raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")
+        if isinstance(unit.reads, str) or isinstance(unit.writes, str):
+            problem = f"reads and writes of unit {unit.name!r} must be tuples of names"
+            raise ConfigError(*model, problem, 'for example ("x",)')
         missing = [name for name in unit.reads if name not in known]
         if missing:
             problem = f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes"

@@ -109,7 +109,13 @@ class Classification:
 
         In training the targets are smoothed, and are class shares if images are mixed. In
         evaluation they are plain labels, so that losses of all runs can be compared.
+
+        Raises:
+            ValueError: The prediction does not have one logit for each class.
         """
+        if prediction.shape[1:] != (self.classes,):
+            found = ", ".join(map(str, ("B", *prediction.shape[1:])))
+            raise ValueError(f"the logits have the shape [{found}] instead of [B, {self.classes}]")
         learning = torch.is_grad_enabled()
         smoothing = self.label_smoothing if learning else 0.0
         mixed = learning and self.mixed

@@ -53,6 +53,29 @@ class TwoNames(Chain):
     writes = ("x", "y")
 
 
+class OneString(Chain):
+    """A model whose second unit names its output by a string instead of a tuple."""
+
+    writes = "x"  # type: ignore[assignment]
+
+
+class NoFunction(Chain):
+    """A model whose second unit has a network in the place of the function that builds it."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        first, second = super().units(image, task)
+        return [first, replace(second, build=second.build())]
+
+
+class BuiltBefore(Chain):
+    """A model whose second unit returns a network that was built with the list of units."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        first, second = super().units(image, task)
+        network = second.build()
+        return [first, replace(second, build=lambda: network)]
+
+
 class NoPrediction(Chain):
     """A model whose output is a feature map instead of logits."""
 
@@ -182,14 +205,17 @@ model ViT | is not the dotted path of a class
 model ppll_cli.__version__ | is not a class
 model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
-model HERE.TwoNames | 'second' writes x, y, but returned 1 value(s)
+model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
+model HERE.BuiltBefore | running a sample through 'second' raised RuntimeError: Tensor on device cpu
+model HERE.NoFunction | the build of unit 'second' is no function that builds its network
+model HERE.OneString | reads and writes of unit 'second' must be tuples of names
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit
 model tests.own_models.ReadsLabel | reads 'label', which no earlier unit writes
 local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
 local ppll_cli.local.method.LocalMethod | abstract method criterion
-local HERE.ReturnsNumber | the auxiliary network of module 0 raised AttributeError
+local HERE.ReturnsNumber | the auxiliary network of module 0 raised TypeError: int was built
 local HERE.ReturnsModule | its criterion() must return a Criterion
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
 schedule HERE.NoSchedule | derive it from ppll_cli.pipeline.schedule.Schedule
