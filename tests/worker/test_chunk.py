@@ -172,8 +172,8 @@ def test_gradients_that_pass_through_are_added_to_the_units_own(halves: bool) ->
 
 
 @pytest.mark.parametrize("halves", [False, True], ids=["whole", "halves"])
-def test_an_input_that_nothing_depends_on_has_a_gradient_of_zeros(halves: bool) -> None:
-    """As where a loss reads no output: the stage before waits for gradients all the same."""
+def test_an_input_that_nothing_depends_on_has_no_gradient(halves: bool) -> None:
+    """As where a loss reads no output. The stage before gets a message without this tensor."""
     job = job_of(*own_model("Skipping"), "schedule=gpipe", "gpus=2", "schedule.microbatches=1")
     (chunk,) = held(job, 1)
     begin([chunk])
@@ -187,9 +187,7 @@ def test_an_input_that_nothing_depends_on_has_a_gradient_of_zeros(halves: bool) 
     else:
         chunk.backward(0)
     assert all(p.grad is None for p in chunk.parameters)
-    found = chunk.take_input_gradients(0)
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], torch.zeros(BATCH, 8)) for name in found)
+    assert chunk.take_input_gradients(0) == {}
 
 
 class _Halves(nn.Module):

@@ -191,7 +191,9 @@ def assemble(
         for module, end in zip(layout.modules, found, strict=True)
         if end.watches is not None
     }
-    routes = find_routes(layout, subject.units, ends, watches)
+    routes = find_routes(
+        layout, subject.units, ends, watches, lambda unit, name: specs[unit][name].differentiable
+    )
     form = subject.evaluation
     evaluated = None if form is None else _specs(routes, form.ends.specs(layout.modules))
     job = Job(

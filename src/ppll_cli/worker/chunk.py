@@ -103,7 +103,7 @@ class HeldChunk(Networks):
         """
         held, batch = self._held[micro_batch], self._batch
         values = held.values
-        slots = storages(values.values()) if self._next_is_here else set()
+        changing = storages([*values.values(), *self.unit_state]) if self._next_is_here else set()
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
                 run: Callable[..., Any] = network
@@ -120,11 +120,11 @@ class HeldChunk(Networks):
                 _apply(unit, network, values)
                 values.update({name: values[name].detach() for name in unit.writes})
         held.outputs = {name: values[name].detach() for name in self._out.names}
-        if slots:
-            # The next chunk is on this stage. The channel may reuse an input's slot before this
-            # chunk reads an output that is a view of the input, so the output is copied.
+        if changing:
+            # The next chunk is on this stage. Before it reads an output, the channel may reuse the
+            # slot of an input, and a step may change a weight. So views of these are copied.
             made = {name for unit, _ in self.units for name in unit.writes} & held.outputs.keys()
-            held.outputs |= apart({name: held.outputs[name] for name in made}, slots)
+            held.outputs |= apart({name: held.outputs[name] for name in made}, changing)
 
     def take_outputs(self, micro_batch: int) -> Named:
         """Remove the detached outputs for the next chunk from this chunk, and return them."""
