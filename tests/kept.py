@@ -47,7 +47,7 @@ def configurations() -> Iterator[None]:
         return result
 
     def join_once(loader: ConfigLoaderImpl, defaults: list[ResultDefault], repo: Any) -> DictConfig:
-        if not _only_ours(repo):
+        if not _only_ours(repo) or not any(d.primary for d in defaults):
             return join(loader, defaults, repo)
         key = tuple((d.config_path, d.package, d.is_self, d.primary) for d in defaults)
         if key not in joined:

@@ -49,6 +49,19 @@ def test_no_gradient_is_sent_between_modules() -> None:
     assert crossing(*CHAIN, ends={3: LOSS}, modules=EACH) == ["label x /"] * 3
 
 
+def test_integers_get_no_gradients_back() -> None:
+    """Unit 1 writes integers, and unit 2 writes a float with the same name."""
+    arrows = [
+        part(arrow) for arrow in ["image > x", "x > x index", "x index > index", "x index > y"]
+    ]
+    layout = Layout.spread([range(n, n + 1) for n in range(4)], [0, 1, 2, 3])
+    found = find_routes(
+        layout, arrows, {3: [part("y >")]}, None, lambda unit, name: (unit, name) != (2, "index")
+    )
+    assert found.into[2] == Route(("index", "x"), ("x",))
+    assert found.into[3] == Route(("index", "x"), ("index", "x"))
+
+
 def test_gradients_are_sent_only_inside_a_module() -> None:
     ends = {1: ["x label >"], 3: LOSS}
     assert crossing(*CHAIN, ends=ends, modules=[2]) == ["label x / x", "label x /", "label x / x"]

@@ -21,6 +21,7 @@ from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import Pulse
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.replicas import Replicas
+from ppll_cli.transport.slots import layout_of
 from ppll_cli.worker.state import tensors_of
 from ppll_cli.worker.worker import Worker
 from tests.conftest import assert_same, prepared
@@ -302,5 +303,6 @@ class Together(Replicas):
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """Return a copy with the same strides."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype).copy_(tensor)
+    """Return a copy with the strides that the tensor has in a slot."""
+    ((_, dtype, shape, strides),) = layout_of({"": tensor})
+    return torch.empty_strided(shape, strides, dtype=dtype).copy_(tensor)

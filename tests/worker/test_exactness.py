@@ -142,6 +142,14 @@ def test_detached_skips_travel_forward(tmp_path: Path) -> None:
         assert_same_run(inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case), expected)
 
 
+def test_a_weight_travels_as_it_was_before_the_step(tmp_path: Path) -> None:
+    """Later modules read a view of a weight, which the step of the first module changes."""
+    case = [*own_model("Indices"), "local.modules=5"]
+    expected = inside(tmp_path, "schedule=ll", *case)
+    for gpus in (2, 5):
+        assert_same_run(inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case), expected)
+
+
 def test_micro_batches_make_a_difference(tmp_path: Path) -> None:
     """BatchNorm gets other statistics from micro-batches.
 

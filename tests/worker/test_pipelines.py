@@ -28,11 +28,12 @@ CASES = {
     "skips": [*own_model("Skipping"), "optim.nonfinite=skip"],
     "views": own_model("Views"),
     "detached": [*own_model("Detached"), "optim.weight_decay=0.5"],
+    "indices": own_model("Indices"),
     "bf16": [*VIT, "precision=bf16"],
 }
 """Models and optimizers. The optimizer of a ViT is AdamW by default."""
 
-UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "detached": 5, "bf16": 8}
+UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "detached": 5, "indices": 5, "bf16": 8}
 """Number of units of each model. There can be no more chunks than units."""
 
 SPLITS = {"vit": [3, 5], "resnet": [3, 5]}
@@ -45,10 +46,10 @@ SHAPES = {
     ("gpipe", 3, 1): ["vit"],
     ("1f1b", 4, 1): ["resnet", "skips"],
     ("zb_h1", 2, 1): ["views", "detached"],
-    ("zb_h1", 3, 1): ["skips", "bf16"],
+    ("zb_h1", 3, 1): ["skips", "indices", "bf16"],
     ("zb_h1", 5, 1): ["resnet"],
     ("interleaved", 1, 3): ["views", "detached"],
-    ("interleaved", 2, 2): ["skips", "bf16"],
+    ("interleaved", 2, 2): ["skips", "indices", "bf16"],
     ("interleaved", 3, 1): ["vit"],
     ("interleaved", 2, 4): ["resnet"],
     ("interleaved", 4, 2): ["vit"],

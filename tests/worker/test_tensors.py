@@ -11,21 +11,23 @@ NAMES = "copied", "exported", "passed"
 
 
 @pytest.mark.parametrize("stages", [(0, 1, 1), (0, 1, 2)], ids=["same stage", "next stage"])
-def test_outputs_in_a_slot_are_copied_for_a_chunk_of_the_same_stage(
+def test_outputs_that_would_change_are_copied_for_a_chunk_of_the_same_stage(
     stages: tuple[int, ...],
 ) -> None:
-    """A unit or an export may return a view of its input; the channel soon reuses the slot."""
+    """A unit or an export may return a view of its input or of a weight, which soon change."""
     layout = Layout.spread([range(n, n + 1) for n in range(3)], stages)
     into = Route(), Route(("passed", "x")), Route(tuple(sorted(NAMES)))
     nothing: frozenset[str] = frozenset()
     makes = nothing, frozenset({"copied", "exported"}), nothing
     tensors = Tensors(Routes(layout, into, (nothing,) * 3, makes), 1)
     slot = torch.arange(4.0)
+    weight = torch.arange(2.0)
     tensors.take_inputs(0, {"x": slot[:2], "passed": slot[2:]})
-    slots = tensors.slots(0)
-    tensors[0].values.update(copied=slot[:1], exported=slot[1:2])
-    tensors.hold_outputs(0, slots)
+    changing = tensors.changing(0, [weight])
+    tensors[0].values.update(copied=weight[:1], exported=slot[1:2])
+    tensors.hold_outputs(0, changing)
     slot.fill_(-1)
+    weight.fill_(-1)
     outputs = {name: tensor.tolist() for name, tensor in tensors.take_outputs(0).items()}
     here = stages[1] == stages[2]
     assert outputs["copied"] == ([0] if here else [-1])

@@ -13,10 +13,15 @@ class ValueSpec:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether such a tensor can have a gradient; a tensor of integers cannot."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
 
-def empty(spec: ValueSpec) -> Tensor:
-    """Return a tensor of one sample on the meta device, which stores no data."""
-    return torch.empty(1, *spec.shape, dtype=spec.dtype, device="meta")
+
+def empty(spec: ValueSpec, samples: int = 1) -> Tensor:
+    """Return a batch on the meta device, which stores no data."""
+    return torch.empty(samples, *spec.shape, dtype=spec.dtype, device="meta")
 
 
 def spec_of(tensor: Tensor) -> ValueSpec:

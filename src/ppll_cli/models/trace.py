@@ -89,7 +89,8 @@ def measure(
         with torch.device("meta"):
             module = build()
         _check_network(module)
-    module.eval()
+    # torch's counter fails if a network returns a view of a weight that needs a gradient.
+    module.eval().requires_grad_(False)
     single_valued: list[str] = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):

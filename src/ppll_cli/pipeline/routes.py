@@ -1,6 +1,6 @@
 """Routes: the named tensors sent from each chunk to the next, and the weights sent back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,10 +93,12 @@ def find_routes(
     units: Sequence[Access],
     ends: Mapping[int, Sequence[Access]],
     watches: Mapping[int, Watch] | None = None,
+    differentiable: Callable[[int, str], bool] = lambda unit, name: True,
 ) -> Routes:
     """Find the tensors that each chunk has to send: those written before a cut and read after it.
 
-    A gradient is sent back for each tensor that an earlier unit of the same module writes.
+    A gradient is sent back for each differentiable tensor that an earlier unit of the same module
+    writes.
 
     Args:
         layout: The chunks.
@@ -105,6 +107,8 @@ def find_routes(
             exports (units that compute values for later losses), then the module's own loss.
         watches: The `Watch` of each module whose loss has one, by the index of the module's last
             unit.
+        differentiable: Returns whether a tensor that exists before a unit, given its index, can
+            have a gradient. Integers cannot.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()
@@ -118,8 +122,10 @@ def find_routes(
                 made |= set(access.writes)
         before = range(layout.modules[chunk.module].start, chunk.units.start)
         trained = {name for index in before for name in units[index].writes}
-        names = tuple(sorted(live)) if chunk.units.start else ()
-        into.append(Route(names, tuple(name for name in names if name in trained)))
+        start = chunk.units.start
+        names = tuple(sorted(live)) if start else ()
+        back = tuple(name for name in names if name in trained and differentiable(start, name))
+        into.append(Route(names, back))
         reads.append(frozenset(wanted))
         makes.append(frozenset(made))
     watching = {layout.holder(index): watch for index, watch in (watches or {}).items()}

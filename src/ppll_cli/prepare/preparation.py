@@ -17,6 +17,7 @@ from ppll_cli.leaves.machine import processor
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion
 from ppll_cli.models.trace import Cost
+from ppll_cli.pipeline.layout import Layout
 from ppll_cli.pipeline.routes import Routes, find_routes
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.chain import Setup
@@ -195,14 +196,7 @@ def assemble(
     layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
     found, specs = subject.at_ends(layout.modules)
     auxiliary = tuple(end.cost for end in found)
-    ends = {m.stop - 1: end.follows for m, end in zip(layout.modules, found, strict=True)}
-
-    watches = {
-        module.stop - 1: end.watches
-        for module, end in zip(layout.modules, found, strict=True)
-        if end.watches is not None
-    }
-    routes = find_routes(layout, subject.units, ends, watches)
+    routes = _routes(layout, subject, found, specs)
     form = subject.evaluation
     evaluated = None if form is None else _specs(routes, form.ends.specs(layout.modules))
     job = Job(
@@ -217,7 +211,7 @@ def assemble(
         evaluation_specs=evaluated,
         devices=devices,
         run_dir=run_dir,
-        watched={watch.unit: subject.watched(watch.unit) for watch in watches.values()},
+        watched={w.unit: subject.watched(w.unit) for w in routes.watches.values()},
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
         notes.append(NO_BANK_LOCAL if schedule.local else NO_BANK_WHOLE)
@@ -225,6 +219,23 @@ def assemble(
     if settings.sync_batchnorm:
         check_equal_counts(job)
     return job, auxiliary
+
+
+def _routes(
+    layout: Layout,
+    subject: Subject,
+    found: Sequence[ModuleEnd],
+    specs: Sequence[Mapping[str, ValueSpec]],
+) -> Routes:
+    """Return the routes, given each module's end and the tensors before each unit."""
+    at_ends = [(m.stop - 1, end) for m, end in zip(layout.modules, found, strict=True)]
+    ends = {last: end.follows for last, end in at_ends}
+    watches = {last: end.watches for last, end in at_ends if end.watches is not None}
+
+    def differentiable(unit: int, name: str) -> bool:
+        return specs[unit][name].differentiable
+
+    return find_routes(layout, subject.units, ends, watches, differentiable)
 
 
 def _reads_bank(end: ModuleEnd) -> bool:

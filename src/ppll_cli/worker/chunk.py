@@ -70,7 +70,7 @@ class HeldChunk(Networks):
         Then run the exports, without gradients: they compute values for losses of later modules.
         """
         values, batch = self.tensors[micro_batch].values, self.batch
-        slots = self.tensors.slots(micro_batch)
+        changing = self.tensors.changing(micro_batch, self.unit_state)
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
                 run: Callable[..., Any] = network
@@ -86,7 +86,7 @@ class HeldChunk(Networks):
             for unit, network in self.exports:
                 made = unit.written(network(*unit.inputs(values)))
                 values.update({name: tensor.detach() for name, tensor in made.items()})
-        self.tensors.hold_outputs(micro_batch, slots)
+        self.tensors.hold_outputs(micro_batch, changing)
 
     def loss(self, micro_batch: int) -> None:
         """Compute the loss and its gradients with respect to the chunk's outputs.

@@ -107,6 +107,11 @@ class Networks:
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 
+    @cached_property
+    def unit_state(self) -> list[Tensor]:
+        """The parameters and buffers of units."""
+        return [t for _, u in self.units for t in (*u.parameters(), *u.buffers())]
+
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
         """The parameters of each unit and of the criterion, but not of exports (no gradients)."""

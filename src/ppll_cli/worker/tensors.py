@@ -1,6 +1,6 @@
 """Holds the tensors of a chunk during a batch."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -62,24 +62,26 @@ class Tensors:
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
         self._held[micro_batch] = MicroBatch({**tensors, **leaves}, leaves)
 
-    def slots(self, micro_batch: int) -> set[int]:
-        """Return the memory addresses that the outputs must not share with the inputs.
+    def changing(self, micro_batch: int, state: Iterable[Tensor]) -> set[int]:
+        """Return the addresses of memory that may change before the next chunk reads the outputs.
 
-        If the next chunk is on this stage, the channel may reuse the slot of an input before the
-        next chunk reads an output that is a view of this input.
+        If the next chunk is on another stage, the outputs are sent before. Otherwise the channel
+        may reuse the slot of an input, and a step may change the chunk's weights and buffers, its
+        `state`.
         """
-        return storages(self[micro_batch].values.values()) if self._next_is_here else set()
+        values = self[micro_batch].values.values()
+        return storages([*values, *state]) if self._next_is_here else set()
 
-    def hold_outputs(self, micro_batch: int, slots: set[int]) -> None:
+    def hold_outputs(self, micro_batch: int, changing: set[int]) -> None:
         """Detach the outputs, and keep them for the next chunk.
 
-        Outputs that the chunk has made are copied if they are in one of the `slots`. Tensors that
+        Outputs that the chunk has made are copied if their memory is in `changing`. Tensors that
         the chunk passes on unchanged are not: their slots stay in use.
         """
         held = self[micro_batch]
         held.outputs = {name: held.values[name].detach() for name in self._out.names}
-        if slots:
-            held.outputs |= apart({name: held.outputs[name] for name in self._made}, slots)
+        if changing:
+            held.outputs |= apart({name: held.outputs[name] for name in self._made}, changing)
 
     def take_outputs(self, micro_batch: int) -> Named:
         """Remove the detached outputs for the next chunk, and return them."""
