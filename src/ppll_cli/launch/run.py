@@ -214,8 +214,7 @@ class Run:
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts
-        fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
-        if cuts is not None and not fixed:
+        if cuts is not None and not settings.fixes_modules:
             local = {**settings.local, "cuts": list(cuts)}
             settings = settings.model_copy(update={"local": local})
         if start is not None:  # the checkpoint replaces the weights that the run began with
