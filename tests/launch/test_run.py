@@ -227,7 +227,7 @@ def test_a_failure_to_list_the_settings_does_not_fail_the_run(
         raise LookupError("no defaults are here")
 
     config, choices = compose_config([*TINY, "model.depth=2", "device=cpu", "threads=1"])
-    run = Run(settings.parse(config), config, choices, tmp_path, changes=unknown)
+    run = Run(settings.parse(config), config, choices, tmp_path, find_changes=unknown)
     assert run.execute()["status"] == "completed"
     assert "defaults could not be listed: LookupError: no defaults are here" in (caplog.text)
     assert run.objective == "test.accuracy"

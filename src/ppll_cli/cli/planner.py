@@ -37,6 +37,7 @@ class Row:
     machines: int = 1
 
 
+@dataclass(eq=False)
 class Planner:
     """Measures the units of a model once, and predicts many schedules from the measurements.
 
@@ -55,21 +56,17 @@ class Planner:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
     """
 
-    def __init__(
-        self,
-        settings: Callable[[str, int, int], Settings],
-        schedules: Sequence[str],
-        replicas: Sequence[int] | None = None,
-        interconnect: Interconnect = Interconnect(),  # noqa: B008 - it is frozen
-        per_machine: int | None = None,
-        neighbours: int | None = None,
-    ) -> None:
-        self.settings, self.schedules, self.replicas = settings, schedules, replicas
-        self.interconnect, self.per_machine = interconnect, per_machine
-        self._neighbours = neighbours
-        self.base = settings(schedules[0], 1, 1)
+    settings: Callable[[str, int, int], Settings]
+    schedules: Sequence[str]
+    replicas: Sequence[int] | None = None
+    interconnect: Interconnect = Interconnect()  # noqa: RUF009 - it is frozen
+    per_machine: int | None = None
+    neighbours: int | None = None
+
+    def __post_init__(self) -> None:
+        self.base = self.settings(self.schedules[0], 1, 1)
         if self.base.transport.get("wire_dtype") == "bf16":
-            self.interconnect = replace(interconnect, bf16=True)
+            self.interconnect = replace(self.interconnect, bf16=True)
         self.device = device_of(self.base)
         self.subject = examine(self.base)
         self.profile = profile_of(self.base, self.subject, self.device)
@@ -215,8 +212,8 @@ class Planner:
         if obstacle and job.local_learning and job.stages > 1:
             self._unplanned.setdefault((name, replicas, obstacle), []).append(gpus)
         self._found = True
-        self._beside.add(neighbours_of(job) if self._neighbours is None else self._neighbours)
-        found = predict(job, self.profile, self.interconnect, self._neighbours)
+        self._beside.add(neighbours_of(job) if self.neighbours is None else self.neighbours)
+        found = predict(job, self.profile, self.interconnect, self.neighbours)
         return Row(
             name,
             found,

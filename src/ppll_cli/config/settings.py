@@ -103,6 +103,11 @@ class Settings(Section):
         return self.devices_asked // self.replicas
 
     @property
+    def fixes_modules(self) -> bool:
+        """Whether `local.cuts` or `local.modules` fixes the modules, and not the partition."""
+        return self.local.get("cuts") is not None or self.local.get("modules") is not None
+
+    @property
     def threads_per_worker(self) -> int:
         """Threads of each worker: `threads`, or by default an equal share of the usable cores."""
         return self.threads or max(1, usable_cores() // self.devices_asked)

@@ -94,8 +94,7 @@ def comparison(
     given += [change for change in changes if key_of(change).split(".")[0] not in OWN]
     if beside:
         given.append("device=cpu")
-    fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
-    if resumed and job.local_learning and not fixed:
+    if resumed and job.local_learning and not settings.fixes_modules:
         # The run may have begun with another number of stages, and keeps its modules.
         given.append(setting("local.cuts", list(prepared.cuts)))
     found = command("ppll-run", "--multirun", *options, *given)

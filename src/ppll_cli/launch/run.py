@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,43 +44,37 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Run:
     """A run and its directory.
 
-    Args:
+    Attributes:
         config: The configuration as plain data, for the record.
         run_dir: The run directory, which exists and holds nothing of another run.
         before: The record of the run to be resumed; None for a new run.
-        changes: Returns the overrides that turn the defaults into the configuration, to show them
-            to the user.
+        find_changes: Returns the overrides that turn the defaults into the configuration, to show
+            them to the user.
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` counts, usually the program's start, on the clock
-            of `time.monotonic`; None for now.
-
-    Attributes:
+            of `time.monotonic`; now by default.
         objective: The summary's key for the value that a sweeper optimizes; set once the run has
             been prepared.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        config: Mapping[str, Any],
-        choices: Mapping[str, str],
-        run_dir: Path,
-        before: Recorded | None = None,
-        changes: Callable[[], Sequence[str]] = tuple,
-        fleet: Fleet | None = None,
-        options: Sequence[str] = (),
-        began_s: float | None = None,
-    ) -> None:
-        self.settings, self.config, self.choices, self.run_dir = settings, config, choices, run_dir
-        self.before, self._find_changes, self._fleet = before, changes, fleet
-        self.options = options
-        began_s = time.monotonic() if began_s is None else began_s
-        limit = settings.max_minutes
-        self._until_s = None if limit is None else began_s + 60 * limit
+    settings: Settings
+    config: Mapping[str, Any]
+    choices: Mapping[str, str]
+    run_dir: Path
+    before: Recorded | None = None
+    find_changes: Callable[[], Sequence[str]] = tuple
+    fleet: Fleet | None = None
+    options: Sequence[str] = ()
+    began_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        limit = self.settings.max_minutes
+        self._until_s = None if limit is None else self.began_s + 60 * limit
         self.changes: Sequence[str] | None = None
         self.objective = ""
         self._ready = 0
@@ -138,8 +132,8 @@ class Run:
             held.enter_context(locked(self.run_dir))
         elif summary := self._finished(self.before, start):
             return summary
-        if self._fleet is not None:
-            self._gather(self._fleet)
+        if self.fleet is not None:
+            self._gather(self.fleet)
         for note in self.prepared.notes:
             log.info(note)
         self.console = Console(facts(self.prepared))
@@ -150,7 +144,7 @@ class Run:
         with self.metrics, closing(self.console):
             told = self._on_report, self._on_start
             try:
-                ending = launch(job, transport, *told, self._fleet, self._until_s)
+                ending = launch(job, transport, *told, self.fleet, self._until_s)
             except (WorkerFailedError, RunFailedError, Interrupted) as error:
                 self._fail(error)
                 raise
@@ -214,13 +208,12 @@ class Run:
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts
-        fixed = settings.local.get("cuts") is not None or settings.local.get("modules") is not None
-        if cuts is not None and not fixed:
+        if cuts is not None and not settings.fixes_modules:
             local = {**settings.local, "cuts": list(cuts)}
             settings = settings.model_copy(update={"local": local})
         if start is not None:  # the checkpoint replaces the weights that the run began with
             settings = settings.model_copy(update={"weights": None, "weights_partial": False})
-        machines = [] if self._fleet is None else self._fleet.machines
+        machines = [] if self.fleet is None else self.fleet.machines
         prepared = prepare(settings, str(self.run_dir), machines)
         if self.before is not None:
             beginning.check_weights(self.before, prepared.weights)
@@ -233,7 +226,7 @@ class Run:
 
     def _worth_trying(self) -> str | None:
         """Return a command that compares this run with other schedules; None if none is shown."""
-        if self._fleet is not None or self._tracked().sweep or self.changes is None:
+        if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
         with only_warn("the command to try next could not be found"):
@@ -242,7 +235,7 @@ class Run:
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
         with only_warn("the settings that differ from the defaults could not be listed"):
-            self.changes = self._find_changes()  # while the workers set themselves up
+            self.changes = self.find_changes()  # while the workers set themselves up
             self.console.settings(self.changes)
         self.console.begin(self.run_dir)
         self._pulses = pulses

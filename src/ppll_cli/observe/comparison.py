@@ -97,11 +97,8 @@ def _row(
         {key: value for key, _, value in asked} if differs is None else differs,
         others,
         number(run.get("train", "samples_per_second")),
-        number(run.get("pipeline", "bubble_fraction")),
         None if other_task else _time_to(run, target),
         max((found.value for found in run.evaluations), default=None),
-        [int(n) for s in _stages(run) if (n := number(s.get("peak_memory_bytes")))],
-        _mean([number(s.get("aux_fraction")) for s in _stages(run)]),
     )
 
 
@@ -148,16 +145,6 @@ def _reference(
 def _time_to(run: FoundRun, target: float | None) -> float | None:
     reached = [e for e in run.evaluations if target is not None and e.value >= target]
     return reached[0].seconds if reached else None
-
-
-def _stages(run: FoundRun) -> list[Mapping[str, Any]]:
-    stages = run.get("stages")
-    return [s for s in stages if isinstance(s, Mapping)] if isinstance(stages, list) else []
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else None
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:

@@ -10,7 +10,7 @@ from ppll_cli.observe import comparison_curves as curves
 from ppll_cli.observe.comparison import Comparison
 from ppll_cli.observe.comparison_labels import HEAD_WIDTH, labels, notes, shared, with_unit
 from ppll_cli.observe.comparison_style import Style
-from ppll_cli.observe.comparison_tables import cell
+from ppll_cli.observe.comparison_tables import MEASURES, cell
 from ppll_cli.observe.figures import figure
 from ppll_cli.observe.groups import Group, Measure, Row
 from ppll_cli.observe.noise import spread
@@ -111,7 +111,7 @@ class _Panel:
                 self._bar(place, width, group, left, linewidth=0.8)
                 left += width
             self._marks(place, group, lambda row: sum(row.stage_bytes) or None, 1e6)
-        self._values(lambda row: row.peak_bytes, ".0f", 1e6, " MB")
+        self._values(MEASURES["peak_memory_bytes"], ".0f", 1e6, " MB")
 
     def draw_best(self, metric: str) -> None:
         """Draw each group's best metric as a point, on an axis that need not begin at 0."""

@@ -13,6 +13,7 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
 from ppll_cli.observe.conditions import seed, tags
 from ppll_cli.observe.groups import Group, Measure
+from ppll_cli.observe.runs import number
 
 GAP = 2
 """Characters between columns."""
@@ -28,11 +29,13 @@ MEASURES: dict[str, Measure] = {
     "samples_per_second": lambda row: row.samples_per_second,
     "speed_up_over_bp": lambda row: row.over_bp,
     "speed_up_over_ll": lambda row: row.over_ll,
-    "bubble_fraction": lambda row: row.bubble,
+    "bubble_fraction": lambda row: number(row.run.get("pipeline", "bubble_fraction")),
     "seconds_to_target": lambda row: row.seconds_to_target,
     "best_metric": lambda row: row.best,
-    "peak_memory_bytes": lambda row: row.peak_bytes,
-    "aux_fraction": lambda row: row.auxiliary,
+    "peak_memory_bytes": lambda row: max(row.stage_bytes, default=None),
+    "aux_fraction": lambda row: (
+        sum(found) / len(found) if (found := row.of_stages("aux_fraction")) else None
+    ),
 }
 """The measured values of a run. For a group, tables show their mean and deviation over seeds."""
 
@@ -166,8 +169,7 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(head)
-    for row in rows:
-        writer.writerow(["" if cell is None else cell for cell in row])
+    writer.writerows(rows)
     return file.getvalue()
 
 

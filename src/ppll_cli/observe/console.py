@@ -53,7 +53,7 @@ def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
-        out = RichConsole(highlight=False, markup=False, emoji=False, width=plain_width)
+        out.width = plain_width
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
 from ppll_cli.observe.noise import Spread, spread, within_noise
-from ppll_cli.observe.runs import FoundRun
+from ppll_cli.observe.runs import FoundRun, number
 
 LONGEST_NAMES = 24
 """Longest list of run names, in characters. A longer list is shortened to the first name and the
@@ -28,11 +28,8 @@ class Row:
         unequal: The conditions in which this run differs from most runs, each with the value of
             this run and the value of most runs.
         samples_per_second: Speed in the steady state.
-        bubble: Fraction of time in which stages waited.
         seconds_to_target: Training time in seconds until an evaluation reached the target.
         best: The best metric of any evaluation.
-        stage_bytes: Peak memory of each stage, in bytes.
-        auxiliary: Fraction of time that stages spent on auxiliary networks, averaged over stages.
         bps: Groups that trained by back-propagation under the same conditions. The first group is
             the baseline of this run.
         lls: Groups that trained by sequential local learning under the same conditions. The first
@@ -43,11 +40,8 @@ class Row:
     settings: Mapping[str, str]
     unequal: Mapping[str, tuple[Any, Any]]
     samples_per_second: float | None
-    bubble: float | None
     seconds_to_target: float | None
     best: float | None
-    stage_bytes: Sequence[int]
-    auxiliary: float | None
     bps: Sequence["Group"] = ()
     lls: Sequence["Group"] = ()
 
@@ -57,10 +51,17 @@ class Row:
         gpus = self.run.get("gpus")
         return gpus if isinstance(gpus, int) else None
 
+    def of_stages(self, key: str) -> list[float]:
+        """Return the known numbers that the summary has for the stages under a key."""
+        stages = self.run.get("stages")
+        known = stages if isinstance(stages, list) else []
+        found = [number(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
+        return [each for each in found if each is not None]
+
     @property
-    def peak_bytes(self) -> int | None:
-        """Largest peak memory of a stage, in bytes; None if unknown."""
-        return max(self.stage_bytes, default=None)
+    def stage_bytes(self) -> list[int]:
+        """Peak memory of each stage, in bytes."""
+        return [int(size) for size in self.of_stages("peak_memory_bytes") if size]
 
     @property
     def over_bp(self) -> float | None:
@@ -208,11 +209,8 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
     """
     known = {place: seedless(row.run) for place, row in enumerate(rows) if row.run.config}
     members: dict[int, list[int]] = {}
-    completed = [place for place, row in enumerate(rows) if row.run.status == "completed"]
-    for place in completed:
-        alike = (n for n in members if _alike(known, n, place))
-        members.setdefault(next(alike, place), []).append(place)
-    for place in set(range(len(rows))).difference(completed):
+    completed = {place for place, row in enumerate(rows) if row.run.status == "completed"}
+    for place in sorted(range(len(rows)), key=lambda place: place not in completed):
         alike = (n for n in members if n in completed and _alike(known, n, place))
         members.setdefault(next(alike, place), []).append(place)
     found = sorted(sorted(places) for places in members.values())

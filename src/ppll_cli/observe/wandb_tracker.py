@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -57,6 +58,7 @@ class Upload(BaseModel):
     checkpoint: bool = False
 
 
+@dataclass(kw_only=True, eq=False)
 class WandbTracker:
     """Reports a run to Weights & Biases, or records it offline.
 
@@ -74,38 +76,32 @@ class WandbTracker:
         finish_timeout_s: Seconds that uploading the remaining data may take at the end.
     """
 
-    def __init__(
-        self,
-        *,
-        project: str,
-        entity: str | None = None,
-        mode: Mode | OlderMode | Literal[""] | None = None,
-        name: str | None = None,
-        group: str | None = None,
-        dir: str | None = None,  # noqa: A002 - wandb's own word for it
-        tags: list[str] | None = None,
-        notes: str | None = None,
-        upload: Upload,
-        init_timeout_s: float = 30.0,
-        finish_timeout_s: float = 30.0,
-    ) -> None:
-        if not project or any(character in project for character in "/\\#?%:"):
+    project: str
+    entity: str | None = None
+    mode: Mode | OlderMode | Literal[""] | None = None
+    name: str | None = None
+    group: str | None = None
+    dir: str | None = None
+    tags: list[str] | None = None
+    notes: str | None = None
+    upload: Upload
+    init_timeout_s: float = 30.0
+    finish_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.project or any(character in self.project for character in "/\\#?%:"):
             problem = "must be a name without / \\ # ? % or :"
-            raise ConfigError("tracker.project", project or "''", problem)
-        limits = {"init_timeout_s": init_timeout_s, "finish_timeout_s": finish_timeout_s}
-        for key, limit in limits.items():
+            raise ConfigError("tracker.project", self.project or "''", problem)
+        for key in ("init_timeout_s", "finish_timeout_s"):
+            limit = getattr(self, key)
             if not 0 < limit <= threading.TIMEOUT_MAX / 4:  # wandb takes 0 for no limit
                 raise ConfigError(f"tracker.{key}", limit, "must be a number of seconds above 0")
         if find_spec("wandb") is None:
             raise ConfigError("tracker", "wandb", "wandb is not installed", pip_install("wandb"))
-        self._entity, self._project, self._mode = entity, project, mode
-        self._name, self._group, self._dir = name, group, dir
-        self._tags, self._notes, self._upload = tags, notes, upload
-        self._init_s, self._finish_s = init_timeout_s, finish_timeout_s
         self._run: Any = None
         self._with_best: set[str] = set()
         # A short run may end while wandb still waits for its server, so both limits are added.
-        self.limit_s = init_timeout_s + finish_timeout_s + MARGIN_S
+        self.limit_s = self.init_timeout_s + self.finish_timeout_s + MARGIN_S
 
     def start(self, run: Tracked) -> None:
         """Begin a wandb run, or continue the previous one if the run is resumed."""
@@ -115,9 +111,9 @@ class WandbTracker:
             run.run_dir,
             id=_run_id(run),
             resume="allow" if run.resumed else None,
-            name=self._name or run.name or run.described,
-            tags=self._tags or run.tags or None,  # None lets wandb read WANDB_TAGS
-            group=self._group or run.sweep,
+            name=self.name or run.name or run.described,
+            tags=self.tags or run.tags or None,  # None lets wandb read WANDB_TAGS
+            group=self.group or run.sweep,
             job_type=run.choices["schedule"],
         )
         # Panels can use either axis; steps are the default.
@@ -167,9 +163,9 @@ class WandbTracker:
         if pictures := samples(folder):
             found = [wandb.Image(str(sample), caption=sample.stem) for sample in pictures]
             run.log({"step": summary["steps"], "samples": found})
-        if self._upload.timeline:
+        if self.upload.timeline:
             self._artifact("timeline", [folder / "timeline.json"])
-        if self._upload.checkpoint:
+        if self.upload.checkpoint:
             last = (folder / "checkpoints" / "last").resolve()
             self._artifact("checkpoint", [last, folder / MODEL_FILE])
         self._finish(EXIT_CODES.get(summary["status"], 1))
@@ -183,9 +179,9 @@ class WandbTracker:
             folder,
             id=None,
             name=f"comparison {name}",
-            group=self._group or name,
+            group=self.group or name,
             job_type="comparison",
-            tags=self._tags or None,
+            tags=self.tags or None,
         )
         if (picture := folder / "comparison.png").exists():
             run.log({"comparison_picture": wandb.Image(str(picture))})
@@ -220,10 +216,10 @@ class WandbTracker:
 
         def init(mode: Mode | None) -> Any:
             return wandb.init(
-                project=self._project,
-                entity=self._entity,
-                dir=self._dir or str(folder),
-                notes=self._notes,
+                project=self.project,
+                entity=self.entity,
+                dir=self.dir or str(folder),
+                notes=self.notes,
                 config=dict(config),
                 mode=mode,
                 settings=wandb.Settings(
@@ -232,9 +228,9 @@ class WandbTracker:
                     disable_code=True,
                     disable_git=True,
                     disable_job_creation=True,
-                    finish_timeout=self._finish_s,
+                    finish_timeout=self.finish_timeout_s,
                     finish_timeout_raises=True,
-                    init_timeout=self._init_s,
+                    init_timeout=self.init_timeout_s,
                     save_code=False,
                     silent=True,
                     x_disable_stats=True,
@@ -244,7 +240,7 @@ class WandbTracker:
                 **of_run,
             )
 
-        mode = _mode(self._mode)
+        mode = _mode(self.mode)
         if mode in (None, "online"):
             try:
                 if wandb.login(prompt=False):
@@ -269,7 +265,7 @@ class WandbTracker:
                 log.info("to upload what wandb recorded: %s", self._how_to_sync())
         except TimeoutError:
             said = "wandb had not finished uploading after %g s; to upload the rest: %s"
-            log.warning(said, self._finish_s, self._how_to_sync())
+            log.warning(said, self.finish_timeout_s, self._how_to_sync())
         finally:
             wandb.teardown()  # otherwise wandb's process runs until the program ends
 

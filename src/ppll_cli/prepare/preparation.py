@@ -263,8 +263,7 @@ def _partitions(settings: Settings, schedule: Schedule) -> bool:
 
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
     """Return whether each stage that the partition cuts is a module."""
-    fixed = settings.local.get("modules") is not None or settings.local.get("cuts") is not None
-    return schedule.local and not fixed
+    return schedule.local and not settings.fixes_modules
 
 
 def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:

@@ -7,7 +7,7 @@ groups in different orders could hang.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from math import inf
 from time import perf_counter
@@ -56,10 +56,11 @@ class Group:
     directed: bool = False
 
 
+@dataclass(eq=False)
 class Groups:
     """The process groups of a run, in one of the workers that belong to a group.
 
-    Args:
+    Attributes:
         store: Address of the store by which the workers find one another: `file://PATH` of a file
             that does not exist yet, in a folder that all workers can access, or
             `tcp://HOST:PORT/PREFIX` of a running store.
@@ -68,31 +69,24 @@ class Groups:
         groups: All groups by name, in the same order in all workers.
         interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.
-
-    Attributes:
         ahead_s: Seconds by which this worker's clock is ahead of the clock of worker 0; 0 before
             `open`.
     """
 
-    def __init__(
-        self,
-        store: str,
-        rank: int,
-        workers: int,
-        groups: Mapping[str, Group],
-        interface: str,
-        apart: bool = False,
-    ) -> None:
-        self.rank, self.workers, self.groups = rank, workers, groups
-        self._store, self._interface, self._apart = store, interface, apart
-        self.ahead_s = 0.0
-        self._made: dict[str, ProcessGroup] = {}
+    store: str
+    rank: int
+    workers: int
+    groups: Mapping[str, Group]
+    interface: str
+    apart: bool = False
+    ahead_s: float = 0.0
+    _made: dict[str, ProcessGroup] = field(default_factory=dict)
 
     def open(self, device: torch.device) -> None:
         """Find the other workers, create all groups, and connect those that contain this worker."""
-        if self._interface:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", self._interface)
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", self._interface)
+        if self.interface:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", self.interface)
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", self.interface)
         for name in WATCHDOG_SWITCHES:
             os.environ.setdefault(name, "0")
         dist.init_process_group(
@@ -102,7 +96,7 @@ class Groups:
             world_size=self.workers,
             timeout=FOR_EVER,
         )
-        if self._apart:
+        if self.apart:
             self._compare_clocks()
         for name, group in self.groups.items():
             made: Any = dist.new_group(list(group.ranks), backend=group.backend, timeout=FOR_EVER)
@@ -165,7 +159,7 @@ class Groups:
                 dist.destroy_process_group(made)
 
     def _make_store(self) -> Any:
-        kind, _, place = self._store.partition("://")
+        kind, _, place = self.store.partition("://")
         if kind == "file":
             return dist.FileStore(place, self.workers)  # type: ignore[attr-defined]
         place, _, prefix = place.partition("/")

@@ -131,23 +131,32 @@ class _WakeUp:
             os.read(self._woken.connection.fileno(), _DRAINED)
 
 
-class JournalSender:
-    """The sending end; see `channel.Sender`.
+class _End:
+    """The common part of the sender and the receiver.
 
     Attributes:
-        position: Number of messages that this stage has sent since the start of the run. After a
-            restart, the counter `sent` may be larger: the earlier process had sent more messages.
+        position: Number of messages that this stage has sent or received since the start of the
+            run.
     """
 
     def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
         self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
         self.position = 0
-        self.bytes_sent = 0
 
     def open(self) -> None:
         """Set up the end in this process."""
         self._stored.slots.memory.open()
         self._wakeup.open()
+
+
+class JournalSender(_End):
+    """The sending end; see `channel.Sender`.
+
+    After a restart, the counter `sent` may be larger than `position`: the earlier process had sent
+    more messages.
+    """
+
+    bytes_sent = 0
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
@@ -196,28 +205,19 @@ class JournalSender:
                 raise ReplayError(f"the tensor {name!r}", str(before[0]))
 
 
-class JournalReceiver:
+class JournalReceiver(_End):
     """The receiving end; see `channel.Receiver`.
 
     Received tensors are copies, because a network may change its inputs in place, and the slots
     must keep what was sent.
 
     Attributes:
-        position: Number of messages that this stage has received since the start of the run.
         keeps: Whether `free` frees the slots of released messages. Otherwise `release` frees each
             slot at once, because this stage takes no snapshots.
     """
 
-    def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
-        self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
-        self.position = 0
-        self.keeps = False
-        self._released = 0
-
-    def open(self) -> None:
-        """Set up the end in this process."""
-        self._stored.slots.memory.offer()
-        self._wakeup.open()
+    keeps = False
+    _released = 0
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""

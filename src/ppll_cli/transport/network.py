@@ -20,6 +20,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -93,38 +94,27 @@ class _Slots(Slots):
         return self.memory.tensor[slot * self.size :][:length]
 
 
+@dataclass(eq=False)
 class _End:
     """The common part of the sender and the receiver.
 
-    Args:
-        groups: The groups of the run.
-        name: Name of the channel's group; the group's first rank sends to the second. If `groups`
-            has a group `bytes_group(name)`, the bytes of tensors are sent by that group.
-        slots: Number of slots of the receiver.
-        size: Largest size of a message in bytes.
-        device: The device of the worker.
-        schema: Text that describes the channel's tensors; both ends must have the same schema.
-        code: At the sender, converts headers to data for JSON; at the receiver, converts them back.
-        wire_dtype: The dtype to which float32 tensors are converted for the transfer; None for no
-            conversion.
+    If `groups` has a group `bytes_group(name)`, the bytes of tensors are sent by that group.
     """
 
-    def __init__(
-        self,
-        groups: Groups,
-        name: str,
-        slots: int,
-        size: int,
-        device: str,
-        schema: str,
-        code: Encode,
-        wire_dtype: WireDtype | None,
-    ) -> None:
-        self._groups, self._name, self._count, self._size = groups, name, slots, size
-        self._device, self._schema, self._code = torch.device(device), schema, code
-        self._carrying = bytes_group(name) if bytes_group(name) in groups.groups else name
-        self._apart = self._carrying != name
-        self._wire = torch.bfloat16 if wire_dtype == "bf16" else torch.float32
+    groups: Groups  # of the run
+    name: str  # of the channel's group; the group's first rank sends to the second
+    count: int  # number of slots of the receiver
+    size: int  # largest size of a message in bytes
+    on: str  # the device of the worker
+    schema: str  # text that describes the channel's tensors; both ends must have the same schema
+    code: Encode  # converts headers to data for JSON at the sender, and back at the receiver
+    wire_dtype: WireDtype | None  # to which float32 tensors are converted; None for no conversion
+
+    def __post_init__(self) -> None:
+        self._device, name = torch.device(self.on), bytes_group(self.name)
+        self._carrying = name if name in self.groups.groups else self.name
+        self._apart = self._carrying != self.name
+        self._wire = torch.bfloat16 if self.wire_dtype == "bf16" else torch.float32
         self._error: Exception | None = None
         self._failed_s = 0.0
 
@@ -137,7 +127,7 @@ class _End:
             except Exception as error:
                 self._failed_s, self._error = monotonic(), error
 
-        Thread(target=run, name=f"channel {self._name}", daemon=True).start()
+        Thread(target=run, name=f"channel {self.name}", daemon=True).start()
 
     def _raise(self) -> None:
         """Raise the exception of the thread, if there is one.
@@ -153,8 +143,8 @@ class _End:
 
         NCCL waits for all work on the current stream of its thread; the new stream has no work.
         """
-        carrier = self._groups.carrier(self._carrying, self._device)
-        self._slots = _Slots(slots, self._size, carrier, self._device)
+        carrier = self.groups.carrier(self._carrying, self._device)
+        self._slots = _Slots(slots, self.size, carrier, self._device)
         self._side: torch.cuda.Stream | None = None
         if carrier.type == "cuda":
             self._side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
@@ -162,7 +152,7 @@ class _End:
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
         """Send bytes to worker `end` (0 or 1) of a group, or receive bytes from it, and wait."""
         if len(tensor):
-            transfer(tensor, self._groups.ranks(name)[end], group=self._groups.of(name))
+            transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
             Moment(tensor.device).wait()
 
     def _send(self, tensor: Tensor, name: str) -> None:
@@ -175,10 +165,10 @@ class _End:
         """Receive a head, or its rest if `first` is given, and return its content."""
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
-            self._receive(first, self._name)
+            self._receive(first, self.name)
         length = LENGTH + int(bytes(first[:LENGTH].numpy()))
         rest = torch.empty(max(0, length - HEAD), dtype=torch.uint8)
-        self._receive(rest, self._name)
+        self._receive(rest, self.name)
         return json.loads(bytes(torch.cat([first, rest])[LENGTH:length].numpy()))
 
 
@@ -228,23 +218,23 @@ class NetworkSender(_End):
             _copy(views[name], tensor.detach())
         spelled = [[*_spelled(form), _dtype_name(tensors[form.name].dtype)] for form in forms]
         self._is_free = False
-        head = _head([self._code(header), spelled])
+        head = _head([self.code(header), spelled])
         self._filled.put((head, self._slots.bytes(slot, layout), Moment(self._device)))
         self.bytes_sent += sum(views[name].nbytes for name in tensors)
 
     def _work(self) -> None:
-        schema = _head(self._schema)
-        self._send(schema[:HEAD], self._name)
-        self._send(schema[HEAD:], self._name)
+        schema = _head(self.schema)
+        self._send(schema[:HEAD], self.name)
+        self._send(schema[HEAD:], self.name)
         while True:
             head, whole, filled = self._filled.get()
             filled.wait()
             if self._apart:
-                self._send(head[:HEAD], self._name)
+                self._send(head[:HEAD], self.name)
             else:
                 whole[:HEAD] = head[:HEAD]
-                self._send(whole, self._name)
-            self._send(head[HEAD:], self._name)
+                self._send(whole, self.name)
+            self._send(head[HEAD:], self.name)
             if self._apart:
                 self._send(whole[HEAD:], self._carrying)
             self._free.put(None)
@@ -255,12 +245,12 @@ class NetworkReceiver(_End):
 
     def open(self) -> None:
         """Create the slots, and start the thread, which checks the schema and requests messages."""
-        self._open(self._count)
+        self._open(self.count)
         self._free: SimpleQueue[tuple[int, Moment]] = SimpleQueue()
         self._arrived: SimpleQueue[_Message] = SimpleQueue()
         self._next: _Message | None = None
         self._held: deque[int] = deque()
-        for slot in range(self._count):
+        for slot in range(self.count):
             self._free.put((slot, Moment(self._device)))
         self._start(self._work)
 
@@ -293,8 +283,8 @@ class NetworkReceiver(_End):
         self._free.put((self._held.popleft(), Moment(self._device)))
 
     def _work(self) -> None:
-        if (theirs := self._receive_head()) != self._schema:
-            raise SchemaError(self._name, str(theirs), self._schema)
+        if (theirs := self._receive_head()) != self.schema:
+            raise SchemaError(self.name, str(theirs), self.schema)
         while True:
             slot, given_back = self._free.get()
             given_back.wait()
@@ -302,14 +292,14 @@ class NetworkReceiver(_End):
             if self._apart:
                 header, spelled = self._receive_head()
             else:
-                self._receive(whole, self._name)  # the head says how many bytes are used
+                self._receive(whole, self.name)  # the head says how many bytes are used
                 header, spelled = self._receive_head(whole[:HEAD])
             layout = (HEAD_FORM, *(_form(*parts) for *parts, _ in spelled))
             dtypes = [_dtype(name) for *_, name in spelled]
             self._slots.check_room(layout)
             if self._apart:
                 self._receive(self._slots.bytes(slot, layout)[HEAD:], self._carrying)
-            self._arrived.put((self._code(header), layout, dtypes))
+            self._arrived.put((self.code(header), layout, dtypes))
 
 
 def _copy(view: Tensor, tensor: Tensor) -> None:

@@ -56,18 +56,17 @@ class Rendezvous:
                 wrong.
         """
         given = environment.get
+        problem = "starts several launchers on a machine, which needs only one"
         if "TORCHELASTIC_RUN_ID" in environment:
             local, rank, machines = given("LOCAL_WORLD_SIZE", "1"), given("RANK"), "WORLD_SIZE"
             if local != "1":
                 remedy = "give torchrun --nproc-per-node=1; gpus=N is the number of workers"
-                problem = "starts several launchers on a machine, which needs only one"
                 raise ConfigError("nproc-per-node", local, problem, remedy)
             count = int(given(machines, "1"))
         elif "SLURM_STEP_NUM_TASKS" in environment:
             count, rank = int(given("SLURM_STEP_NUM_TASKS", "1")), given("SLURM_PROCID")
             if count > int(given("SLURM_STEP_NUM_NODES", str(count))):
                 remedy = "give srun --ntasks-per-node=1; gpus=N is the number of workers"
-                problem = "starts several launchers on a machine, which needs only one"
                 raise ConfigError("ntasks", count, problem, remedy)
             if count > 1 and not ("MASTER_ADDR" in environment and "MASTER_PORT" in environment):
                 remedy = "docs/machines.md has a batch file that sets it"
