@@ -13,18 +13,22 @@ from threading import Condition, Thread
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 from torch import Tensor
 
+from ppll_cli.config import settings
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import Pulse
 from ppll_cli.pipeline.rules import Channel
+from ppll_cli.prepare.preparation import prepare
+from ppll_cli.prepare.subject import Found, Subject
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.transport.slots import layout_of
 from ppll_cli.worker.state import tensors_of
 from ppll_cli.worker.worker import Worker
-from tests.conftest import assert_same, prepared
+from tests.conftest import assert_same, compose_config
 
 LIMIT_S = 120.0
 """Limit for a wait. If it is exceeded, the test fails."""
@@ -136,8 +140,30 @@ def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
         overrides: Overrides of the configuration.
         changes: New values for fields of the job.
     """
-    job = prepared("threads=1", "checkpoint.every=1000", *overrides, folder=folder).job
+    job = job_inside(folder, "checkpoint.every=1000", *overrides)
     return execute(replace(job, **changes))
+
+
+def job_inside(folder: Path, *overrides: str) -> Job:
+    """Return the job of a configuration on CPU.
+
+    The ends of modules are traced once for all runs that differ in other keys than those that
+    decide them. Tracing takes as long as the training of these tests.
+    """
+    config, _ = compose_config(["device=cpu", "threads=1", *overrides])
+    subject = repr([config[key] for key in ("model", "data", "local", "fba", "optim")])
+
+    def at_ends(self: Subject, modules: tuple[range, ...]) -> Found:
+        if (subject, modules) not in _FOUND:
+            _FOUND[subject, modules] = self.ends.all(modules)
+        return _FOUND[subject, modules]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Subject, "at_ends", at_ends)
+        return prepare(settings.parse(config), str(folder)).job
+
+
+_FOUND: dict[tuple[str, tuple[range, ...]], Found] = {}
 
 
 class Died(BaseException):

@@ -18,7 +18,8 @@ from ppll_cli.tasks.task import Task
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.norms import Norms
 from ppll_cli.worker.split_backward import backward_input, backward_weight
-from tests.conftest import own_model, prepared
+from tests.conftest import own_model
+from tests.worker.inside import job_inside
 
 METHODS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/local").glob("*.yaml"))
 CHOICES = [[f"local={method}"] for method in METHODS]
@@ -50,7 +51,7 @@ CASES = [
 
 
 def job_of(*overrides: str) -> Job:
-    return prepared(f"batch_size={BATCH}", *DATA, *SGD, *overrides).job
+    return job_inside(Path("unused"), f"batch_size={BATCH}", *DATA, *SGD, *overrides)
 
 
 def held(job: Job, stage: int = 0) -> list[HeldChunk]:

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from ppll_cli.job.job import Job, Seat
-from tests.conftest import assert_same, prepared
+from tests.conftest import assert_same
 from tests.worker.dying import Journals
-from tests.worker.inside import Outcome, execute
+from tests.worker.inside import Outcome, execute, job_inside
 
 SMALL = ["data=synthetic", "data.size=8", "data.train_samples=44", "data.test_samples=20"]
 SMALL += ["batch_size=8", "epochs=3", "eval_every=1", "threads=1", "device=cpu", "log_every=4"]
@@ -26,7 +26,7 @@ CASES = {
 
 
 def _job(folder: Path, *overrides: str) -> Job:
-    return prepared(*SMALL, *overrides, folder=folder).job
+    return job_inside(folder, *SMALL, *overrides)
 
 
 def _assert_equal(found: Outcome, expected: Outcome) -> None:
