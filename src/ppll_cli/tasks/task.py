@@ -9,10 +9,8 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
 
-TAKEN = frozenset(
-    ("step", "epoch", "split", "module", "stage", "loss", "lr", "grad_norm", "seconds")
-    + ("samples_per_second",)
-)
+TAKEN = {"step", "epoch", "split", "module", "stage", "loss", "lr", "grad_norm", "seconds"}
+TAKEN |= {"samples_per_second"}
 """Names in a line of `metrics.jsonl` that are no scores."""
 
 Shape = tuple[int, ...]
