@@ -73,6 +73,10 @@ class Nothing:
     pass
 
 
+class Undecorated(Base):
+    depth: int
+
+
 def function(*, count: int) -> int:
     return count * 2
 
@@ -165,6 +169,7 @@ def test_an_unknown_option_is_refused() -> None:
     error = refusal(Closed, own="x", width=3)
     assert str(error) == f"group.width=3: {__name__}.Closed has no such option; it has own"
     assert refusal(Nothing, width=3).remedy == "it has none"
+    assert "@dataclass(frozen=True, kw_only=True)" in refusal(Undecorated, width=3, depth=1).remedy
 
 
 def test_a_missing_option_is_refused() -> None:

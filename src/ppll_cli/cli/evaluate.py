@@ -213,7 +213,22 @@ def _configured(
         before = run.config["data"]
         if key in before and key in config["data"] and f"data.{key}" not in given:
             config["data"][key] = before[key]
+    _check_held_out(run.config["data"], config["data"])
     return config, chosen["data"]
+
+
+def _check_held_out(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to hold out other samples of the training set: the run trained on some of them."""
+    same = all(before.get(key) == now.get(key) for key in ("_target_", "root"))
+    fraction = now.get("val_fraction")
+    if same and fraction and fraction != before.get("val_fraction"):
+        raise ConfigError(
+            "data.val_fraction",
+            fraction,
+            f"the run held out {before.get('val_fraction')}, so it was trained on some of these "
+            "samples",
+            "keep that value, or evaluate on other data",
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
@@ -172,6 +173,28 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
 
 
 def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.Module:
+    """Run a criterion on one sample, and check that it returns a loss and a prediction.
+
+    Raises:
+        TypeError: The criterion reads an unknown tensor, or returns other values.
+    """
     if isinstance(criterion, Criterion):
-        criterion({name: empty(specs[name]) for name in criterion.reads})
+        if unknown := [name for name in criterion.reads if name not in specs]:
+            raise TypeError(f"it reads {unknown[0]!r}, but there are only {', '.join(specs)}")
+        returned = criterion({name: empty(specs[name]) for name in criterion.reads})
+        match returned:
+            case (Tensor(shape=(), dtype=torch.float32 | torch.float64), Tensor()):
+                pass
+            case _:
+                values = returned if isinstance(returned, tuple) else (returned,)
+                found = ", ".join(map(_described, values))
+                wanted = "a loss, which is a floating-point scalar, and a prediction"
+                raise TypeError(f"it returned {found} instead of {wanted}")
     return criterion
+
+
+def _described(value: object) -> str:
+    """Describe a value that should be a tensor: the tensor's shape and dtype, or the type."""
+    if isinstance(value, Tensor):
+        return f"a tensor {value.dtype} {list(value.shape)}"
+    return type(value).__name__

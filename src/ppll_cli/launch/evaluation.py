@@ -16,6 +16,7 @@ from ppll_cli.observe.metrics import finite
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.course import evaluated_together, largest_micro_batch
 from ppll_cli.tasks.details import Details
+from ppll_cli.tasks.task import measured, scored
 from ppll_cli.worker.sums import Sums
 
 
@@ -67,15 +68,15 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
             prediction = run.apply(values[IMAGE])
             with torch.no_grad(), run.numerics.autocast(run.device):
                 loss = task.loss(prediction, values)
-                measures = task.measure(prediction, values, training=False)
+                measures = measured(task, prediction, values, training=False)
                 if detail is not None:
                     rows.append(detail(prediction, values))
             sums[number // together % replicas].add(loss, min(size, samples - first), measures)
     loss_sum = sum(float(each.loss) for each in sums)
-    measured = torch.cat([each for one in sums for each in one.measures]).cpu()
-    scores = {name: finite(value) for name, value in task.score(measured).items()}
+    every = torch.cat([each for one in sums for each in one.measures]).cpu()
+    scores = {name: finite(value) for name, value in scored(task, every, complete=True).items()}
     result = {"loss": finite(loss_sum / samples), **scores}
-    detailed = torch.cat(rows).cpu() if rows else measured
+    detailed = torch.cat(rows).cpu() if rows else every
     return Evaluated(split, samples, result, _details(run, split, detailed))
 
 

@@ -170,7 +170,12 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
         image = dataset.image_spec(splits)
         task = dataset.task
         form = dataset.evaluation_form(splits)
-    return LoadedData(dataset, splits, image, task, form)
+        loaded = LoadedData(dataset, splits, image, task, form)
+        names, classes = len(loaded.classes), getattr(task, "classes", None)
+    if names and isinstance(classes, int) and names != classes:
+        problem = f"its class_names are {names}, but its task has {classes} classes"
+        raise ConfigError(key, path, problem, "give each class a name")
+    return loaded
 
 
 def make_units(

@@ -6,7 +6,12 @@ from typing import Protocol, TypeVar
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
+
+TAKEN = {"step", "epoch", "split", "module", "stage", "loss", "lr", "grad_norm", "seconds"}
+TAKEN |= {"samples_per_second"}
+"""Names in a line of `metrics.jsonl` that are no scores."""
 
 Shape = tuple[int, ...]
 """Shape of features, without the batch dimension."""
@@ -57,6 +62,50 @@ class Task(Protocol):
 
     def smallest_head(self, shape: Shape) -> nn.Module:
         """Return the smallest network that makes a prediction from features of this shape."""
+
+
+def measured(
+    task: Task, prediction: Tensor, values: Mapping[str, Tensor], training: bool
+) -> Tensor:
+    """Return the measurements of a batch, float64 [n, columns].
+
+    Raises:
+        TypeError: The task's `measure` returned something else.
+    """
+    rows = task.measure(prediction, values, training)
+    if not isinstance(rows, Tensor) or rows.ndim != 2:
+        found = list(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(
+            f"{_name(task)}.measure() returned {found} instead of a tensor [n, columns]"
+        )
+    return rows.double()
+
+
+def scored(task: Task, rows: Tensor, complete: bool) -> dict[str, float]:
+    """Return the scores by name, given the measurements of all batches, on the CPU.
+
+    If `complete`, the metric must be among the scores: in training it may not be measured.
+
+    Raises:
+        TypeError: The task's `score` returned something else.
+    """
+    scores = task.score(rows)
+    problem = ""
+    if not isinstance(scores, Mapping):
+        problem = f"returned {type(scores).__name__} instead of numbers by name"
+    elif wrong := [name for name, value in scores.items() if not isinstance(value, int | float)]:
+        problem = f"returned {type(scores[wrong[0]]).__name__} for {wrong[0]!r} instead of a number"
+    elif taken := TAKEN & scores.keys():
+        problem = f"returned {min(taken)!r}, a name with another meaning in metrics.jsonl"
+    elif complete and task.metric not in scores:
+        problem = f"returned {', '.join(scores) or 'nothing'}, but the metric is {task.metric!r}"
+    if problem:
+        raise TypeError(f"{_name(task)}.score() {problem}")
+    return dict(scores)
+
+
+def _name(task: Task) -> str:
+    return class_path(type(task))
 
 
 AnyTask = TypeVar("AnyTask")

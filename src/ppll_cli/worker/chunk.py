@@ -20,6 +20,7 @@ from ppll_cli.job.learning_rate import learning_rate
 from ppll_cli.job.optimizer import clip, squared_norm
 from ppll_cli.job.recompute import recomputed
 from ppll_cli.local.method import Site
+from ppll_cli.tasks.task import measured
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
@@ -94,6 +95,9 @@ class HeldChunk(Networks):
         The criterion gets detached outputs. Thus the times of the auxiliary network and of the
         chunk's units can be measured separately, and the auxiliary network's graph is freed before
         the backward of the units begins.
+
+        Raises:
+            RuntimeError: No parameter would be trained, although not all are frozen.
         """
         assert self.criterion is not None
         values, batch = self.tensors[micro_batch].values, self.batch
@@ -105,13 +109,18 @@ class HeldChunk(Networks):
             self._generators.seed(of, self.place.module, batch, micro_batch)
             loss, prediction = self.criterion(values)
             with torch.no_grad():
-                measures = self.job.task.measure(prediction, values, training=True)
+                measures = measured(self.job.task, prediction, values, training=True)
         sums = self.sums.setdefault("train", Sums())
         sums.add(loss, batch.sizes[micro_batch], measures)
         self.nonfinite.check(loss)
         share = batch.share(micro_batch)
-        if loss.requires_grad:  # otherwise no parameter of this chunk is trained
+        if loss.requires_grad:
             (loss if share == 1 else loss * share).backward()
+        elif any(parameter.requires_grad for parameter in self.parameters):
+            raise RuntimeError(
+                f"the loss of module {self.place.module} depends on none of the parameters: look "
+                "for detach() and no_grad() in the networks and the loss, or freeze the parameters"
+            )
         gradients = {n: t.grad for n, t in outputs.items() if t.grad is not None}
         self.tensors.take_gradients(micro_batch, gradients)
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from ppll_cli.tasks.task import measured
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.sums import Sums, split_of
 
@@ -20,6 +21,6 @@ def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
         loss, prediction = criterion(values)
         predictions = {"": prediction, **criterion.predict_further(values)}
         for name, found in predictions.items():
-            measures = chunk.job.task.measure(found, values, training=False)
+            measures = measured(chunk.job.task, found, values, training=False)
             sums = chunk.sums.setdefault(split_of(split, name), Sums())
             sums.add(loss, chunk.batch.sizes[micro_batch], measures)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppll_cli.errors import NonFiniteError
 from ppll_cli.job.optimizer import warn_of_skipped
-from ppll_cli.tasks.task import Task
+from ppll_cli.tasks.task import Task, scored
 from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.clock import Clock
@@ -244,18 +244,18 @@ class Reports:
                     module=measured.module,
                     loss=loss,
                     samples=samples,
-                    scores=self._scores(measured),
+                    scores=self._scores(measured, report.split != "train"),
                     last_step=_of_last_step(report, measured),
                     complete=report.complete,
                     seconds=seconds,
                 )
 
-    def _scores(self, measured: _Measured) -> dict[str, float]:
+    def _scores(self, measured: _Measured, complete: bool) -> dict[str, float]:
         """Return the scores of a module, and the metric of each further prediction."""
-        scores = dict(self._task.score(measured.rows))
+        scores = scored(self._task, measured.rows, complete)
         metric = self._task.metric
         for name, rows in measured.further.items():
-            value = self._task.score(rows).get(metric)
+            value = scored(self._task, rows, complete).get(metric)
             if value is not None:
                 scores[f"{metric}_{name}"] = value
         return scores

@@ -1,12 +1,13 @@
 """A class of a user's own that cannot be used is refused in one line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.files import Part
@@ -105,6 +106,35 @@ class ReturnsModule(LocalMethod):
         return nn.Identity()  # type: ignore[return-value]
 
 
+class Unreduced(Criterion):
+    """A criterion whose loss is no scalar."""
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        loss, prediction = super().forward(values)
+        return loss[None], prediction
+
+
+class OnlyLoss(Criterion):
+    """A criterion that returns no prediction."""
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return super().forward(values)[0]  # type: ignore[return-value]
+
+
+class OneLoss(LocalMethod):
+    """A local method whose criteria belong to one of the classes above, and may read a tensor."""
+
+    def __init__(self, *, cls: Literal["Unreduced", "OnlyLoss", "Criterion"], reads: str) -> None:
+        self.cls, self.reads = globals()[cls], reads
+
+    def criterion(self, site: Site) -> Criterion:
+        criterion: Criterion = self.cls(
+            site.task.smallest_head(site.spec.shape), (site.feature,), site.task
+        )
+        criterion.reads += (self.reads,)
+        return criterion
+
+
 class MisfitHead(LocalMethod):
     """A local method whose head expects features of another width."""
 
@@ -189,6 +219,15 @@ class Unreadable(ImageDataset):
         raise RuntimeError("the disk is on fire")
 
 
+class Misnamed(ImageDataset):
+    """A data set that names fewer classes than it has."""
+
+    class_count, channel_count, class_names = 10, 1, ("zero", "one")
+
+    def read(self, part: Part) -> Arrays:
+        return Arrays(np.zeros((9, 1, 8, 8), np.uint8), np.arange(9), "own.bin")
+
+
 class Labelless(ImageDataset):
     """A data set with too few labels."""
 
@@ -226,6 +265,7 @@ schedule HERE.NoChunk | Forward(chunk=7, micro_batch=0) on stage 0: the chunks o
 schedule HERE.Sends | stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but
 schedule HERE.Words | stage 0 runs forward, but batch() yields only
 transport HERE.NoTransport | has no 'obstacle'; see ppll_cli.transport.channel.Transport
+data HERE.Misnamed | its class_names are 2, but its task has 10 classes; give each class a name
 data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire; see line
 """
 
@@ -241,6 +281,26 @@ def chosen(group: str, path: str) -> str:
 def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]) -> None:
     target, words = row
     refused(chosen(*target.split()), words)
+
+
+@pytest.mark.parametrize(
+    ("cls", "reads", "problem"),
+    [
+        (
+            "Unreduced",
+            "label",
+            "returned a tensor torch.float32 [1], a tensor torch.float32 [1, 10]",
+        ),
+        ("OnlyLoss", "label", "returned a tensor torch.float32 [] instead of a loss"),
+        ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
+    ],
+)
+def test_a_criterion_that_returns_no_loss_is_refused(
+    refused: Refused, cls: str, reads: str, problem: str
+) -> None:
+    """Its worker failed with an error of torch about something else."""
+    options = f"+local.cls={cls} +local.reads={reads}"
+    refused(f"{options} {chosen('local', f'{__name__}.OneLoss')}", problem)
 
 
 @pytest.mark.parametrize(

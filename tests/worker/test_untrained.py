@@ -1,0 +1,43 @@
+"""A module whose loss has no gradient is not trained, which must not go unnoticed."""
+
+from collections.abc import Mapping
+
+import pytest
+from torch import Tensor
+
+from ppll_cli.local.method import Criterion
+from ppll_cli.worker.chunk import HeldChunk
+from tests.worker.test_chunk import batches, begin, forward, whole_model
+
+
+class Cut(Criterion):
+    """A criterion whose loss has no gradient."""
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        loss, prediction = super().forward(values)
+        return loss.detach(), prediction
+
+
+@pytest.fixture
+def cut() -> HeldChunk:
+    """The first of two modules, after its forward pass."""
+    chunks = whole_model("vit", ["local=greedy"], modules=2)
+    assert chunks[0].criterion is not None
+    chunks[0].criterion.__class__ = Cut
+    begin(chunks)
+    (batch,) = batches(1)
+    forward(chunks, 0, batch)
+    return chunks[0]
+
+
+def test_a_loss_without_gradient_is_refused(cut: HeldChunk) -> None:
+    with pytest.raises(RuntimeError, match="the loss of module 0 depends on none of the parameter"):
+        cut.loss(0)
+
+
+def test_a_module_may_be_frozen(cut: HeldChunk) -> None:
+    for parameter in cut.parameters:
+        parameter.requires_grad_(False)
+    cut.loss(0)
+    cut.backward(0)
+    assert all(parameter.grad is None for parameter in cut.parameters)
