@@ -91,19 +91,29 @@ def ended(
     return left.value.code
 
 
-def imported(module: str, names: Sequence[str], arguments: Sequence[str], cwd: Path) -> list[str]:
-    """Run a console script in a separate process, and return which modules it has imported.
+Call = tuple[list[str], int, list[str]]
+"""The arguments of a call, its status, and names of modules that are imported after it."""
+
+
+def imported(
+    module: str, names: Sequence[str], calls: Sequence[Sequence[str]], cwd: Path
+) -> list[Call]:
+    """Call a console script several times in one separate process.
 
     Args:
         module: The module with the script's `main`.
         names: The modules to look for.
-        arguments: The arguments of the script.
+        calls: The arguments of each call.
         cwd: The directory in which it runs.
     """
     script = (
-        f"import atexit, json, sys; from {module} import main\n"
-        f"show = lambda: print(json.dumps([n for n in {[*names]!r} if n in sys.modules]))\n"
-        f"atexit.register(show); sys.argv[1:] = {[*arguments]!r}; main()"
+        f"import json, sys; from {module} import main; ends = []\n"
+        f"for arguments in {[[*call] for call in calls]!r}:\n"
+        "    sys.argv[1:] = arguments\n"
+        "    try:\n        main()\n    except SystemExit as end:\n"
+        f"        found = [n for n in {[*names]!r} if n in sys.modules]\n"
+        "        ends.append((arguments, end.code, found))\n"
+        "print(json.dumps(ends))"
     )
     done = run(
         [sys.executable, "-c", script],
@@ -113,8 +123,7 @@ def imported(module: str, names: Sequence[str], arguments: Sequence[str], cwd: P
         timeout=100,
         check=False,
     )
-    found: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return [(given, code, found) for given, code, found in json.loads(done.stdout.splitlines()[-1])]
 
 
 def _called(

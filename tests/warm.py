@@ -55,6 +55,21 @@ class WarmSession(Session):
         self._popen: Any = program._popen  # type: ignore[attr-defined]
 
 
+def passes_in_a_new_process(code: str) -> bool:
+    """Execute code in a process that has imported torch and little else.
+
+    The process is forked from the fork server of the tests.
+    """
+    forkserver.start()
+    process = forkserver.context().Process(target=exec, args=(code, {}))
+    process.start()
+    process.join(100.0)
+    passed = process.exitcode == 0
+    process.kill()
+    process.join()
+    return passed
+
+
 def _program(arguments: list[str], output: str, environment: dict[str, str], first: str) -> None:
     os.setsid()
     with open(output, "wb") as file, open(os.devnull, "rb") as nothing:

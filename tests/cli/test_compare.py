@@ -138,4 +138,5 @@ def test_a_run_directory_whose_name_is_not_utf8_is_compared(
 def test_neither_torch_nor_hydra_is_imported(tmp_path: Path) -> None:
     make(tmp_path / "run", "bp", gpus=1)
     heavy = ["torch", "hydra", "omegaconf"]
-    assert imported("ppll_cli.cli.compare", heavy, ["run"], tmp_path) == []
+    (end,) = imported("ppll_cli.cli.compare", heavy, [["run"]], tmp_path)
+    assert end == (["run"], 0, [])

@@ -1,8 +1,6 @@
 """ppll-eval as a user sees it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from tests.data.class_pictures import write_classes
 from tests.data.scene_files import write_fashion
 from tests.finished import Finished, finished_run
 from tests.launch.test_evaluation import DIGITS, photos, scenes
-from tests.program import ended
+from tests.program import Call, ended, imported
 
 SYNTHETIC = ["data=synthetic", "data.size=8", "data.channels=1"]
 
@@ -244,15 +242,11 @@ def test_wrong_input_is_refused_in_one_line(
 
 
 def test_help_and_refusals_do_not_import_torch(run: Finished, tmp_path: Path) -> None:
-    program = (
-        "import sys\nfrom ppll_cli.cli.evaluate import main\nrun = sys.argv[1]\n"
-        "for given in (['--help'], [run, 'seed=4'], [run, 'data.pad=x']):\n"
-        "    sys.argv[1:] = given\n"
-        "    try:\n        main()\n    except SystemExit as end:\n        print(end.code)\n"
-        "print('torch' in sys.modules)\n"
-    )
-    command = [sys.executable, "-c", program, str(run.folder)]
-    result = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
-    )
-    assert result.stdout.splitlines()[-4:] == ["0", "2", "2", "False"]
+    folder = str(run.folder)
+    expected: list[Call] = [
+        (["--help"], 0, []),
+        ([folder, "seed=4"], 2, []),
+        ([folder, "data.pad=x"], 2, []),
+    ]
+    calls = [call for call, *_ in expected]
+    assert imported("ppll_cli.cli.evaluate", ["torch"], calls, tmp_path) == expected

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from ppll_cli.data import digits
 from ppll_cli.data.digits import Digits
+from tests.warm import passes_in_a_new_process
 
 Options = Callable[..., dict[str, Any]]
 CONFIG = OmegaConf.load(Path(__file__).parents[2] / "conf" / "data" / "digits.yaml")
@@ -52,14 +51,10 @@ def test_the_default_normalisation_is_that_of_the_training_images(options: Optio
 
 
 def test_digits_are_read_without_importing_scikit_learn(options: Options) -> None:
-    script = (
+    assert passes_in_a_new_process(
         "import sys; from ppll_cli.data.digits import Digits; "
-        f"Digits(**{options()!r}).load(); print('sklearn' in sys.modules)"
+        f"Digits(**{options()!r}).load(); assert 'sklearn' not in sys.modules"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_digits_are_read_if_scikit_learns_file_is_elsewhere(

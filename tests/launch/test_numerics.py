@@ -1,7 +1,5 @@
 """The switches of torch that `precision` and `deterministic` set, and the record of them."""
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +10,7 @@ import torch.utils.deterministic
 
 from ppll_cli.job.numerics import Numerics, in_force
 from tests.conftest import Runner
+from tests.warm import passes_in_a_new_process
 
 MEMORY: Any = torch.utils.deterministic  # type checkers do not see its property
 
@@ -78,8 +77,9 @@ def test_torchs_warning_about_allow_tf32_is_not_shown(monkeypatch: pytest.Monkey
 
 def test_old_and_new_tf32_switches_of_torch_agree() -> None:
     """If only the new switches enable TF32, torch.compile fails in some versions of torch."""
-    program = (
-        "import torch\n"
+    code = (
+        "import torch, warnings\n"
+        "warnings.simplefilter('error')\n"
         "from ppll_cli.job.numerics import Numerics\n"
         "Numerics('tf32', False).apply(torch.device('cuda'))\n"
         "assert torch.get_float32_matmul_precision() == 'high'\n"
@@ -87,7 +87,7 @@ def test_old_and_new_tf32_switches_of_torch_agree() -> None:
         "assert torch.backends.cuda.matmul.fp32_precision == 'tf32'\n"
         "assert torch.backends.cudnn.conv.fp32_precision == 'tf32'\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+    assert passes_in_a_new_process(code)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

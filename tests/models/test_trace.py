@@ -1,10 +1,7 @@
 """Outputs and costs of units, compared with counts by hand."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +14,7 @@ from ppll_cli.models.trace import Cost, measure, trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, build_unit
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
+from tests.warm import passes_in_a_new_process
 
 BATCH = {IMAGE: ValueSpec((2, 6, 5), torch.float32)}
 
@@ -133,10 +131,10 @@ def test_tracing_changes_neither_random_numbers_nor_initial_weights(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it(tmp_path: Path) -> None:
-    script = tmp_path / "traced.py"
-    script.write_text(
-        "import sys, torch\n"
+def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it() -> None:
+    code = (
+        "import sys, torch, warnings\n"
+        "warnings.simplefilter('ignore')\n"
         "from torch import nn\n"
         "from ppll_cli.models.trace import measure\n"
         "x = torch.empty(1, 3, device='meta')\n"
@@ -156,7 +154,7 @@ def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it(tmp_path: 
         "assert compiled == cost\n"
         "assert hasattr(sys.modules['torch._dynamo'], 'optimize')\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", script], check=True, timeout=120)
+    assert passes_in_a_new_process(code)
 
 
 class _Odd(nn.Module):
