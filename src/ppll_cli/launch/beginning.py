@@ -184,4 +184,4 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # they may hold files of stages that the run no longer has
+    drop_unfinished(run_dir)  # some may hold files of stages that the run no longer has

@@ -110,7 +110,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """In the body, use as many CPU threads as a worker, so that sums have the same order."""
+    """Use as many CPU threads as a worker in the body, so that sums are made in the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
