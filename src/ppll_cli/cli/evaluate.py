@@ -210,7 +210,8 @@ def _configured(
     except ConfigError:
         raise
     except Exception as error:  # raised by Hydra or OmegaConf
-        raise explain(error, overrides, "ppll-eval") from None
+        given_here = [*overrides, *searched(config_dir)]
+        raise explain(error, given_here, "ppll-eval") from None
     for key in PREPROCESSING:
         before = run.config["data"]
         if key in before and key in config["data"] and f"data.{key}" not in given:
