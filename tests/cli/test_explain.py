@@ -1,9 +1,13 @@
-"""Errors of the file system while Hydra starts a run."""
+"""What a user reads if Hydra cannot compose a configuration or start a run."""
 
 import errno
+from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
+from omegaconf.errors import ConfigAttributeError
 
+from ppll_cli.cli.arguments import searched
 from ppll_cli.cli.explain import explain
 
 
@@ -31,3 +35,33 @@ def test_the_folder_of_a_sweep_is_named() -> None:
 def test_a_folder_that_cannot_be_filled_is_named(error: OSError, line: str) -> None:
     """The word `device` in the system's text was once taken for the key."""
     assert str(explain(error, ["device=cpu", "hydra.run.dir=there"])).startswith(line)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with a local method that lacks the key `modules`."""
+    folder = tmp_path / "conf, mine"  # Hydra's grammar would read this name as two words
+    (folder / "local").mkdir(parents=True)
+    (folder / "local" / "wide.yaml").write_text("_target_: my_methods.Wide\nwidth: 64\n")
+    return folder
+
+
+@pytest.mark.parametrize("way", [["--config-dir=OWN"], ["--config-dir", "OWN"], ["-cd", "OWN"], []])
+def test_keys_and_options_of_a_users_folder_are_known(own: Path, way: list[str]) -> None:
+    """The message listed the keys of the program's default option, and not the user's options."""
+    given = [each.replace("OWN", str(own)) for each in way] or searched(own)
+    unknown = ConfigAttributeError("Key 'modules' is not in struct full_key: local.modules")
+    line = str(explain(unknown, [*given, "local=wide", "local.modules=3"]))
+    assert line.startswith("local.modules=3: there is no such key; it is a key of local=auglocal, ")
+    assert line.endswith("; local has _target_, width")
+    missing = MissingConfigException("Could not find 'local/wade'", "local/wade")
+    assert "did you mean wide? there are auglocal, " in str(
+        explain(missing, [*given, "local=wade"])
+    )
+
+
+def test_the_folder_of_a_users_option_is_asked_for() -> None:
+    """A resumed sweep, for example, does not remember the folder."""
+    missing = MissingConfigException("Could not find 'local/wide'", "local/wide")
+    line = str(explain(missing, ["local=wide"]))
+    assert line.endswith("; for an option of your own give --config-dir=FOLDER")

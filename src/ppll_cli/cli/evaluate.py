@@ -208,7 +208,8 @@ def _configured(
             made, choices = composed([*run.arguments(overrides), *searched(config_dir)])
         config, chosen = run.with_changes(made, choices, overrides, check)
     except Exception as error:
-        raise explain(error, overrides, "ppll-eval") from None
+        given_here = [*overrides, *searched(config_dir)]
+        raise explain(error, given_here, "ppll-eval") from None
     for key in PREPROCESSING:
         before = run.config["data"]
         if key in before and key in config["data"] and f"data.{key}" not in given:

@@ -3,7 +3,9 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Self
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,24 +17,27 @@ from ppll_cli.config.commands import command, key_of, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.moved import OPTIONS
 from ppll_cli.config.options import conf_dir
+from ppll_cli.config.overrides import parsed
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 
 SWEEP_DIR = "hydra.sweep.dir"
+SEARCHED = "hydra.searchpath"
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
     """Return the error that the user sees when the configuration cannot be composed.
 
     If the exception has a cause, the cause is explained. A ConfigError needs no explanation. The
-    message refers to `--help` of the program.
+    arguments may name folders with options of the user. The message refers to `--help` of the
+    program.
     """
     if isinstance(error, ConfigError):
         return error
     cause = error.__cause__ or error
     message = " ".join(str(cause).split())
-    overrides = [argument for argument in arguments if is_override(argument)]
-    given = {key_of(override): override.partition("=")[2] for override in overrides}
+    options = _Options.of(arguments)
+    given = options.given
     if isinstance(cause, OverrideParseException):
         return _no_override(cause, command(program, "--help"))
     if isinstance(cause, OSError) and cause.errno is not None:
@@ -40,18 +45,18 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
     if option := re.search(r"Could not find '([^']*)'", message):
         named = [(k, v) for k, v in given.items() if f"{k}/{v}" == option[1]]
         group, name = named[0] if named else option[1].rsplit("/", 1)
-        return _no_option(group, name)
+        return _no_option(group, name, options)
     if "Config group override must be" in message:
         for key, value in given.items():
-            if (conf_dir() / key).is_dir() and value not in _options(key):
-                return _no_option(key, value)
+            if (conf_dir() / key).is_dir() and value not in options.names(key):
+                return _no_option(key, value, options)
     if unknown := re.search(r"is not in struct full_key: (\S*)", message):
         key = next((key for key in given if f"{key}.".startswith(f"{unknown[1]}.")), unknown[1])
-        return _no_key(key, given.get(key, ""), given)
+        return _no_key(key, options)
     if deleted := re.search(r"Could not delete from config\. '(\S*)' does not exist", message):
         key = deleted[1]
-        if key not in _keys(given):
-            return _no_key(key, given.get(key, ""), given)
+        if key not in options.all_keys():
+            return _no_key(key, options)
         return ConfigError(f"~{key}", "", "its value is null, so there is nothing to delete")
     message = message.partition(" See https://")[0].partition(" Config search path:")[0]
     for key, value in given.items():
@@ -103,29 +108,84 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
     return ConfigError(key, value, problem, remedy)
 
 
-def _no_option(group: str, name: str) -> ConfigError:
+@dataclass(frozen=True)
+class _Options:
+    """The options of all groups: those of the program, and those in the user's own folders.
+
+    `given` has the overrides of the command line by key, and `folders` the user's folders.
+    """
+
+    given: Mapping[str, str]
+    folders: Sequence[Path]
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Self:
+        """Find the overrides and folders in the arguments of a program or in a job's overrides."""
+        overrides = [argument for argument in arguments if is_override(argument)]
+        given = {key_of(override): override.partition("=")[2] for override in overrides}
+        searched = [override for override in overrides if key_of(override) == SEARCHED]
+        names: list[str] = []
+        for override in parsed(searched):
+            places = override.value()
+            if isinstance(places, list):
+                names += [str(place).removeprefix("file://") for place in places]
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            option, _, value = argument.partition("=")
+            if option in ("--config-dir", "-cd"):
+                names.append(value or following)
+        return cls(given, [Path(name).resolve() for name in names if name])
+
+    @property
+    def places(self) -> list[Path]:
+        """The folders with options; the program's own folder is the first."""
+        return [conf_dir(), *self.folders]
+
+    def names(self, group: str) -> list[str]:
+        """Return the names of the options of a group."""
+        return sorted({path.stem for at in self.places for path in (at / group).glob("*.yaml")})
+
+    def having(self, group: str, key: str) -> list[str]:
+        """Return the options of a group that have this key."""
+        found = []
+        for path in (path for at in self.places for path in sorted((at / group).glob("*.yaml"))):
+            text = path.read_text("utf-8", errors="replace")
+            indented = "  " if "@package _global_" in text else ""
+            if re.search(rf"^{indented}{re.escape(key)}:", text, re.MULTILINE):
+                found.append(path.stem)
+        return found
+
+    def all_keys(self) -> list[str]:
+        """Return all keys of the configuration, such as `optim.lr`, with the chosen options."""
+        chosen = [f"{key}={value}" for key, value in self.given.items() if value in self.names(key)]
+        if self.folders:
+            chosen.append(setting(SEARCHED, [f"file://{at}" for at in self.folders]))
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            config = OmegaConf.to_container(compose(CONFIG, chosen), resolve=False)
+        return list(_walk(config, ""))
+
+
+def _no_option(group: str, name: str, options: _Options) -> ConfigError:
     if now := OPTIONS.get((group, name)):
         return ConfigError(group, name, "there is no such option any more", f"use {group}={now}")
-    options = _options(group)
-    remedy = f"there are {', '.join(options)}" if options else "there are none"
-    if len(options) == 1:
-        remedy = f"the only one is {options[0]}"
-    return ConfigError(group, name, "there is no such option", meant(name, options) + remedy)
+    names = options.names(group)
+    remedy = f"there are {', '.join(names)}" if names else "there are none"
+    if len(names) == 1:
+        remedy = f"the only one is {names[0]}"
+    if not options.folders:
+        remedy += "; for an option of your own give --config-dir=FOLDER"
+    return ConfigError(group, name, "there is no such option", meant(name, names) + remedy)
 
 
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-
-
-def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
+def _no_key(key: str, options: _Options) -> ConfigError:
     """Return the error for an unknown key; it suggests other options or similar keys."""
-    keys = _keys(given)
+    keys = options.all_keys()
     group, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]
     elsewhere = [k for k in keys if k.endswith(f".{name}")]
     remedy = f"{command('ppll-run', '--cfg', 'job')} shows all keys"
     has = f"{group} has {', '.join(beside)}"
-    if beside and group and (others := _options_with(group, name)):
+    if beside and group and (others := options.having(group, name)):
         remedy = f"it is a key of {', '.join(f'{group}={each}' for each in others)}; {has}"
     elif near := meant(name, beside):
         remedy = near.replace("mean ", f"mean {group}." if group else "mean ", 1) + remedy
@@ -135,27 +195,8 @@ def _no_key(key: str, value: str, given: Mapping[str, str]) -> ConfigError:
         remedy = has
     else:
         remedy = meant(key, keys) + remedy
+    value = options.given.get(key, "")
     return ConfigError(key, value, "there is no such key", remedy)
-
-
-def _options_with(group: str, name: str) -> list[str]:
-    """Return the options of a group that have a key of this name."""
-    found = []
-    for option in _options(group):
-        text = (conf_dir() / group / f"{option}.yaml").read_text("utf-8")
-        indented = "  " if "@package _global_" in text else ""
-        if re.search(rf"^{indented}{re.escape(name)}:", text, re.MULTILINE):
-            found.append(option)
-    return found
-
-
-def _keys(given: Mapping[str, str]) -> list[str]:
-    """Return all keys of the configuration, such as `optim.lr`, with the given options chosen."""
-    chosen = [f"{k}={v}" for k, v in given.items() if v in _options(k)]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = OmegaConf.to_container(compose(CONFIG, chosen), resolve=False)
-    return list(_walk(config, ""))
 
 
 def _walk(node: Any, key: str) -> Iterator[str]:

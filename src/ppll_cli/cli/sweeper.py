@@ -127,7 +127,10 @@ class BasicSweeper(Sweeper):
         try:
             config: DictConfig = load(self._config, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            why = explain(error, overrides)  # the command line has the values of all jobs
+            # `overrides` are the job's own: the command line has the values of all jobs.
+            path = self._hydra.config_loader.get_search_path().get_path()
+            own = [at.path for at in path if "command-line" in at.provider]
+            why = explain(error, [setting("hydra.searchpath", own), *overrides])
             problem = f"{why.problem} (job {number} of the sweep)"
             raise ConfigError(why.key, why.value, problem, why.remedy) from None
         with open_dict(config):

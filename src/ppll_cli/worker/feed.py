@@ -6,24 +6,75 @@ import torch
 from torch import Tensor
 
 from ppll_cli.data.batches import Ahead
-from ppll_cli.job.course import Batch, Course, EvaluationBatch, Item, TrainBatch
+from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch
+from ppll_cli.job.job import Job
+from ppll_cli.leaves.values import ValueSpec
 
 
 def micro_batches(
-    batches: Ahead | None, course: Course, item: Item | None, batch: Batch
+    batches: Ahead | None, job: Job, item: Item | None, batch: Batch
 ) -> Sequence[Mapping[str, Tensor]]:
     """Return the tensors of each micro-batch, by name.
 
     `item` names the batch, or the first of several evaluation batches. Each evaluation batch is
     treated as a micro-batch. `batch` is the share of this worker's replica.
+
+    Raises:
+        TypeError: The data set made a batch that does not fit the run.
     """
     assert batches is not None
     sizes = batch.sizes
     if isinstance(item, EvaluationBatch):
-        size, numbers = course.evaluation_size, range(item.batch, item.batch + len(sizes))
-        return [batches.evaluation(item.data_split, n, size) for n in numbers]
+        specs = (job.evaluation_specs or job.specs)[0]
+        size = job.course.evaluation_size
+        made = [
+            batches.evaluation(item.data_split, item.batch + n, size) for n in range(len(sizes))
+        ]
+        return [
+            fitting(each, specs, samples, "evaluation()")
+            for each, samples in zip(made, sizes, strict=True)
+        ]
     assert isinstance(item, TrainBatch)
-    whole = batches.train(item.epoch, item.batch)
+    whole = fitting(batches.train(item.epoch, item.batch), job.specs[0], item.samples, "train()")
     share = {n: each.narrow(0, batch.first_sample, sum(sizes)) for n, each in whole.items()}
     parts = {name: torch.split(tensor, list(sizes)) for name, tensor in share.items()}
     return [{name: each[m] for name, each in parts.items()} for m in range(len(sizes))]
+
+
+def fitting(
+    made: object, specs: Mapping[str, ValueSpec], samples: int, method: str
+) -> Mapping[str, Tensor]:
+    """Return a batch that a data set's `method` made, after a check that it fits the run.
+
+    `specs` has dtype and largest shape of each tensor that the run needs.
+
+    Raises:
+        TypeError: The batch is no mapping, lacks a tensor, or has a tensor that does not fit.
+    """
+    if not isinstance(made, Mapping):
+        kind = type(made).__name__
+        raise TypeError(f"the data set's {method} returned {kind} instead of tensors by name")
+    for name, spec in specs.items():
+        if name not in made:
+            has = ", ".join(map(str, made)) or "nothing"
+            raise TypeError(f"the data set's {method} returned no {name!r}, only {has}")
+        tensor = made[name]
+        if not isinstance(tensor, Tensor):
+            found = type(tensor).__name__
+        elif _fits(tensor, spec, samples):
+            continue
+        else:
+            found = f"{tensor.dtype} {list(tensor.shape)}"
+        wanted = f"{spec.dtype} {[samples, *spec.shape]}"
+        raise TypeError(f"the data set's {method} returned {name!r} as {found} instead of {wanted}")
+    return made
+
+
+def _fits(tensor: Tensor, spec: ValueSpec, samples: int) -> bool:
+    count, *shape = tensor.shape or (0,)
+    return (
+        tensor.dtype == spec.dtype
+        and count == samples
+        and len(shape) == len(spec.shape)
+        and all(size <= largest for size, largest in zip(shape, spec.shape, strict=True))
+    )

@@ -78,7 +78,7 @@ class Interpreter:
         chunks, mail = self.chunks, self.mail
         match instruction:
             case do.NextBatch():
-                made = micro_batches(self.batches, self.job.course, mail.item, self._batch)
+                made = micro_batches(self.batches, self.job, mail.item, self._batch)
                 for micro_batch, tensors in enumerate(made):
                     chunks[0].tensors.take_inputs(micro_batch, tensors)
             case do.ReceiveActivations(_, chunk, micro_batch):
