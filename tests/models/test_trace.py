@@ -155,3 +155,18 @@ def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it(tmp_path: 
         "assert hasattr(sys.modules['torch._dynamo'], 'optimize')\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", script], check=True, timeout=120)
+
+
+def test_a_unit_may_return_a_view_of_its_weight() -> None:
+    """Torch's counter of operations fails for such a view if the weight needs a gradient."""
+    unit = Unit("position", _Position, writes=("x", "position"))
+    (found,) = trace([unit], {"x": ValueSpec((3,), torch.float32)})
+    assert [spec.shape for spec in found.outputs] == [(3,), (3,)]
+
+
+class _Position(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), self.bias.expand(len(x), -1)

@@ -53,6 +53,23 @@ class TwoNames(Chain):
     writes = ("x", "y")
 
 
+class SharedWeights(Chain):
+    """A model that builds one network, and returns it at each call."""
+
+    made: nn.Module | None = None
+
+    def second(self, pixels: int) -> nn.Module:
+        self.made = self.made or super().second(pixels)
+        return self.made
+
+
+class NoBatch(Chain):
+    """A model whose output has another dimension before the batch."""
+
+    def second(self, pixels: int) -> nn.Module:
+        return nn.Unflatten(0, (1, -1))
+
+
 class NoPrediction(Chain):
     """A model whose output is a feature map instead of logits."""
 
@@ -183,6 +200,8 @@ model ppll_cli.__version__ | is not a class
 model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | 'second' writes x, y, but returned 1 value(s)
+model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
+model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit
