@@ -183,6 +183,38 @@ class Detached:
         return [first, *middle, Unit("last", partial(_Beside, 8, classes), reads)]
 
 
+class Strided:
+    """A model whose tensors and gradients have gaps or overlaps in memory, if nothing is copied."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return five units. `first` writes a slice, and `last` spreads its gradient."""
+        pixels = image.channels * image.height * image.width
+        last = partial(_Averaged, classes_of(task, "strided"))
+        return [
+            Unit("first", partial(_Sliced, pixels), ("image",)),
+            Unit("second", nn.GELU),
+            Unit("third", partial(nn.Linear, 48, 48)),
+            Unit("fourth", nn.GELU),
+            Unit("last", last),
+        ]
+
+
+class InPlace:
+    """A chain of five units; `second` and `fourth` change their input in place."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return Linear layers, and nn.ReLU."""
+        pixels = image.channels * image.height * image.width
+        linear, relu = partial(nn.Linear, 8, 8), partial(nn.ReLU, inplace=True)
+        return [
+            Unit("first", partial(_Layer, pixels, 8), ("image",)),
+            Unit("second", relu),
+            Unit("third", linear),
+            Unit("fourth", relu),
+            Unit("last", partial(nn.Linear, 8, classes_of(task, "in place"))),
+        ]
+
+
 class Views:
     """A model in which some units only change the shape of their input."""
 
@@ -270,4 +302,26 @@ class _Indexed(nn.Module):
 
     def forward(self, x: Tensor, index: Tensor, bias: Tensor) -> Tensor:
         out: Tensor = torch.tanh(x + self.embedding(index) + bias)
+        return out
+
+
+class _Sliced(nn.Module):
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(pixels, 6 * 96)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return every second value of vectors, [B, 6, 48]."""
+        out: Tensor = self.linear(image.flatten(1))
+        return out.view(-1, 6, 96)[..., ::2]
+
+
+class _Averaged(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average vectors [B, T, 48] over T; the gradient is the same for each of them."""
+        out: Tensor = self.linear(x.mean(1))
         return out

@@ -199,3 +199,18 @@ def test_errors_of_the_meta_device_say_what_it_is(run: Callable[[Tensor], Any]) 
         trace([Unit("odd", partial(_Odd, _real, run))], {"x": ValueSpec((2,), torch.float32)})
     (note,) = caught.value.__notes__
     assert "make tensors on the device of an input" in note
+
+
+def test_a_unit_may_return_a_view_of_its_weight() -> None:
+    """Torch's counter of operations fails for such a view if the weight needs a gradient."""
+    unit = Unit("position", _Position, writes=("x", "position"))
+    (found,) = trace([unit], {"x": ValueSpec((3,), torch.float32)})
+    assert [spec.shape for spec in found.outputs] == [(3,), (3,)]
+
+
+class _Position(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), self.bias.expand(len(x), -1)

@@ -147,6 +147,18 @@ def test_a_model_that_writes_a_target_is_refused(name: str) -> None:
         prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
 
 
+def test_a_chunk_that_changes_its_input_in_place_is_refused() -> None:
+    """Torch does not allow it for a tensor whose gradient goes back to another chunk."""
+    case = [*DATA, *own_model("InPlace"), "batch_size=8", "device=cpu", "gpus=2"]
+    case += ["partition=manual"]
+    refused = r"unit 'fourth' changes its input 'x' in place.*for example with inplace=False"
+    for schedule in ("pp", "zb_h1"):
+        with pytest.raises(ConfigError, match=refused):
+            prepared(*case, f"schedule={schedule}", "partition.cuts=[fourth]")
+    prepared(*case, "schedule=pp", "partition.cuts=[third]")
+    prepared(*case, "schedule=ppll", "partition.cuts=[fourth]")
+
+
 class _Exports(Greedy):
     """Exports something from each module."""
 

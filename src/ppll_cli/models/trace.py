@@ -16,6 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.unit import Unit
 
+ODD = 7
+"""A number of samples that hardly any other dimension of a tensor has."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -33,10 +36,17 @@ class Cost:
 
 @dataclass(frozen=True)
 class TracedUnit:
-    """Shapes and dtypes of a unit's outputs, in the order of `writes`, and the cost of the unit."""
+    """What a unit does with a sample.
+
+    Attributes:
+        outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
+        cost: Cost of the unit.
+        changed: Names of the inputs that the unit changes in place.
+    """
 
     outputs: tuple[ValueSpec, ...]
     cost: Cost
+    changed: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -148,9 +158,43 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     specs = dict(batch)
     traced = []
     for unit in units:
-        inputs = [empty(specs[name]) for name in unit.reads]
-        result, cost = measure(unit.build, lambda module, inputs=inputs: module(*inputs))  # type: ignore[misc]
-        outputs = {name: spec_of(tensor) for name, tensor in unit.written(result).items()}
-        traced.append(TracedUnit(tuple(outputs.values()), cost))
-        specs.update(outputs)
+        outputs, cost, changed = _run(unit, specs)
+        made = {name: spec_of(tensor) for name, tensor in outputs.items()}
+        traced.append(TracedUnit(tuple(made.values()), cost, changed))
+        specs.update(made)
     return traced
+
+
+def _run(
+    unit: Unit, specs: Mapping[str, ValueSpec], samples: int = 1
+) -> tuple[dict[str, Tensor], Cost, tuple[str, ...]]:
+    """Run samples through a unit; return its outputs, its cost, and the inputs that it changed."""
+    inputs = [empty(specs[name], samples) for name in unit.reads]
+    result, cost = measure(unit.build, lambda module: module(*inputs))
+    changed = (name for name, x in zip(unit.reads, inputs, strict=True) if x._version)
+    return unit.written(result), cost, tuple(changed)
+
+
+def problem_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> str:
+    """Return why the program cannot train a unit, or an empty text.
+
+    The program relies on this: each call of `build` makes new weights, and the first dimension of
+    each output is the batch. The trace of one sample shows neither.
+    """
+    with torch.device("meta"):
+        one, other = unit.build(), unit.build()
+    again = {id(parameter) for parameter in other.parameters()}
+    for name, parameter in one.named_parameters():
+        if id(parameter) in again:
+            return (
+                f"has the same {name!r} after two calls of its build(); build() must make new "
+                "weights at each call, so units cannot share weights"
+            )
+    outputs = _run(unit, specs, samples=ODD)[0]
+    for name, output in outputs.items():
+        if output.shape[:1] != (ODD,):
+            return (
+                f"writes {name!r} with shape {list(output.shape)} for {ODD} samples; the first "
+                "dimension must be the batch, for example by expand()"
+            )
+    return ""

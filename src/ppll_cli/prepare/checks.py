@@ -56,6 +56,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, in_one_line(error)) from None
     check_backwards(job)
+    check_inputs(job, subject)
     before = subject.at_ends(job.layout.modules)[1]
     if job.settings.recompute:
         check_recompute(subject.units, before)
@@ -79,6 +80,21 @@ def check_backwards(job: Job) -> None:
             splits = "this schedule splits each backward into halves"
             remedy = f"use {key}=false, or another schedule"
             raise ConfigError(key, True, f"{splits}, which {key}=true does not allow", remedy)
+
+
+def check_inputs(job: Job, subject: Subject) -> None:
+    """Refuse a unit that changes an input in place if the gradient of this input is sent back."""
+    key, path = as_typed("model", job.settings.model["_target_"])
+    for chunk, route in zip(job.layout.chunks, job.routes.into, strict=True):
+        received = {*route.gradients}
+        for index in chunk.units:
+            unit = subject.units[index]
+            if changed := sorted(received.intersection(subject.ends.traced[index].changed)):
+                where = f"unit {unit.name!r} changes its input {changed[0]!r} in place"
+                problem = f"{where}, which no unit may do at the start of a chunk"
+                remedy = "make a new tensor, for example with inplace=False"
+                raise ConfigError(key, path, problem, remedy)
+            received -= {*unit.writes}
 
 
 def check_batch_norm(

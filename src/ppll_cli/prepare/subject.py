@@ -26,7 +26,7 @@ from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.fba import bank_for
 from ppll_cli.local.method import LocalMethod, Site
-from ppll_cli.models.trace import Cost, TracedUnit, trace
+from ppll_cli.models.trace import Cost, TracedUnit, problem_of, trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
 from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
@@ -255,6 +255,8 @@ def _traced(
         found = _TRACED if _is_own(unit) else known
         if recipe not in found:
             with blaming(*model, f"running a sample through {unit.name!r}"):
+                if not _is_own(unit) and (problem := problem_of(unit, specs)):
+                    raise ConfigError(*model, f"unit {unit.name!r} {problem}")
                 (found[recipe],) = trace([unit], specs)
         traced.append(found[recipe])
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))

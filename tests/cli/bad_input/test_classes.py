@@ -68,13 +68,21 @@ class NoFunction(Chain):
         return [first, replace(second, build=second.build())]
 
 
-class BuiltBefore(Chain):
-    """A model whose second unit returns a network that was built with the list of units."""
+class SharedWeights(Chain):
+    """A model that builds one network, and returns it at each call."""
 
-    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        first, second = super().units(image, task)
-        network = second.build()
-        return [first, replace(second, build=lambda: network)]
+    made: nn.Module | None = None
+
+    def second(self, pixels: int) -> nn.Module:
+        self.made = self.made or super().second(pixels)
+        return self.made
+
+
+class NoBatch(Chain):
+    """A model whose output has another dimension before the batch."""
+
+    def second(self, pixels: int) -> nn.Module:
+        return nn.Unflatten(0, (1, -1))
 
 
 class NoPrediction(Chain):
@@ -245,9 +253,10 @@ model ppll_cli.__version__ | is not a class
 model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
-model HERE.BuiltBefore | running a sample through 'second' raised RuntimeError: Tensor on device cpu
 model HERE.NoFunction | the build of unit 'second' is no function that builds its network
 model HERE.OneString | reads and writes of unit 'second' must be tuples of names
+model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
+model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit
