@@ -34,6 +34,9 @@ from ppll_cli.tasks.task import Task
 DATA_SET = ("prepare", "load", "image_spec", "evaluation_form", "batches", "drop_last", "task")
 """The attributes that a data set must have."""
 
+SPLITS = {"train", "test", "val"}
+"""The splits that a data set may have; it must have the first two."""
+
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
 """A pair: the end of each module; and for each unit, shape and dtype of each tensor that exists
 before the unit runs, by name."""
@@ -171,11 +174,29 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
         task = dataset.task
         form = dataset.evaluation_form(splits)
         loaded = LoadedData(dataset, splits, image, task, form)
-        names, classes = len(loaded.classes), getattr(task, "classes", None)
+        problem, remedy = _fault_of(loaded)
+    if problem:
+        raise ConfigError(key, path, problem, remedy)
+    return loaded
+
+
+def _fault_of(data: LoadedData) -> tuple[str, str]:
+    """Return what is wrong with a loaded data set, and the remedy; empty if nothing is wrong."""
+    splits: object = data.splits
+    found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
+    if not isinstance(splits, Mapping) or not {"train", "test"} <= splits.keys() <= SPLITS:
+        remedy = "it must return a mapping with train, test and perhaps val"
+        return f"its load() returned {found or 'nothing'}", remedy
+    if empty := [name for name, split in splits.items() if not len(split)]:
+        return f"its split {empty[0]!r} is empty", "each split needs at least one sample"
+    if not isinstance(data.image, ImageSpec):
+        kind = type(data.image).__name__
+        return f"its image_spec() returned {kind}", f"it must return {class_path(ImageSpec)}"
+    names, classes = len(data.classes), getattr(data.task, "classes", None)
     if names and isinstance(classes, int) and names != classes:
         problem = f"its class_names are {names}, but its task has {classes} classes"
-        raise ConfigError(key, path, problem, "give each class a name")
-    return loaded
+        return problem, "give each class a name"
+    return "", ""
 
 
 def make_units(
