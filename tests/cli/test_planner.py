@@ -87,6 +87,17 @@ def test_splitting_backwards_excludes_some_settings(planner: Make, key: str) -> 
     )
 
 
+def test_a_schedule_that_cannot_run_is_refused(planner: Make) -> None:
+    """Without a check, the simulation of a deadlock ended with a traceback."""
+    stuck = ["schedule._target_=tests.cli.bad_input.test_classes.Stuck", "schedule.microbatches=8"]
+    found = planner("schedule=gpipe", *stuck)
+    assert found.rows(2)["gpipe"].obstacle.startswith("every stage waits for another one: stage 0:")
+    with pytest.raises(
+        ConfigError, match=r"Stuck: every stage waits for another one"
+    ):
+        found.check()
+
+
 def test_replicas_have_their_own_rows(planner: Make) -> None:
     """Replicas share a batch, so each takes about half as long, and then averages gradients."""
     found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")

@@ -13,7 +13,7 @@ from ppll_cli.job.schedule import schedule_of
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
-from ppll_cli.prepare.checks import check_backwards
+from ppll_cli.prepare.checks import check_backwards, check_inputs, check_streams
 from ppll_cli.prepare.preparation import assemble, profile_of
 from ppll_cli.prepare.recovery import planned
 from ppll_cli.prepare.subject import examine
@@ -197,7 +197,9 @@ class Planner:
             settings = self.settings(name, gpus, replicas)
             given = settings, self.subject, schedule, devices, self.profile, ""
             job, auxiliary = assemble(*given, notes=[])
+            check_streams(job)
             check_backwards(job)
+            check_inputs(job, self.subject)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)

@@ -36,14 +36,31 @@ def check_shares(course: Course, replicas: int) -> None:
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
-    """Refuse a schedule that would deadlock, or would not train the model correctly.
+    """Refuse a schedule that does not train the model correctly.
+
+    Raises:
+        ConfigError: The schedule is wrong, or the model's units do not allow split backward passes
+            or recomputation.
+    """
+    check_streams(job)
+    check_backwards(job)
+    check_inputs(job, subject)
+    before = subject.at_ends(job.layout.modules)[1]
+    if job.settings.recompute:
+        check_recompute(subject.units, before)
+    if job.halves:
+        schedule = as_typed("schedule", job.settings.schedule["_target_"])
+        check_halves(schedule, subject.units, before)
+
+
+def check_streams(job: Job) -> None:
+    """Refuse a schedule with wrong instructions, or whose stages would deadlock.
 
     The function checks and simulates the instructions of all stages, for every number of
     micro-batches into which a replica may split its samples of a batch.
 
     Raises:
-        ConfigError: The schedule is wrong, or the model's units do not allow split backward passes
-            or recomputation.
+        ConfigError: The schedule is wrong.
     """
     key, path = as_typed("schedule", job.settings.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
@@ -55,13 +72,6 @@ def check_instructions(job: Job, subject: Subject) -> None:
             _ = job.halves
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, in_one_line(error)) from None
-    check_backwards(job)
-    check_inputs(job, subject)
-    before = subject.at_ends(job.layout.modules)[1]
-    if job.settings.recompute:
-        check_recompute(subject.units, before)
-    if job.halves:
-        check_halves((key, path), subject.units, before)
 
 
 def in_one_line(error: PpllError) -> str:
