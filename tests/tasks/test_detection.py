@@ -183,7 +183,7 @@ def test_the_loss_of_several_pictures_has_the_bits_of_single_pictures(
 ) -> None:
     """Loss and gradients are equal for any number of threads. Some boxes are padding or ignored."""
     monkeypatch.setattr(d, "LARGEST_TABLE", largest)
-    for seed in range(4):
+    for seed in (2, 3):  # 3 has a prediction of bfloat16
         task, prediction, values = random_case(seed, classes)
         for count in (1, 3):
             torch.set_num_threads(count)
