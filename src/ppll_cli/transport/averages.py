@@ -8,13 +8,13 @@ the gradient of the whole batch.
 On CUDA the host waits for the device in only one case; see `Average.finish`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import Work
 
 from ppll_cli.transport.replicas import Replicas
 
@@ -41,7 +41,7 @@ class _Bucket:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
         self.missing = 0
-        self._work: dist.Work | None = None
+        self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
         # The bucket needs strides without the gaps and overlaps that an expanded parameter has.
         self._strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
@@ -188,15 +188,19 @@ class Average:
         self._begun += 1
 
 
-def _filled(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Return the parameters of each bucket, in order; all parameters of a bucket have one dtype."""
-    if not parameters:
-        return []
-    limit = CUDA_BUCKET_BYTES if parameters[0].device.type == "cuda" else BUCKET_BYTES
-    indices, _ = dist._compute_bucket_assignment_by_size(  # type: ignore[attr-defined]
-        [*parameters], [limit]
-    )
-    return [[parameters[index] for index in bucket] for bucket in indices]
+def _filled(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield the parameters of each bucket, in order; all parameters of a bucket have one dtype."""
+    ordered = sorted(parameters, key=lambda parameter: str(parameter.dtype))
+    for _, group in groupby(ordered, key=lambda parameter: parameter.dtype):
+        bucket: list[nn.Parameter] = []
+        for parameter in group:
+            bucket.append(parameter)
+            limit = CUDA_BUCKET_BYTES if parameter.device.type == "cuda" else BUCKET_BYTES
+            if sum(each.nbytes for each in bucket) >= limit:
+                yield bucket
+                bucket = []
+        if bucket:
+            yield bucket
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

@@ -1,15 +1,13 @@
 """Collective operations between the replicas of a stage, by torch.distributed."""
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ppll_cli.transport.groups import Groups, ProcessGroup
-
-BUFFER_BYTES = 250 * 2**20
-"""Largest size in bytes of a broadcast, as in torch's DistributedDataParallel."""
 
 
 class Replicas:
@@ -40,11 +38,15 @@ class Replicas:
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with the first replica's values, by few broadcasts."""
-        if found := list(tensors):
-            dist._broadcast_coalesced(  # type: ignore[attr-defined]
-                self._group, found, BUFFER_BYTES, 0
-            )
+        """Overwrite tensors with the first replica's values, by one broadcast per dtype."""
+        ordered = sorted(tensors, key=lambda tensor: str(tensor.dtype))
+        for _, same in groupby(ordered, key=lambda tensor: tensor.dtype):
+            group = list(same)
+            flat = torch.cat([tensor.reshape(-1) for tensor in group])
+            dist.broadcast(flat, self._ranks[0], group=self._group)
+            parts = torch.split(flat, [tensor.numel() for tensor in group])
+            views = [part.view(each.shape) for part, each in zip(parts, group, strict=True)]
+            torch._foreach_copy_(group, views)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all replicas, in the order of the replicas.
