@@ -313,7 +313,7 @@ class _Sliced(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Return every second value of vectors, [B, 6, 48]."""
         out: Tensor = self.linear(image.flatten(1))
-        return out.unflatten(1, (6, 96))[..., ::2]
+        return out.view(-1, 6, 96)[..., ::2]
 
 
 class _Averaged(nn.Module):

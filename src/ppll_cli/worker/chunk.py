@@ -27,7 +27,7 @@ from ppll_cli.transport.replicas import Replicas
 from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums, split_of
-from ppll_cli.worker.views import apart, own_gradients, storages
+from ppll_cli.worker.views import apart, as_received, own_gradients, storages
 
 Named = dict[str, Tensor]
 """Tensors by name."""
@@ -292,4 +292,4 @@ def _apply(unit: Unit, run: Callable[..., Any], values: Named) -> None:
         if not isinstance(value, Tensor):
             kind = type(value).__name__
             raise TypeError(f"unit {unit.name} returned {kind} instead of the tensor {name}")
-        values[name] = value
+        values[name] = as_received(value)
