@@ -142,9 +142,10 @@ def test_detached_skips_travel_forward(tmp_path: Path) -> None:
         assert_same_run(inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case), expected)
 
 
-def test_a_weight_travels_as_it_was_before_the_step(tmp_path: Path) -> None:
-    """Later modules read a view of a weight, which the step of the first module changes."""
-    case = [*own_model("Indices"), "local.modules=5"]
+@pytest.mark.parametrize("model", ["Indices", "Strided"])
+def test_views_travel_as_ll_reads_them(tmp_path: Path, model: str) -> None:
+    """A view of a weight that the module's step changes, and a slice, which a slot makes dense."""
+    case = [*own_model(model), "local.modules=5"]
     expected = inside(tmp_path, "schedule=ll", *case)
     for gpus in (2, 5):
         assert_same_run(inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case), expected)

@@ -29,11 +29,21 @@ CASES = {
     "views": own_model("Views"),
     "detached": [*own_model("Detached"), "optim.weight_decay=0.5"],
     "indices": own_model("Indices"),
+    "strided": own_model("Strided"),
     "bf16": [*VIT, "precision=bf16"],
 }
 """Models and optimizers. The optimizer of a ViT is AdamW by default."""
 
-UNITS = {"vit": 8, "resnet": 8, "skips": 5, "views": 5, "detached": 5, "indices": 5, "bf16": 8}
+UNITS = {
+    "vit": 8,
+    "resnet": 8,
+    "skips": 5,
+    "views": 5,
+    "detached": 5,
+    "indices": 5,
+    "strided": 5,
+    "bf16": 8,
+}
 """Number of units of each model. There can be no more chunks than units."""
 
 SPLITS = {"vit": [3, 5], "resnet": [3, 5]}
@@ -47,8 +57,8 @@ SHAPES = {
     ("1f1b", 4, 1): ["resnet", "skips"],
     ("zb_h1", 2, 1): ["views", "detached"],
     ("zb_h1", 3, 1): ["skips", "indices", "bf16"],
-    ("zb_h1", 5, 1): ["resnet"],
-    ("interleaved", 1, 3): ["views", "detached"],
+    ("zb_h1", 5, 1): ["resnet", "strided"],
+    ("interleaved", 1, 3): ["views", "detached", "strided"],
     ("interleaved", 2, 2): ["skips", "indices", "bf16"],
     ("interleaved", 3, 1): ["vit"],
     ("interleaved", 2, 4): ["resnet"],

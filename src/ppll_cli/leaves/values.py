@@ -27,3 +27,11 @@ def empty(spec: ValueSpec, samples: int = 1) -> Tensor:
 def spec_of(tensor: Tensor) -> ValueSpec:
     """Return the spec of a batch: its shape without the batch dimension, and its dtype."""
     return ValueSpec(tuple(tensor.shape[1:]), tensor.dtype)
+
+
+def dense_strides(tensor: Tensor) -> tuple[int, ...]:
+    """Return strides for a copy: the tensor's strides, without any gaps and overlaps."""
+    channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    if channels_last or tensor.is_contiguous():
+        return tuple(tensor.stride())
+    return tuple(torch.empty_like(tensor, device="meta").stride())

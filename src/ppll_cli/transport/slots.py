@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppll_cli.leaves.values import dense_strides
 from ppll_cli.transport.channel import aligned
 from ppll_cli.transport.memory import Memory
 
@@ -83,7 +84,7 @@ class Slots:
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
     """Return the layout for copies of these tensors in a slot."""
     return tuple(
-        TensorForm(name, tensor.dtype, tuple(tensor.shape), _strides(tensor))
+        TensorForm(name, tensor.dtype, tuple(tensor.shape), dense_strides(tensor))
         for name, tensor in tensors.items()
     )
 
@@ -91,10 +92,3 @@ def layout_of(tensors: Mapping[str, Tensor]) -> Layout:
 def layout_bytes(layout: Layout) -> int:
     """Return the number of bytes of a slot that a layout needs."""
     return sum(aligned(prod(tensor.shape) * tensor.dtype.itemsize) for tensor in layout)
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return strides for a copy: the tensor's strides, without any gaps and overlaps."""
-    if tensor.is_contiguous():
-        return tuple(tensor.stride())
-    return tuple(torch.empty_like(tensor, device="meta").stride())

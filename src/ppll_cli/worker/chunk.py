@@ -26,7 +26,7 @@ from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
-from ppll_cli.worker.views import own_gradients, storages
+from ppll_cli.worker.views import as_received, own_gradients, storages
 
 
 class HeldChunk(Networks):
@@ -54,6 +54,7 @@ class HeldChunk(Networks):
         self.is_last = site.at(self.place.module).is_last
         self.sums: dict[str, Sums] = {}
         self._training: bool | None = None
+        self._sends_gradients = not job.make_schedule().local
         self._generators = Generators(device, job.settings.seed)
 
     def begin(self, batch: Batch) -> None:
@@ -82,11 +83,12 @@ class HeldChunk(Networks):
                         run = partial(recomputed, network, seed)
                     else:
                         seed()
-                values.update(unit.written(run(*unit.inputs(values))))
+                made = unit.written(run(*unit.inputs(values)))
+                values.update({n: as_received(t, self._sends_gradients) for n, t in made.items()})
         with self.autocast(), torch.no_grad():
             for unit, network in self.exports:
                 made = unit.written(network(*unit.inputs(values)))
-                values.update({name: tensor.detach() for name, tensor in made.items()})
+                values.update({name: as_received(t.detach(), False) for name, t in made.items()})
         self.tensors.hold_outputs(micro_batch, changing)
 
     def loss(self, micro_batch: int) -> None:
@@ -95,9 +97,6 @@ class HeldChunk(Networks):
         The criterion gets detached outputs. Thus the times of the auxiliary network and of the
         chunk's units can be measured separately, and the auxiliary network's graph is freed before
         the backward of the units begins.
-
-        Raises:
-            RuntimeError: No parameter would be trained, although not all are frozen.
         """
         assert self.criterion is not None
         values, batch = self.tensors[micro_batch].values, self.batch
@@ -114,13 +113,8 @@ class HeldChunk(Networks):
         sums.add(loss, batch.sizes[micro_batch], measures)
         self.nonfinite.check(loss)
         share = batch.share(micro_batch)
-        if loss.requires_grad:
+        if self.is_trained_by(loss):
             (loss if share == 1 else loss * share).backward()
-        elif any(parameter.requires_grad for parameter in self.parameters):
-            raise RuntimeError(
-                f"the loss of module {self.place.module} depends on none of the parameters: look "
-                "for detach() and no_grad() in the networks and the loss, or freeze the parameters"
-            )
         gradients = {n: t.grad for n, t in outputs.items() if t.grad is not None}
         self.tensors.take_gradients(micro_batch, gradients)
 

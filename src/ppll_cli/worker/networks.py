@@ -130,6 +130,19 @@ class Networks:
         """Whether the chunk has an auxiliary network."""
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
+    def is_trained_by(self, loss: Tensor) -> bool:
+        """Return whether a loss has gradients.
+
+        Raises:
+            RuntimeError: It has none, although not all parameters are frozen.
+        """
+        if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
+            raise RuntimeError(
+                f"the loss of module {self.place.module} depends on none of the parameters: look "
+                "for detach() and no_grad() in the networks and the loss, or freeze the parameters"
+            )
+        return loss.requires_grad
+
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context manager in which to run forward passes and losses."""
         return self.job.numerics.autocast(self.device)

@@ -1,8 +1,12 @@
-"""Finds tensors that share memory with a slot, and copies them before the slot is reused."""
+"""Copies tensors that share memory with a slot, or that do not lie in memory as in a slot."""
 
 from collections.abc import Container, Iterable, Mapping
+from functools import partial
 
+import torch
 from torch import Tensor
+
+from ppll_cli.leaves.values import dense_strides
 
 
 def storages(tensors: Iterable[Tensor]) -> set[int]:
@@ -20,6 +24,32 @@ def own_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
+
+
+def as_received(output: Tensor, gradient: bool) -> Tensor:
+    """Return a unit's output with the strides that it has where another stage receives it.
+
+    Kernels may round differently for other strides, and a slot has neither gaps nor overlaps. For
+    the same reason the gradient of the output gets the strides of the output, if `gradient` is
+    true. This is for schedules that may send this gradient.
+    """
+    strides = dense_strides(output)
+    if output.stride() != strides:
+        output = output.clone()
+    if gradient and output.requires_grad and not output.is_leaf:
+        output.register_hook(partial(_with_strides, strides))  # type: ignore[no-untyped-call]
+    return output
+
+
+def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor | None:
+    """Return a copy of the gradient with these strides; None if it has them already."""
+    pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
+    if all(has == wanted or size == 1 for size, has, wanted in pairs):
+        return None
+    like = torch.empty_strided(
+        gradient.shape, strides, dtype=gradient.dtype, device=gradient.device
+    )
+    return like.copy_(gradient)
 
 
 def _storage(tensor: Tensor) -> int:
