@@ -60,9 +60,9 @@ class Loaded:
 
     def __init__(self, *, splits: Any, image: list[int], names: list[str]) -> None:
         self.splits, self.class_names = splits, names
-        self.image: Any = (
-            ImageSpec(image[0], image[1], image[2]) if len(image) == 3 else tuple(image)
-        )
+        self.image: Any = tuple(image)
+        if len(image) == 3:
+            self.image = ImageSpec(*self.image)
 
     def prepare(self) -> None:
         """Do nothing: there are no files."""
