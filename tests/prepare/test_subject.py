@@ -60,7 +60,7 @@ class Loaded:
 
     def __init__(self, *, splits: Any, image: list[int], names: list[str]) -> None:
         self.splits, self.class_names = splits, names
-        self.image = ImageSpec(*image) if len(image) == 3 else tuple(image)
+        self.image = ImageSpec(image[0], *image[1:]) if image[2:] else tuple(image)  # type: ignore[arg-type]
 
     def prepare(self) -> None:
         """Do nothing: there are no files."""

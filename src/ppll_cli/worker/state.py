@@ -3,6 +3,8 @@
 Names in a checkpoint begin with
 
 - `model.` and a unit's name, or `auxiliary.` and a module's number: parameters and buffers;
+- `transient.` and the name of a buffer: buffers that are not persistent, because a resumed run must
+  continue with them;
 - `optimizer.` and the name of a parameter: the optimizer's state for that parameter;
 - `ema.` and a unit's name: averages of the unit's parameters and buffers;
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
@@ -29,6 +31,8 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
                 state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
                 for key, value in state.items():
                     found[f"optimizer.{prefix}.{name}.{key}"] = value
+            for name, buffer in _transient(network).items():
+                found[f"transient.{prefix}.{name}"] = buffer
         if chunk.ema is not None:
             found.update(chunk.ema.saved())
         for versions in chunk.versions.values():
@@ -41,6 +45,12 @@ def restore(chunks: Iterable[Networks], saved: Saved) -> None:
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
+            for name, buffer in _transient(network).items():
+                if (key := f"transient.{prefix}.{name}") in saved.names:  # not in older checkpoints
+                    place, _, last = name.rpartition(".")
+                    owner = network.get_submodule(place)
+                    # A new tensor, because the buffer may be a view whose elements share memory.
+                    owner.register_buffer(last, saved[key].to(buffer.device), persistent=False)
             for name, parameter in network.named_parameters():
                 start = f"optimizer.{prefix}.{name}."
                 keys = [n.removeprefix(start) for n in saved.names if n.startswith(start)]
@@ -73,6 +83,12 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
         yield f"model.{unit.name}", network
     if chunk.criterion is not None:
         yield f"auxiliary.{chunk.place.module}", chunk.criterion
+
+
+def _transient(network: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that are not part of the network's `state_dict()`, by name."""
+    kept = network.state_dict()
+    return {name: buffer for name, buffer in network.named_buffers() if name not in kept}
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:

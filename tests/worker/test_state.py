@@ -1,0 +1,43 @@
+"""A checkpoint holds everything with which a resumed run must continue."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ppll_cli.worker.chunk import HeldChunk
+from ppll_cli.worker.state import restore, tensors_of
+from tests.worker.test_chunk import whole_model
+
+
+class Saved(dict[str, Tensor]):
+    @property
+    def names(self) -> Iterable[str]:
+        return self.keys()
+
+
+def counting(value: float) -> HeldChunk:
+    """A module whose first unit and criterion have a buffer that is not persistent."""
+    chunk = whole_model("vit", ["local=greedy"], modules=2)[0]
+    for network in (chunk.networks[0], chunk.networks[-1]):
+        network.register_buffer("seen", torch.tensor(value).expand(2), persistent=False)
+    return chunk
+
+
+def test_buffers_that_are_not_persistent_are_saved_apart_from_the_model() -> None:
+    """A resumed run began with their initial values, and so trained something else."""
+    saved = Saved(tensors_of([counting(3.0)]))
+    keys = [name for name in saved if name.endswith("seen")]
+    assert keys == ["transient.model.embed.seen", "transient.auxiliary.0.seen"]
+    chunk = counting(0.0)
+    restore([chunk], saved)
+    for network in (chunk.networks[0], chunk.networks[-1]):
+        assert network.get_buffer("seen").tolist() == [3.0, 3.0]
+
+
+def test_a_checkpoint_without_these_buffers_can_be_resumed() -> None:
+    """Earlier versions did not save them."""
+    tensors = tensors_of([counting(3.0)])
+    chunk = counting(0.0)
+    restore([chunk], Saved({n: t for n, t in tensors.items() if not n.startswith("transient.")}))
+    assert chunk.networks[0].get_buffer("seen").tolist() == [0.0, 0.0]
