@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -108,6 +109,16 @@ def test_a_refusal_without_a_known_reason_names_the_tensor(run: Runner) -> None:
     assert (
         "it cannot be resumed: model.stem.conv1.weight has shape [1, 3, 3, 3] in its checkpoint, "
         "but this version needs shape [16, 3, 3, 3]"
+    ) in refusal(result)
+
+
+def test_a_checkpoint_with_a_tensor_that_the_networks_lack_is_refused(run: Runner) -> None:
+    """The code of a model has lost a parameter since then. Without it the run would differ."""
+    result = run(*RESNET, "local=greedy")
+    rewrite(result.run_dir, lambda held: {**held, "model.stem.conv1.bias": torch.zeros(16)})
+    assert (
+        "it cannot be resumed: model.stem.conv1.bias has shape [16] in its checkpoint, "
+        "but this version has no such tensor"
     ) in refusal(result)
 
 

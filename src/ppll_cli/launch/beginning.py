@@ -31,6 +31,9 @@ from ppll_cli.worker.versions import saved_name
 
 log = logging.getLogger(__name__)
 
+NETWORKS = ("model.", "auxiliary.")
+"""How the names of parameters and buffers begin in a checkpoint (see `worker.state`)."""
+
 
 def record(
     run_dir: Path, config: Mapping[str, Any], choices: Mapping[str, str], prepared: Prepared
@@ -98,14 +101,14 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
     model, method = make("model", job.settings.model), make("local", job.local)
     with SavedTensors(start.folder) as saved:
         known = {name: saved.shape(name) for name in saved.names}
-    for key, shape in _needed(job, method):
-        if known.get(key) == shape:
+    needed = dict(_needed(job, method))
+    unknown = [name for name in known if name.startswith(NETWORKS) and name not in needed]
+    for key in (*needed, *unknown):
+        if needed.get(key) == known.get(key):
             continue
         there = f"has shape {list(known[key])}" if key in known else "is missing"
-        problem = (
-            f"it cannot be resumed: {key} {there} in its checkpoint, but this version needs shape "
-            f"{list(shape)}"
-        )
+        wants = f"needs shape {list(needed[key])}" if key in needed else "has no such tensor"
+        problem = f"it cannot be resumed: {key} {there} in its checkpoint, but this version {wants}"
         auxiliary = key.startswith("auxiliary.")
         if reason := getattr(method if auxiliary else model, "changed", ""):
             other = "auxiliary networks differ" if auxiliary else "model differs"
