@@ -42,7 +42,7 @@ hypothesis.settings.load_profile("ppll")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _signals_are_heeded() -> Iterator[None]:
+def _ending_signals_are_not_ignored() -> Iterator[None]:
     """Give SIGINT and SIGHUP handlers if the tests were started with these signals ignored.
 
     Shells without job control start programs in the background with SIGINT ignored, and `nohup`

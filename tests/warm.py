@@ -1,4 +1,4 @@
-"""Starts ppll-run in a process that has imported torch already.
+"""Starts ppll-run, or a piece of code, in a process that has imported torch already.
 
 Started from nothing, each run imports torch twice, in the launcher and in its fork server. Together
 they take five seconds of a core. Here the launcher is forked from the fork server of the tests, and
@@ -61,12 +61,12 @@ def passes_in_a_new_process(code: str) -> bool:
     The process is forked from the fork server of the tests.
     """
     forkserver.start()
-    process = forkserver.context().Process(target=exec, args=(code, {}))
-    process.start()
-    process.join(100.0)
-    passed = process.exitcode == 0
-    process.kill()
-    process.join()
+    child = forkserver.context().Process(target=exec, args=(code, {}))
+    child.start()
+    child.join(100.0)
+    passed = child.exitcode == 0
+    child.kill()
+    child.join()
     return passed
 
 

@@ -189,22 +189,18 @@ def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
     return None
 
 
-def seconds_to_bp(
-    found: Sequence[Found], bp: Sequence[Found], samples_per_second: float
-) -> float | None:
-    """Return the mean seconds until the accuracy is one point below the last accuracy of `bp`.
+def seconds_to_bp(pairs: Sequence[tuple[Found, Found]], samples_per_second: float) -> float | None:
+    """Return the mean seconds until the accuracy is that of `bp` at its end less one point.
 
-    `found` and `bp` are the results of trainings with the same seeds.
+    Each pair has the results of two trainings with the same seed: of the method, and of `bp`.
 
     Returns:
-        The seconds; None if a training does not reach this accuracy, or was not run.
+        The seconds; None if the training with some seed does not reach it.
     """
-    if not found or len(bp) != len(found):
-        return None
     steps = []
-    for mine, other in zip(found, bp, strict=True):
-        end = mean(accuracy for _, accuracy in other["train_accuracy"][-2:])
-        steps.append(steps_to(mine["train_accuracy"], end - 0.01))
+    for found, bp in pairs:
+        end = mean(accuracy for _, accuracy in bp["train_accuracy"][-2:])
+        steps.append(steps_to(found["train_accuracy"], end - 0.01))
     reached = [step for step in steps if step is not None]
     if len(reached) < len(steps):
         return None
@@ -256,10 +252,8 @@ def _cells(
 ) -> list[str]:
     """Return the cells of a row's line; those that were not measured are empty."""
     auxiliary = ("", "")
-    known = [each for each in found if each]
-    others = [each for each in bp if each]
-    if known:
-        first = known[0]
+    pairs = [(each, other) for each, other in zip(found, bp, strict=False) if each and other]
+    if first := next((each for each in found if each), None):
         share = f"{first['aux_flops'] / first['flops']:.0%} of the backbone"
         auxiliary = f"{first['aux_params']:,}", share
     gap = "" if row.method == "bp" else difference(found, bp, "accuracy", ".4f")
@@ -267,8 +261,8 @@ def _cells(
     if speed:
         samples = f"{speed['samples_per_second']:.0f}"
         memory = megabytes(speed["peak_memory_bytes"])
-        if known:
-            until = seconds_to_bp(known, others, speed["samples_per_second"])
+        if pairs and len(pairs) == sum(each is not None for each in found):
+            until = seconds_to_bp(pairs, speed["samples_per_second"])
             seconds = "not reached" if until is None else f"{until:.0f}"
     accuracy = averaged(found, "accuracy", ".4f")
     return [row.method, str(row.modules), accuracy, gap, *auxiliary, samples, memory, seconds]

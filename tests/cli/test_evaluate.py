@@ -197,8 +197,8 @@ def test_a_users_option_is_found_in_its_config_dir(
         (["RUN", "data=nonsense"], "data=nonsense: there is no such option"),
         (["RUN", "data.mean=1"], "data.mean=1: must be a valid list"),
         (
-            ["RUN", "data.val_fraction=0.2"],
-            "data.val_fraction=0.2: the run held out 0.0, so it was",
+            ["RUN", "--split=val", "data.val_fraction=0.2"],
+            "data.val_fraction=0.2: the run held out 0, so it was",
         ),
         (["RUN", "batch_size=0"], "batch_size=0: must be greater than or equal to 1"),
         (["RUN", "device=tpu"], "device=tpu: must be"),

@@ -65,3 +65,18 @@ def test_the_folder_of_a_users_option_is_asked_for() -> None:
     missing = MissingConfigException("Could not find 'local/wide'", "local/wide")
     line = str(explain(missing, ["local=wide"]))
     assert line.endswith("; for an option of your own give --config-dir=FOLDER")
+
+
+def test_a_group_of_the_users_own_does_not_hide_the_message(own: Path) -> None:
+    """Hydra adds it by `+`; without this sign it cannot be composed."""
+    (own / "extra").mkdir()
+    (own / "extra" / "foo.yaml").write_text("a: 1\n")
+    unknown = ConfigAttributeError("Key 'dmi' is not in struct full_key: model.dmi")
+    line = str(explain(unknown, [f"--config-dir={own}", "+extra=foo", "model.dmi=3"]))
+    assert line.startswith("model.dmi=3: there is no such key; did you mean model.dim?")
+
+
+def test_a_list_of_folders_that_cannot_be_parsed_is_told() -> None:
+    given = ["hydra.searchpath=[a", "model.dmi=3"]
+    unknown = ConfigAttributeError("Key 'dmi' is not in struct full_key: model.dmi")
+    assert str(explain(unknown, given)).startswith("model.dmi=3: there is no such key")

@@ -76,7 +76,10 @@ def test_torchs_warning_about_allow_tf32_is_not_shown(monkeypatch: pytest.Monkey
 
 
 def test_old_and_new_tf32_switches_of_torch_agree() -> None:
-    """If only the new switches enable TF32, torch.compile fails in some versions of torch."""
+    """If only the new switches enable TF32, torch.compile fails in some versions of torch.
+
+    Warnings of the import of torch are not errors here, because the process has imported it before.
+    """
     code = (
         "import torch, warnings\n"
         "warnings.simplefilter('error')\n"

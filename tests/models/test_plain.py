@@ -169,7 +169,7 @@ def test_clashing_names_of_units_are_refused(first: str, second: str) -> None:
 @pytest.mark.parametrize("name", ["train", "a.forward", "a..b", ""])
 def test_names_that_a_module_has_already_are_refused(name: str) -> None:
     """A run with such names trained, but its model could not be loaded afterwards."""
-    with pytest.raises(ConfigError, match=f"^model={name}: cannot be a unit name: .* is not free"):
+    with pytest.raises(ConfigError, match=f"^model={name}: cannot be a unit name: "):
         PlainModel([Unit(name, _Sum)])
 
 

@@ -12,6 +12,7 @@ from ppll_cli.observe import metrics as metrics_module
 from ppll_cli.observe.metrics import Metrics, finite
 from ppll_cli.observe.runs import find
 from ppll_cli.tasks.classification import Classification
+from ppll_cli.tasks.task import LINE_KEYS
 from tests.other_task import OtherTask
 
 MODULES = 3
@@ -46,6 +47,7 @@ def written(metrics: Metrics) -> list[dict[str, Any]]:
 
 def test_a_report_becomes_a_line(metrics: Metrics) -> None:
     line = metrics.add(report(1, "train"))
+    assert {*line} - {"accuracy"} <= LINE_KEYS
     assert line == {
         "step": 40,
         "epoch": 4,

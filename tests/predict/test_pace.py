@@ -114,7 +114,7 @@ def test_the_pace_is_right_if_messages_take_long(
     assert found.batch_s == pytest.approx(expected_s, rel=1e-2, abs=1e-6)
 
 
-def test_company_is_the_average_number_of_other_computing_stages() -> None:
+def test_the_mean_of_neighbours_is_the_average_number_of_other_computing_stages() -> None:
     """Two stages have a pace of 10 s.
 
     The first one works from 0 to 6 s. The second one works from 4 to 9 s and from 9 to 11 s, which
@@ -133,7 +133,7 @@ def test_company_is_the_average_number_of_other_computing_stages() -> None:
     assert second == {Forward(0, 0): pytest.approx(2 / 5), Loss(0, 0): pytest.approx(0.5)}
 
 
-def test_company_is_at_most_the_given_number() -> None:
+def test_the_mean_of_neighbours_is_at_most_the_given_number() -> None:
     """An instruction that takes no time has no entry."""
     stage = [Event(Forward(0, 0), 0.0, 1.0), Event(Step(0), 1.0, 1.0)]
     steady = Steady(batch_s=1.0, events=[list(stage) for _ in range(5)], peak_live=[1] * 5)

@@ -42,7 +42,10 @@ def test_measurements_are_float64() -> None:
     ("value", "problem"),
     [
         (0.5, "returned float instead of numbers by name"),
-        ({"distance": torch.ones(())}, "returned Tensor for 'distance' instead of a number"),
+        (
+            {"distance": torch.ones(())},
+            "returned Tensor for 'distance' instead of an int or a float",
+        ),
         ({"half": 1.0}, "returned half, but the metric is 'distance'"),
         ({"distance": 1.0, "step": 4}, "returned 'step', a name with another meaning in metrics"),
         ({}, "returned nothing, but the metric is 'distance'"),
@@ -51,8 +54,8 @@ def test_measurements_are_float64() -> None:
 def test_scores_are_numbers_by_name_with_the_metric(value: Any, problem: str) -> None:
     """Without the metric, a run trained to its end and failed as it looked for its objective."""
     with pytest.raises(TypeError, match=rf"Returning\.score\(\) {problem}"):
-        scored(Returning(value), ROWS, complete=True)
+        scored(Returning(value), ROWS, metric_required=True)
 
 
 def test_the_metric_may_be_missing_in_training() -> None:
-    assert scored(Returning({"half": 1.0}), ROWS, complete=False) == {"half": 1.0}
+    assert scored(Returning({"half": 1.0}), ROWS, metric_required=False) == {"half": 1.0}

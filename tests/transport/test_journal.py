@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from ppll_cli.errors import ReplayError
-from ppll_cli.transport import journal
+from ppll_cli.transport import journal, memory
 from ppll_cli.transport.channel import ALIGNMENT
 from ppll_cli.transport.journal import JournalReceiver, JournalSender, JournalTransport
+from tests.conftest import shared_memory
 
 WAIT_S = 10.0
 
@@ -195,3 +196,13 @@ def test_a_head_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     sender, _ = channel()
     with pytest.raises(ValueError, match="use recover=off"):
         sender.send("x" * 64, {"x": torch.zeros(3)})
+
+
+def test_too_little_shared_memory_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between CUDA devices, because messages lie in the memory of the host."""
+    shared_memory(monkeypatch, 8 << 20)
+    transport = JournalTransport(depth=1)
+    assert transport.obstacle(4 << 20, ["cpu"]) is None
+    for devices in (["cpu"], ["cuda:0", "cuda:1"]):
+        assert "has room for 7 MiB" in (transport.obstacle(9 << 20, devices) or "")
+    assert memory.no_room(9 << 20)

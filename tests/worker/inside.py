@@ -144,26 +144,27 @@ def run_inside(folder: Path, *overrides: str, **changes: Any) -> Outcome:
     return execute(replace(job, **changes))
 
 
+_FOUND: dict[tuple[str, tuple[range, ...]], Found] = {}
+"""The ends of modules, by the part of the configuration and the modules that decide them."""
+
+
 def job_inside(folder: Path, *overrides: str) -> Job:
     """Return the job of a configuration on CPU.
 
-    The ends of modules are traced once for all runs that differ in other keys than those that
-    decide them. Tracing takes as long as the training of these tests.
+    Runs with the same model, data, local method, bank and optimizer share the traced ends of their
+    modules, because tracing takes as long as the training of these tests.
     """
     config, _ = compose_config(["device=cpu", "threads=1", *overrides])
-    subject = repr([config[key] for key in ("model", "data", "local", "fba", "optim")])
+    decisive = repr([config[key] for key in ("model", "data", "local", "fba", "optim")])
 
     def at_ends(self: Subject, modules: tuple[range, ...]) -> Found:
-        if (subject, modules) not in _FOUND:
-            _FOUND[subject, modules] = self.ends.all(modules)
-        return _FOUND[subject, modules]
+        if (decisive, modules) not in _FOUND:
+            _FOUND[decisive, modules] = self.ends.all(modules)
+        return _FOUND[decisive, modules]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Subject, "at_ends", at_ends)
         return prepare(settings.parse(config), str(folder)).job
-
-
-_FOUND: dict[tuple[str, tuple[range, ...]], Found] = {}
 
 
 class Died(BaseException):

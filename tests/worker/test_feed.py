@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.worker.feed import fitting
+from ppll_cli.worker.feed import checked_batch
 
 SPECS = {
     "image": ValueSpec((1, 8, 8), torch.float32),
@@ -36,9 +36,10 @@ IMAGE, LABEL = torch.zeros(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
 def test_a_batch_that_does_not_fit_is_refused(made: Any, problem: str) -> None:
     """The worker failed later, with an error about another tensor or about a missing key."""
     with pytest.raises(TypeError, match=re.escape(problem)):
-        fitting(made, SPECS, 4, "train()")
+        checked_batch(made, SPECS, 4, "train()")
 
 
 def test_a_batch_may_have_smaller_images_and_further_tensors() -> None:
     made = {"image": IMAGE[..., :5], "label": LABEL, "more": LABEL}
-    assert fitting(made, SPECS, 4, "evaluation()") is made
+    found = checked_batch(made, SPECS, 4, "evaluation()")
+    assert [*found] == ["image", "label"]

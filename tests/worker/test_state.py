@@ -41,3 +41,15 @@ def test_a_checkpoint_without_these_buffers_can_be_resumed() -> None:
     chunk = counting(0.0)
     restore([chunk], Saved({n: t for n, t in tensors.items() if not n.startswith("transient.")}))
     assert chunk.networks[0].get_buffer("seen").tolist() == [0.0, 0.0]
+
+
+def test_a_buffer_that_two_networks_share_stays_shared() -> None:
+    tensors = tensors_of([counting(3.0)])
+    chunk = counting(0.0)
+    first = chunk.networks[0]
+    first.add_module("inner", torch.nn.Identity())
+    inner = first.get_submodule("inner")
+    inner.register_buffer("same", first.get_buffer("seen"), persistent=False)
+    restore([chunk], Saved(tensors))
+    assert inner.get_buffer("same") is first.get_buffer("seen")
+    assert first.get_buffer("seen").tolist() == [3.0, 3.0]

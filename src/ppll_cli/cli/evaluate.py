@@ -102,6 +102,8 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
             raise ConfigError("--predict", file, "there is no such file", "give pictures")
     run = recorded_in(run_dir, "RUN_DIR")
     config, data = _configured(run, overrides, options.config_dir)
+    if options.split == "val":
+        _check_held_out(run.config["data"], config["data"])
     settings = parse(config)
     make("data", settings.data)  # the class checks its arguments without torch
     given = {key_of(each) for each in overrides}
@@ -214,22 +216,17 @@ def _configured(
         before = run.config["data"]
         if key in before and key in config["data"] and f"data.{key}" not in given:
             config["data"][key] = before[key]
-    _check_held_out(run.config["data"], config["data"])
     return config, chosen["data"]
 
 
 def _check_held_out(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out other samples of the training set: the run trained on some of them."""
-    same = all(before.get(key) == now.get(key) for key in ("_target_", "root"))
-    fraction = now.get("val_fraction")
-    if same and fraction and fraction != before.get("val_fraction"):
-        raise ConfigError(
-            "data.val_fraction",
-            fraction,
-            f"the run held out {before.get('val_fraction')}, so it was trained on some of these "
-            "samples",
-            "keep that value, or evaluate on other data",
-        )
+    """Refuse to hold out more of the training set than the run did: it trained on the rest."""
+    same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
+    fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
+    if same and fraction > most:
+        problem = f"the run held out {most}, so it was trained on some of these samples"
+        remedy = f"give at most {most}, or evaluate on other data"
+        raise ConfigError("data.val_fraction", fraction, problem, remedy)
 
 
 if __name__ == "__main__":

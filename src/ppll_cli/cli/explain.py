@@ -3,14 +3,17 @@
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ppll_cli.cli.overrides import RUN_DIR, is_override, is_sweep
 from ppll_cli.config.commands import command, key_of, setting, word
@@ -36,10 +39,10 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
         return error
     cause = error.__cause__ or error
     message = " ".join(str(cause).split())
-    options = _Options.of(arguments)
-    given = options.given
     if isinstance(cause, OverrideParseException):
         return _no_override(cause, command(program, "--help"))
+    options = _Options.of(arguments)
+    given = options.given
     if isinstance(cause, OSError) and cause.errno is not None:
         return _no_place(cause, given, SWEEP_DIR if is_sweep(arguments) else RUN_DIR)
     if option := re.search(r"Could not find '([^']*)'", message):
@@ -125,11 +128,12 @@ class _Options:
         given = {key_of(override): override.partition("=")[2] for override in overrides}
         searched = [override for override in overrides if key_of(override) == SEARCHED]
         names: list[str] = []
-        for override in parsed(searched):
-            places = override.value()
-            if isinstance(places, list):
-                names += [str(place).removeprefix("file://") for place in places]
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        with suppress(OverrideParseException):
+            for override in parsed(searched):
+                places = override.value()
+                if isinstance(places, list):
+                    names += [str(place).removeprefix("file://") for place in places]
+        for argument, following in pairwise([*arguments, ""]):
             option, _, value = argument.partition("=")
             if option in ("--config-dir", "-cd"):
                 names.append(value or following)
@@ -155,14 +159,21 @@ class _Options:
         return found
 
     def all_keys(self) -> list[str]:
-        """Return all keys of the configuration, such as `optim.lr`, with the chosen options."""
+        """Return all keys of the configuration, such as `optim.lr`, with the chosen options.
+
+        If the chosen options cannot be composed, for example because of a group that the user
+        adds, return the keys with the default options.
+        """
         chosen = [f"{key}={value}" for key, value in self.given.items() if value in self.names(key)]
         if self.folders:
             chosen.append(setting(SEARCHED, [f"file://{at}" for at in self.folders]))
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            config = OmegaConf.to_container(compose(CONFIG, chosen), resolve=False)
-        return list(_walk(config, ""))
+            try:
+                config = compose(CONFIG, chosen)
+            except (HydraException, OmegaConfBaseException):
+                config = compose(CONFIG)
+        return list(_walk(OmegaConf.to_container(config, resolve=False), ""))
 
 
 def _no_option(group: str, name: str, options: _Options) -> ConfigError:

@@ -47,7 +47,7 @@ class Jobs:
         before: The record of the run to be resumed; None for a new run and for a sweep.
         made: The folders that Hydra makes for a new run; None if unknown.
         began: Whether Hydra has begun a job.
-        failures: The errors with which jobs ended; an interrupt stands before all others.
+        failures: The errors with which jobs ended; an interrupt comes first in the list.
     """
 
     arguments: Sequence[str]

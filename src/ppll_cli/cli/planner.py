@@ -43,7 +43,7 @@ class Planner:
 
     A planner is a context manager. At the end of a with block, it ends the measuring process.
 
-    Args:
+    Attributes:
         settings: Returns the settings of a run, given the name of a schedule, the number of devices
             and the number of replicas.
         replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have

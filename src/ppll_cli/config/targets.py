@@ -41,7 +41,8 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
     for key, value in arguments.items():
         if key not in parameters:
             remedy = meant(key, parameters) + f"it has {', '.join(parameters) or 'none'}"
-            if key in getattr(target, "__annotations__", ()):
+            own = getattr(target, "__dict__", {})
+            if key in own.get("__annotations__", ()) and "__init__" not in own:
                 remedy = "decorate the class with @dataclass(frozen=True, kw_only=True)"
             raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", remedy)
         arguments[key] = _checked(f"{group}.{key}", value, parameters[key])

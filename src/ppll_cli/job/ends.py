@@ -188,7 +188,7 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
             case _:
                 values = returned if isinstance(returned, tuple) else (returned,)
                 found = ", ".join(map(_described, values))
-                wanted = "a loss, which is a floating-point scalar, and a prediction"
+                wanted = "a loss, which is a float32 or float64 scalar, and a prediction"
                 raise TypeError(f"it returned {found} instead of {wanted}")
     return criterion
 

@@ -74,7 +74,9 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
             sums[number // together % replicas].add(loss, min(size, samples - first), measures)
     loss_sum = sum(float(each.loss) for each in sums)
     every = torch.cat([each for one in sums for each in one.measures]).cpu()
-    scores = {name: finite(value) for name, value in scored(task, every, complete=True).items()}
+    scores = {
+        name: finite(value) for name, value in scored(task, every, metric_required=True).items()
+    }
     result = {"loss": finite(loss_sum / samples), **scores}
     detailed = torch.cat(rows).cpu() if rows else every
     return Evaluated(split, samples, result, _details(run, split, detailed))

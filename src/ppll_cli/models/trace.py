@@ -1,6 +1,7 @@
 """Finds shapes of outputs and costs of units on the meta device, without computing values."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if "meta" in str(error):
+        if re.search(r"\bmeta\b", str(error)):
             error.add_note(
                 "each network is first built and run on torch's meta device, which has shapes but "
                 "no values: build() must make its own parameters, and forward() must make tensors "
@@ -188,7 +189,7 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> str:
         if id(parameter) in again:
             return (
                 f"has the same {name!r} after two calls of its build(); build() must make new "
-                "weights at each call, so units cannot share weights"
+                "weights at each call, and units cannot share weights"
             )
     outputs = _run(unit, specs, samples=ODD)[0]
     for name, output in outputs.items():

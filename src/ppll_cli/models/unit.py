@@ -123,18 +123,20 @@ def check_size(key: str, size: int) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names of units that one module cannot have for its submodules, such as `train`.
+    """Refuse names that no submodule can have: `train` is already an attribute of nn.Module.
 
     Refuse also equal names, and a name that is a prefix of another (`a` and `a.b`), because then
     parameters of two units could have the same name in a file.
     """
+    attributes = {*dir(nn.Module())}
     taken: set[str] = set()
     inside: dict[str, str] = {}  # for each prefix of names, the first name that has it
     for name in names:
         parts = name.split(".")
-        if wrong := [part for part in parts if not part or part in dir(nn.Module())]:
-            problem = f"cannot be a unit name: {wrong[0]!r} is not free in an nn.Module"
-            raise ConfigError("model", name, problem, "use another name")
+        if wrong := [part for part in parts if not part or part in attributes]:
+            why = f"{wrong[0]!r} is an attribute of every nn.Module"
+            why = why if wrong[0] else "a part of it is empty"
+            raise ConfigError("model", name, f"cannot be a unit name: {why}", "use another name")
         folders = [".".join(parts[:stop]) for stop in range(1, len(parts))]
         other = next((each for each in (*folders, name) if each in taken), inside.get(name))
         if other is not None:

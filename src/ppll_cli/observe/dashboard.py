@@ -105,7 +105,7 @@ def _panels(metrics: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _of_stages(key: str) -> list[str]:
-    """Return a key of each stage."""
+    """Return `key` for each stage, with the stage's number in place of `{}`."""
     return [key.format(stage) for stage in range(STAGES_SHOWN)]
 
 

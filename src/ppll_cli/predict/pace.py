@@ -116,16 +116,16 @@ def mean_neighbours(
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
         machine: _integral_of_others(
-            pieces, [crew.get(machine, 0) for crew in workers], limit, steady.batch_s
+            pieces, [counts.get(machine, 0) for counts in workers], limit, steady.batch_s
         )
-        for machine in {machine for crew in workers for machine in crew}
+        for machine in {machine for counts in workers for machine in counts}
     }
     result = []
-    for events, stage, crew in zip(steady.events, pieces, workers, strict=True):
+    for events, stage, counts in zip(steady.events, pieces, workers, strict=True):
         means: Times = {}
         for event, spans in zip(events, stage, strict=True):
             if lasted_s := sum(b - a for a, b in spans):
-                beside = (sum(areas[m](b) - areas[m](a) for a, b in spans) for m in crew)
+                beside = (sum(areas[m](b) - areas[m](a) for a, b in spans) for m in counts)
                 means[event.instruction] = max(beside) / lasted_s
         result.append(means)
     return result
@@ -140,12 +140,12 @@ def _integral_of_others(
     `period_s`. `workers` has the number of the stage's workers on the machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
-    for stage, crew in zip(pieces, workers, strict=True):
-        if not crew:
+    for stage, counts in zip(pieces, workers, strict=True):
+        if not counts:
             continue
         for start_s, end_s in (span for spans in stage for span in spans):
-            changes[start_s] = changes.get(start_s, 0) + crew
-            changes[end_s] = changes.get(end_s, 0) - crew
+            changes[start_s] = changes.get(start_s, 0) + counts
+            changes[end_s] = changes.get(end_s, 0) - counts
     times_s = sorted(changes)
     busy = accumulate(changes[time_s] for time_s in times_s)
     others = [min(limit, max(0, count - 1)) for count in busy]

@@ -103,7 +103,7 @@ def predict(
     beside = _times(job, profile.at(sizes[0], others), sizes, carriers) if others else alone
     underway = journeys_of(job, beside, sizes, carriers, quiet)
     pipeline, times = Pipeline.of(job), beside
-    crews = _crews(job, together=neighbours is not None)
+    workers = _workers_by_machine(job, together=neighbours is not None)
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
@@ -112,7 +112,7 @@ def predict(
     journeys = carried if anything else at_once
     steady = pipeline.steady(_cost(times), journeys)
     for _ in range(ROUNDS if others else 0):
-        counts = mean_neighbours(steady, others, crews)
+        counts = mean_neighbours(steady, others, workers)
         times = [
             {i: own[i] + (slow[i] - own[i]) * count.get(i, 0.0) / others for i in own}
             for own, slow, count in zip(alone, beside, counts, strict=True)
@@ -133,7 +133,7 @@ def predict(
     )
 
 
-def _crews(job: Job, *, together: bool) -> list[Counter[int]]:
+def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
     """Return for each stage how many replicas are on each machine; `together`, all are on one."""
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))

@@ -101,7 +101,7 @@ def check_inputs(job: Job, subject: Subject) -> None:
             unit = subject.units[index]
             if changed := sorted(received.intersection(subject.ends.traced[index].changed)):
                 where = f"unit {unit.name!r} changes its input {changed[0]!r} in place"
-                problem = f"{where}, which no unit may do at the start of a chunk"
+                problem = f"{where}, but its gradient goes back to the chunk before"
                 remedy = "make a new tensor, for example with inplace=False"
                 raise ConfigError(key, path, problem, remedy)
             received -= {*unit.writes}

@@ -249,10 +249,12 @@ def _specs(
 ) -> tuple[Mapping[str, ValueSpec], ...]:
     """Return for each chunk the shape and dtype of each tensor that enters it, by name.
 
-    `before` has, for each unit, the tensors that exist before it.
+    `before` has, for each unit, the tensors that exist before it. Chunk 0 gets what the model needs
+    of a batch.
     """
-    chunks = zip(routes.layout.chunks, routes.into, strict=True)
-    return tuple({n: before[chunk.units.start][n] for n in route.names} for chunk, route in chunks)
+    entering = [routes.reads[0] | routes.passing(0), *(route.names for route in routes.into[1:])]
+    chunks = zip(routes.layout.chunks, entering, strict=True)
+    return tuple({n: before[chunk.units.start][n] for n in names} for chunk, names in chunks)
 
 
 def _partitions(settings: Settings, schedule: Schedule) -> bool:

@@ -276,9 +276,10 @@ def _traced(
         found = _TRACED if _is_own(unit) else known
         if recipe not in found:
             with blaming(*model, f"running a sample through {unit.name!r}"):
+                (made,) = trace([unit], specs)
                 if not _is_own(unit) and (problem := problem_of(unit, specs)):
                     raise ConfigError(*model, f"unit {unit.name!r} {problem}")
-                (found[recipe],) = trace([unit], specs)
+            found[recipe] = made
         traced.append(found[recipe])
         specs.update(zip(unit.writes, traced[-1].outputs, strict=True))
     return traced

@@ -9,9 +9,11 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
 
-TAKEN = {"step", "epoch", "split", "module", "stage", "loss", "lr", "grad_norm", "seconds"}
-TAKEN |= {"samples_per_second"}
-"""Names in a line of `metrics.jsonl` that are no scores."""
+LINE_KEYS = {
+    *("step", "epoch", "split", "module", "stage", "loss", "lr", "grad_norm"),
+    *("samples_per_second", "seconds"),
+}
+"""The keys of a line in `metrics.jsonl` besides the scores."""
 
 Shape = tuple[int, ...]
 """Shape of features, without the batch dimension."""
@@ -81,10 +83,10 @@ def measured(
     return rows.double()
 
 
-def scored(task: Task, rows: Tensor, complete: bool) -> dict[str, float]:
+def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     """Return the scores by name, given the measurements of all batches, on the CPU.
 
-    If `complete`, the metric must be among the scores: in training it may not be measured.
+    In training the metric may not be measured; otherwise it must be among the scores.
 
     Raises:
         TypeError: The task's `score` returned something else.
@@ -94,10 +96,11 @@ def scored(task: Task, rows: Tensor, complete: bool) -> dict[str, float]:
     if not isinstance(scores, Mapping):
         problem = f"returned {type(scores).__name__} instead of numbers by name"
     elif wrong := [name for name, value in scores.items() if not isinstance(value, int | float)]:
-        problem = f"returned {type(scores[wrong[0]]).__name__} for {wrong[0]!r} instead of a number"
-    elif taken := TAKEN & scores.keys():
+        kind = type(scores[wrong[0]]).__name__
+        problem = f"returned {kind} for {wrong[0]!r} instead of an int or a float"
+    elif taken := LINE_KEYS & scores.keys():
         problem = f"returned {min(taken)!r}, a name with another meaning in metrics.jsonl"
-    elif complete and task.metric not in scores:
+    elif metric_required and task.metric not in scores:
         problem = f"returned {', '.join(scores) or 'nothing'}, but the metric is {task.metric!r}"
     if problem:
         raise TypeError(f"{_name(task)}.score() {problem}")

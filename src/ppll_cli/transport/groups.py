@@ -79,8 +79,8 @@ class Groups:
     groups: Mapping[str, Group]
     interface: str
     apart: bool = False
-    ahead_s: float = 0.0
-    _made: dict[str, ProcessGroup] = field(default_factory=dict)
+    ahead_s: float = field(init=False, default=0.0)
+    _made: dict[str, ProcessGroup] = field(init=False, default_factory=dict)
 
     def open(self, device: torch.device) -> None:
         """Find the other workers, create all groups, and connect those that contain this worker."""

@@ -26,7 +26,7 @@ import ctypes
 import os
 import pickle
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ppll_cli.errors import ReplayError
 from ppll_cli.transport.channel import ALIGNMENT, Header, aligned
-from ppll_cli.transport.memory import HostMemory, shared_zeros
+from ppll_cli.transport.memory import HostMemory, no_room, shared_zeros
 from ppll_cli.transport.order import Moment
 from ppll_cli.transport.pipes import Inlet, open_pipes
 from ppll_cli.transport.ring import RingTransport
@@ -265,6 +265,10 @@ class JournalReceiver(_End):
 
 class JournalTransport(RingTransport):
     """Channels that keep each message until a snapshot of the receiving stage covers it."""
+
+    def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
+        """Return a reason if channels of `size` bytes cannot be created, otherwise None."""
+        return no_room(size)  # slots are in shared memory of the host, also between CUDA devices
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"

@@ -105,13 +105,13 @@ class _End:
     name: str  # of the channel's group; the group's first rank sends to the second
     count: int  # number of slots of the receiver
     size: int  # largest size of a message in bytes
-    on: str  # the device of the worker
+    device: str  # of the worker
     schema: str  # text that describes the channel's tensors; both ends must have the same schema
     code: Encode  # converts headers to data for JSON at the sender, and back at the receiver
     wire_dtype: WireDtype | None  # to which float32 tensors are converted; None for no conversion
 
     def __post_init__(self) -> None:
-        self._device, name = torch.device(self.on), bytes_group(self.name)
+        self._device, name = torch.device(self.device), bytes_group(self.name)
         self._carrying = name if name in self.groups.groups else self.name
         self._apart = self._carrying != self.name
         self._wire = torch.bfloat16 if self.wire_dtype == "bf16" else torch.float32

@@ -26,7 +26,7 @@ from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
-from ppll_cli.worker.views import as_received, own_gradients, storages
+from ppll_cli.worker.views import as_received, copy_gradients, storages
 
 
 class HeldChunk(Networks):
@@ -53,18 +53,16 @@ class HeldChunk(Networks):
         self.batch = Batch([])
         self.is_last = site.at(self.place.module).is_last
         self.sums: dict[str, Sums] = {}
-        self._training: bool | None = None
         self._sends_gradients = not job.make_schedule().local
         self._generators = Generators(device, job.settings.seed)
 
     def begin(self, batch: Batch) -> None:
         """Prepare for a batch: set the networks' mode, and choose averaged or plain weights."""
-        if batch.training != self._training:
+        if batch.training != self.tensors.training:
             for network in self.networks:
                 network.train(batch.training)
         self.use_averages(batch.averaged)
-        self.tensors.training = self._training = batch.training
-        self.batch = batch
+        self.tensors.training, self.batch = batch.training, batch
 
     def forward(self, micro_batch: int) -> None:
         """Run the units of the chunk on a micro-batch.
@@ -72,7 +70,7 @@ class HeldChunk(Networks):
         Then run the exports, without gradients: they compute values for losses of later modules.
         """
         values, batch = self.tensors[micro_batch].values, self.batch
-        changing = self.tensors.changing(micro_batch, self.unit_state)
+        changing = self.tensors.changing(micro_batch, self.unit_state if batch.training else ())
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
                 run: Callable[..., Any] = network
@@ -123,10 +121,10 @@ class HeldChunk(Networks):
         outputs, gradients = self.tensors.take_roots(micro_batch)
         if outputs:
             torch.autograd.backward(outputs, gradients)
-            self.own_gradients(micro_batch, storages(gradients))
+            self.copy_received_gradients(micro_batch, storages(gradients))
         self.complete_average()
 
-    def own_gradients(self, micro_batch: int, received: Container[int]) -> None:
+    def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
         """Copy each gradient of an input or a weight that shares memory with a received gradient.
 
         Autograd can store a received gradient itself in `.grad`, without a copy: for example the
@@ -135,7 +133,7 @@ class HeldChunk(Networks):
         """
         if not self.place.ends_module:
             leaves = self.tensors[micro_batch].leaves.values()
-            own_gradients([*leaves, *self.unit_weights], received)
+            copy_gradients([*leaves, *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
         """Clip the gradients and do one optimizer step.

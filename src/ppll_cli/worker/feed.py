@@ -27,26 +27,28 @@ def micro_batches(
     if isinstance(item, EvaluationBatch):
         specs = (job.evaluation_specs or job.specs)[0]
         size = job.course.evaluation_size
-        made = [
+        several = [
             batches.evaluation(item.data_split, item.batch + n, size) for n in range(len(sizes))
         ]
         return [
-            fitting(each, specs, samples, "evaluation()")
-            for each, samples in zip(made, sizes, strict=True)
+            checked_batch(each, specs, samples, "evaluation()")
+            for each, samples in zip(several, sizes, strict=True)
         ]
     assert isinstance(item, TrainBatch)
-    whole = fitting(batches.train(item.epoch, item.batch), job.specs[0], item.samples, "train()")
+    made = batches.train(item.epoch, item.batch)
+    whole = checked_batch(made, job.specs[0], item.samples, "train()")
     share = {n: each.narrow(0, batch.first_sample, sum(sizes)) for n, each in whole.items()}
     parts = {name: torch.split(tensor, list(sizes)) for name, tensor in share.items()}
     return [{name: each[m] for name, each in parts.items()} for m in range(len(sizes))]
 
 
-def fitting(
+def checked_batch(
     made: object, specs: Mapping[str, ValueSpec], samples: int, method: str
 ) -> Mapping[str, Tensor]:
-    """Return a batch that a data set's `method` made, after a check that it fits the run.
+    """Return the tensors that the run needs of a batch, after a check that they fit.
 
-    `specs` has dtype and largest shape of each tensor that the run needs.
+    `method` of the data set made the batch. `specs` has dtype and largest shape of each tensor that
+    the run needs.
 
     Raises:
         TypeError: The batch is no mapping, lacks a tensor, or has a tensor that does not fit.
@@ -67,7 +69,7 @@ def fitting(
             found = f"{tensor.dtype} {list(tensor.shape)}"
         wanted = f"{spec.dtype} {[samples, *spec.shape]}"
         raise TypeError(f"the data set's {method} returned {name!r} as {found} instead of {wanted}")
-    return made
+    return {name: made[name] for name in specs}
 
 
 def _fits(tensor: Tensor, spec: ValueSpec, samples: int) -> bool:

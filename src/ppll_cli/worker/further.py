@@ -1,4 +1,8 @@
-"""Executes the instructions that plain PPLL does not need, from gradients to watched weights."""
+"""Executes the instructions that training by PPLL does not need.
+
+These are gradients between chunks, split backwards, evaluation, averages over replicas, gradient
+norms and watched weights.
+"""
 
 from collections.abc import Mapping
 
@@ -73,7 +77,8 @@ class Further:
     def hand_gradients(self, number: int, micro_batch: int) -> None:
         """Give a chunk the gradients of the next chunk's inputs, if both are on this stage.
 
-        A chunk at the end of a module gets its gradients from its own loss instead.
+        A chunk at the end of a module, as are all chunks of PPLL, gets its gradients from its own
+        loss instead.
         """
         chunk = self._chunks[number]
         if number + 1 in self._chunks and not chunk.place.ends_module:

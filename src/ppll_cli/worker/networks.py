@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -107,10 +108,11 @@ class Networks:
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 
-    @cached_property
+    @property
     def unit_state(self) -> list[Tensor]:
-        """The parameters and buffers of units."""
-        return [t for _, u in self.units for t in (*u.parameters(), *u.buffers())]
+        """The parameters and buffers of units. A network may replace its buffers."""
+        buffers = (buffer for _, network in self.units for buffer in network.buffers())
+        return [*chain.from_iterable(self.unit_parameters), *buffers]
 
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
@@ -139,7 +141,8 @@ class Networks:
         if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
             raise RuntimeError(
                 f"the loss of module {self.place.module} depends on none of the parameters: look "
-                "for detach() and no_grad() in the networks and the loss, or freeze the parameters"
+                "for detach() and no_grad() in the networks and the loss, or freeze all of them by "
+                "requires_grad_(False)"
             )
         return loss.requires_grad
 

@@ -250,12 +250,12 @@ class Reports:
                     seconds=seconds,
                 )
 
-    def _scores(self, measured: _Measured, complete: bool) -> dict[str, float]:
+    def _scores(self, module: _Measured, metric_required: bool) -> dict[str, float]:
         """Return the scores of a module, and the metric of each further prediction."""
-        scores = scored(self._task, measured.rows, complete)
+        scores = scored(self._task, module.rows, metric_required)
         metric = self._task.metric
-        for name, rows in measured.further.items():
-            value = scored(self._task, rows, complete).get(metric)
+        for name, rows in module.further.items():
+            value = scored(self._task, rows, metric_required).get(metric)
             if value is not None:
                 scores[f"{metric}_{name}"] = value
         return scores

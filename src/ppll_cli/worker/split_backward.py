@@ -13,7 +13,7 @@ def backward_input(chunk: HeldChunk, micro_batch: int) -> None:
         leaves = [*held.leaves.values()]
         held.weight_half = backward_to_inputs(outputs, gradients, leaves, chunk.unit_weights)
         held.received = storages(gradients)
-        chunk.own_gradients(micro_batch, held.received)
+        chunk.copy_received_gradients(micro_batch, held.received)
 
 
 def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
@@ -22,5 +22,5 @@ def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
     half, held.weight_half = held.weight_half, None
     if half is not None:
         half.run()
-        chunk.own_gradients(micro_batch, held.received)
+        chunk.copy_received_gradients(micro_batch, held.received)
     chunk.complete_average()

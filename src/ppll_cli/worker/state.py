@@ -47,10 +47,8 @@ def restore(chunks: Iterable[Networks], saved: Saved) -> None:
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
             for name, buffer in _transient(network).items():
                 if (key := f"transient.{prefix}.{name}") in saved.names:  # not in older checkpoints
-                    place, _, last = name.rpartition(".")
-                    owner = network.get_submodule(place)
                     # A new tensor, because the buffer may be a view whose elements share memory.
-                    owner.register_buffer(last, saved[key].to(buffer.device), persistent=False)
+                    _replace(network, buffer, saved[key].to(buffer.device))
             for name, parameter in network.named_parameters():
                 start = f"optimizer.{prefix}.{name}."
                 keys = [n.removeprefix(start) for n in saved.names if n.startswith(start)]
@@ -89,6 +87,14 @@ def _transient(network: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that are not part of the network's `state_dict()`, by name."""
     kept = network.state_dict()
     return {name: buffer for name, buffer in network.named_buffers() if name not in kept}
+
+
+def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:
+    """Replace a buffer in all submodules that have it."""
+    for name, each in [*network.named_buffers(remove_duplicate=False)]:
+        if each is buffer:
+            place, _, last = name.rpartition(".")
+            network.get_submodule(place).register_buffer(last, by, persistent=False)
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:

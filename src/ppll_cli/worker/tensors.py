@@ -38,11 +38,12 @@ class Tensors:
     """The tensors of a chunk, by the number of the micro-batch.
 
     Attributes:
-        training: Whether the batch is trained; then inputs with a gradient become leaves.
+        training: Whether the batch is trained; then inputs with a gradient become leaves. None
+            before the first batch.
     """
 
     def __init__(self, routes: Routes, chunk: int) -> None:
-        self.training = False
+        self.training: bool | None = None
         self._into, self._out = routes.into[chunk], routes.out_of(chunk)
         self._made = routes.makes[chunk] & {*self._out.names}
         last = chunk + 1 == len(routes.into)
@@ -66,8 +67,8 @@ class Tensors:
         """Return the addresses of memory that may change before the next chunk reads the outputs.
 
         If the next chunk is on another stage, the outputs are sent before. Otherwise the channel
-        may reuse the slot of an input, and a step may change the chunk's weights and buffers, its
-        `state`.
+        may reuse the slot of an input, and a step may change the chunk's `state`: its weights and
+        buffers.
         """
         values = self[micro_batch].values.values()
         return storages([*values, *state]) if self._next_is_here else set()

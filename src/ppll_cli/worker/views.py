@@ -1,4 +1,4 @@
-"""Copies tensors that share memory with a slot, or that do not lie in memory as in a slot."""
+"""Copies tensors whose memory may change before they are read, or that do not lie as in a slot."""
 
 from collections.abc import Container, Iterable, Mapping
 from functools import partial
@@ -19,7 +19,7 @@ def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Te
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
-def own_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
+def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
     """Copy each tensor's gradient whose memory address is in `memory`."""
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
@@ -41,8 +41,14 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
     return output
 
 
-def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor | None:
-    """Return a copy of the gradient with these strides; None if it has them already."""
+def _with_strides(strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
+    """Return a copy of the gradient with these strides; None if it has them already.
+
+    Torch calls this with None for an output that has no gradient, if another output of the same
+    operation has one.
+    """
+    if gradient is None:
+        return None
     pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
     if all(has == wanted or size == 1 for size, has, wanted in pairs):
         return None
