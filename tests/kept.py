@@ -1,9 +1,9 @@
 """Keeps the configurations that Hydra reads and joins from `conf/`, to make tests faster.
 
-For each composition Hydra reads about 25 files and joins them. The result depends only on the
+For each composition Hydra reads about 25 files and merges them. The result depends only on the
 chosen options, and no test changes these files. In each test Hydra still finds the chosen options,
-and applies the overrides of keys. Hydra also makes a map of all choices for each of these files, in
-case its list of defaults refers to one; it is left out where no entry does.
+and applies the overrides of keys. Hydra also builds a map of all choices for each file, which only
+a list of defaults with interpolations needs. Here it is built only for such lists.
 
 A configuration is kept pickled: reading it takes a quarter of the time of `deepcopy`.
 """
