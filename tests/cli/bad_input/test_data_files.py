@@ -13,7 +13,7 @@ from tests.data.class_pictures import write_classes
 EMPTY = """
 data=fashion_mnist data.download=false data.root=root | allow data.download=true, fetch http
 data=voc data.download=false data.root=root | VOC/ by hand, so that root/VOCdevkit/VOC2007
-data=coco data.root=root | 2017's pictures and annotations of http
+data=coco data.root=root | 2017 pictures and annotations from http
 data=fashion_scenes data.download=false data.root=root | allow data.download=true
 data=cifar10 data.download=false data.root=root | allow data.download=true
 data=imagefolder data.root=root | put train/CLASS/PICTURE
