@@ -89,7 +89,7 @@ def test_labels_do_not_overlap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.fixture(scope="module")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def figure_of_seeds(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return a figure of groups of seeds: back-propagation, and ppll with three local methods."""
     folder = tmp_path_factory.mktemp("seeds")
     number = 0
@@ -109,8 +109,8 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return drawn(folder, monkeypatch)
 
 
-def test_a_group_has_a_bar_with_a_deviation_and_a_point_for_each_run(seeds: Any) -> None:
-    speed, _, best, progress = seeds.axes
+def test_a_group_has_a_bar_with_a_deviation_and_a_point_for_each_run(figure_of_seeds: Any) -> None:
+    speed, _, best, progress = figure_of_seeds.axes
     assert len(speed.patches) == len(speed.containers) / 2 == 4
     widths = [bar.get_width() for bar in speed.patches]
     assert widths == pytest.approx([1.0, 1.0, 131 / 161, 111 / 161])
@@ -123,8 +123,8 @@ def test_a_group_has_a_bar_with_a_deviation_and_a_point_for_each_run(seeds: Any)
     assert len([line for line in progress.lines if len(line.get_xdata()) == 2]) == 5
 
 
-def test_a_schedule_has_a_colour_and_a_method_a_hatch(seeds: Any) -> None:
-    speed = seeds.axes[0]
+def test_a_schedule_has_a_colour_and_a_method_a_hatch(figure_of_seeds: Any) -> None:
+    speed = figure_of_seeds.axes[0]
     colours = [bar.get_facecolor()[:3] for bar in speed.patches]
     assert colours == [to_rgb(COLOURS[name]) for name in ("bp", "ppll", "ppll", "ppll")]
     hatches = [bar.get_hatch() or "" for bar in speed.patches]
@@ -132,9 +132,9 @@ def test_a_schedule_has_a_colour_and_a_method_a_hatch(seeds: Any) -> None:
     assert len({*hatches[1:]}) == 3
 
 
-def test_numbers_do_not_overlap_bars_and_points(seeds: Any) -> None:
-    renderer = seeds.canvas.get_renderer()
-    for axes in seeds.axes[:3]:
+def test_numbers_do_not_overlap_bars_and_points(figure_of_seeds: Any) -> None:
+    renderer = figure_of_seeds.canvas.get_renderer()
+    for axes in figure_of_seeds.axes[:3]:
         texts = [text.get_window_extent(renderer) for text in axes.texts]
         marks = [bar.get_window_extent(renderer) for bar in axes.patches]
         marks += [

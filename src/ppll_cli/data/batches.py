@@ -66,8 +66,12 @@ class SplitBatches(Generic[Data, Content]):
     def __post_init__(self) -> None:
         samples = len(self.splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
-        self._order_device = CPU
         self._latest: tuple[int, Tensor] | None = None  # the latest epoch, and its order
+
+    @property
+    def _order_device(self) -> torch.device:
+        """The device on which `order` is needed."""
+        return CPU
 
     def order(self, epoch: int) -> Tensor:
         """Return the indices of all training samples in the order of an epoch, int64 [N]."""
@@ -153,11 +157,14 @@ class Batches(ImageBatches[Classified, Split]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._order_device = self.device
         self.splits = {
             name: Split(split.images.to(self.device), split.labels.to(self.device))
             for name, split in self.splits.items()
         }
+
+    @property
+    def _order_device(self) -> torch.device:
+        return self.device
 
     def training_images(self, epoch: int, batch: int) -> LentImages:  # noqa: D102
         chosen, split = self.chosen(epoch, batch), self.splits["train"]
