@@ -176,6 +176,7 @@ def _run(
     return unit.written(result), cost, tuple(changed)
 
 
+@_without_compiler()
 def problem_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> str:
     """Return why the program cannot train a unit, or an empty text.
 

@@ -10,7 +10,7 @@ Names in a checkpoint begin with
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,13 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
-            for name, tensor in network.state_dict().items():
-                found[f"{prefix}.{name}"] = tensor
+            kept = network.state_dict()
+            found |= {f"{prefix}.{name}": tensor for name, tensor in kept.items()}
             for name, parameter in network.named_parameters():
                 state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
                 for key, value in state.items():
                     found[f"optimizer.{prefix}.{name}.{key}"] = value
-            for name, buffer in _transient(network).items():
+            for name, buffer in _transient(network, kept):
                 found[f"transient.{prefix}.{name}"] = buffer
         if chunk.ema is not None:
             found.update(chunk.ema.saved())
@@ -44,8 +44,9 @@ def restore(chunks: Iterable[Networks], saved: Saved) -> None:
     """Load the state of chunks from a checkpoint, which may be of a run with other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
-            network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in network.state_dict()})
-            for name, buffer in _transient(network).items():
+            kept = network.state_dict()
+            network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in kept})
+            for name, buffer in _transient(network, kept):
                 if (key := f"transient.{prefix}.{name}") in saved.names:  # not in older checkpoints
                     # A new tensor, because the buffer may be a view whose elements share memory.
                     _replace(network, buffer, saved[key].to(buffer.device))
@@ -83,10 +84,9 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
         yield f"auxiliary.{chunk.place.module}", chunk.criterion
 
 
-def _transient(network: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that are not part of the network's `state_dict()`, by name."""
-    kept = network.state_dict()
-    return {name: buffer for name, buffer in network.named_buffers() if name not in kept}
+def _transient(network: nn.Module, kept: Container[str]) -> list[tuple[str, Tensor]]:
+    """Return names and buffers that are not in the network's `state_dict()`, which is `kept`."""
+    return [(name, buffer) for name, buffer in network.named_buffers() if name not in kept]
 
 
 def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:
