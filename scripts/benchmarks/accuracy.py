@@ -42,6 +42,7 @@ from scripts.benchmarks.trials import (
     cost,
     difference,
     megabytes,
+    paired,
     results_of,
 )
 from scripts.benchmarks.trials import table as markdown_table
@@ -252,7 +253,7 @@ def _cells(
 ) -> list[str]:
     """Return the cells of a row's line; those that were not measured are empty."""
     auxiliary = ("", "")
-    pairs = [(each, other) for each, other in zip(found, bp, strict=False) if each and other]
+    pairs = paired(found, bp)
     if first := next((each for each in found if each), None):
         share = f"{first['aux_flops'] / first['flops']:.0%} of the backbone"
         auxiliary = f"{first['aux_params']:,}", share

@@ -156,12 +156,17 @@ def averaged(found: Iterable[Found | None], metric: str, form: str) -> str:
     return f"{mean(values):{form}}{spread}" if values else ""
 
 
+def paired(found: Iterable[Found | None], bp: Iterable[Found | None]) -> list[tuple[Found, Found]]:
+    """Return the results of each seed with those of bp, for the seeds that have both."""
+    pairs = zip(found, bp, strict=False)  # a row that is not trained has no results
+    return [(each, other) for each, other in pairs if each and other]
+
+
 def difference(
     found: Iterable[Found | None], bp: Iterable[Found | None], metric: str, form: str
 ) -> str:
     """Return a cell with the mean difference of a metric from that of bp with the same seed."""
-    pairs = zip(found, bp, strict=False)  # a row that is not trained has no results
-    values = [each[metric] - other[metric] for each, other in pairs if each and other]
+    values = [each[metric] - other[metric] for each, other in paired(found, bp)]
     return f"{mean(values):+{form}}" if values else ""
 
 

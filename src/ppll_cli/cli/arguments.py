@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from ppll_cli.config.commands import command, setting
+from ppll_cli.config.commands import command, search_path
 from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
 from ppll_cli.observe import streams
 
@@ -72,7 +72,7 @@ def searched(config_dir: Path | None) -> list[str]:
     """Return the override that adds a user's folder to Hydra's search path; empty if None."""
     if config_dir is None:
         return []
-    return [setting("hydra.searchpath", [f"file://{config_dir.resolve()}"])]
+    return [search_path([config_dir])]
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ppll_cli.cli.overrides import RUN_DIR, is_override, is_sweep
-from ppll_cli.config.commands import command, key_of, setting, word
+from ppll_cli.config.commands import SEARCH_PATH, command, key_of, search_path, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.moved import OPTIONS
 from ppll_cli.config.options import conf_dir
@@ -25,7 +25,6 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
 
 SWEEP_DIR = "hydra.sweep.dir"
-SEARCHED = "hydra.searchpath"
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
@@ -126,7 +125,7 @@ class _Options:
         """Find the overrides and folders in the arguments of a program or in a job's overrides."""
         overrides = [argument for argument in arguments if is_override(argument)]
         given = {key_of(override): override.partition("=")[2] for override in overrides}
-        searched = [override for override in overrides if key_of(override) == SEARCHED]
+        searched = [override for override in overrides if key_of(override) == SEARCH_PATH]
         names: list[str] = []
         with suppress(OverrideParseException):
             for override in parsed(searched):
@@ -166,7 +165,7 @@ class _Options:
         """
         chosen = [f"{key}={value}" for key, value in self.given.items() if value in self.names(key)]
         if self.folders:
-            chosen.append(setting(SEARCHED, [f"file://{at}" for at in self.folders]))
+            chosen.append(search_path(self.folders))
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             try:

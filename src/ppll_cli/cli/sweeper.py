@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ppll_cli.cli.explain import explain
 from ppll_cli.cli.overrides import check_links, for_each_job
 from ppll_cli.config.changes import PRESETS
-from ppll_cli.config.commands import command, setting
+from ppll_cli.config.commands import SEARCH_PATH, command, setting
 from ppll_cli.config.composition import options_given, overrides_of, own_choices
 from ppll_cli.config.overrides import keys, parsed
 from ppll_cli.config.targets import targets_in
@@ -130,7 +130,7 @@ class BasicSweeper(Sweeper):
             # `overrides` are the job's own: the command line has the values of all jobs.
             path = self._hydra.config_loader.get_search_path().get_path()
             own = [at.path for at in path if "command-line" in at.provider]
-            why = explain(error, [setting("hydra.searchpath", own), *overrides])
+            why = explain(error, [setting(SEARCH_PATH, own), *overrides])
             problem = f"{why.problem} (job {number} of the sweep)"
             raise ConfigError(why.key, why.value, problem, why.remedy) from None
         with open_dict(config):
@@ -167,7 +167,7 @@ class BasicSweeper(Sweeper):
         remove(sweep.folder / REFUSED_FILE)  # jobs that are refused again are recorded again
         with _hydra_config(self._config):
             options = options_given()
-        given = [o for o in self.course.overrides if not o.startswith("hydra.searchpath=")]
+        given = [o for o in self.course.overrides if not o.startswith(f"{SEARCH_PATH}=")]
         self.course.go_on = command("ppll-run", "--multirun", *options, *given)
         done, begins = len(sweep.jobs) - len(left), len(left) - len(going_on)
         told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ MODULES = {
     "ppll-eval": "ppll_cli.cli.evaluate",
 }
 """The module of each program, for `python -m`."""
+
+SEARCH_PATH = "hydra.searchpath"
+"""The key for the folders in which Hydra looks for options, besides the program's own."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
 """Matches a text that needs no quotes in Hydra's grammar, except the words in `_OTHERS`."""
@@ -42,6 +46,11 @@ def command(program: str, *arguments: str) -> str:
 def setting(key: str, value: Any) -> str:
     """Return an override, `key=value`, as Hydra reads it; it is not quoted for a shell."""
     return f"{key}={_hydra(value)}"
+
+
+def search_path(folders: Iterable[Path]) -> str:
+    """Return the override that adds users' folders with options to Hydra's search path."""
+    return setting(SEARCH_PATH, [f"file://{folder.resolve()}" for folder in folders])
 
 
 def key_of(override: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.config.commands import short_path
+from ppll_cli.config.commands import SEARCH_PATH, short_path
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 
@@ -83,7 +83,7 @@ def options_given() -> list[str]:
     if config.job.config_name not in (None, CONFIG):
         given.append(f"--config-name={config.job.config_name}")
     overrides = overrides_of(config, "hydra")
-    where = [each for each in overrides if each.startswith("hydra.searchpath=")]
+    where = [each for each in overrides if each.startswith(f"{SEARCH_PATH}=")]
     return given + where
 
 

@@ -140,15 +140,15 @@ def _integral_of_others(
     `period_s`. `workers` has the number of the stage's workers on the machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
-    for stage, counts in zip(pieces, workers, strict=True):
-        if not counts:
+    for stage, count in zip(pieces, workers, strict=True):
+        if not count:
             continue
         for start_s, end_s in (span for spans in stage for span in spans):
-            changes[start_s] = changes.get(start_s, 0) + counts
-            changes[end_s] = changes.get(end_s, 0) - counts
+            changes[start_s] = changes.get(start_s, 0) + count
+            changes[end_s] = changes.get(end_s, 0) - count
     times_s = sorted(changes)
     busy = accumulate(changes[time_s] for time_s in times_s)
-    others = [min(limit, max(0, count - 1)) for count in busy]
+    others = [min(limit, max(0, n - 1)) for n in busy]
     lengths_s = (b - a for a, b in pairwise(times_s))
     sums = [0.0, *accumulate(n * length_s for n, length_s in zip(others, lengths_s, strict=False))]
 

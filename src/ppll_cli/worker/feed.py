@@ -27,13 +27,11 @@ def micro_batches(
     if isinstance(item, EvaluationBatch):
         specs = (job.evaluation_specs or job.specs)[0]
         size = job.course.evaluation_size
-        several = [
-            batches.evaluation(item.data_split, item.batch + n, size) for n in range(len(sizes))
-        ]
-        return [
-            checked_batch(each, specs, samples, "evaluation()")
-            for each, samples in zip(several, sizes, strict=True)
-        ]
+        found = []
+        for number, samples in enumerate(sizes, item.batch):
+            made = batches.evaluation(item.data_split, number, size)
+            found.append(checked_batch(made, specs, samples, "evaluation()"))
+        return found
     assert isinstance(item, TrainBatch)
     made = batches.train(item.epoch, item.batch)
     whole = checked_batch(made, job.specs[0], item.samples, "train()")

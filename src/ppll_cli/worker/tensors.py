@@ -46,8 +46,7 @@ class Tensors:
         self.training: bool | None = None
         self._into, self._out = routes.into[chunk], routes.out_of(chunk)
         self._made = routes.makes[chunk] & {*self._out.names}
-        last = chunk + 1 == len(routes.into)
-        self._next_is_here = not last and not routes.layout.crosses(chunk + 1)
+        self._next_is_here = chunk + 1 in routes.layout.of(routes.layout.chunks[chunk].stage)
         self._held: dict[int, MicroBatch] = {}
 
     def __getitem__(self, micro_batch: int) -> MicroBatch:
