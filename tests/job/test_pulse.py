@@ -176,3 +176,18 @@ def test_a_long_description_of_an_activity_is_shortened() -> None:
     made.take("batch 3")
     assert str(made).startswith("Forward(0)(0)")
     assert str(made).endswith(" of batch 3")
+
+
+def test_the_memory_of_a_pulse_shows_the_worker_on_another_machine() -> None:
+    made, shown = Pulse(), Pulse()
+    made.begin("Forward", None)
+    made.take("batch 3")
+    made.step = 7
+    made.spend(2.0, {"compute": 1.5})
+    memory = bytes(made)
+    shown.show(memory)
+    assert (str(shown), shown.look()) == (str(made), made.look())
+    made.step = 8
+    assert shown.look().step == 7
+    with pytest.raises(ValueError, match="size"):
+        shown.show(memory[:-1])

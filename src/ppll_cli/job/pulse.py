@@ -130,6 +130,14 @@ class Pulse(ctypes.Structure):
             dict(zip(KINDS, self.spent_s, strict=True)),
         )
 
+    def show(self, memory: bytes) -> None:
+        """Take the state of another worker's pulse, given the bytes of its memory.
+
+        Raises:
+            ValueError: There are too few bytes: they come from another version of this class.
+        """
+        ctypes.pointer(self)[0] = Pulse.from_buffer_copy(memory)
+
     def texts(self) -> tuple[str, str]:
         """Return the name of the current activity, and the batch or mark to which it belongs."""
         return self.doing.decode(errors="replace"), self.item.decode(errors="replace")

@@ -9,7 +9,6 @@ import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from ctypes import byref, memmove, sizeof
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -101,8 +100,7 @@ class Leader:
                         self._deal(seen, deal)
                 case "looks":
                     for number, look in message["looks"]:
-                        pulse = self.away[self._job.seats[number]].pulse
-                        memmove(byref(pulse), bytes.fromhex(look), sizeof(pulse))
+                        self.away[self._job.seats[number]].pulse.show(bytes.fromhex(look))
                 case "signal":
                     self._stop.value = self._stop.value or message["signal"]
                 case "failed":
