@@ -15,6 +15,8 @@ from ppll_cli.transport.replicas import Replicas
 class Twins(Replicas):
     """Another replica with the same gradients. It records what is added up, and when."""
 
+    count = 2
+
     def __init__(self) -> None:
         self.log: list[str] = []
 
@@ -159,14 +161,21 @@ def test_parameters_of_different_dtypes_share_no_bucket(monkeypatch: pytest.Monk
     assert twins.log == ["11 numbers", "6 numbers"]
 
 
-def test_no_bucket_has_parameters_of_two_units(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("replicas", "expected"),
+    [(2, ["16 numbers"]), (3, ["6 numbers", "11 numbers"])],  # the backward starts at the last unit
+)
+def test_with_three_replicas_no_bucket_has_parameters_of_two_units(
+    monkeypatch: pytest.MonkeyPatch, replicas: int, expected: list[str]
+) -> None:
     """The units of a stage depend on the schedule, but all schedules must add in the same order."""
     monkeypatch.setattr(averages, "BUCKET_BYTES", 2**20)
+    monkeypatch.setattr(Twins, "count", replicas)
     network, twins = layers(3), Twins()
     average = Average(twins, units_of(network[:2], network[2]), finite)
     average.start()
     average.complete()
-    assert twins.log == ["6 numbers", "11 numbers"]  # the backward starts at the last unit
+    assert twins.log == expected
 
 
 class OnCuda(nn.Parameter):
@@ -229,6 +238,7 @@ def test_averaging_never_waits_for_the_device(
 
     monkeypatch.setattr(torch, "_foreach_copy_", copy)
     monkeypatch.setattr(averages, "BUCKET_BYTES", 2**20)
+    monkeypatch.setattr(Twins, "count", 3)  # so each unit has a bucket
     network, image = layers(3), torch.ones(1, 2)
     if convolutions:
         network = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(3)))

@@ -143,7 +143,7 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
     """Return the fraction of the backward pass after which each bucket of gradients is complete.
 
     The estimate ignores the forward pass of the loss. It also assumes that a bucket may end inside
-    a parameter, and may hold parameters of several units. Real buckets never do.
+    a parameter, and may hold parameters of several units (see `transport.averages.Average`).
     """
     limit = CUDA_BUCKET_BYTES if job.devices[0].startswith("cuda") else BUCKET_BYTES
     units = [profile.unit(index) for index in chunk.units]

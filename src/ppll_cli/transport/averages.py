@@ -10,7 +10,7 @@ On CUDA the host waits for the device in only one case; see `Average.finish`.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import accumulate, chain, groupby
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,8 @@ class Average:
     """Averages the gradients of some parameters over the replicas, in every batch.
 
     All replicas start their buckets in the same fixed order, even where a replica lacks gradients.
-    No bucket holds parameters of two units: gloo's rounding of sums over three or more replicas
-    depends on the contents of a bucket, but must not depend on which units a stage has.
+    With three or more replicas, no bucket holds parameters of two units: gloo's rounding of such
+    sums depends on the contents of a bucket, but must not depend on which units a stage has.
 
     Args:
         replicas: The replicas of the stage. All have the same parameters in the same order.
@@ -131,13 +131,15 @@ class Average:
         self._replicas, self._nonfinite = replicas, nonfinite
         seen: set[nn.Parameter] = set()
         shared = False
-        self._buckets: list[_Bucket] = []
+        new: list[list[nn.Parameter]] = []  # of each unit, in the order of the backward
         for unit in reversed(units):
             learnt = [parameter for parameter in unit if parameter.requires_grad]
-            new = [parameter for parameter in dict.fromkeys(learnt) if parameter not in seen]
-            shared = shared or len(new) < len(learnt)
-            seen.update(new)
-            self._buckets += [_Bucket(each) for each in _filled(new[::-1])]
+            new.append([p for p in reversed(dict.fromkeys(learnt)) if p not in seen])
+            shared = shared or len(new[-1]) < len(learnt)
+            seen.update(new[-1])
+        if replicas.count == 2:
+            new = [[*chain.from_iterable(new)]]  # fewer all-reduces; the sum of two has no order
+        self._buckets = [_Bucket(each) for own in new for each in _filled(own)]
         self._begun = len(self._buckets)
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
         # A parameter that several units share gets several gradients, and a hook cannot know which

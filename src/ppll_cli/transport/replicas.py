@@ -27,6 +27,11 @@ class Replicas:
     def _ranks(self) -> Sequence[int]:
         return self._groups.ranks(self._name)
 
+    @property
+    def count(self) -> int:
+        """Number of replicas of the stage."""
+        return len(self._ranks)
+
     def add(self, tensor: Tensor) -> dist.Work:
         """Start an all-reduce that replaces a tensor by the sum over all replicas.
 
