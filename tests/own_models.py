@@ -215,6 +215,30 @@ class InPlace:
         ]
 
 
+class Noisy:
+    """A model whose units add noise, in evaluation too."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return five units."""
+        pixels = image.channels * image.height * image.width
+        widths = [pixels, 8, 8, 8, 8, classes_of(task, "noisy")]
+        names = ("first", "second", "third", "fourth", "last")
+        return [
+            Unit(name, partial(_Noise, *widths[n : n + 2]), ("x",) if n else ("image",))
+            for n, name in enumerate(names)
+        ]
+
+
+class _Noise(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x.flatten(1))
+        return out + torch.randn_like(out)
+
+
 class Views:
     """A model in which some units only change the shape of their input."""
 

@@ -26,7 +26,10 @@ def auxiliary_weights(seed: int, module: int) -> int:
 
 
 def unit_forward(seed: int, unit: str, step: int, micro_batch: int) -> int:
-    """Return the seed for a unit's random numbers in a training forward, such as dropout."""
+    """Return the seed for a unit's random numbers in a forward, such as those of dropout.
+
+    In evaluation, `step` is -1, and `micro_batch` is the index of the batch in its split.
+    """
     return _seed("unit forward", seed, unit, step, micro_batch)
 
 

@@ -72,6 +72,14 @@ def test_a_run_can_be_evaluated_on_other_data(
     assert results(tmp_path / "out")["test"] != kept["test"]
 
 
+def test_averaged_weights_are_named_as_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp", "optim.ema=0.9")
+    assert run_main(monkeypatch, run.folder, "--ema") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("test_ema accuracy ")
+
+
 def test_own_pictures_get_the_runs_size_and_class_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,9 +8,11 @@ import torch
 from ppll_cli import load_run
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.evaluation import evaluate
+from tests.conftest import own_model
 from tests.data.picture_files import write_photos
 from tests.data.scene_files import write_fashion
 from tests.finished import finished_run
+from tests.own_models import Noisy
 
 DIGITS = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "max_steps=3"]
 
@@ -120,6 +122,15 @@ def test_an_evaluation_of_averaged_weights_repeats_the_runs_scores(tmp_path: Pat
     plain = finished_run(tmp_path / "plain", *DIGITS)
     with pytest.raises(ConfigError, match="ema=true: the run kept no averages of its weights"):
         load_run(plain.folder, ema=True)
+
+
+def test_an_evaluation_draws_the_random_numbers_of_the_run(tmp_path: Path) -> None:
+    where = ["schedule=ppll", "gpus=2", "local.modules=2", "max_steps=2"]
+    run = finished_run(tmp_path / "run", "data=digits", *own_model("Noisy"), *where)
+    before = torch.get_rng_state()
+    loaded = load_run(run.folder, classes=[Noisy])
+    assert evaluate(loaded, "test").result == run.test
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_details_by_class_add_up_to_the_metric(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ppll_cli.cli.arguments import writing_to
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.files import sample_name
 from ppll_cli.errors import ConfigError
+from ppll_cli.job.course import AVERAGED
 from ppll_cli.job.devices import devices_here
 from ppll_cli.launch.evaluation import Evaluated, evaluate
 from ppll_cli.launch.loaded import LoadedRun, loaded
@@ -108,7 +109,7 @@ def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
         from ppll_cli.observe.confusion_picture import picture
 
         names = [entry["class"] for entry in found.details.entries]
-        title = f"{_summary(found, run)} on {asked.data} ({found.samples:,} samples)"
+        title = f"{_summary(found, run, asked.ema)} on {asked.data} ({found.samples:,} samples)"
         picture(asked.output / "confusion.png", found.details.confusion, names, title)
 
 
@@ -136,14 +137,15 @@ def _show(
             printable(f"{step}{found.samples} samples of {asked.data}: {', '.join(numbers)}"),
             soft_wrap=True,
         )
-    what = "predictions" if found is None else _summary(found, run)
+    what = "predictions" if found is None else _summary(found, run, asked.ema)
     console.print(f"{what} in {printable(short_path(asked.output))}", soft_wrap=True)
 
 
-def _summary(found: Evaluated, run: LoadedRun) -> str:
+def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
     """Return the split and its metric as text, as in the last line of a run's output."""
     metric = run.task.metric
-    return f"{found.split} {metric} {_number(found.result.get(metric))}"
+    split = found.split + AVERAGED if ema else found.split
+    return f"{split} {metric} {_number(found.result.get(metric))}"
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":

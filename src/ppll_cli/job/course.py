@@ -68,9 +68,11 @@ class Batch:
 
     sizes: Sequence[int]  # number of samples of each micro-batch of the share
     training: bool = False  # otherwise the batch is for evaluation
-    step: int = 0  # number of optimizer steps done before a training batch
+    step: int = -1  # number of optimizer steps done before a training batch; -1 in evaluation
     samples: int = 0  # of the whole batch, over all replicas
-    first_micro_batch: int = 0  # number of micro-batches of the replicas with lower numbers
+    # In training, the number of micro-batches of the replicas with lower numbers. In evaluation, a
+    # micro-batch is a batch of the split, and this is the index of the first one in the split.
+    first_micro_batch: int = 0
     first_sample: int = 0  # number of samples of these replicas
     averaged: bool = False  # whether averaged weights are evaluated
 

@@ -65,7 +65,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
         for number, first in enumerate(range(0, samples, size)):
             values = maker.evaluation(split, number, size)
-            prediction = run.apply(values[IMAGE])
+            prediction = run.apply(values[IMAGE], number)
             with torch.no_grad(), run.numerics.autocast(run.device):
                 loss = task.loss(prediction, values)
                 measures = measured(task, prediction, values, training=False)

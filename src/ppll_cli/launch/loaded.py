@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ppll_cli import seeding
 from ppll_cli.config.settings import Settings, parse
 from ppll_cli.config.targets import blaming, targets_in
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
@@ -18,6 +19,7 @@ from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import checkpoint, model_file
+from ppll_cli.job.course import Batch
 from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
@@ -27,6 +29,7 @@ from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.prepare.subject import LoadedData, load_data, make_units
 from ppll_cli.tasks.task import Task
+from ppll_cli.worker.generators import Generators
 
 OURS = "ppll_cli."
 """Prefix of the import paths of this program's own classes.
@@ -98,13 +101,28 @@ class LoadedRun:
             found: Prediction = predicted(self.apply, opened, self._inputs(opened))
         return found
 
-    def apply(self, images: Tensor) -> Tensor:
+    def apply(self, images: Tensor, number: int = 0) -> Tensor:
         """Return the model's prediction, computed as in the run's evaluations.
 
-        Images are float32 [B, C, H, W] on the model's device.
+        A unit that draws random numbers draws the same as in the run.
+
+        Args:
+            images: float32 [B, C, H, W] on the model's device.
+            number: Index of the batch in its split.
         """
-        with torch.no_grad(), self.numerics.autocast(self.device):
-            made = self.model(images)
+        batch = Batch([], first_micro_batch=number)
+        generators = Generators(self.device, self.settings.seed)
+
+        def seed(unit: str) -> None:
+            generators.seed(seeding.unit_forward, unit, batch, 0)
+
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),  # the caller's random numbers must not change
+            torch.no_grad(),
+            self.numerics.autocast(self.device),
+        ):
+            made = self.model(images, seed)
         prediction: Tensor = made[0] if isinstance(made, tuple) else made
         return prediction
 

@@ -1,6 +1,6 @@
 """Builds a model as one PyTorch module, for use without a pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -21,10 +21,17 @@ class PlainModel(nn.Module):
             *folders, last = unit.name.split(".")
             _container(self, folders).add_module(last, build_unit(unit, seed))
 
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Return the output of the last unit, the prediction, for images [B, C, H, W]."""
+    def forward(
+        self, image: Tensor, before: Callable[[str], object] | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Return the output of the last unit, the prediction, for images [B, C, H, W].
+
+        If `before` is given, it is called with the name of each unit before the unit's forward.
+        """
         values = {IMAGE: image}
         for unit in self._units:
+            if before is not None:
+                before(unit.name)
             network = self.get_submodule(unit.name)
             values.update(unit.written(network(*unit.inputs(values))))
         prediction = tuple(values[name] for name in unit.writes)

@@ -73,14 +73,13 @@ class HeldChunk(Networks):
         changing = self.tensors.changing(micro_batch, self.unit_state if batch.training else ())
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
+                of = seeding.unit_forward
+                seed = partial(self._generators.seed, of, unit.name, batch, micro_batch)
                 run: Callable[..., Any] = network
-                if batch.training:
-                    of = seeding.unit_forward
-                    seed = partial(self._generators.seed, of, unit.name, batch, micro_batch)
-                    if self.job.settings.recompute:
-                        run = partial(recomputed, network, seed)
-                    else:
-                        seed()
+                if batch.training and self.job.settings.recompute:
+                    run = partial(recomputed, network, seed)
+                else:
+                    seed()
                 made = unit.written(run(*unit.inputs(values)))
                 values.update({n: as_received(t, self._sends_gradients) for n, t in made.items()})
         with self.autocast(), torch.no_grad():

@@ -170,7 +170,7 @@ class Worker:
         elif self._evaluates(item):
             self.reports.begin(item.split)
             sizes = self.job.course.evaluation_sizes(item)
-            batch = Batch(sizes, averaged=item.averaged)
+            batch = Batch(sizes, first_micro_batch=item.batch, averaged=item.averaged)
             self.interpreter.run(self._stream(False, len(batch.sizes)), batch)
             self.links.pulse.started = True
 
