@@ -210,3 +210,15 @@ def test_pages_are_short_and_linked_from_readme() -> None:
     assert set(PAGES) <= seen
     long = [page.name for page in PAGES if len(page.read_text().splitlines()) > 200]
     assert long == []
+
+
+def test_messages_that_the_page_on_problems_explains_are_the_programs() -> None:
+    """Numbers, keys and paths, which may come from variables, are not compared."""
+    sources = "".join(file.read_text() for file in (ROOT / "src").rglob("*.py"))
+    messages = re.sub(r'"\s*f?"', "", sources)  # join literals that continue on the next line
+    page = (DOCS / "problems.md").read_text()
+    shown = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    parts = [part.strip() for text in shown for part in re.split(r"\d+|\S*[=/]\S*|[:;]", text)]
+    compared = [part for part in parts if len(part) > 11]
+    assert len(compared) > 8
+    assert [part for part in compared if part not in messages] == []

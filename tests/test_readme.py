@@ -80,6 +80,14 @@ def test_the_table_of_options_is_complete(group: str) -> None:
     assert named == {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
 
 
+def test_the_page_of_options_names_every_key() -> None:
+    """Keys of other groups are on the pages of these groups."""
+    config, _ = compose_config([])
+    keys = {*config} | {f"optim.{key}" for key in config["optim"]} - {"optim.name"}
+    named = {*re.findall(r"`([a-z_.]+)", (DOCS / "options.md").read_text())}
+    assert sorted(keys - {name.removesuffix(".every") for name in named}) == []
+
+
 def test_accuracies_in_the_docs_are_the_measured_ones() -> None:
     """The figures of both pages and of README are compared, rounded as they are shown."""
     docs = DOCS / "benchmarks"
