@@ -153,6 +153,7 @@ def test_on_the_cpu_a_side_stream_does_nothing() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_batches_on_cuda_do_not_wait_and_equal_those_on_the_cpu(options: Options) -> None:
     """The worker's stream is busy, and the host frees memory that this stream still reads."""
     changes: dict[str, Any] = {"size": 32, "channels": 3, "classes": 4, "train_samples": 640}
@@ -173,4 +174,5 @@ def test_batches_on_cuda_do_not_wait_and_equal_those_on_the_cpu(options: Options
         torch.cuda.set_sync_debug_mode("default")
     for batch, found in enumerate(sums, start=1):
         expected = plain.train(0, batch)["image"].double().sum(dim=0)
-        torch.testing.assert_close(found.cpu(), expected)
+        # CUDA multiplies by 1 / 255 where the CPU divides by 255.
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)

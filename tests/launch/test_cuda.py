@@ -67,19 +67,23 @@ def test_the_summary_records_the_numerics_of_the_device(run: Runner, precision: 
 
 
 def test_fp32_is_true_fp32_in_convolutions_and_matrix_products() -> None:
-    """The error of a product, compared with float64, is about 1e-3 in TF32, and 1e-6 in fp32."""
-    device = torch.device("cuda", 0)
-    image = torch.rand(4, 64, 16, 16, device=device)
-    kernel = torch.rand(64, 64, 3, 3, device=device)
-    matrix = torch.rand(512, 512, device=device)
+    """With 10 bits of mantissa, TF32 rounds every factor to 1.
+
+    So its products are wrong by a part of 5e-4. In fp32 the sums are wrong by less than 1e-4.
+    """
+    device, factor = torch.device("cuda", 0), 1 + 2**-12
+    image = torch.full((4, 64, 16, 16), factor, device=device)
+    kernel = torch.full((64, 64, 3, 3), factor, device=device)
+    matrix = torch.full((512, 512), factor, device=device)
     convolve, multiply = torch.nn.functional.conv2d, torch.matmul
     with Numerics("fp32", False).applied(device):
         convolved, multiplied = convolve(image, kernel), multiply(matrix, matrix)
     exact = convolve(image.double(), kernel.double()), multiply(matrix.double(), matrix.double())
     for found, expected in zip((convolved, multiplied), exact, strict=True):
-        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("optim", [["optim.clip_norm=1"], ["optim.nonfinite=skip"], SGD])
 def test_a_training_step_never_waits_for_the_device(
     monkeypatch: pytest.MonkeyPatch, optim: list[str]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ppll_cli.leaves import cuda
+from tests.warm import passes_in_a_new_process
 
 
 class Driver:
@@ -63,8 +64,13 @@ def test_torch_is_asked_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(torch.cuda.device_count() == 0, reason="there is no CUDA device")
-def test_driver_and_torch_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    found = [cuda.device_name(f"cuda:{n}") for n in range(torch.cuda.device_count())]
-    assert not torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    assert found == [torch.cuda.get_device_name(n) for n in range(len(found))]
+def test_driver_and_torch_agree() -> None:
+    """A new process is needed, because earlier tests may have initialised CUDA in this one."""
+    code = (
+        "import torch\n"
+        "from ppll_cli.leaves import cuda\n"
+        "found = [cuda.device_name(f'cuda:{n}') for n in range(torch.cuda.device_count())]\n"
+        "assert not torch.cuda.is_initialized()\n"
+        "assert found == [torch.cuda.get_device_name(n) for n in range(len(found))]\n"
+    )
+    assert passes_in_a_new_process(code)

@@ -62,6 +62,42 @@ def test_slots_of_a_stage_without_snapshots_are_free_at_once() -> None:
         assert receiver.kept == 0
 
 
+def test_a_slot_is_free_only_when_the_device_has_copied_its_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without this wait, the sender could fill the slot before a queued copy has read it."""
+    seen: list[str] = []
+
+    class Moment:
+        def __init__(self, device: torch.device) -> None:
+            seen.append("copied")
+
+        def wait(self) -> None:
+            seen.append(f"waited, with {receiver.kept} slots kept")
+
+    sender, receiver = channel()
+    receiver.keeps = False
+    send(sender, 0)
+    monkeypatch.setattr(journal, "Moment", Moment)
+    receive(receiver, 0)
+    assert seen == ["copied", "waited, with 1 slots kept"]
+    assert receiver.kept == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_slot_on_cuda_is_filled_again_only_when_its_message_was_copied() -> None:
+    sender, receiver = JournalTransport(depth=1).channel(1, 2 * ALIGNMENT, "cpu", "cuda:0")
+    sender.open()
+    receiver.open()
+    send(sender, 0)
+    torch.cuda._sleep(10**8)  # type: ignore[no-untyped-call]
+    received = receiver.receive()[1]
+    receiver.release()
+    send(sender, 1)
+    for name, tensor in message(0).items():
+        assert torch.equal(received[name].cpu(), tensor)
+
+
 def test_the_sender_gets_slots_back_only_after_a_snapshot() -> None:
     sender, receiver = channel()
     send(sender, 0, 1, 2)

@@ -176,11 +176,20 @@ def test_a_message_is_requested_only_when_a_slot_is_free(gates: Gates, wire: Wir
 
 
 @pytest.mark.parametrize("kind", [NetworkSender, NetworkReceiver])
+@pytest.mark.parametrize("by_host", [False, True])
 def test_transfers_run_on_a_stream_of_their_own(
-    gates: Gates, wire: Wire, monkeypatch: pytest.MonkeyPatch, kind: Any
+    gates: Gates, wire: Wire, monkeypatch: pytest.MonkeyPatch, by_host: bool, kind: Any
 ) -> None:
-    """The thread has its own stream, on the worker's device."""
+    """The thread has its own stream, on the worker's device, also if gloo carries the bytes."""
     streams: SimpleQueue[tuple[bool, object]] = SimpleQueue()
+
+    class Pinned:
+        def __init__(self, tensor: Tensor, pinned: bool) -> None:
+            assert pinned
+            self.tensor = tensor
+
+        def open(self) -> None:
+            pass
 
     class Memory:
         def __init__(self, size: int, device: str) -> None:
@@ -193,6 +202,10 @@ def test_transfers_run_on_a_stream_of_their_own(
     def set_stream(stream: object) -> None:
         streams.put((current_thread() is main_thread(), stream))
 
+    if by_host:
+        monkeypatch.setattr(Wire, "groups", {HEADS: Group((0, 1), "gloo")})
+        monkeypatch.setattr(Wire, "carrier", lambda *_: torch.device("cpu"))
+    monkeypatch.setattr(network, "HostMemory", Pinned)
     monkeypatch.setattr(network, "DeviceMemory", Memory)
     monkeypatch.setattr("torch.cuda.Stream", lambda device: f"stream of {device}")
     monkeypatch.setattr("torch.cuda.set_stream", set_stream)

@@ -209,10 +209,12 @@ def test_files_that_a_worker_left_in_shared_memory_are_removed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(memory, "SHARED_MEMORY", tmp_path)
-    for name in ("torch_12_3_0", "torch_123_4_0", "other_12_1_0"):
+    own = "torch_12_3_0", "cuda.shm.0.c.1", "cuda.shm.3e8.c.2"
+    others = {"torch_123_4_0", "other_12_1_0", "cuda.shm.c.12.1", "cuda.shm.0.cc.1"}
+    for name in (*own, *others):
         (tmp_path / name).touch()
     remove_left(12)
-    assert {path.name for path in tmp_path.iterdir()} == {"torch_123_4_0", "other_12_1_0"}
+    assert {path.name for path in tmp_path.iterdir()} == others
 
 
 class Runtime:

@@ -218,6 +218,7 @@ class JournalReceiver(_End):
 
     keeps = False
     _released = 0
+    _copied: Moment  # the end of the copies of the last received message
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
@@ -234,7 +235,9 @@ class JournalReceiver(_End):
         header, layout = self._stored.read_head(self.position)
         views = self._stored.views(self.position, layout)
         self.position += 1
-        return header, {name: self._copy(view) for name, view in views.items()}
+        copies = {name: self._copy(view) for name, view in views.items()}
+        self._copied = Moment(self._device)
+        return header, copies
 
     def _copy(self, view: Tensor) -> Tensor:
         if self._device.type == "cpu":
@@ -245,6 +248,7 @@ class JournalReceiver(_End):
         """Count the oldest message in use as released, and free its slot now or later."""
         self._released += 1
         if not self.keeps:
+            self._copied.wait()  # the sender must not fill the slot while it is being copied
             self.free()
 
     @property
@@ -258,7 +262,10 @@ class JournalReceiver(_End):
         self.free()
 
     def free(self) -> None:
-        """Free the slots of all released messages. Call this when a snapshot covers them."""
+        """Free the slots of all released messages. Call this when a snapshot covers them.
+
+        The device must have copied the messages.
+        """
         self._stored.counters.freed = self._released
         self._wakeup.wake()
 

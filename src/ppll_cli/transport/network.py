@@ -121,7 +121,9 @@ class _End:
     def _start(self, work: Callable[[], None]) -> None:
         def run() -> None:
             try:
-                if self._side is not None:  # This also selects the device for the new thread.
+                if self._side is not None:
+                    # This also selects the device. Otherwise a wait for the device would create a
+                    # context on device 0 too, because that is a new thread's device.
                     torch.cuda.set_stream(self._side)
                 work()
             except Exception as error:
@@ -139,15 +141,15 @@ class _End:
             raise self._error
 
     def _open(self, slots: int) -> None:
-        """Create the slots and, if these are on a CUDA device, a stream for the thread.
+        """Create the slots and, if the worker is on a CUDA device, a stream for the thread.
 
         NCCL waits for all work on the current stream of its thread; the new stream has no work.
         """
         carrier = self.groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self.size, carrier, self._device)
         self._side: torch.cuda.Stream | None = None
-        if carrier.type == "cuda":
-            self._side = torch.cuda.Stream(carrier)  # type: ignore[no-untyped-call]
+        if self._device.type == "cuda":
+            self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
         """Send bytes to worker `end` (0 or 1) of a group, or receive bytes from it, and wait."""
