@@ -36,8 +36,8 @@ class HeldChunk(Networks):
         tensors: The tensors of the current batch.
         batch: The current batch.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
-        sums: Losses and metrics that are not reported yet, by split ("train" in training). For the
-            additional predictions of a criterion the key is the result of `split_of`.
+        sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
+            additional prediction of a criterion, `split_of` returns the key.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy each gradient of an input or a weight that shares memory with a received gradient.
+        """Replace gradients of inputs and weights that share memory with received ones by copies.
 
         Autograd can store a received gradient itself in `.grad`, without a copy: for example the
         gradient of a position embedding that is added to a batch of one sample. The next message in

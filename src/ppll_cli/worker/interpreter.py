@@ -63,7 +63,7 @@ class Interpreter:
         settings = self.job.settings
         limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
         if settings.sync_batchnorm:
-            # BatchNorm waits for the other replicas in each pass, and another replica may hang.
+            # In each pass BatchNorm waits for the other replicas, and one of them may hang.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction

@@ -209,7 +209,7 @@ class Reports:
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
     def continue_from(self, seconds: Mapping[str, float]) -> None:
-        """Count the seconds that the method `seconds` returned in an earlier process, too."""
+        """Continue from the seconds that the method `seconds` returned in an earlier process."""
         self._before_s.update(seconds)
 
     def _seconds(self, split: str) -> float:

@@ -3,7 +3,7 @@
 A snapshot holds the same tensors as a checkpoint, and the worker's position in the run: see
 `Progress`. The tensors are in one of two buffers, which snapshots fill in turn. A small file says
 which buffer holds the last snapshot. It is replaced atomically, so if a worker dies while it writes
-a snapshot, the previous snapshot remains. The buffers are allocated only once, because allocation
+a snapshot, the previous snapshot remains. The buffers are used again, because allocating memory
 takes longer than copying.
 """
 
@@ -90,7 +90,7 @@ class Interval:
     """The number of messages on a stage's busiest channel after which the next snapshot is due.
 
     Args:
-        most: Largest number of messages; the channels have slots for this many.
+        most: Largest number of messages; the channels have slots to keep this many.
         fixed: Whether the number is always `most`, because the user has set it. Otherwise
             `messages_between` chooses the number, so that snapshots take little time.
 
@@ -234,7 +234,7 @@ def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
 def _on(sums: Sums, device: torch.device) -> Sums:
     """Return a copy of sums on a device."""
     loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
-    # Clone, because pickle writes the whole storage of a tensor, which may be a small view of it.
+    # Clone, because a tensor may be a small view, and pickle would write its whole storage.
     rows = [sums.rows.to(device).clone()] if sums.measures else []
     return Sums(loss, int(sums.samples), rows)
 
@@ -256,7 +256,7 @@ class _Buffer:
         size = layout_bytes(layout)
         if size > self._memory.numel():
             with self._path.open("ab") as file:
-                # Without this, a write when shared memory is full would kill the process.
+                # Without this, writing would kill the process if shared memory is full.
                 os.posix_fallocate(file.fileno(), 0, size)
         for name, view in self._views(layout).items():
             view.copy_(tensors[name].detach())

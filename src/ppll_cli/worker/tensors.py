@@ -38,8 +38,8 @@ class Tensors:
     """The tensors of a chunk, by the number of the micro-batch.
 
     Attributes:
-        training: Whether the batch is trained; then inputs with a gradient become leaves. None
-            before the first batch.
+        training: Whether this is a training batch, in which inputs that need gradients become
+            leaves. None before the first batch.
     """
 
     def __init__(self, routes: Routes, chunk: int) -> None:
@@ -65,9 +65,9 @@ class Tensors:
     def changing(self, micro_batch: int, state: Iterable[Tensor]) -> set[int]:
         """Return the addresses of memory that may change before the next chunk reads the outputs.
 
-        If the next chunk is on another stage, the outputs are sent before. Otherwise the channel
-        may reuse the slot of an input, and a step may change the chunk's `state`: its weights and
-        buffers.
+        If the next chunk is on another stage, there is none, because the outputs are sent at once.
+        Otherwise the channel may reuse the slot of an input, and a step may change the chunk's
+        `state`: its weights and buffers.
         """
         values = self[micro_batch].values.values()
         return storages([*values, *state]) if self._next_is_here else set()
@@ -76,7 +76,7 @@ class Tensors:
         """Detach the outputs, and keep them for the next chunk.
 
         Outputs that the chunk has made are copied if their memory is in `changing`. Tensors that
-        the chunk passes on unchanged are not: their slots stay in use.
+        the chunk passes on unchanged are not copied, because their slots stay in use.
         """
         held = self[micro_batch]
         held.outputs = {name: held.values[name].detach() for name in self._out.names}

@@ -1,4 +1,4 @@
-"""Copies tensors whose memory may change before they are read, or that do not lie as in a slot."""
+"""Copies tensors whose memory may change before they are read, or that are not dense."""
 
 from collections.abc import Container, Iterable, Mapping
 from functools import partial
@@ -20,18 +20,18 @@ def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Te
 
 
 def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
-    """Copy each tensor's gradient whose memory address is in `memory`."""
+    """Replace each gradient of the tensors by a copy if its memory address is in `memory`."""
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
 
 
 def as_received(output: Tensor, gradient: bool) -> Tensor:
-    """Return a unit's output with the strides that it has where another stage receives it.
+    """Return a unit's output with the strides that it would have in a slot.
 
-    Kernels may round differently for other strides, and a slot has neither gaps nor overlaps. For
-    the same reason the gradient of the output gets the strides of the output, if `gradient` is
-    true. This is for schedules that may send this gradient.
+    A slot has neither gaps nor overlaps. Kernels may round differently for other strides, so the
+    strides must not depend on whether the output is sent. With `gradient`, for schedules that may
+    send the output's gradient, the gradient gets these strides, too.
     """
     strides = dense_strides(output)
     if output.stride() != strides:

@@ -96,7 +96,7 @@ class Worker:
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
         """Begin with the state of a snapshot, of a checkpoint or of a file of weights, if any.
 
-        Return the progress at the snapshot, and what the checkpoint has of unreported metrics.
+        Return the progress at the snapshot, and the metrics in the checkpoint that no report has.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -116,7 +116,7 @@ class Worker:
         return None, {}
 
     def _make_batches(self) -> Ahead:
-        """Return what loads and prepares the batches of the data set."""
+        """Return the object that loads and prepares the batches of the data set."""
         job, settings = self.job, self.job.settings
         dataset: Dataset = make("data", settings.data)
         size, seed = job.course.batch_size, settings.seed
