@@ -1,8 +1,8 @@
 """`recover=stage`: restarts a failed worker, while the other workers wait for it.
 
 The other workers are blocked or starved meanwhile, as if the stage were slow. The new process of
-the worker continues from the stage's last snapshot. `worker.snapshots` restores its state, and from
-`transport.journal` it reads messages again.
+the worker continues from the stage's last snapshot (`worker.snapshots`), and reads again the
+messages that came after it (`transport.journal`).
 """
 
 import logging
@@ -33,8 +33,8 @@ class _History:
     """The failures and reports of one worker.
 
     Attributes:
-        failures: The time of each failure, and the batch or mark at which it occurred; None if the
-            worker was starting.
+        failures: The time of each failure, and the batch or mark at which it occurred (None if the
+            worker was starting).
         saved: Step of the last checkpoint for which the worker has written its file; -1 if there is
             no such checkpoint.
         reported: For each kind of report, split and module, the step of the last report.

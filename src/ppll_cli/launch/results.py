@@ -39,9 +39,9 @@ def write_results(
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
     """Write each result, even if another one cannot be written.
 
-    `reports` has the last report of each worker; it is empty if the run failed. If the model cannot
-    be written, "failed" is recorded instead of the status. Return the summary (None if it could not
-    be made), and an error for each file that could not be written.
+    `reports` has the last report of each worker; it is empty after an `error`. Without one, "failed"
+    is recorded instead of the status if a model cannot be written. Return the summary (None if it
+    could not be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
     last = run_dir / "checkpoints" / "last"
@@ -142,7 +142,7 @@ def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
 
 @contextmanager
 def _noted(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
-    """If the body, which writes a file, fails, append an error to `problems`; do not raise it."""
+    """If the body fails to write a file, append an error to `problems` instead of raising it."""
     try:
         yield
     except Interrupted:

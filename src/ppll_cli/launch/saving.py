@@ -46,7 +46,7 @@ class Saving:
         else:
             passing.files[report["stage"]] = report["file"]
             passing.epoch = report["epoch"]
-            if report["stage"] == job.stages - 1:  # this stage has sent all metrics up to the step
+            if report["stage"] == job.stages - 1:  # it has sent all reports that `state` sums up
                 passing.metrics = self._metrics.state()
         if len(passing.files) == job.stages and len(passing.workers) == len(job.seats):
             self._finish(step, self._passing.pop(step), seconds)

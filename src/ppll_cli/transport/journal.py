@@ -1,4 +1,4 @@
-"""The transport of a run whose stages can be restarted one by one: a ring that is also a journal.
+"""The transport of a run whose stages can be restarted: a ring that keeps messages for a restart.
 
 Everything that both ends know about a channel is in memory that the parent shares with them: the
 tensors, the headers, and two counters. So a new worker can take over either end from a worker that

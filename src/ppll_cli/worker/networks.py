@@ -37,7 +37,7 @@ class Networks:
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: For each unit (by index) whose weights a loss reads, the weights after its last steps.
+        versions: The last weights of each unit that a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MARK = ".machines"
 """A file that machine 0 writes into the run directory.
 
-A machine that reads the announced content in it shares the directory."""
+A machine that reads the announced content from this file shares the directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
