@@ -174,7 +174,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
-    """Remove what was written into the run directory after the checkpoint from which it resumes.
+    """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
     Without a checkpoint the run starts again at step 0. `steps` counts the whole run.
     """

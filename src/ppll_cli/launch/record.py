@@ -105,7 +105,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory if an entry with a name that runs use is not of the expected kind.
+    """Refuse a run directory in which a file, folder or link of a run is of another kind.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail when it writes its results.

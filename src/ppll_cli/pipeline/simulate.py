@@ -145,8 +145,8 @@ class _Stage:
         self.events: list[Event] = []
         self.live = 0
         self.peak_live = 0
-        self.replicas = _Carrier()
-        self.averaged_s: dict[int, float] = {}
+        self.replicas = _Carrier()  # the connection of the stage's replicas
+        self.averaged_s: dict[int, float] = {}  # by chunk: the time when its average arrives
 
     def count_live(self, instruction: Instruction) -> None:
         if isinstance(instruction, Forward):

@@ -40,7 +40,7 @@ class _Bucket:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
-        self.missing = 0
+        self.missing = 0  # number of gradients that are not complete yet
         self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
         # The bucket needs strides without the gaps and overlaps that an expanded parameter has.
@@ -138,9 +138,9 @@ class Average:
             shared = shared or len(new[-1]) < len(learnt)
             seen.update(new[-1])
         if replicas.count == 2:
-            new = [[*chain.from_iterable(new)]]  # fewer all-reduces; the sum of two has no order
+            new = [[*chain.from_iterable(new)]]  # fewer all-reduces; see the class
         self._buckets = [_Bucket(each) for own in new for each in _filled(own)]
-        self._begun = len(self._buckets)
+        self._begun = len(self._buckets)  # number of buckets whose all-reduce has started
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
         # A parameter that several units share gets several gradients, and a hook cannot know which
         # gradient is the last.

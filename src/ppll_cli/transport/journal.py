@@ -45,10 +45,10 @@ from ppll_cli.transport.slots import Layout, Slots, layout_of
 LARGEST_HEAD = 1 << 16
 """Largest number of bytes for the header and the layout of one message."""
 
-_SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160
+_SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
-_LENGTH = struct.Struct("<I")
-_DRAINED = 1 << 16
+_LENGTH = struct.Struct("<I")  # of a head
+_DRAINED = 1 << 16  # largest number of bytes to read from a pipe at once
 
 
 class _Counters(ctypes.Structure):

@@ -124,7 +124,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Replace gradients of inputs and weights that share memory with received ones by copies.
+        """Copy the gradients of inputs and weights that share memory with received gradients.
 
         Autograd can store a received gradient itself in `.grad`, without a copy: for example the
         gradient of a position embedding that is added to a batch of one sample. The next message in

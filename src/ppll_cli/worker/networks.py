@@ -41,7 +41,7 @@ class Networks:
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
-        average: Averages the gradients over the replicas; None if there is only one worker.
+        average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
             device. Under local learning it covers the module, otherwise the whole model. None if
             nothing needs it.

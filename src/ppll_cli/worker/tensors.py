@@ -65,7 +65,7 @@ class Tensors:
     def changing(self, micro_batch: int, state: Iterable[Tensor]) -> set[int]:
         """Return the addresses of memory that may change before the next chunk reads the outputs.
 
-        If the next chunk is on another stage, there is none, because the outputs are sent at once.
+        If the next chunk is on another stage, there are none, because the outputs are sent at once.
         Otherwise the channel may reuse the slot of an input, and a step may change the chunk's
         `state`: its weights and buffers.
         """

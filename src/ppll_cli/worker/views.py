@@ -1,4 +1,4 @@
-"""Copies tensors whose memory may change before they are read, or that are not dense."""
+"""Copies tensors if their memory may change before they are read, or if it has gaps."""
 
 from collections.abc import Container, Iterable, Mapping
 from functools import partial
@@ -20,7 +20,7 @@ def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Te
 
 
 def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
-    """Replace each gradient of the tensors by a copy if its memory address is in `memory`."""
+    """Replace a tensor's gradient by a copy if the gradient's memory address is in `memory`."""
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
@@ -30,8 +30,8 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
     """Return a unit's output with the strides that it would have in a slot.
 
     A slot has neither gaps nor overlaps. Kernels may round differently for other strides, so the
-    strides must not depend on whether the output is sent. With `gradient`, for schedules that may
-    send the output's gradient, the gradient gets these strides, too.
+    strides must not depend on whether the output is sent. If `gradient` is true, the output's
+    gradient gets these strides, too; this is for schedules that may send it.
     """
     strides = dense_strides(output)
     if output.stride() != strides:

@@ -36,7 +36,7 @@ OWN_GAP_S = 3.0
 LEAVING_S = 10.0
 """Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
 
-BEAT_S = 0.5
+BEAT_S = 0.5  # between two signs of life
 
 Message = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Fleet:
         self.rank, self._where, self.jobs = where.rank, where, 0
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._outbox: SimpleQueue[tuple[str, str]] = SimpleQueue()
-        self._unheard: Message | None = None
+        self._unheard: Message | None = None  # for the next call of `hear`
         self._ended, self._lost, self._said = Event(), "", 0
         self.parcels: dict[int, Parcels] = {}
         self.remembered: str | None = None

@@ -30,7 +30,7 @@ AHEAD = 8
 STALLED_S = 120.0
 """Seconds that the other machine may take to send or read a piece: its disk may be slow."""
 
-LOOK_S = 0.01
+LOOK_S = 0.01  # between two checks whether the store has a piece
 
 Store = Any
 """Type of torch's stores; `Any`, because torch's type stubs are incomplete."""
