@@ -132,7 +132,7 @@ class CudaOrder(Order):
             # always be opened on its own device.
             if not self._theirs:
                 reason = str(error).partition("\n")[0]
-                log.warning("%s takes memory on %s as well: %s", self._device, self._other, reason)
+                log.warning("%s also uses memory of %s: %s", self._device, self._other, reason)
             opened = torch.cuda.Event.from_ipc_handle(self._other, handle)  # type: ignore[no-untyped-call]
         return opened
 
