@@ -90,15 +90,15 @@ class Restarts:
             history.saved = step
         return False
 
-    def handle(
+    def restart(
         self,
         failures: list[Report],
         workers: list[Watched],
-        deal: Callable[[Watched, Report], None],
+        handle: Callable[[Watched, Report], None],
     ) -> list[Report]:
         """Restart all failed workers; if this cannot help, return the failures that end the run.
 
-        `deal` handles the reports that a dead worker has left in its pipe.
+        `handle` is called with the reports that a dead worker has left in its pipe.
 
         Raises:
             RunFailedError: The fork server is gone, or is stopped.
@@ -113,7 +113,7 @@ class Restarts:
         if final:
             return final
         for watched, report in failed:
-            self._restart(watched, {**report, "began_s": now_s}, deal)
+            self._restart_one(watched, {**report, "began_s": now_s}, handle)
         return []
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
@@ -128,15 +128,15 @@ class Restarts:
         repeated = len(failures) >= SAME_PLACE and len(places) == 1
         return not repeated and len(recent) <= recover.tries
 
-    def _restart(
-        self, watched: Watched, report: Report, deal: Callable[[Watched, Report], None]
+    def _restart_one(
+        self, watched: Watched, report: Report, handle: Callable[[Watched, Report], None]
     ) -> None:
         history = self._history[watched.seat]
         watched.kill()  # it may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
-                deal(watched, left)
+                handle(watched, left)
         # Set only now, so that a late "ready" of the dead worker does not end the restart.
         history.began_s = report["began_s"]
         watched.clean_up()

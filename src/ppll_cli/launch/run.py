@@ -187,7 +187,7 @@ class Run:
         if error is not self._told:
             self._told = error
             known = self.options, self.changes, self.config, self.choices
-            failure.tell(error, self.run_dir, advice.go_on(self.run_dir, *known))
+            failure.tell(error, self.run_dir, advice.resume_command(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:
         """Have the other machines prepare the run."""

@@ -73,8 +73,8 @@ class HeldChunk(Networks):
         changing = self.tensors.changing(micro_batch, self.unit_state if batch.training else ())
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
-                of = seeding.unit_forward
-                seed = partial(self._generators.seed, of, unit.name, batch, micro_batch)
+                seed_of = seeding.unit_forward
+                seed = partial(self._generators.seed, seed_of, unit.name, batch, micro_batch)
                 run: Callable[..., Any] = network
                 if batch.training and self.job.settings.recompute:
                     run = partial(recomputed, network, seed)
@@ -101,8 +101,8 @@ class HeldChunk(Networks):
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self.autocast():
-            of = seeding.auxiliary_forward
-            self._generators.seed(of, self.place.module, batch, micro_batch)
+            seed_of = seeding.auxiliary_forward
+            self._generators.seed(seed_of, self.place.module, batch, micro_batch)
             loss, prediction = self.criterion(values)
             with torch.no_grad():
                 measures = measured(self.job.task, prediction, values, training=True)
@@ -113,7 +113,7 @@ class HeldChunk(Networks):
         if self.is_trained_by(loss):
             (loss if share == 1 else loss * share).backward()
         gradients = {n: t.grad for n, t in outputs.items() if t.grad is not None}
-        self.tensors.take_gradients(micro_batch, gradients)
+        self.tensors.store_gradients(micro_batch, gradients)
 
     def backward(self, micro_batch: int) -> None:
         """Compute the gradients of parameters and inputs from the gradients of outputs."""

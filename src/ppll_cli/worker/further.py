@@ -43,7 +43,7 @@ class Further:
         chunks, mail, norms, upstream = self._chunks, self._mail, self._norms, self.upstream
         match instruction:
             case do.ReceiveGradients(_, chunk, micro_batch):
-                chunks[chunk].tensors.take_gradients(micro_batch, mail.receive(instruction))
+                chunks[chunk].tensors.store_gradients(micro_batch, mail.receive(instruction))
             case do.SendGradients(_, chunk, micro_batch):
                 mail.send(instruction, chunks[chunk].tensors.take_input_gradients(micro_batch))
             case do.BackwardInput(chunk, micro_batch):
@@ -83,7 +83,7 @@ class Further:
         chunk = self._chunks[number]
         if number + 1 in self._chunks and not chunk.place.ends_module:
             gradients = self._chunks[number + 1].tensors.take_input_gradients(micro_batch)
-            chunk.tensors.take_gradients(micro_batch, gradients)
+            chunk.tensors.store_gradients(micro_batch, gradients)
 
     def squared_norm(self) -> Tensor | None:
         """Return the squared gradient norm of the model; None if stages do not exchange norms."""

@@ -137,9 +137,9 @@ class Snapshots:
     @property
     def due(self) -> bool:
         """Whether a snapshot must be made before the next batch or mark."""
-        return self._passed() >= self._interval.messages
+        return self._since_last() >= self._interval.messages
 
-    def _passed(self) -> int:
+    def _since_last(self) -> int:
         """Return the number of messages since the last snapshot on the busiest channel."""
         kept = [receiver.kept for receiver in self._receivers.values()]
         nothing = 0, 0
@@ -150,14 +150,14 @@ class Snapshots:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Measure how long a snapshot takes, including the wait for the device."""
-        messages, began_s = self._passed(), perf_counter()
+        messages, began_s = self._since_last(), perf_counter()
         yield
         before_s, self._ended_s = self._ended_s, perf_counter()
         if before_s is not None:  # the first snapshot takes longer: its memory is new
             self._interval.take(self._ended_s - began_s, messages, began_s - before_s)
 
-    def passed(self) -> tuple[int, int]:
-        """Return how many messages of activations the stage has sent, and how many received."""
+    def messages(self) -> tuple[int, int]:
+        """Return how many messages of activations the stage has sent, and how many it received."""
         ends = self._senders, self._receivers
         sent, received = (
             sum(each.position for channel, each in side.items() if channel.kind == "activations")
@@ -220,10 +220,10 @@ class Snapshots:
             self._senders[channel].position, self._senders[channel].bytes_sent = messages, size
         for channel, messages in state.received.items():
             self._receivers[channel].go_back(messages)
-        python, numpys, ours = state.random
+        python, numpys, torchs = state.random
         random.setstate(python)
         np.random.set_state(numpys)
-        torch.set_rng_state(ours)
+        torch.set_rng_state(torchs)
         return replace(state.progress, trace=pickle.loads(state.trace))
 
 

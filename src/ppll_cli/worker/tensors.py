@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppll_cli.job.halves import WeightHalf
 from ppll_cli.pipeline.routes import Routes
-from ppll_cli.worker.views import apart, storages
+from ppll_cli.worker.views import copy_shared, storages
 
 Named = dict[str, Tensor]
 """Tensors by name."""
@@ -56,7 +56,7 @@ class Tensors:
         """Free all tensors."""
         self._held.clear()
 
-    def take_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
+    def store_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
         """Store a micro-batch's inputs by name; inputs that need gradients become leaves."""
         names = self._into.gradients if self.training else ()
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
@@ -81,7 +81,7 @@ class Tensors:
         held = self[micro_batch]
         held.outputs = {name: held.values[name].detach() for name in self._out.names}
         if changing:
-            held.outputs |= apart({name: held.outputs[name] for name in self._made}, changing)
+            held.outputs |= copy_shared({name: held.outputs[name] for name in self._made}, changing)
 
     def take_outputs(self, micro_batch: int) -> Named:
         """Remove the detached outputs for the next chunk, and return them."""
@@ -89,7 +89,7 @@ class Tensors:
         outputs, held.outputs = held.outputs, {}
         return outputs
 
-    def take_gradients(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
+    def store_gradients(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
         """Store the gradients of the chunk's outputs, by name."""
         self[micro_batch].gradients = dict(gradients)
 

@@ -14,7 +14,7 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
     return {_storage(tensor) for tensor in tensors}
 
 
-def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
+def copy_shared(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
     """Return the tensors by name; copy each tensor whose memory address is in `memory`."""
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
