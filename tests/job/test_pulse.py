@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppll_cli.job import pulse
-from ppll_cli.job.pulse import ALIVE_LIMIT_S, STARTING_ALIVE_LIMIT_S, Pulse, Watch
+from ppll_cli.job.pulse import ALIVE_LIMIT_S, STARTING_ALIVE_LIMIT_S, Pulse, Watchdog
 
 
 class Time:
@@ -18,7 +18,7 @@ class Time:
         monkeypatch.setattr(pulse, "monotonic", lambda: self.now_s)
 
     def pass_by(
-        self, seconds: float, watch: Watch, *living: Pulse, look_s: float = 1.0
+        self, seconds: float, watch: Watchdog, *living: Pulse, look_s: float = 1.0
     ) -> list[tuple[int, str]]:
         """Let time pass.
 
@@ -47,7 +47,7 @@ def begun(limit_s: float | None = None, started: bool = True) -> Pulse:
 
 def test_a_stopped_process_is_found_after_its_limit(clock: Time) -> None:
     one, other = begun(), begun()
-    watch = Watch([one, other])
+    watch = Watchdog([one, other])
     assert not clock.pass_by(ALIVE_LIMIT_S, watch, one, other)
     late = clock.pass_by(ALIVE_LIMIT_S + 1, watch, one)
     assert late == [(1, "the worker process is stopped: no sign of life for 7 s")]
@@ -59,7 +59,7 @@ def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: l
     with pytest.MonkeyPatch.context() as patch:
         clock = Time(patch)
         one, other = begun(), begun()
-        watch = Watch([one, other])
+        watch = Watchdog([one, other])
         clock.now_s += beat_s
         one.beat()
         stopped_s = clock.now_s  # soon after its last sign of life, which is the worst case
@@ -74,25 +74,25 @@ def test_a_stopped_process_is_found_within_ten_seconds(beat_s: float, looks_s: l
 def test_a_starting_process_may_be_silent_for_a_minute(clock: Time) -> None:
     """While CUDA starts on a device, or on a neighbour's device, Python's lock can be held."""
     one, other = begun(started=False), begun(started=False)
-    watch = Watch([one, other])
+    watch = Watchdog([one, other])
     assert not clock.pass_by(STARTING_ALIVE_LIMIT_S, watch)
     other.started = True
     other.beat()
     late = clock.pass_by(1, watch, other)
     assert late == [(0, "the worker process is stopped: no sign of life for 61 s")]
-    late = clock.pass_by(ALIVE_LIMIT_S + 1, Watch([other]))
+    late = clock.pass_by(ALIVE_LIMIT_S + 1, Watchdog([other]))
     assert late == [(0, "the worker process is stopped: no sign of life for 7 s")]
 
 
 def test_a_process_without_a_first_sign_of_life_is_not_stopped(clock: Time) -> None:
     """The fork server may still be importing modules."""
-    assert not clock.pass_by(100, Watch([Pulse()]))
+    assert not clock.pass_by(100, Watchdog([Pulse()]))
 
 
 def test_a_parent_that_was_stopped_reports_no_worker_as_stopped(clock: Time) -> None:
     """Ctrl-Z stops all processes of a run. After `fg` all timestamps are old."""
     one = begun(limit_s=60)
-    watch = Watch([one])
+    watch = Watchdog([one])
     clock.pass_by(5, watch, one)
     clock.now_s += 3600
     assert not list(watch.late())
@@ -103,11 +103,11 @@ def test_a_parent_that_was_stopped_reports_no_worker_as_stopped(clock: Time) -> 
 def test_a_sign_of_life_just_before_a_stop_of_all_changes_nothing(clock: Time) -> None:
     """At its next check, an hour later, the parent sees this sign of life for the first time."""
     one = begun(limit_s=60)
-    watch = Watch([one])
+    watch = Watchdog([one])
     clock.pass_by(5, watch, one)
     clock.now_s += 0.3
     one.beat()
-    one.get_on()
+    one.renew_progress()
     clock.now_s += 3600
     assert not list(watch.late())
 
@@ -115,7 +115,7 @@ def test_a_sign_of_life_just_before_a_stop_of_all_changes_nothing(clock: Time) -
 def test_a_worker_that_stops_after_its_parent_was_stopped_is_found(clock: Time) -> None:
     """Only the parent was stopped. This time does not count against the worker."""
     one = begun()
-    watch = Watch([one])
+    watch = Watchdog([one])
     clock.now_s += 3600
     one.beat()
     assert not list(watch.late())
@@ -125,10 +125,10 @@ def test_a_worker_that_stops_after_its_parent_was_stopped_is_found(clock: Time) 
 
 def test_a_worker_that_computes_too_long_is_late(clock: Time) -> None:
     stuck, waiting, endless = begun(limit_s=20), begun(limit_s=20), begun(limit_s=None)
-    watch = Watch([stuck, waiting, endless])
+    watch = Watchdog([stuck, waiting, endless])
     late = []
     for _ in range(21):
-        waiting.get_on()
+        waiting.renew_progress()
         late += clock.pass_by(1, watch, stuck, waiting, endless)
     assert late == [(0, "no progress for 21 s; the limit is 20 s")]
 
@@ -161,7 +161,7 @@ def test_a_worker_that_begins_a_new_activity_is_not_late(
 ) -> None:
     changing = Changing(started=True)
     changing.begin("an activity", limits_s[0])
-    watch = Watch([changing])
+    watch = Watchdog([changing])
     clock.now_s += passed_s
     changing.beat()
     changing.reads, changing.at, changing.after = 0, at, after

@@ -113,7 +113,7 @@ def test_the_comparison_command_quotes_special_characters() -> None:
 @pytest.mark.parametrize("name", ["run", "a b=c", "it's [1],2", "${oc.env:HOME}", "é\"'x", "a\nb"])
 def test_the_resume_command_finds_a_run_directory_of_any_name(tmp_path: Path, name: str) -> None:
     folder = write_config(tmp_path / name)
-    line = advice.go_on(folder, ["--config-dir=c d"], [], {}, {})
+    line = advice.resume_command(folder, ["--config-dir=c d"], [], {}, {})
     option, *given = shlex.split(line.replace("\\012", "\n").replace("$'", "'"))[-2:]
     assert option == "--config-dir=c d"
     before = recorded(given)
@@ -123,7 +123,7 @@ def test_the_resume_command_finds_a_run_directory_of_any_name(tmp_path: Path, na
 
 
 def test_the_resume_command_repeats_the_tracker(tmp_path: Path) -> None:
-    line = advice.go_on(tmp_path, [], [], {}, {"tracker": "wandb"})
+    line = advice.resume_command(tmp_path, [], [], {}, {"tracker": "wandb"})
     assert arguments(line) == [f"resume={tmp_path}", "tracker=wandb"]
 
 
@@ -131,8 +131,8 @@ def test_the_resume_command_repeats_a_users_classes(tmp_path: Path) -> None:
     config = {"schedule": {"_target_": "my.Own"}, "model": {"_target_": "ppll_cli.models.vit.ViT"}}
     config["local"] = {"_target_": "my.Loss"}
     given = ["schedule._target_=my.Own", "+model.width=3"]
-    known = advice.go_on(tmp_path, [], given, config, {})
+    known = advice.resume_command(tmp_path, [], given, config, {})
     assert arguments(known)[1:] == ["schedule._target_=my.Own"]  # the option names the other class
     for changed, choices in ((None, {}), (given, {"recipe": "mine"})):
-        again = advice.go_on(tmp_path, [], changed, config, choices)
+        again = advice.resume_command(tmp_path, [], changed, config, choices)
         assert arguments(again)[1:] == ["schedule._target_=my.Own", "local._target_=my.Loss"]

@@ -66,7 +66,7 @@ def made(tmp_path: Path, told: list[dict[str, Any]]) -> Restarts:
 
 def handle(made: Restarts, failures: list[dict[str, Any]], *workers: Worker) -> list[Any]:
     listed: Any = list(workers)
-    return made.handle(failures, listed, lambda watched, report: None)
+    return made.restart(failures, listed, lambda watched, report: None)
 
 
 def test_only_the_worker_that_failed_starts_again(
@@ -204,7 +204,7 @@ def test_a_late_ready_report_of_the_dead_worker_does_not_end_the_restart(
     ready = {"kind": "ready", "stage": 0, "replica": 0, "at_s": 0.0}
     worker: Any = Worker(0, left=[ready])
     read: list[bool] = []
-    made.handle([fault(0)], [worker], lambda _, report: read.append(made.repeats(report)))
+    made.restart([fault(0)], [worker], lambda _, report: read.append(made.repeats(report)))
     assert read == [False]
     assert [each["kind"] for each in told] == ["restart"]
     made.repeats({**ready, "at_s": perf_counter()})

@@ -43,7 +43,8 @@ def test_all_tensors_of_a_fitting_file_are_taken(tmp_path: Path) -> None:
         "unfit": [],
         "unused": [],
     }
-    assert f"weights={file}: {len(tensors)} tensors are taken" in found.notes
+    count = len(tensors)
+    assert f"weights={file}: {count} of the model's {count} tensors fit" in found.notes
     assert prepared(*TINY).weights is None
 
 
@@ -71,7 +72,8 @@ def test_tensors_that_do_not_fit_are_listed_and_refused_by_default(tmp_path: Pat
     tensors = tiny_model()
     file = saved(tmp_path, changed(tensors))
     told = (
-        f"{len(tensors) - 2} tensors are taken, 1 missing (embed.class_token), "
+        f"{len(tensors) - 2} of the model's {len(tensors)} tensors fit, "
+        "1 missing (embed.class_token), "
         "1 of another shape (head.fc.bias is [1000] in the file, but [10] in the model), "
         "1 not used (extra)"
     )

@@ -186,10 +186,10 @@ class OnCuda(nn.Parameter):
 
 def test_buckets_are_larger_on_cuda() -> None:
     parameters = [nn.Parameter(torch.empty(2**18)) for _ in range(30)]  # 1 MiB for each
-    counted = [len(bucket) for bucket in averages._filled(parameters)]
+    counted = [len(bucket) for bucket in averages._in_buckets(parameters)]
     assert counted == [1] * 30
     on_cuda = [OnCuda(parameter) for parameter in parameters]
-    counted = [len(bucket) for bucket in averages._filled(on_cuda)]
+    counted = [len(bucket) for bucket in averages._in_buckets(on_cuda)]
     assert counted == [25, 5]
 
 

@@ -138,8 +138,7 @@ def test_events_that_need_peer_access_are_opened_where_they_were_made(
     order.learn(b"2")
     assert Event.contexts == [there, there]
     assert caplog.messages == [
-        "cuda:0 takes memory on cuda:1 as well: "
-        "peer access is not supported between these two devices"
+        "cuda:0 also uses memory of cuda:1: peer access is not supported between these two devices"
     ]
     with pytest.raises(RuntimeError, match="peer access"):
         CudaOrder("cuda:0", "cuda:0", aside=False).learn(b"1")

@@ -78,13 +78,13 @@ def trained(job: Job, number: int, split: bool = False) -> tuple[dict[str, Tenso
         chunk.begin(Batch(SIZES, True, step, sum(SIZES)))
         for m in count:
             specs = job.specs[number]
-            chunk.tensors.take_inputs(m, {n: batch_like(specs[n], SIZES[m], CPU) for n in specs})
+            chunk.tensors.store_inputs(m, {n: batch_like(specs[n], SIZES[m], CPU) for n in specs})
             chunk.forward(m)
             outputs = chunk.tensors[m].values
             names = out.gradients or chunk.units[-1][0].writes
             wanted = [name for name in names if outputs[name].requires_grad]
             gradients = {n: torch.randn(outputs[n].shape).to(outputs[n].dtype) for n in wanted}
-            chunk.tensors.take_gradients(m, gradients)
+            chunk.tensors.store_gradients(m, gradients)
         if split and into.gradients:
             for m in count:
                 backward_input(chunk, m)

@@ -80,7 +80,7 @@ def begin(chunks: list[HeldChunk], step: int = 0) -> None:
 
 def forward(chunks: list[HeldChunk], number: int, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """What a module hands on, given what came to it."""
-    chunks[number].tensors.take_inputs(0, batch)
+    chunks[number].tensors.store_inputs(0, batch)
     chunks[number].forward(0)
     return {} if chunks[number] is chunks[-1] else chunks[number].tensors.take_outputs(0)
 
@@ -151,12 +151,12 @@ def test_gradients_that_pass_through_are_added_to_the_units_own(halves: bool) ->
     assert "skip" in {*routes.into[1].gradients} & {*routes.out_of(1).gradients}
     begin([chunk])
     tensors = {name: torch.rand(BATCH, 8) for name in routes.into[1].gradients}
-    chunk.tensors.take_inputs(0, {**tensors, "label": torch.zeros(BATCH, dtype=torch.int64)})
+    chunk.tensors.store_inputs(0, {**tensors, "label": torch.zeros(BATCH, dtype=torch.int64)})
     chunk.forward(0)
     chunk.tensors.take_outputs(0)
     received = {name: torch.rand(BATCH, 8) for name in routes.out_of(1).gradients}
     kept = {name: gradient.clone() for name, gradient in received.items()}
-    chunk.tensors.take_gradients(0, received)
+    chunk.tensors.store_gradients(0, received)
     if halves:
         backward_input(chunk, 0)
     else:
@@ -180,9 +180,9 @@ def test_an_input_that_nothing_depends_on_has_no_gradient(halves: bool) -> None:
     (chunk,) = held(job, 1)
     begin([chunk])
     tensors = {name: torch.rand(BATCH, 8) for name in job.routes.into[1].gradients}
-    chunk.tensors.take_inputs(0, {**tensors, "label": torch.zeros(BATCH, dtype=torch.int64)})
+    chunk.tensors.store_inputs(0, {**tensors, "label": torch.zeros(BATCH, dtype=torch.int64)})
     chunk.forward(0)
-    chunk.tensors.take_gradients(0, {})  # in place of the loss
+    chunk.tensors.store_gradients(0, {})  # in place of the loss
     if halves:
         backward_input(chunk, 0)
         backward_weight(chunk, 0)
@@ -316,7 +316,9 @@ def test_micro_batches_of_all_replicas_have_the_gradient_of_the_mean_loss() -> N
         for sizes in replicas:
             chunk.begin(Batch(sizes, True, 0, BATCH))
             for m, size in enumerate(sizes):
-                chunk.tensors.take_inputs(m, {name: tensor[:size] for name, tensor in rest.items()})
+                chunk.tensors.store_inputs(
+                    m, {name: tensor[:size] for name, tensor in rest.items()}
+                )
                 rest = {name: tensor[size:] for name, tensor in rest.items()}
                 chunk.forward(m)
                 chunk.loss(m)

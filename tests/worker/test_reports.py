@@ -233,7 +233,7 @@ def test_an_incomplete_report_is_part_of_the_next_one() -> None:
         case.step(loss)
     case.report(2, complete=False)
     saved = case.saved()
-    again.reports.go_on(again.chunks, saved)
+    again.reports.continue_sums(again.chunks, saved)
     again.step(3.0)
     again.report(3)
     again.reports.send(wait=True)

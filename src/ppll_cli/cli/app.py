@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
 from ppll_cli.cli.arguments import check_surroundings
-from ppll_cli.cli.job import Jobs, to_go_on
+from ppll_cli.cli.job import Jobs, how_to_resume
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_in_hand: "list[Sweep]" = []
+_running: "list[Sweep]" = []
 """Holds the `Sweep` of this process while its jobs run; empty at other times. A single run has a
 `Sweep` too."""
 
@@ -85,9 +85,9 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
     scratch.remove()
     with suppress(Exception):
         sys.stdout.flush()
-    go_on = "".join(f"{to_go_on(sweep.go_on)}\n" for sweep in _in_hand if sweep.go_on)
+    told = "".join(f"{how_to_resume(s.resume_command)}\n" for s in _running if s.resume_command)
     with suppress(OSError):  # nobody may be reading standard error
-        os.write(2, f"{go_on}ppll-run: {Interrupted(number)}\n".encode())
+        os.write(2, f"{told}ppll-run: {Interrupted(number)}\n".encode())
     os._exit(128 + number)
 
 
@@ -169,7 +169,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     try:
         jobs.before, jobs.made = _for_hydra(arguments, sweep)
         BasicSweeper.install(sweep)
-        _in_hand[:] = [sweep]
+        _running[:] = [sweep]
         run()
     except SystemExit as ended:  # Hydra has printed its help
         if ended.code:
@@ -182,7 +182,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             raise explain(error, arguments) from None
         jobs.failures.append(_of_disk(error, CompareRuns.folder))  # Hydra could not begin a job
     finally:
-        _in_hand.clear()
+        _running.clear()
         remove_sweep(CompareRuns.folder, CompareRuns.made)
     if not jobs.began and not is_sweep(arguments):  # the output is all that the user asked for
         streams.leave("ppll-run")
@@ -233,8 +233,8 @@ def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
-    if failures[:1] == broken[:1] and sweep.go_on and (broken or CompareRuns.failed):
-        sys.stderr.write(f"{to_go_on(sweep.go_on)}\n")
+    if failures[:1] == broken[:1] and sweep.resume_command and (broken or CompareRuns.failed):
+        sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
     if failures:
         raise failures[0]
     if CompareRuns.interrupted:

@@ -114,8 +114,8 @@ class Jobs:
             if hydra_config.mode is RunMode.MULTIRUN:
                 folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
                 log.info("  to compare its runs so far: %s", command("ppll-compare", folder))
-                if sweep.go_on is not None:
-                    log.info(to_go_on(sweep.go_on))
+                if sweep.resume_command is not None:
+                    log.info(how_to_resume(sweep.resume_command))
             raise
         except (ConfigError, OmegaConfBaseException):
             if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
@@ -155,6 +155,6 @@ class Jobs:
         return Run(parsed, config, choices, run_dir, before, changed, self.fleet, options, BEGAN_S)
 
 
-def to_go_on(sweep: str) -> str:
+def how_to_resume(command: str) -> str:
     """Return the line that says how to continue a sweep."""
-    return f"  to continue the sweep: {sweep}"
+    return f"  to continue the sweep: {command}"

@@ -47,12 +47,12 @@ class Sweep:
     Attributes:
         process: ID of the process that runs the sweep; a launcher may run jobs in other processes.
         before: The record of the sweep to be resumed; None for a new sweep or a single run.
-        go_on: The command that resumes the sweep; None until the sweep can be resumed.
+        resume_command: The command that resumes the sweep; None until the sweep can be resumed.
     """
 
     before: RecordedSweep | None
     overrides: Sequence[str]
-    go_on: str | None = None
+    resume_command: str | None = None
     process: int = field(default_factory=os.getpid)
 
 
@@ -97,13 +97,13 @@ class BasicSweeper(Sweeper):
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
         record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
-        go_on = self._command(folder, jobs, configs)
+        resume_command = self._command(folder, jobs, configs)
         make_folder(folder)
         with locked_sweep(folder, begins=True) as file:
             _check_new(folder, configs)
             _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self._config, folder / "multirun.yaml")
-            self.course.go_on = go_on
+            self.course.resume_command = resume_command
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
@@ -168,7 +168,7 @@ class BasicSweeper(Sweeper):
         with _hydra_config(self._config):
             options = options_given()
         given = [o for o in self.course.overrides if not o.startswith(f"{SEARCH_PATH}=")]
-        self.course.go_on = command("ppll-run", "--multirun", *options, *given)
+        self.course.resume_command = command("ppll-run", "--multirun", *options, *given)
         done, begins = len(sweep.jobs) - len(left), len(left) - len(going_on)
         told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"
         log.info(told, done, len(sweep.jobs), len(going_on), begins)
@@ -260,8 +260,8 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
             problem = f"job {number} of another sweep has run there, in {name}"
-            go_on = command("ppll-run", "--multirun", setting("resume", str(folder)))
-            remedy = f"choose a new folder, or continue that sweep: {go_on}"
+            resume = command("ppll-run", "--multirun", setting("resume", str(folder)))
+            remedy = f"choose a new folder, or continue that sweep: {resume}"
             raise ConfigError("hydra.sweep.dir", folder, problem, remedy)
 
 

@@ -91,7 +91,7 @@ class Pulse(ctypes.Structure):
         self.alive_s = monotonic()
         self.memory_bytes = -1 if memory_bytes is None else memory_bytes
 
-    def get_on(self) -> None:
+    def renew_progress(self) -> None:
         """Renew the time of the main thread's last progress, within the current activity."""
         self.progress_s = monotonic()
 
@@ -147,7 +147,7 @@ class Pulse(ctypes.Structure):
         return f"{doing} of {item}" if item else doing or "starting"
 
 
-class Watch:
+class Watchdog:
     """Checks the timestamps of all workers; the parent uses it."""
 
     def __init__(self, pulses: Sequence[Pulse]) -> None:

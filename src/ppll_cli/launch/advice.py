@@ -42,7 +42,7 @@ LONGEST = 1000
 """Largest number of characters of a command that `comparison` returns."""
 
 
-def go_on(
+def resume_command(
     run_dir: Path,
     options: Sequence[str],
     changes: Sequence[str] | None,
@@ -79,7 +79,7 @@ def comparison(
     """Return the command of a sweep that compares a run with other schedules.
 
     Return None if fewer than two schedules fit the run, or if the command is too long to show. See
-    `go_on` for `options` and `changes`.
+    `resume_command` for `options` and `changes`.
     """
     gpus = max(2, settings.devices_asked)
     job = prepared.job

@@ -44,11 +44,11 @@ _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """Matches the operating system's error number in messages of safetensors and of Python."""
 
 
-def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
+def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
     """Log why a run ended early, and the command that resumes it."""
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal shows this line when the program ends
-        log.info(_to_go_on(run_dir, go_on))
+        log.info(_how_to_resume(run_dir, resume_command))
         return
     lines = [f"ppll-run: {error}"]
     report = error.report if isinstance(error, WorkerFailedError) else {}
@@ -60,7 +60,7 @@ def tell(error: PpllError, run_dir: Path, go_on: str) -> None:
         lines.append(f"  {remedy}")
     if (file := log_file()) is not None:
         lines.append(f"  log: {file}")
-    lines.append(_to_go_on(run_dir, go_on))
+    lines.append(_how_to_resume(run_dir, resume_command))
     trace = report.get("traceback", "")
     explained = remedy is not None or report.get("on_purpose", False)
     log.error("\n".join(lines if explained else [*lines, trace]).rstrip())
@@ -92,7 +92,7 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
     """Return a RunFailedError for an exception that was raised in a run's parent process.
 
-    `doing` begins the message, as in "summary.json could not be written"; may be empty.
+    The message begins with `doing`, for example "summary.json could not be written", if given.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)
@@ -116,7 +116,7 @@ def _remedy(number: int, run_dir: Path, place: Path | None = None) -> str:
     return REMEDIES[number].format(place=place or run_dir, quoted=word(str(run_dir)))
 
 
-def _to_go_on(run_dir: Path, go_on: str) -> str:
+def _how_to_resume(run_dir: Path, resume_command: str) -> str:
     if (run_dir / CONFIG_FILE).exists():
-        return f"  to continue: {go_on}"
+        return f"  to continue: {resume_command}"
     return f"  the run cannot be resumed: {run_dir / CONFIG_FILE} is missing"

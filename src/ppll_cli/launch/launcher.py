@@ -15,7 +15,7 @@ from typing import Any
 from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Recovery, StopFlag
-from ppll_cli.job.pulse import Pulse, Watch
+from ppll_cli.job.pulse import Pulse, Watchdog
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen, cause
 from ppll_cli.launch.machines.spelling import spelled
@@ -88,27 +88,27 @@ def launch(
         _stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
         _restarting(job, tell) as restarts,  # removes its folder after the workers are gone
-        _none_left(workers),
-        _telling(others, fleet),  # exits first: killed workers make other machines' workers fail
+        _kill_at_end(workers),
+        _telling(others, fleet),  # exits first: if workers are killed, workers elsewhere fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
             if fleet is None or job.home(seat) == fleet.rank:
                 recovery = None if restarts is None else restarts.recovery(seat)
-                workers.append(_begun(job, seat, ends[seat], stop, recovery))
+                workers.append(_begin(job, seat, ends[seat], stop, recovery))
         seen: dict[Seat, Seen] = {watched.seat: watched for watched in workers}
         seen |= {} if others is None else others.away
         on_start([seen[seat].pulse for seat in job.seats if seat in seen])
-        watch = Watch([watched.pulse for watched in workers])
+        watchdog = Watchdog([watched.pulse for watched in workers])
         while not _ended(others, seen.values()):
             _stop_in_time(stop, until_s)
-            _watch(job, workers, watch, on_report, others, restarts)
+            _watch(job, workers, watchdog, on_report, others, restarts)
         ending = _ending(job, others, seen, stop)
         _let_leave(workers)
         return ending
 
 
-def _begun(job: Job, seat: Seat, ends: Ends, stop: StopFlag, recovery: Recovery | None) -> Watched:
+def _begin(job: Job, seat: Seat, ends: Ends, stop: StopFlag, recovery: Recovery | None) -> Watched:
     """Start the process of a worker."""
     pulse: Pulse = forkserver.context().RawValue(Pulse)
     pulse.start_again()
@@ -219,7 +219,7 @@ def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
 def _watch(
     job: Job,
     workers: list[Watched],
-    watch: Watch,
+    watchdog: Watchdog,
     on_report: Callable[[Report], None],
     others: Leader | Follower | None,
     restarts: Restarts | None,
@@ -232,7 +232,7 @@ def _watch(
             or a transfer of files failed.
     """
 
-    def deal(seen: Seen, report: Report) -> None:
+    def handle(seen: Seen, report: Report) -> None:
         if restarts is not None and restarts.repeats(report):
             return
         if report["kind"] == "done":
@@ -247,29 +247,29 @@ def _watch(
     ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
     sentinels = [watched.process.sentinel for watched in workers if not watched.failed]
     wait([*ends, *sentinels, *forkserver.helpers()], timeout=1.0 if others is None else 0.2)
-    failures = _failures(job, workers, deal)
-    for worker, error in watch.late():
+    failures = _failures(job, workers, handle)
+    for worker, error in watchdog.late():
         failures.append(workers[worker].failure(job, error))
     if restarts is not None:
-        failures = restarts.handle(failures, workers, deal)
+        failures = restarts.restart(failures, workers, handle)
     seen: list[Seen] = [*workers]
     if others is not None:
-        failures += others.news(deal)
+        failures += others.handle_messages(handle)
         seen += others.away.values()
     if isinstance(others, Follower):
-        others.look(workers)
+        others.report_progress(workers)
     if failures:
         # A killed worker made no report, but its neighbours may already have failed because of it.
         wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
-        failures += _failures(job, workers, deal)
-        root = cause(failures) if others is None else others.verdict(failures, deal)
+        failures += _failures(job, workers, handle)
+        root = cause(failures) if others is None else others.verdict(failures, handle)
         seat = root["stage"], root["replica"]
         meanwhile = {each.name: str(each.pulse) for each in seen if each.seat != seat}
         raise WorkerFailedError({**root, "replicas": job.replicas, "others": meanwhile})
 
 
 def _failures(
-    job: Job, workers: list[Watched], deal: Callable[[Seen, Report], None]
+    job: Job, workers: list[Watched], handle: Callable[[Seen, Report], None]
 ) -> list[Report]:
     """Handle the workers' new reports, and return a report of each new failure."""
     failures: list[Report] = []
@@ -286,7 +286,7 @@ def _failures(
                 failures.append(report)
                 watched.failed = True
             else:
-                deal(watched, report)
+                handle(watched, report)
         if died and not watched.failed:
             failures.append(watched.death(job))
             watched.failed = True
@@ -304,7 +304,7 @@ def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts |
 
 
 @contextmanager
-def _none_left(workers: list[Watched]) -> Iterator[None]:
+def _kill_at_end(workers: list[Watched]) -> Iterator[None]:
     """Kill all workers that still run when the body ends or raises."""
     try:
         yield

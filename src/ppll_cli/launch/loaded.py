@@ -104,7 +104,7 @@ class LoadedRun:
     def apply(self, images: Tensor, number: int = 0) -> Tensor:
         """Return the model's prediction, computed as in the run's evaluations.
 
-        A unit that draws random numbers draws the same as in the run.
+        A unit that draws random numbers draws the same numbers as in the run.
 
         Args:
             images: float32 [B, C, H, W] on the model's device.

@@ -105,10 +105,10 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which something else has the name of a run's file, folder or link.
+    """Refuse a run directory in which a file, folder or link of a run is of another kind.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
-    run fail at its very end.
+    run fail when it writes its results.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),

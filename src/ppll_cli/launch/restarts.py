@@ -1,8 +1,8 @@
 """`recover=stage`: restarts a failed worker, while the other workers wait for it.
 
 The other workers are blocked or starved meanwhile, as if the stage were slow. The new process of
-the worker continues from the stage's last snapshot. `worker.snapshots` restores its state, and from
-`transport.journal` it reads messages again.
+the worker continues from the stage's last snapshot (`worker.snapshots`), and reads again the
+messages that came after it (`transport.journal`).
 """
 
 import logging
@@ -33,8 +33,8 @@ class _History:
     """The failures and reports of one worker.
 
     Attributes:
-        failures: The time of each failure, and the batch or mark at which it occurred; None if the
-            worker was starting.
+        failures: The time of each failure, and the batch or mark at which it occurred (None if the
+            worker was starting).
         saved: Step of the last checkpoint for which the worker has written its file; -1 if there is
             no such checkpoint.
         reported: For each kind of report, split and module, the step of the last report.
@@ -90,15 +90,15 @@ class Restarts:
             history.saved = step
         return False
 
-    def handle(
+    def restart(
         self,
         failures: list[Report],
         workers: list[Watched],
-        deal: Callable[[Watched, Report], None],
+        handle: Callable[[Watched, Report], None],
     ) -> list[Report]:
         """Restart all failed workers; if this cannot help, return the failures that end the run.
 
-        `deal` handles the reports that a dead worker has left in its pipe.
+        `handle` is called with the reports that a dead worker has left in its pipe.
 
         Raises:
             RunFailedError: The fork server is gone, or is stopped.
@@ -113,7 +113,7 @@ class Restarts:
         if final:
             return final
         for watched, report in failed:
-            self._restart(watched, {**report, "began_s": now_s}, deal)
+            self._restart_one(watched, {**report, "began_s": now_s}, handle)
         return []
 
     def _may_help(self, seat: Seat, report: Report) -> bool:
@@ -128,15 +128,15 @@ class Restarts:
         repeated = len(failures) >= SAME_PLACE and len(places) == 1
         return not repeated and len(recent) <= recover.tries
 
-    def _restart(
-        self, watched: Watched, report: Report, deal: Callable[[Watched, Report], None]
+    def _restart_one(
+        self, watched: Watched, report: Report, handle: Callable[[Watched, Report], None]
     ) -> None:
         history = self._history[watched.seat]
         watched.kill()  # it may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
-                deal(watched, left)
+                handle(watched, left)
         # Set only now, so that a late "ready" of the dead worker does not end the restart.
         history.began_s = report["began_s"]
         watched.clean_up()

@@ -39,24 +39,24 @@ def write_results(
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
     """Write each result, even if another one cannot be written.
 
-    `reports` has the last report of each worker; it is empty if the run failed. If the model cannot
-    be written, "failed" is recorded instead of the status. Return the summary (None if it could not
-    be made), and an error for each file that could not be written.
+    `reports` has the last report of each worker; it is empty after an `error`. Without an error,
+    "failed" replaces the status if a model cannot be written. Return the summary (None if it could
+    not be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
     last = run_dir / "checkpoints" / "last"
     problems: list[RunFailedError] = []
     has_model = False
-    with _noted(problems, run_dir, MODEL_FILE):
+    with _errors_into(problems, run_dir, MODEL_FILE):
         has_model = _write_model(last, run_dir, needed=status == "completed")
     if has_model and job.settings.optim.ema is not None:
-        with _noted(problems, run_dir, EMA_FILE):
+        with _errors_into(problems, run_dir, EMA_FILE):
             model_file.write_model(last, run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
         status, error = "failed", str(problems[0])
     summary = None
-    with _noted(problems, run_dir, "summary.json"):
+    with _errors_into(problems, run_dir, "summary.json"):
         summary = summarise(status=status)
         if error is not None:
             summary["error"] = error
@@ -141,8 +141,8 @@ def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
 
 
 @contextmanager
-def _noted(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
-    """If the body, which writes a file, fails, append an error to `problems`; do not raise it."""
+def _errors_into(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
+    """If the body fails to write a file, append an error to `problems` instead of raising it."""
     try:
         yield
     except Interrupted:

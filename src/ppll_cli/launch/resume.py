@@ -252,7 +252,7 @@ def named(resume: Override | None, remedy: str) -> Path | None:
 
 
 def recorded_in(run_dir: Path, key: str) -> Recorded:
-    """Read the record of a run from its directory, which the argument `key` names.
+    """Read the record of a run from its directory. Errors name `key` instead of `resume`.
 
     Raises:
         ConfigError: The folder is not a run directory, or a later version wrote it.

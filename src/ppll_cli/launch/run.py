@@ -57,7 +57,7 @@ class Run:
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` counts, usually the program's start, on the clock
-            of `time.monotonic`; now by default.
+            of `time.monotonic`; by default, now.
         objective: The summary's key for the value that a sweeper optimizes; set once the run has
             been prepared.
     """
@@ -163,7 +163,7 @@ class Run:
         return summary
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
-        """If the run is complete already, tell the user and return its summary; else None."""
+        """Check the data; if the run is complete, tell the user and return its summary."""
         beginning.check_data(before, self.settings.data, self.prepared.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
@@ -187,7 +187,7 @@ class Run:
         if error is not self._told:
             self._told = error
             known = self.options, self.changes, self.config, self.choices
-            failure.tell(error, self.run_dir, advice.go_on(self.run_dir, *known))
+            failure.tell(error, self.run_dir, advice.resume_command(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:
         """Have the other machines prepare the run."""

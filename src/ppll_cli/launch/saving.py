@@ -13,7 +13,7 @@ from ppll_cli.prepare.preparation import Prepared
 
 
 @dataclass
-class _Passing:
+class _Reported:
     """What workers have reported so far about one checkpoint."""
 
     files: dict[int, SavedFile] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Saving:
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
         self._job, self._cuts = prepared.job, prepared.cuts
         self._metrics, self._parts = metrics, parts
-        self._passing: dict[int, _Passing] = {}
+        self._unfinished: dict[int, _Reported] = {}
 
     def take(self, report: Report, seconds: float) -> None:
         """Store a worker's report about a checkpoint; once all reports are there, finish it.
@@ -40,27 +40,27 @@ class Saving:
             OSError: The checkpoint cannot be finished, or something moved the run directory.
         """
         step, job = report["step"], self._job
-        passing = self._passing.setdefault(step, _Passing())
+        reported = self._unfinished.setdefault(step, _Reported())
         if report["kind"] == "counted":
-            passing.workers[Seat(report["stage"], report["replica"])] = worker(report)
+            reported.workers[Seat(report["stage"], report["replica"])] = worker(report)
         else:
-            passing.files[report["stage"]] = report["file"]
-            passing.epoch = report["epoch"]
-            if report["stage"] == job.stages - 1:  # this stage has sent all metrics up to the step
-                passing.metrics = self._metrics.state()
-        if len(passing.files) == job.stages and len(passing.workers) == len(job.seats):
-            self._finish(step, self._passing.pop(step), seconds)
+            reported.files[report["stage"]] = report["file"]
+            reported.epoch = report["epoch"]
+            if report["stage"] == job.stages - 1:  # it has sent all reports that `state` sums up
+                reported.metrics = self._metrics.state()
+        if len(reported.files) == job.stages and len(reported.workers) == len(job.seats):
+            self._finish(step, self._unfinished.pop(step), seconds)
 
-    def _finish(self, step: int, passed: _Passing, seconds: float) -> None:
+    def _finish(self, step: int, reported: _Reported, seconds: float) -> None:
         self._metrics.check()  # if the run directory was moved, workers save into a new one
         job = self._job
-        workers = [passed.workers[seat] for seat in job.seats]
+        workers = [reported.workers[seat] for seat in job.seats]
         manifest = Manifest(
             step,
-            passed.epoch,
+            reported.epoch,
             self._cuts,
-            dict(passed.metrics),
-            tuple(passed.files[stage] for stage in range(job.stages)),
+            dict(reported.metrics),
+            tuple(reported.files[stage] for stage in range(job.stages)),
             tuple(self._parts.listed(step, seconds, workers)),
             tuple(self._parts.counted(workers)),
         )

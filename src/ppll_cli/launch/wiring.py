@@ -64,9 +64,9 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Choose the transport for the channels inside a machine: the given one if it is usable.
+    """Choose the transport inside a machine: a journal if stages can be restarted, or `transport`.
 
-    `name` is its name in the configuration.
+    `name` is the option of `transport`. If `transport` is not usable, choose queues.
 
     Raises:
         ConfigError: No transport is usable, or a process is not allowed to open as many file
@@ -95,8 +95,8 @@ def wire(
     channels inside a machine; channels between machines use torch.distributed.
 
     `store` is the address at which the workers of process groups meet; it is not used without
-    groups. gloo and NCCL connect the workers over the network `interface`. With the number of a
-    machine, only the channels of its workers are made.
+    groups. gloo and NCCL connect the workers over the network `interface`. If `machine` is given,
+    only the channels of this machine's workers are made.
     """
     ends = {seat: Ends() for seat in job.seats}
     _add_groups(job, ends, store, interface)
@@ -116,7 +116,7 @@ def wire(
 def _add_groups(job: Job, ends: Mapping[Seat, Ends], store: str, interface: str) -> None:
     """Add the process groups to the ends of the workers that belong to a group.
 
-    Only these workers meet, and have ranks. The others can start again without a new meeting.
+    Only these workers meet and have ranks, so the others can be restarted without a new meeting.
     """
     groups, apart = _groups(job), len({*job.homes}) > 1
     members = sorted({number for group in groups.values() for number in group.ranks})

@@ -1,7 +1,7 @@
 """Passes: functions that add communication and more to a schedule's compute instructions.
 
-A schedule decides the order in which a stage computes. Each pass adds one kind of instruction, in
-the same way for every schedule. `training` and `evaluation` run the passes in the right order.
+A schedule decides the order in which a stage computes. Each pass has one purpose, and works in the
+same way for every schedule. `training` and `evaluation` run the passes in the right order.
 
 The passes for batches and messages are here. `gradients.py` has the passes that only some schedules
 and settings need. `releases.py` frees slots, and `upstream.py` sends weights to earlier modules.

@@ -107,8 +107,8 @@ def find_routes(
             exports (units that compute values for later losses), then the module's own loss.
         watches: The `Watch` of each module whose loss has one, by the index of the module's last
             unit.
-        differentiable: Returns whether a tensor that exists before a unit, given its index, can
-            have a gradient. Integers cannot.
+        differentiable: Gets the index of a unit and the name of a tensor that exists before it;
+            returns whether this tensor can have a gradient. Integer tensors cannot.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

@@ -1,8 +1,8 @@
 """Simulates when each stage runs its instructions, without computing anything.
 
 Stages influence each other only through channels. A channel has one sender and one receiver, and
-keeps the order of messages. So the start of an instruction depends only on the times at which its
-message arrives or its slot becomes free, not on the order in which the simulator visits the stages.
+keeps the order of messages. So an instruction starts when the instruction before it has ended, and
+its message or slot is there; the order in which the simulator visits the stages does not matter.
 The simulator advances a stage until it has to wait, and visits it again when a message or a free
 slot arrives for it.
 """
@@ -50,7 +50,7 @@ Journeys = Callable[[int, Instruction], Journey | None]
 
 
 def at_once(stage: int, instruction: Instruction) -> Journey | None:
-    """Return None, because transfers take no time."""
+    """Return None: the transfer takes no time."""
     return None
 
 
@@ -145,8 +145,8 @@ class _Stage:
         self.events: list[Event] = []
         self.live = 0
         self.peak_live = 0
-        self.replicas = _Carrier()
-        self.averaged_s: dict[int, float] = {}
+        self.replicas = _Carrier()  # the connection of the stage's replicas
+        self.averaged_s: dict[int, float] = {}  # by chunk: the time when its average arrives
 
     def count_live(self, instruction: Instruction) -> None:
         if isinstance(instruction, Forward):
@@ -262,6 +262,6 @@ def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Cha
             sent = rules.sends(stage.number, instruction)
             assert sent is not None
             used = channel(sent[0]).used
-            waits = f"a free slot to stage {sent[0].target}; all {used} are in use"
+            waits = f"a free slot to stage {sent[0].target}; slots in use: {used}"
         lines.append(f"  stage {stage.number}: {instruction} waits for {waits}")
     return "\n".join(lines)

@@ -13,9 +13,9 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """Return, for each channel, a number of slots with which the stages do not deadlock.
 
-    A channel gets at least as many slots as its receiver keeps in use at once, and a slot for each
-    message that is in the channel before the first batch. If a stage has several channels, these
-    slots may not be enough. Therefore the function simulates the streams. While they deadlock, it
+    A channel gets at least as many slots as its receiver keeps in use at once, and at least one for
+    each message that is in it before the first batch. If a stage has several channels, these slots
+    may not be enough. Therefore the function simulates the streams. While they deadlock, it
     adds one slot to the first channel whose sender waits for a free slot.
 
     Args:

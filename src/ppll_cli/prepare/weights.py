@@ -48,7 +48,8 @@ class FoundWeights:
 
     def told(self) -> str:
         """Return the result as one line for the user."""
-        parts = [f"{len(self.weights.names)} tensors are taken"]
+        fit, others = len(self.weights.names), len(self.missing) + len(self.unfit)
+        parts = [f"{fit} of the model's {fit + others} tensors fit"]
         for what, names in (
             ("missing", self.missing),
             ("of another shape", self.unfit),

@@ -40,13 +40,13 @@ class _Bucket:
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
-        self.missing = 0
+        self.missing = 0  # number of gradients that are not complete yet
         self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
         # The bucket needs strides without the gaps and overlaps that an expanded parameter has.
         self._strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
         self._parts: list[Tensor] = []  # for each parameter, its view of the flat tensor
-        self._notes: Tensor | None = None
+        self._counts: Tensor | None = None
 
     def begin(self, replicas: Replicas, nonfinite: bool) -> None:
         """Start the all-reduce of the current gradients.
@@ -62,15 +62,15 @@ class _Bucket:
             for parameter, strides, start in zip(parameters, self._strides, starts, strict=True)
         ]
         # Filling a CUDA tensor does not make the host wait; creating a tensor from numbers does.
-        self._notes = notes = flat[values:]
-        notes[:-1].fill_(1.0)
-        notes[-1:].fill_(float(nonfinite))
+        self._counts = counts = flat[values:]
+        counts[:-1].fill_(1.0)
+        counts[-1:].fill_(float(nonfinite))
         there = [index for index, each in enumerate(parameters) if each.grad is not None]
         _copy((self._parts[i] for i in there), (_gradient(parameters[i]) for i in there))
         for index, parameter in enumerate(parameters):
             if parameter.grad is None:
                 self._parts[index].zero_()
-                notes[index : index + 1].zero_()
+                counts[index : index + 1].zero_()
         self._work = replicas.add(flat)
 
     def wait(self) -> Tensor:
@@ -80,10 +80,10 @@ class _Bucket:
             The counts that the class describes, in the gradients' dtype.
         """
         assert self._work is not None
-        assert self._notes is not None
+        assert self._counts is not None
         self._work.wait()
         self._work = None
-        return self._notes
+        return self._counts
 
     def finish(self, counts: Sequence[float] | None) -> None:
         """Copy the sums into the parameters' gradients.
@@ -98,7 +98,7 @@ class _Bucket:
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
         _copy((_gradient(self.parameters[i]) for i in used), (self._parts[i] for i in used))
-        self._parts, self._notes = [], None
+        self._parts, self._counts = [], None
 
     @property
     def lacks(self) -> bool:
@@ -138,9 +138,9 @@ class Average:
             shared = shared or len(new[-1]) < len(learnt)
             seen.update(new[-1])
         if replicas.count == 2:
-            new = [[*chain.from_iterable(new)]]  # fewer all-reduces; the sum of two has no order
-        self._buckets = [_Bucket(each) for own in new for each in _filled(own)]
-        self._begun = len(self._buckets)
+            new = [[*chain.from_iterable(new)]]  # fewer all-reduces; see the class
+        self._buckets = [_Bucket(each) for own in new for each in _in_buckets(own)]
+        self._begun = len(self._buckets)  # number of buckets whose all-reduce has started
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
         # A parameter that several units share gets several gradients, and a hook cannot know which
         # gradient is the last.
@@ -171,13 +171,13 @@ class Average:
             Whether any replica had a loss that is not finite. Always False on devices other than
             the CPU, because reading the count would make the host wait for the device.
         """
-        notes = [bucket.wait() for bucket in self._buckets]
+        counts = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]
-        asked = [counts[:-1].float() for counts, lacks in zip(notes, lacking, strict=True) if lacks]
+        asked = [each[:-1].float() for each, lacks in zip(counts, lacking, strict=True) if lacks]
         found = iter(torch.cat(asked).tolist() if asked else ())
         for bucket, lacks in zip(self._buckets, lacking, strict=True):
             bucket.finish([next(found) for _ in bucket.parameters] if lacks else None)
-        return self._on_cpu and any(bool(each[-1] > 0) for each in notes)
+        return self._on_cpu and any(bool(each[-1] > 0) for each in counts)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
         """Count a complete gradient, then start the next buckets as long as they are complete."""
@@ -190,7 +190,7 @@ class Average:
         self._begun += 1
 
 
-def _filled(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _in_buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Yield the parameters of each bucket, in order; all parameters of a bucket have one dtype."""
     ordered = sorted(parameters, key=lambda parameter: str(parameter.dtype))
     for _, group in groupby(ordered, key=lambda parameter: parameter.dtype):

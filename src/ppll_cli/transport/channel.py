@@ -6,8 +6,8 @@ slot is free, and a received message keeps its slot until the receiver releases 
 small header and named tensors. The channel does not interpret the header, and does not change the
 shapes, dtypes and strides of the tensors.
 
-Waiting is a separate method with a time limit. So a worker can measure how long it waits, and do
-other work between two calls.
+A separate method, `wait`, waits with a time limit. So a worker can measure how long it waits, and
+do other work between two calls.
 
 The parent creates both ends of a channel and passes them to the workers at their start. In the
 worker, `open` then creates everything that belongs to this process or its device.

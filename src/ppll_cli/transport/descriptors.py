@@ -53,8 +53,8 @@ def check_descriptors(
     parent = _open_now() + OWN + PER_WORKER * workers + PER_CHANNEL * len(channels)
     ends = [0] * workers
     for source, target, slots in channels:
-        for stage in (source, target):
-            ends[stage] += transport.descriptors(slots, tensors)
+        for index in (source, target):
+            ends[index] += transport.descriptors(slots, tensors)
     worker = OWN + max(ends)
     needed = max(parent, worker)
     if needed <= limit:

@@ -153,7 +153,7 @@ class Groups:
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Destroy NCCL's groups, so that torch does not warn. Threads still use gloo's groups."""
+        """Destroy NCCL's groups, so that torch does not warn. Keep gloo's: threads may use them."""
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)

@@ -1,4 +1,4 @@
-"""The transport of a run whose stages can be restarted one by one: a ring that is also a journal.
+"""The transport of a run whose stages can be restarted: a ring that keeps messages for a restart.
 
 Everything that both ends know about a channel is in memory that the parent shares with them: the
 tensors, the headers, and two counters. So a new worker can take over either end from a worker that
@@ -45,10 +45,10 @@ from ppll_cli.transport.slots import Layout, Slots, layout_of
 LARGEST_HEAD = 1 << 16
 """Largest number of bytes for the header and the layout of one message."""
 
-_SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160
+_SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
-_LENGTH = struct.Struct("<I")
-_DRAINED = 1 << 16
+_LENGTH = struct.Struct("<I")  # of a head
+_DRAINED = 1 << 16  # largest number of bytes to read from a pipe at once
 
 
 class _Counters(ctypes.Structure):

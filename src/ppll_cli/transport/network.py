@@ -143,7 +143,7 @@ class _End:
     def _open(self, slots: int) -> None:
         """Create the slots and, if the worker is on a CUDA device, a stream for the thread.
 
-        NCCL waits for all work on the current stream of its thread; the new stream has no work.
+        NCCL waits for the work on the thread's current stream. The new stream has no other work.
         """
         carrier = self.groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self.size, carrier, self._device)

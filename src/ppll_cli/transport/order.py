@@ -1,10 +1,10 @@
 """Makes sure that the two ends of a ring use a slot one after the other.
 
-A token says that a slot was filled, or that it was given back (freed). On CPU, this work is done
-when the token is sent. On CUDA, the work may still be queued, and CUDA does not order the work of
-two processes on shared memory. Therefore each end has one CUDA event per slot. After using the
-slot, the end records the event and then sends the token. When the token arrives at the other end,
-the stream of the other end waits for the event; the host never waits:
+A token says that a slot was filled, or that it was given back (freed). On CPU, an end has finished
+with the slot when it sends the token. On CUDA, its work may still be queued, and CUDA does not
+order the work of two processes on shared memory. Therefore each end has one CUDA event per slot.
+After using the slot, the end records the event and then sends the token. When the token arrives at
+the other end, that end's stream waits for the event; the host never waits:
 
     sender       wait for `given back`, copy, record `filled`      token ->
     receiver                                                       wait for `filled`, compute,
@@ -91,7 +91,7 @@ class Order:
         """Make the work that is queued later wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Record that this end has finished with the slot when the work queued so far is done.
+        """Record that this end no longer needs the slot once the work queued so far is done.
 
         Returns:
             The handle of the slot's event if this call created the event, else empty.
@@ -133,7 +133,7 @@ class CudaOrder(Order):
             # always be opened on its own device.
             if not self._theirs:
                 reason = str(error).partition("\n")[0]
-                log.warning("%s takes memory on %s as well: %s", self._device, self._other, reason)
+                log.warning("%s also uses memory of %s: %s", self._device, self._other, reason)
             opened = torch.cuda.Event.from_ipc_handle(self._other, handle)  # type: ignore[no-untyped-call]
         return opened
 

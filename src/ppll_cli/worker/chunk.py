@@ -36,8 +36,8 @@ class HeldChunk(Networks):
         tensors: The tensors of the current batch.
         batch: The current batch.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
-        sums: Losses and metrics that are not reported yet, by split ("train" in training). For the
-            additional predictions of a criterion the key is the result of `split_of`.
+        sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
+            additional prediction of a criterion, `split_of` returns the key.
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class HeldChunk(Networks):
         changing = self.tensors.changing(micro_batch, self.unit_state if batch.training else ())
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
-                of = seeding.unit_forward
-                seed = partial(self._generators.seed, of, unit.name, batch, micro_batch)
+                seed_of = seeding.unit_forward
+                seed = partial(self._generators.seed, seed_of, unit.name, batch, micro_batch)
                 run: Callable[..., Any] = network
                 if batch.training and self.job.settings.recompute:
                     run = partial(recomputed, network, seed)
@@ -101,8 +101,8 @@ class HeldChunk(Networks):
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self.autocast():
-            of = seeding.auxiliary_forward
-            self._generators.seed(of, self.place.module, batch, micro_batch)
+            seed_of = seeding.auxiliary_forward
+            self._generators.seed(seed_of, self.place.module, batch, micro_batch)
             loss, prediction = self.criterion(values)
             with torch.no_grad():
                 measures = measured(self.job.task, prediction, values, training=True)
@@ -113,7 +113,7 @@ class HeldChunk(Networks):
         if self.is_trained_by(loss):
             (loss if share == 1 else loss * share).backward()
         gradients = {n: t.grad for n, t in outputs.items() if t.grad is not None}
-        self.tensors.take_gradients(micro_batch, gradients)
+        self.tensors.store_gradients(micro_batch, gradients)
 
     def backward(self, micro_batch: int) -> None:
         """Compute the gradients of parameters and inputs from the gradients of outputs."""
@@ -124,7 +124,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy each gradient of an input or a weight that shares memory with a received gradient.
+        """Copy the gradients of inputs and weights that share memory with received gradients.
 
         Autograd can store a received gradient itself in `.grad`, without a copy: for example the
         gradient of a position embedding that is added to a batch of one sample. The next message in

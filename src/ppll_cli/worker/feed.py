@@ -17,7 +17,7 @@ def micro_batches(
     """Return the tensors of each micro-batch, by name.
 
     `item` names the batch, or the first of several evaluation batches. Each evaluation batch is
-    treated as a micro-batch. `batch` is the share of this worker's replica.
+    treated as a micro-batch. `batch` is this worker's share of it.
 
     Raises:
         TypeError: The data set made a batch that does not fit the run.
@@ -43,7 +43,7 @@ def micro_batches(
 def checked_batch(
     made: object, specs: Mapping[str, ValueSpec], samples: int, method: str
 ) -> Mapping[str, Tensor]:
-    """Return the tensors that the run needs of a batch, after a check that they fit.
+    """Check the tensors of a batch that the run needs, and return these tensors by name.
 
     `method` of the data set made the batch. `specs` has dtype and largest shape of each tensor that
     the run needs.

@@ -1,7 +1,7 @@
 """Executes the instructions that training by PPLL does not need.
 
-These are gradients between chunks, split backwards, evaluation, averages over replicas, gradient
-norms and watched weights.
+They are for gradients between chunks, split backwards, evaluation, averages over replicas, gradient
+norms, and losses that read weights of later modules.
 """
 
 from collections.abc import Mapping
@@ -39,11 +39,11 @@ class Further:
         self._norms = Norms(len(job.features), chunks.values(), device)
 
     def execute(self, instruction: do.Instruction, step: int) -> None:
-        """Execute an instruction of a batch. Before the batch, `step` optimizer steps are done."""
+        """Execute an instruction of the batch that comes after `step` optimizer steps."""
         chunks, mail, norms, upstream = self._chunks, self._mail, self._norms, self.upstream
         match instruction:
             case do.ReceiveGradients(_, chunk, micro_batch):
-                chunks[chunk].tensors.take_gradients(micro_batch, mail.receive(instruction))
+                chunks[chunk].tensors.store_gradients(micro_batch, mail.receive(instruction))
             case do.SendGradients(_, chunk, micro_batch):
                 mail.send(instruction, chunks[chunk].tensors.take_input_gradients(micro_batch))
             case do.BackwardInput(chunk, micro_batch):
@@ -77,13 +77,13 @@ class Further:
     def hand_gradients(self, number: int, micro_batch: int) -> None:
         """Give a chunk the gradients of the next chunk's inputs, if both are on this stage.
 
-        A chunk at the end of a module, as are all chunks of PPLL, gets its gradients from its own
-        loss instead.
+        A chunk that ends a module gets its gradients from its own loss instead. Under PPLL every
+        chunk ends a module.
         """
         chunk = self._chunks[number]
         if number + 1 in self._chunks and not chunk.place.ends_module:
             gradients = self._chunks[number + 1].tensors.take_input_gradients(micro_batch)
-            chunk.tensors.take_gradients(micro_batch, gradients)
+            chunk.tensors.store_gradients(micro_batch, gradients)
 
     def squared_norm(self) -> Tensor | None:
         """Return the squared gradient norm of the model; None if stages do not exchange norms."""

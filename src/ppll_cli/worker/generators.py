@@ -20,18 +20,18 @@ class Generators:
 
     def seed(
         self,
-        of: Callable[[int, Any, int, int], int],
+        seed_of: Callable[[int, Any, int, int], int],
         owner: str | int,
         batch: Batch,
         micro_batch: int,
     ) -> None:
         """Seed all generators for the forward of a unit or auxiliary network on a micro-batch.
 
-        The function `of` computes the seed. `owner` is the name of the unit, or the number of the
-        auxiliary network's module. `micro_batch` counts within this worker's share of the batch.
+        `seed_of` computes the seed. `owner` is the name of the unit, or the number of the auxiliary
+        network's module. `micro_batch` counts within this worker's share of the batch.
 
         `torch.manual_seed` would seed every device, and format a stack trace in each call.
         """
-        seed = of(self._seed, owner, batch.step, batch.first_micro_batch + micro_batch)
+        seed = seed_of(self._seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:
             generator.manual_seed(seed)

@@ -63,7 +63,7 @@ class Interpreter:
         settings = self.job.settings
         limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
         if settings.sync_batchnorm:
-            # BatchNorm waits for the other replicas in each pass, and another replica may hang.
+            # In each pass BatchNorm waits for the other replicas, and one of them may hang.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction
@@ -80,13 +80,13 @@ class Interpreter:
             case do.NextBatch():
                 made = micro_batches(self.batches, self.job, mail.item, self._batch)
                 for micro_batch, tensors in enumerate(made):
-                    chunks[0].tensors.take_inputs(micro_batch, tensors)
+                    chunks[0].tensors.store_inputs(micro_batch, tensors)
             case do.ReceiveActivations(_, chunk, micro_batch):
-                chunks[chunk].tensors.take_inputs(micro_batch, mail.receive(instruction))
+                chunks[chunk].tensors.store_inputs(micro_batch, mail.receive(instruction))
             case do.Forward(chunk, micro_batch):
                 if chunk - 1 in chunks:
                     outputs = chunks[chunk - 1].tensors.take_outputs(micro_batch)
-                    chunks[chunk].tensors.take_inputs(micro_batch, outputs)
+                    chunks[chunk].tensors.store_inputs(micro_batch, outputs)
                 chunks[chunk].forward(micro_batch)
             case do.SendActivations(_, chunk, micro_batch):
                 mail.send(instruction, chunks[chunk].tensors.take_outputs(micro_batch))

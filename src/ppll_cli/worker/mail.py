@@ -35,7 +35,7 @@ class Mail:
         """
         with self._recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):
-                self._links.pulse.get_on()
+                self._links.pulse.renew_progress()
 
     def receive(
         self, instruction: Instruction, version: Version | None = None

@@ -27,8 +27,8 @@ class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
     Lists of parameters are cached. A network's parameters never change, and collecting them would
-    take longer than many kernels. The module number of the argument `site` is not used: `place` has
-    the number.
+    take longer than many kernels. The argument `site` may be that of another module: the number of
+    the module is in `place`.
 
     Attributes:
         place: The chunk: its units and its module.
@@ -37,11 +37,11 @@ class Networks:
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: The last weights of each unit whose weights a loss reads, by the unit's index.
+        versions: The last weights of each unit that a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
-        average: Averages the gradients over the replicas; None if there is only one worker.
+        average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
             device. Under local learning it covers the module, otherwise the whole model. None if
             nothing needs it.
@@ -133,10 +133,10 @@ class Networks:
         return self.criterion is not None and any(True for _ in self.criterion.parameters())
 
     def is_trained_by(self, loss: Tensor) -> bool:
-        """Return whether a loss has gradients.
+        """Return whether gradients of a loss can be computed.
 
         Raises:
-            RuntimeError: It has none, although not all parameters are frozen.
+            RuntimeError: They cannot, although not all parameters are frozen.
         """
         if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
             raise RuntimeError(

@@ -14,8 +14,8 @@ from ppll_cli.pipeline.layout import Chunk
 class NonFinite:
     """Stops the run at a loss that is not finite, or skips steps whose gradients are not finite.
 
-    It skips if `skips` is True (`optim.nonfinite=skip`), and otherwise stops. Only a chunk at the
-    end of a module reports skipped steps.
+    If `skips` is True (`optim.nonfinite=skip`), it skips steps; otherwise it stops the run. Only a
+    chunk at the end of a module reports skipped steps.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
@@ -38,8 +38,8 @@ class NonFinite:
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
         """Raise an error if a loss of the batch was not finite.
 
-        The error names the largest gradient norm of the parameters. Before the batch, `step`
-        optimizer steps are done.
+        The error names the largest gradient norm of the parameters. The batch comes after `step`
+        optimizer steps.
 
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.

@@ -96,9 +96,9 @@ class _Queued(NamedTuple):
 class Recorder:
     """Measures a stage's time without waiting for the device in the steady state.
 
-    The recorder reads the moments of a span or segment once the device has reached them, at the end
-    of a later batch. `settle` waits for all moments. The worker calls it where it waits for the
-    device anyway: when it reports an evaluation, saves a checkpoint, or ends the run.
+    At the end of each batch, the recorder reads the moments that the device has reached. `settle`
+    waits for all moments. The worker calls it where it waits for the device anyway: when it reports
+    an evaluation, takes a snapshot, saves a checkpoint, or ends the run.
 
     Args:
         clock: The clock of the stage's device.
@@ -139,7 +139,7 @@ class Recorder:
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
-        """Record that a training batch begins, before which `step` optimizer steps are done."""
+        """Record that a training batch begins, after `step` optimizer steps."""
         self._step = step
         if self._since is None and (
             self._seen >= self._warmup and self._in_segment >= min(self._skip, self._seen)
@@ -184,7 +184,7 @@ class Recorder:
         return self._span(kind, instruction)
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Measure the device's work for an instruction that neither receives nor sends."""
+        """Measure the device's work for an instruction; measure nothing if it is not in `KINDS`."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"

@@ -83,7 +83,7 @@ class Reports:
         task: Computes scores from the measurements.
         stop: Whether a training loss that is not finite ends the run.
         tell: Sends a report to the parent; None in every replica of a stage except the first.
-        get_on: Called before the scores of each module are computed, to show that the worker
+        show_progress: Called before the scores of each module are computed, to show that the worker
             advances: computing scores may take long.
     """
 
@@ -93,10 +93,10 @@ class Reports:
         task: Task,
         stop: bool,
         tell: Callable[..., None] | None,
-        get_on: Callable[[], None],
+        show_progress: Callable[[], None],
     ) -> None:
         self._clock, self._task, self._stop = clock, task, stop
-        self._tell, self._get_on = tell, get_on
+        self._tell, self._show_progress = tell, show_progress
         self._since: dict[str, Any] = {}
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
         self._before_s: dict[str, float] = defaultdict(float)
@@ -171,7 +171,7 @@ class Reports:
         They are summed over the replicas. Waits for the device.
 
         Returns:
-            For each module with measurements, by module number: plain data that `go_on` accepts.
+            For each module with measurements, by module number: plain data for `continue_sums`.
 
         Raises:
             NonFiniteError: A loss is not finite, and `stop` is set.
@@ -188,7 +188,7 @@ class Reports:
                     found[module] = {**plain, "seconds": seconds}
         return found
 
-    def go_on(
+    def continue_sums(
         self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
     ) -> None:
         """Continue measurements that an earlier process returned from its method `unreported`."""
@@ -199,7 +199,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each split since its last complete report, for `continue_from`.
+        """Return the seconds of each split since its last complete report, for `continue_seconds`.
 
         Waits for the device.
         """
@@ -208,8 +208,8 @@ class Reports:
             self.begin(split)
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
-    def continue_from(self, seconds: Mapping[str, float]) -> None:
-        """Count the seconds that the method `seconds` returned in an earlier process, too."""
+    def continue_seconds(self, seconds: Mapping[str, float]) -> None:
+        """Continue from the seconds that the method `seconds` returned in an earlier process."""
         self._before_s.update(seconds)
 
     def _seconds(self, split: str) -> float:
@@ -230,7 +230,7 @@ class Reports:
                 clock.free(moment)
         losses = [float(measured.loss) for measured in report.modules]
         for measured, loss in zip(report.modules, losses, strict=True):
-            self._get_on()
+            self._show_progress()
             warn_of_skipped(measured.module, measured.skipped_steps, measured.skipped)
             if report.split == "train" and self._stop and not isfinite(loss):
                 raise NonFiniteError(None, measured.module, None)

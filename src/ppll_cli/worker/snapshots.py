@@ -3,7 +3,7 @@
 A snapshot holds the same tensors as a checkpoint, and the worker's position in the run: see
 `Progress`. The tensors are in one of two buffers, which snapshots fill in turn. A small file says
 which buffer holds the last snapshot. It is replaced atomically, so if a worker dies while it writes
-a snapshot, the previous snapshot remains. The buffers are allocated only once, because allocation
+a snapshot, the previous snapshot remains. The buffers are used again, because allocating memory
 takes longer than copying.
 """
 
@@ -90,7 +90,7 @@ class Interval:
     """The number of messages on a stage's busiest channel after which the next snapshot is due.
 
     Args:
-        most: Largest number of messages; the channels have slots for this many.
+        most: Largest number of messages; the channels have slots to keep this many.
         fixed: Whether the number is always `most`, because the user has set it. Otherwise
             `messages_between` chooses the number, so that snapshots take little time.
 
@@ -137,9 +137,9 @@ class Snapshots:
     @property
     def due(self) -> bool:
         """Whether a snapshot must be made before the next batch or mark."""
-        return self._passed() >= self._interval.messages
+        return self._since_last() >= self._interval.messages
 
-    def _passed(self) -> int:
+    def _since_last(self) -> int:
         """Return the number of messages since the last snapshot on the busiest channel."""
         kept = [receiver.kept for receiver in self._receivers.values()]
         nothing = 0, 0
@@ -150,14 +150,14 @@ class Snapshots:
     @contextmanager
     def timed(self) -> Iterator[None]:
         """Measure how long a snapshot takes, including the wait for the device."""
-        messages, began_s = self._passed(), perf_counter()
+        messages, began_s = self._since_last(), perf_counter()
         yield
         before_s, self._ended_s = self._ended_s, perf_counter()
         if before_s is not None:  # the first snapshot takes longer: its memory is new
             self._interval.take(self._ended_s - began_s, messages, began_s - before_s)
 
-    def passed(self) -> tuple[int, int]:
-        """Return how many messages of activations the stage has sent, and how many received."""
+    def messages(self) -> tuple[int, int]:
+        """Return how many messages of activations the stage has sent, and how many it received."""
         ends = self._senders, self._receivers
         sent, received = (
             sum(each.position for channel, each in side.items() if channel.kind == "activations")
@@ -220,10 +220,10 @@ class Snapshots:
             self._senders[channel].position, self._senders[channel].bytes_sent = messages, size
         for channel, messages in state.received.items():
             self._receivers[channel].go_back(messages)
-        python, numpys, ours = state.random
+        python, numpys, torchs = state.random
         random.setstate(python)
         np.random.set_state(numpys)
-        torch.set_rng_state(ours)
+        torch.set_rng_state(torchs)
         return replace(state.progress, trace=pickle.loads(state.trace))
 
 
@@ -234,7 +234,7 @@ def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
 def _on(sums: Sums, device: torch.device) -> Sums:
     """Return a copy of sums on a device."""
     loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
-    # Clone, because pickle writes the whole storage of a tensor, which may be a small view of it.
+    # Clone, because a tensor may be a small view, and pickle would write its whole storage.
     rows = [sums.rows.to(device).clone()] if sums.measures else []
     return Sums(loss, int(sums.samples), rows)
 
@@ -256,7 +256,7 @@ class _Buffer:
         size = layout_bytes(layout)
         if size > self._memory.numel():
             with self._path.open("ab") as file:
-                # Without this, a write when shared memory is full would kill the process.
+                # Without this, writing would kill the process if shared memory is full.
                 os.posix_fallocate(file.fileno(), 0, size)
         for name, view in self._views(layout).items():
             view.copy_(tensors[name].detach())

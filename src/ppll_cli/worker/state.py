@@ -3,8 +3,7 @@
 Names in a checkpoint begin with
 
 - `model.` and a unit's name, or `auxiliary.` and a module's number: parameters and buffers;
-- `transient.` and the name of a buffer: buffers that are not persistent, because a resumed run must
-  continue with them;
+- `transient.` and the name of a buffer: non-persistent buffers, which a resumed run also needs;
 - `optimizer.` and the name of a parameter: the optimizer's state for that parameter;
 - `ema.` and a unit's name: averages of the unit's parameters and buffers;
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
@@ -48,7 +47,7 @@ def restore(chunks: Iterable[Networks], saved: Saved) -> None:
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in kept})
             for name, buffer in _transient(network, kept):
                 if (key := f"transient.{prefix}.{name}") in saved.names:  # not in older checkpoints
-                    # A new tensor, because the buffer may be a view whose elements share memory.
+                    # Do not copy into the buffer: it may be a view whose elements share memory.
                     _replace(network, buffer, saved[key].to(buffer.device))
             for name, parameter in network.named_parameters():
                 start = f"optimizer.{prefix}.{name}."

@@ -66,7 +66,7 @@ class SyncedBatchNorm(_BatchNorm):
         mean = sums[:-1] / count
         centred = values - mean.view(channels)
         variance = self._sum(centred.square().sum(others)) / count
-        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        self._update_running(mean.detach(), variance.detach() * count / (count - 1))
         made = centred * (variance + self.eps).rsqrt().view(channels)
         if self.affine:
             made = made * self.weight.view(channels) + self.bias.view(channels)
@@ -76,7 +76,7 @@ class SyncedBatchNorm(_BatchNorm):
         total: Tensor = _Sum.apply(values, self.replicas)
         return total
 
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         """Update the running statistics."""
         if self.running_mean is None or self.running_var is None:
             return

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppll_cli.job.halves import WeightHalf
 from ppll_cli.pipeline.routes import Routes
-from ppll_cli.worker.views import apart, storages
+from ppll_cli.worker.views import copy_shared, storages
 
 Named = dict[str, Tensor]
 """Tensors by name."""
@@ -38,8 +38,8 @@ class Tensors:
     """The tensors of a chunk, by the number of the micro-batch.
 
     Attributes:
-        training: Whether the batch is trained; then inputs with a gradient become leaves. None
-            before the first batch.
+        training: Whether this is a training batch, in which inputs that need gradients become
+            leaves. None before the first batch.
     """
 
     def __init__(self, routes: Routes, chunk: int) -> None:
@@ -56,7 +56,7 @@ class Tensors:
         """Free all tensors."""
         self._held.clear()
 
-    def take_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
+    def store_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
         """Store a micro-batch's inputs by name; inputs that need gradients become leaves."""
         names = self._into.gradients if self.training else ()
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
@@ -65,9 +65,9 @@ class Tensors:
     def changing(self, micro_batch: int, state: Iterable[Tensor]) -> set[int]:
         """Return the addresses of memory that may change before the next chunk reads the outputs.
 
-        If the next chunk is on another stage, the outputs are sent before. Otherwise the channel
-        may reuse the slot of an input, and a step may change the chunk's `state`: its weights and
-        buffers.
+        If the next chunk is on another stage, there are none, because the outputs are sent at once.
+        Otherwise the channel may reuse the slot of an input, and a step may change the chunk's
+        `state`: its weights and buffers.
         """
         values = self[micro_batch].values.values()
         return storages([*values, *state]) if self._next_is_here else set()
@@ -76,12 +76,12 @@ class Tensors:
         """Detach the outputs, and keep them for the next chunk.
 
         Outputs that the chunk has made are copied if their memory is in `changing`. Tensors that
-        the chunk passes on unchanged are not: their slots stay in use.
+        the chunk passes on unchanged are not copied, because their slots stay in use.
         """
         held = self[micro_batch]
         held.outputs = {name: held.values[name].detach() for name in self._out.names}
         if changing:
-            held.outputs |= apart({name: held.outputs[name] for name in self._made}, changing)
+            held.outputs |= copy_shared({name: held.outputs[name] for name in self._made}, changing)
 
     def take_outputs(self, micro_batch: int) -> Named:
         """Remove the detached outputs for the next chunk, and return them."""
@@ -89,7 +89,7 @@ class Tensors:
         outputs, held.outputs = held.outputs, {}
         return outputs
 
-    def take_gradients(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
+    def store_gradients(self, micro_batch: int, gradients: Mapping[str, Tensor]) -> None:
         """Store the gradients of the chunk's outputs, by name."""
         self[micro_batch].gradients = dict(gradients)
 

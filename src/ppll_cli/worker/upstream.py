@@ -74,7 +74,7 @@ class Upstream:
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
         """Send the weights that a later batch will read, unless the run ends before that batch.
 
-        Before that batch, `step` optimizer steps are done. Now, `done` steps are done.
+        That batch comes after `step` optimizer steps. So far, `done` steps are done.
         """
         if step < self._job.course.steps:
             version = self._version(instruction.chunk, step)

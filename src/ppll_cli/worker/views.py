@@ -1,4 +1,4 @@
-"""Copies tensors whose memory may change before they are read, or that do not lie as in a slot."""
+"""Copies tensors if their memory may change before they are read, or if it has gaps."""
 
 from collections.abc import Container, Iterable, Mapping
 from functools import partial
@@ -14,24 +14,24 @@ def storages(tensors: Iterable[Tensor]) -> set[int]:
     return {_storage(tensor) for tensor in tensors}
 
 
-def apart(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
+def copy_shared(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
     """Return the tensors by name; copy each tensor whose memory address is in `memory`."""
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
 def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
-    """Copy each tensor's gradient whose memory address is in `memory`."""
+    """Replace a tensor's gradient by a copy if the gradient's memory address is in `memory`."""
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
 
 
 def as_received(output: Tensor, gradient: bool) -> Tensor:
-    """Return a unit's output with the strides that it has where another stage receives it.
+    """Return a unit's output with the strides that it would have in a slot.
 
-    Kernels may round differently for other strides, and a slot has neither gaps nor overlaps. For
-    the same reason the gradient of the output gets the strides of the output, if `gradient` is
-    true. This is for schedules that may send this gradient.
+    A slot has neither gaps nor overlaps. Kernels may round differently for other strides, so the
+    strides must not depend on whether the output is sent. If `gradient` is true, the output's
+    gradient gets these strides, too; this is for schedules that may send it.
     """
     strides = dense_strides(output)
     if output.stride() != strides:

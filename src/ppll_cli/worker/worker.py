@@ -62,10 +62,10 @@ class Worker:
             job.task,
             stop=settings.optim.nonfinite == "stop",
             tell=self.report if self.replica == 0 else None,
-            get_on=links.pulse.get_on,
+            show_progress=links.pulse.renew_progress,
         )
         if self.replica == 0:  # the saved measurements are sums over all replicas
-            self.reports.go_on([*self.chunks.values()], unreported)
+            self.reports.continue_sums([*self.chunks.values()], unreported)
         self.recorder = Recorder(
             clock,
             warmup=job.warmup,
@@ -82,7 +82,7 @@ class Worker:
             self._reported, self._training = before.reported, before.training
             self.recorder.continue_from(before.totals, before.trace)
             self.memory.continue_from(*before.peak)
-            self.reports.continue_from(before.seconds)
+            self.reports.continue_seconds(before.seconds)
         self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         marks: dict[type, Callable[[Any], None]] = {
             do.Evaluate: self._evaluate,
@@ -96,7 +96,7 @@ class Worker:
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
         """Begin with the state of a snapshot, of a checkpoint or of a file of weights, if any.
 
-        Return the progress at the snapshot, and what the checkpoint has of unreported metrics.
+        Return the progress at the snapshot, and the metrics in the checkpoint that no report has.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -104,7 +104,7 @@ class Worker:
             interval = Interval(job.snapshot_every, fixed)
             self.snapshots = Snapshots(links.recovery.folder, interval, links)
             before = self.snapshots.load(self.chunks)
-            links.pulse.sent, links.pulse.received = self.snapshots.passed()
+            links.pulse.sent, links.pulse.received = self.snapshots.messages()
             if before is not None:  # a later state than those of the checkpoint and the file
                 return before, {}
         if job.checkpoint is not None:
@@ -116,7 +116,7 @@ class Worker:
         return None, {}
 
     def _make_batches(self) -> Ahead:
-        """Return what loads and prepares the batches of the data set."""
+        """Return the object that loads and prepares the batches of the data set."""
         job, settings = self.job, self.job.settings
         dataset: Dataset = make("data", settings.data)
         size, seed = job.course.batch_size, settings.seed
@@ -215,7 +215,7 @@ class Worker:
         self.recorder.end_segment()
         self.reports.pause("train")
         if self.links.replicas is not None:  # the first replica's buffers are evaluated and saved
-            self._wait_for_replicas()
+            self._announce_wait()
             buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
             self.links.replicas.take_from_first(buffers)
 
@@ -261,7 +261,7 @@ class Worker:
         self._settle()  # raises if a loss was not finite: such a state must not be saved
         if self.links.recovery is not None and mark.step <= self.links.recovery.saved:
             return  # an earlier process has written this file
-        self._wait_for_replicas()
+        self._announce_wait()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         unreported = self.reports.unreported(chunks, replicas, self.device)
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
@@ -318,12 +318,12 @@ class Worker:
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
         """Begin a report of the losses and metrics of a split since the last report."""
-        self._wait_for_replicas()
+        self._announce_wait()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
 
-    def _wait_for_replicas(self) -> None:
-        """Tell the parent that this worker waits for other replicas now, without a time limit."""
+    def _announce_wait(self) -> None:
+        """Tell the parent that this worker waits for other replicas next, without a time limit."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
 

@@ -74,20 +74,20 @@ def test_reports_wait_for_a_file_on_its_way_but_failures_do_not(job: Job, tmp_pa
     parcels, messages, dealt = OneAway(), list[Message](), list[str]()
     one = leader(job, messages, parcels)
 
-    def deal(_: Seen, report: Report) -> None:
+    def handle(_: Seen, report: Report) -> None:
         dealt.append(report["kind"])
 
     messages += [said("metrics"), said("saved", step=4, file=FILE), said("metrics"), said("done")]
-    assert list(one.news(deal)) == []
+    assert list(one.handle_messages(handle)) == []
     assert parcels.taken == [(FILE, unfinished_folder(tmp_path, 4))]
     assert dealt == ["metrics"]
     messages += [said("restart", error="gone"), said("restarted", began_s=1.0, ended_s=2.0)]
     messages += [said("log", level=20, message="hm"), said("failed", error="boom")]
-    (failure,) = one.news(deal)
+    (failure,) = one.handle_messages(handle)
     assert failure["error"] == "boom"
     assert dealt == ["metrics", "restart", "restarted", "log"]
     parcels.there.set()
-    assert list(one.news(deal)) == []
+    assert list(one.handle_messages(handle)) == []
     assert dealt == ["metrics", "restart", "restarted", "log", "saved", "metrics", "done"]
 
 
@@ -95,14 +95,14 @@ def test_a_file_that_cannot_be_received_fails_the_run(job: Job) -> None:
     parcels = OneAway()
     parcels.problem = "it arrived damaged"
     with pytest.raises(RunFailedError, match="it arrived damaged"):
-        list(leader(job, [], parcels).news(lambda *_: None))
+        list(leader(job, [], parcels).handle_messages(lambda *_: None))
 
 
 def test_no_report_waits_if_the_run_directory_is_shared(job: Job) -> None:
     dealt = list[str]()
     messages = [said("saved", step=4, file=FILE), said("done")]
     one = leader(job, messages, None)
-    assert list(one.news(lambda _, report: dealt.append(report["kind"]))) == []
+    assert list(one.handle_messages(lambda _, report: dealt.append(report["kind"]))) == []
     assert dealt == ["saved", "done"]
 
 
@@ -184,7 +184,7 @@ def fleets() -> Iterator[tuple[Fleet, Fleet]]:
 def wait_for(follower: Follower) -> None:
     until_s = monotonic() + 30.0
     while monotonic() < until_s and follower.ended is None:
-        list(follower.news(lambda *_: None))
+        list(follower.handle_messages(lambda *_: None))
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ OWN_GAP_S = 3.0
 LEAVING_S = 10.0
 """Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
 
-BEAT_S = 0.5
+BEAT_S = 0.5  # between two signs of life
 
 Message = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Fleet:
         self.rank, self._where, self.jobs = where.rank, where, 0
         self._inbox: SimpleQueue[Message] = SimpleQueue()
         self._outbox: SimpleQueue[tuple[str, str]] = SimpleQueue()
-        self._unheard: Message | None = None
+        self._unheard: Message | None = None  # for the next call of `hear`
         self._ended, self._lost, self._said = Event(), "", 0
         self.parcels: dict[int, Parcels] = {}
         self.remembered: str | None = None
@@ -235,14 +235,14 @@ class Fleet:
         store.set("session", self._session)
         welcome: list[Message | None] = [own]
         for rank in range(1, self._where.machines):
-            come = self._comes(hello := f"{self._session}/hello/{rank}", until_s)
+            come = self._wait_for(hello := f"{self._session}/hello/{rank}", until_s)
             welcome.append(json.loads(store.get(hello)) if come else None)
         store.set(f"{self._session}/welcome", json.dumps(welcome))
         until_s = time.monotonic() + LEAVING_S
         # Wait until all machines have read the welcome: the store may end with this process.
         for rank, each in enumerate(welcome):
             if rank > 0 and each is not None:
-                self._comes(f"{self._session}/seen/{rank}", until_s)
+                self._wait_for(f"{self._session}/seen/{rank}", until_s)
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
@@ -263,7 +263,7 @@ class Fleet:
             "not all machines joined" if self._session else "machine 0 did not join"
         )
 
-    def _comes(self, key: str, until_s: float) -> bool:
+    def _wait_for(self, key: str, until_s: float) -> bool:
         """Wait until `until_s` for a key in the store; return whether it appeared."""
         while not self._everywhere.check([key]):
             if time.monotonic() > until_s:

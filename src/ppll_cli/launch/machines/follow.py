@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 MARK = ".machines"
 """A file that machine 0 writes into the run directory.
 
-A machine that reads the announced content in it shares the directory."""
+A machine that reads the announced content from this file shares the directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
@@ -65,7 +65,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
     """Wait for all machines; send the checkpoint to each that does not share the run directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
-    paths = [Path(job.checkpoint or "", file.name) for file in _start(job)]
+    paths = [Path(job.checkpoint or "", file.name) for file in _checkpoint_files(job)]
     sent: list[Event] = []
     while waiting:
         message = fleet.hear(0.5)
@@ -123,11 +123,11 @@ def _announcement(
         "weights_sha256": prepared.weights["sha256"] if begins and prepared.weights else None,
         "start": job.start,
         "checkpoint": None if job.checkpoint is None else str(job.checkpoint),
-        "files": [asdict(file) for file in _start(job)],
+        "files": [asdict(file) for file in _checkpoint_files(job)],
     }
 
 
-def _start(job: Job) -> list[SavedFile]:
+def _checkpoint_files(job: Job) -> list[SavedFile]:
     """Return the files of the checkpoint from which the run resumes; an empty list at step 0."""
     return [] if job.checkpoint is None else [*read_manifest(job.checkpoint).files]
 
@@ -145,7 +145,7 @@ def follow(fleet: Fleet) -> None:
             failure = failure or refusal(message)
         elif message["kind"] == "job":
             try:
-                _do(fleet, message)
+                _run_part(fleet, message)
             except PpllError as error:
                 failure = error
                 if not isinstance(error, ConfigError | Interrupted):  # shown when the program ends
@@ -178,7 +178,7 @@ def _check_not_given_up(fleet: Fleet, message: Message) -> None:
         raise fleet.given_up(message)
 
 
-def _do(fleet: Fleet, message: Message) -> None:
+def _run_part(fleet: Fleet, message: Message) -> None:
     """Run this machine's part of one job."""
     fleet.jobs = message["job"]
     with ExitStack() as held:

@@ -79,7 +79,7 @@ class Leader:
         """Return False: machine 0's launcher handles the reports of its own workers itself."""
         return False
 
-    def news(self, deal: Callable[[Seen, Report], None]) -> Iterator[Report]:
+    def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
         """Handle the messages of other machines, and yield a report of each failure.
 
         Raises:
@@ -93,11 +93,11 @@ class Leader:
                     if report["kind"] == "failed":
                         yield {**report, "machine": self._fleet.name(message["machine"])}
                     elif report["kind"] in ("log", "restart", "restarted"):
-                        deal(seen, report)  # immediately, before reports that wait for files
+                        handle(seen, report)  # immediately, before reports that wait for files
                     else:
-                        there = self._there(message["machine"], report)
+                        there = self._arrival(message["machine"], report)
                         self._waiting[seen.seat].append((report, there))
-                        self._deal(seen, deal)
+                        self._handle_arrived(seen, handle)
                 case "looks":
                     for number, look in message["looks"]:
                         self.away[self._job.seats[number]].pulse.show(bytes.fromhex(look))
@@ -109,11 +109,11 @@ class Leader:
         for parcels in self._fleet.parcels.values():
             parcels.check()
         for seen in self.away.values():
-            self._deal(seen, deal)
+            self._handle_arrived(seen, handle)
         if silent := self._fleet.silent():
             yield self._gone(*silent)
 
-    def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
+    def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
         """Wait for related failures on other machines, and return the failure that caused all.
 
         Raises:
@@ -123,7 +123,7 @@ class Leader:
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
             try:
-                failures += self.news(deal)
+                failures += self.handle_messages(handle)
             except RunFailedError:
                 if all(map(_lost_connection, failures)):
                     raise
@@ -136,7 +136,7 @@ class Leader:
         """Tell the other machines how the job ends."""
         self._fleet.tell({"kind": "end of job", **how})
 
-    def _there(self, machine: int, report: Report) -> Event:
+    def _arrival(self, machine: int, report: Report) -> Event:
         """Return an event that is set once the file that a report names is on this machine."""
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
@@ -146,11 +146,11 @@ class Leader:
         folder = checkpoint.unfinished_folder(self._job.run_dir, int(report["step"]))
         return parcels.take(report["file"], folder)
 
-    def _deal(self, seen: Seen, deal: Callable[[Seen, Report], None]) -> None:
+    def _handle_arrived(self, seen: Seen, handle: Callable[[Seen, Report], None]) -> None:
         """Handle a worker's reports in order, up to a report whose file has not arrived yet."""
         waiting = self._waiting[seen.seat]
         while waiting and waiting[0][1].is_set():
-            deal(seen, waiting.popleft()[0])
+            handle(seen, waiting.popleft()[0])
 
     def _gone(self, machine: int, silent: str) -> Report:
         seen = next(each for each in self.away.values() if self._job.home(each.seat) == machine)
@@ -173,7 +173,7 @@ class Follower:
         self.away: dict[Seat, Seen] = {}
         self.ended: Message | None = None
         self._told_signal = False
-        self._looked_s = 0.0
+        self._reported_s = 0.0
 
     @property
     def signal(self) -> int | None:
@@ -191,17 +191,17 @@ class Follower:
             parcels.send(folder / report["file"].name, remove=True)
         return True
 
-    def look(self, workers: Sequence[Seen]) -> None:
+    def report_progress(self, workers: Sequence[Seen]) -> None:
         """Report a signal to machine 0 immediately, and the workers' progress once a second."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True
-        if time.monotonic() - self._looked_s > 1.0:
-            self._looked_s = time.monotonic()
+        if time.monotonic() - self._reported_s > 1.0:
+            self._reported_s = time.monotonic()
             looks = [[self._job.number(each.seat), bytes(each.pulse).hex()] for each in workers]
             self._fleet.tell({"kind": "looks", "looks": looks})
 
-    def news(self, deal: Callable[[Seen, Report], None]) -> list[Report]:
+    def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
         """Check whether machine 0 has ended the job, and return no reports.
 
         Raises:
@@ -226,7 +226,7 @@ class Follower:
             raise RunFailedError(silent[1])
         return []
 
-    def verdict(self, failures: list[Report], deal: Callable[[Seen, Report], None]) -> Report:
+    def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
         """Report this machine's failures to machine 0, and wait until it names the cause.
 
         If it names none in time, return the cause among this machine's failures.
@@ -240,7 +240,7 @@ class Follower:
             self.pass_on(failure)
         until_s = time.monotonic() + VERDICT_S
         while time.monotonic() < until_s and self.ended is None:
-            self.news(deal)
+            self.handle_messages(handle)
             time.sleep(0.1)
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 

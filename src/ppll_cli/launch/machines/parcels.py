@@ -30,7 +30,7 @@ AHEAD = 8
 STALLED_S = 120.0
 """Seconds that the other machine may take to send or read a piece: its disk may be slow."""
 
-LOOK_S = 0.01
+LOOK_S = 0.01  # between two checks whether the store has a piece
 
 Store = Any
 """Type of torch's stores; `Any`, because torch's type stubs are incomplete."""
@@ -55,7 +55,7 @@ class Parcels:
     def send(self, path: Path, remove: bool = False) -> Event:
         """Send a file; with `remove`, delete it afterwards.
 
-        The event is set once all pieces are in the store.
+        Return an event that is set once all pieces are in the store.
         """
         sent = Event()
 
@@ -74,7 +74,7 @@ class Parcels:
     def take(self, file: SavedFile, folder: Path) -> Event:
         """Receive the next file that the other machine sends, into a folder.
 
-        The event is set once the file is written and has the size and digest that `file` names.
+        Return an event that is set once the file is written, with the size and digest of `file`.
         """
         path, there = folder / Path(file.name).name, Event()
 

@@ -25,7 +25,7 @@ DAY_S = 86400
 BACKLOG = 2048
 """How many connections may wait until the store accepts them; each worker opens several."""
 
-SIOCGIFADDR = 0x8915
+SIOCGIFADDR = 0x8915  # the call of Linux that returns the address of an interface
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
 
 class ZeroBubbleH1(Schedule):
-    """1F1B with split backwards: a stage computes gradients of weights while it would wait.
+    """1F1B with split backwards: a stage computes gradients of weights instead of waiting.
 
     K = 3 stages, M = 4 micro-batches (F forward, B gradients of inputs, W gradients of weights, S
     step)::
