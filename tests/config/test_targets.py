@@ -197,7 +197,7 @@ def test_limits_in_annotations_hold_with_and_without_make(
 
 
 def test_python_code_may_pass_lists_for_tuples() -> None:
-    assert Limited(width=1, both=[3, 4]).both == [3, 4]  # type: ignore[arg-type]
+    assert [*Limited(width=1, both=[3, 4]).both] == [3, 4]  # type: ignore[arg-type]
 
 
 def test_an_unknown_option_is_refused() -> None:
