@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
 from ppll_cli.config import targets
-from ppll_cli.config.targets import make
+from ppll_cli.config.targets import check_options, make
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Count, Share
 
 
 class Options:
@@ -50,6 +51,19 @@ class Options:
 class Base:
     width: int
     height: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limited:
+    """Has limits in the annotations, and a field that is no option."""
+
+    width: Count
+    share: Share | None = None
+    both: tuple[int, int] = (1, 2)
+    found: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_options("group", self)
 
 
 class Child(Base):
@@ -163,6 +177,27 @@ def test_values_of_a_wrong_type_are_refused(key: str, value: object, problem: st
     error = refusal(Options, **{"count": 1, key: value})
     assert (error.key, error.value) == (f"group.{key}", value)
     assert problem in error.problem
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 0}, "group.width=0: must be greater than or equal to 1"),
+        ({"share": 1.5}, "group.share=1.5: must be less than or equal to 1, or null"),
+        ({"share": float("nan")}, "group.share=nan: must be a finite number, or null"),
+    ],
+)
+def test_limits_in_annotations_hold_with_and_without_make(
+    options: dict[str, Any], message: str
+) -> None:
+    assert str(refusal(Limited, **{"width": 1, **options})) == message
+    with pytest.raises(ConfigError) as caught:
+        Limited(**{"width": 1, **options})
+    assert str(caught.value) == message
+
+
+def test_python_code_may_pass_lists_for_tuples() -> None:
+    assert [*Limited(width=1, both=[3, 4]).both] == [3, 4]  # type: ignore[arg-type]
 
 
 def test_an_unknown_option_is_refused() -> None:

@@ -169,9 +169,12 @@ def test_a_tint_contrasts_with_its_background() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"side": 31}, "data.side=31: is too small; give at least 32"),
-        ({"pictures": 0}, "data.pictures=0: is too small"),
-        ({"test_pictures": 2_000_000}, "data.test_pictures=2000000: is too large"),
+        ({"side": 31}, "data.side=31: must be greater than or equal to 32"),
+        ({"pictures": 0}, "data.pictures=0: must be greater than or equal to 1"),
+        (
+            {"test_pictures": 2_000_000},
+            "data.test_pictures=2000000: must be less than or equal",
+        ),
     ],
 )
 def test_impossible_options_are_refused(make: Make, changes: dict[str, int], message: str) -> None:

@@ -168,4 +168,4 @@ def test_missing_files_of_imagenet_are_named(options: Options, tmp_path: Path) -
     assert "sort its pictures into val/CLASS, as valprep.sh does" in line()
     assert "data.crop_scale=(0.5, 0.1): is not a range" in line(crop_scale=(0.5, 0.1))
     assert "data.middle_part=2" in line(middle_part=2)
-    assert "data.loaders=0: is too small; give at least 1 or null" in line(loaders=0)
+    assert "data.loaders=0: must be greater than or equal to 1, or null" in line(loaders=0)

@@ -207,13 +207,13 @@ def test_missing_folders_are_refused_by_name(photos: Make, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scale": 5}, "data.scale=5: is not supported; choose 2, 3 or 4"),
-        ({"patch": 1}, "data.patch=1: is too small"),
-        ({"tile": 6}, r"data.tile=6: is too small; give at least 7 \(more than twice"),
-        ({"mean": [0.5]}, r"data.mean=\[0.5\]: is not a colour"),
-        ({"longest_side": 0}, "data.longest_side=0: must be at least 1"),
-        ({"val_fraction": 1.0}, "data.val_fraction=1.0: is out of range"),
-        ({"eval_limit": 0}, "data.eval_limit=0: is too small"),
+        ({"scale": 5}, "data.scale=5: must be 2, 3 or 4"),
+        ({"patch": 1}, "data.patch=1: must be greater than or equal to 8"),
+        ({"tile": 6}, "data.tile=6: must be more than twice data.overlap=3"),
+        ({"mean": [0.5]}, r"data.mean=\[0.5\]: must have at least 3 items"),
+        ({"longest_side": 0}, "data.longest_side=0: must be greater than or equal to 1, or null"),
+        ({"val_fraction": 1.0}, "data.val_fraction=1.0: must be less than 1"),
+        ({"eval_limit": 0}, "data.eval_limit=0: must be greater than or equal to 1, or null"),
     ],
 )
 def test_impossible_options_are_refused(

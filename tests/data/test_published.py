@@ -47,6 +47,13 @@ def test_without_a_network_one_line_gives_a_remedy(
 
 
 @pytest.mark.parametrize("kind", ALL)
+def test_each_class_has_a_name(options: Options, kind: type[ImageDataset]) -> None:
+    """CIFAR-100 once had the names of CIFAR-10, so each run on it was refused."""
+    dataset = kind(**options())
+    assert len(set(dataset.class_names)) == dataset.class_count == dataset.task.classes
+
+
+@pytest.mark.parametrize("kind", ALL)
 def test_a_forbidden_download_creates_no_folder(
     options: Options, cache: Path, kind: type[ImageDataset]
 ) -> None:

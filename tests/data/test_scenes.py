@@ -183,13 +183,13 @@ def test_a_broken_picture_is_refused_by_name(make_voc: MakeVoc, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"short_side": 31}, "data.short_side=31: is too small; give at least 32"),
-        ({"long_side": 59}, r"data.long_side=59: is too small; give at least 60 \(data.short_side"),
-        ({"anchor": 0}, "data.anchor=0: is too small"),
+        ({"short_side": 31}, "data.short_side=31: must be greater than or equal to 32"),
+        ({"long_side": 59}, "data.long_side=59: must be at least data.short_side=60"),
+        ({"anchor": 0}, "data.anchor=0: must be greater than or equal to 1"),
         ({"mean": [0.5, 0.5]}, r"data.mean=\[0.5, 0.5\]: has 2 values"),
-        ({"std": [0.0, 1, 1]}, "is not positive"),
-        ({"val_fraction": 1.0}, "data.val_fraction=1.0: is out of range"),
-        ({"eval_limit": 0}, "data.eval_limit=0: is too small"),
+        ({"std": [0.0, 1, 1]}, "must be greater than 0"),
+        ({"val_fraction": 1.0}, "data.val_fraction=1.0: must be less than 1"),
+        ({"eval_limit": 0}, "data.eval_limit=0: must be greater than or equal to 1, or null"),
         ({"root": "/nowhere/at/all"}, "data.root=/nowhere/at/all: is not a folder"),
     ],
 )

@@ -286,11 +286,11 @@ def test_units_that_cannot_be_copied_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 0}, "local.depth=0: must be at least 1"),
-        ({"depth": -2}, "local.depth=-2: must be at least 1"),
-        ({"tau": -0.1}, "local.tau=-0.1: is out of range; give 0 <= tau <= 1"),
-        ({"tau": 1.5}, "local.tau=1.5: is out of range; give 0 <= tau <= 1"),
-        ({"tau": float("nan")}, "local.tau=nan: is out of range; give 0 <= tau <= 1"),
+        ({"depth": 0}, "local.depth=0: must be greater than or equal to 1"),
+        ({"depth": -2}, "local.depth=-2: must be greater than or equal to 1"),
+        ({"tau": -0.1}, "local.tau=-0.1: must be greater than or equal to 0"),
+        ({"tau": 1.5}, "local.tau=1.5: must be less than or equal to 1"),
+        ({"tau": float("nan")}, "local.tau=nan: must be a finite number"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, float], message: str) -> None:

@@ -94,7 +94,9 @@ def test_what_the_perceptron_reads_of_a_small_map(
 
 @pytest.mark.parametrize("hidden", [0, -4])
 def test_hidden_must_be_positive(hidden: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^local\.hidden={hidden}: must be at least 1"):
+    with pytest.raises(
+        ConfigError, match=rf"^local\.hidden={hidden}: must be greater than or equal"
+    ):
         DGL(hidden=hidden)
 
 

@@ -256,7 +256,7 @@ def test_another_task_has_a_bank_if_the_head_is_a_classifier_head() -> None:
 
 
 def test_depth_must_be_positive() -> None:
-    with pytest.raises(ConfigError, match=r"^local\.depth=0: must be at least 1"):
+    with pytest.raises(ConfigError, match=r"^local\.depth=0: must be greater than or equal to 1"):
         FBA(bank=OFF, depth=0)
 
 

@@ -137,11 +137,11 @@ def test_a_module_before_the_head_has_only_the_local_loss() -> None:
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"loss": "mse"}, "local.loss=mse: is unknown; possible: infopro, dgl, ce, null"),
-        ({"lag": 0}, "local.lag=0: is not a valid number of batches; give 1 or more"),
-        ({"momentum": 1.5}, "local.momentum=1.5: is out of range"),
-        ({"momentum": float("nan")}, "local.momentum=nan: is out of range"),
-        ({"weights": [1.0]}, "local.weights=[1.0]: has 1 numbers, not 4"),
+        ({"loss": "mse"}, "local.loss=mse: must be 'infopro', 'dgl' or 'ce', or null"),
+        ({"lag": 0}, "local.lag=0: must be greater than or equal to 1"),
+        ({"momentum": 1.5}, "local.momentum=1.5: must be less than or equal to 1"),
+        ({"momentum": float("nan")}, "local.momentum=nan: must be a finite number"),
+        ({"weights": [1.0]}, "local.weights=[1.0]: must be l1 and l2 of the first"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], problem: str) -> None:

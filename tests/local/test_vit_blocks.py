@@ -102,9 +102,9 @@ def test_weights_are_fresh() -> None:
 @pytest.mark.parametrize(
     ("depth", "line"),
     [
-        (-1, "local.depth=-1: must be at least 0"),
-        ([1, -1, 0], "local.depth=-1: must be at least 0"),
-        ("0-5000", "local.depth=5000: are too many layers to build; use at most 4096"),
+        (-1, "local.depth=-1: must be greater than or equal to 0"),
+        ([1, -1, 0], "local.depth=-1: must be greater than or equal to 0"),
+        ("0-5000", "local.depth=5000: must be less than or equal to 4096"),
     ],
 )
 def test_invalid_depths_are_refused(depth: int | list[int] | str, line: str) -> None:

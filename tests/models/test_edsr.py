@@ -114,9 +114,9 @@ def test_tiles_that_overlap_too_little_are_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 0}, "model.depth=0: must be at least 1"),
-        ({"width": 0}, "model.width=0: must be at least 1"),
-        ({"res_scale": 0.0}, "model.res_scale=0.0: is out of range"),
+        ({"depth": 0}, "model.depth=0: must be greater than or equal to 1"),
+        ({"width": 0}, "model.width=0: must be greater than or equal to 1"),
+        ({"res_scale": 0.0}, "model.res_scale=0.0: must be greater than 0"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, float], message: str) -> None:

@@ -15,6 +15,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
+from ppll_cli.models.resnet import FamilyDepth
 from ppll_cli.models.retinanet import Norm, RetinaNet
 from ppll_cli.models.torchvision_weights import from_torchvision
 from ppll_cli.models.unit import ImageSpec
@@ -74,7 +75,9 @@ def values() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("depth", "norm"), [(18, "group"), pytest.param(50, "none", marks=pytest.mark.slow)]
 )
-def test_the_model_equals_torchvisions(depth: int, norm: Norm, values: dict[str, Tensor]) -> None:
+def test_the_model_equals_torchvisions(
+    depth: FamilyDepth, norm: Norm, values: dict[str, Tensor]
+) -> None:
     """With the same weights, outputs, losses and detections are equal."""
     other = theirs(depth, norm)
     with torch.no_grad():  # raises the scores, so that there are detections
@@ -113,11 +116,11 @@ def test_the_model_equals_torchvisions(depth: int, norm: Norm, values: dict[str,
 
 
 def test_impossible_options_and_tasks_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"model.depth=200: no RetinaNet has this depth"):
-        RetinaNet(depth=200)
-    with pytest.raises(ConfigError, match=r"model.width=0: must be at least 1"):
+    with pytest.raises(ConfigError, match=r"model.depth=200: must be 18, 34, 50, 101 or 152"):
+        RetinaNet(depth=200)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"model.width=0: must be greater than or equal to 1"):
         RetinaNet(width=0)
-    with pytest.raises(ConfigError, match=r"model.norm=batch: is unknown; possible: none, group"):
+    with pytest.raises(ConfigError, match=r"model.norm=batch: must be 'none' or 'group'"):
         RetinaNet(norm="batch")  # type: ignore[arg-type]
     for width in (32, 80):
         with pytest.raises(ConfigError, match=f"model.width={width}: does not make 32 groups of"):

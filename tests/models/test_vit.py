@@ -182,20 +182,20 @@ def test_tokens_are_contiguous_in_memory(
     ("options", "message"),
     [
         ({"heads": 5}, "model.heads=5: does not divide model.dim=32; possible: 1, 2, 4, 8, 16, 32"),
-        ({"dim": 0}, "model.dim=0: must be at least 1"),
-        ({"depth": 0}, "model.depth=0: must be at least 1"),
-        ({"heads": -1}, "model.heads=-1: must be at least 1"),
-        ({"patch": 0}, "model.patch=0: must be at least 1"),
+        ({"dim": 0}, "model.dim=0: must be greater than or equal to 1"),
+        ({"depth": 0}, "model.depth=0: must be greater than or equal to 1"),
+        ({"heads": -1}, "model.heads=-1: must be greater than or equal to 1"),
+        ({"patch": 0}, "model.patch=0: must be greater than or equal to 1"),
         ({"mlp_ratio": 0.0}, "model.mlp_ratio=0.0: leaves no width; give a positive number"),
         (
             {"mlp_ratio": float("nan")},
             "model.mlp_ratio=nan: leaves no width; give a positive number",
         ),
-        ({"pooling": "max"}, "model.pooling=max: is unknown; possible: cls, mean"),
-        ({"dropout": 1.0}, "model.dropout=1.0: is not a probability below 1; give 0 <= p < 1"),
+        ({"pooling": "max"}, "model.pooling=max: must be 'cls' or 'mean'"),
+        ({"dropout": 1.0}, "model.dropout=1.0: must be less than 1"),
         (
             {"attention_dropout": -0.1},
-            "model.attention_dropout=-0.1: is not a probability below 1; give 0 <= p < 1",
+            "model.attention_dropout=-0.1: must be greater than or equal to 0",
         ),
     ],
 )

@@ -207,11 +207,8 @@ WATCHING = "local._target_=tests.watching.Watching"
         (["+local.unit=2"], f"{WATCHING}: module 1 watches 'blocks.1', which is in no later mod"),
         (["+local.unit=99"], f"{WATCHING}: module 0 watches unit 99, which does not exist"),
         (["+local.unit=-1"], f"{WATCHING}: module 0 watches unit -1, which does not exist"),
-        (["+local.lag=0"], "local.lag=0: is not a valid number of batches; give 1 or more"),
-        (
-            ["+local.lag=4097"],
-            "local.lag=4097: keeps too many versions of a unit's weights; use at",
-        ),
+        (["+local.lag=0"], "local.lag=0: must be greater than or equal to 1"),
+        (["+local.lag=4097"], "local.lag=4097: must be less than or equal to 4096"),
     ],
 )
 def test_losses_that_watch_the_wrong_units_are_refused(options: list[str], problem: str) -> None:

@@ -94,7 +94,10 @@ GOOD = {"splits": {"train": [1], "test": [1]}, "image": [1, 8, 8], "names": ["a"
             "its load() returned train, test, dev",
         ),
         ({"splits": {"train": [1], "test": []}}, "its split 'test' is empty; each split needs"),
-        ({"image": [1, 8]}, "its image_spec() returned tuple; it must return ppll_cli.models.unit"),
+        (
+            {"image": [1, 8]},
+            "its image_spec() returned tuple; it must return ppll_cli.leaves",
+        ),
         ({"names": ["a"]}, "its class_names are 1, but its task has 2 classes; give each class"),
     ],
 )

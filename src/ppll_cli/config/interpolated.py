@@ -6,10 +6,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from ppll_cli.config.settings import Settings
-from ppll_cli.config.targets import locate, parameters_of
+from ppll_cli.config.targets import checked, locate, parameters_of
 from ppll_cli.errors import ConfigError
 
 
@@ -17,7 +17,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain data, with interpolations resolved.
 
     A text from an interpolation is converted to the number, boolean or null that Hydra would read
-    on a command line, if the key accepts this value and does not accept text.
+    on a command line, if the key does not accept this text.
     """
     container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found: dict[str, Any] = container
@@ -47,10 +47,14 @@ def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> A
     if isinstance(value, str):
         return text
     try:
-        wanted = TypeAdapter(_annotation(path, config))
-    except (KeyError, TypeError, ConfigError, PydanticSchemaGenerationError):
+        wanted = _annotation(path, config)
+    except (KeyError, TypeError, ConfigError):
         return text  # the code that uses the key will report the error
-    return value if _takes(wanted, value) and not _takes(wanted, text) else text
+    try:
+        checked(path[-1], text, wanted)
+    except ConfigError:
+        return value
+    return text
 
 
 def _spelled(text: str) -> Any:
@@ -60,14 +64,6 @@ def _spelled(text: str) -> Any:
     except OverrideParseException:
         return text
     return value if value is None or isinstance(value, bool | int | float) else text
-
-
-def _takes(wanted: TypeAdapter[Any], value: Any) -> bool:
-    try:
-        wanted.validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
 
 
 def _annotation(path: tuple[str, ...], config: Mapping[str, Any]) -> Any:

@@ -5,11 +5,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Count, Fraction, NotNegative, Positive
 
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-NotNegative = Annotated[FiniteFloat, Field(ge=0)]
-Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 Epochs = Annotated[FiniteFloat, Field(ge=0, le=1e9)]
 
 

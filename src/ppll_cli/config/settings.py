@@ -9,19 +9,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from ppll_cli.config.options import as_typed
-from ppll_cli.config.probability import check_probability
 from ppll_cli.config.sections import (
     CheckpointSettings,
-    Count,
     FeatureBank,
     Optim,
     Partition,
-    Positive,
     Recover,
     Section,
 )
-from ppll_cli.config.targets import describe
+from ppll_cli.config.targets import checked, describe
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Count, Fraction, Positive
 from ppll_cli.leaves.names import meant
 
 Workers = Annotated[int, Field(ge=1, le=4096)]  # for workers and for threads; no machine has more
@@ -42,8 +40,8 @@ def _word(value: str) -> str:
 
 Word = Annotated[str, AfterValidator(_word)]
 
-MOST_SLOTS = 1024
-"""Largest `transport.depth`. A prediction may have to simulate this number of batches."""
+Slots = Annotated[int, Field(ge=1, le=1024)]
+"""`transport.depth`. A prediction may have to simulate the largest number of batches."""
 
 
 PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
@@ -164,12 +162,10 @@ def parse(config: Mapping[str, Any]) -> Settings:
         settings = Settings.model_validate(config)
     except ValidationError as error:
         raise _config_error(error) from None
-    depth: Any = settings.transport.get("depth")
-    microbatches = settings.schedule.get("microbatches")
-    for key, value in (("schedule.microbatches", microbatches), ("transport.depth", depth)):
-        if type(value) is not int or value < 1:
-            raise ConfigError(key, value, "must be a whole number above 0")
-    _check_modules(settings.local.get("modules"), settings.local.get("cuts"))
+    checked("schedule.microbatches", settings.schedule.get("microbatches"), Count)
+    checked("transport.depth", settings.transport.get("depth"), Slots)
+    checked("local.modules", settings.local.get("modules"), Count | None)
+    _check_cuts(settings.local.get("cuts"))
     _check_probabilities(settings.model)
     if settings.fba.enabled and "bank" not in settings.local:
         key, value = as_typed("local", settings.local.get("_target_"))
@@ -178,16 +174,11 @@ def parse(config: Mapping[str, Any]) -> Settings:
     if settings.local.get("bank", config["fba"]) != config["fba"]:
         problem = "is set by the group fba, and cannot differ from it"
         raise ConfigError("local.bank", settings.local["bank"], problem, "use fba=on or fba=off")
-    if depth > MOST_SLOTS:
-        problem = "is more than a channel can use"
-        raise ConfigError("transport.depth", depth, problem, f"use at most {MOST_SLOTS}")
     return settings
 
 
-def _check_modules(count: Any, cuts: Any) -> None:
-    """Check the settings of modules, even if the schedule does not use modules."""
-    if count is not None and (type(count) is not int or count < 1):
-        raise ConfigError("local.modules", count, "must be a whole number above 0, or null")
+def _check_cuts(cuts: Any) -> None:
+    """Check the cuts between modules, even if the schedule does not use modules."""
     names = cuts if isinstance(cuts, list) else [cuts]
     if cuts is not None and not all(isinstance(name, str) for name in names):
         problem = "must be a list of names of units, or the name of a partition of the model"
@@ -195,13 +186,13 @@ def _check_modules(count: Any, cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check the options of this program's models that are probabilities, without importing torch.
+    """Check the options of this program's models that are probabilities.
 
-    The models check the same, but only when they are imported.
+    The models check the same, but importing them imports torch.
     """
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
-            check_probability(f"model.{name}", model[name])
+            checked(f"model.{name}", model[name], Fraction)
 
 
 def _config_error(error: ValidationError) -> ConfigError:

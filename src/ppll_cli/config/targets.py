@@ -1,5 +1,6 @@
 """Creates the objects whose classes a configuration names by `_target_`."""
 
+import dataclasses
 import inspect
 import json
 import logging
@@ -12,7 +13,8 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
@@ -45,7 +47,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
             if key in own.get("__annotations__", ()) and "__init__" not in own:
                 remedy = "decorate the class with @dataclass(frozen=True, kw_only=True)"
             raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", remedy)
-        arguments[key] = _checked(f"{group}.{key}", value, parameters[key])
+        arguments[key] = checked(f"{group}.{key}", value, parameters[key])
     with blaming(f"{group}._target_", path, "constructing it"):
         try:
             signature.bind(**arguments)
@@ -106,8 +108,23 @@ def _first_line(error: BaseException) -> str:
     return type(error).__name__ + (message and f": {message}")
 
 
-def _checked(key: str, value: Any, annotation: Any) -> Any:
-    """Check a value against an annotation, and return it; lists become tuples if needed."""
+def check_options(group: str, made: Any) -> None:
+    """Check the fields of a dataclass against their annotations; refuse a value as `make` does.
+
+    `__post_init__` calls this for objects that Python code creates without `make`.
+    """
+    hints = _hints(type(made))
+    for field in dataclasses.fields(made):
+        if field.init:
+            value, annotation = getattr(made, field.name), hints.get(field.name, Any)
+            checked(f"{group}.{field.name}", value, annotation, plain=False)
+
+
+def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any:
+    """Check a value against an annotation, and return it converted to the annotated type.
+
+    A `plain` value is data that JSON can represent, and is checked strictly: 2.0 is not an integer.
+    """
     if annotation is inspect.Parameter.empty:
         return value
     try:
@@ -115,9 +132,12 @@ def _checked(key: str, value: Any, annotation: Any) -> Any:
     except PydanticSchemaGenerationError:  # pydantic cannot check this class; its constructor can
         return value
     try:
-        return adapter.validate_json(json.dumps(value), strict=True)
+        if plain:
+            return adapter.validate_json(json.dumps(value), strict=True)
+        return adapter.validate_python(value)
     except ValidationError as error:
         problem = "; or ".join(describe(detail["msg"]) for detail in error.errors())
+        problem += ", or null" if NoneType in get_args(annotation) else ""
         raise ConfigError(key, value, problem) from None
 
 
@@ -181,7 +201,7 @@ def start_folder() -> Path:
 
 def _hints(function: Any) -> dict[str, Any]:
     try:
-        return get_type_hints(function)
+        return get_type_hints(function, include_extras=True)
     except Exception:  # annotations with unknown names: the class has to check its arguments
         return {}
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,23 +14,13 @@ from ppll_cli.data.published import Content, Published
 class Cifar10(Published):
     """CIFAR-10 from its files for Python, in `cifar-10-batches-py` under the root."""
 
+    original = "CIFAR10"
     class_count = 10
-    class_names = (
+    class_names: ClassVar[tuple[str, ...]] = (
         *("airplane", "automobile", "bird", "cat", "deer"),
         *("dog", "frog", "horse", "ship", "truck"),
     )
     channel_count = 3
-
-    @property
-    def published(self) -> Any:
-        """The class in torchvision for this data set."""
-        from torchvision.datasets import CIFAR10
-
-        return CIFAR10
-
-    @property
-    def url(self) -> str:  # noqa: D102
-        return str(self.published.url)
 
     def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
         cifar = self.published

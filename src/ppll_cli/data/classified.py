@@ -5,23 +5,21 @@ Legend: N samples, C channels, H height, W width (pixels).
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf, isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
-from ppll_cli.data.files import Files, check_at_least
+from pydantic import FiniteFloat
+
+from ppll_cli.data.files import Files
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.images import IMAGE, ImageSpec
+from ppll_cli.leaves.limits import Natural, NotNegative, Positive
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL.Image import Image
 
-    from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.classification import Classification
-
-PAD_MODES = ("zeros", "reflect")
-AUGMENTATIONS = ("basic", "randaugment", "none")
-MIXED_BY = ("mixup", "cutmix")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +40,15 @@ class Classified(Files, ABC):
             image; 0 for no CutMix.
     """
 
-    mean: list[float]
-    std: list[float]
-    pad: int
+    mean: list[FiniteFloat]
+    std: list[Positive]
+    pad: Natural
     pad_mode: Literal["zeros", "reflect"]
     flip: bool
     # These keys have defaults, so that older runs without these keys can be resumed.
     augment: Literal["basic", "randaugment", "none"] = "basic"
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
 
     @property
     @abstractmethod
@@ -69,22 +67,12 @@ class Classified(Files, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("pad", self.pad, 0)
-        for key, known in (("pad_mode", PAD_MODES), ("augment", AUGMENTATIONS)):
-            if (value := getattr(self, key)) not in known:
-                raise ConfigError(
-                    f"data.{key}", value, "is unknown", f"choose {' or '.join(known)}"
-                )
         check_normalisation(self.mean, self.std, self.channel_count)
-        for key in MIXED_BY:
-            if not 0 <= (alpha := getattr(self, key)) < inf:
-                problem = "must be finite and not negative"
-                raise ConfigError(f"data.{key}", alpha, problem, "give 0 to turn it off")
 
     @property
     def mixed(self) -> dict[str, float]:
         """The values of `data.mixup` and `data.cutmix` by key, without keys that are 0."""
-        values = {f"data.{key}": getattr(self, key) for key in MIXED_BY}
+        values = {"data.mixup": self.mixup, "data.cutmix": self.cutmix}
         return {key: alpha for key, alpha in values.items() if alpha}
 
     @property
@@ -103,11 +91,10 @@ class Classified(Files, ABC):
         if self.pad >= side:
             raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
+    def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
         """Fit a picture of the user to the model's size and normalise it: float32 [1, C, H, W]."""
         from ppll_cli.data.augment import normalise, per_channel
         from ppll_cli.data.one_picture import fitted
-        from ppll_cli.models.unit import IMAGE
 
         mean, std = per_channel(self.mean, device), per_channel(self.std, device)
         return {IMAGE: normalise(fitted(picture, image).to(device), mean, std)}
@@ -115,19 +102,14 @@ class Classified(Files, ABC):
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Return the model's probabilities of all classes for a picture of the user."""
         from ppll_cli.data.one_picture import labelled
-        from ppll_cli.models.unit import IMAGE
 
         found = self.task.probabilities(predict(inputs[IMAGE]))[0]
         return labelled(found.tolist(), self.class_names)
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:
-    """Refuse wrong values of `data.mean` and `data.std`: each has one value, or one per channel."""
+    """Check that `data.mean` and `data.std` each have one value, or one value per channel."""
     for key, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             problem = f"has {len(values)} values, the images have {channels} channels"
             raise ConfigError(f"data.{key}", values, problem, "give one value, or one per channel")
-        if not all(isfinite(value) for value in values):
-            raise ConfigError(f"data.{key}", values, "is not finite", "give finite numbers")
-    if min(std) <= 0:
-        raise ConfigError("data.std", std, "is not positive", "give values above 0")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Part, fixed_random, hold_out
+from ppll_cli.leaves.images import ImageSpec
 
 __all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # data sets of users import these
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
 
     from ppll_cli.data.batches import Batches, Split
     from ppll_cli.data.identity import Identity
-    from ppll_cli.models.unit import ImageSpec
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,8 @@ class ImageDataset(Classified):
             ConfigError: Files are missing, and downloading them failed or is not allowed.
         """
 
-    def image_spec(self, splits: "dict[str, Split]") -> "ImageSpec":
+    def image_spec(self, splits: "dict[str, Split]") -> ImageSpec:
         """Return channels, height, width, mean and standard deviation of the images."""
-        from ppll_cli.models.unit import ImageSpec
-
         _, channels, height, width = splits["train"].images.shape
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
 

@@ -3,24 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from ppll_cli.data.fashion_mnist import CLASSES, FashionMnist
-from ppll_cli.data.files import Part, cache_root, check_at_least, fixed_random
+from ppll_cli.data.files import Part, cache_root, fixed_random
 from ppll_cli.data.kept import kept_folder, pixels_file, place, stamp
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Found, Objects, Scenes, read_objects
 from ppll_cli.data.source import EvaluationForm
-from ppll_cli.errors import ConfigError
 
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of the first scene
 PAINTER = 1
 """Version of the painting code. Increase it with each change of painted scenes, so that older
 scenes in the cache folder are not used."""
 
-_MOST = 1_000_000  # largest number of scenes of a part
+Number = Annotated[int, Field(ge=1, le=1_000_000)]  # of scenes of a part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +39,9 @@ class FashionScenes(DetectionDataset):
         side: Height and width of a scene, in pixels.
     """
 
-    pictures: int
-    test_pictures: int
-    side: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("side", self.side, 32)
-        for key in ("pictures", "test_pictures"):
-            check_at_least(key, getattr(self, key), 1)
-            if getattr(self, key) > _MOST:
-                raise ConfigError(
-                    f"data.{key}", getattr(self, key), "is too large", f"give at most {_MOST}"
-                )
+    pictures: Number
+    test_pictures: Number
+    side: Annotated[int, Field(ge=32)]
 
     @property
     def class_names(self) -> tuple[str, ...]:  # noqa: D102

@@ -8,8 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ppll_cli.config.targets import check_options
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.cache import cache_folder
+from ppll_cli.leaves.limits import Count, Fraction
 
 Part = Literal["train", "test"]
 """A part into which the files of a data set are divided. The split `val` is held out of `train`."""
@@ -39,27 +41,22 @@ class Files:
     Attributes:
         root: Folder with the files; None for `cache_root()`.
         download: Whether missing files may be downloaded into the root.
-        val_fraction: Fraction of the training set, in [0, 1), that is held out as `val`.
+        val_fraction: Fraction of the training set that is held out as `val`.
         drop_last: Whether a shorter last training batch of an epoch is left out.
         eval_limit: Largest number of samples of `val` and of `test`; None for no limit.
     """
 
     root: str | None
     download: bool
-    val_fraction: float
+    val_fraction: Fraction
     drop_last: bool
-    eval_limit: int | None
+    eval_limit: Count | None
 
     def __post_init__(self) -> None:
+        check_options("data", self)
         if self.root is not None and not readable(self.root):
             problem = "is not a folder that can be read"
             raise ConfigError("data.root", self.root, problem, "create it, or give null")
-        if not 0 <= self.val_fraction < 1:
-            raise ConfigError(
-                "data.val_fraction", self.val_fraction, "is out of range", "give 0 <= fraction < 1"
-            )
-        if self.eval_limit is not None:
-            check_at_least("eval_limit", self.eval_limit, 1, "or null for all")
 
     @property
     def folder(self) -> Path:
@@ -105,17 +102,6 @@ def hold_out(
         raise ConfigError("data.val_fraction", fraction, problem, remedy)
     held_out = fixed_random(_HOLD_OUT_SEED).permutation(samples)[:count]
     return np.setdiff1d(np.arange(samples), held_out), held_out
-
-
-def check_at_least(key: str, value: int, least: int, otherwise: str = "") -> None:
-    """Refuse a value of `data.<key>` below `least`.
-
-    In the error message, `otherwise` follows the smallest value.
-    """
-    if not value >= least:
-        raise ConfigError(
-            f"data.{key}", value, "is too small", f"give at least {least} {otherwise}".rstrip()
-        )
 
 
 def sample_name(number: int, file: Path | None) -> str:

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ppll_cli.data.files import check_at_least
+from pydantic import Field, FiniteFloat
+
 from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import (
     Classes,
@@ -15,6 +17,7 @@ from ppll_cli.data.labelled.listing import (
     from_folders,
 )
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Count
 
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
 """Folder of the pictures in Kaggle's archive."""
@@ -38,7 +41,8 @@ class ImageNet(LabelledPictures):
     """
 
     crop_scale: tuple[float, float]
-    middle_part: float
+    middle_part: Annotated[FiniteFloat, Field(gt=0, le=1)]
+    loaders: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,12 +50,6 @@ class ImageNet(LabelledPictures):
         if not 0 < low <= high <= 1:
             remedy = "give 0 < low <= high <= 1"
             raise ConfigError("data.crop_scale", self.crop_scale, "is not a range of areas", remedy)
-        if not 0 < self.middle_part <= 1:
-            raise ConfigError(
-                "data.middle_part", self.middle_part, "is out of range", "give 0 < part <= 1"
-            )
-        if self.loaders is not None:
-            check_at_least("loaders", self.loaders, 1, "or null")
 
     @property
     def resident(self) -> bool:

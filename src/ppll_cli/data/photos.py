@@ -9,6 +9,7 @@ from ppll_cli.data.files import Part, readable
 from ppll_cli.data.pictures.cache import Source
 from ppll_cli.data.pictures.dataset import PictureDataset
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Count
 
 TEST_PICTURES = 3
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -28,18 +29,11 @@ class Photos(PictureDataset):
     """
 
     folders: list[str]
-    longest_side: int | None
+    longest_side: Count | None
 
     @property
     def longest(self) -> int | None:  # noqa: D102
         return self.longest_side
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.longest_side is not None and self.longest_side < 1:
-            raise ConfigError(
-                "data.longest_side", self.longest_side, "must be at least 1", "or null"
-            )
 
     def sources(self, part: Part) -> Sequence[Source]:  # noqa: D102
         paths: list[Path] = []

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -21,14 +21,22 @@ Content = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Published(ImageDataset):
-    """A data set for which torchvision has a class."""
+    """A data set for which torchvision has a class, `original` in `torchvision.datasets`."""
 
+    original: ClassVar[str]
     remedy = PUBLISHED
 
     @property
-    @abstractmethod
+    def published(self) -> Any:
+        """The class in torchvision for this data set."""
+        from torchvision import datasets
+
+        return getattr(datasets, self.original)
+
+    @property
     def url(self) -> str:
         """The URL where a person finds the files."""
+        return str(self.published.url)
 
     @abstractmethod
     def files(self, part: Part) -> Mapping[str, str]:

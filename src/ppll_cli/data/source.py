@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from ppll_cli.leaves.images import ImageSpec
+
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
 
     from ppll_cli.leaves.values import ValueSpec
-    from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.task import Task
 
 Predict = Callable[["Tensor"], "Tensor"]
@@ -48,7 +49,7 @@ class EvaluationForm:
         samples: Largest number of samples of a batch.
     """
 
-    image: "ImageSpec"
+    image: ImageSpec
     targets: "Mapping[str, ValueSpec]"
     samples: int
 
@@ -119,7 +120,7 @@ class Dataset(Protocol):
     def load(self) -> Mapping[str, Sized]:
         """Read and check the data, and return its splits by name."""
 
-    def image_spec(self, splits: Any) -> "ImageSpec":
+    def image_spec(self, splits: Any) -> ImageSpec:
         """Return the shape of training images, given the result of `load`."""
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:

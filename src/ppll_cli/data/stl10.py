@@ -1,6 +1,6 @@
 """STL-10: 5,000 training and 8,000 test colour photographs, 96x96 pixels, 10 classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ppll_cli.data.published import Content, Published
 class Stl10(Published):
     """STL-10 from the binary files in `stl10_binary` under the root, without unlabelled images."""
 
+    original = "STL10"
     class_count = 10
     class_names = (
         *("airplane", "bird", "car", "cat", "deer"),
@@ -18,23 +19,20 @@ class Stl10(Published):
     )
     channel_count = 3
 
-    @property
-    def url(self) -> str:  # noqa: D102
-        from torchvision.datasets import STL10
-
-        return str(STL10.url)
-
     def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
-        from torchvision.datasets import STL10
-
-        listed = STL10.train_list[:2] if part == "train" else STL10.test_list
-        return {f"{STL10.base_folder}/{name}": md5 for name, md5 in listed}
+        return {f"{self.published.base_folder}/{name}": md5 for name, md5 in self._listed(part)}
 
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
-        from torchvision.datasets import STL10
-
         # torchvision would check the sums of all files, even of 2.8 GB of unlabelled images.
-        lists: dict[str, Any] = {"train_list": [], "test_list": []}
-        lists[f"{part}_list"] = STL10.train_list[:2] if part == "train" else STL10.test_list
-        data = type("STL10", (STL10,), lists)(folder, part, download=download)
+        lists: dict[str, Any] = {
+            "train_list": [],
+            "test_list": [],
+            f"{part}_list": self._listed(part),
+        }
+        data = type("STL10", (self.published,), lists)(folder, part, download=download)
         return data.data, data.labels
+
+    def _listed(self, part: Part) -> Sequence[tuple[str, str]]:
+        """Return name and MD5 sum of each file of a part; two of the training files have labels."""
+        listed: Sequence[tuple[str, str]] = getattr(self.published, f"{part}_list")
+        return listed[:2]

@@ -10,23 +10,18 @@ from ppll_cli.data.published import Content, Published
 class Svhn(Published):
     """SVHN from `train_32x32.mat` and `test_32x32.mat` in the root, without the `extra` images."""
 
+    original = "SVHN"
     class_count = 10
     channel_count = 3
 
     @property
     def url(self) -> str:  # noqa: D102
-        from torchvision.datasets import SVHN
-
-        return str(SVHN.split_list["train"][0]).rsplit("/", 1)[0] + "/"
+        return str(self.published.split_list["train"][0]).rsplit("/", 1)[0] + "/"
 
     def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
-        from torchvision.datasets import SVHN
-
-        _, name, md5 = SVHN.split_list[part]
+        _, name, md5 = self.published.split_list[part]
         return {name: md5}
 
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
-        from torchvision.datasets import SVHN
-
-        data = SVHN(folder, part, download=download)
+        data = self.published(folder, part, download=download)
         return data.data, data.labels

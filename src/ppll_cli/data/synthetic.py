@@ -1,22 +1,25 @@
 """Synthetic images of any size, for speed measurements and experiments."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from ppll_cli.data.dataset import Arrays, ImageDataset
-from ppll_cli.data.files import Part, check_at_least, fixed_random
+from ppll_cli.data.files import Part, fixed_random
+from ppll_cli.leaves.limits import Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(ImageDataset):
     """Random bytes with random labels, equal in every run. They contain nothing to learn."""
 
-    size: int  # height and width of an image, in pixels
-    channels: int
-    classes: int  # at least 2
-    train_samples: int
-    test_samples: int
+    size: Count  # height and width of an image, in pixels
+    channels: Count
+    classes: Annotated[int, Field(ge=2)]
+    train_samples: Count
+    test_samples: Count
 
     @property
     def class_count(self) -> int:  # noqa: D102
@@ -25,12 +28,6 @@ class Synthetic(ImageDataset):
     @property
     def channel_count(self) -> int:  # noqa: D102
         return self.channels
-
-    def __post_init__(self) -> None:
-        check_at_least("classes", self.classes, 2)
-        for key in ("size", "channels", "train_samples", "test_samples"):
-            check_at_least(key, getattr(self, key), 1)
-        super().__post_init__()
 
     def read(self, part: Part) -> Arrays:  # noqa: D102
         random = fixed_random(0 if part == "train" else 1)

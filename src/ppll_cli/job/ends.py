@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ppll_cli.config.options import as_typed
-from ppll_cli.config.targets import blaming
+from ppll_cli.config.targets import blaming, checked
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec, empty
 from ppll_cli.local.method import (
     Criterion,
+    Lag,
     LocalMethod,
     Site,
-    check_lag,
     module_criterion,
     module_exports,
 )
@@ -160,7 +160,7 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):
         raise ConfigError(*method, f"module {module} watches {watch!r}, which is not a Watch")
-    check_lag(watch.lag)
+    checked("local.lag", watch.lag, Lag, plain=False)
     if isinstance(watch.unit, bool) or watch.unit not in range(len(site.units)):
         problem = f"module {module} watches unit {watch.unit}, which does not exist"
     elif watch.unit < site.stop:

@@ -1,15 +1,17 @@
 """AugLocal: auxiliary networks copied from later units of the backbone (arXiv 2402.17318)."""
 
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 
-from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Depth, Share
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-from ppll_cli.models.unit import check_depth
 from ppll_cli.tasks.classification import ClassifierHead
 
 
+@dataclass(frozen=True, kw_only=True)
 class AugLocal(LocalMethod):
     """Trains each module through copies of d later units and of the model's head.
 
@@ -26,24 +28,20 @@ class AugLocal(LocalMethod):
     code the last module has d + 1 units, so that "K=16" for ResNet-32 means 16 - d modules.
     `local.cuts` accepts these partitions by name, for example `auglocal_d3`.
 
-    Args:
-        depth: d of the first module, 1 or more.
-        tau: How far d falls from `depth` towards 1, as a fraction from 0 to 1. From the first to
-            the last module with an auxiliary network, d falls linearly and is rounded. If tau is 0,
-            all modules have the same d.
+    Attributes:
+        depth: d of the first module.
+        tau: How far d falls from `depth` towards 1, as a fraction. From the first to the last
+            module with an auxiliary network, d falls linearly and is rounded. If tau is 0, all
+            modules have the same d.
         detection_head: For detectors, the pyramid levels on which a module is trained. `level`
             means the levels for the stride of the last copied unit's output.
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"
 
-    def __init__(
-        self, *, depth: int = 2, tau: float = 0.5, detection_head: DetectionHead | None = None
-    ) -> None:
-        check_depth("local.depth", depth)
-        if not 0 <= tau <= 1:
-            raise ConfigError("local.tau", tau, "is out of range", "give 0 <= tau <= 1")
-        self.depth, self.tau, self.detection_head = depth, tau, detection_head
+    depth: Depth = 2
+    tau: Share = 0.5
+    detection_head: DetectionHead | None = None
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)

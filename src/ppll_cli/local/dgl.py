@@ -1,14 +1,15 @@
 """DGL: decoupled greedy learning (Belilovsky et al., 2020)."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppll_cli.leaves.limits import Size
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, map_shape
-from ppll_cli.models.unit import check_size
 from ppll_cli.tasks.classification import classes_of
 
 
@@ -49,6 +50,7 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
+@dataclass(frozen=True, kw_only=True)
 class DGL(LocalMethod):
     """Trains each module through a small convolutional network and the task's loss.
 
@@ -66,7 +68,7 @@ class DGL(LocalMethod):
     pixel, and has hidden layers of width 512. InfoPro's comparison with DGL was published without
     code.
 
-    Args:
+    Attributes:
         hidden: Width of the perceptron's hidden layers. None means the width of the perceptron's
             input, which is four times the module's channels if the map has at least 5 x 5
             positions.
@@ -74,10 +76,7 @@ class DGL(LocalMethod):
 
     changed = "their pooling was corrected"
 
-    def __init__(self, *, hidden: int | None = None) -> None:
-        if hidden is not None:
-            check_size("local.hidden", hidden)
-        self.hidden = hidden
+    hidden: Size | None = None
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102
         classes_of(site.task, "dgl", key="local")  # refuses all tasks except classification

@@ -5,6 +5,7 @@ and the feature bank. How this program builds them is our own reading.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 
@@ -12,18 +13,20 @@ from torch import nn
 
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Depth
 from ppll_cli.local.bank import Bank, MapBank
 from ppll_cli.local.banked import BankedCriterion, ProbedCriterion
 from ppll_cli.local.copies import CopiedNetwork, copies_of, later_units
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.input_bank import InputBank
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-from ppll_cli.models.unit import Unit, check_depth
+from ppll_cli.models.unit import Unit
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.super_resolution import SuperResolution
 from ppll_cli.tasks.task import Shape, Task
 
 
+@dataclass(frozen=True, kw_only=True)
 class FBA(LocalMethod):
     """Trains each module through a Simple Local Module, which also reads a feature bank.
 
@@ -40,19 +43,17 @@ class FBA(LocalMethod):
     through its long skip. The values `fba.join=input`, `fba.trains=probe` and `fba.normalize=true`
     are our own variants.
 
-    Args:
-        depth: Number of units copied from each later resolution stage, 1 or more. If the model has
-            only one resolution stage, `depth` is the total number of copied units.
+    Attributes:
+        depth: Number of units copied from each later resolution stage. If the model has only one
+            resolution stage, `depth` is the total number of copied units.
         bank: The settings of the bank: which features it holds, and how they are fused.
         detection_head: For detectors, the pyramid levels on which a module is trained. With
             `level`, units whose maps are coarser than the head's finest level are not copied.
     """
 
-    def __init__(
-        self, *, bank: FeatureBank, depth: int = 1, detection_head: DetectionHead | None = None
-    ) -> None:
-        check_depth("local.depth", depth)
-        self.depth, self.bank, self.detection_head = depth, bank, detection_head
+    bank: FeatureBank
+    depth: Depth = 1
+    detection_head: DetectionHead | None = None
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)

@@ -1,20 +1,22 @@
 """Greedy local learning through the task's smallest head."""
 
+from dataclasses import dataclass
+
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 
 
+@dataclass(frozen=True, kw_only=True)
 class Greedy(LocalMethod):
     """Trains each module through the task's smallest head.
 
     For classification this head consists of a pool and a Linear layer.
 
-    Args:
+    Attributes:
         detection_head: For detectors, the pyramid levels on which a module is trained.
     """
 
-    def __init__(self, *, detection_head: DetectionHead | None = None) -> None:
-        self.detection_head = detection_head
+    detection_head: DetectionHead | None = None
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)

@@ -4,17 +4,19 @@ Legend: B batch, C channels, D width of vectors, H height, W width of a map.
 """
 
 from collections.abc import Mapping
-from math import isfinite
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Depth, NotNegative, Positive, Size
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, Probe, drawn_by_he, gram, map_shape
-from ppll_cli.models.unit import IMAGE, ImageSpec, check_depth, check_size
+from ppll_cli.models.unit import IMAGE, ImageSpec
 from ppll_cli.tasks.classification import Pool, class_shares, classes_of
 
 Loss = Literal["softmax", "contrastive"]
@@ -32,6 +34,16 @@ published for ResNet-32 on CIFAR-10 with the contrastive loss. The presets conta
 weights for ResNet-110, STL-10 and SVHN."""
 
 
+def _four(weights: list[float]) -> list[float]:
+    if len(weights) != 4:
+        raise ValueError("must be l1 and l2 of the first auxiliary network, then of the last")
+    return weights
+
+
+Weights = Annotated[list[NotNegative], AfterValidator(_four)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoPro(LocalMethod):
     """Trains each module to keep information about the image, and to separate the classes.
 
@@ -46,7 +58,7 @@ class InfoPro(LocalMethod):
     classifier is then a `Probe` with weight 1, which only measures the accuracy of the module (our
     choice).
 
-    Args:
+    Attributes:
         loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
             vectors, trained by cross-entropy, measures the module's accuracy (our choice). For
             mixed images, the similarity of two targets is computed from their class shares (our
@@ -63,30 +75,13 @@ class InfoPro(LocalMethod):
         temperature: Temperature of the contrastive loss.
     """
 
-    def __init__(
-        self,
-        *,
-        loss: Loss = "softmax",
-        weights: list[float] | None = None,
-        width: int = 64,
-        hidden: int = 128,
-        convolutions: int = 1,
-        decoder_width: int = 12,
-        temperature: float = 0.07,
-    ) -> None:
-        if loss not in get_args(Loss):
-            raise ConfigError("local.loss", loss, "is unknown", "possible: softmax, contrastive")
-        if weights is not None:
-            _check_weights(weights)
-        check_depth("local.convolutions", convolutions)
-        sizes = {"width": width, "hidden": hidden, "decoder_width": decoder_width}
-        for key, value in sizes.items():
-            check_size(f"local.{key}", value)
-        if not (isfinite(temperature) and temperature > 0):
-            raise ConfigError("local.temperature", temperature, "must be finite and above 0")
-        self.loss, self.weights, self.temperature = loss, weights, temperature
-        self.width, self.hidden, self.convolutions = width, hidden, convolutions
-        self.decoder_width = decoder_width
+    loss: Loss = "softmax"
+    weights: Weights | None = None
+    width: Size = 64
+    hidden: Size = 128
+    convolutions: Depth = 1
+    decoder_width: Size = 12
+    temperature: Positive = 0.07
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102
         classes = classes_of(site.task, "infopro", key="local")
@@ -124,14 +119,6 @@ class InfoPro(LocalMethod):
         perceptron = [nn.Linear(channels, self.hidden), nn.ReLU(inplace=True)]
         last = nn.Linear(self.hidden, outputs)
         return drawn_by_he(nn.Sequential(*layers, Pool(3), *perceptron, last))
-
-
-def _check_weights(weights: list[float]) -> None:
-    remedy = "give l1 and l2 of the first auxiliary network, then of the last, or null"
-    if len(weights) != 4:
-        raise ConfigError("local.weights", weights, f"has {len(weights)} numbers, not 4", remedy)
-    if not all(isfinite(weight) and weight >= 0 for weight in weights):
-        raise ConfigError("local.weights", weights, "must be finite and not negative", remedy)
 
 
 class Decoder(nn.Module):

@@ -4,25 +4,27 @@ Legend: B batch, T tokens, D width, C channels, H height, W width of a map.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Share
 from ppll_cli.local.copies import copy_unit
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.dgl import AdaptivePool, dgl_network
-from ppll_cli.local.infopro import InfoPro
-from ppll_cli.local.method import Criterion, LocalMethod, Site, Watch, check_lag
+from ppll_cli.local.infopro import InfoPro, Weights
+from ppll_cli.local.method import Criterion, Lag, LocalMethod, Site, Watch
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.task import only_for
 
 Loss = Literal["infopro", "dgl", "ce"]
 
 
+@dataclass(frozen=True, kw_only=True)
 class MAN(LocalMethod):
     """Trains each module through a copy of the next unit and a moving average of the next unit.
 
@@ -40,7 +42,7 @@ class MAN(LocalMethod):
     If the next unit is the model's head, the local loss reads the module's features directly,
     without LB and EMA (our choice).
 
-    Args:
+    Attributes:
         loss: The loss that reads y. It is for classification only; a detector has its task's loss.
             `infopro` is InfoPro's loss, with the classifier and decoder of `local=infopro`. `dgl`
             is cross-entropy through the network that the authors of MAN++ call DGL: pool to 8x8,
@@ -50,9 +52,8 @@ class MAN(LocalMethod):
             model's head (as published for ViTs: LayerNorm, class token, Linear). For other features
             it uses a copy of the model's head or, if the shape does not fit the head, the task's
             smallest head (our choice). None means `ce` for tokens and `infopro` otherwise.
-        lag: Age of the next unit's weights with which the average is updated, in batches, 1 or
-            more.
-        momentum: m, from 0 to 1.
+        lag: Age of the next unit's weights with which the average is updated, in batches.
+        momentum: m.
         weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
             the weights that `infopro_weights` returns.
         detection_head: For detectors, the pyramid levels on which a module is trained. `level` (the
@@ -64,23 +65,11 @@ class MAN(LocalMethod):
     name: ClassVar[str] = "man"
     scaled: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        *,
-        loss: Loss | None = None,
-        lag: int = 2,
-        momentum: float = 0.995,
-        weights: list[float] | None = None,
-        detection_head: DetectionHead | None = None,
-    ) -> None:
-        if loss is not None and loss not in get_args(Loss):
-            raise ConfigError("local.loss", loss, "is unknown", "possible: infopro, dgl, ce, null")
-        check_lag(lag)
-        if not 0 <= momentum <= 1:
-            raise ConfigError("local.momentum", momentum, "is out of range", "give 0 <= m <= 1")
-        InfoPro(weights=weights)  # checks the weights
-        self.loss, self.lag, self.momentum, self.weights = loss, lag, momentum, weights
-        self.detection_head = detection_head
+    loss: Loss | None = None
+    lag: Lag = 2
+    momentum: Share = 0.995
+    weights: Weights | None = None
+    detection_head: DetectionHead | None = None
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102
         site = with_detection_head(site, self.detection_head)

@@ -3,18 +3,19 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from ppll_cli.errors import ConfigError
+from ppll_cli.config.targets import check_options
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
-MOST_LAG = 4096
-"""Largest lag in batches, more than any method needs. A lag of n keeps n versions of weights."""
+Lag = Annotated[int, Field(ge=1, le=4096, strict=True)]
+"""Lag in batches. A lag of n keeps n versions of weights, and no method needs so many."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class Criterion(nn.Module):
 class LocalMethod(ABC):
     """A method that trains modules. Its constructor takes the keys of the method's YAML file.
 
+    If a subclass is a dataclass, its fields are checked against their annotations.
+
     Attributes:
         changed: Why auxiliary networks may differ from the auxiliary networks of an earlier version
             of this program. If a run of that version cannot be resumed, the error message contains
@@ -128,6 +131,9 @@ class LocalMethod(ABC):
     """
 
     changed: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_options("local", self)
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
@@ -145,15 +151,6 @@ class LocalMethod(ABC):
         called for the model's last module.
         """
         return ()
-
-
-def check_lag(lag: int) -> None:
-    """Refuse a lag that is not an integer, less than 1, or above `MOST_LAG`."""
-    if isinstance(lag, bool) or not isinstance(lag, int) or lag < 1:
-        raise ConfigError("local.lag", lag, "is not a valid number of batches", "give 1 or more")
-    if lag > MOST_LAG:
-        problem = "keeps too many versions of a unit's weights"
-        raise ConfigError("local.lag", lag, problem, f"use at most {MOST_LAG}")
 
 
 def module_criterion(method: LocalMethod, site: Site) -> Criterion:

@@ -4,17 +4,18 @@ Legend: B batch, C channels, D length of a vector, H height, W width of a map.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Share, Size
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
-from ppll_cli.models.unit import check_size
 from ppll_cli.tasks.classification import class_shares, classes_of
 
 
+@dataclass(frozen=True, kw_only=True)
 class PredSim(LocalMethod):
     """Trains each module to predict labels, and to compute similar features for similar labels.
 
@@ -28,21 +29,16 @@ class PredSim(LocalMethod):
     Linear layer begins with torch's initial weights instead of zeros, and odd sizes are pooled
     differently.
 
-    Args:
-        similarity: Weight of the similarity loss, from 0 to 1. With 0 there is no convolution. With
+    Attributes:
+        similarity: Weight of the similarity loss. With 0 there is no convolution. With
             1 the classifier is a `Probe`, which only measures the module's accuracy (our choice).
         width: Largest number of inputs of the Linear layer. The longer side of the map is halved,
             rounded up, until the number of values is at most `width`, or one value per channel is
             left. The paper's commands for CIFAR-10 use 2048.
     """
 
-    def __init__(self, *, similarity: float = 0.99, width: int = 2048) -> None:
-        if not 0 <= similarity <= 1:
-            raise ConfigError(
-                "local.similarity", similarity, "is out of range", "give 0 <= similarity <= 1"
-            )
-        check_size("local.width", width)
-        self.similarity, self.width = similarity, width
+    similarity: Share = 0.99
+    width: Size = 2048
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102
         classes = classes_of(site.task, "predsim", key="local")

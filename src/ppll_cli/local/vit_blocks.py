@@ -1,11 +1,17 @@
 """Transformer blocks as auxiliary networks, as in the PPLL paper's ViT (arXiv 2411.12780)."""
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import nn
 
+from ppll_cli.config.targets import checked
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import MOST_LAYERS
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
-from ppll_cli.models.unit import check_depth
+
+Depth = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
 
 
 class ViTBlocks(LocalMethod):
@@ -25,8 +31,7 @@ class ViTBlocks(LocalMethod):
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:
         self._ends = _schedule(depth) if isinstance(depth, str) else None
         for number in self._ends or (depth if isinstance(depth, list) else [depth]):
-            assert isinstance(number, int)
-            check_depth("local.depth", number, least=0)
+            checked("local.depth", number, Depth)
         self.depth = depth
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102

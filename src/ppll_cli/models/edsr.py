@@ -6,14 +6,16 @@ Legend: B batch, C channels, s scale, H height, W width (pixels of the small pic
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import ceil, isfinite
+from math import ceil
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ppll_cli.config.targets import check_options
 from ppll_cli.errors import ConfigError
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth, check_size
+from ppll_cli.leaves.limits import Depth, Positive, Size
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.picture_heads import PictureHead, ToLevels, Upsampler
 from ppll_cli.tasks.picture_quality import RADIUS
 from ppll_cli.tasks.super_resolution import super_resolution_of
@@ -88,16 +90,12 @@ class EDSR:
 
     changed: ClassVar[str] = "it now computes in [0, 255], like its authors' code, not in [0, 1]"
 
-    depth: int = 16
-    width: int = 64
-    res_scale: float = 1.0
+    depth: Depth = 16
+    width: Size = 64
+    res_scale: Positive = 1.0
 
     def __post_init__(self) -> None:
-        check_depth("model.depth", self.depth)
-        check_size("model.width", self.width)
-        if not (isfinite(self.res_scale) and self.res_scale > 0):
-            problem, remedy = "is out of range", "give a number above 0"
-            raise ConfigError("model.res_scale", self.res_scale, problem, remedy)
+        check_options("model", self)
 
     def reach(self, scale: int) -> int:
         """Return the radius of the receptive field of a pixel, in pixels of the small picture."""

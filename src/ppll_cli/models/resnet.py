@@ -6,20 +6,23 @@ Legend: B batch, C channels, H height, W width.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from ppll_cli.config.probability import check_probability
+from ppll_cli.config.targets import check_options
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import MOST_LAYERS, Fraction
 from ppll_cli.models.drop_path import drop_path_of, rates
 from ppll_cli.models.partitions import named_partitions
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_depth
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Shape, Task
 
 StemKind = Literal["cifar", "imagenet"]
+FamilyDepth = Literal[18, 34, 50, 101, 152]
 
 
 class Stem(nn.Module):
@@ -180,17 +183,16 @@ class CifarResNet:
             1603.09382).
     """
 
-    depth: int
-    drop_path: float = 0.0
+    depth: Annotated[int, Field(le=MOST_LAYERS)]
+    drop_path: Fraction = 0.0
 
     def __post_init__(self) -> None:
+        check_options("model", self)
         if self.depth < 8 or self.depth % 6 != 2:
             below = max(8, self.depth - (self.depth - 2) % 6)
             raise ConfigError(
                 "model.depth", self.depth, "is not 6n + 2", f"nearest: {below}, {below + 6}"
             )
-        check_depth("model.depth", self.depth)
-        check_probability("model.drop_path", self.drop_path)
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
@@ -208,7 +210,7 @@ class CifarResNet:
         return [*_trunk(stem, BasicUnit, counts, 16, self.drop_path), _head(64, classes)]
 
 
-FAMILY: dict[int, tuple[UnitType, tuple[int, int, int, int]]] = {
+FAMILY: dict[FamilyDepth, tuple[UnitType, tuple[int, int, int, int]]] = {
     18: (BasicUnit, (2, 2, 2, 2)),
     34: (BasicUnit, (3, 4, 6, 3)),
     50: (BottleneckUnit, (3, 4, 6, 3)),
@@ -225,22 +227,17 @@ class ResNet:
     The parameters of the residual units have torchvision's names.
 
     Attributes:
-        depth: 18, 34, 50, 101 or 152.
+        depth: Number of layers.
         stem: `imagenet` divides H and W by 4 before the first residual unit; `cifar` keeps H and W.
         drop_path: As in `CifarResNet`.
     """
 
-    depth: int
+    depth: FamilyDepth
     stem: StemKind = "cifar"
-    drop_path: float = 0.0
+    drop_path: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        if self.depth not in FAMILY:
-            possible = "possible: " + ", ".join(str(depth) for depth in FAMILY)
-            raise ConfigError("model.depth", self.depth, "no ResNet has this depth", possible)
-        if self.stem not in get_args(StemKind):
-            raise ConfigError("model.stem", self.stem, "is unknown", "possible: cifar, imagenet")
-        check_probability("model.drop_path", self.drop_path)
+        check_options("model", self)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """Return the units; each reads the previous unit's map `x` [B, C, H, W]."""

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
-from ppll_cli.config.probability import check_probability
+from ppll_cli.config.targets import check_options
 from ppll_cli.errors import ConfigError
-from ppll_cli.models.resnet import FAMILY, ResNet
-from ppll_cli.models.unit import ImageSpec, Unit, check_size
+from ppll_cli.leaves.limits import Fraction, Size
+from ppll_cli.models.resnet import FAMILY, FamilyDepth, ResNet
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.detection import Detection, detection_of
 from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Shape, Task
@@ -34,26 +35,20 @@ class RetinaNet:
     pretrained models it is frozen.
 
     Attributes:
-        depth: Depth of the ResNet: 18, 34, 50, 101 or 152.
+        depth: Depth of the ResNet.
         width: Number of channels of the pyramid and of the branches.
         norm: The norms between the branches' convolutions: `none`, as in the paper, or `group` for
             GroupNorm with 32 groups, as in torchvision's second version.
         drop_path: As in `CifarResNet`.
     """
 
-    depth: int = 18
-    width: int = 256
+    depth: FamilyDepth = 18
+    width: Size = 256
     norm: Norm = "none"
-    drop_path: float = 0.0
+    drop_path: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        if self.depth not in FAMILY:
-            possible = "possible: " + ", ".join(map(str, FAMILY))
-            raise ConfigError("model.depth", self.depth, "no RetinaNet has this depth", possible)
-        check_size("model.width", self.width)
-        check_probability("model.drop_path", self.drop_path)
-        if self.norm not in get_args(Norm):
-            raise ConfigError("model.norm", self.norm, "is unknown", "possible: none, group")
+        check_options("model", self)
         # The coarsest map may be a single pixel, and GroupNorm needs at least two values per group.
         if self.norm == "group" and (self.width % GROUPS or self.width == GROUPS):
             problem = f"does not make {GROUPS} groups of two channels or more"

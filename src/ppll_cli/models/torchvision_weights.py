@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.plain import PlainModel
-from ppll_cli.models.resnet import FAMILY, BottleneckUnit, ResNet
+from ppll_cli.models.resnet import FAMILY, BottleneckUnit, FamilyDepth, ResNet
 from ppll_cli.models.retinanet import Norm, RetinaNet
 from ppll_cli.models.torchvision_names import COUNTER, our_name
 from ppll_cli.models.unit import ImageSpec, Model
@@ -88,7 +88,7 @@ def _retinanet(ours: Mapping[str, Tensor]) -> tuple[Model, ImageSpec, Task]:
     return RetinaNet(depth=depth, width=width, norm=norm), image, task
 
 
-def _family(ours: Mapping[str, Tensor]) -> tuple[int, ImageSpec]:
+def _family(ours: Mapping[str, Tensor]) -> tuple[FamilyDepth, ImageSpec]:
     """Return the depth of the ResNet that has these residual units, and images for it."""
     counts = tuple(_children(ours, f"layer{group}.") for group in (1, 2, 3, 4))
     bottleneck = "layer1.0.conv3.weight" in ours

@@ -9,32 +9,9 @@ from torch import Tensor, nn
 
 from ppll_cli import seeding
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.images import IMAGE as IMAGE
+from ppll_cli.leaves.images import ImageSpec as ImageSpec
 from ppll_cli.tasks.task import Task
-
-IMAGE = "image"
-"""Name of a batch's images, float [B, C, H, W], normalised."""
-
-MOST_LAYERS = 4096
-"""Largest number of equal layers in sequence, far more than any network has."""
-
-
-MOST_SIZE = 1 << 24
-"""Largest size of a layer in one dimension. No memory can hold a square layer of this size."""
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """The images that a model is built for; height and width are in pixels.
-
-    Normalisation subtracts `mean` from pixels in [0, 1], and then divides by `std`. Each has one
-    value, or one value per channel.
-    """
-
-    channels: int
-    height: int
-    width: int
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True)
@@ -104,22 +81,6 @@ def build_unit(unit: Unit, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeding.unit_weights(seed, unit.name))
         return unit.build()
-
-
-def check_depth(key: str, depth: int, least: int = 1) -> None:
-    """Refuse a number of equal layers that is less than `least`, or above `MOST_LAYERS`."""
-    if depth < least:
-        raise ConfigError(key, depth, f"must be at least {least}")
-    if depth > MOST_LAYERS:
-        raise ConfigError(key, depth, "are too many layers to build", f"use at most {MOST_LAYERS}")
-
-
-def check_size(key: str, size: int) -> None:
-    """Refuse a width, or another size of a layer, that is less than 1, or above `MOST_SIZE`."""
-    if size < 1:
-        raise ConfigError(key, size, "must be at least 1")
-    if size > MOST_SIZE:
-        raise ConfigError(key, size, "is larger than any memory", f"use at most {MOST_SIZE}")
 
 
 def check_names(names: Sequence[str]) -> None:

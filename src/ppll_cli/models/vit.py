@@ -7,16 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppll_cli.config.probability import check_probability
+from ppll_cli.config.targets import check_options
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import MOST_SIZE, Depth, Fraction, Size
 from ppll_cli.models.drop_path import drop_path_of, rates
-from ppll_cli.models.unit import IMAGE, MOST_SIZE, ImageSpec, Unit, check_depth, check_size
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Task
 
@@ -160,22 +161,18 @@ class ViT:
             1603.09382).
     """
 
-    dim: int
-    depth: int
-    heads: int
-    patch: int
+    dim: Size
+    depth: Depth
+    heads: Size
+    patch: Size
     mlp_ratio: float = 4.0
     pooling: Pooling = "cls"
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    drop_path: float = 0.0
+    dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
+    drop_path: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("dim", "heads", "patch"):
-            check_size(f"model.{name}", getattr(self, name))
-        check_depth("model.depth", self.depth)
-        for name in ("dropout", "attention_dropout", "drop_path"):
-            check_probability(f"model.{name}", getattr(self, name))
+        check_options("model", self)
         if not (math.isfinite(self.mlp_ratio) and self.hidden >= 1):
             raise ConfigError(
                 "model.mlp_ratio", self.mlp_ratio, "leaves no width", "give a positive number"
@@ -183,8 +180,6 @@ class ViT:
         if self.hidden > MOST_SIZE:
             problem = f"makes layers wider than {MOST_SIZE}"
             raise ConfigError("model.mlp_ratio", self.mlp_ratio, problem, "use a smaller one")
-        if self.pooling not in get_args(Pooling):
-            raise ConfigError("model.pooling", self.pooling, "is unknown", "possible: cls, mean")
         if self.dim % self.heads:
             problem = f"does not divide model.dim={self.dim}"
             raise ConfigError("model.heads", self.heads, problem, _possible(_divisors(self.dim)))

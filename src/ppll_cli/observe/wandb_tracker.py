@@ -15,9 +15,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from ppll_cli.config.commands import command, pip_install
 from ppll_cli.config.weights import MODEL_FILE
@@ -45,6 +45,9 @@ them."""
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
 """Older names of the modes online and offline, which are still possible values of `WANDB_MODE`."""
+
+Seconds = Annotated[FiniteFloat, Field(gt=0, le=threading.TIMEOUT_MAX / 4)]
+"""A time limit; wandb would take 0 for no limit."""
 
 OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
 
@@ -85,17 +88,13 @@ class WandbTracker:
     tags: list[str] | None = None
     notes: str | None = None
     upload: Upload
-    init_timeout_s: float = 30.0
-    finish_timeout_s: float = 30.0
+    init_timeout_s: Seconds = 30.0
+    finish_timeout_s: Seconds = 30.0
 
     def __post_init__(self) -> None:
         if not self.project or any(character in self.project for character in "/\\#?%:"):
             problem = "must be a name without / \\ # ? % or :"
             raise ConfigError("tracker.project", self.project or "''", problem)
-        for key in ("init_timeout_s", "finish_timeout_s"):
-            limit = getattr(self, key)
-            if not 0 < limit <= threading.TIMEOUT_MAX / 4:  # wandb takes 0 for no limit
-                raise ConfigError(f"tracker.{key}", limit, "must be a number of seconds above 0")
         if find_spec("wandb") is None:
             raise ConfigError("tracker", "wandb", "wandb is not installed", pip_install("wandb"))
         self._run: Any = None

@@ -84,8 +84,8 @@ data.mean=0.5 | valid list
 data.flip=often | valid boolean
 local=fba local.depth=x | valid integer
 checkpoint=3 | valid dictionary
-schedule=bp local.modules=two | whole number above 0
-local.modules=2.5 | whole number above 0
+schedule=bp local.modules=two | valid integer, or null
+local.modules=2.5 | valid integer, or null
 """
 
 VALUES = """
@@ -105,11 +105,12 @@ optim.lr=nan | finite number
 optim.gamma=10 | less than or equal to 1
 optim.warmup_epochs=1e300 | optim.warmup_epochs=1e+300 | less than or equal
 optim.nonfinite=go | 'stop' or 'skip'
+schedule=interleaved schedule.chunks=0 | must be greater than or equal to 1
 schedule=gpipe batch_size=4 schedule.microbatches=5 | use at most 4, or a larger batch_size
 """
 
 CUTS = """
-local.modules=0 | whole number above 0
+local.modules=0 | greater than or equal to 1, or null
 local.modules=11 | from 1 to 10
 local.cuts=[blocks.3,blocks.1] | in the model's order, each once; reorder them
 local.cuts=[blocks.1,blocks.1] | each once
@@ -131,42 +132,42 @@ gpus=2 local.cuts=[blocks.2,head] partition=manual partition.cuts=[blocks.1] | c
 
 MODELS = """
 model.heads=3 | possible: 1, 2, 4, 8
-model.heads=0 | must be at least 1
+model.heads=0 | must be greater than or equal to 1
 model.patch=3 | possible: 1, 2, 4, 8
 model.patch=16 | possible: 1, 2, 4, 8
-model.dim=-4 | must be at least 1
-model.dropout=1.0 | give 0 <= p < 1
-model.drop_path=1 | give 0 <= p < 1
-model=resnet32 data=synthetic model.drop_path=-0.1 | p < 1
+model.dim=-4 | must be greater than or equal to 1
+model.dropout=1.0 | less than 1
+model.drop_path=1 | less than 1
+model=resnet32 data=synthetic model.drop_path=-0.1 | greater than or equal to 0
 model.drop_path=often | valid number
 model.drop_path=null | valid number
 model.drop_path=true | valid number
 model.pooling=max | 'cls' or 'mean'
 model.mlp_ratio=nan | give a positive number
 model=resnet32 data=synthetic model.depth=33 | nearest: 32, 38
-model=resnet18 model.depth=19 data=synthetic | model.depth=19 | possible: 18, 34, 50, 101, 152
+model=resnet18 model.depth=19 data=synthetic | model.depth=19 | must be 18, 34, 50, 101 or 152
 model=resnet18 model.stem=big | 'cifar' or 'imagenet'
 model=resnet18 model.stem=imagenet | at least 32 x 32 pixels, but these have 8 x 8
-model.dim=1000000000 | is larger than any memory
+model.dim=1000000000 | less than or equal to 16777216
 """
 
 METHODS = """
 model=resnet32 data=synthetic local=vit_blocks | use a ViT model, or
 local=vit_blocks local.depth=2- | for example 2-0
 local=vit_blocks local.depth=[1,2] | local.depth=[1, 2] | give one number for each module but
-local=dgl local.hidden=0 | must be at least 1
-local=predsim local.similarity=2 | local.similarity=2.0 | give 0 <=
+local=dgl local.hidden=0 | must be greater than or equal to 1, or null
+local=predsim local.similarity=2 | less than or equal to 1
 local=infopro local.loss=hinge | 'softmax' or 'contrastive'
-local=infopro local.weights=[1,2] | local.weights=[1.0, 2.0] | give l1 and l2 of the first
-local=auglocal local.tau=2 | local.tau=2.0 | give 0 <= tau <= 1
-local=man local.lag=0 | give 1 or more
+local=infopro local.weights=[1,2] | local.weights=[1, 2] | must be l1 and l2 of the first
+local=auglocal local.tau=2 | local.tau=2 | less than or equal to 1
+local=man local.lag=0 | greater than or equal to 1
 local=manpp local.loss=mse | 'infopro', 'dgl' or 'ce'
-local=fba local.depth=0 | at least 1
+local=fba local.depth=0 | greater than or equal to 1
 local.detection_head=level | is for detection; choose a data set with boxes
 local.detection_head=levels | 'pyramid' or 'level'
-model.depth=4097 | use at most 4096
-model=resnet32 data=synthetic model.depth=4100 | use at most 4096
-model=resnet32 data=synthetic local=infopro local.convolutions=10000000000 | use at most 4096
+model.depth=4097 | less than or equal to 4096
+model=resnet32 data=synthetic model.depth=4100 | less than or equal to 4096
+model=resnet32 data=synthetic local=infopro local.convolutions=10000000000 | equal to 4096
 fba=on local=dgl | fba=on | reads no feature bank; use local=fba
 fba=on fba.features=first | is the long skip of super-resolution, but this is another task
 """
@@ -175,25 +176,25 @@ DATA = """
 data.root=/no/where | create it, or give null
 data.root= | create it, or give null
 data=voc data.years=8 | choose 07, 07+12, 12
-data=fashion_scenes data.side=9 | give at least 32
+data=fashion_scenes data.side=9 | greater than or equal to 32
 data=imagefolder | data.root=null | data.root=FOLDER, with the folders train and test
 data.augment=all | 'basic', 'randaugment' or 'none'
-data.mixup=-1 | data.mixup=-1.0 | finite and not negative; give 0 to turn it off
-data.mixup=nan | finite and not negative
-data.cutmix=inf | finite and not negative
+data.mixup=-1 | greater than or equal to 0
+data.mixup=nan | must be a finite number
+data.cutmix=inf | must be a finite number
 data.cutmix=much | must be a valid number
 data=fashion_scenes data.root=root data.download=false +data.mixup=1 | has no such option
 optim.label_smoothing=1 | less than 1
 optim.ema=1 | less than 1
 optim.ema=0 | greater than 0
-data.val_fraction=1.0 | 0 <= fraction < 1
+data.val_fraction=1.0 | less than 1
 data.val_fraction=1e-5 | data.val_fraction=1e-05 | or 0 for no `val`
-data.eval_limit=0 | at least 1 or null for all
-data.std=[0.0] | give values above 0
+data.eval_limit=0 | greater than or equal to 1, or null
+data.std=[0.0] | greater than 0
 data.mean=[0.1,0.2] | data.mean=[0.1, 0.2] | give one value, or one per
 data.pad=8 | must be less than the images' 8 pixels
-data=synthetic data.classes=1 | give at least 2
-data=synthetic data.train_samples=0 | give at least 1
+data=synthetic data.classes=1 | greater than or equal to 2
+data=synthetic data.train_samples=0 | greater than or equal to 1
 """
 
 TRACKERS = """
@@ -203,7 +204,7 @@ tracker=wandb tracker.mode=on | must be 'online', 'offline'
 tracker=wandb tracker.project='' | tracker.project='' | must be a name without
 tracker=wandb tracker.project=a/b | must be a name without
 tracker=wandb tracker.tags=x | must be a valid list
-tracker=wandb tracker.finish_timeout_s=0 | tracker.finish_timeout_s=0.0 | must be a number of
+tracker=wandb tracker.finish_timeout_s=0 | must be greater than 0
 tracker=wandb tracker.upload.timeline=1 | tracker.upload={'timeline': 1 | must be
 tracker=wandb +tracker.upload.x=true | tracker.upload={'timeline': False | extra inputs are not
 tracker=tensorboard tracker.dir=3 | must be a valid string

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.data.classified import Classified
-from ppll_cli.data.files import check_at_least, fixed_random, hold_out
+from ppll_cli.data.files import fixed_random, hold_out
 from ppll_cli.data.labelled.crops import middle
 from ppll_cli.data.labelled.images import images_of, kept_images
 from ppll_cli.data.labelled.listing import Found, Listing, ListingError
 from ppll_cli.data.labelled.loader import Wanted
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.data.source import Tensors
+from ppll_cli.leaves.images import ImageSpec
+from ppll_cli.leaves.limits import Count, Natural
 from ppll_cli.leaves.machine import memory_bytes
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
@@ -29,7 +31,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.data.batches import Batches, Split
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.labelled.batches import LoadedBatches
-    from ppll_cli.models.unit import ImageSpec
 
 CHECK_S = 3.0
 """Time in seconds for decoding some pictures as a test at the start, if loaders are used."""
@@ -63,8 +64,8 @@ class LabelledPictures(Classified):
             number of cores minus one, at most `MOST_LOADERS`.
     """
 
-    size: int
-    loaders: int | None = None
+    size: Count
+    loaders: Natural | None = None
 
     @abstractmethod
     def find(self) -> Found:
@@ -98,12 +99,9 @@ class LabelledPictures(Classified):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least("size", self.size, 1)
         self.check_pad(self.size)
-        if self.loaders is not None:
-            check_at_least("loaders", self.loaders, 0, "or null")
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
+    def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
         """Cut and resize a picture as for evaluation, and normalise it: float32 [1, 3, H, W]."""
         from PIL.Image import Resampling
 
@@ -145,10 +143,8 @@ class LabelledPictures(Classified):
         memory = memory_bytes()
         return needed <= (MOST_BYTES if memory is None else min(MOST_BYTES, memory // 4))
 
-    def image_spec(self, splits: Any) -> "ImageSpec":
+    def image_spec(self, splits: Any) -> ImageSpec:
         """Return channels, height, width, mean and standard deviation of the images."""
-        from ppll_cli.models.unit import ImageSpec
-
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":

@@ -5,14 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
-from ppll_cli.data.files import Files, Part, cache_root, check_at_least, hold_out, sample_name
+from ppll_cli.data.files import Files, Part, cache_root, hold_out, sample_name
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.images import IMAGE, ImageSpec
+from ppll_cli.leaves.limits import Count, Natural, Share
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
@@ -21,7 +24,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.data.identity import Identity
     from ppll_cli.data.pictures.cache import Source
     from ppll_cli.data.pictures.patches import PatchBatches, PictureSplit, Tile
-    from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.super_resolution import SuperResolution
 
 
@@ -33,7 +35,7 @@ class PictureDataset(Files, ABC):
 
     Attributes:
         cache: Folder for decoded pictures; None for `pictures` in the cache folder.
-        scale: Factor by which the model enlarges height and width: 2, 3 or 4.
+        scale: Factor by which the model enlarges height and width.
         patch: Height and width of a training patch, in pixels of the small picture.
         patches_per_epoch: Number of training patches per epoch.
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
@@ -45,13 +47,13 @@ class PictureDataset(Files, ABC):
     """
 
     cache: str | None
-    scale: int
-    patch: int
-    patches_per_epoch: int
+    scale: Literal[2, 3, 4]
+    patch: Annotated[int, Field(ge=8)]
+    patches_per_epoch: Count
     flip: bool
     tile: int
-    overlap: int
-    mean: list[float]
+    overlap: Natural
+    mean: Annotated[list[Share], Field(min_length=3, max_length=3)]
 
     @abstractmethod
     def sources(self, part: Part) -> "Sequence[Source]":
@@ -64,15 +66,9 @@ class PictureDataset(Files, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.scale not in (2, 3, 4):
-            raise ConfigError("data.scale", self.scale, "is not supported", "choose 2, 3 or 4")
-        for key, least in (("patch", 8), ("patches_per_epoch", 1), ("overlap", 0)):
-            check_at_least(key, getattr(self, key), least)
-        check_at_least("tile", self.tile, 2 * self.overlap + 1, "(more than twice data.overlap)")
-        if len(self.mean) != 3 or not all(0 <= value <= 1 for value in self.mean):
-            raise ConfigError(
-                "data.mean", self.mean, "is not a colour", "give three numbers in [0, 1]"
-            )
+        if self.tile <= 2 * self.overlap:
+            problem = f"must be more than twice data.overlap={self.overlap}"
+            raise ConfigError("data.tile", self.tile, problem)
 
     def prepare(self) -> None:
         """Decode the pictures, unless the cache folder has their pixels already."""
@@ -163,16 +159,12 @@ class PictureDataset(Files, ABC):
 
         return SuperResolution(self.scale, self.patch, tuple(self.mean), self.overlap)
 
-    def image_spec(self, splits: "Mapping[str, PictureSplit]") -> "ImageSpec":
+    def image_spec(self, splits: "Mapping[str, PictureSplit]") -> ImageSpec:
         """Return the shape of training images, which are not normalised."""
-        from ppll_cli.models.unit import ImageSpec
-
         return ImageSpec(3, self.patch, self.patch)
 
     def evaluation_form(self, splits: "Mapping[str, PictureSplit]") -> EvaluationForm:
         """Return the shapes of a batch with the largest tile; each batch has one tile."""
-        from ppll_cli.models.unit import ImageSpec
-
         tiles = [tile for split in splits.values() for tile in split.tiles]
         height = max(tile.rows.stop - tile.rows.start for tile in tiles)
         width = max(tile.columns.stop - tile.columns.start for tile in tiles)
@@ -199,17 +191,15 @@ class PictureDataset(Files, ABC):
         """Return the file names of the large pictures of a split, in order."""
         return tuple(source.high.name for source in self._divided()[split])
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
+    def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
         """Return the pixels of a picture of the user in [0, 1], float32 [1, 3, H, W]."""
         from ppll_cli.data.pictures.patches import as_images
-        from ppll_cli.models.unit import IMAGE
 
         return {IMAGE: as_images([np.asarray(picture.convert("RGB"))], device)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Enlarge a picture of the user tile by tile, as in the evaluation of test pictures."""
         from ppll_cli.data.pictures.samples import enlarged
-        from ppll_cli.models.unit import IMAGE
 
         made = enlarged(inputs[IMAGE], self._tiles([(picture.height, picture.width, 3)]), predict)
         return Prediction({"width": made.width, "height": made.height}, made)

@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from pydantic import Field, FiniteFloat
 
 from ppll_cli.data.classified import check_normalisation
-from ppll_cli.data.files import PARTS, Files, Part, check_at_least, hold_out
+from ppll_cli.data.files import PARTS, Files, Part, hold_out
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.images import IMAGE, ImageSpec
+from ppll_cli.leaves.limits import Count, Positive
 
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
@@ -23,7 +27,6 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
 
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.scenes.batches import SceneBatches
-    from ppll_cli.models.unit import ImageSpec
     from ppll_cli.tasks.detection import Detection
 
 CHECK_S = 5.0
@@ -66,12 +69,12 @@ class DetectionDataset(Files, ABC):
         anchor: Side of the smallest anchors, in pixels of the resized pictures.
     """
 
-    mean: list[float]
-    std: list[float]
+    mean: list[FiniteFloat]
+    std: list[Positive]
     flip: bool
-    short_side: int
+    short_side: Annotated[int, Field(ge=MULTIPLE)]
     long_side: int
-    anchor: int
+    anchor: Count
 
     @property
     @abstractmethod
@@ -93,9 +96,9 @@ class DetectionDataset(Files, ABC):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_normalisation(self.mean, self.std, 3)
-        check_at_least("short_side", self.short_side, MULTIPLE)
-        check_at_least("long_side", self.long_side, self.short_side, "(data.short_side)")
-        check_at_least("anchor", self.anchor, 1)
+        if self.long_side < self.short_side:
+            problem = f"must be at least data.short_side={self.short_side}"
+            raise ConfigError("data.long_side", self.long_side, problem)
 
     def prepare(self) -> None:
         """Read the annotations, compare some pictures with them, and log warnings."""
@@ -163,10 +166,8 @@ class DetectionDataset(Files, ABC):
             self.class_names, boxes, self.largest, self.largest, self.anchor, crowds=self.crowds
         )
 
-    def image_spec(self, splits: Mapping[str, Scenes]) -> "ImageSpec":
+    def image_spec(self, splits: Mapping[str, Scenes]) -> ImageSpec:
         """Return the largest possible shape of images; the images of batches may be smaller."""
-        from ppll_cli.models.unit import ImageSpec
-
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
@@ -213,9 +214,8 @@ class DetectionDataset(Files, ABC):
         batches = self.batches(splits, 1, 0, torch.device("cpu"))
         write_samples(splits["test"], batches, self.task, predict, folder)
 
-    def inputs(self, picture: "Image", image: "ImageSpec", device: "torch.device") -> Tensors:
+    def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
         """Return a resized, normalised and padded picture, float32 [1, 3, H, W], and its frame."""
-        from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
 
         pixels = np.asarray(picture.convert("RGB"))[None]
@@ -226,7 +226,6 @@ class DetectionDataset(Files, ABC):
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Return the boxes that the model detects in a picture, and a drawing of them."""
         from ppll_cli.data.scenes.samples import found_in
-        from ppll_cli.models.unit import IMAGE
         from ppll_cli.tasks.detection import FRAME
 
         (found,) = self.task.detections(predict(inputs[IMAGE]), inputs[FRAME])

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Count
 from ppll_cli.pipeline.instructions import Backward, Compute, Forward, Measure, Step
 from ppll_cli.pipeline.schedule import Place, Schedule, forward
 
@@ -24,17 +24,12 @@ class Interleaved(Schedule):
     Megatron-LM, (K - 1) / (v M + K - 1), for every M >= K. With the default `transport.depth` this
     holds if M is a multiple of K; otherwise the bubble was at most 0.044 larger (simulated for K up
     to 5, v up to 4 and M up to 12).
-
-    Raises:
-        ConfigError: `chunks` is not a whole number, or is less than 1.
     """
 
     splits = True
 
-    def __init__(self, *, microbatches: int = 1, chunks: int = 2) -> None:
+    def __init__(self, *, microbatches: int = 1, chunks: Count = 2) -> None:
         super().__init__(microbatches=microbatches)
-        if isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1:
-            raise ConfigError("schedule.chunks", chunks, "must be a whole number, at least 1")
         self.chunks = chunks
 
     def layout(self, stages: int) -> Sequence[int]:
