@@ -12,7 +12,14 @@ MOST = 600
 
 
 class PpllError(Exception):
-    """Base class of all exceptions that the program raises on purpose."""
+    """Base class of all exceptions that the program raises on purpose.
+
+    Processes send these exceptions to one another, so they can be pickled.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default, pickle passes the message to the constructor, which takes other arguments.
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 class ConfigError(PpllError):
@@ -34,9 +41,6 @@ class ConfigError(PpllError):
         given = json.dumps(value) if value is None or isinstance(value, bool) else value
         message = f"{printable(key, LONGEST)}={printable(given, LONGEST)}: {problem}"
         super().__init__(message + (f"; {remedy}" if remedy else ""))
-
-    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str, str]]:
-        return ConfigError, (self.key, self.value, self.problem, self.remedy)
 
 
 class ScheduleError(PpllError):
@@ -69,9 +73,6 @@ class SchemaError(PpllError):
         self.channel, self.theirs, self.ours = channel, theirs, ours
         super().__init__(f"{channel}: {theirs} will be sent, but {ours} are expected")
 
-    def __reduce__(self) -> tuple[type["SchemaError"], tuple[str, str, str]]:
-        return SchemaError, (self.channel, self.theirs, self.ours)
-
 
 class NonFiniteError(PpllError):
     """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
@@ -90,9 +91,6 @@ class NonFiniteError(PpllError):
             f"the loss of module {module} {when} is not finite{seen}; try a smaller optim.lr,"
             " optim.warmup_epochs, optim.clip_norm=1 or optim.nonfinite=skip"
         )
-
-    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[int | None, int, float | None]]:
-        return NonFiniteError, (self.step, self.module, self.norm)
 
 
 class ReplayError(PpllError):
@@ -113,9 +111,6 @@ class ReplayError(PpllError):
             "recover=off restarts no worker"
         )
 
-    def __reduce__(self) -> tuple[type["ReplayError"], tuple[str, str]]:
-        return ReplayError, (self.tensor, self.message)
-
 
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
@@ -135,9 +130,6 @@ class WorkerFailedError(PpllError):
         where = f"{report['device']} of {report['machine']}" if "machine" in report else None
         super().__init__(f"{name} ({where or report['device']}): {report['error']}")
 
-    def __reduce__(self) -> tuple[type["WorkerFailedError"], tuple[dict[str, Any]]]:
-        return WorkerFailedError, (self.report,)
-
 
 class RunFailedError(PpllError):
     """Raised when a run failed outside its workers, after all workers were stopped (exit 1)."""
@@ -155,6 +147,3 @@ class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
     def __init__(self, signal: int) -> None:
         self.signal = signal
         super().__init__(f"stopped by signal {signal}")
-
-    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
-        return Interrupted, (self.signal,)
