@@ -21,7 +21,7 @@ from ppll_cli.predict.fingerprint import criterion_kind, digest, unit_kinds
 from ppll_cli.predict.kept import Kept, Record
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.neighbours import neighbours
-from ppll_cli.predict.requests import Copy, Loss, Units
+from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
 FORMAT = 4
@@ -133,16 +133,9 @@ class Profile:
             )
         if key not in self._known:
             _, specs = self.ends.criterion(modules, module)
-            loss = Loss(
-                setup=self.setup,
-                local=self.local,
-                features=tuple(self.ends.site.features),
-                modules=tuple(modules),
-                module=module,
-                specs=specs,
-                with_gradient=with_gradient,
-            )
-            self._add(key, **self.meter.ask(loss))
+            here, features = self.setup, self.ends.site.features
+            what = here, self.local, features, modules, module, specs, with_gradient
+            self._add(key, **self.meter.ask(here.threads, time_loss, *what))
         return self._measured(key)
 
     def copy(self, size: int) -> float:
@@ -150,8 +143,8 @@ class Profile:
         key = f"copy {size}{self._way}"
         if key not in self._known:
             here = self.setup
-            copy = Copy(size, here.device, self.receiver, self._by_host, here.threads)
-            self._add(key, seconds=self.meter.ask(copy))
+            how = size, here.device, self.receiver, self._by_host
+            self._add(key, seconds=self.meter.ask(here.threads, time_copy, *how))
         return self._known[key]["seconds"]
 
     @cached_property
@@ -198,7 +191,7 @@ class Profile:
             chosen = self._chosen()
             work = replace(self._work(chosen), split=True)
             with neighbours(work, self.neighbours):
-                found = self.meter.ask(Units(work))
+                found = self.meter.ask(self.setup.threads, time_units, work)
             halves = list(zip(found.backward_s, found.weight_s, strict=True))
             keys = [self._key(index, first) for index, first in chosen]
             for each in dict.fromkeys(keys):
@@ -216,7 +209,7 @@ class Profile:
             return
         work = self._work(chosen)
         with neighbours(work, self.neighbours):
-            found = self.meter.ask(Units(work))
+            found = self.meter.ask(self.setup.threads, time_units, work)
         for key in dict.fromkeys(keys):
             places = [place for place, other in enumerate(keys) if other == key]
             self._add(
