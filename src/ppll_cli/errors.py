@@ -70,7 +70,6 @@ class SchemaError(PpllError):
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
-        self.channel, self.theirs, self.ours = channel, theirs, ours
         super().__init__(f"{channel}: {theirs} will be sent, but {ours} are expected")
 
 
@@ -84,7 +83,6 @@ class NonFiniteError(PpllError):
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
-        self.step, self.module, self.norm = step, module, norm
         when = "of a recent step" if step is None else f"of step {step}"
         seen = "" if norm is None else f"; its largest gradient norm is {norm:.3g}"
         super().__init__(
@@ -103,7 +101,6 @@ class ReplayError(PpllError):
     """
 
     def __init__(self, tensor: str, message: str) -> None:
-        self.tensor, self.message = tensor, message
         super().__init__(
             f"the restarted worker computed {tensor} of {message} again, and the result differs; "
             "perhaps a class of your own keeps state that is neither a parameter nor a buffer, or "
