@@ -239,11 +239,8 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
         steps = [str(step) for step, _ in _step_folders(run_dir)]
         links = [link for link in ("best", "last") if (place / link).is_dir()]
         raise FileNotFoundError(f"there are {', '.join([*links, *steps]) or 'none'}")
-    try:
-        manifest = read_manifest(folder)
-        check_files(folder, manifest)
-    except LaterFormatError as error:
-        raise DamagedError(str(error)) from None
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
     return Checkpoint(folder.resolve(), manifest)
 
 
