@@ -11,7 +11,7 @@ from ppll_cli.config.weights import weights_file
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.weights import Weights, opened
 from ppll_cli.models.plain import PlainModel
-from ppll_cli.models.torchvision_names import COUNTER, our_name
+from ppll_cli.models.torchvision_weights import COUNTER, our_name
 from ppll_cli.models.unit import Unit
 
 SHOWN = 3
