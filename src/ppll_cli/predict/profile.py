@@ -93,11 +93,6 @@ class Profile:
             )
         return self._family[key]
 
-    @property
-    def samples(self) -> int:
-        """Number of samples of a batch, or of a micro-batch."""
-        return self.setup.samples
-
     def save(self) -> None:
         """Write the times of this profile, and of all profiles that `at` has made, to the cache."""
         for profile in (self, *self._family.values()):
@@ -126,7 +121,7 @@ class Profile:
         """
         key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:
-            alone = self.at(self.samples).auxiliary(modules, module)
+            alone = self.at(self.setup.samples).auxiliary(modules, module)
             slower = self.slowdown
             return alone._replace(
                 forward_s=slower * alone.forward_s, backward_s=slower * alone.backward_s
@@ -177,7 +172,7 @@ class Profile:
         """The time of all units with neighbours, divided by their time without neighbours."""
         if not self.neighbours:
             return 1.0
-        alone = self.at(self.samples)
+        alone = self.at(self.setup.samples)
         here, there = (
             sum(sum(profile.unit(index)[:2]) for index in range(len(self._kinds)))
             for profile in (self, alone)
