@@ -93,7 +93,7 @@ PLANS = [
 @pytest.mark.parametrize(("page", "command"), PLANS)
 def test_plan_commands_have_valid_settings(page: str, command: str) -> None:
     options = plan._options(shlex.split(command))
-    assert len(plan.Plan.compose(plan.overrides_of(options)).gpus) > 1
+    assert len(plan.Plan.compose(options.overrides).gpus) > 1
 
 
 EVALUATIONS = [

@@ -12,7 +12,14 @@ MOST = 600
 
 
 class PpllError(Exception):
-    """Base class of all exceptions that the program raises on purpose."""
+    """Base class of all exceptions that the program raises on purpose.
+
+    Processes send these exceptions to one another, so they can be pickled.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default, pickle passes the message to the constructor, which takes other arguments.
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 class ConfigError(PpllError):
@@ -34,9 +41,6 @@ class ConfigError(PpllError):
         given = json.dumps(value) if value is None or isinstance(value, bool) else value
         message = f"{printable(key, LONGEST)}={printable(given, LONGEST)}: {problem}"
         super().__init__(message + (f"; {remedy}" if remedy else ""))
-
-    def __reduce__(self) -> tuple[type["ConfigError"], tuple[str, object, str, str]]:
-        return ConfigError, (self.key, self.value, self.problem, self.remedy)
 
 
 class ScheduleError(PpllError):
@@ -66,11 +70,7 @@ class SchemaError(PpllError):
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
-        self.channel, self.theirs, self.ours = channel, theirs, ours
         super().__init__(f"{channel}: {theirs} will be sent, but {ours} are expected")
-
-    def __reduce__(self) -> tuple[type["SchemaError"], tuple[str, str, str]]:
-        return SchemaError, (self.channel, self.theirs, self.ours)
 
 
 class NonFiniteError(PpllError):
@@ -83,16 +83,12 @@ class NonFiniteError(PpllError):
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
-        self.step, self.module, self.norm = step, module, norm
         when = "of a recent step" if step is None else f"of step {step}"
         seen = "" if norm is None else f"; its largest gradient norm is {norm:.3g}"
         super().__init__(
             f"the loss of module {module} {when} is not finite{seen}; try a smaller optim.lr,"
             " optim.warmup_epochs, optim.clip_norm=1 or optim.nonfinite=skip"
         )
-
-    def __reduce__(self) -> tuple[type["NonFiniteError"], tuple[int | None, int, float | None]]:
-        return NonFiniteError, (self.step, self.module, self.norm)
 
 
 class ReplayError(PpllError):
@@ -105,16 +101,12 @@ class ReplayError(PpllError):
     """
 
     def __init__(self, tensor: str, message: str) -> None:
-        self.tensor, self.message = tensor, message
         super().__init__(
             f"the restarted worker computed {tensor} of {message} again, and the result differs; "
             "perhaps a class of your own keeps state that is neither a parameter nor a buffer, or "
             "draws random numbers that no seed fixes; "
             "recover=off restarts no worker"
         )
-
-    def __reduce__(self) -> tuple[type["ReplayError"], tuple[str, str]]:
-        return ReplayError, (self.tensor, self.message)
 
 
 class WorkerFailedError(PpllError):
@@ -135,9 +127,6 @@ class WorkerFailedError(PpllError):
         where = f"{report['device']} of {report['machine']}" if "machine" in report else None
         super().__init__(f"{name} ({where or report['device']}): {report['error']}")
 
-    def __reduce__(self) -> tuple[type["WorkerFailedError"], tuple[dict[str, Any]]]:
-        return WorkerFailedError, (self.report,)
-
 
 class RunFailedError(PpllError):
     """Raised when a run failed outside its workers, after all workers were stopped (exit 1)."""
@@ -155,6 +144,3 @@ class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
     def __init__(self, signal: int) -> None:
         self.signal = signal
         super().__init__(f"stopped by signal {signal}")
-
-    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int]]:
-        return Interrupted, (self.signal,)

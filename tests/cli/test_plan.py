@@ -176,4 +176,4 @@ def test_options_from_a_config_dir_can_be_planned(tmp_path: Path) -> None:
     lines = ["defaults: [vit]", "depth: 5"]
     (own / "model" / "mine.yaml").write_text("\n".join(lines))
     options = planning._options(["model=mine", "--config-dir", str(own)])
-    assert Plan.compose(planning.overrides_of(options)).settings("bp", 1).model["depth"] == 5
+    assert Plan.compose(options.overrides).settings("bp", 1).model["depth"] == 5

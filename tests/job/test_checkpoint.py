@@ -159,8 +159,8 @@ def test_a_checkpoint_of_any_partition_has_the_same_tensors(
     tmp_path: Path, parts: list[list[str]]
 ) -> None:
     with SavedTensors(save(tmp_path, 3, parts)) as tensors:
-        assert set(tensors.names) == set(NAMES)
-        assert_equal({name: tensors[name] for name in tensors.names}, TENSORS)
+        assert set(tensors) == set(NAMES)
+        assert_equal(dict(tensors), TENSORS)
         with pytest.raises(KeyError):
             tensors["model.stem"]
 

@@ -5,9 +5,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from ppll_cli.leaves import cuda, forkserver
 from ppll_cli.predict import meter
 from ppll_cli.predict.chain import Saved
 from ppll_cli.predict.meter import Meter
-from ppll_cli.predict.requests import Copy, Loss, Units, UnitTimes
+from ppll_cli.predict.requests import UnitTimes, time_copy, time_loss, time_units
 from ppll_cli.transport.ring import RingTransport
 from tests.conftest import prepared
 from tests.predict.given import SMALL
@@ -29,26 +28,24 @@ from tests.predict.given import SMALL
 LIMIT_S = 30
 
 
-@dataclass(frozen=True)
-class Do:
-    """A request to do something in the process."""
+def tell() -> tuple[int, int]:
+    return os.getpid(), torch.get_num_threads()
 
-    what: str
-    threads: int = 1
 
-    def measure(self) -> Any:
-        match self.what:
-            case "tell":
-                return os.getpid(), torch.get_num_threads()
-            case "deterministic":
-                return torch.are_deterministic_algorithms_enabled()
-            case "fail":
-                raise ZeroDivisionError("nothing to divide")
-            case "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "hang":
-                signal.pause()
-        raise AssertionError(self.what)
+def deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled()
+
+
+def fail() -> None:
+    raise ZeroDivisionError("nothing to divide")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang() -> None:
+    signal.pause()
 
 
 @pytest.fixture
@@ -61,33 +58,35 @@ def test_one_process_answers_all_requests(asked: Meter) -> None:
     """Each request sets the number of threads. The parent's number does not change."""
     assert not active_children()
     threads = torch.get_num_threads()
-    (one, few), (other, more) = asked.ask(Do("tell")), asked.ask(Do("tell", threads=3))
+    (one, few), (other, more) = asked.ask(1, tell), asked.ask(3, tell)
     assert one == other != os.getpid()
     assert (few, more) == (1, 3)
     assert torch.get_num_threads() == threads
     asked.close()
     assert not active_children()
-    assert asked.ask(Do("tell"))[0] != one
+    assert asked.ask(1, tell)[0] != one
 
 
 @pytest.mark.slow
 def test_the_process_uses_the_numerics_of_workers(asked: Meter) -> None:
-    assert not asked.ask(Do("deterministic"))
+    assert not asked.ask(1, deterministic)
     with closing(Meter("cpu", Numerics("fp32", deterministic=True))) as other:
-        assert other.ask(Do("deterministic"))
+        assert other.ask(1, deterministic)
 
 
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ("fail", r"^measuring \(cpu\): ZeroDivisionError: nothing to divide$"),
-        ("die", r"^measuring \(cpu\): the process is gone \(killed by SIGKILL; if nobody did, "),
+        (fail, r"^measuring \(cpu\): ZeroDivisionError: nothing to divide$"),
+        (die, r"^measuring \(cpu\): the process is gone \(killed by SIGKILL; if nobody did, "),
     ],
 )
-def test_a_failure_of_the_process_is_reported(asked: Meter, what: str, line: str) -> None:
+def test_a_failure_of_the_process_is_reported(
+    asked: Meter, what: Callable[[], None], line: str
+) -> None:
     with pytest.raises(WorkerFailedError, match=line) as told:
-        asked.ask(Do(what))
-    assert ("in measure" in told.value.report.get("traceback", "")) == (what == "fail")
+        asked.ask(1, what)
+    assert ("in fail" in told.value.report.get("traceback", "")) == (what == fail)
     assert not active_children()
 
 
@@ -96,7 +95,7 @@ def test_a_process_that_does_not_answer_is_ended(
 ) -> None:
     monkeypatch.setattr(meter, "LIMIT_S", 0.2)
     with pytest.raises(WorkerFailedError, match="nothing was measured in 0 s"):
-        asked.ask(Do("hang"))
+        asked.ask(1, hang)
     assert not active_children()
 
 
@@ -106,18 +105,18 @@ def test_a_missing_fork_server_is_reported(asked: Meter, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(forkserver.context().Process, "start", start)
     with pytest.raises(RunFailedError, match="multiprocessing's fork server is gone"):
-        asked.ask(Do("tell"))
+        asked.ask(1, tell)
 
 
 PARENT = """
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.predict.meter import Meter
-from tests.predict.test_meter import Do
+from tests.predict.test_meter import hang, tell
 
 if __name__ == "__main__":
     meter = Meter("cpu", Numerics("fp32", deterministic=False))
-    print(meter.ask(Do("tell"))[0], flush=True)
-    meter.ask(Do("hang"))
+    print(meter.ask(1, tell)[0], flush=True)
+    meter.ask(1, hang)
 """
 
 
@@ -146,13 +145,13 @@ def test_the_process_has_ended_when_workers_start(tmp_path: Path, monkeypatch: A
     asked: list[str] = []
     ask = Meter.ask
 
-    def spy(self: Meter, request: Any) -> Any:
-        asked.append(type(request).__name__)
-        return ask(self, request)
+    def spy(self: Meter, threads: int, measure: Any, *args: Any) -> Any:
+        asked.append(measure.__name__)
+        return ask(self, threads, measure, *args)
 
     monkeypatch.setattr(Meter, "ask", spy)
     prepared(*SMALL, "partition=profile", "gpus=2")
-    assert {*asked} == {"Units", "Loss", "Copy"}
+    assert {*asked} == {"time_units", "time_loss", "time_copy"}
     assert not active_children()
 
 
@@ -170,25 +169,23 @@ def test_the_parent_creates_no_cuda_context(
     monkeypatch.setattr(torch.cuda, "_lazy_init", never)
     monkeypatch.setattr(cuda, "device_name", lambda device: f"model of {device}")
     monkeypatch.setattr(cuda, "can_access_peer", lambda *_: peers)
-    copies: list[Copy] = []
+    copies: set[tuple[Any, ...]] = set()
 
-    def answer(_: Meter, request: Any) -> Any:
-        if isinstance(request, Copy):
-            copies.append(request)
+    def answer(_: Meter, threads: int, measure: Any, *args: Any) -> Any:
+        if measure is time_copy:
+            copies.add(args[1:])
             return 1e-3
-        if isinstance(request, Loss):
+        if measure is time_loss:
             return {"forward_s": 1e-3, "backward_s": 1e-3, "saved_bytes": 1, "params": 1}
-        assert isinstance(request, Units)
-        count = len(request.work.parts)
+        assert measure is time_units
+        count = len(args[0].parts)
         return UnitTimes([1e-3] * count, [1e-3] * count, [Saved(1, 0)] * count, 1e-3, 10, 16.0, [])
 
     monkeypatch.setattr(Meter, "ask", answer)
     small = [each for each in SMALL if each != "device=cpu"]
     job = prepared(*small, "partition=profile", "gpus=2", "device=cuda").job
     assert job.devices == ("cuda:0", "cuda:1")
-    assert {(each.source, each.target, each.by_host) for each in copies} == {
-        ("cuda:0", "cuda:1", by_host)
-    }
+    assert copies == {("cuda:0", "cuda:1", by_host)}
     transport = RingTransport(depth=1)
     assert transport.obstacle(1000, job.devices) is None
     transport.channel(2, 1000, *job.devices)

@@ -116,7 +116,7 @@ def test_times_beside_neighbours_are_kept_apart(
     cache: Path, profile: Callable[..., Profile]
 ) -> None:
     alone = profile()
-    beside = alone.at(alone.samples, neighbours=1)
+    beside = alone.at(alone.setup.samples, neighbours=1)
     assert alone.at(8).unit(1) != beside.unit(1)
     alone.save()
     assert len(list(cache.glob("*.json"))) == 2

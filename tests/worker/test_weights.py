@@ -1,12 +1,13 @@
 """Runs whose initial weights come from a file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from ppll_cli.job.weights import opened
+from ppll_cli.job.weights import Opened, opened
 from ppll_cli.worker import state
 from ppll_cli.worker.networks import Networks
 from tests.conftest import assert_same, prepared
@@ -23,23 +24,17 @@ def test_a_worker_takes_the_tensors_of_its_own_units(
     job = prepared(*COURSE, "gpus=2", f"weights={saved(tmp_path, tensors)}").job
     asked: list[str] = []
 
-    class Noting:
-        def __init__(self, file: Any) -> None:
-            self.file = file
+    @contextmanager
+    def noting(file: Path) -> Iterator[Opened]:
+        with opened(file) as (shapes, read):
 
-        def __enter__(self) -> "Noting":
-            self.held = opened(self.file)
-            self.found = self.held.__enter__()
-            return self
+            def note(name: str) -> torch.Tensor:
+                asked.append(name)
+                return read(name)
 
-        def __exit__(self, *_: object) -> None:
-            self.held.__exit__(None, None, None)
+            yield shapes, note
 
-        def __getitem__(self, name: str) -> torch.Tensor:
-            asked.append(name)
-            return self.found[name]
-
-    monkeypatch.setattr(state, "opened", Noting)
+    monkeypatch.setattr(state, "opened", noting)
     site = job.site(job.units())
     chunk = Networks(job, job.layout.chunks[1], site, torch.device("cpu"))
     assert job.weights is not None

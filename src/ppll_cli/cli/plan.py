@@ -61,7 +61,7 @@ def main() -> NoReturn:
 
 def _main(arguments: Sequence[str]) -> None:
     options = _options(arguments)
-    _show(Plan.compose(overrides_of(options)), options)
+    _show(Plan.compose(options.overrides), options)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -91,12 +91,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--network-latency needs --network, the bandwidth of the same link")
     if (options.network is None) != (options.per_machine is None):
         parser.error("--network and --per-machine must be given together")
+    options.overrides += searched(options.config_dir)
     return options
-
-
-def overrides_of(options: argparse.Namespace) -> list[str]:
-    """Return the overrides for Hydra."""
-    return [*options.overrides, *searched(options.config_dir)]
 
 
 def _positive(text: str) -> float:
@@ -148,13 +144,12 @@ class Plan:
     @classmethod
     def _compose(cls, overrides: Sequence[str]) -> Self:
         from hydra import initialize_config_dir
-        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from ppll_cli.config.overrides import parsed
 
         lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
         given = []
-        for text, override in zip(
-            overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True
-        ):
+        for text, override in zip(overrides, parsed(overrides), strict=True):
             if override.key_or_group in lists and not override.is_delete():
                 lists[override.key_or_group] = _values(override)
                 if not lists[override.key_or_group]:

@@ -17,11 +17,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -64,18 +64,8 @@ class Checkpoint:
         return self.manifest.step
 
 
-class Saved(Protocol):
-    """Anything that returns tensors by their names in a checkpoint."""
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-
-    def __getitem__(self, name: str) -> Tensor: ...
-
-
-class SavedTensors:
-    """The tensors of a checkpoint, from the files of all stages. Use it as a context manager.
+class SavedTensors(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by name, from the files of all stages. It is a context manager.
 
     If the folder has no manifest, because it is a copy of the stages' files alone, all files
     `stage-*.safetensors` in it are read. `unreported` has the training measurements that had not
@@ -103,11 +93,6 @@ class SavedTensors:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    @property
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self._files.keys()
-
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading its values."""
         return tuple(self._files[name].get_slice(name).get_shape())
@@ -115,6 +100,15 @@ class SavedTensors:
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
 
 
 def save_stage(
@@ -245,11 +239,8 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
         steps = [str(step) for step, _ in _step_folders(run_dir)]
         links = [link for link in ("best", "last") if (place / link).is_dir()]
         raise FileNotFoundError(f"there are {', '.join([*links, *steps]) or 'none'}")
-    try:
-        manifest = read_manifest(folder)
-        check_files(folder, manifest)
-    except LaterFormatError as error:
-        raise DamagedError(str(error)) from None
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
     return Checkpoint(folder.resolve(), manifest)
 
 

@@ -4,24 +4,19 @@ A mark asks for an evaluation report, a checkpoint or the end of the run; see `j
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from ppll_cli.job.course import EvaluationBatch, Item, TrainBatch, Version
+from ppll_cli.job.course import Item, TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.pulse import Pulse
-from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate
+from ppll_cli.pipeline.instructions import End
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.channel import Receiver, Sender
 from ppll_cli.transport.groups import Groups
 from ppll_cli.transport.journal import JournalSender
 from ppll_cli.transport.replicas import Replicas
-
-_ITEMS: dict[str, Callable[..., Item | Version]] = {
-    each.__name__: each
-    for each in (TrainBatch, EvaluationBatch, Evaluate, Checkpoint, End, Version)
-}
 
 
 class StopFlag(Protocol):
@@ -80,16 +75,6 @@ class Header:
     item: Item | Version  # the message's batch or mark, or the version of weights in it
     micro_batch: int = 0  # within its batch, from 0
     chunk: int = 0  # number of the chunk that receives the message
-
-    def spelled(self) -> list[Any]:
-        """Return the header as plain data that JSON can hold."""
-        return [type(self.item).__name__, astuple(self.item), self.micro_batch, self.chunk]
-
-    @classmethod
-    def read(cls, spelled: list[Any]) -> "Header":
-        """Return the header from plain data that the method `spelled` returned."""
-        name, values, micro_batch, chunk = spelled
-        return cls(_ITEMS[name](*values), micro_batch, chunk)
 
 
 def upcoming(

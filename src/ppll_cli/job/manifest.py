@@ -22,10 +22,10 @@ _STAGE_FILE = re.compile(r"stage-\d+\.safetensors")
 
 
 class DamagedError(Exception):
-    """Raised when a checkpoint's file is missing or changed; the message names file and problem."""
+    """Raised when a checkpoint's files cannot be used; the message names file and problem."""
 
 
-class LaterFormatError(Exception):
+class LaterFormatError(DamagedError):
     """Raised when a newer version of the program wrote the manifest in a newer format."""
 
 

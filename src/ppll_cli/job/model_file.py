@@ -14,7 +14,7 @@ from ppll_cli.leaves.files import apply_umask
 def has_ema(checkpoint: Path) -> bool:
     """Return whether a checkpoint holds averaged weights."""
     with SavedTensors(checkpoint) as saved:
-        return any(name.startswith(EMA) for name in saved.names)
+        return any(name.startswith(EMA) for name in saved)
 
 
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
@@ -24,7 +24,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its tensor
     with SavedTensors(checkpoint) as saved:
-        names = {n.removeprefix(p): n for p in prefixes for n in saved.names if n.startswith(p)}
+        names = {n.removeprefix(p): n for p in prefixes for n in saved if n.startswith(p)}
         return {name: saved[key] for name, key in names.items()}
 
 

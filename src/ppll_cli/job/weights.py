@@ -22,19 +22,12 @@ class Weights:
     names: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class OpenedWeights:
-    """The shapes of the tensors in an open file by name, and a function that reads one of them."""
-
-    shapes: Mapping[str, list[int]]
-    read: Callable[[str], Tensor]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.read(name)
+Opened = tuple[Mapping[str, list[int]], Callable[[str], Tensor]]
+"""The shapes of the tensors in an open file by name, and a function that reads one of them."""
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[OpenedWeights]:
+def opened(file: Path) -> Iterator[Opened]:
     """Open a file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
 
     If the format allows it, a tensor is read only when needed. torch.load gets `weights_only=True`,
@@ -47,11 +40,11 @@ def opened(file: Path) -> Iterator[OpenedWeights]:
     if _is_safetensors(file):
         with safe_open(file, framework="pt") as found:
             shapes = {n: list(found.get_slice(n).get_shape()) for n in found.keys()}  # noqa: SIM118
-            yield OpenedWeights(shapes, found.get_tensor)
+            yield shapes, found.get_tensor
         return
     tensors = _saved_by_torch(file)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    yield OpenedWeights(shapes, tensors.__getitem__)
+    yield shapes, tensors.__getitem__
 
 
 def _is_safetensors(file: Path) -> bool:

@@ -100,7 +100,7 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
     """Refuse a checkpoint whose tensors do not fit the networks that this version builds."""
     model, method = make("model", job.settings.model), make("local", job.local)
     with SavedTensors(start.folder) as saved:
-        known = {name: saved.shape(name) for name in saved.names}
+        known = {name: saved.shape(name) for name in saved}
     needed = dict(_needed(job, method))
     unknown = [name for name in known if name.startswith(NETWORKS) and name not in needed]
     for key in (*needed, *unknown):

@@ -16,9 +16,9 @@ from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Recovery, StopFlag
 from ppll_cli.job.pulse import Pulse, Watchdog
+from ppll_cli.job.spelling import spelled
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen, cause
-from ppll_cli.launch.machines.spelling import spelled
 from ppll_cli.launch.restarts import Restarts
 from ppll_cli.launch.watched import LEAVE_S, Watched
 from ppll_cli.launch.wiring import Ends, needs_groups, wire

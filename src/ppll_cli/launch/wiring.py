@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Header
+from ppll_cli.job.spelling import read, spelled
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
 from ppll_cli.transport.choice import usable
@@ -145,8 +145,8 @@ def _channel(
     weights = way.channel is not None and way.channel.kind == "weights"
     wire = None if weights else transport.wire_dtype
     return (
-        NetworkSender(theirs, *size, devices[0], way.schema, Header.spelled, wire),
-        NetworkReceiver(ours, *size, devices[1], way.schema, Header.read, wire),
+        NetworkSender(theirs, *size, devices[0], way.schema, spelled, wire),
+        NetworkReceiver(ours, *size, devices[1], way.schema, read, wire),
     )
 
 

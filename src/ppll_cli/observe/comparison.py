@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ppll_cli.leaves.names import counted
 from ppll_cli.observe.conditions import (
@@ -56,56 +55,49 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     shown as one group. A baseline is the mean over its seeds in both cases.
     """
     runs = find(folders)
+    known = [conditions(run) for run in runs]
+    ended = [mine for mine, run in zip(known, runs, strict=True) if run.summary]
+    most = usual(ended or [mine for mine in known if mine])
     ran = [run for run in runs if run.status != "refused"]
-    known = {id(run): conditions(run) for run in ran}
-    ended = {id(run): known[id(run)] for run in ran if run.summary}
-    most = usual(ended or known)
-    differing = {key: unequal(mine, most) for key, mine in known.items()}
+    differs = dict(zip(map(id, ran), settings(ran), strict=True))
+    measured = [
+        _row(run, mine, differs.get(id(run)), most) for run, mine in zip(runs, known, strict=True)
+    ]
     target = min(
         (
-            run.evaluations[-1].value
-            for run in ran
-            if run.status == "completed" and run.evaluations and not differing[id(run)]
+            row.run.evaluations[-1].value
+            for row in measured
+            if row.run.status == "completed" and row.run.evaluations and not row.unequal
         ),
         default=None,
     )
-    differs = dict(zip(map(id, ran), settings(ran), strict=True))
-    measured = [_row(run, differs.get(id(run)), differing.get(id(run), {}), target) for run in runs]
     groups = grouped(measured)
-    rows = [_over_baselines(row, groups, known.get(id(row.run))) for row in measured]
-    places = {id(row.run): row for row in rows}
-    groups = [Group([places[id(row.run)] for row in group.rows]) for group in groups]
-    groups = [replace(group, reference=_reference(group, groups, known)) for group in groups]
+    rows = {id(row.run): _compared(row, groups, target) for row in measured}
+    groups = [Group([rows[id(row.run)] for row in group.rows]) for group in groups]
+    groups = [replace(group, reference=_reference(group, groups)) for group in groups]
     metric = most.get("metric") or next((run.metric for run in ran if run.metric), "metric")
-    seen = [Group([row]) for row in rows] if each else groups
-    found = Comparison(rows, seen, metric, target, ())
+    seen = [Group([row]) for row in rows.values()] if each else groups
+    found = Comparison(list(rows.values()), seen, metric, target, ())
     return replace(found, notes=list(_notes(found, groups, each=each)))
 
 
 def _row(
-    run: FoundRun,
-    differs: Mapping[str, str] | None,
-    others: Mapping[str, tuple[Any, Any]],
-    target: float | None,
+    run: FoundRun, mine: Conditions, differs: Mapping[str, str] | None, most: Conditions
 ) -> Row:
     """Return the measured numbers of a run. The settings of a refused run are its overrides."""
     asked = (override.partition("=") for override in run.overrides)
-    # The target does not apply to a run with other data or another metric.
-    other_task = any(key.partition(".")[0] in ("data", "metric") for key in others)
     return Row(
         run,
+        mine,
         {key: value for key, _, value in asked} if differs is None else differs,
-        others,
+        unequal(mine, most),
         number(run.get("train", "samples_per_second")),
-        None if other_task else _time_to(run, target),
         max((found.value for found in run.evaluations), default=None),
     )
 
 
-def _over_baselines(row: Row, groups: Sequence[Group], mine: Conditions | None) -> Row:
-    """Add the baseline groups to a run's row. A refused run has none."""
-    if mine is None:
-        return row
+def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
+    """Add to a run's row its baselines, and the time in which it reached the target."""
 
     def baselines(schedule: str) -> list[Group]:
         """Return comparable groups of a schedule: completed groups first, then by speed."""
@@ -115,28 +107,26 @@ def _over_baselines(row: Row, groups: Sequence[Group], mine: Conditions | None) 
             for group in groups
             if group.first.run.schedule == schedule
             and group.rate
-            and not unequal(mine, conditions(group.first.run))
+            and not unequal(row.conditions, group.first.conditions)
             and not (local and unequal(locality(row.run), locality(group.first.run)))
         ]
         comparable.sort(key=lambda group: group.rate.mean if group.rate else 0.0, reverse=True)
         return sorted(comparable, key=lambda group: group.first.run.status != "completed")
 
-    return replace(row, bps=baselines("bp"), lls=baselines("ll"))
+    # The target does not apply to a run with other data or another metric.
+    other_task = any(key.partition(".")[0] in ("data", "metric") for key in row.unequal)
+    seconds = None if other_task else _time_to(row.run, target)
+    return replace(row, seconds_to_target=seconds, bps=baselines("bp"), lls=baselines("ll"))
 
 
-def _reference(
-    group: Group, groups: Sequence[Group], known: Mapping[int, Conditions]
-) -> Group | None:
+def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return the reference of a group: back-propagation, or else the best comparable group."""
     if group.first.bps:
         return group.first.bps[0]
-    mine = known.get(id(group.first.run))
     best = [
         (found.mean, -place)
         for place, other in enumerate(groups)
-        if mine is not None
-        and (theirs := known.get(id(other.first.run))) is not None
-        and not unequal(mine, theirs)
+        if not unequal(group.first.conditions, other.first.conditions)
         and (found := other.spread(lambda row: row.best)) is not None
     ]
     return groups[-max(best)[1]] if best else None

@@ -7,7 +7,7 @@ from textwrap import fill
 from ppll_cli.leaves.names import counted
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
-from ppll_cli.observe.conditions import conditions, tags
+from ppll_cli.observe.conditions import tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
@@ -81,11 +81,11 @@ def _named(group: Group, text: str, ambiguous: bool) -> str:
 
 def shared(groups: Sequence[Group]) -> str:
     """Return the text above the panels: the number of runs, and settings that all runs share."""
-    known = [conditions(group.first.run) for group in groups]
     same = {
         key: str(values.pop())
         for key in ("model", "data", "batch_size", "epochs", "device")
-        if len(values := {each.get(key) for each in known}) == 1 and None not in values
+        if len(values := {group.first.conditions.get(key) for group in groups}) == 1
+        and None not in values
     }
     names = {group.given_name for group in groups}
     if len(names) == 1 and None not in names:

@@ -99,13 +99,12 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def usual(runs: Mapping[int, Conditions]) -> Conditions:
+def usual(runs: Sequence[Conditions]) -> Conditions:
     """Return the conditions of the run that is comparable to the most other runs.
 
     Of several such runs, the first one counts.
     """
-    every = list(runs.values())
-    return max(every, key=lambda one: sum(not unequal(one, other) for other in every), default={})
+    return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
 
 def seedless(run: FoundRun) -> Conditions:

@@ -24,12 +24,13 @@ class Row:
     """A run in the comparison. Unknown numbers are None.
 
     Attributes:
+        conditions: The values that must be equal for two runs to be comparable.
         settings: The settings, besides schedule and gpus, in which the runs differ.
         unequal: The conditions in which this run differs from most runs, each with the value of
             this run and the value of most runs.
         samples_per_second: Speed in the steady state.
-        seconds_to_target: Training time in seconds until an evaluation reached the target.
         best: The best metric of any evaluation.
+        seconds_to_target: Training time in seconds until an evaluation reached the target.
         bps: Groups that trained by back-propagation under the same conditions. The first group is
             the baseline of this run.
         lls: Groups that trained by sequential local learning under the same conditions. The first
@@ -37,11 +38,12 @@ class Row:
     """
 
     run: FoundRun
+    conditions: Conditions
     settings: Mapping[str, str]
     unequal: Mapping[str, tuple[Any, Any]]
     samples_per_second: float | None
-    seconds_to_target: float | None
     best: float | None
+    seconds_to_target: float | None = None
     bps: Sequence["Group"] = ()
     lls: Sequence["Group"] = ()
 

@@ -1,6 +1,7 @@
 """Writes a trace and a picture of the stages' work over a few batches of the steady state."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,6 @@ from typing import Any
 from ppll_cli.leaves.files import write_json
 from ppll_cli.observe.spans import Lanes, Span, Traced
 from ppll_cli.observe.timeline_picture import picture
-from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import receives, sends
 
 
@@ -54,7 +54,8 @@ def trace(traced: Traced) -> dict[str, Any]:
             events.append({"name": what, "ph": "M", "pid": worker, "tid": worker, "args": args})
         for span in spans:
             what = span.kind if span.instruction is None else type(span.instruction).__name__
-            about = {"batch": span.step, "kind": span.kind, **_fields(span.instruction)}
+            fields = {} if span.instruction is None else asdict(span.instruction)
+            about = {"batch": span.step, "kind": span.kind, **fields}
             events.append(_event(worker, what, span, zero_s, about))
     for restart in restarts:
         about = {key: getattr(restart, key) for key in ("error", "phase", "batch")}
@@ -120,9 +121,3 @@ def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, An
 
 def _microseconds(seconds: float) -> float:
     return round(1e6 * seconds, 3)
-
-
-def _fields(instruction: Instruction | None) -> Mapping[str, int]:
-    """Return an instruction's fields, such as chunk, micro-batch and peer."""
-    slots = getattr(type(instruction), "__slots__", ())
-    return {name: getattr(instruction, name) for name in slots}

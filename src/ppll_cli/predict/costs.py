@@ -198,6 +198,12 @@ def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
     return 4 * sum(part.params for part in (*units, end_of(job, chunk, profile)))
 
 
+def params_of(job: Job, stage: int, profile: Source) -> int:
+    """Return the number of parameters of a stage's units and auxiliary networks."""
+    chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
+    return sum(gradient_bytes(job, chunk, profile) for chunk in chunks) // 4
+
+
 class Sent(NamedTuple):
     """Bytes per sample of the activations that a chunk sends, and of the gradients it receives."""
 

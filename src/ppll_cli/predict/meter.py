@@ -9,10 +9,12 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
-from typing import Any, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -26,30 +28,22 @@ LIMIT_S = 1800.0
 LEAVE_S = 5.0
 """Seconds to wait for the end of a process that was killed."""
 
-Found = TypeVar("Found", covariant=True)
-
-
-class Request(Protocol[Found]):
-    """A request to measure something, as plain data."""
-
-    @property
-    def threads(self) -> int: ...  # noqa: D102
-
-    def measure(self) -> Found:
-        """Measure and return the result; the measuring process calls this."""
-        ...
+Found = TypeVar("Found")
+P = ParamSpec("P")
 
 
 class Meter:
-    """Starts the measuring process at the first request, sends it requests, and ends it."""
+    """Starts the measuring process when it is first needed, has it measure, and ends it."""
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
         self._process: ForkServerProcess | None = None
         self._link: Connection | None = None
 
-    def ask(self, request: Request[Found]) -> Found:
-        """Send a request to the process, and return the result.
+    def ask(
+        self, threads: int, measure: Callable[P, Found], *args: P.args, **kwargs: P.kwargs
+    ) -> Found:
+        """Call a function in the process, with this number of threads, and return the result.
 
         Raises:
             WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.
@@ -58,7 +52,7 @@ class Meter:
         link = self._link or self._start()
         report: dict[str, Any]
         try:
-            link.send(request)
+            link.send((threads, partial(measure, *args, **kwargs)))
             if wait([link], LIMIT_S):
                 report, found = link.recv()
             else:
@@ -97,23 +91,24 @@ class Meter:
 
 
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
-    """Answer requests until the parent closes its end of the pipe; the measuring process runs this.
+    """Measure until the parent closes its end of the pipe; the measuring process runs this.
 
-    An answer is a pair of a report and the result. The report describes a failure, or is empty.
+    A request is a number of threads and a function without arguments. An answer is a pair of a
+    report and the result. The report describes a failure, or is empty.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
     while True:
         try:
-            request: Request[Any] = parent.recv()
+            threads, measure = parent.recv()
             if not ready:  # prepare this process in the same way as a worker prepares itself
                 torch.manual_seed(0)
                 numerics.apply(on)
                 if on.type == "cuda":
                     torch.cuda.set_device(on)
                 ready = True
-            torch.set_num_threads(request.threads)
-            answer: tuple[dict[str, str], Any] = {}, request.measure()
+            torch.set_num_threads(threads)
+            answer: tuple[dict[str, str], Any] = {}, measure()
         except EOFError:
             return
         except Exception as error:

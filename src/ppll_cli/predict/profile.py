@@ -21,7 +21,7 @@ from ppll_cli.predict.fingerprint import criterion_kind, digest, unit_kinds
 from ppll_cli.predict.kept import Kept, Record
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.neighbours import neighbours
-from ppll_cli.predict.requests import Copy, Loss, Units
+from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
 FORMAT = 4
@@ -93,11 +93,6 @@ class Profile:
             )
         return self._family[key]
 
-    @property
-    def samples(self) -> int:
-        """Number of samples of a batch, or of a micro-batch."""
-        return self.setup.samples
-
     def save(self) -> None:
         """Write the times of this profile, and of all profiles that `at` has made, to the cache."""
         for profile in (self, *self._family.values()):
@@ -126,23 +121,16 @@ class Profile:
         """
         key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:
-            alone = self.at(self.samples).auxiliary(modules, module)
+            alone = self.at(self.setup.samples).auxiliary(modules, module)
             slower = self.slowdown
             return alone._replace(
                 forward_s=slower * alone.forward_s, backward_s=slower * alone.backward_s
             )
         if key not in self._known:
             _, specs = self.ends.criterion(modules, module)
-            loss = Loss(
-                setup=self.setup,
-                local=self.local,
-                features=tuple(self.ends.site.features),
-                modules=tuple(modules),
-                module=module,
-                specs=specs,
-                with_gradient=with_gradient,
-            )
-            self._add(key, **self.meter.ask(loss))
+            here, features = self.setup, self.ends.site.features
+            what = here, self.local, features, modules, module, specs, with_gradient
+            self._add(key, **self.meter.ask(here.threads, time_loss, *what))
         return self._measured(key)
 
     def copy(self, size: int) -> float:
@@ -150,8 +138,8 @@ class Profile:
         key = f"copy {size}{self._way}"
         if key not in self._known:
             here = self.setup
-            copy = Copy(size, here.device, self.receiver, self._by_host, here.threads)
-            self._add(key, seconds=self.meter.ask(copy))
+            how = size, here.device, self.receiver, self._by_host
+            self._add(key, seconds=self.meter.ask(here.threads, time_copy, *how))
         return self._known[key]["seconds"]
 
     @cached_property
@@ -184,7 +172,7 @@ class Profile:
         """The time of all units with neighbours, divided by their time without neighbours."""
         if not self.neighbours:
             return 1.0
-        alone = self.at(self.samples)
+        alone = self.at(self.setup.samples)
         here, there = (
             sum(sum(profile.unit(index)[:2]) for index in range(len(self._kinds)))
             for profile in (self, alone)
@@ -198,7 +186,7 @@ class Profile:
             chosen = self._chosen()
             work = replace(self._work(chosen), split=True)
             with neighbours(work, self.neighbours):
-                found = self.meter.ask(Units(work))
+                found = self.meter.ask(self.setup.threads, time_units, work)
             halves = list(zip(found.backward_s, found.weight_s, strict=True))
             keys = [self._key(index, first) for index, first in chosen]
             for each in dict.fromkeys(keys):
@@ -216,7 +204,7 @@ class Profile:
             return
         work = self._work(chosen)
         with neighbours(work, self.neighbours):
-            found = self.meter.ask(Units(work))
+            found = self.meter.ask(self.setup.threads, time_units, work)
         for key in dict.fromkeys(keys):
             places = [place for place, other in enumerate(keys) if other == key]
             self._add(

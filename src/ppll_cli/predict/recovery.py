@@ -7,7 +7,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.job.snapshots import BUFFERS, messages_between, snapshot_bytes
 from ppll_cli.pipeline.instructions import ReceiveActivations, ReceiveWeights, Step
 from ppll_cli.pipeline.rules import receives
-from ppll_cli.predict.costs import Source, end_of, sent_bytes, weight_bytes
+from ppll_cli.predict.costs import Source, params_of, sent_bytes, weight_bytes
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
@@ -42,7 +42,8 @@ def with_copies(
                     own[instruction] = profile.copy(weight_bytes(job, chunk))
         if stage not in job.restartable:
             continue
-        snapshot_s = profile.copy(PIECE) * _snapshot(job, stage, profile) / PIECE
+        size = snapshot_bytes(job, stage, params_of(job, stage, profile))
+        snapshot_s = profile.copy(PIECE) * size / PIECE
         steps = [instruction for instruction in own if isinstance(instruction, Step)]
         messages = job.snapshot_every
         if job.settings.recover.every is None:
@@ -58,14 +59,7 @@ def recovery_bytes(job: Job, profile: Source) -> list[int]:
     """Return for each stage the bytes of its snapshots, and of messages kept for a replay."""
     result = [0] * job.stages
     for stage in job.restartable:
-        result[stage] = BUFFERS * _snapshot(job, stage, profile)
+        result[stage] = BUFFERS * snapshot_bytes(job, stage, params_of(job, stage, profile))
     for channel, room in job.channels.items():
         result[channel.target] += job.kept(channel) * room.size
     return result
-
-
-def _snapshot(job: Job, stage: int, profile: Source) -> int:
-    """Return the bytes of a snapshot of a stage."""
-    units = [profile.unit(unit) for unit in job.layout.units(stage)]
-    ends = [end_of(job, job.layout.chunks[number], profile) for number in job.layout.of(stage)]
-    return snapshot_bytes(job, stage, sum(part.params for part in (*units, *ends)))

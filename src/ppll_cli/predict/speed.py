@@ -17,9 +17,9 @@ from ppll_cli.predict.costs import (
     Source,
     bytes_of,
     end_of,
-    gradient_bytes,
     instruction_times,
     journeys_of,
+    params_of,
     sent_bytes,
     weight_bytes,
 )
@@ -217,13 +217,10 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
     """Return for each stage the bytes of `Prediction.parameter_bytes`."""
     result = []
     for stage in range(job.stages):
-        chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
-        ends = [end_of(job, chunk, profile) for chunk in chunks]
-        units = [profile.unit(unit) for unit in job.layout.units(stage)]
-        params = sum(part.params for part in (*units, *ends))
+        params = params_of(job, stage, profile)
         kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
         if job.settings.optim.ema is not None:
-            kept += 4 * sum(unit.params for unit in units)
+            kept += 4 * sum(profile.unit(unit).params for unit in job.layout.units(stage))
         result.append(kept)
     return result
 
@@ -252,11 +249,8 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
     """Return the bytes of gradients that one replica sends for a batch, at the stage with most."""
     if job.replicas == 1:
         return 0
-    gradients = (
-        sum(gradient_bytes(job, job.layout.chunks[n], profile) for n in job.layout.of(stage))
-        for stage in range(job.stages)
-    )
-    return ring_bytes(max(gradients), job.replicas)
+    most = max(params_of(job, stage, profile) for stage in range(job.stages))
+    return ring_bytes(4 * most, job.replicas)
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:

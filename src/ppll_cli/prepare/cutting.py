@@ -90,14 +90,14 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
     """
 
     def seconds(part: Measured) -> float:
-        step_s = part.params * profile.step_s * profile.samples / batch_size
+        step_s = part.params * profile.step_s * profile.setup.samples / batch_size
         return part.forward_s + part.backward_s + step_s
 
     @cache
     def copy(stop: int) -> float:
         """Return the seconds to copy the tensors that unit `stop` reads to the unit's stage."""
         specs, reads = profile.ends.before(stop), profile.ends.site.units[stop].reads
-        return profile.copy(profile.samples * bytes_of(specs[name] for name in reads))
+        return profile.copy(profile.setup.samples * bytes_of(specs[name] for name in reads))
 
     return Weights(
         [seconds(profile.unit(index)) for index in range(units)],

@@ -11,7 +11,7 @@ from ppll_cli.config.weights import weights_file
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.weights import Weights, opened
 from ppll_cli.models.plain import PlainModel
-from ppll_cli.models.torchvision_names import COUNTER, our_name
+from ppll_cli.models.torchvision_weights import COUNTER, our_name
 from ppll_cli.models.unit import Unit
 
 SHOWN = 3
@@ -74,9 +74,7 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
     """
     file = weights_file(given)
     try:
-        with opened(file) as saved:
-            there = saved.shapes
-        with file.open("rb") as content:
+        with opened(file) as (there, _), file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except Exception as error:  # safetensors, torch and the file system raise several kinds
         reason = " ".join(str(error).split()) or type(error).__name__

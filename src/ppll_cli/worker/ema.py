@@ -1,11 +1,11 @@
 """Exponential moving averages of weights. The run evaluates them in addition to the weights."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.job.checkpoint import EMA, Saved
+from ppll_cli.job.checkpoint import EMA
 from ppll_cli.models.unit import Unit
 
 
@@ -59,7 +59,7 @@ class Ema:
         for name, live in self._live.items():
             yield name, self._averages[live]
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Load the averages from a checkpoint."""
         for name, live in self._live.items():
             self._averages[live].copy_(saved[name])

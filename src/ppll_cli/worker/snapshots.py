@@ -10,7 +10,7 @@ takes longer than copying.
 import os
 import pickle
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -262,9 +262,9 @@ class _Buffer:
             view.copy_(tensors[name].detach())
         return layout
 
-    def read(self, layout: Layout) -> "_Tensors":
+    def read(self, layout: Layout) -> dict[str, Tensor]:
         """Return copies of the tensors in the buffer; a later snapshot overwrites the buffer."""
-        return _Tensors({name: view.clone() for name, view in self._views(layout).items()})
+        return {name: view.clone() for name, view in self._views(layout).items()}
 
     def _views(self, layout: Layout) -> dict[str, Tensor]:
         size = layout_bytes(layout)
@@ -272,12 +272,3 @@ class _Buffer:
             path = str(self._path)
             self._memory = torch.from_file(path, shared=True, size=size, dtype=torch.uint8)
         return Slots(HostMemory(self._memory, pinned=False), 1, size).at(0, layout)
-
-
-class _Tensors(dict[str, Tensor]):
-    """The tensors of a snapshot by name; see `checkpoint.Saved`."""
-
-    @property
-    def names(self) -> Iterable[str]:
-        """Names of all tensors."""
-        return self.keys()

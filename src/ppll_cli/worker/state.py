@@ -9,12 +9,11 @@ Names in a checkpoint begin with
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.job.checkpoint import Saved
 from ppll_cli.job.weights import Weights, opened
 from ppll_cli.worker.networks import Networks
 
@@ -39,19 +38,19 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
     return found
 
 
-def restore(chunks: Iterable[Networks], saved: Saved) -> None:
+def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
     """Load the state of chunks from a checkpoint, which may be of a run with other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in kept})
             for name, buffer in _transient(network, kept):
-                if (key := f"transient.{prefix}.{name}") in saved.names:  # not in older checkpoints
+                if (key := f"transient.{prefix}.{name}") in saved:  # not in older checkpoints
                     # Do not copy into the buffer: it may be a view whose elements share memory.
                     _replace(network, buffer, saved[key].to(buffer.device))
             for name, parameter in network.named_parameters():
                 start = f"optimizer.{prefix}.{name}."
-                keys = [n.removeprefix(start) for n in saved.names if n.startswith(start)]
+                keys = [n.removeprefix(start) for n in saved if n.startswith(start)]
                 state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
@@ -63,11 +62,11 @@ def restore(chunks: Iterable[Networks], saved: Saved) -> None:
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
     """Load weights of units from a file. Weights that the file lacks keep their values."""
-    with opened(weights.file) as saved:
+    with opened(weights.file) as (_, read):
         for chunk in chunks:
             for unit, network in chunk.units:
                 names = {n: weights.names.get(f"{unit.name}.{n}") for n in network.state_dict()}
-                taken = {name: saved[key] for name, key in names.items() if key is not None}
+                taken = {name: read(key) for name, key in names.items() if key is not None}
                 network.load_state_dict(taken, strict=False)
             if chunk.ema is not None:
                 chunk.ema.begin()

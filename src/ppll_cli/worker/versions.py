@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.job.checkpoint import Saved
 from ppll_cli.models.unit import Unit
 from ppll_cli.pipeline.routes import Watch
 
@@ -44,7 +43,7 @@ class Versions:
             for name, tensor in version.items():
                 yield saved_name(self._unit, age, name), tensor
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Load the older versions from a checkpoint."""
         for age in range(1, self._count):
             version = _copy(self._now)

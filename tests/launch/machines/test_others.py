@@ -17,11 +17,11 @@ from ppll_cli.errors import RunFailedError
 from ppll_cli.job.checkpoint import unfinished_folder
 from ppll_cli.job.job import Job
 from ppll_cli.job.manifest import SavedFile
+from ppll_cli.job.spelling import spelled
 from ppll_cli.launch.machines import others
 from ppll_cli.launch.machines.fleet import Fleet, Message
 from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen
 from ppll_cli.launch.machines.rendezvous import Rendezvous
-from ppll_cli.launch.machines.spelling import spelled
 from tests.conftest import prepared
 
 FILE = SavedFile("stage-1.safetensors", 3, "ab")

@@ -18,8 +18,8 @@ from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import StopFlag
 from ppll_cli.job.pulse import Pulse
+from ppll_cli.job.spelling import read, spelled
 from ppll_cli.launch.machines.fleet import Fleet, Message
-from ppll_cli.launch.machines.spelling import read, spelled
 
 Report = dict[str, Any]
 

@@ -1,13 +1,15 @@
-"""Reports are sent over a network as JSON."""
+"""Headers and reports are sent over a network as JSON."""
 
 import json
 
 import pytest
 
+from ppll_cli.job.course import EvaluationBatch, Item, TrainBatch, Version
+from ppll_cli.job.links import Header
 from ppll_cli.job.manifest import SavedFile
-from ppll_cli.launch.machines.spelling import read, spelled
+from ppll_cli.job.spelling import read, spelled
 from ppll_cli.observe.spans import Span
-from ppll_cli.pipeline.instructions import Forward, NextBatch
+from ppll_cli.pipeline.instructions import Checkpoint, Forward, NextBatch
 
 REPORT = {
     "kind": "done",
@@ -27,6 +29,14 @@ def test_a_report_survives_the_trip_through_json() -> None:
     assert found == {key: value for key, value in REPORT.items() if key != "loss"}
 
 
+@pytest.mark.parametrize(
+    "item", [TrainBatch(3, 0, 3, 8), EvaluationBatch("test", 0, 8), Version(-1), Checkpoint(2, 1)]
+)
+def test_a_header_survives_the_trip_through_json(item: Item | Version) -> None:
+    header = Header(item, micro_batch=1, chunk=2)
+    assert read(json.loads(json.dumps(spelled(header)))) == header
+
+
 def test_values_of_unknown_types_are_refused() -> None:
-    with pytest.raises(TypeError, match="reports cannot have"):
+    with pytest.raises(TypeError, match="other machines cannot have"):
         spelled({"kind": object()})
