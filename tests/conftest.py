@@ -29,6 +29,7 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.job.job import Job
 from ppll_cli.launch.resume import recorded
 from ppll_cli.launch.run import Run
+from ppll_cli.leaves import forkserver
 from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport import memory
 from tests import kept
@@ -59,6 +60,15 @@ def _ending_signals_are_not_ignored() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fork_server_is_outside_of_tests() -> None:
+    """Start the fork server in a folder that is never removed.
+
+    In a removed folder torch cannot load its library for linear algebra.
+    """
+    forkserver.start()
 
 
 @pytest.fixture(scope="session", autouse=True)
