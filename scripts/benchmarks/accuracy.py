@@ -1,6 +1,6 @@
 """`scripts/benchmark accuracy`: test accuracy and cost of each local method.
 
-Each method trains ResNet-20, cut into 4 and 8 modules, and ResNet-32, cut into 16, on a third of
+Each method trains ResNet-20, cut into 2, 4 and 8 modules, and ResNet-32, cut into 16, on a third of
 Fashion-MNIST's training set, with three seeds. The table has the mean accuracy over the seeds and
 its standard deviation. All rows take many hours on two cores; `--epochs` trains longer, on the
 whole training set. All rows have the same number of training steps. The last module always has a
@@ -79,6 +79,7 @@ def _units(*numbers: str) -> list[str]:
 
 
 MODULES: dict[tuple[int, int], list[str]] = {
+    (20, 2): _units("2.1"),
     (20, 4): _units("1.2", "2.1", "3.1"),
     (20, 8): _units("1.0", "1.1", "1.2", "2.1", "2.2", "3.1", "3.2"),
     (32, 16): _units(*(f"{stage}.{unit}" for stage in (1, 2, 3) for unit in range(5))),
