@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import classes_of
 from ppll_cli.tasks.task import Task
@@ -237,6 +238,20 @@ class _Noise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.linear(x.flatten(1))
         return out + torch.randn_like(out)
+
+
+class NoisyHeads(LocalMethod):
+    """The smallest head on features with noise, in evaluation too."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """Return the loss of a module."""
+        head = nn.Sequential(_Jitter(), site.task.smallest_head(site.spec.shape))
+        return Criterion(head, (site.feature,), site.task)
+
+
+class _Jitter(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
 
 
 class Views:

@@ -6,10 +6,11 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from pydantic import AfterValidator
 from torch import nn
 
 from ppll_cli.config import targets
@@ -64,6 +65,26 @@ class Limited:
 
     def __post_init__(self) -> None:
         check_options("group", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redeclared(Limited):
+    """Gives an option of the base class a default, without its limits."""
+
+    width: int = 4
+    other: "Unknown | None" = None  # type: ignore[name-defined]  # noqa: F821
+
+
+class Validated:
+    """Has an option whose own validator fails."""
+
+    def __init__(self, *, ratio: Annotated[int, AfterValidator(lambda value: 1 // value)]) -> None:
+        self.ratio = ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    sizes: list[int] | None
 
 
 class Child(Base):
@@ -194,6 +215,27 @@ def test_limits_in_annotations_hold_with_and_without_make(
     with pytest.raises(ConfigError) as caught:
         Limited(**{"width": 1, **options})
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("options", [{"width": 0}, {"share": 1.5}, {"both": [1]}])
+def test_limits_of_a_base_class_hold_in_a_users_subclass(options: dict[str, Any]) -> None:
+    assert refusal(Redeclared, **options).key == f"group.{next(iter(options))}"
+
+
+def test_a_validator_that_fails_is_named() -> None:
+    problem = str(refusal(Validated, ratio=0))
+    assert problem.startswith("group.ratio=0: ")
+    assert "ZeroDivisionError" in problem
+
+
+def test_the_same_fault_of_several_elements_is_told_once() -> None:
+    found = str(refusal(Sizes, sizes=["a", "b"]))
+    assert found == "group.sizes=['a', 'b']: must be a valid integer"
+    assert str(refusal(Sizes, sizes=1)).endswith("must be a valid list, or null")
+
+
+def test_a_value_that_is_no_plain_data_is_refused() -> None:
+    assert str(refusal(Base, width=b"x")).endswith("is not plain data")
 
 
 def test_python_code_may_pass_lists_for_tuples() -> None:

@@ -32,7 +32,7 @@ def test_a_worker_takes_the_tensors_of_its_own_units(
                 asked.append(name)
                 return read(name)
 
-            yield shapes, note
+            yield Opened(shapes, note)
 
     monkeypatch.setattr(state, "opened", noting)
     site = job.site(job.units())

@@ -70,7 +70,7 @@ def report(asked: "EvaluationRequest") -> None:
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:
-    """Return an evaluation as plain data, with the same keys as in `summary.json`."""
+    """Return an evaluation as plain data, with the keys of `summary.json`, but without `_ema`."""
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
     if found.details is not None:

@@ -47,7 +47,8 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
             if key in own.get("__annotations__", ()) and "__init__" not in own:
                 remedy = "decorate the class with @dataclass(frozen=True, kw_only=True)"
             raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", remedy)
-        arguments[key] = checked(f"{group}.{key}", value, parameters[key])
+        with blaming(f"{group}.{key}", value, "checking it"):  # a validator of the user may fail
+            arguments[key] = checked(f"{group}.{key}", value, parameters[key])
     with blaming(f"{group}._target_", path, "constructing it"):
         try:
             signature.bind(**arguments)
@@ -109,15 +110,19 @@ def _first_line(error: BaseException) -> str:
 
 
 def check_options(group: str, made: Any) -> None:
-    """Check the fields of a dataclass against their annotations; refuse a value as `make` does.
+    """Check the fields of a dataclass against the annotations of each class that declares them.
 
-    `__post_init__` calls this for objects that Python code creates without `make`.
+    `__post_init__` calls this for objects that Python code creates without `make`. So a tuple may
+    stand for a list, and a NumPy number for a number; values are not converted. If a class declares
+    a field of its base class again, the limits of the base class hold too.
     """
-    hints = _hints(type(made))
-    for field in dataclasses.fields(made):
-        if field.init:
-            value, annotation = getattr(made, field.name), hints.get(field.name, Any)
-            checked(f"{group}.{field.name}", value, annotation, plain=False)
+    names = [field.name for field in dataclasses.fields(made) if field.init]
+    for cls in reversed(type(made).__mro__):
+        declared = [name for name in names if name in vars(cls).get("__annotations__", ())]
+        hints = _hints(cls) if declared else {}
+        for name in declared:
+            value, annotation = getattr(made, name), hints.get(name, Any)
+            checked(f"{group}.{name}", value, annotation, plain=False)
 
 
 def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any:
@@ -133,12 +138,22 @@ def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any
         return value
     try:
         if plain:
-            return adapter.validate_json(json.dumps(value), strict=True)
+            return adapter.validate_json(_as_json(key, value), strict=True)
         return adapter.validate_python(value)
     except ValidationError as error:
-        problem = "; or ".join(describe(detail["msg"]) for detail in error.errors())
-        problem += ", or null" if NoneType in get_args(annotation) else ""
+        found = error.errors()
+        problem = "; or ".join(dict.fromkeys(describe(each["msg"]) for each in found))
+        of_elements = all(any(isinstance(part, int) for part in each["loc"]) for each in found)
+        if NoneType in get_args(annotation) and not of_elements:
+            problem += ", or null"
         raise ConfigError(key, value, problem) from None
+
+
+def _as_json(key: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except TypeError:
+        raise ConfigError(key, value, "is not plain data") from None
 
 
 def describe(message: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -22,8 +23,11 @@ class Weights:
     names: Mapping[str, str]
 
 
-Opened = tuple[Mapping[str, list[int]], Callable[[str], Tensor]]
-"""The shapes of the tensors in an open file by name, and a function that reads one of them."""
+class Opened(NamedTuple):
+    """The tensors in an open file: their shapes by name, and a function that reads one."""
+
+    shapes: Mapping[str, list[int]]
+    read: Callable[[str], Tensor]
 
 
 @contextmanager
@@ -40,11 +44,11 @@ def opened(file: Path) -> Iterator[Opened]:
     if _is_safetensors(file):
         with safe_open(file, framework="pt") as found:
             shapes = {n: list(found.get_slice(n).get_shape()) for n in found.keys()}  # noqa: SIM118
-            yield shapes, found.get_tensor
+            yield Opened(shapes, found.get_tensor)
         return
     tensors = _saved_by_torch(file)
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    yield shapes, tensors.__getitem__
+    yield Opened(shapes, tensors.__getitem__)
 
 
 def _is_safetensors(file: Path) -> bool:

@@ -122,7 +122,9 @@ def write_samples(job: Job, run_dir: Path) -> None:
     model.eval()
     folder = run_dir / "samples"
     shutil.rmtree(folder, ignore_errors=True)
-    with torch.no_grad():
+    # A resumed run draws the same pictures, even if the model draws random numbers in evaluation.
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(job.settings.seed)
         draw(model, folder)
 
 

@@ -163,7 +163,7 @@ class Run:
         return summary
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
-        """Check the data; if the run is complete, tell the user and return its summary."""
+        """Check the data. If the run is complete, say so and return its summary; else None."""
         beginning.check_data(before, self.settings.data, self.prepared.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective

@@ -11,7 +11,7 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.tasks.classification import ClassifierHead
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class AugLocal(LocalMethod):
     """Trains each module through copies of d later units and of the model's head.
 

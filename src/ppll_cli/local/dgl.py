@@ -50,7 +50,7 @@ def _averages(size: int, windows: int, like: Tensor) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class DGL(LocalMethod):
     """Trains each module through a small convolutional network and the task's loss.
 

@@ -26,7 +26,7 @@ from ppll_cli.tasks.super_resolution import SuperResolution
 from ppll_cli.tasks.task import Shape, Task
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class FBA(LocalMethod):
     """Trains each module through a Simple Local Module, which also reads a feature bank.
 

@@ -6,7 +6,7 @@ from ppll_cli.local.detection_head import DetectionHead, with_detection_head
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Greedy(LocalMethod):
     """Trains each module through the task's smallest head.
 

@@ -43,7 +43,7 @@ def _four(weights: list[float]) -> list[float]:
 Weights = Annotated[list[NotNegative], AfterValidator(_four)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class InfoPro(LocalMethod):
     """Trains each module to keep information about the image, and to separate the classes.
 

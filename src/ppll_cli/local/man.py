@@ -24,7 +24,7 @@ from ppll_cli.tasks.task import only_for
 Loss = Literal["infopro", "dgl", "ce"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class MAN(LocalMethod):
     """Trains each module through a copy of the next unit and a moving average of the next unit.
 

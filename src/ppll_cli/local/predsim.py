@@ -15,7 +15,7 @@ from ppll_cli.local.parts import AsMap, Probe, gram, map_shape
 from ppll_cli.tasks.classification import class_shares, classes_of
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class PredSim(LocalMethod):
     """Trains each module to predict labels, and to compute similar features for similar labels.
 

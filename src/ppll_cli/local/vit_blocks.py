@@ -11,7 +11,7 @@ from ppll_cli.leaves.limits import MOST_LAYERS
 from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 
-Depth = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
+Blocks = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
 
 
 class ViTBlocks(LocalMethod):
@@ -31,7 +31,7 @@ class ViTBlocks(LocalMethod):
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:
         self._ends = _schedule(depth) if isinstance(depth, str) else None
         for number in self._ends or (depth if isinstance(depth, list) else [depth]):
-            checked("local.depth", number, Depth)
+            checked("local.depth", number, Blocks)
         self.depth = depth
 
     def criterion(self, site: Site) -> Criterion:  # noqa: D102

@@ -97,7 +97,12 @@ def _row(
 
 
 def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
-    """Add to a run's row its baselines, and the time in which it reached the target."""
+    """Add to a run's row its baselines, and the time in which it reached the target.
+
+    A refused run has neither.
+    """
+    if not row.conditions:
+        return row
 
     def baselines(schedule: str) -> list[Group]:
         """Return comparable groups of a schedule: completed groups first, then by speed."""
@@ -121,8 +126,8 @@ def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return the reference of a group: back-propagation, or else the best comparable group."""
-    if group.first.bps:
-        return group.first.bps[0]
+    if group.first.bps or not group.first.conditions:
+        return next(iter(group.first.bps), None)
     best = [
         (found.mean, -place)
         for place, other in enumerate(groups)

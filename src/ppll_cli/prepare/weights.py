@@ -74,7 +74,8 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
     """
     file = weights_file(given)
     try:
-        with opened(file) as (there, _), file.open("rb") as content:
+        with opened(file) as saved, file.open("rb") as content:
+            there = saved.shapes
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except Exception as error:  # safetensors, torch and the file system raise several kinds
         reason = " ".join(str(error).split()) or type(error).__name__

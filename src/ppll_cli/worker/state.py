@@ -62,11 +62,11 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
     """Load weights of units from a file. Weights that the file lacks keep their values."""
-    with opened(weights.file) as (_, read):
+    with opened(weights.file) as saved:
         for chunk in chunks:
             for unit, network in chunk.units:
                 names = {n: weights.names.get(f"{unit.name}.{n}") for n in network.state_dict()}
-                taken = {name: read(key) for name, key in names.items() if key is not None}
+                taken = {name: saved.read(key) for name, key in names.items() if key is not None}
                 network.load_state_dict(taken, strict=False)
             if chunk.ema is not None:
                 chunk.ema.begin()
