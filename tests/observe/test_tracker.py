@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.config.changes import flat
 from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.resume import recorded
+from ppll_cli.leaves.nested import flat
 from ppll_cli.observe import tracker as module
 from ppll_cli.observe.tracker import (
     Guarded,

@@ -6,6 +6,7 @@ from typing import Any
 
 from ppll_cli.config.commands import setting
 from ppll_cli.config.composition import composed
+from ppll_cli.leaves.nested import flat
 
 PRESETS = ("recipe", "experiment")
 """Groups whose options choose options of other groups."""
@@ -33,12 +34,3 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
         given.append(f"{'' if key in before else '+'}{setting(key, value)}")
     given += [f"~{key}" for key in before if key not in now and not WITHOUT.match(key)]
     return given
-
-
-def flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by keys such as `optim.lr`; keep empty mappings."""
-    found: dict[str, Any] = {}
-    for name, value in node.items():
-        inner = isinstance(value, Mapping) and value
-        found |= flat(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
-    return found

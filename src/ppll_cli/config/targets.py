@@ -18,9 +18,9 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from ppll_cli.config.changes import flat
 from ppll_cli.errors import ConfigError, PpllError
 from ppll_cli.leaves.names import meant
+from ppll_cli.leaves.nested import flat
 
 log = logging.getLogger(__name__)
 

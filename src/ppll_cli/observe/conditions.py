@@ -5,8 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppll_cli.config.changes import flat
 from ppll_cli.config.moved import ADDED, choices_now
+from ppll_cli.leaves.nested import flat
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.runs import FoundRun
 

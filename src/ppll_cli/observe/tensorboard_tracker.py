@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ppll_cli.config.changes import flat
 from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.nested import flat
 from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, stage_scalars, tree
 
 
