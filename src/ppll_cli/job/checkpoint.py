@@ -67,7 +67,7 @@ class Checkpoint:
 class SavedTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, from the files of all stages. It is a context manager.
 
-    If the folder has no manifest, because it is a copy of the stages' files alone, all files
+    A folder without a manifest is a copy of the stages' files alone: then all files
     `stage-*.safetensors` in it are read. `unreported` has the training measurements that had not
     been reported when the checkpoint was saved.
     """
@@ -148,8 +148,8 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
     """Finish a checkpoint after all stages have written their files, and return its folder.
 
-    All but the newest `keep` checkpoints are removed, except the one to which the link `best`
-    points. With `best`, this link is first set to the finished checkpoint.
+    With `best`, the link `best` is first set to this checkpoint. Then only the newest `keep`
+    checkpoints stay, and the checkpoint to which the link `best` points.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
@@ -253,7 +253,7 @@ def _point_link(name: str, folder: Path) -> None:
 
 
 def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return a pair (N, path) for each path that is named like a checkpoint, `step-N`, by N."""
+    """Return (N, path) for each path with the name of a checkpoint, `step-N`, sorted by N."""
     found = []
     for path in Path(run_dir, "checkpoints").glob("step-*"):
         number = path.name.removeprefix("step-")

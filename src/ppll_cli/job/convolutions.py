@@ -15,7 +15,7 @@ CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 class Convolutions(TorchFunctionMode):
     """Computes in float32 the convolutions whose gradients torch gets wrong under CPU autocast.
 
-    If an element of the kernel meets nothing but padding, the gradient of that element is 0. On
+    If an element of the kernel meets only padding, the gradient of that element is 0. On
     processors with bfloat16 instructions, torch 2.14 leaves this part of the gradient unset, so it
     has the values that the memory happened to have. An example is a kernel of width 3 with stride 2
     and padding 1 on a map of width 1, as in the last levels of RetinaNet's pyramid.
@@ -61,9 +61,9 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each element of a convolution's kernel meets at least one of its input.
+    """Return whether each element of a convolution's kernel meets an element of the input.
 
-    An input too small for the kernel counts as meeting it, so that torch reports it.
+    A dimension in which the input is too small for the kernel is not checked: torch reports it.
     """
     sizes = zip(
         input.shape[-dimensions:],
@@ -85,7 +85,7 @@ def _meets_whole_kernel(
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument for each dimension, as torch reads it."""
+    """Return the value of an argument for each dimension. A single value is for all of them."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

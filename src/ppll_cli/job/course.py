@@ -46,15 +46,18 @@ class EvaluationBatch:
 
 @dataclass(frozen=True)
 class Version:
-    """The version of the weights in a message; the message's header has it in place of an item."""
+    """The version of the weights that a message carries.
 
-    steps: int  # that have changed the weights; 0 or less for the initial weights
+    The header of such a message has a `Version` where other headers have an `Item`.
+    """
+
+    steps: int  # number of optimizer steps before this version; 0 or less for the initial weights
 
     @classmethod
     def read_by(cls, step: int, lag: int) -> "Version":
-        """Return the version that a loss reads, `lag` batches old, after `step` optimizer steps.
+        """Return the version that a loss reads for the batch that follows `step` optimizer steps.
 
-        The lag is 1 or more (see `pipeline.routes.Watch`).
+        `lag` is the age of the version in batches, 1 or more (see `pipeline.routes.Watch`).
         """
         return cls(step - lag + 1)
 
@@ -73,7 +76,7 @@ class Batch:
     # In training, the number of micro-batches of the replicas with lower numbers. In evaluation, a
     # micro-batch is a batch of the split, and this is the index of the first one in the split.
     first_micro_batch: int = 0
-    first_sample: int = 0  # number of samples of these replicas
+    first_sample: int = 0  # number of samples of the replicas with lower numbers
     averaged: bool = False  # whether averaged weights are evaluated
 
     def share(self, micro_batch: int) -> float:
@@ -85,10 +88,10 @@ class Batch:
 class Course:
     """The planned sequence of a run's batches, evaluations and checkpoints.
 
-    The end of the run is always evaluated, and always has a checkpoint.
+    After the run's last step, the plan always has an evaluation and a checkpoint.
     """
 
-    samples: Mapping[str, int]  # of each split
+    samples: Mapping[str, int]  # number of samples of each split
     batch_size: int  # samples per training batch; the last batch of an epoch may have fewer
     drop_last: bool  # whether such a shorter last batch is left out
     evaluation_size: int  # samples per evaluation batch; the last batch of a split may have fewer
@@ -97,7 +100,7 @@ class Course:
     eval_every: int  # epochs between evaluations
     checkpoint_every: int | None  # steps between checkpoints; None for one after each epoch
     checkpoint_best: bool = False  # whether another checkpoint follows each evaluation
-    evaluation_batches: int = 1  # number that go through the pipeline together
+    evaluation_batches: int = 1  # number of them that go through the pipeline together
     averages: bool = False  # whether averaged weights are evaluated after the weights themselves
     log_every: int = 10  # steps between training reports; each epoch also ends with a report
 
@@ -202,9 +205,9 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 
 
 def split_batch(samples: int, microbatches: int) -> list[int]:
-    """Split a batch into micro-batches of nearly equal size, the larger micro-batches first.
+    """Return the sizes of a batch's micro-batches: nearly equal, the larger ones first.
 
-    Each has at least one sample, so there may be fewer micro-batches. The result is their sizes.
+    Each has at least one sample, so there may be fewer of them than `microbatches`.
     """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
@@ -212,9 +215,9 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Split a replica's share of a batch, which has at least one sample per replica.
+    """Return the sizes of the micro-batches of a replica's share of a batch.
 
-    Shares are as equal as possible, and the first replicas have the larger shares. `split_batch`
-    splits the share into micro-batches; the result is their sizes.
+    The batch has at least one sample per replica. Shares are as equal as possible, and the first
+    replicas have the larger shares. `split_batch` splits the share into micro-batches.
     """
     return split_batch(split_batch(samples, replicas)[replica], microbatches)

@@ -106,7 +106,7 @@ class Ends:
         return partial(module_criterion, self.method, here), specs
 
     def before(self, index: int) -> dict[str, ValueSpec]:
-        """Return shape and dtype of each tensor of the batch and of the units before `index`."""
+        """Return shape and dtype of the batch's tensors, and of outputs of units before `index`."""
         specs = dict(self.batch)
         for unit, made in zip(self.site.units[:index], self.traced, strict=False):
             specs.update(zip(unit.writes, made.outputs, strict=True))
@@ -120,9 +120,9 @@ class Ends:
     ) -> Iterator[tuple[Site, Sequence[Unit]]]:
         """Yield each module's site and exports.
 
-        `specs` has the tensors of a batch. When a module is yielded, the outputs of all its and
-        earlier units and exports have been added. To `before`, the function appends for each unit
-        the tensors that exist before the unit runs.
+        `specs` has the tensors of a batch. Before a module is yielded, the outputs of its units and
+        exports are added to `specs`. To `before`, the function appends for each unit the tensors
+        that exist before the unit runs.
         """
         units = self.site.units
         for module, indices in enumerate(modules):

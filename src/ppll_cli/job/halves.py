@@ -3,7 +3,7 @@
 The first half goes through every operation between the outputs and the inputs. At each operation
 that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
 second half computes the gradients of the parameters from these stored gradients, so it repeats
-nothing that the first half has computed::
+nothing that the first half has computed (except in the cases of `_Graph.repeated`)::
 
     inputs <── matmul <── gelu <── matmul <── outputs      backward_to_inputs
                   │                   │
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _Start = tuple[GradientEdge, Tensor]
-"""A point of the graph where a backward pass starts, and the gradient at this point."""
+"""An edge of the graph at which a call of autograd starts, and the gradient that arrives there."""
 
 
 class _Call(NamedTuple):
@@ -94,8 +94,8 @@ class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
     `weights` has the autograd nodes that add to `.grad` of the weights. `nodes` has the operations
-    that use the weights and are on a path from the outputs to the inputs. `given` has starting
-    points at the outputs that depend on the weights but on no input.
+    that use the weights and are on a path from the outputs to the inputs. `given` has the starts at
+    those outputs that depend on the weights but on no input.
     """
 
     weights: set[Node]
@@ -108,7 +108,7 @@ class _Group:
         self._kept[node] = gradients
 
     def starts(self) -> list[_Start]:
-        """Return the points where the call of autograd for this group starts."""
+        """Return the edges at which the group's call of autograd starts, each with its gradient."""
         arrived = [
             (GradientEdge(node, number), gradient)
             for node in self.nodes

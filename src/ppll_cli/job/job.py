@@ -54,9 +54,9 @@ class Seat(NamedTuple):
 class Job:
     """Everything that a worker needs to know about the run.
 
-    Keys that the user did not set can be null in the settings. The fields below them, and the
-    property `threads`, have the values that the program chose. For the local method, read `local`,
-    which includes the defaults of its feature bank.
+    In `settings`, keys that the user did not set can be null. The other fields, and the property
+    `threads`, have the values that the program chose. For the options of the local method, read
+    `local`, which includes the defaults of the method's feature bank.
 
     `snapshot_every` is the largest number of messages on a channel between two snapshots of a
     stage, or 0 if workers are not restarted. If a worker of a stage in `restartable` fails, it is
@@ -70,14 +70,14 @@ class Job:
     task: Task
     routes: Routes  # the chunks of the model on their stages, and what travels between them
     specs: tuple[Mapping[str, ValueSpec], ...]  # of the input tensors of each chunk, by name
-    features: tuple[ValueSpec, ...]  # of the first output of each unit
+    features: tuple[ValueSpec, ...]  # shape and dtype of the first output of each unit
     devices: tuple[str, ...]  # of the workers, in the order of `seats`
     run_dir: str
     start: int = 0  # number of optimizer steps done before this process
     checkpoint: Path | None = None  # from which the run resumes; None if it starts at step 0
-    # The same as `specs`, for evaluation batches; None if equal
+    # `specs` in evaluation, where they can differ; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
-    homes: tuple[int, ...] = ()  # machines of the workers; empty if there is only one machine
+    homes: tuple[int, ...] = ()  # number of each worker's machine; empty if there is only one
     weights: Weights | None = None  # from a file; None to initialize all weights from the seed
     # Units whose weights losses of earlier modules read, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
@@ -193,7 +193,7 @@ class Job:
         return passes.training(self.place(stage, microbatches), self.make_schedule())
 
     def evaluation(self, stage: int, batches: int) -> list[Instruction]:
-        """Return the instructions of a stage for `batches` evaluation batches together."""
+        """Return a stage's instructions for `batches` evaluation batches, computed together."""
         return passes.evaluation(Place(stage, self.routes, batches), self.make_schedule())
 
     def streams(self) -> list[list[Instruction]]:
@@ -233,9 +233,9 @@ class Job:
     def kept(self, channel: Channel) -> int:
         """Return the largest number of messages that a channel keeps for a restart of either end.
 
-        A stage decides only after each batch or mark whether a snapshot is due. So the channel can
-        keep one more batch, with one message for each part (micro-batch or evaluation batch). The
-        result is 0 if neither end restarts.
+        A stage decides only after each batch or mark whether a snapshot is due. So the channel may
+        have to keep the messages of one more batch: one for each micro-batch or evaluation batch.
+        The result is 0 if neither end restarts.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0

@@ -6,7 +6,7 @@ from ppll_cli.config.sections import Optim
 
 
 def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Return the learning rate of the next optimizer step, after `step` steps.
+    """Return the learning rate of the optimizer step that follows `step` earlier steps.
 
     The schedule extends over all epochs, even if the run stops earlier.
     """
@@ -25,7 +25,7 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
 
 
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
-    """Return the rate of an epoch, from 1, as InfoPro's code computes it (arXiv 2101.10832).
+    """Return the rate of an epoch (1 or more) as InfoPro's code computes it (arXiv 2101.10832).
 
     The cosine starts in the first epoch, so it also falls during the warm-up. It reaches 0 in the
     last epoch. During the warm-up the rate moves linearly from `warmup_lr` to the cosine.

@@ -30,7 +30,7 @@ class Recovery:
     """What a worker needs to write snapshots, and to continue after its earlier process failed."""
 
     folder: str  # for snapshots of the worker's state
-    saved: int = -1  # step of the last checkpoint whose file an earlier process has written
+    saved: int = -1  # step of the last checkpoint for which an earlier process wrote its file
 
 
 class Handled(NamedTuple):
@@ -47,8 +47,8 @@ NOTHING = Handled()
 class Links:
     """A worker's connections.
 
-    Replica 0 of stage 0 has senders to the stage's other replicas, its followers, by replica
-    number. Each of these has the receiver from replica 0, its leader.
+    Replica 0 of stage 0 leads the stage's other replicas: it has a sender to each of them, by
+    replica number, in `followers`, and each of them has the receiving end in `leader`.
     """
 
     senders: Mapping[Channel, Sender]  # ends of channels to other stages
@@ -91,9 +91,9 @@ def upcoming(
     next message to its lowest chunk, without removing the message from the channel.
 
     `wait` waits for an end of a channel. It gets the end and the kind of time to record: "blocked"
-    (no free slot) or "starved" (no message). `before` is how many items an earlier process of this
-    worker has handled. They are not yielded again. The receivers of a restarted worker begin behind
-    the messages of these items.
+    (no free slot) or "starved" (no message). `before` counts the items that an earlier process of
+    this worker has handled. They are not yielded again. The receivers of a restarted worker begin
+    after the messages of these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):
@@ -119,7 +119,7 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
-    """Yield the items that stage 0 decides on, without items that are done already.
+    """Yield the items that stage 0 decides on, without the items that `before` counts.
 
     A restarted worker repeats the decisions that other stages already know. It reads them from the
     headers of the messages that its earlier process has sent.

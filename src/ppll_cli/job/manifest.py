@@ -45,10 +45,10 @@ class Manifest:
     step: int  # number of optimizer steps done
     epoch: int  # of the last step, counted from 1
     cuts: tuple[str, ...]  # first unit of each module but the first; empty under back-propagation
-    metrics: dict[str, int | float | None]  # `Metrics.state` when the last stage had saved its file
+    metrics: dict[str, int | float | None]  # `Metrics.state` after the last stage saved its file
     files: tuple[SavedFile, ...]  # that the stages wrote
     parts: tuple[Part, ...] = ()  # of the run until this step (see `parts.py`)
-    counted: tuple[Counted, ...] = ()  # of the workers until this step, for each set of conditions
+    counted: tuple[Counted, ...] = ()  # workers' counts until this step, by set of conditions
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a checkpoint's folder."""

@@ -78,7 +78,7 @@ class Numerics:
 def in_force(device: torch.device) -> Mapping[str, bool]:
     """Return for each of torch's switches whether it is on in this process.
 
-    Switches that concern only CUDA count as off if `device` is no CUDA device.
+    Switches that concern only CUDA are reported as off if `device` is not a CUDA device.
     """
     flags, cuda = _get(), device.type == "cuda"
     return {

@@ -146,7 +146,7 @@ class FusedOptimizer:
         return _Group(indices, [*parameters], columns, counts, first)
 
     def _first_state(self, parameter: nn.Parameter) -> State:
-        """Return the state before the first step, zeros. It stays until a step is not skipped."""
+        """Return the state before the first step: zeros. Skipped steps do not change it."""
 
         def zeros() -> Tensor:
             return torch.zeros_like(parameter, requires_grad=False)

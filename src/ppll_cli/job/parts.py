@@ -22,7 +22,7 @@ class Conditions(TypedDict):
     devices: list[str]
     threads: int
     transport: str
-    stages: list[str]  # the units that start stages 2 and up
+    stages: list[str]  # the first unit after each boundary between two stages
     recompute: NotRequired[bool]  # present only if true, because older programs did not record it
 
 
@@ -113,10 +113,10 @@ class Parts:
         return all(each["instruction_s"].keys() <= names for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
-        """Return all parts after `step` steps; the current one only if it has done a step.
+        """Return the parts of the run until `step`; the current part only if it has done a step.
 
-        The duration of the current part, in seconds, includes evaluations and checkpoints.
-        `workers` is empty if unknown.
+        `seconds` is the duration of the current part, with evaluations and checkpoints. `workers`
+        has the workers' counts and times in it, and is empty if they are unknown.
         """
         start, course = self._job.start, self._job.course
         if step <= start:  # nothing was trained
@@ -132,9 +132,10 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Add up each worker's counts in the current part and earlier parts of equal conditions.
+        """Return each worker's counts, summed over all parts with the current part's conditions.
 
-        Workers are in the order of `Job.seats`. The result is empty if nothing is known.
+        `workers` has the counts in the current part, in the order of `Job.seats`; it is empty if
+        they are unknown. The result is empty if no counts are known.
         """
         counts = [each["workers"] for each in self._alike]
         if workers:
@@ -143,7 +144,7 @@ class Parts:
         return [_sum_of_parts(each) for each in zip(*counts, strict=True)]
 
     def counted(self, workers: Sequence[Worker]) -> list[Counted]:
-        """Return the counts of all parts, added up for each set of conditions."""
+        """Return the counts of all parts, summed for each set of conditions; see `alike`."""
         alike: Counted = {"conditions": self._conditions, "workers": self.alike(workers)}
         return [*self._others, alike]
 

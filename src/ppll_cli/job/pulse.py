@@ -98,7 +98,7 @@ class Pulse(ctypes.Structure):
     def begin(self, doing: str, limit_s: float | None) -> None:
         """Record that the main thread begins an activity.
 
-        It may take `limit_s` seconds without progress; None for no limit.
+        The activity may take `limit_s` seconds without progress; None for no limit.
         """
         self.doing = doing.encode()[: _TEXT - 1]
         self.progress_s = monotonic()  # before the limit, which must not count earlier time
@@ -153,7 +153,8 @@ class Watchdog:
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses
         self._looked_s = monotonic()
-        # For each worker: the times from which to count silence, and lack of progress.
+        # For each worker, two times: silence is counted from the first, lack of progress from the
+        # second.
         self._since_s = [(self._looked_s, self._looked_s) for _ in pulses]
 
     def late(self) -> Iterator[tuple[int, str]]:

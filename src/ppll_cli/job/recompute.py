@@ -14,7 +14,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
     """Run a network so that only its inputs are kept; the backward then runs it again.
 
     Gradients are bit-identical to those without recomputing. The second pass draws the same random
-    numbers as the first. It works on copies of the buffers from before the first pass, so
+    numbers as the first. It works on copies of the buffers that were made before the first pass, so
     BatchNorm's running statistics are updated only once.
 
     `seed` seeds all generators from which the network, in training mode, may draw. Inputs must not
@@ -27,7 +27,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # Checkpoint restores autocast for this second pass, but no other context of the first.
+            # Checkpoint restores only autocast for this second pass, so enter `mended` here.
             with mended():
                 return functional_call(network, buffers, tensors)
         first = False

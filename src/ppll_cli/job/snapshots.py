@@ -6,7 +6,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.transport.channel import message_bytes
 
 BUFFERS = 2
-"""Number of snapshots that a stage stores: it writes the new snapshot before it drops the old."""
+"""Number of snapshots that a stage stores: it writes a new snapshot before it drops the old one."""
 
 MARGIN = 1.15
 """Room in shared memory for a snapshot, divided by `snapshot_bytes`, which does not count buffers

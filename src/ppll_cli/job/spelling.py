@@ -38,7 +38,7 @@ def spelled(value: Any) -> Any:
 
 
 def read(plain: Any) -> Any:
-    """Return the value from the result of `spelled`, with lists instead of tuples."""
+    """Return the value that `spelled` turned into plain data. Tuples in it come back as lists."""
     if isinstance(plain, list):
         return [read(part) for part in plain]
     if not isinstance(plain, dict):
