@@ -100,7 +100,7 @@ class Course:
     eval_every: int  # epochs between evaluations
     checkpoint_every: int | None  # steps between checkpoints; None for one after each epoch
     checkpoint_best: bool = False  # whether another checkpoint follows each evaluation
-    evaluation_batches: int = 1  # number of them that go through the pipeline together
+    evaluation_batches: int = 1  # largest number of batches in an `EvaluationBatch`
     averages: bool = False  # whether averaged weights are evaluated after the weights themselves
     log_every: int = 10  # steps between training reports; each epoch also ends with a report
 

@@ -75,7 +75,7 @@ class Job:
     run_dir: str
     start: int = 0  # number of optimizer steps done before this process
     checkpoint: Path | None = None  # from which the run resumes; None if it starts at step 0
-    # `specs` in evaluation, where they can differ; None if they are equal to `specs`
+    # Like `specs`, but for evaluation batches; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     homes: tuple[int, ...] = ()  # number of each worker's machine; empty if there is only one
     weights: Weights | None = None  # from a file; None to initialize all weights from the seed

@@ -47,8 +47,8 @@ NOTHING = Handled()
 class Links:
     """A worker's connections.
 
-    Replica 0 of stage 0 leads the stage's other replicas: it has a sender to each of them, by
-    replica number, in `followers`, and each of them has the receiving end in `leader`.
+    Replica 0 of stage 0 leads the stage's other replicas. Its `followers` has a sender to each of
+    them, by replica number. In the other replicas, `leader` is the receiver of these messages.
     """
 
     senders: Mapping[Channel, Sender]  # ends of channels to other stages

@@ -27,7 +27,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # Checkpoint restores only autocast for this second pass, so enter `mended` here.
+            # `checkpoint` restores only autocast for this second pass, so enter `mended` here.
             with mended():
                 return functional_call(network, buffers, tensors)
         first = False

@@ -27,7 +27,9 @@ class Comparison:
     """A comparison of runs.
 
     Attributes:
-        groups: The lines of the table: groups of runs that differ only in their seed, or each run.
+        rows: All runs, with their measured numbers.
+        groups: The lines of the table: groups of runs that differ only in their seed, or single
+            runs.
         metric: Name of the task's metric and its split, as most runs have it.
         target: The value of the metric at which the timing of a run's training stops; None if
             unknown. It is the lowest final value of all comparable completed runs, so each of these
@@ -125,7 +127,10 @@ def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return the reference of a group: back-propagation, or else the best comparable group."""
+    """Return a group's reference: back-propagation, or else the comparable group that is best.
+
+    The best group is the one with the highest mean of the best metric.
+    """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
     best = [

@@ -11,10 +11,10 @@ from ppll_cli.observe.conditions import tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
-"""Longest run name, in characters, that is written before a label."""
+"""Largest length of a run name, in characters, with which a label begins."""
 
 LONGEST = 240
-"""Longest label in characters; a longer label is shortened in the middle."""
+"""Largest length of a label in characters; a longer label is shortened in the middle."""
 
 HEAD_WIDTH = 115
 """Characters per line above the panels and in the legend."""
@@ -27,8 +27,8 @@ def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and the settings in which groups differ.
 
     A short run name, as a sweep gives it, is written first. A long run name is written last, and
-    only if several groups have the same settings. The number of runs is written only if groups have
-    different numbers of runs.
+    only if the labels of several groups would be equal without it. The group's status, with its
+    number of runs, is written unless it is the status that `_completed` returns.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [
@@ -57,7 +57,11 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that labels leave out: the status of a group whose runs all completed."""
+    """Return the status that labels leave out.
+
+    It is the status of a group whose runs all completed. If groups have different numbers of runs,
+    it is the status of a single completed run.
+    """
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"

@@ -68,7 +68,7 @@ def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """A panel of the picture. `places` are the heights of the groups, in inches from the top."""
+    """A panel of the picture. `places` has the middle of each group, in inches from the top."""
 
     axes: "Axes"
     groups: Sequence[Group]

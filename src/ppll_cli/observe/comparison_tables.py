@@ -19,10 +19,11 @@ GAP = 2
 """Characters between columns."""
 
 WIDE = 24
-"""Widest cell, in characters, in a narrow window; a longer text is broken into lines."""
+"""Largest width of a cell, in characters, in a narrow window; a longer text gets several lines."""
 
 LONGEST_CELL, LONGEST_NOTE = 400, 1000
-"""Longest cell and longest note in characters; longer ones are shortened in the middle."""
+"""Largest length of a cell and of a note, in characters; a longer text is shortened in the
+middle."""
 
 
 MEASURES: dict[str, Measure] = {
@@ -76,9 +77,9 @@ def cell(
 ) -> str:
     """Return a cell: a group's mean of a measure and, with several seeds, the standard deviation.
 
-    Numbers are divided by `scale`. `NOISE` follows if noise can explain the difference from the
-    mean of `against`, measured by `judged` or, without it, by `measure`. `counted` says whether the
-    number of seeds is written.
+    Numbers are divided by `scale`. `NOISE` follows if noise can explain the difference between this
+    group and `against`. The difference is tested in the measure `judged` or, if that is None, in
+    `measure`. `counted` says whether the number of seeds is written.
     """
     found = group.spread(measure)
     if found is None:
@@ -220,9 +221,10 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means; `NOISE` follows a mean that differs by no more than noise.
+    """Return a column of means. `NOISE` follows a mean if noise can explain its difference.
 
-    A speed-up is compared with its baseline, and any other number with the group's reference.
+    The difference of a speed-up is that from its baseline; any other number is compared with the
+    group's reference.
     """
 
     def text(group: Group) -> str:

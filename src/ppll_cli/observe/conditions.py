@@ -59,13 +59,17 @@ def conditions(run: FoundRun) -> Conditions:
 
 
 def locality(run: FoundRun) -> Conditions:
-    """Return a run's settings of local learning, to compare them in addition to the conditions."""
+    """Return the settings of a run's local learning.
+
+    If two runs train with local losses, these settings must be equal too, so that one run is the
+    baseline `ll` of the other, or that they form a group of runs that differ only in their seed.
+    """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
     if isinstance(modules, list):
         cuts = [_first_unit(module) for module in modules[1:]]
     found = {
-        **_options(run, "local", {"modules", "cuts"}),  # instead, the resulting cuts are compared
+        **_options(run, "local", {"modules", "cuts"}),  # both are replaced by the resulting cuts
         **_options(run, "fba", set()),
         "cuts": cuts,
         "modules": run.get("modules"),
@@ -167,8 +171,9 @@ def method(run: FoundRun) -> str | None:
 
 
 def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
-    """Return, for each run, the settings in which the runs differ and that have no own column.
+    """Return, for each run, the settings in which the runs differ.
 
+    Settings that have a column of their own, or change no compared value, are left out.
     If the runs have different options of a group, such as `model`, the option is listed. A key of
     this group is listed only if all options have it, or if runs with the same option differ in it.
     For a run that trains the whole model by one loss, settings of local methods are left out.

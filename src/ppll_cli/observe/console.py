@@ -189,7 +189,7 @@ class Console:
 
     @_never_raises
     def metrics(self, line: Line) -> None:
-        """Print an evaluation of the model's own head, or keep its training loss for the display.
+        """Print an evaluation of the model's own head, or keep its training loss for later lines.
 
         Lines of other modules are ignored.
         """

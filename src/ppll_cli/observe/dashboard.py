@@ -117,7 +117,7 @@ def _over_time(title: str, keys: list[str]) -> Any:
 
 
 def _bars(key: str, title: str, summary: str) -> Any:
-    """Return a panel with the mean of a summary's value for each value of a key."""
+    """Return a panel with a bar for each value of `key`: the mean of `summary` over its runs."""
     import wandb_workspaces.reports.v2 as wr
 
     return wr.BarPlot(

@@ -12,8 +12,8 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun, number
 
 LONGEST_NAMES = 24
-"""Longest list of run names, in characters. A longer list is shortened to the first name and the
-number of other names, such as "0 +3"."""
+"""Largest length of a list of run names, in characters. A longer list is shortened to the first
+name and the number of other names, such as "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
 """Returns a measured value of a run, such as its speed; None if unknown."""
@@ -110,7 +110,7 @@ class Group:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Settings that differ between compared runs, but are equal in the averaged runs."""
+        """Settings that differ between the compared runs, but not between the averaged runs."""
         rows = self.averaged
         return {
             key: value

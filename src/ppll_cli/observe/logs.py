@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class LogFile(logging.FileHandler):
-    """Writes the log file; prints its first failure to stderr, so that training can go on."""
+    """Writes the log file. If it cannot be written, training goes on, and stderr says so once."""
 
     _failed = False
 

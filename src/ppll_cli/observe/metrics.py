@@ -119,9 +119,9 @@ class Metrics:
         """Remove all results measured after a step. Call it before the file is opened.
 
         Step 0 removes all results. `state` is the result of the method `state` after that step.
-        Without `evaluated`, an evaluation at that step is removed, and will be repeated. If the
-        training lines at that step come from incomplete reports, they are dropped, because the next
-        line will include these steps.
+        Without `evaluated`, an evaluation at that step is removed, and will be repeated. With
+        `incomplete`, the training lines at that step come from incomplete reports: they are removed
+        too, because the next training line will include their steps.
         """
 
         def stays(line: Line) -> bool:

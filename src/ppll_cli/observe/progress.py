@@ -90,7 +90,7 @@ class Now:
 
 
 class Progress:
-    """Follows the progress of a run, from the optimizer steps `start` to `steps`.
+    """Follows the progress of a run, from optimizer step `start` to optimizer step `steps`.
 
     In the list of workers, replicas of a stage are next to one another.
     """

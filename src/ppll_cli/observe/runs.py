@@ -142,9 +142,10 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Return a name for each run: its relative path, with more parents while names are equal.
+    """Return a name for each run: its relative path, preceded by parents until all names differ.
 
-    `depths` has the number of parts of the path. With `above`, a name has at least one parent.
+    `depths` has the number of parts of each relative path. With `above`, a name has at least one
+    parent.
     """
     for more in count(int(above)):
         names = {
@@ -226,7 +227,7 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a number of a JSON file; None for other values, infinity, NaN and larger integers."""
+    """Return a number of a JSON file; None if it is no finite number, or too large for a float."""
     fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return value if fits else None
 

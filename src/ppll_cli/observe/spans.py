@@ -6,7 +6,8 @@ from typing import NamedTuple
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
 
 SHOWN = 4
-"""Number of batches of the slowest stage in the picture. The file has all traced batches."""
+"""Number of batches after which the picture ends, counted in the slowest stage. The file has all
+traced batches."""
 
 
 class Span(NamedTuple):

@@ -46,15 +46,15 @@ TITLE_WIDTH = 92
 """Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
-"""Width that a bar needs for each digit to show its batch's number, as a fraction of the picture's
-width."""
+"""Width of a digit of a batch's number, as a fraction of the picture's width. A bar shows the
+number if it is wide enough."""
 
 
 def window(lanes: Lanes) -> tuple[float, float]:
     """Return start and end of the time that the picture shows.
 
     It is the time in which all stages were traced, up to the end of the `SHOWN`th batch of the
-    slowest stage. A stage is traced for longer where channels let it get far ahead of another one.
+    slowest stage. The traces of stages begin and end at different times.
     If there is no such time, it is the time in which any stage was traced.
     """
     starts = [min(span.start_s for span in spans) for spans in lanes if spans]

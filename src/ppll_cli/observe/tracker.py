@@ -52,7 +52,10 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The user's name for the run, in a sweep followed by the job's folder; None if unnamed."""
+        """The user's name for the run; None if there is none.
+
+        In a sweep, the name of the job's folder follows.
+        """
         given = self.config.get("name")
         if given is None:
             return None
@@ -116,7 +119,11 @@ class Tracker(Protocol):
         """Begin to track. Training will start next, and `config.json` exists."""
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
-        """Receive a line of `metrics.jsonl`. Lines of local losses have the number of a module."""
+        """Receive a line of `metrics.jsonl`.
+
+        `module` in the line is the number of the module that the line is about; None for the last
+        module, which has the model's own head.
+        """
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
         """Receive the fractions of recent time that the stages spent on work and waiting.

@@ -28,7 +28,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     The average of a chunk starts before the chunk's last backward. If the loss comes right before
     that backward, the average starts before the loss, because the loss completes the gradients of
     the auxiliary network. If every chunk of the stage computes its own loss, a chunk's step moves
-    after the backward of the stage's next chunk, so that the average can run during this backward.
+    after the next backward of another chunk, so that the average can run during that backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):

@@ -50,7 +50,7 @@ def take_batch(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 
 
 def communicate(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Add a receive right before each computation that needs it, and a send right after."""
+    """Add a receive right before each computation that needs one, and a send right after it."""
     layout, routes = place.routes.layout, place.routes
     found: Stream = []
     for instruction in stream:

@@ -32,7 +32,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Watch:
-    """States that a module's loss reads ("watches") the weights of a unit of a later module.
+    """Says that a module's loss reads ("watches") the weights of a unit of a later module.
 
     For batch b, the loss reads the weights as they were after the optimizer step of batch b - lag,
     or the initial weights if b < lag. So its result depends neither on the schedule nor on the
@@ -50,8 +50,8 @@ class Watch:
     def ahead(self) -> int:
         """Number of batches between sending the weights and reading them, at most 2.
 
-        With 2, neighbouring stages hardly wait for each other; more would only need more slots. If
-        `lag` is larger, the sender keeps the weights until it is time to send them.
+        With 2, neighbouring stages hardly wait for each other; a larger number would only need more
+        slots. If `lag` is above 2, the sender keeps the weights until it is time to send them.
         """
         return min(self.lag, 2)
 
@@ -95,7 +95,7 @@ def find_routes(
     watches: Mapping[int, Watch] | None = None,
     differentiable: Callable[[int, str], bool] = lambda unit, name: True,
 ) -> Routes:
-    """Find the tensors that each chunk has to send: those written before a cut and read after it.
+    """Find the tensors that each chunk has to send: those that exist at its end and are read later.
 
     A gradient is sent back for each differentiable tensor that an earlier unit of the same module
     writes.

@@ -49,7 +49,7 @@ class Message(NamedTuple):
 
 
 def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the channel and the message that an instruction sends; None if it sends nothing."""
+    """Return the channel by which an instruction sends, and the message; None if it sends none."""
     match instruction:
         case SendActivations(peer, chunk, micro_batch):
             channel = Channel(stage, peer, "activations", chunk + 1)
@@ -67,7 +67,7 @@ def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | Non
 
 
 def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the channel and the message that an instruction receives; None if it receives none."""
+    """Return the channel by which an instruction receives, and the message; None if none."""
     match instruction:
         case ReceiveActivations(peer, chunk, micro_batch):
             channel = Channel(peer, stage, "activations", chunk)

@@ -2,9 +2,9 @@
 
 Stages influence each other only through channels. A channel has one sender and one receiver, and
 keeps the order of messages. So an instruction starts when the instruction before it has ended, and
-its message or slot is there; the order in which the simulator visits the stages does not matter.
-The simulator advances a stage until it has to wait, and visits it again when a message or a free
-slot arrives for it.
+when the message or the free slot that it needs is there. The result does not depend on the order in
+which the simulator visits the stages: it advances a stage until the stage has to wait, and visits
+the stage again when a message or a free slot arrives for it.
 """
 
 from collections import deque
@@ -56,7 +56,7 @@ def at_once(stage: int, instruction: Instruction) -> Journey | None:
 
 @dataclass(frozen=True)
 class Event:
-    """An instruction with its start and end, in seconds. The start is after all waiting."""
+    """An instruction with its start and end, in seconds. It starts when its waiting has ended."""
 
     instruction: Instruction
     start_s: float
@@ -90,7 +90,7 @@ class Simulation:
 
     @property
     def bubble_fraction(self) -> float:
-        """The fraction of time in which stages waited, over all stages."""
+        """The time in which stages waited, as a fraction of the time of all stages."""
         total_s = len(self.events) * self.makespan_s
         return 1.0 - sum(self.busy_s) / total_s if total_s else 0.0
 

@@ -178,7 +178,7 @@ class _Checker:
     def _count_after_forward(
         self, instruction: Loss | Backward | BackwardInput | Measure, done: Counter[int]
     ) -> None:
-        """Check that an instruction is for the next micro-batch and after its forward; count it."""
+        """Count an instruction by `_count`, and check that its forward has come before it."""
         self._count(instruction, done)
         if self._forwards[instruction.chunk] <= instruction.micro_batch:
             raise self._error(instruction, "its Forward has to come before it")

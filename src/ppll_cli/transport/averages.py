@@ -28,7 +28,7 @@ On CUDA, launching an all-reduce costs more time than transferring 1 MiB."""
 
 
 class _Bucket:
-    """An all-reduce bucket: parameters of one dtype, and the flat tensor that sums their gradients.
+    """Parameters of one dtype, and the flat tensor in which an all-reduce sums their gradients.
 
     After the gradients, the flat tensor holds counts, which the same all-reduce sums: for each
     parameter, how many replicas have a gradient for it; and as the last element, how many replicas
@@ -131,7 +131,7 @@ class Average:
         self._replicas, self._nonfinite = replicas, nonfinite
         seen: set[nn.Parameter] = set()
         shared = False
-        new: list[list[nn.Parameter]] = []  # of each unit, in the order of the backward
+        new: list[list[nn.Parameter]] = []  # parameters by unit, in the order of the backward
         for unit in reversed(units):
             learnt = [parameter for parameter in unit if parameter.requires_grad]
             new.append([p for p in reversed(dict.fromkeys(learnt)) if p not in seen])

@@ -66,7 +66,7 @@ class _Messages:
         memory: The memory, uint8 [bytes]: first the slots, then the counters, then the head of each
             slot.
         slots: The slots, for the tensors.
-        size: Bytes of the counters, and of each head.
+        size: Number of bytes reserved for the counters, and for each head.
     """
 
     def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:

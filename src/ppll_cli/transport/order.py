@@ -74,7 +74,7 @@ class Order:
     """
 
     def learn(self, handle: bytes) -> None:
-        """Store the other end's event, for the next slot without such an event."""
+        """Store an event of the other end. It belongs to the first slot that has none yet."""
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
@@ -118,7 +118,7 @@ class CudaOrder(Order):
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open and store the other end's event, for the next slot without such an event."""
+        """Open and store an event of the other end, for the first slot that has none yet."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:

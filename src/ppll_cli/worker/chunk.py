@@ -124,7 +124,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy the gradients of inputs and weights that share memory with received gradients.
+        """Copy each gradient of an input or a weight that shares memory with a received gradient.
 
         Autograd can store a received gradient itself in `.grad`, without a copy: for example the
         gradient of a position embedding that is added to a batch of one sample. The next message in
@@ -140,7 +140,7 @@ class HeldChunk(Networks):
         Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
 
         Args:
-            step: Number of optimizer steps done before.
+            step: Number of optimizer steps done before this one.
             total: Squared norm of the model's gradients, a scalar. If None, the chunk computes the
                 norm of its own gradients if it needs one.
 

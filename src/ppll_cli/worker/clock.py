@@ -12,7 +12,7 @@ import torch
 
 
 class Clock(Protocol):
-    """The clock of a device. Only the clock itself knows what its moments are."""
+    """The clock of a device. A moment is a value that only this clock can interpret."""
 
     def mark(self) -> Any:
         """Return the moment at which the device has done all work that is queued so far."""

@@ -16,8 +16,8 @@ def micro_batches(
 ) -> Sequence[Mapping[str, Tensor]]:
     """Return the tensors of each micro-batch, by name.
 
-    `item` names the batch, or the first of several evaluation batches. Each evaluation batch is
-    treated as a micro-batch. `batch` is this worker's share of it.
+    `item` names the batch, or the first of several evaluation batches, each of which is treated as
+    a micro-batch. `batch` says which samples are this worker's share, and how they are split.
 
     Raises:
         TypeError: The data set made a batch that does not fit the run.

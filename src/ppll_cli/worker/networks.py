@@ -37,7 +37,7 @@ class Networks:
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: The last weights of each unit that a loss reads, by the unit's index.
+        versions: The latest versions of each unit's weights that a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
@@ -110,7 +110,7 @@ class Networks:
 
     @property
     def unit_state(self) -> list[Tensor]:
-        """The parameters and buffers of units. A network may replace its buffers."""
+        """The parameters and buffers of units; not cached: a network may replace its buffers."""
         buffers = (buffer for _, network in self.units for buffer in network.buffers())
         return [*chain.from_iterable(self.unit_parameters), *buffers]
 
@@ -136,7 +136,7 @@ class Networks:
         """Return whether gradients of a loss can be computed.
 
         Raises:
-            RuntimeError: They cannot, although not all parameters are frozen.
+            RuntimeError: They cannot be computed, although some parameters are not frozen.
         """
         if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
             raise RuntimeError(

@@ -31,14 +31,17 @@ class NonFinite:
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Check a loss on the CPU. On another device, a loss is checked when it is reported."""
+        """Check a loss on the CPU, unless `optim.nonfinite` is `skip`.
+
+        On another device, a loss is checked when it is reported.
+        """
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
         """Raise an error if a loss of the batch was not finite.
 
-        The error names the largest gradient norm of the parameters. The batch comes after `step`
+        The error names the largest norm of a parameter's gradient. The batch comes after `step`
         optimizer steps.
 
         Raises:

@@ -94,7 +94,8 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
         links.pulse.beat(memory.read())
-    remove_left(os.getpid())  # normally the parent does this, and removes the folder
+    # Normally the parent removes these files and this folder.
+    remove_left(os.getpid())
     if links.recovery is not None:
         shutil.rmtree(links.recovery.folder, ignore_errors=True)
     os._exit(1)

@@ -56,7 +56,7 @@ class _Pending:
         complete: False if a later report may contain the same batches again; otherwise True.
         modules: The measurements of each module.
         spans: First and last moment of each period in which the batches ran.
-        before_s: Total seconds of earlier periods.
+        before_s: Total seconds of the earlier periods that `spans` does not contain.
         copied: The moment when all tensors are on the host.
     """
 

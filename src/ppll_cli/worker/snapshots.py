@@ -71,7 +71,7 @@ class _State:
         sent: For each channel to another stage, the number of messages and of bytes sent.
         received: For each channel from another stage, the number of messages received.
         random: The state of Python's, NumPy's and torch's random numbers, for a user's own code.
-        progress: How far the worker has come, without the trace.
+        progress: The worker's position and measurements, with an empty trace.
         trace: The trace, pickled.
     """
 
@@ -95,7 +95,7 @@ class Interval:
             `messages_between` chooses the number, so that snapshots take little time.
 
     Attributes:
-        messages: The number of messages until the next snapshot.
+        messages: The number of messages after which the next snapshot is due.
     """
 
     def __init__(self, most: int, fixed: bool) -> None:

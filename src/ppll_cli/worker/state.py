@@ -19,7 +19,7 @@ from ppll_cli.worker.networks import Networks
 
 
 def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
-    """Return all tensors of some chunks that a checkpoint saves, by name."""
+    """Return the tensors of these chunks that a checkpoint saves, by name."""
     found: dict[str, Tensor] = {}
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
@@ -83,7 +83,7 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _transient(network: nn.Module, kept: Container[str]) -> list[tuple[str, Tensor]]:
-    """Return names and buffers that are not in the network's `state_dict()`, which is `kept`."""
+    """Return the buffers that the network's `state_dict()` (`kept`) lacks, with their names."""
     return [(name, buffer) for name, buffer in network.named_buffers() if name not in kept]
 
 

@@ -13,8 +13,8 @@ from ppll_cli.pipeline.routes import Watch
 class Versions:
     """The weights of a unit after each of its last optimizer steps, without buffers.
 
-    The number of versions, `count`, is the longest lag of the losses that read these weights. At
-    first all versions are the initial weights.
+    The number of versions, `count`, is the largest lag of the losses that read these weights.
+    Before the first step, all versions are the initial weights.
     """
 
     def __init__(self, unit: str, network: nn.Module, count: int) -> None:

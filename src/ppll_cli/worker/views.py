@@ -29,9 +29,9 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 def as_received(output: Tensor, gradient: bool) -> Tensor:
     """Return a unit's output with the strides that it would have in a slot.
 
-    A slot has neither gaps nor overlaps. Kernels may round differently for other strides, so the
-    strides must not depend on whether the output is sent. If `gradient` is true, the output's
-    gradient gets these strides, too; this is for schedules that may send it.
+    In a slot, the elements of a tensor lie without gaps and overlaps. Kernels may round differently
+    for other strides, so the strides must not depend on whether the output is sent. If `gradient`
+    is true, the output's gradient gets these strides too, because the schedule may send it.
     """
     strides = dense_strides(output)
     if output.stride() != strides:

@@ -96,7 +96,7 @@ class Worker:
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
         """Begin with the state of a snapshot, of a checkpoint or of a file of weights, if any.
 
-        Return the progress at the snapshot, and the metrics in the checkpoint that no report has.
+        Return the progress at the snapshot, and the checkpoint's measurements that no report has.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
