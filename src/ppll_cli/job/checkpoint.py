@@ -48,7 +48,7 @@ Unreported = Mapping[int, Mapping[str, Any]]
 """Training measurements since the last report, as plain data, by the number of the module."""
 
 UNREPORTED = "unreported"
-"""Metadata key of `Unreported` (as JSON) in a stage's file; missing if all is reported."""
+"""Metadata key of `Unreported` (as JSON) in a stage's file; missing if nothing is unreported."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     Return None if there is no undamaged checkpoint.
 
     Raises:
-        ConfigError: A newer program wrote the newest readable manifest, or `checkpoints` is no
-            folder.
+        ConfigError: Of the manifests that can be read, the newest has a later format; or
+            `checkpoints` is not a folder.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):

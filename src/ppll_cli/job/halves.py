@@ -9,9 +9,9 @@ nothing that the first half has computed (except in the cases of `_Graph.repeate
                   │                   │
                weights             weights                 WeightHalf.run
 
-The gradients are bit-identical to those of a whole backward, for two reasons. Every operation gets
-the same numbers. And where a whole backward sums several contributions to a parameter before it
-adds them to `.grad`, the second half sums them by one call of autograd.
+The gradients are bit-identical to those of a whole backward, for two reasons. First, every
+operation gets the same numbers. Second, a whole backward sums all contributions to a parameter
+before it adds the sum to `.grad`, and the second half does so too: by one call of autograd.
 """
 
 from collections.abc import Iterable, Sequence

@@ -69,7 +69,7 @@ class Job:
     image: ImageSpec
     task: Task
     routes: Routes  # the chunks of the model on their stages, and what travels between them
-    specs: tuple[Mapping[str, ValueSpec], ...]  # of the input tensors of each chunk, by name
+    specs: tuple[Mapping[str, ValueSpec], ...]  # shapes and dtypes of each chunk's inputs, by name
     features: tuple[ValueSpec, ...]  # shape and dtype of the first output of each unit
     devices: tuple[str, ...]  # of the workers, in the order of `seats`
     run_dir: str
@@ -79,7 +79,7 @@ class Job:
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     homes: tuple[int, ...] = ()  # number of each worker's machine; empty if there is only one
     weights: Weights | None = None  # from a file; None to initialize all weights from the seed
-    # Units whose weights losses of earlier modules read, by index in the model
+    # The units whose weights are read by losses of earlier modules, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
 

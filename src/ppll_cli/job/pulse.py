@@ -131,7 +131,7 @@ class Pulse(ctypes.Structure):
         )
 
     def show(self, memory: bytes) -> None:
-        """Take the state of another worker's pulse, given the bytes of its memory.
+        """Overwrite this pulse with the state of another one, given the bytes of its memory.
 
         Raises:
             ValueError: There are too few bytes: they come from another version of this class.

@@ -61,8 +61,8 @@ def conditions(run: FoundRun) -> Conditions:
 def locality(run: FoundRun) -> Conditions:
     """Return the settings of a run's local learning.
 
-    If two runs train with local losses, these settings must be equal too, so that one run is the
-    baseline `ll` of the other, or that they form a group of runs that differ only in their seed.
+    Two runs with local losses must agree in these settings, too, before one can be the baseline
+    `ll` of the other, or both can be in a group of runs that differ only in their seed.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -86,7 +86,8 @@ def _first_unit(module: Any) -> str | None:
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     """Return the conditions that differ, with both values.
 
-    If two runs have different options of a group, the keys of this group are left out.
+    If two runs have different options of a group, the keys of this group are left out. `steps` is
+    left out if another condition differs.
     """
     found = {
         key: (value, theirs[key])
@@ -173,10 +174,10 @@ def method(run: FoundRun) -> str | None:
 def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
-    Settings that have a column of their own, or change no compared value, are left out.
-    If the runs have different options of a group, such as `model`, the option is listed. A key of
-    this group is listed only if all options have it, or if runs with the same option differ in it.
-    For a run that trains the whole model by one loss, settings of local methods are left out.
+    Settings that have a column of their own, or change no compared value, are left out. If the runs
+    have different options of a group, such as `model`, the option is listed. A key of this group is
+    listed only if all options have it, or if runs with the same option differ in it. For a run that
+    trains the whole model by one loss, settings of local methods are left out.
     """
     flat = [_settings(run) for run in runs]
     chosen = [_choices(run) for run in runs]

@@ -20,7 +20,7 @@ KINDS = (
 
 FRACTIONS = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
 FRACTIONS |= {kind: (kind,) for kind in ("starved", "blocked", "data", "transfer", "average")}
-"""The fractions of time that `summary.json` has for each stage, with the kinds that they add up."""
+"""The fractions of a stage's time in `summary.json`, each with the kinds of which it is the sum."""
 
 WINDOW_S = 10.0
 """Length of the recent time, in seconds, over which speeds and fractions are measured."""

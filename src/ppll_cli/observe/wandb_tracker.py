@@ -71,7 +71,8 @@ class WandbTracker:
         entity: User or team of wandb; None for the account's default.
         mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set, otherwise online if
             there is a key, otherwise offline.
-        name: Name of the wandb run; None for the user's name of the run, or else a description.
+        name: Name of the wandb run. If None, it is the name that the user gave to the run or,
+            without such a name, a description of the run.
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.
         tags: Tags of the wandb run; None for the run's `tags`.

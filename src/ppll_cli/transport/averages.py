@@ -111,7 +111,7 @@ class Average:
 
     All replicas start their buckets in the same fixed order, even where a replica lacks gradients.
     With three or more replicas, no bucket holds parameters of two units: gloo's rounding of such
-    sums depends on the contents of a bucket, but must not depend on which units a stage has.
+    sums depends on the contents of a bucket, and results must not depend on a stage's units.
 
     Args:
         replicas: The replicas of the stage. All have the same parameters in the same order.

@@ -43,7 +43,7 @@ from ppll_cli.transport.ring import RingTransport
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 LARGEST_HEAD = 1 << 16
-"""Largest number of bytes for the header and the layout of one message."""
+"""Largest size in bytes of a head: the header and the layout of one message."""
 
 _SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
