@@ -119,7 +119,7 @@ class _Group:
 
 
 class _Graph:
-    """The autograd graph from the outputs, whose nodes are the roots, to the leaves."""
+    """The autograd graph, from the nodes of the outputs (`roots`) to the leaves."""
 
     def __init__(
         self, roots: Sequence[Node], inputs: Iterable[Tensor], weights: Iterable[Tensor]

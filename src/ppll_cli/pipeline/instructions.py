@@ -12,9 +12,9 @@ A schedule yields only compute instructions: `Forward`, `Loss`, `Backward` (or i
 A channel carries messages from one stage to another. A message occupies a slot of the channel until
 the receiver frees this slot.
 
-A mark asks every stage to report, save or end. Marks are sent through the same channels as batches,
-and in order with them. So every stage acts on a mark between the same two batches, and the stages
-need not stop for it.
+A mark asks every stage to report, save or end. Marks and batches are sent through the same
+channels, which keep their order. So every stage acts on a mark between the same two batches, and
+the stages need not stop for it.
 """
 
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ first token after an event was created contains the event's handle.
 An end records only its own events, and waits only for events of the other end. A CUDA stream can
 wait for an event of any device. So each end opens the other end's events in the context of its own
 device: a context on the other device would take hundreds of MB there. (A sender has such a context
-all the same, because torch needs it to open the receiver's memory.)
+anyway, because torch needs it to open the receiver's memory.)
 """
 
 import logging

@@ -97,7 +97,7 @@ class Recorder:
     """Measures a stage's time without waiting for the device in the steady state.
 
     At the end of each batch, the recorder reads the moments that the device has reached. `settle`
-    waits for all moments. The worker calls it where it waits for the device anyway: when it reports
+    waits for all moments. The worker calls `settle` where it waits anyway: when it reports
     an evaluation, takes a snapshot, saves a checkpoint, or ends the run.
 
     Args:
