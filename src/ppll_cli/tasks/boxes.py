@@ -20,7 +20,8 @@ FOUND_FROM = 0.5
 """Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""
 
 BACKGROUND_BELOW = 0.4
-"""An anchor below this intersection over union with all boxes is background (arXiv 1708.02002)."""
+"""An anchor is background if its intersection over union with each box is below this value (arXiv
+1708.02002)."""
 
 SCORES_ABOVE = 0.05
 """Detections must have a score above this value (torchvision's choice)."""
@@ -29,7 +30,8 @@ CANDIDATES = 1000
 """Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
 
 OVERLAP = 0.5
-"""If two detections of a class have a larger intersection over union, the worse one is dropped."""
+"""If two detections of a class have a larger intersection over union than this value, the one with
+the lower score is dropped."""
 
 MOST = 100
 """Largest number of detections of a picture. COCO's metric counts no more than this number."""
@@ -50,8 +52,7 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
     This is torchvision's Matcher with low-quality matches, written so that no shape depends on a
     value. The overlap of an anchor and a box is their intersection over union. An anchor is matched
     to the box with which it has the largest overlap, if this is at least `FOUND_FROM`. If `forced`,
-    this limit does not apply to an anchor that has, for some box, the largest overlap of all
-    anchors.
+    this limit does not apply to the best anchor of each box, the anchor that overlaps the box most.
 
     Args:
         boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
@@ -60,7 +61,7 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
         forced: Whether boxes are matched even if no anchor overlaps them by `FOUND_FROM`.
 
     Returns:
-        Indices of boxes, `BACKGROUND` or `BETWEEN`, int64 [..., A].
+        For each anchor the index of its box, `BACKGROUND` or `BETWEEN`, int64 [..., A].
     """
     overlaps = torch.where(wanted[..., None], _overlaps(boxes, anchors), -1.0)
     most, which = overlaps.max(dim=-2)
@@ -86,10 +87,11 @@ def _area(boxes: Tensor) -> Tensor:
 
 
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the deltas from anchors to boxes, as torchvision's BoxCoder does, all float [..., 4].
+    """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
 
-    Deltas are the shift of the centre in x and y, as a fraction of the anchor's width and height;
-    then the logarithms of box width / anchor width and box height / anchor height.
+    Boxes, anchors and deltas are float [..., 4]. The deltas are the shift of the centre in x and y,
+    as a fraction of the anchor's width and height; then the logarithms of box width / anchor width
+    and box height / anchor height.
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size
@@ -102,8 +104,9 @@ def best_detections(
 ) -> Detections:
     """Return the detections of one picture, as torchvision's RetinaNet finds them.
 
-    The pyramid levels of the anchors [A] are ascending. Anchors and deltas are float [A, 4], logits
-    are float [A, C]. Boxes are clipped to the picture, whose height and width are in pixels.
+    `levels` [A] has the pyramid level of each anchor, in ascending order. Anchors and deltas are
+    float [A, 4], logits are float [A, C]. `height` and `width` are the picture's size in pixels;
+    the boxes of the detections are clipped to it.
     """
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     scores = logits.sigmoid()

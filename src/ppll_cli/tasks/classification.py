@@ -18,8 +18,9 @@ OTHER_LABEL = "label.other"
 """Name of the labels with the smaller share, int64 [B], if images are mixed in pairs."""
 
 SHARE = "label.share"
-"""Name of the share of the first label in each mixed image, float64 [B], from 0.5 to 1. Because
-`transport.wire_dtype` does not convert float64, all stages get exactly equal targets."""
+"""Name of the share of `LABEL` in each mixed image, float64 [B], from 0.5 to 1. The other label
+has the rest. Because `transport.wire_dtype` does not convert float64, all stages get exactly equal
+targets."""
 
 TARGETS = {LABEL: ValueSpec((), torch.int64)}
 MIXED_TARGETS = {
@@ -32,7 +33,8 @@ MIXED_TARGETS = {
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
     """Return the share of each class for each sample, float32 [B, classes].
 
-    Each row adds up to 1. For images that are not mixed, it is one-hot. Labels are not smoothed.
+    Each row adds up to 1. The row of an image that is not mixed is one-hot. Labels are not
+    smoothed.
     """
     numbers = torch.arange(classes, device=values[LABEL].device)
     rows = (values[LABEL][:, None] == numbers).float()
@@ -61,14 +63,14 @@ class Pool(nn.Module):
 
 
 def pooled_width(shape: tuple[int, ...]) -> int:
-    """Return the width of the vectors that `Pool` makes from features of this shape (no batch)."""
+    """Return the width of the vectors that `Pool` makes; `shape` is without the batch dimension."""
     return shape[0] if len(shape) == 3 else shape[-1]
 
 
 class ClassifierHead(nn.Module):
     """The head of a classifier: converts features to vectors, and then vectors to logits.
 
-    A subclass creates `fc`, the layer of the second step.
+    A subclass creates `fc`, the layer that converts vectors to logits.
     """
 
     fc: nn.Linear
@@ -101,7 +103,7 @@ class Classification:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """Shape and dtype of the tensors that a batch has besides its images, by name."""
+        """Shape (without the batch dimension) and dtype of each target, by name."""
         return MIXED_TARGETS if self.mixed else TARGETS
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -163,14 +165,20 @@ class Classification:
 
 
 def with_smoothing(task: Task, amount: float) -> Task:
-    """Return the task with this amount of label smoothing; refuse it for other tasks."""
+    """Return the task with this amount of label smoothing.
+
+    An amount above 0 is refused for tasks other than classification.
+    """
     if not amount:
         return task
     return replace(_labelled(task, "optim.label_smoothing", amount), label_smoothing=amount)
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty."""
+    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty.
+
+    `mixed` has the values of the keys that turn mixing on.
+    """
     if not mixed:
         return task
     return replace(_labelled(task, *next(iter(mixed.items()))), mixed=True)

@@ -39,7 +39,7 @@ IGNORED = "ignored"
 which are crowds in COCO and difficult objects in VOC."""
 
 COUNT = "count"
-"""Name of the number of boxes in each picture, int64 [B]. Further elements of `BOXES` are
+"""Name of the number of boxes in each picture, int64 [B]. The later elements of `BOXES` are
 padding."""
 
 NUMBER = "number"
@@ -52,9 +52,9 @@ and width were scaled."""
 
 
 LARGEST_TABLE = 2**24
-"""Largest number of elements of a tensor with pictures, anchors, and boxes or classes as
-dimensions: 64 MiB of float32. The loss has a few such tensors at the same time. For one picture of
-800x1333 pixels with 80 classes, a tensor has about this size."""
+"""Largest number of elements of a tensor whose dimensions are pictures, anchors, and boxes or
+classes. In float32 these are 64 MiB. The loss has a few such tensors at the same time. One picture
+of 800x1333 pixels with 80 classes needs about this size; a larger picture may exceed it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Detection:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """Shape and dtype of a batch's targets, in training and evaluation, by name."""
+        """Shape (without the batch dimension) and dtype of each target, by name."""
         return {
             BOXES: ValueSpec((self.boxes, 4), torch.float32),
             LABELS: ValueSpec((self.boxes,), torch.int64),
@@ -197,7 +197,7 @@ class Detection:
         The error message names the setting `key=value`.
 
         Raises:
-            ConfigError: The features are no map, the stride is no power of 2, or the strides in
+            ConfigError: The features are not a map, the stride is no power of 2, or the strides in
                 height and width differ.
         """
         if len(shape) == 3 and self.height % shape[1] == 0:
@@ -214,7 +214,7 @@ class Detection:
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
     """Return the sum over each picture's selected rows, [B].
 
-    Rows are float [B, A, columns], and `counted` selects them, bool [B, A]. Pictures are summed one
+    `rows` are float [B, A, columns]. `counted`, bool [B, A], selects rows. Pictures are summed one
     by one: on CPU, a sum over a whole batch could add in an order that depends on the number of
     pictures, and then the last bits would differ.
     """
@@ -222,7 +222,7 @@ def _sums(rows: Tensor, counted: Tensor) -> Tensor:
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row for each box, with the columns that `precision` describes."""
+    """Return a row for each box, as `precision` describes it. `last` is the last column."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes

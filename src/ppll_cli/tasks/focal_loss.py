@@ -10,15 +10,17 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 ALPHA = 0.25
-"""Weight of present classes; the weight of absent classes is 1 - ALPHA (torchvision's choice)."""
+"""Weight of the loss for the class of an anchor's object; the weight for all other classes is
+1 - ALPHA (torchvision's choice)."""
 
 
 class FocalLoss(torch.autograd.Function):
-    """Computes the same bits as torchvision's `sigmoid_focal_loss`, with fewer operations.
+    """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with fewer operations.
 
     The loss is weight * (1 - p)^2 * -log(p), where p is the predicted probability of the right
-    answer. The backward pass is written explicitly. For it, the forward pass keeps three tensors
-    [B, A, C] in memory. Autograd would keep nine tensors, and compute the sigmoid again.
+    answer, which says whether the anchor's object has the class. The backward pass is written
+    explicitly. For it, the forward pass keeps three tensors [B, A, C] in memory. Autograd
+    would keep nine tensors, and compute the sigmoid again.
     """
 
     @staticmethod

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 
 class _Levels(nn.Module):
-    """Holds the numbers for converting pictures in [0, 1] to levels from 0 to 255 minus their mean.
+    """Holds the numbers that convert pictures in [0, 1] to levels, and levels to pictures.
 
-    Networks compute with levels, as in the code of EDSR's authors and in BasicSR, because networks
-    learn faster with levels than with values in [0, 1]. The number 255 is saved with the weights,
-    so that weights of networks that compute in [0, 1] cannot be loaded. The mean is not saved,
-    because the data set defines it; it has one number per channel, in [0, 1].
+    Levels are 255 * (picture - mean). Networks compute with levels, as in the code of EDSR's
+    authors and in BasicSR, because networks learn faster with levels than with values in [0, 1].
+    The number 255 is saved with the weights, so that weights of networks that compute in [0, 1]
+    cannot be loaded. The mean, one number in [0, 1] per channel, is not saved, because the data set
+    defines it.
     """
 
     levels: Tensor
@@ -34,7 +35,7 @@ class ToLevels(_Levels):
     """Converts pictures to levels."""
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Convert pictures [B, 3, H, W] in [0, 1] to levels minus their mean, [B, 3, H, W]."""
+        """Convert pictures, [B, 3, H, W] in [0, 1], to levels [B, 3, H, W]."""
         return (pictures - self.mean) * self.levels
 
 
@@ -42,14 +43,14 @@ class ToPictures(_Levels):
     """Converts levels to pictures."""
 
     def forward(self, levels: Tensor) -> Tensor:
-        """Convert levels minus their mean, [B, 3, H, W], to pictures in [0, 1]."""
+        """Convert levels [B, 3, H, W] to pictures [B, 3, H, W], not clamped to [0, 1]."""
         return levels / self.levels + self.mean
 
 
 class Upsampler(nn.Module):
     """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, then a convolution.
 
-    Scale 2 or 3 has one pixel shuffle, scale 4 two. The mean of each channel is added at the end.
+    Scale 2 or 3 has one pixel shuffle, scale 4 two. At the end, levels are converted to pictures.
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:
@@ -72,7 +73,7 @@ class PictureHead(nn.Module):
     """A head that makes pictures in two steps: features to a map, and the map to pictures.
 
     Between the steps, long skips are added to the map. A subclass creates `upsampler`, the network
-    of the second step.
+    that makes pictures from the map.
     """
 
     upsampler: Upsampler

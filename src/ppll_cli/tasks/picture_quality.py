@@ -18,9 +18,10 @@ _LUMA = (65.481, 128.553, 24.966)
 
 
 def luma(pictures: Tensor) -> Tensor:
-    """Compute the luma (BT.601's Y, from 16 for black to 235 for white), after rounding to 8 bits.
+    """Compute the luma (BT.601's Y, from 16 for black to 235 for white) of pictures.
 
-    Pictures are RGB, float [B, 3, H, W], clamped to [0, 1]. The result is float32 [B, H, W].
+    Pictures are RGB, float [B, 3, H, W]. They are clamped to [0, 1] and rounded to 8 bits
+    first. The result is float32 [B, H, W].
     """
     channels = eight_bits(pictures).unbind(dim=1)
     red, green, blue = (c * (w / 255) for c, w in zip(channels, _LUMA, strict=True))
@@ -44,7 +45,7 @@ def eight_bits(pictures: Tensor) -> Tensor:
 def psnr(squared_error: float, pixels: float) -> float:
     """Compute the peak signal-to-noise ratio in dB from the sum of squared errors of all pixels.
 
-    If their mean is below 0.0001, the function uses 0.0001, which gives 88.1 dB.
+    If the mean of the squared errors is below 0.0001, 0.0001 is used instead, which gives 88.1 dB.
     """
     mean = max(squared_error / pixels, 1e-4)
     return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))

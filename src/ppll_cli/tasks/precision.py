@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Mapping[str, float]:
     """Return all metrics, averaged over classes, in [0, 1]; NaN if there are no boxes to find.
 
-    If ignored boxes are crowds, each of them may contain any number of detections.
+    `crowds` says whether ignored boxes are crowds. Any number of detections may match a crowd.
 
     Returns:
         By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75`, computed by
@@ -162,6 +162,6 @@ def _area(recall: Floats, precision: Floats) -> float:
 
 
 def _points(recall: Floats, precision: Floats) -> float:
-    """Return the mean, over recalls 0, 0.1, ... 1, of the best precision at this recall or more."""
+    """Return the mean, over recalls 0, 0.1 ... 1, of the best precision at this recall or above."""
     best = [precision[recall >= at - 1e-9].max(initial=0.0) for at in np.linspace(0, 1, 11)]
     return float(np.mean(best))

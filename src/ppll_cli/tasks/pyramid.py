@@ -51,7 +51,7 @@ class Anchors(nn.Module):
     def __init__(self, smallest: int, levels: Sequence[int] = range(LEVELS)) -> None:
         super().__init__()
         self.levels = levels
-        # torchvision also rounds sizes down to whole pixels.
+        # Sizes are rounded down to whole pixels, as in torchvision.
         sizes = [
             [int(smallest * 2**level * 2 ** (third / 3)) for third in range(3)] for level in levels
         ]
@@ -85,7 +85,7 @@ class HeadStyle:
     """The settings of a model's head that are also used for heads of auxiliary networks."""
 
     width: int  # W
-    groups: int = 0  # of the norms between the convolutions for classes and boxes; 0 for no norms
+    groups: int = 0  # number of groups of each GroupNorm in the branches; 0 for no norms
 
     def branches(self, classes: int) -> RetinaNetHead:
         """Return two branches of convolutions, for classes and boxes, which all levels share."""
@@ -96,8 +96,8 @@ class HeadStyle:
 class PyramidHead(nn.Module):
     """RetinaNet's head (arXiv 1708.02002), built from torchvision's parts.
 
-    It has a feature pyramid, and two branches of convolutions, for classes and boxes, which are
-    applied to all maps of the pyramid.
+    It has a feature pyramid and two branches of convolutions: one for classes and one for boxes.
+    Both branches are applied to all maps of the pyramid.
 
     In local learning, some input maps may be missing. The paper has no such case; these rules are
     ours. If the map of a level is missing, but a coarser map is given, the level is computed only
@@ -105,11 +105,12 @@ class PyramidHead(nn.Module):
     coarsest given map with rows and columns left out.
 
     Args:
-        channels: Channels of the given maps, by stride: at least one of `STRIDES`.
+        channels: Number of channels of each given map, by its stride, which is one of `STRIDES`. At
+            least one map is given.
         width: W.
         classes: C.
         anchor: Side in pixels of the smallest anchors.
-        groups: Groups of the norms between the convolutions for classes and boxes; 0 for no norms.
+        groups: Number of groups of each GroupNorm in the branches; 0 for no norms.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class PyramidHead(nn.Module):
         self.anchors = Anchors(anchor)
 
     def over(self, channels: Mapping[int, int]) -> "PyramidHead":
-        """Return a new head with the same settings for other maps."""
+        """Return a new head for other maps, with the settings of this head."""
         return self._like(channels)
 
     def forward(self, *maps: Tensor) -> Tensor:
@@ -158,8 +159,8 @@ class PyramidHead(nn.Module):
 class SmallestHead(nn.Module):
     """One 3x3 convolution for classes and boxes, on a map pooled to each stride of a pyramid.
 
-    If a level is finer than the map, the map's pixels are repeated. `stride` is the map's, and
-    `anchor` the side in pixels of the smallest anchors.
+    If a level is finer than the map, the map's pixels are repeated. `stride` is the stride of the
+    map, and `anchor` is the side of the smallest anchors in pixels.
     """
 
     def __init__(self, channels: int, stride: int, classes: int, anchor: int) -> None:

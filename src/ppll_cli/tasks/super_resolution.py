@@ -41,7 +41,7 @@ AUTHORS_BORDER = 6
 
 _COLUMNS = 9
 """Number of columns in a row of measurements of a tile. The columns are: the index of the picture;
-for the luma, the sum of squared errors and the number of pixels; for SSIM, the sum and the number
+for the luma, the sum of squared errors and the number of pixels; for SSIM, its sum and the number
 of pixels; for RGB, the sum of squared errors and the number of values; and the two values of
 `BICUBIC`."""
 
@@ -60,8 +60,8 @@ class SuperResolution:
         scale: Factor by which height and width grow.
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
-        overlap: Number of pixels of the small picture by which a tile extends beyond those of its
-            pixels that are evaluated.
+        overlap: Smallest distance between evaluated pixels and the edges of their tile, in pixels
+            of the small picture. It does not apply at the border of the picture.
         reference: Name of the enlargement with which the model is compared.
     """
 
@@ -74,17 +74,17 @@ class SuperResolution:
 
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
-        """Shape and dtype of the targets of training batches, by name."""
+        """Shape (without the batch dimension) and dtype of each training target, by name."""
         return self._targets(self.patch, self.patch)
 
     def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
-        """Return shape and dtype of the targets of tiles with this size in the small picture."""
+        """Return `targets` for evaluation, where tiles have this size in the small picture."""
         return self._targets(height, width, tile=9, bicubic=2)
 
     def _targets(
         self, height: int, width: int, tile: int = 0, bicubic: int = 0
     ) -> Mapping[str, ValueSpec]:
-        """Return shape and dtype of targets; only tiles have numbers in `TILE` and `BICUBIC`."""
+        """Return `targets`; `tile` and `bicubic` are the lengths of `TILE` and `BICUBIC`."""
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
             TILE: ValueSpec((tile,), torch.int64),
@@ -98,8 +98,8 @@ class SuperResolution:
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """Return a row of `_COLUMNS` numbers for each tile.
 
-        In training, there is only one row for all patches of a batch, with only the error of the
-        luma.
+        In training, there is one row for all patches of a batch, and all its columns are 0 except
+        those of the luma.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -119,7 +119,10 @@ class SuperResolution:
         return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return mean PSNR (dB) and SSIM of model and bicubic enlargement, and `rgb_psnr`."""
+        """Return mean PSNR (dB) and SSIM of model and bicubic enlargement, and `rgb_psnr`.
+
+        For training, PSNR of the model is the only score.
+        """
         sums = [*_by_picture(rows).values()]
         found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}
         if all(each[3] for each in sums):
@@ -144,7 +147,7 @@ class SuperResolution:
         return Details("picture", entries)
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a convolution to 3 s^2 channels and a pixel shuffle."""
+        """Return a convolution to 3 * scale^2 channels, a pixel shuffle and `ToPictures`."""
         check_map("local", "greedy", shape)
         convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
         return nn.Sequential(convolution, nn.PixelShuffle(self.scale), ToPictures(self.mean))
@@ -159,8 +162,8 @@ def _by_picture(rows: Tensor) -> dict[int, list[float]]:
 def _shaved(tile: Tensor) -> Tensor:
     """Return the bounds of the pixels that `rgb_psnr` counts, in the form of `TILE`, int64 [B, 4].
 
-    The border for `rgb_psnr` is one pixel wider than the border for SSIM. The bounds for PSNR and
-    SSIM differ only where the tile ends at the picture's border, not at cuts between tiles.
+    The border for `rgb_psnr` is one pixel wider than the border for SSIM. A tile has these borders
+    only at the edges of the picture, where the bounds for PSNR and SSIM differ.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)
@@ -169,7 +172,7 @@ def _shaved(tile: Tensor) -> Tensor:
 
 
 def _inside(bounds: Tensor, like: Tensor) -> Tensor:
-    """Return a mask, float64 [B, H, W], that is 1 within rows and columns, and 0 elsewhere.
+    """Return a mask, float64, in the shape of `like`, that is 1 inside of `bounds` and 0 elsewhere.
 
     `bounds` are first row, row after the last, first column, column after the last; int64 [B, 4].
     """

@@ -24,8 +24,8 @@ class Task(Protocol):
 
     A task may also have these attributes and methods:
 
-    `reference` is the name of a method without training with which the model is compared, such as
-    `bicubic`. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
+    `reference` is the name of an untrained method, such as `bicubic`, with which the model is
+    compared. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
     last line of a run shows it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
@@ -35,7 +35,8 @@ class Task(Protocol):
 
     Attributes:
         metric: Name of the metric, one of the names that `score` returns. Higher is better.
-        targets: Shape and dtype of the tensors that a batch has besides its images, by name.
+        targets: Shape (without the batch dimension) and dtype of each tensor, by name, that a batch
+            has besides its images.
     """
 
     @property
@@ -86,7 +87,7 @@ def measured(
 def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     """Return the scores by name, given the measurements of all batches, on the CPU.
 
-    In training the metric may not be measured; otherwise it must be among the scores.
+    If `metric_required`, the metric must be among the scores. In training it may be missing.
 
     Raises:
         TypeError: The task's `score` returned something else.
@@ -117,8 +118,8 @@ AnyTask = TypeVar("AnyTask")
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
     """Return the task if it belongs to the class that the setting `key=name` requires.
 
-    Otherwise raise a ConfigError that says that the setting is for `use`, and to choose a data set
-    `data`.
+    Otherwise raise a ConfigError. `use` completes its words "is for ...", and `data` completes
+    "choose a data set ...".
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")
