@@ -23,8 +23,8 @@ class Bank:
     """The bank for classification and for tasks that users wrote: it holds pooled vectors."""
 
     long_skips = False
-    """Whether the bank by default holds the tensors of the model's long skips, which the model's
-    head reads in addition to its input."""
+    """Whether the bank holds the model's long skips by default. A long skip is a tensor that the
+    model's head reads in addition to its input."""
 
     def form(self, shape: Shape) -> nn.Module | None:
         """Return a module without parameters that converts features to their form in the bank.
@@ -97,10 +97,10 @@ class FusedHead(nn.Module):
     classifier. With its initial weights this layer returns the head's own vector; it learns to use
     the bank in training.
 
-    Unless `shared_head`, the classifier reads the concatenated vectors. With `normalize`, each
-    vector, including the head's own, is shifted and scaled to mean 0 and variance 1 over its
-    elements before banked vectors are projected. Then features of modules with larger activations
-    do not outweigh features of other modules. `widths` are those of the banked vectors.
+    If `shared_head` is False, the classifier reads the concatenated vectors directly. With
+    `normalize`, each vector, including the head's own, is shifted and scaled to mean 0 and variance
+    1 over its elements before banked vectors are projected. Then features of modules with larger
+    activations do not outweigh features of other modules. `widths` are the banked vectors' widths.
     """
 
     def __init__(self, head: ClassifierHead, widths: Sequence[int], bank: FeatureBank) -> None:
@@ -142,8 +142,9 @@ class FusedPictureHead(nn.Module):
     the banked map to the head's number of channels. `add` sums the banked maps and the head's own
     map. `concatenate` concatenates them, and a 1x1 convolution reduces the result to the head's
     number of channels. With its initial weights this convolution returns the head's own map; it
-    learns to use the bank in training. Unless `shared_head`, the upsampler reads the concatenated
-    maps instead. `channels` are those of the banked maps, to which gradients do not pass.
+    learns to use the bank in training. If `shared_head` is False, the upsampler reads the
+    concatenated maps directly. `channels` has the number of channels of each banked map. No
+    gradient passes to banked maps.
     """
 
     def __init__(self, head: PictureHead, channels: Sequence[int], bank: FeatureBank) -> None:
@@ -166,7 +167,7 @@ class FusedPictureHead(nn.Module):
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return pictures [B, 3, sH, sW] for features and banked maps [B, C', H, W]."""
         maps = [self.head.mapped(x)]
-        # The module itself may compute the first features, so they are detached here.
+        # The module itself may have computed the output of the first unit, so it is detached here.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
         joined = fused(maps, self.fusion)
         if self.mix is not None:

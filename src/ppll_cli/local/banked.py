@@ -11,8 +11,8 @@ from ppll_cli.tasks.classification import ClassifierHead
 from ppll_cli.tasks.task import Task
 
 PROBE, ZEROED = "probe", "bank_zeroed"
-"""Names of further predictions: by the probe, and by the network that reads the bank if all banked
-features are zeros."""
+"""Names of further predictions: `PROBE` is made by the probe, `ZEROED` by the network that reads
+the bank, with zeros as banked features."""
 
 
 class BankedCriterion(Criterion):
@@ -40,7 +40,7 @@ class ProbedCriterion(Criterion):
     """Trains a module without a bank, and a probe that reads the bank (our choice).
 
     The Simple Local Module and its head are trained by the task's loss, as without a bank. The
-    probe reads the detached vector that this head, a `ClassifierHead`, pools, and banked features.
+    probe reads banked features, and the detached vector that this head (a `ClassifierHead`) pools.
     The criterion's loss is the sum of both losses; the prediction is made by the head without a
     bank. With `measure_zeroed`, evaluations also measure the probe with a bank of zeros.
     """
@@ -65,7 +65,7 @@ class ProbedCriterion(Criterion):
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the probe's prediction and, if it is to be measured, that for a bank of zeros."""
+        """Return the probe's prediction and, if measured, its prediction for a bank of zeros."""
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])
         return {name: self.probe(vector, *b) for name, b in zip(self.further, banks, strict=False)}

@@ -16,9 +16,9 @@ the stride of the head's input."""
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """Return the site with a task whose local heads are of the chosen kind.
 
-    For None and `pyramid`, the site is returned unchanged. Other tasks are refused. For `level`, a
-    user's own head that is not derived from `PyramidHead` is refused too, because the width of
-    local heads would be unknown.
+    For None and `pyramid`, the site is returned unchanged. For `pyramid` and `level`, tasks other
+    than detection are refused. For `level`, a user's own head that is not derived from
+    `PyramidHead` is refused too, because the width of local heads would be unknown.
     """
     if chosen is None:
         return site

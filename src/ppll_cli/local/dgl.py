@@ -39,9 +39,9 @@ class AdaptivePool(nn.Module):
 
 
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
-    """Return a matrix [windows, size] whose row i averages over window i of a side.
+    """Return a matrix [windows, size] whose row i averages over window i of `size` pixels.
 
-    The windows are the same as in adaptive average pooling.
+    The windows are those of torch's adaptive average pooling.
     """
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
@@ -56,8 +56,8 @@ class DGL(LocalMethod):
 
     The network pools the map to a quarter of its height and width, rounded up. Then three 1x1
     convolutions, each with BatchNorm and ReLU, keep the number of channels. Finally the map is
-    pooled to 2x2, and a perceptron with three hidden layers of width `hidden`, each with BatchNorm
-    and ReLU, and a Linear layer makes the prediction.
+    pooled to 2x2, and a perceptron makes the prediction. The perceptron has three hidden layers of
+    width `hidden`, each with BatchNorm and ReLU, and a last Linear layer.
 
     The layers, and their initial weights (torch's defaults), are those of "mlp-sr" in the authors'
     code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,
@@ -93,8 +93,8 @@ def dgl_network(
     """Return a network of two pools with 1x1 convolutions between them, and a perceptron.
 
     The network has three convolutions and three hidden layers, and ends with the task's smallest
-    head. Without a number of `channels`, convolutions keep that of the features. Without `hidden`,
-    the hidden layers are as wide as the perceptron's input.
+    head. If `channels` is None, the convolutions keep the number of channels of the features. If
+    `hidden` is None, the hidden layers are as wide as the perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)
     channels = channels or first

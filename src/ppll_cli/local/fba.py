@@ -48,7 +48,7 @@ class FBA(LocalMethod):
             resolution stage, `depth` is the total number of copied units.
         bank: The settings of the bank: which features it holds, and how they are fused.
         detection_head: For detectors, the pyramid levels on which a module is trained. With
-            `level`, units whose maps are coarser than the head's finest level are not copied.
+            `level`, units whose maps are coarser than the finest of these levels are not copied.
     """
 
     bank: FeatureBank
@@ -73,7 +73,7 @@ class FBA(LocalMethod):
         return ProbedCriterion(alone, probe, features, site.task, bank.measure_zeroed)
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return a unit that banks the module's features if a later module reads them."""
+        """Return a unit that computes the banked features, if a later module reads them."""
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()
@@ -151,7 +151,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return names and shapes of the head's long skips that this or earlier modules compute."""
+    """Return the shapes, by name, of the head's long skips that this or an earlier module computes."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

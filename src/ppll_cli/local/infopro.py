@@ -23,7 +23,7 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # our choice: as for 4, since 2 modules have only one network
+    3: (6.0, 0.0, 1.0, 2.0),  # our choice: as for 4, because 2 modules have one auxiliary network
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
@@ -160,8 +160,9 @@ class Decoder(nn.Module):
     def pixels(self, image: Tensor) -> Tensor:
         """Convert normalised images to float32 pixels in [0, 1].
 
-        Values are clamped to this range. The data sets of this program exceed it only by rounding
-        errors, because they pad images before normalisation; a user's data set may differ.
+        Values are clamped to this range. In the data sets of this program they exceed it only by
+        rounding errors, because images are padded before normalisation. A user's data set may pad
+        images after normalisation.
         """
         return (image.float() * self.std + self.mean).clamp(0, 1)
 

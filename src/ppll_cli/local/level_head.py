@@ -36,7 +36,7 @@ class LevelHead(nn.Module):
     The following is our choice. The width, and the norms between the convolutions, are taken from
     the model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to
     the stride of the map; coarser banked maps are not used. `concatenate` concatenates the map and
-    banked maps. `add` sums the map and the banked maps with the same number of channels.
+    banked maps. `add` sums the map and those banked maps that have as many channels.
 
     Args:
         maps: Stride and channels of the module's map, then of banked maps of earlier modules.
@@ -48,7 +48,7 @@ class LevelHead(nn.Module):
     Attributes:
         stride: Stride of the finest level.
         levels: Indices of the pyramid levels; 0 is P3.
-        joined: Indices of the maps that are fused.
+        joined: Indices in `maps` of the maps that are fused.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LevelHead(nn.Module):
         self.anchors = Anchors(anchor, self.levels)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Predict boxes, float32 [B, A, 9 + C], from maps [B, channels, H, W], own and banked."""
+        """Return the prediction, float32 [B, A, 9 + C], for the module's map and banked maps."""
         given = (x, *bank)
         same = [F.avg_pool2d(given[n], self.stride // self.strides[n]) for n in self.joined]
         levels = [F.relu(self.project(fused(same, self.fusion)))]
@@ -102,7 +102,7 @@ class LevelDetection(Detection):
         return self.level_head([(self.stride("local.detection_head", "level", shape), shape[0])])
 
     def level_head(self, maps: Maps, fusion: str = "concatenate") -> LevelHead:
-        """Return a head for the pyramid levels of the first map's stride, at most 32."""
+        """Return a head for the levels of the first map's stride; refuse a stride above 32."""
         if maps[0][0] > STRIDES[-1]:
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
             raise ConfigError("local.detection_head", "level", problem, "use pyramid")

@@ -52,8 +52,8 @@ class MAN(LocalMethod):
             model's head (as published for ViTs: LayerNorm, class token, Linear). For other features
             it uses a copy of the model's head or, if the shape does not fit the head, the task's
             smallest head (our choice). None means `ce` for tokens and `infopro` otherwise.
-        lag: Age of the next unit's weights with which the average is updated, in batches.
-        momentum: m.
+        lag: Age, in batches, of the weights of the next unit with which the average is updated.
+        momentum: m, the weight of the old average in an update.
         weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
             the weights that `infopro_weights` returns.
         detection_head: For detectors, the pyramid levels on which a module is trained. `level` (the
@@ -84,7 +84,7 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return default weights of InfoPro's loss; None means those of `InfoPro` (our choice)."""
+        """Return default weights of InfoPro's loss; None means `InfoPro`'s own (our choice)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
@@ -142,12 +142,13 @@ class MANPlus(MAN):
     scaled = True
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return the weights of the authors' code: (5, 0.5) times 1 - r, with r = stage / (K - 2).
+        """Return l1 = 5 (1 - r) and l2 = 0.5 (1 - r), twice, with r = stage / (K - 2).
 
-        K is the number of modules. `stage` is the index of the backbone's resolution stage at the
-        module's end: the number of changes of the features' shape up to this point. With few
-        modules r would reach 1, so that both weights are 0 and the module is not trained. Therefore
-        the divisor is at least the number of stages (our choice).
+        These are the weights of the authors' code. K is the number of modules. `stage` is the index
+        of the backbone's resolution stage at the module's end: the number of changes of the
+        features' shape up to this point. With few modules, r could be 1 or more, or K - 2 could be
+        0. Therefore the divisor is at least the number of resolution stages (our choice), so that
+        both weights are above 0 and train the module.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -159,8 +160,8 @@ class MANPlus(MAN):
 class Mixture(nn.Module):
     """Adds the outputs of a trained and of an averaged network for the same features.
 
-    The momentum is the weight m of the old averages in an update. If `scaled`, the outputs are
-    weighted by s and 2 - s, where s is learned.
+    An update sets average = m average + (1 - m) weights, where m is `momentum`. If `scaled`, the
+    outputs are multiplied by s (trained network) and 2 - s (averaged network), where s is learned.
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """A local loss, `base`, that reads the output y of a `Mixture` instead of the features.
 
-    The averages in the mixture follow the watched unit.
+    The averages in the mixture follow the weights of the watched unit.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch) -> None:

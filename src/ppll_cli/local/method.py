@@ -15,7 +15,7 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 Lag = Annotated[int, Field(ge=1, le=4096, strict=True)]
-"""Lag in batches. A lag of n keeps n versions of weights, and no method needs so many."""
+"""Lag in batches. A lag of n keeps n versions of weights; no method needs more than this limit."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Criterion(nn.Module):
         return self.task.loss(prediction, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return further predictions by name; evaluations measure them like `forward`'s prediction.
+        """Return further predictions by name. Evaluations measure them too.
 
         The metric of the prediction NAME is reported as METRIC_NAME, such as `accuracy_probe`.
         """
@@ -113,9 +113,8 @@ class Criterion(nn.Module):
         Args:
             weights: The watched unit's parameters by name. They are overwritten later, so this
                 method must read or copy them before it returns.
-            steps: Number of optimizer steps that had produced these weights. If this number is
-                below 0, training has done fewer steps than the lag, and these are the initial
-                weights.
+            steps: Number of optimizer steps that had produced these weights; 0 or less for the
+                initial weights. It is below 0 in the first batches, if the lag is above 1.
         """
 
 

@@ -83,9 +83,9 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 
 
 def head_of(head: nn.Module, kind: type[Head], setting: tuple[str, object], other: str) -> Head:
-    """Return the model's head if it belongs to the class that a setting requires, or refuse it.
+    """Return the model's head if it belongs to the class that a setting requires.
 
-    The error message names the setting, and an alternative to it (`other`).
+    Otherwise raise a ConfigError that names the setting, and `other`, an alternative to it.
     """
     if isinstance(head, kind):
         return head

@@ -21,7 +21,7 @@ class PredSim(LocalMethod):
 
     The prediction loss is cross-entropy after a pool and a Linear layer. The similarity loss
     compares all pairs of samples in a batch. It is the mean squared difference between two matrices
-    of `similarities`: of the samples' features after a 3x3 convolution, and of the samples' labels.
+    of `similarities`: one of the samples' features after a 3x3 convolution, one of their labels.
     The loss is (1 - similarity) * prediction loss + similarity * similarity loss. For a mixed
     image, the row of class shares is used as its label (our choice).
 
@@ -30,8 +30,8 @@ class PredSim(LocalMethod):
     differently.
 
     Attributes:
-        similarity: Weight of the similarity loss. With 0 there is no convolution. With
-            1 the classifier is a `Probe`, which only measures the module's accuracy (our choice).
+        similarity: Weight of the similarity loss. With 0 there is no convolution. With 1 the
+            classifier is a `Probe`, which only measures the module's accuracy (our choice).
         width: Largest number of inputs of the Linear layer. The longer side of the map is halved,
             rounded up, until the number of values is at most `width`, or one value per channel is
             left. The paper's commands for CIFAR-10 use 2048.
@@ -82,8 +82,8 @@ class PredSimCriterion(Criterion):
 def summary(x: Tensor) -> Tensor:
     """Convert maps [B, C, H, W] to the float32 vectors by which samples are compared.
 
-    If a map has more than three channels and more than one position, its vector has the standard
-    deviation of each channel over positions. Otherwise its vector has all values.
+    If a map has more than three channels and more than one position, its vector consists of the
+    standard deviation of each channel over positions. Otherwise it consists of all values.
     """
     x = x.float().flatten(2)
     return x.std(dim=2) if x.shape[1] > 3 and x.shape[2] > 1 else x.flatten(1)

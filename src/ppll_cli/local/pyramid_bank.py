@@ -62,13 +62,13 @@ class BankedPyramid(nn.Module):
 
     Args:
         units: Copies of later units, in order.
-        head: A copy of the model's head. A new head with the same settings is made for the maps.
+        head: A copy of the model's head, which gives the settings of the new head for these maps.
         own: Stride and channels of the module's map and of each copy's output.
         banked: Stride and channels of the maps of earlier modules.
         fusion: `concatenate` or `add`.
 
     Attributes:
-        plan: By stride, the indices of the maps to fuse; banked maps come before own maps.
+        plan: The indices of the maps to fuse, by their stride. Banked maps are counted first.
     """
 
     def __init__(
