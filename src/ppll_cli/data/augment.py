@@ -42,8 +42,8 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator) -> Tensor:
     """Pad every image, uint8 [B, C, H, W], and crop it to its old size at a random position.
 
-    On each side `pad` pixels are added, fewer than H and W. The mode is `zeros`, or `reflect`
-    (mirrored without repeating the border pixels).
+    `pad` pixels are added on each side; `pad` must be less than H and W. The mode is `zeros`, or
+    `reflect` (mirrored without repeating the border pixels).
     """
     batch, _, height, width = images.shape
     device = images.device

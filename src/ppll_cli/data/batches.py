@@ -91,7 +91,7 @@ Images = tuple[Tensor, Tensor]
 """The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the device."""
 
 LentImages = AbstractContextManager[Images]
-"""A context that provides images and labels; after it, their memory may be overwritten."""
+"""A context that provides images and labels. After its end, their memory may be overwritten."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def parse(content: Any) -> Index:
 class _Entry(NamedTuple):
     """An entry of a list in the annotation file."""
 
-    name: str  # in messages
+    name: str  # what messages call the entry
     values: dict[str, Any]  # by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:

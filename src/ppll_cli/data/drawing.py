@@ -20,7 +20,7 @@ TEXT_HEIGHT = 14
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Colours of background (`PAPER`) and text (`INK`) beside a picture, for light and dark pages."""
+"""Colours of background (`PAPER`) and text (`INK`) beside a picture, on light and dark pages."""
 
 _MIDDLE = 125  # dark text is more readable on backgrounds brighter than this (0 to 255)
 _STEP = 4  # distance in pixels between tried places, if no place at the box is free
@@ -92,9 +92,9 @@ def free_place(
 ) -> Rectangle | None:
     """Find a place for a label, at its box or as near as possible, that overlaps no other label.
 
-    `size` and `frame` are width and height of the label and of the picture, which contains the
-    place. `taken` are places of other labels. `below` says to try the box's lower border before its
-    upper border. The result is None if no place is free.
+    `size` is width and height of the label, and `frame` those of the picture. The place is inside
+    the picture. `taken` are places of other labels. `below` says to try the box's lower border
+    before its upper border. The result is None if no place is free.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height
@@ -128,7 +128,10 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place of a grid that is nearest to the box's middle; None if none is free."""
+    """Return the free place of a grid that is nearest to the box's middle; None if none is free.
+
+    `last` has the largest left and top edge of a place inside the picture.
+    """
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
     free = np.ones((len(tops), len(lefts)), dtype=bool)

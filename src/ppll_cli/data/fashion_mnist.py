@@ -82,7 +82,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
     The header of the file consists of two zero bytes, the code of the type, the number of
     dimensions, and the size of each dimension as a big-endian 32-bit integer. Reading stops just
-    after the announced length, so that a small `.gz` cannot fill the memory.
+    after the length that the header gives, so that a small `.gz` cannot fill the memory.
 
     Raises:
         ValueError: The header is wrong, or the length of the data does not match it.

@@ -25,7 +25,10 @@ _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data, the root if `data.root` is null; it may not exist yet."""
+    """Return the cache folder for data, which is the root if `data.root` is null.
+
+    The folder may not exist yet.
+    """
     folder = cache_folder()
     if folder is None:
         raise ConfigError(

@@ -30,9 +30,9 @@ SOLUTION = "LOC_val_solution.csv"
 class ImageNet(LabelledPictures):
     """ImageNet from `train` and `val` under the root, with a folder per class, or Kaggle's archive.
 
-    `val` is the test set. Training uses random pieces of the pictures, and evaluation uses squares
-    from their middle. Both are resized. Separate processes (loaders) decode the pictures. Classes
-    are named by WordNet's ids; a subset of them is allowed.
+    `val` is the test set. Training uses random pieces of the pictures, unless `augment=none`.
+    Evaluation uses squares from their middle. Both are resized. Separate processes (loaders) decode
+    the pictures. Classes are named by WordNet's ids; a subset of them is allowed.
 
     Attributes:
         crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.

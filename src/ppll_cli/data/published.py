@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ppll_cli.data.identity import Identity
 
 Content = tuple[NDArray[Any], NDArray[Any]]
-"""Images and labels."""
+"""Images, uint8 [N, C, H, W], and labels, integers [N]."""
 
 
 class Published(ImageDataset):
@@ -40,13 +40,14 @@ class Published(ImageDataset):
 
     @abstractmethod
     def files(self, part: Part) -> Mapping[str, str]:
-        """Return the MD5 sums of the files of a part, by their paths under the root."""
+        """Return the MD5 sum of each file of a part, by the file's path under the root."""
 
     @abstractmethod
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:
         """Return a part's images, uint8 [N, C, H, W], and labels, integers [N].
 
-        torchvision checks the files in its root `folder`, or downloads missing files first.
+        torchvision reads and checks the files in `folder`. If `download` is True, it downloads
+        missing files first.
         """
 
     def prepare(self) -> None:  # noqa: D102

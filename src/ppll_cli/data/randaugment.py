@@ -23,8 +23,8 @@ _ONE = 1 << 16
 """The number 1 in fixed-point arithmetic, which has 16 fractional bits."""
 
 SHEAR = 0.3 * STRENGTH
-"""Strength of a shear: shift of a row in pixels, divided by its distance from the top edge; for a
-column, by its distance from the left edge."""
+"""Strength of a shear: the shift of a row divided by the row's distance from the top edge, or the
+shift of a column divided by the column's distance from the left edge."""
 SHIFT = 150 / 331 * STRENGTH
 """Shift of an image, as a fraction of its height or width."""
 
@@ -125,7 +125,7 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return images with the pixels at these rows and columns of the given images.
+    """Return images whose pixels are taken from these rows and columns of the given images.
 
     Images are [B, C, H, W]; rows and columns are int64, and together broadcast to [B, H, W].
     """

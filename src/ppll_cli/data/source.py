@@ -41,7 +41,7 @@ class Prediction(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationForm:
-    """The largest shapes of evaluation batches, if these differ from training batches.
+    """The largest shapes of evaluation batches, if they differ from those of training batches.
 
     Attributes:
         image: Shape of the largest images.
@@ -131,5 +131,6 @@ class Dataset(Protocol):
     ) -> BatchMaker:
         """Return an object that makes the batches of a run, on a device.
 
-        `splits` is the result of `load`, `batch_size` is that of training, and `seed` is the run's.
+        `splits` is the result of `load`, `batch_size` is the size of training batches, and `seed`
+        is the run's seed.
         """

@@ -37,8 +37,8 @@ class DecodedAhead(Generic[Key]):
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
         """Provide the images of the first batch in `keys`, uint8 [B, 3, H, W].
 
-        Loaders begin or continue to decode the other batches in `keys`. All other batches that were
-        begun are dropped.
+        Loaders begin or continue to decode the other batches in `keys`. Batches that were begun and
+        are not in `keys` are dropped.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()

@@ -36,7 +36,7 @@ CHECK_S = 3.0
 """Time in seconds for decoding some pictures as a test at the start, if loaders are used."""
 
 MOST_CHECKED = 50_000
-"""Largest number of pictures in the test at the start, more than are decoded in `CHECK_S`."""
+"""Largest number of pictures in the test at the start, more than can be decoded in `CHECK_S`."""
 
 MOST_BYTES = 4 << 30
 """Largest total size in bytes of images that are kept in memory. A quarter of the machine's memory
@@ -169,7 +169,7 @@ class LabelledPictures(Classified):
 
     @property
     def processes(self) -> int:
-        """Number of loaders, if pictures are decoded by loaders."""
+        """Number of processes that decode pictures, once at the start or during training."""
         return self.loaders or max(1, min(MOST_LOADERS, usable_cores() - 1))
 
     @cached_property
@@ -185,7 +185,7 @@ class LabelledPictures(Classified):
 
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
-        """The pictures of `train`, `test` and, if it exists, `val`. They are equal in every run."""
+        """The pictures of `train`, `test` and, if it exists, `val`, the same in every run."""
         parts = dict(self._found.parts)
         train, test, val = parts["train"], parts.get("test"), parts.get("val")
         if val is not None and test is not None and self.val_fraction:
@@ -209,7 +209,7 @@ class LabelledPictures(Classified):
         return {**splits, "test": test.of(limit)}
 
     def _check_apart(self) -> None:
-        """Check that each file is in only one split and one class, even if folders are links."""
+        """Check that no file is in two splits or two classes, for example through a link."""
         real_folder = cache(os.path.realpath)
         classes = [f"class {name}" for name in self.class_names]
         seen: dict[str, tuple[str, str]] = {}

@@ -34,7 +34,7 @@ Classes = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Listing:
-    """The N pictures of a split, and the numbers of their classes, int64 [N]."""
+    """The paths of the N pictures of a split, and the labels of their classes, int64 [N]."""
 
     paths: Sequence[str]
     labels: NDArray[np.int64]
@@ -67,7 +67,7 @@ class Found:
 def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
     """Number the classes of the training pictures, and check that the other parts match them.
 
-    For each part there are its folder or CSV file, and its pictures by class.
+    `parts` has, for each part, its folder or CSV file, and its pictures by class.
 
     Raises:
         ListingError: The classes of two parts differ, or there are fewer than two classes.
@@ -134,9 +134,9 @@ def from_csv(
 ) -> Classes:
     """Find the pictures that a CSV file lists. Each line has the path of a picture and its class.
 
-    The first line may name the columns. All columns except those of path and class are ignored.
-    Columns are separated by commas, semicolons or tabs. The pictures of each class stay in the
-    order of the file.
+    The first line may name the columns; otherwise the path is in the first column, and the class in
+    the second. All other columns are ignored. Columns are separated by commas, semicolons or tabs.
+    The pictures of each class stay in the order of the file.
 
     Args:
         file: The CSV file.

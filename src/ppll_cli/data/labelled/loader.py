@@ -30,7 +30,7 @@ class Wanted:
 
     path: str
     part: float = 1.0  # side of the square, as a fraction of the picture's shorter side
-    scale: tuple[float, float] = (1.0, 1.0)  # as for `random_piece`
+    scale: tuple[float, float] = (1.0, 1.0)  # range of areas for `random_piece`
     draws: tuple[Draw, ...] = ()
 
     def box(self, width: int, height: int) -> Box:

@@ -64,8 +64,8 @@ class Loaders:
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
-        # Also called when this object is freed or the process exits. Threads must not refer to this
-        # object; otherwise it would never be freed.
+        # `close` is also called when this object is freed or the process exits. Threads must not
+        # refer to this object; otherwise it would never be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self.close = Finalize(self, _end, ends, exitpriority=10)
 

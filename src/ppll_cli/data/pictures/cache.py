@@ -36,7 +36,7 @@ class Pictures:
 
     high: Sequence[Bytes]  # large pictures, uint8 [H, W, 3] each
     low: Sequence[Bytes]  # small pictures, uint8 [H / s, W / s, 3] each
-    quality: Sequence[tuple[float, float]] | None  # PSNR (dB) and SSIM of bicubic enlargement
+    quality: Sequence[tuple[float, float]] | None  # PSNR (dB), SSIM of bicubic enlargement
 
     def __len__(self) -> int:
         return len(self.high)
@@ -48,14 +48,15 @@ def kept(
     """Return pictures from files of decoded pixels; make these files first if they are missing.
 
     Large pictures are cropped so that their sides are multiples of the scale. If a small picture
-    has no file, it is made from the large picture with PIL's bicubic filter. Like MATLAB's
-    imresize, this filter is antialiased; it works on 8 bits.
+    has no file, it is made from the large picture with PIL's bicubic filter, which is antialiased
+    like MATLAB's imresize, and computes with 8 bits per channel.
 
     Args:
         folder: Folder for the files of decoded pixels; it may not exist yet.
         sources: The files of the pictures.
         scale: The scale s.
-        longest: Limit for the longer side of pictures, in pixels; larger pictures are reduced.
+        longest: Limit for the longer side of large pictures, in pixels, to which larger pictures
+            are reduced; None for no limit.
         measured: Whether the quality of bicubic enlargement is measured.
     """
 

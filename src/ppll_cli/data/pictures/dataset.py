@@ -40,8 +40,8 @@ class PictureDataset(Files, ABC):
         patches_per_epoch: Number of training patches per epoch.
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
         tile: Largest height and width of evaluation tiles, in pixels of the small picture.
-        overlap: Number of pixels by which a tile extends beyond those of its pixels that are
-            evaluated, except at the picture's border.
+        overlap: Smallest distance between evaluated pixels and the edges of their tile, in pixels
+            of the small picture. It does not apply at the border of the picture.
         mean: Mean of the pixels, which are in [0, 1], for each channel. Models subtract it from
             their input and add it to their output.
     """
@@ -61,7 +61,10 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Limit for the longer side of pictures, in pixels, to which larger ones are reduced."""
+        """Limit for the longer side of large pictures, in pixels; None for no limit.
+
+        Larger pictures are reduced to this size.
+        """
         return None
 
     def __post_init__(self) -> None:
@@ -75,7 +78,10 @@ class PictureDataset(Files, ABC):
         self.load()
 
     def load(self) -> "dict[str, PictureSplit]":
-        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run."""
+        """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
+
+        They are the same in every run.
+        """
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
 
@@ -112,7 +118,7 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: "Iterable[Sequence[Source]]") -> None:
-        """Check that each picture occurs only once in all parts, even if files are links."""
+        """Check that no picture occurs twice in all parts, for example through a link."""
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:
@@ -205,7 +211,7 @@ class PictureDataset(Files, ABC):
         return Prediction({"width": made.width, "height": made.height}, made)
 
     def identity(self, splits: "Mapping[str, PictureSplit]") -> "Identity":
-        """Return the names and sizes of the pictures' files."""
+        """Return the names and sizes of the pictures' files of each split."""
         from ppll_cli.data.identity import of_files
 
         return {

@@ -48,7 +48,7 @@ class Header(NamedTuple):
 
 
 def header(path: Path) -> Header:
-    """Read the header of a picture without decoding its pixels; errors are as for `decoded`."""
+    """Read the header of a picture without decoding its pixels; raise errors as `decoded` does."""
     with _opened(path) as (_, found):
         return found
 
@@ -67,10 +67,9 @@ def decoded(path: Path) -> Image.Image:
 
 
 def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.Image:
-    """Decode a picture like `decoded`, and resize a piece of it to a square with this side.
+    """Decode a picture as `decoded` does, and resize a piece of it to a square of `side` pixels.
 
-    All sizes are in pixels. `box_in` returns the piece, given width and height of the upright
-    picture.
+    `box_in` returns the piece, in pixels, given width and height of the upright picture.
 
     A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size,
     which is faster. The reduced picture is still at least `_GAP` times as large as needed, so the

@@ -131,7 +131,7 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return the range of evaluated pixels along a side of the large tile, relative to its start.
+    """Return the range of evaluated pixels along a side of a large tile, from the tile's start.
 
     Pixels closer than `border` to the edge of the large picture are not evaluated. The span of the
     tile, and `side`, the length of the picture, are in pixels of the small picture.

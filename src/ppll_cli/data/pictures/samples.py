@@ -24,8 +24,8 @@ GAP = 6
 class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
-    PSNR is against the original in dB, as in the run's metric. It is None for the original, and for
-    a piece that consists only of the border that PSNR excludes.
+    `psnr` compares the view with the original, in dB, and is computed like the run's metric. It is
+    None for the original, and for a piece that consists only of the border that PSNR excludes.
     """
 
     name: str  # what the view shows
@@ -48,7 +48,8 @@ def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -
         low: The small picture, uint8 [H, W, 3].
         high: The large picture, uint8 [sH, sW, 3].
         scale: The scale s.
-        overlap: Number of small-picture pixels around the piece that are also passed to the model.
+        overlap: Number of pixels of the small picture, on each side of the piece, that are also
+            passed to the model.
         predict: The model: maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1].
     """
     height, width = (min(side, SIDE) for side in low.shape[:2])
@@ -78,7 +79,8 @@ def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.I
     """Enlarge a whole picture tile by tile, and join the counted pixels of the enlarged tiles.
 
     The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to
-    [1, 3, sh, sw], all in [0, 1]. The tiles are in rows from left to right.
+    [1, 3, sh, sw], all in [0, 1]. The tiles are in rows from top to bottom, and
+    within a row from left to right.
     """
     rows: dict[int, list[Tensor]] = {}
     for _, down, across in tiles:

@@ -20,9 +20,9 @@ class Span(NamedTuple):
 def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
     """Divide a side of a picture into overlapping pieces; each pixel counts in exactly one piece.
 
-    A piece has at most `tile` pixels, which is more than twice `overlap`. Counted pixels are at
-    least `overlap` pixels away from the ends of their piece, except at the picture's border. If a
-    network's receptive field extends at most `overlap` pixels to each side, the network computes
+    A piece has at most `tile` pixels; `tile` must be more than twice `overlap`. Counted pixels are
+    at least `overlap` pixels away from the ends of their piece, except at the picture's border. If
+    a network's receptive field extends at most `overlap` pixels to each side, the network computes
     the same values for these pixels as on the whole picture.
     """
     start = first = 0

@@ -24,7 +24,7 @@ VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
 
 MOST_COMMON = 0.4
-"""Largest intersection over union of two boxes; detectors keep only one of two similar boxes."""
+"""Largest intersection over union of two boxes, because detectors drop one of two similar boxes."""
 
 CONTRAST = 55.0
 """Wanted distance between the mean colours of an item and its background (from 0 to 255)."""
@@ -192,7 +192,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Draw 8 colours; return the first with enough contrast, or else the one with most, [3]."""
+    """Draw 8 colours; return the first with enough contrast, or the one with the most, [3]."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

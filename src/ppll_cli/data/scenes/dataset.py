@@ -119,7 +119,10 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return `train`, `test`, and `val` if `val_fraction` is not 0; the same in every run."""
+        """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
+
+        They are the same in every run.
+        """
         return self._splits
 
     @cached_property
@@ -138,7 +141,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that each file occurs only once in all parts, even if folders are links."""
+        """Check that no file occurs twice in all parts, for example through a linked folder."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():

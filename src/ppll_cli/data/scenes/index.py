@@ -50,8 +50,8 @@ class Objects:
     def of(cls, pictures: Iterable[Found]) -> "Objects":
         """Gather the objects of pictures.
 
-        Boxes are clipped at the picture's border, and dropped if they are then thinner than a
-        pixel. Pictures without objects remain.
+        A box is clipped at the picture's border, and dropped if it is then less than one pixel wide
+        or high. Pictures without objects remain.
         """
         starts, rows = [0], []
         for picture in pictures:
@@ -85,7 +85,7 @@ class Index:
         """Gather the annotations of pictures.
 
         Raises:
-            ValueError: Most boxes are not inside their pictures, so the boxes belong to other
+            ValueError: Most boxes are not inside their pictures, so they probably belong to other
                 pictures, or their unit is not pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
@@ -110,7 +110,7 @@ class Scenes:
     pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
     objects: Objects  # of the P pictures
     chosen: NDArray[np.intp]  # indices of the pictures in the split
-    sizes: NDArray[np.int64] | None = None  # of the `Index`; None if pictures are not compared
+    sizes: NDArray[np.int64] | None = None  # as in `Index`; None if pictures are not compared
     remark: str = ""
 
     @classmethod
@@ -240,7 +240,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -
 
 
 def _inside(box: tuple[Found, float, float, float, float]) -> bool:
-    """Return whether half of a box, and at least 1x1 pixel, is inside its picture."""
+    """Return whether at least half of a box, and at least 1x1 pixel, is inside its picture."""
     picture, left, top, right, bottom = box
     width = min(right, picture.width) - max(left, 0.0)
     height = min(bottom, picture.height) - max(top, 0.0)

@@ -46,8 +46,8 @@ MOST_DETECTIONS = 20
 NOTHING = f"nothing above {LEAST_SCORE:g}"
 
 _LEAST_SIDE = 640
-"""Smallest longer side of a drawing, in pixels. Smaller pictures are enlarged by an integer
-factor."""
+"""Smallest length of a drawing's longer side, in pixels. Smaller pictures are enlarged by an
+integer factor."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))

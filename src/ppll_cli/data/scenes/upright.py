@@ -15,9 +15,9 @@ Boxes = NDArray[np.float32]
 def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    If `size`, width and height in the annotation, is the size of the upright picture, its boxes are
-    returned unchanged. If it is the size of the stored picture, which EXIF turns, its boxes are
-    turned too.
+    `size` is width and height in the annotation. If it is the size of the upright picture, the
+    boxes are returned unchanged. Otherwise, if it is the size of the stored picture, which EXIF
+    turns, the boxes are turned too.
 
     Raises:
         ConfigError: The file cannot be read, or its size is not that of the annotation.
