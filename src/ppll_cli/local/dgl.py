@@ -39,9 +39,9 @@ class AdaptivePool(nn.Module):
 
 
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
-    """Return a matrix [windows, size] whose row i averages over window i of `size` pixels.
+    """Return a matrix [windows, size] whose row i averages over window i of a side.
 
-    The windows are those of torch's adaptive average pooling.
+    The side has `size` pixels. The windows are those of torch's adaptive average pooling.
     """
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)

@@ -73,7 +73,7 @@ class FBA(LocalMethod):
         return ProbedCriterion(alone, probe, features, site.task, bank.measure_zeroed)
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return a unit that computes the banked features, if a later module reads them."""
+        """Return a unit that makes the module's banked features, if a later module reads them."""
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()

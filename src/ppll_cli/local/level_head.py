@@ -27,16 +27,16 @@ class LevelHead(nn.Module):
     """A head that finds boxes only on the pyramid levels for the stride of its map.
 
     For a map of stride 8 this is level P3, and for stride 16 level P4. For stride 32 the levels are
-    P5, and P6 and P7, which strided 3x3 convolutions compute from P5. A 1x1 convolution and ReLU
-    convert the map to the width of the model's head. Two branches follow, for classes and for
-    boxes, each with two 3x3 convolutions with ReLU, and a convolution that predicts. The layers,
-    their initial weights and the choice of anchors that are trained follow the code of MAN++'s
-    authors (arXiv 2507.16279).
+    P5, P6 and P7; strided 3x3 convolutions compute P6 from P5, and P7 from P6. A 1x1 convolution
+    and ReLU convert the map to the width of the model's head. Two branches follow, for classes and
+    for boxes, each with two 3x3 convolutions with ReLU, and a convolution that predicts. The
+    layers, their initial weights and the choice of anchors that are trained follow the code of
+    MAN++'s authors (arXiv 2507.16279).
 
     The following is our choice. The width, and the norms between the convolutions, are taken from
     the model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to
     the stride of the map; coarser banked maps are not used. `concatenate` concatenates the map and
-    banked maps. `add` sums the map and those banked maps that have as many channels.
+    banked maps. `add` sums the map and the banked maps that have as many channels as it.
 
     Args:
         maps: Stride and channels of the module's map, then of banked maps of earlier modules.

@@ -142,13 +142,13 @@ class MANPlus(MAN):
     scaled = True
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return l1 = 5 (1 - r) and l2 = 0.5 (1 - r), twice, with r = stage / (K - 2).
+        """Return [l1, l2, l1, l2], with l1 = 5 (1 - r), l2 = 0.5 (1 - r) and r = stage / (K - 2).
 
         These are the weights of the authors' code. K is the number of modules. `stage` is the index
         of the backbone's resolution stage at the module's end: the number of changes of the
         features' shape up to this point. With few modules, r could be 1 or more, or K - 2 could be
-        0. Therefore the divisor is at least the number of resolution stages (our choice), so that
-        both weights are above 0 and train the module.
+        0. Therefore r has at least the number of resolution stages as its divisor (our choice), so
+        that both weights are above 0. They appear twice, so that `InfoPro` does not interpolate.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -212,6 +212,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, unless `steps` is below 0, as it is in the first batches."""
+        """Update the averages, unless `steps` is below 0, as in the first lag - 1 batches."""
         if steps >= 0:
             self.mixture.update(weights)

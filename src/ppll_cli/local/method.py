@@ -73,8 +73,7 @@ class Criterion(nn.Module):
 
     A criterion trains a module, and its parameters are the parameters of the module's auxiliary
     network. A subclass for another loss overrides `forward`, and extends `reads` if its loss reads
-    more tensors. The head makes a prediction from `features`, the names of the tensors that it
-    reads.
+    more tensors. The head makes a prediction from the tensors with the names `features`.
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
@@ -114,7 +113,7 @@ class Criterion(nn.Module):
             weights: The watched unit's parameters by name. They are overwritten later, so this
                 method must read or copy them before it returns.
             steps: Number of optimizer steps that had produced these weights; 0 or less for the
-                initial weights. It is below 0 in the first batches, if the lag is above 1.
+                initial weights. It is below 0 in the first lag - 1 batches.
         """
 
 

@@ -20,8 +20,8 @@ class PredSim(LocalMethod):
     """Trains each module to predict labels, and to compute similar features for similar labels.
 
     The prediction loss is cross-entropy after a pool and a Linear layer. The similarity loss
-    compares all pairs of samples in a batch. It is the mean squared difference between two matrices
-    of `similarities`: one of the samples' features after a 3x3 convolution, one of their labels.
+    compares all pairs of samples in a batch. It is the mean squared difference between the
+    `similarities` of the samples' features, after a 3x3 convolution, and those of their labels.
     The loss is (1 - similarity) * prediction loss + similarity * similarity loss. For a mixed
     image, the row of class shares is used as its label (our choice).
 

@@ -36,7 +36,7 @@ class Pictures:
 
     high: Sequence[Bytes]  # large pictures, uint8 [H, W, 3] each
     low: Sequence[Bytes]  # small pictures, uint8 [H / s, W / s, 3] each
-    quality: Sequence[tuple[float, float]] | None  # PSNR (dB), SSIM of bicubic enlargement
+    quality: Sequence[tuple[float, float]] | None  # PSNR (dB) and SSIM of bicubic enlargement
 
     def __len__(self) -> int:
         return len(self.high)

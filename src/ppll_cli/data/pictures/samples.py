@@ -79,8 +79,7 @@ def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.I
     """Enlarge a whole picture tile by tile, and join the counted pixels of the enlarged tiles.
 
     The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to
-    [1, 3, sh, sw], all in [0, 1]. The tiles are in rows from top to bottom, and
-    within a row from left to right.
+    [1, 3, sh, sw], all in [0, 1]. The tiles are ordered by rows, and from left to right in a row.
     """
     rows: dict[int, list[Tensor]] = {}
     for _, down, across in tiles:
