@@ -25,9 +25,8 @@ _MOST_SHOWN = 60  # characters of a wrong value in a message
 class Coco(DetectionDataset):
     """COCO from annotations/instances_{train2017,val2017}.json, train2017 and val2017 in the root.
 
-    Other data sets in this format can be put in the root instead: the classes are read from the
-    file, in the order of their ids. Boxes of crowds are ignored. The files (19 GB) are not
-    downloaded.
+    The root may have another data set in this format: the classes are read from the annotations, in
+    the order of their ids. Boxes of crowds are ignored. The files (19 GB) are not downloaded.
     """
 
     @property

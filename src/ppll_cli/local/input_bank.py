@@ -33,7 +33,7 @@ class InputBank(Bank):
 
 
 class JoinedAtInput(CopiedNetwork):
-    """A Simple Local Module that reads a module's features fused with banked ones (our variant).
+    """A Simple Local Module that reads a module's features fused with the bank (our variant).
 
     All features have the same kind of shape: maps [B, C, H, W], tokens [B, T, D] or vectors [B, D].
     Banked maps are averaged to the size of the module's map. A Linear layer (for maps a 1x1

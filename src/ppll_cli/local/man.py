@@ -79,7 +79,7 @@ class MAN(LocalMethod):
         copies = [copy_unit(site, following, site.spec.shape, self.name) for _ in range(2)]
         mixture = Mixture(*copies, momentum=self.momentum, scaled=self.scaled)
         features = list(site.features)
-        features[following - 1] = site.features[following]  # the loss reads y instead
+        features[following - 1] = site.features[following]  # the shape of y, which the loss reads
         base = self._base(replace(site, features=features), site)
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 

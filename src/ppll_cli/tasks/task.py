@@ -13,7 +13,7 @@ LINE_KEYS = {
     *("step", "epoch", "split", "module", "stage", "loss", "lr", "grad_norm"),
     *("samples_per_second", "seconds"),
 }
-"""The keys of a line in `metrics.jsonl` besides the scores."""
+"""The keys, other than scores, of a line in `metrics.jsonl`."""
 
 Shape = tuple[int, ...]
 """Shape of features, without the batch dimension."""

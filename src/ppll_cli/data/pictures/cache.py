@@ -19,7 +19,7 @@ from ppll_cli.data.pictures.files import decoded, header, unreadable
 from ppll_cli.errors import ConfigError
 
 Bytes = NDArray[np.uint8]
-"""Pixels, uint8; those of a picture are [height, width, 3]."""
+"""Pixels, uint8; the pixels of a picture are [height, width, 3]."""
 
 
 @dataclass(frozen=True)
