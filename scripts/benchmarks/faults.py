@@ -68,7 +68,7 @@ def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
     """Wait for the moment of a fault, and inject the fault.
 
     Returns:
-        The time of the fault on the monotonic clock; None if the run ended before it.
+        The time of the fault on the monotonic clock; None if the run ended before the fault.
     """
     target: int | None = None
 

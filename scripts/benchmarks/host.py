@@ -7,10 +7,10 @@ backward, the optimizer's kernel) on a second copy of the stage. The difference 
 step times is the time that the program adds to torch.
 
 The transformer blocks are narrow, so that on CPU the difference is not small against the time for
-arithmetic. Narrow blocks have the same calls and parameter tensors as wide blocks. On CPU the
-time of the thread is measured, which excludes time in which other programs use the core. On CUDA
-backward runs in another thread, so wall-clock time is measured. Both loops then queue their work
-for the device, and wait for the device only between blocks of steps.
+arithmetic. Narrow blocks make as many calls, and have as many parameter tensors, as wide blocks. On
+CPU the time of the thread is measured, which excludes time in which other programs use the core. On
+CUDA the backward pass runs in another thread, so wall-clock time is measured. Both loops then queue
+their work for the device, and wait for the device only between blocks of steps.
 """
 
 import argparse

@@ -97,7 +97,7 @@ def add_options(
     modules: Sequence[int],
     seeds: Sequence[int],
 ) -> None:
-    """Add options that select trials. `methods` and `modules` are all choices, and the defaults."""
+    """Add options that select trials. By default, all `methods`, `modules` and `seeds` are used."""
     parser.add_argument(
         "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
     )

@@ -49,8 +49,8 @@ class Planner:
         replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have
             one replica, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all devices.
-        neighbours: Largest number of other workers that compute on a worker's CPU; None for the
-            workers of the same machine.
+        neighbours: Largest number of other workers that compute on a worker's CPU at the same time;
+            None for the result of `neighbours_of`.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.

@@ -61,7 +61,7 @@ class BasicSweeper(Sweeper):
 
     Args:
         max_batch_size: How many jobs a launcher gets at a time; None for all.
-        params: For each key that the configuration, not the command line, sweeps over: its values.
+        params: The values of each key over which the configuration sweeps, not the command line.
     """
 
     course: ClassVar[Sweep]

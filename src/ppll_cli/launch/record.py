@@ -105,7 +105,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which a file, folder or link of a run is of another kind.
+    """Refuse a run directory in which a result that should be a file, folder or link is not one.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail when it writes its results.

@@ -85,7 +85,7 @@ def summarise(
 def _speed(
     job: Job, parts: Sequence[Part], seconds: float, workers: Sequence[Worker]
 ) -> dict[str, Any]:
-    """Return how long the run has trained, how fast, and the same of each of its parts."""
+    """Return how long and how fast the run has trained, in total and in each of its parts."""
     return {
         "seconds": sum(part["seconds"] for part in parts) if parts else seconds,
         "samples_per_second": rate(workers, job.replicas),

@@ -24,7 +24,7 @@ CUDA_WARMUP_S = 0.5
 
 
 class Stopwatch:
-    """Measures the times between points of a device's work, which `mark` sets.
+    """Measures the times between marks that are set in a device's work.
 
     On CUDA, `mark` records an event on the current stream of the current device, and `spans` waits
     for the device.
@@ -64,7 +64,7 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
     returns only when the device has finished it, so the warm-up is over when timing begins.
 
     The median is used, because some steps of a run are slow: when memory is allocated, or when
-    other processes use the caches. The minimum would ignore this.
+    other processes use the caches. The minimum would ignore the slow steps.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
