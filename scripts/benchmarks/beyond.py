@@ -1,9 +1,9 @@
 """`scripts/benchmark beyond`: local learning for detection and super-resolution.
 
 There are three cases: a small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a
-small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation and, cut
-into 2 and 4 modules, by local losses: the task's smallest head (greedy), the Simple Local Module
-alone (fba off), and the Simple Local Module with the feature bank (fba on). Detection also has
+small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation. Cut into 2
+and into 4 modules, it is also trained by local losses: the task's smallest head (greedy), the
+Simple Local Module alone (fba off), and with the feature bank (fba on). Detection also has
 heads that train only the pyramid levels of a module's own stride (greedy, level), and MAN++ with
 such heads (manpp). All rows of a case have the same number of training steps. In detection with two
 modules, no earlier module could put features into a bank. So in this case fba on equals fba off,

@@ -1,8 +1,8 @@
 """`scripts/benchmark host`: time that the program adds to torch, per stage and batch.
 
-`Worker.run` trains the middle one of three stages, which has four transformer blocks and a local
-loss. Its channels carry nothing: the same input is always available, and outputs are dropped. After
-each block of such steps, a bare loop makes the same calls of torch (forward, loss, metric,
+`Worker.run` trains the middle stage of three; it has four transformer blocks and a local loss. Its
+channels carry nothing: the same input is always available, and outputs are dropped. After each
+block of such steps, a bare loop makes the same calls of torch (forward, loss, metric,
 backward, the optimizer's kernel) on a second copy of the stage. The difference of the two median
 step times is the time that the program adds to torch.
 
@@ -47,7 +47,7 @@ CHUNK = STAGE
 """The number of the stage's only chunk."""
 
 BLOCK = 50
-"""Number of steps in a block of steps, which is an epoch of the worker."""
+"""Number of steps in a block of steps. A block is an epoch of the worker."""
 
 OVERRIDES = ["model=vit", "model.dim=16", "model.heads=1", "model.depth=12", "data=synthetic"]
 OVERRIDES += ["data.size=8", f"data.train_samples={BLOCK * BATCH_SIZE}", "data.test_samples=1"]

@@ -57,7 +57,7 @@ class Trials:
     ) -> None:
         """Run the trials that have no result yet.
 
-        Equal trials are run once, at most `jobs` at the same time.
+        Equal trials are run once. At most `jobs` trials run at the same time.
 
         Raises:
             RunFailedError: A run did not complete. All other runs have ended.

@@ -88,7 +88,7 @@ class BasicSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs of a new sweep, or the jobs of a resumed sweep that are not complete.
 
-        The arguments are the overrides on the command line, without those of Hydra's own keys.
+        The arguments are the overrides on the command line, except overrides of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:

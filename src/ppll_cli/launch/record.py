@@ -61,7 +61,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a run, with its digest, unless the directory has a record.
+    """Write the record of a run, with its digest, into a directory that has no record yet.
 
     Raises:
         ConfigError: The directory has the record of another run.

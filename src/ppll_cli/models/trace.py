@@ -70,7 +70,7 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands in for torch's compiler. Only `disable`, for torch's own code, does not import it."""
+    """Stands in for torch's compiler. It imports it, except for `disable` in torch's own code."""
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
         """Return a function of torch itself unchanged; let the compiler exclude other functions."""

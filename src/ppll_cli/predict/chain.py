@@ -1,4 +1,4 @@
-"""A chain of copies of a model's units, which are trained one step after another.
+"""A chain: copies of some units of a model, one after another, trained for a number of steps.
 
 A profile times the chain's units; other processes train the chain to keep other cores busy. Units
 are timed inside a training step of the whole chain. In such a step, tensors fill the caches, and

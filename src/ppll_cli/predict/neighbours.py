@@ -51,7 +51,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Wait for a neighbour's message: empty if the neighbour trains, else an error, to raise."""
+    """Wait for a neighbour's message: an empty one if the neighbour trains. Raise any other."""
     error, report = f"it sent nothing for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:

@@ -204,8 +204,8 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
 def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
     """Return the bytes that a chunk keeps until its backward pass, and its largest extra memory.
 
-    The extra memory is the graph of the chunk's auxiliary network, which is freed before the
-    backward pass begins, or the tensors that a backward pass computes again.
+    The extra memory is the larger of two: the graph of the chunk's auxiliary network, which is
+    freed before the backward pass begins, and the tensors that a backward pass computes again.
     """
     units = [profile.unit(index) for index in chunk.units]
     ends = end_of(job, chunk, profile).saved_bytes

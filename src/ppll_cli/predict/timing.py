@@ -123,9 +123,9 @@ def time_criterion(
 ) -> dict[str, float]:
     """Measure the cost of an auxiliary network and its loss, including the task's metric.
 
-    The criterion is on the device and in training mode. Of the tensors that it reads, those that
-    the module makes take gradients. The result has `forward_s`, `backward_s`, `saved_bytes` and
-    `params`, as in `Measured`.
+    The criterion is on the device and in training mode. The tensors in `values` that the module
+    makes take gradients. The result has `forward_s`, `backward_s`, `saved_bytes` and `params`, as
+    in `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())

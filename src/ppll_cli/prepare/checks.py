@@ -83,7 +83,7 @@ def in_one_line(error: PpllError) -> str:
 def check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
-    Both halves run parts of the forward pass's graph. These two keys allow one run of it only.
+    Together, the halves run parts of the forward pass's graph twice, which neither key allows.
     """
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:

@@ -1,4 +1,4 @@
-"""Decides whether a worker that fails can be started again alone, and how often to save stages."""
+"""Decides whether a failed worker can be restarted alone, and how often stages save their state."""
 
 import platform
 import sys
@@ -17,9 +17,9 @@ from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
 
 USUAL, MOST, FEWEST = 16, 64, 2
-"""How many messages a stage may handle between two snapshots, if the program chooses the number:
-the usual number; the largest number, if messages are small compared with the state; and the
-smallest number, if shared memory is short."""
+"""How many messages a stage may handle between two snapshots, if the program chooses the number.
+`MOST` is for messages that are small compared with the state, and `FEWEST` for a machine whose
+shared memory is short."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which another process sees stores in the order in which they were made."""
