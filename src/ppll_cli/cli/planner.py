@@ -25,7 +25,8 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: Speed relative to back-propagation on one device with as many threads.
+        speed_up: Speed relative to back-propagation on one device, with a worker's number of
+            threads.
     """
 
     schedule: str
@@ -85,7 +86,7 @@ class Planner:
 
     @property
     def bp_samples_per_second(self) -> float:
-        """Samples per second of back-propagation on one device, with one worker's threads."""
+        """Samples per second of back-propagation on one device, with the threads of one worker."""
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:

@@ -61,7 +61,7 @@ class BasicSweeper(Sweeper):
 
     Args:
         max_batch_size: How many jobs a launcher gets at a time; None for all.
-        params: The values of each key over which the configuration sweeps, not the command line.
+        params: The values of each key that `hydra.sweeper.params` in the configuration sweeps over.
     """
 
     course: ClassVar[Sweep]

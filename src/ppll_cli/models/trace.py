@@ -70,7 +70,10 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands in for torch's compiler. It imports it, except for `disable` in torch's own code."""
+    """Stands in for torch's compiler.
+
+    Any use imports the compiler, except `disable` for functions of torch itself.
+    """
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
         """Return a function of torch itself unchanged; let the compiler exclude other functions."""

@@ -16,9 +16,7 @@ from ppll_cli.job.ends import Ends
 
 
 def structure(network: nn.Module) -> str:
-    """Return a text with a network's layers, their options, and each tensor's name and form.
-
-    The form of a tensor is its shape and dtype.
+    """Return a text with a network's layers and options, and its tensors' names, shapes and dtypes.
 
     Two networks with the same text take the same time and memory. The text contains no values of
     weights and no addresses in memory.

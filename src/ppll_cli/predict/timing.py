@@ -20,7 +20,7 @@ WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 Timing ends after `REPETITIONS` steps or, if at least three were timed, after `BUDGET_S` seconds."""
 
 CUDA_WARMUP_S = 0.5
-"""Seconds that a CUDA device is kept busy before timing, because it is slow after an idle time."""
+"""Seconds for which a CUDA device is kept busy before timing: it is slow after an idle time."""
 
 
 class Stopwatch:

@@ -225,7 +225,7 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
 
 
 def _check_weights(prepared: Prepared, message: Message) -> None:
-    """Refuse a file of weights that differs from machine 0's file of the same path."""
+    """Refuse a file of weights that differs from the file with the same path on machine 0."""
     used, wanted = prepared.weights, message["weights_sha256"]
     if used is not None and used["sha256"] != wanted:
         problem = "is not the same file here as on machine 0: the digests differ"
