@@ -5,18 +5,18 @@ Fashion-MNIST's training set, with three seeds. The table has the mean accuracy 
 its standard deviation. All rows take many hours on two cores; `--epochs` trains longer, on the
 whole training set. All rows have the same number of training steps. The last module always has a
 residual unit. A last module with only the head would do worse, because the features that it reads
-would be trained for an auxiliary network instead.
+would be trained for the auxiliary network of the module before, not for the head.
 
 Accuracy is measured under `schedule=ll`, which gives bit-identical weights to `ppll` but uses one
 process, so several rows are trained at the same time. Speed and memory are measured in short runs
 under `ppll` on two stages, one run at a time. Each worker has one thread. Back-propagation could
-use more, so the table also has rows for `bp` with all threads, with two replicas (data
-parallelism), and for `zb_h1`.
+use more threads, so the table also has rows for `bp` with all threads, for `bp` with two replicas
+(data parallelism), and for `zb_h1`.
 
-The column "seconds to bp" says how soon a method under `ppll` is within one point of the accuracy
-of `bp`. The time is the number of training samples until then, divided by the measured speed. Both
-accuracies are those on training batches, for the same seed; that of `bp` is taken at the end of its
-training.
+The column "seconds to bp" says how soon a method under `ppll` is at most one percentage point below
+the accuracy of `bp`. The time is the number of training samples until then, divided by the measured
+speed. Both accuracies are measured on training batches, with the same seed. For `bp`, it is the
+accuracy at the end of the training.
 """
 
 import argparse
@@ -84,8 +84,8 @@ MODULES: dict[tuple[int, int], list[str]] = {
     (20, 8): _units("1.0", "1.1", "1.2", "2.1", "2.2", "3.1", "3.2"),
     (32, 16): _units(*(f"{stage}.{unit}" for stage in (1, 2, 3) for unit in range(5))),
 }
-"""For each depth of the model and number of modules, the first units of all modules but the first.
-Those of (32, 16) are the partition `man_K16`."""
+"""For each depth of the model and number of modules, the first unit of each module except module 0.
+The entry (32, 16) is the partition `man_K16`."""
 
 NUMBERS = [modules for _, modules in MODULES]
 
@@ -97,8 +97,8 @@ ALONE = {
     "bp, 2 replicas": ["schedule=bp", "gpus=2", "replicas=2", "threads=1"],
     "zb_h1": ["schedule=zb_h1", "gpus=2", "partition=flops", "threads=1"],
 }
-"""The rows without a local method. Only `bp` is trained to measure accuracy. In the other rows,
-only the samples over which BatchNorm computes its statistics may differ."""
+"""The rows without a local method. Only `bp` is trained to measure accuracy. The other rows would
+learn the same, but BatchNorm may compute its statistics over other samples."""
 
 SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000", "log_every=25"]
 LONG = ["log_every=100"]
@@ -111,7 +111,7 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, `VARIANTS` or `ALONE`.
-        trained: For each seed the run that measures accuracy; empty if another row trains the same.
+        trained: For each seed the run that measures accuracy; empty for `ALONE` except `bp`.
         speed: The run that measures speed and memory.
     """
 
@@ -130,8 +130,8 @@ def rows(
 ) -> list[Row]:
     """Return the rows of each model: back-propagation, and each method with each cut.
 
-    `budget` sets the length of the training. "bp" among the methods means the rows of `ALONE`. A
-    model that has none of these numbers of modules has no rows.
+    `budget` has the overrides that set the length of the training. "bp" among the methods means the
+    rows of `ALONE`. A model has no rows if `MODULES` cuts it into none of these numbers of modules.
     """
     found = []
     choices = METHODS | VARIANTS
@@ -171,8 +171,8 @@ def _row(
 def training_results(summary: Summary, run_dir: Path) -> dict[str, Any]:
     """Return the results of a training (see `results_of`), and how its accuracy rose.
 
-    `train_accuracy` lists the accuracy of the model's own head on the batches of each training line
-    in `metrics.jsonl`, with the number of steps done at its end.
+    `train_accuracy` has a pair for each training line in `metrics.jsonl`: the number of steps done,
+    and the accuracy of the model's own head on the batches of this line.
     """
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     rise = [
@@ -192,12 +192,12 @@ def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
 
 
 def seconds_to_bp(pairs: Sequence[tuple[Found, Found]], samples_per_second: float) -> float | None:
-    """Return the mean seconds until the accuracy is that of `bp` at its end less one point.
+    """Return the mean seconds until the accuracy is one point below that of `bp` at its end.
 
     Each pair has the results of two trainings with the same seed: of the method, and of `bp`.
 
     Returns:
-        The seconds; None if the training with some seed does not reach it.
+        The seconds; None if the training with some seed does not reach this accuracy.
     """
     steps = []
     for found, bp in pairs:
@@ -252,7 +252,7 @@ COLUMNS += ["auxiliary FLOPs", "samples/s", "peak memory per stage, MB", "second
 def _cells(
     row: Row, found: Sequence[Found | None], bp: Sequence[Found | None], speed: Found | None
 ) -> list[str]:
-    """Return the cells of a row's line; those that were not measured are empty."""
+    """Return the cells of a row's line; cells that were not measured are empty."""
     auxiliary = ("", "")
     pairs = paired(found, bp)
     if first := next((each for each in found if each), None):

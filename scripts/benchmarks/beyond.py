@@ -1,9 +1,9 @@
 """`scripts/benchmark beyond`: local learning for detection and super-resolution.
 
 There are three cases: a small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a
-small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation and, cut
-into 2 and 4 modules, by local losses: the task's smallest head (greedy), the Simple Local Module
-alone (fba off), and the Simple Local Module with the feature bank (fba on). Detection also has
+small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation. Cut into 2
+and into 4 modules, it is also trained by local losses: the task's smallest head (greedy), the
+Simple Local Module alone (fba off), and with the feature bank (fba on). Detection also has
 heads that train only the pyramid levels of a module's own stride (greedy, level), and MAN++ with
 such heads (manpp). All rows of a case have the same number of training steps. In detection with two
 modules, no earlier module could put features into a bank. So in this case fba on equals fba off,
@@ -63,9 +63,9 @@ class Case:
         title: Heading of the case's tables.
         overrides: Overrides for all rows.
         length: The configuration key for the number of samples per epoch, and this number.
-        cuts: For each number of modules, the first units of all modules but the first. The last
+        cuts: For each number of modules, the first unit of each module except module 0. The last
             module never has the head alone, because the features that the head reads would be
-            trained for an auxiliary network instead.
+            trained for the auxiliary network of the module before, not for the head.
         metrics: Heading and format of each metric. A column compares the first metric with bp's.
         methods: Keys of `METHODS`.
         reference: Name of a method without training, and its key in the results for each metric;
@@ -245,7 +245,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _begun(trials: Trials, row: Row) -> bool:
-    """Return whether there are results of a row, of this or an earlier call of the benchmark."""
+    """Return whether there are results of a row, from this or an earlier call of the benchmark."""
     return any(trials.find(trial) for trial in (*row.trained, row.speed))
 
 

@@ -186,7 +186,7 @@ class Case:
         return [f"local.cuts=[{cuts}]"]
 
     def _transport(self, name: str) -> Transport:
-        """Return the configured transport, or the one that a run would use instead."""
+        """Return the transport that a run would use: the configured transport, if it is usable."""
         asked = self.prepared(name)[0].transport
         return fitting(asked["_target_"], make("transport", asked), self.job(name), machine=0)
 

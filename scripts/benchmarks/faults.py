@@ -35,7 +35,7 @@ class Plan:
     """A run and its fault.
 
     Attributes:
-        case: Key of `soak.CASES`, which ends with the number of workers.
+        case: A key of `soak.CASES`. The key ends with the number of workers.
         kind: The fault, a key of `KINDS`.
         moment: The phase of the run: start-up, training, evaluation or checkpoint.
         stage: A random number that selects the worker, the file and the bit to damage.
@@ -68,7 +68,7 @@ def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
     """Wait for the moment of a fault, and inject the fault.
 
     Returns:
-        The time of the fault on the monotonic clock; None if the run ended before it.
+        The time of the fault on the monotonic clock; None if the run ended before the fault.
     """
     target: int | None = None
 

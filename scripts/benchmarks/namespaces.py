@@ -33,7 +33,7 @@ class Namespaces:
         return ["ip", "netns", "exec", self.names[number], *command]
 
     def shape(self, rate: str | None) -> None:
-        """Limit the rate of the link in both directions, such as `200mbit`; None for no limit."""
+        """Limit the link in each direction to a rate such as `200mbit`; None for no limit."""
         for name, link in zip(self.names, self.links, strict=True):
             queue = f"-n {name} qdisc"
             subprocess.run(

@@ -1,7 +1,7 @@
 """Runs the real workers of a job, which train when they get an order, and rest in between.
 
-The course of such a job waits on a pipe for orders. An order is a list of spans, given by their
-numbers of training batches. After each span the course sends a mark: an item that follows the
+The course of such a job waits on a pipe for orders. An order is a list of spans: each span is a
+number of training batches. After each span the course sends a mark: an item that follows the
 batches through the pipeline and makes each stage report. The pipeline is not drained for a mark. So
 the time between the reports of the last stage for two marks is the time of the batches between them
 in the running pipeline, whichever stage is the slowest.

@@ -153,7 +153,7 @@ def ppll_run(*arguments: str) -> list[str]:
 
 
 def names_in_shared_memory() -> set[str]:
-    """Return all names in shared memory, without semaphores: they belong to no single run."""
+    """Return all names in shared memory except semaphores, which belong to no single run."""
     with suppress(OSError):
         return {name for name in os.listdir(SHARED_MEMORY) if not name.startswith("sem.")}
     return set()

@@ -2,7 +2,7 @@
 
 Each short run of a small model has one fault: a worker, the fork server or the parent process is
 killed, a worker is stopped, the run is asked to end, or its newest checkpoint is damaged. The time
-of the fault and the worker are chosen at random from `--seed`. The run must end as documented and
+of the fault and the worker are random; `--seed` is their seed. The run must end as documented and
 leave no process and no shared memory behind. After `resume`, its final weights must be
 bit-identical to the weights of a run without a fault. The exit status is 1 if any run fails one of
 these checks.

@@ -1,9 +1,9 @@
 """`scripts/benchmark startup`: time from the start of a run to its first training step.
 
-Measures the time from the start of the process until the metrics file contains the first step of
-the default model on two stages, and, for comparison, the time of `import torch` alone. An epoch has
-one batch, because metrics are written at the end of an epoch. The results are medians of
-alternating repetitions.
+Trains the default model on two stages, and measures the time from the start of the process until
+the metrics file contains the first step. For comparison, the time of `import torch` alone is
+measured. An epoch has one batch, because metrics are written at the end of an epoch. The results
+are medians of alternating repetitions.
 """
 
 import argparse

@@ -57,7 +57,7 @@ class Trials:
     ) -> None:
         """Run the trials that have no result yet.
 
-        Equal trials are run once, at most `jobs` at the same time.
+        Equal trials are run once. At most `jobs` trials run at the same time.
 
         Raises:
             RunFailedError: A run did not complete. All other runs have ended.
@@ -97,7 +97,7 @@ def add_options(
     modules: Sequence[int],
     seeds: Sequence[int],
 ) -> None:
-    """Add options that select trials. `methods` and `modules` are all choices, and the defaults."""
+    """Add options that select trials. By default, all `methods`, `modules` and `seeds` are used."""
     parser.add_argument(
         "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
     )

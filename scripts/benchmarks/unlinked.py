@@ -105,7 +105,7 @@ class NoTransport:
 
     Args:
         job: The job whose channels are replaced.
-        courses: The course of each stage but the first.
+        courses: The course of each stage except stage 0.
     """
 
     def __init__(self, job: Job, courses: Iterable[PacedCourse]) -> None:

@@ -81,7 +81,7 @@ class LostWorker:
 
 @dataclass(frozen=True)
 class Restarted:
-    """A step whose run loses a worker, which must start again alone (`recover=stage`).
+    """A step whose run loses a worker, and must restart only this worker (`recover=stage`).
 
     Attributes:
         overrides: Overrides of a run whose result depends only on its number of steps.

@@ -157,7 +157,7 @@ class Probe:
         say("full_queue", launches=4000, host_s=host_s, gil_gap_s=heartbeat.gap_s)
 
     def shared_events(self) -> None:
-        """Check that one event per direction, recorded each turn, synchronises two processes."""
+        """Check that one event per direction, recorded in each turn, synchronises two processes."""
         context = torch.multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         child = context.Process(target=_add_up, args=(theirs, str(self.device)))
@@ -280,7 +280,10 @@ def _sleep(cycles: int) -> None:
 
 
 def _add_up(connection: Connection, device: str) -> None:
-    """Run the other process of `shared_events`: add up the first shared number of all turns."""
+    """Run the other process of `shared_events`: in each turn, read the first shared number.
+
+    Then send the sum of these numbers.
+    """
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]
     filled = _event_of(torch.device(device), _received(connection))

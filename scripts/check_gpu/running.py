@@ -122,7 +122,7 @@ class Train:
     stops: bool = True
 
     def act(self, check: Check) -> Outcome:
-        """Train. If the run is too slow, the step is skipped; if it ignores SIGTERM, it failed."""
+        """Train. The step is skipped if the run is too slow, but fails if it ignores SIGTERM."""
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
@@ -182,7 +182,7 @@ def file_name(name: str) -> str:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """Return the facts of a run's `summary.json` that are known."""
+    """Return facts from a run's `summary.json`, without facts that are not known."""
     summary = read_json(folder / "summary.json") or {}
     stages = summary.get("stages") or []
     found = {

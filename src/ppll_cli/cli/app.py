@@ -55,7 +55,7 @@ def main() -> NoReturn:
     Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. The status of a
     run does not depend on whether its output can be written; that of `--cfg job` does.
     """
-    gc.disable()  # until torch is imported: garbage collection takes a fifth of the import
+    gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
     for number in forkserver.ending_signals():
         signal.signal(number, _leave)
@@ -193,7 +193,8 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
     Return the record of the run to be resumed, and the folders that Hydra will make. The record is
-    None if no single run is resumed. The folders are None if they are unknown, or not new.
+    None for a sweep and for a new run. The folders are None for a sweep, for a resumed run, and if
+    they are unknown.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep

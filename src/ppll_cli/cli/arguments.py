@@ -69,7 +69,7 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override that adds a user's folder to Hydra's search path; empty if None."""
+    """Return the override that adds a user's folder, if given, to Hydra's search path."""
     if config_dir is None:
         return []
     return [search_path([config_dir])]

@@ -113,7 +113,10 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 def show(
     comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
 ) -> None:
-    """Print a comparison, the files `comparison.*` written, and a command to suggest next."""
+    """Print a comparison, and where its files are; suggest the command `then`, if given.
+
+    `written` has the suffixes of the files `comparison.*`.
+    """
     from ppll_cli.observe.console import rich_console
 
     console = rich_console(160)

@@ -220,7 +220,7 @@ def _configured(
 
 
 def _check_held_out(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more of the training set than the run did: it trained on the rest."""
+    """Refuse to hold out more of the training set than the run, which has trained on the rest."""
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if same and fraction > most:

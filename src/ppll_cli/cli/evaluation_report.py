@@ -70,7 +70,10 @@ def report(asked: "EvaluationRequest") -> None:
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:
-    """Return an evaluation as plain data, with the keys of `summary.json`, but without `_ema`."""
+    """Return an evaluation as plain data.
+
+    The keys are those of `summary.json`, but averaged weights do not add `_ema` to a key.
+    """
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
     if found.details is not None:

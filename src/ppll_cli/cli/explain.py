@@ -30,7 +30,7 @@ SWEEP_DIR = "hydra.sweep.dir"
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
     """Return the error that the user sees when the configuration cannot be composed.
 
-    If the exception has a cause, the cause is explained. A ConfigError needs no explanation. The
+    If the exception has a cause, the cause is explained. A ConfigError is returned as it is. The
     arguments may name folders with options of the user. The message refers to `--help` of the
     program.
     """

@@ -41,7 +41,7 @@ than the sweep's own. After an interrupt, this process skips all further jobs.""
 
 @dataclass
 class Jobs:
-    """Runs the jobs of a command: one job, or those of a sweep.
+    """Runs the jobs of a command: one job, or the jobs of a sweep.
 
     Attributes:
         before: The record of the run to be resumed; None for a new run and for a sweep.

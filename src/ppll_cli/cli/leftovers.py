@@ -10,8 +10,8 @@ from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
     """Remove the files that Hydra made for a refused run, then the folders that became empty.
 
-    `ours` are the names of the files and folders that Hydra made in the run directory, and `made`
-    the folders that were made for the run; None if unknown.
+    `ours` has the names of the files and folders that Hydra made in the run directory. `made` has
+    the folders that were made for the run; None if these are unknown.
     """
     for name in ours:
         path = run_dir / name
@@ -36,9 +36,9 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
     """Remove a folder, then its parent, and so on upwards.
 
-    Stop at the first folder that is not empty, or that was not made for the run. If the folders
-    that were made are unknown, `folder`, and its parents inside `outputs`, where runs are by
-    default, count as made for the run.
+    Stop at the first folder that is not empty, or that was not made for the run. If `made` is None,
+    these folders count as made for the run: `folder`, and its parents inside `outputs`, which holds
+    runs by default.
     """
     outputs = start_folder() / "outputs"
     for path in (folder, *folder.parents):

@@ -40,7 +40,7 @@ def expand_home(override: str) -> str:
 
 
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """Replace `resume=auto` in the overrides, to resume the run in `hydra.run.dir` or begin it.
+    """Replace `resume=auto`: resume the run in `hydra.run.dir`, or begin it if it does not exist.
 
     With `resume=auto` a batch system can start the same command again and again.
 
@@ -104,8 +104,8 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
     A folder is accepted if it holds only files of a start-up that ended before any training. Return
-    the folders that Hydra will make; None if the command line does not name the directory, or only
-    Hydra can find its name.
+    the folders that Hydra will make. Return None if the command line does not name the directory,
+    or if an interpolation in its name cannot be resolved here.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
@@ -139,7 +139,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """Return the folder that `hydra.run.dir` names; None if only Hydra can find it."""
+    """Return the folder that `hydra.run.dir` names; None if `_resolved` cannot resolve the name."""
     from ppll_cli.config.overrides import text
 
     value = override.value()
@@ -151,7 +151,7 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
 
 
 def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Resolve the interpolations in `hydra.run.dir`; return None if only Hydra can find it."""
+    """Resolve the interpolations in `hydra.run.dir`; return None if this is not possible here."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

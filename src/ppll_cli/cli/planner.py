@@ -25,7 +25,8 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: Speed relative to back-propagation on one device with the same threads.
+        speed_up: Speed relative to back-propagation on one device, with a worker's number of
+            threads.
     """
 
     schedule: str
@@ -49,8 +50,8 @@ class Planner:
         replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have
             one replica, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all devices.
-        neighbours: Largest number of other workers that compute on a worker's CPU; None for the
-            workers of the same machine.
+        neighbours: Largest number of other workers that compute on a worker's CPU at the same time;
+            None for the result of `neighbours_of`.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -85,7 +86,7 @@ class Planner:
 
     @property
     def bp_samples_per_second(self) -> float:
-        """Samples per second of back-propagation on one device, with the same threads."""
+        """Samples per second of back-propagation on one device, with the threads of one worker."""
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:

@@ -61,7 +61,7 @@ class BasicSweeper(Sweeper):
 
     Args:
         max_batch_size: How many jobs a launcher gets at a time; None for all.
-        params: For each key that the configuration, not the command line, sweeps over: its values.
+        params: The values of each key that `hydra.sweeper.params` in the configuration sweeps over.
     """
 
     course: ClassVar[Sweep]
@@ -88,7 +88,7 @@ class BasicSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Run all jobs of a new sweep, or the jobs of a resumed sweep that are not complete.
 
-        The arguments are the overrides on the command line, without those of Hydra's own keys.
+        The arguments are the overrides on the command line, except overrides of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.course.before is not None:

@@ -37,8 +37,8 @@ _OTHERS = ("true", "false", "null", "inf", "nan")
 def command(program: str, *arguments: str) -> str:
     """Return a command line, in one line and quoted for a shell.
 
-    The program is one of this project, or another one in the same Python environment. If possible,
-    the command calls it in the way in which the user called the current program.
+    The program is one of this project, or another program in the same Python environment. If
+    possible, the command calls it in the way in which the user called the current program.
     """
     return " ".join(map(word, [*_program(program), *arguments]))
 

@@ -22,7 +22,7 @@ GROUPS = (
     "recover",
     "tracker",
 )
-"""The program's groups that every run has; others are presets."""
+"""The groups that every run has. The program's other groups are presets."""
 
 CONFIG = "config"
 """The name of the program's main configuration."""

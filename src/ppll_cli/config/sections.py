@@ -100,7 +100,7 @@ class FeatureBank(Section):
         fusion: How these features are fused with the auxiliary network's own features; `none`: the
             bank is not used. None: `add` if `features` is `first` and `shared_head` is true, else
             `concatenate`.
-        shared_head: Whether the head that reads the features has the same shape as the model's.
+        shared_head: Whether the head that reads the features has the shape of the model's head.
         join: Where the features are fused with the auxiliary network's own features. `head`:
             pooled, at its head. `input`: unpooled, at its input.
         trains: What the loss of the head that reads the features trains. `module`: the module and

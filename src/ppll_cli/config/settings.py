@@ -41,7 +41,7 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 Slots = Annotated[int, Field(ge=1, le=1024)]
-"""`transport.depth`. A prediction may have to simulate the largest number of batches."""
+"""Values of `transport.depth`; limited, because a prediction may simulate as many batches."""
 
 
 PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
@@ -92,7 +92,7 @@ class Settings(Section):
 
     @property
     def devices_asked(self) -> int:
-        """Number of devices: `gpus`, or by default two, but at least one for each replica."""
+        """Number of devices: `gpus`, or by default two, or `replicas` if that is above two."""
         return max(2, self.replicas) if self.gpus is None else self.gpus
 
     @property
@@ -188,7 +188,7 @@ def _check_cuts(cuts: Any) -> None:
 def _check_probabilities(model: Group) -> None:
     """Check the options of this program's models that are probabilities.
 
-    The models check the same, but importing them imports torch.
+    The models make the same check, but importing them imports torch.
     """
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):

@@ -21,7 +21,7 @@ def absolute_path(given: str) -> str:
 def weights_file(given: str) -> Path:
     """Return the file from which a run takes its initial weights.
 
-    A run directory may be given instead; its `model.safetensors` is used.
+    `given` is the path of the file, or of a run directory with a `model.safetensors`.
 
     Raises:
         ConfigError: There is no such file.

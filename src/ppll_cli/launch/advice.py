@@ -34,8 +34,8 @@ COMPARED: Mapping[str, Schedule] = {
 OWN = ("schedule", "gpus", "objective", "max_minutes", "recover")
 """Keys whose overrides the command of `comparison` does not repeat.
 
-`comparison` sets `schedule` and `gpus` itself, only a sweeper needs `objective`, `max_minutes` is a
-limit for this run alone, and most schedules refuse `recover=stage`.
+`comparison` sets `schedule` and `gpus` itself. Only a sweeper needs `objective`. `max_minutes` is a
+limit for this run alone. Most schedules refuse `recover=stage`.
 """
 
 LONGEST = 1000

@@ -147,7 +147,8 @@ def finished(
 ) -> dict[str, Any] | None:
     """Return the summary of a run that is complete with all results; None for any other run.
 
-    `steps` counts the whole run; `wanted` is the key of the value that a sweeper optimizes.
+    `steps` is the number of steps of the whole run; `wanted` is the key of the value that a sweeper
+    optimizes.
     """
     if start is None or start.step < steps or not (run_dir / MODEL_FILE).is_file():
         return None
@@ -164,7 +165,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the restarts of stages in the last summary of a run that is resumed."""
+    """Return the restarts of stages that the last summary of a resumed run lists."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged
@@ -176,7 +177,8 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    Without a checkpoint the run starts again at step 0. `steps` counts the whole run.
+    Without a checkpoint the run starts again at step 0. `steps` is the number of steps of the whole
+    run.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")

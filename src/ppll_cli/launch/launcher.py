@@ -89,7 +89,7 @@ def launch(
         _meeting(job, fleet) as meeting,
         _restarting(job, tell) as restarts,  # removes its folder after the workers are gone
         _kill_at_end(workers),
-        _telling(others, fleet),  # exits first: if workers are killed, workers elsewhere fail
+        _telling(others, fleet),  # exits first: killing workers makes workers elsewhere fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:

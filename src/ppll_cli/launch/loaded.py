@@ -127,7 +127,7 @@ class LoadedRun:
         return prediction
 
     def _inputs(self, picture: Image.Image) -> dict[str, Tensor]:
-        """Return the input tensors of a batch with this picture alone, without targets."""
+        """Return the input tensors of a batch that has only this picture, without targets."""
         inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
         return inputs
 

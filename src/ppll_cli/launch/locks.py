@@ -49,7 +49,7 @@ def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
 
 
 def _lock(file: int, key: str, folder: Path, problem: str) -> None:
-    """Lock an open file until it is closed or the process ends; errors name the folder's key."""
+    """Lock an open file until it is closed or the process ends; errors name `key` and `folder`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -61,7 +61,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a run, with its digest, unless the directory has a record.
+    """Write the record of a run, with its digest, into a directory that has no record yet.
 
     Raises:
         ConfigError: The directory has the record of another run.
@@ -105,7 +105,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which a file, folder or link of a run is of another kind.
+    """Refuse a run directory in which a result that should be a file, folder or link is not one.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail when it writes its results.

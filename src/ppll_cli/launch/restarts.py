@@ -148,7 +148,7 @@ class Restarts:
 class RestartLog:
     """Keeps a list of the workers' restarts, from the launcher's reports of them.
 
-    `before` are the restarts in the summary that was written before the run was resumed.
+    `before` has the restarts in the summary that was written before the run was resumed.
     """
 
     def __init__(self, job: Job, before: Sequence[Mapping[str, Any]] = ()) -> None:

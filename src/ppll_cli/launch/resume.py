@@ -82,8 +82,7 @@ class Recorded:
 
     Attributes:
         config: The configuration with which the run was started, with interpolations resolved.
-        cuts: Name of the first unit of each module but the first; None if an older program recorded
-            none.
+        cuts: Name of the first unit of each module except module 0; None if not recorded.
         data_sha256: Digest of the identity of the data; None if not recorded.
         weights: The record of the file of weights with which the run began; None if all weights
             were initialized from the seed.
@@ -137,7 +136,7 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the same as `changed`, but log nothing.
+        """Return what `changed` returns, but log nothing.
 
         `check` takes a changed key, its override and its new value; it raises ConfigError if the
         change is not allowed.
@@ -190,7 +189,7 @@ class Recorded:
             raise refused(key, given, self.recorded_as(key))
 
     def recorded_as(self, key: str) -> Any:
-        """Return, for messages, the option of a group or the value of a key at the run's start."""
+        """Return the option of a group, or the value of a key, with which the run started."""
         return self.choices.get(key, at(self.config, key))
 
 

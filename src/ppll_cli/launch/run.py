@@ -56,8 +56,8 @@ class Run:
             them to the user.
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
-        began_s: The time from which `max_minutes` counts, usually the program's start, on the clock
-            of `time.monotonic`; by default, now.
+        began_s: The time from which `max_minutes` counts, on the clock of `time.monotonic`. Usually
+            this is the program's start; by default, it is now.
         objective: The summary's key for the value that a sweeper optimizes; set once the run has
             been prepared.
     """

@@ -31,7 +31,7 @@ class Saving:
         self._unfinished: dict[int, _Reported] = {}
 
     def take(self, report: Report, seconds: float) -> None:
-        """Store a worker's report about a checkpoint; once all reports are there, finish it.
+        """Store a worker's report about a checkpoint. After the last report, finish the checkpoint.
 
         All workers send a report of kind `counted`; one worker of each stage also sends one of kind
         `saved`. `seconds` is how long the run has trained since it was started or resumed.

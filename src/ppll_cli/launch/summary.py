@@ -34,10 +34,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of `summary.json`, as far as it is known.
 
-    Speeds and fractions of time are computed over the run's current part and all earlier parts with
-    the same conditions. `reports` has the last report of each worker; it is empty if the run failed
-    or has not begun. Before the end, the status is "running". `seconds` is the time since the
-    workers began to train after the start or resumption of the run, including evaluations and
+    Speeds and fractions of time are computed over the run's current part and all earlier parts
+    under the same conditions. `reports` has the last report of each worker; it is empty if the run
+    failed or has not begun. Before the end, the status is "running". `seconds` is the time since
+    the workers began to train after the start or resumption of the run, including evaluations and
     checkpoints.
     """
     job = prepared.job
@@ -85,7 +85,7 @@ def summarise(
 def _speed(
     job: Job, parts: Sequence[Part], seconds: float, workers: Sequence[Worker]
 ) -> dict[str, Any]:
-    """Return how long the run has trained, how fast, and the same of each of its parts."""
+    """Return how long and how fast the run has trained, in total and in each of its parts."""
     return {
         "seconds": sum(part["seconds"] for part in parts) if parts else seconds,
         "samples_per_second": rate(workers, job.replicas),

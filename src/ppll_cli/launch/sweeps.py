@@ -133,8 +133,8 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the content of `sweep.json`.
 
-    `launcher` are the overrides that say how jobs are launched. The run directories are relative to
-    the sweep's folder; None if only the launcher knows them.
+    `launcher` has the overrides that say how jobs are launched. `folders` has each job's run
+    directory relative to the sweep's folder; None if only the launcher knows it.
     """
     name, *settings = launcher
     return {
@@ -154,7 +154,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher's setting is null, a number or a word: it cannot be a command."""
+    """Return whether a launcher's setting is null, a number or a word, so it can't be a command."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -271,7 +271,7 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _are_overrides(texts: Any, key: str) -> bool:
-    """Return whether this is a list of overrides whose keys and packages all match a pattern."""
+    """Return whether `texts` is a list of overrides whose keys and packages match `key`."""
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return False
     try:

@@ -41,7 +41,7 @@ class Watched(Seen):
     def begin(self, job: Job, recovery: Recovery | None = None) -> None:
         """Start the worker's process.
 
-        Without `recovery`, failed workers are not restarted.
+        Without `recovery`, the worker cannot be restarted if it fails.
 
         Raises:
             RunFailedError: The fork server is gone, or is stopped.

@@ -64,9 +64,10 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Choose the transport inside a machine: a journal if stages can be restarted, or `transport`.
+    """Choose the transport inside a machine.
 
-    `name` is the option of `transport`. If `transport` is not usable, choose queues.
+    It is a journal if stages can be restarted. Otherwise it is `transport`, or queues if
+    `transport` is not usable. `name` is the option of `transport`.
 
     Raises:
         ConfigError: No transport is usable, or a process is not allowed to open as many file

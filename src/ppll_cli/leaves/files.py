@@ -1,6 +1,6 @@
 """Reads files safely, and writes them completely or not at all.
 
-The functions that read accept that a file may be damaged, or may be no regular file. Imports no
+The functions that read expect that a file may be damaged, or may be no regular file. Imports no
 torch.
 """
 

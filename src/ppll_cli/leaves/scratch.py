@@ -22,7 +22,7 @@ from pathlib import Path
 from ppll_cli.errors import ConfigError
 
 LONGEST_FOLDER = 85
-"""Longest path, in bytes, of a folder for sockets.
+"""Largest length, in bytes, of the path of a folder for sockets.
 
 The path of a socket may have at most 107 bytes on Linux and 103 on macOS, and multiprocessing adds
 18 bytes to the folder.
@@ -68,7 +68,7 @@ def scratch(place: Path | None = None) -> Iterator[Path]:
 
 
 def shared_scratch() -> AbstractContextManager[Path]:
-    """Provide a folder like `scratch`, but in shared memory if this process can write there."""
+    """Provide a folder as `scratch` does, but in shared memory if this process can write there."""
     return scratch(SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK | os.X_OK) else None)
 
 
@@ -84,7 +84,7 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
-    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # most runs own no folder there
+    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # few processes call `_claim` for this place
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
             continue
@@ -190,7 +190,7 @@ def _clear(base: Path) -> None:
 
 
 def _locked(descriptor: int) -> bool | None:
-    """Lock a file, and return True; False if another process has locked it; None if impossible."""
+    """Lock a file and return True; False if another process has locked it; None on other errors."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

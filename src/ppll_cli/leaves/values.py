@@ -30,7 +30,7 @@ def spec_of(tensor: Tensor) -> ValueSpec:
 
 
 def dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return strides for a copy: the tensor's strides, without any gaps and overlaps."""
+    """Return strides for a copy of a tensor whose elements lie without gaps and overlaps."""
     channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     if channels_last or tensor.is_contiguous():
         return tuple(tensor.stride())

@@ -30,7 +30,7 @@ def drop_path_of(rate: float) -> nn.Module:
 
 
 def rates(last: float, blocks: int) -> list[float]:
-    """Return the rate of each block: from 0 at the first to `last` at the last, growing linearly.
+    """Return the rate of each block, which grows linearly from 0 (first block) to `last`.
 
     A single block has rate 0.
     """

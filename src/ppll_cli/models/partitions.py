@@ -24,7 +24,7 @@ _INFOPRO: dict[int, dict[str, tuple[tuple[int, int], ...]]] = {
         "K4_balanced": ((1, 6), (1, 14), (2, 8)),
     },
 }
-"""For each depth and partition: group and index of the last unit of each module but the last.
+"""For each depth and partition: group and index of the last unit of each module except the last.
 
 The partitions are taken from github.com/blackfeather-wang/InfoPro-Pytorch. (0, 0) is the stem. In a
 balanced partition ("InfoPro*" in the paper), all modules need about the same memory.
@@ -37,7 +37,7 @@ _AUGLOCAL_DEPTHS = range(1, 7)
 def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     """Return the partitions of InfoPro, AugLocal and MAN, each by its name.
 
-    A partition is given by the first unit of each module but the first.
+    A partition is a list: the first unit of each module except module 0.
 
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
     modules, except that the last d + 1 units form one module. MAN's code (arXiv 2507.16279) adds

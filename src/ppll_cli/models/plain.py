@@ -24,7 +24,7 @@ class PlainModel(nn.Module):
     def forward(
         self, image: Tensor, before: Callable[[str], object] | None = None
     ) -> Tensor | tuple[Tensor, ...]:
-        """Return the output of the last unit, the prediction, for images [B, C, H, W].
+        """Return the prediction (the output of the last unit) for images [B, C, H, W].
 
         If `before` is given, it is called with the name of each unit before the unit's forward.
         """

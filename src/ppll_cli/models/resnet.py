@@ -106,7 +106,7 @@ class Head(ClassifierHead):
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias, initialised by He's rule (fan out); a norm follows it."""
+    """Return a convolution to put before a norm: no bias, weights drawn by He's rule (fan out)."""
     layer = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
@@ -144,8 +144,8 @@ def _trunk(
 ) -> list[Unit]:
     """Return the stem and the groups of residual units.
 
-    In each group but the first, the first unit halves H and W and doubles the width. `drop_path` is
-    the probability that the branch of the last unit is zeroed for a sample.
+    In each group after the first group, the first unit halves H and W and doubles the width.
+    `drop_path` is the probability that the branch of the last unit is zeroed for a sample.
     """
     probabilities = iter(rates(drop_path, sum(counts)))
     units = [Unit("stem", stem, reads=(IMAGE,))]
@@ -196,7 +196,7 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The named partitions: by name, the first unit of each module but the first."""
+        """The named partitions: by name, the first unit of each module except module 0."""
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

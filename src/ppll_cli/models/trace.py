@@ -70,10 +70,13 @@ _COMPILER = "torch._dynamo"
 
 
 class _Uncompiled(ModuleType):
-    """Stands in for torch's compiler. Any use imports it, except `disable` for torch's own code."""
+    """Stands in for torch's compiler.
+
+    Any use imports the compiler, except `disable` for functions of torch itself.
+    """
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
-        """Return a function of torch itself unchanged; let the compiler exclude any other."""
+        """Return a function of torch itself unchanged; let the compiler exclude other functions."""
         if str(getattr(function, "__module__", None)).startswith("torch."):
             return function
         return self.__getattr__("disable")(function, *args, **options)
@@ -94,7 +97,8 @@ def measure(
 ) -> tuple[object, Cost]:
     """Build a network on the meta device, run it once in evaluation mode, and count its cost.
 
-    `run` calls the network with inputs on the meta device. Return its result, and the cost.
+    `run` calls the network with inputs on the meta device. Return the result of `run`, and the
+    cost.
     """
     with _explained():
         with torch.device("meta"):

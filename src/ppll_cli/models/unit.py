@@ -49,7 +49,7 @@ class Unit:
         """Return the tensors that the network has returned, by the names of `writes`.
 
         Raises:
-            TypeError: The network returned other values than one tensor for each name.
+            TypeError: The network did not return exactly one tensor for each name.
         """
         values = returned if isinstance(returned, tuple) else (returned,)
         tensors = {n: t for n, t in zip(self.writes, values, strict=False) if isinstance(t, Tensor)}
@@ -65,7 +65,7 @@ class Model(Protocol):
 
     A model may also have an attribute or property `partitions`, a `Mapping[str, Sequence[str]]` of
     well-known partitions into modules. It maps the name of a partition to the first unit of each
-    module but the first. `local.cuts=NAME` chooses a partition.
+    module except module 0. `local.cuts=NAME` chooses a partition.
     """
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

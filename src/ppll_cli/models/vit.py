@@ -59,8 +59,8 @@ class Embed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with the same parameters as `nn.MultiheadAttention`.
 
-    torch's class is not used, because it works on [T, B, D], so that training on a CPU takes 1.1 to
-    1.4 times as long. In evaluation torch's class uses another algorithm, which changes the last
+    torch's class is not used, because it works on [T, B, D]: with it, training on a CPU takes 1.1
+    to 1.4 times as long. In evaluation torch's class uses another algorithm, which changes the last
     bits of results.
     """
 

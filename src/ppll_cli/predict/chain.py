@@ -1,8 +1,9 @@
-"""A chain of copies of a model's units, which are trained one step after another.
+"""A chain: copies of some units of a model, one after another, trained for a number of steps.
 
-A profile times the chain's units; neighbours train the chain to keep other cores busy. Units are
-timed inside a training step of the whole chain, in which tensors fill the caches, and memory is
-allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less time.
+A profile times the chain's units; other processes train the chain to keep other cores busy. Units
+are timed inside a training step of the whole chain. In such a step, tensors fill the caches, and
+memory is allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less
+time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ class Chain:
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}
 
     def step(self) -> list[float]:
-        """Run one training step, and time each forward pass, backward pass and the optimizer.
+        """Run one training step, and time each forward and backward pass and the optimizer's step.
 
         A unit reads the outputs of earlier units of the chain. If the chain lacks the unit that
         makes an input, random numbers replace this input.
@@ -215,16 +216,16 @@ def _backward(
 ) -> None:
     """Run a unit's backward pass, in two halves if `weights` are given; mark start and end of each.
 
-    `gradients` holds gradients of the unit's outputs by name, from later units. Random numbers
-    replace a missing gradient. The function adds the gradients of `leaves`, the unit's inputs.
-    `weights` are the unit's trained parameters.
+    `gradients` has the gradients of the unit's outputs by name, from later units. Random numbers
+    replace a missing gradient. The function adds the gradients of the unit's inputs, `leaves`, to
+    `gradients`. `weights` are the unit's trained parameters.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
         if output.requires_grad:
             gradient = gradients.get(name)
             if gradient is None or gradient.shape != output.shape:
-                # A mean loss has gradients of this scale. Smaller ones could become denormal
+                # A mean loss has gradients of this scale. Smaller gradients could become denormal
                 # numbers, which are slow.
                 gradient = torch.randn_like(output) / len(output)
             roots.append(output)

@@ -51,8 +51,9 @@ def instruction_times(
     Receiving counts as 0 seconds, because stages read messages in place. Loading the next batch
     counts as 0 seconds, because a separate thread loads it.
 
-    The profile has times for the largest micro-batch, which is the first of `sizes`. Times of
-    smaller micro-batches are assumed to be proportional to their numbers of samples. The sender
+    `sizes` has the number of samples of each micro-batch. The profile has times for the first
+    micro-batch, which is the largest. Times of smaller micro-batches are assumed to be proportional
+    to their numbers of samples. The sender
     spends no time on a message over a connection inside a machine; it has to copy any other
     message.
     """
@@ -212,7 +213,7 @@ class Sent(NamedTuple):
 
 
 def sent_bytes(job: Job) -> list[Sent]:
-    """Return, for each chunk but the last, the bytes per sample that cross to the next chunk."""
+    """Return, for each chunk but the last, the bytes per sample to and from the next chunk."""
     sent = []
     for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True):
         both = route.names, route.gradients

@@ -16,7 +16,7 @@ from ppll_cli.job.ends import Ends
 
 
 def structure(network: nn.Module) -> str:
-    """Describe a network's layers with their options, and names, shapes and dtypes of tensors.
+    """Return a text with a network's layers and options, and its tensors' names, shapes and dtypes.
 
     Two networks with the same text take the same time and memory. The text contains no values of
     weights and no addresses in memory.
@@ -46,9 +46,10 @@ def unit_kinds(ends: Ends) -> list[str]:
 def criterion_kind(
     ends: Ends, modules: Sequence[range], module: int, with_gradient: Container[str]
 ) -> str:
-    """Return a text that is equal for auxiliary networks with the same time and memory.
+    """Return a text for a module's auxiliary network.
 
-    `with_gradient` has the names of the tensors that take gradients.
+    Networks with equal texts take the same time and memory. `with_gradient` has the names of the
+    tensors that take gradients.
     """
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):

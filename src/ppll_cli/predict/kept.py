@@ -1,7 +1,8 @@
 """Keeps measured times in files of the user's cache folder.
 
-The cache only saves time, so no problem with its folder or files stops a program: if a file cannot
-be read, this program measures again; if a file cannot be written, the next program measures again.
+The cache only saves time, so a problem with its folder or files never stops a program. If a file
+cannot be read, this program measures again. If a file cannot be written, the next program measures
+again.
 """
 
 import logging

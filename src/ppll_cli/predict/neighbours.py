@@ -51,7 +51,10 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Wait for a neighbour's message, which is empty if the neighbour trains, else an error."""
+    """Wait for a neighbour's message, and raise an error unless the neighbour trains.
+
+    An empty message says that the neighbour trains; any other message describes a failure.
+    """
     error, report = f"it sent nothing for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:

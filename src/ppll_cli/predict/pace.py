@@ -14,15 +14,15 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline. The same number of later batches gives the
-pace: the time from one batch to the next.
+"""Number of simulated batches that fill the pipeline. Then as many batches are simulated to find
+the pace: the time from one batch to the next.
 
 For any costs of instructions, the pace does not change after the second batch. If each channel has
 two slots or more, the slowest stage determines the pace. If the pipeline is drained after each
 batch, the time of a batch through all stages determines the pace."""
 
 Times = dict[Instruction, float]
-"""A number, such as seconds, for each instruction of a stage in a batch; 0 if it is missing."""
+"""A number, such as seconds, for each instruction of a stage in a batch. A missing number is 0."""
 
 _Spans = list[tuple[float, float]]
 """Starts and ends of intervals, in seconds."""
@@ -137,7 +137,7 @@ def _integral_of_others(
     """Return the integral of the number of other busy workers of a machine, from 0 to a time.
 
     `pieces` has, for each stage, the intervals in which its instructions run; all end by
-    `period_s`. `workers` has the number of the stage's workers on the machine.
+    `period_s`. `workers` has, for each stage, the number of its workers on the machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, count in zip(pieces, workers, strict=True):
@@ -160,7 +160,7 @@ def _integral_of_others(
 
 
 def _wrapped(event: Event, period_s: float) -> _Spans:
-    """Return an event's time modulo a period: two intervals if it crosses the period's end."""
+    """Return an event's interval modulo a period: two intervals if it crosses the period's end."""
     length_s = min(event.end_s - event.start_s, period_s)
     if length_s <= 0:
         return []

@@ -28,7 +28,7 @@ FORMAT = 4
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured, in the model's order. These units are enough to
+"""Largest number of equal units that are measured: the first ones of the model. They are enough to
 fill caches as a stage does, and few enough to measure very deep models quickly."""
 
 LEAST_S = 1e-9
@@ -219,9 +219,9 @@ class Profile:
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record, for the first unit of a module or another unit.
+        """Return the key of a unit's record. `first` is as in `unit`.
 
-        The key is the same for both if the unit reads only the data of a batch.
+        `first` does not change the key of a unit that reads only the data of a batch.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)

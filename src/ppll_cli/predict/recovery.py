@@ -11,7 +11,7 @@ from ppll_cli.predict.costs import Source, params_of, sent_bytes, weight_bytes
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
-"""Size in bytes of a measured copy. The prediction assumes the same speed for snapshots."""
+"""Size in bytes of a measured copy. Snapshots are assumed to be copied at the same speed."""
 
 
 def with_copies(

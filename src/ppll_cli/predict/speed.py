@@ -58,8 +58,8 @@ class Prediction:
         stage_s: For each stage, the seconds of work for a batch.
         activation_bytes: For each stage, the largest number of bytes kept for backward passes at
             the same time: inputs, outputs and tensors that autograd saves.
-        parameter_bytes: For each stage, bytes of parameters, gradients and optimizer states,
-            averaged weights, and older versions and slots of weights that losses read.
+        parameter_bytes: For each stage, bytes of parameters, gradients, optimizer states and
+            averaged weights; also older versions of weights that losses read, and slots for them.
         averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage that
             sends most; 0 without replicas.
         recovery_bytes: For each stage, bytes of shared memory for snapshots and messages that
@@ -134,7 +134,7 @@ def predict(
 
 
 def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
-    """Return for each stage how many replicas are on each machine; `together`, all are on one."""
+    """Return for each stage how many replicas are on each machine; on one machine if `together`."""
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
         for stage in range(job.stages)
@@ -204,8 +204,8 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
 def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
     """Return the bytes that a chunk keeps until its backward pass, and its largest extra memory.
 
-    The extra memory is the graph of the chunk's auxiliary network, which is freed before the
-    backward pass begins, or the tensors that a backward pass computes again.
+    The extra memory is the larger of two: the graph of the chunk's auxiliary network, which is
+    freed before the backward pass begins, and the tensors that a backward pass computes again.
     """
     units = [profile.unit(index) for index in chunk.units]
     ends = end_of(job, chunk, profile).saved_bytes
@@ -282,7 +282,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
 def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
     """Return lines for the user with the measured times, the partition and the predicted speed.
 
-    If `stages_are_modules`, the training depends on the cuts.
+    If `stages_are_modules`, the training depends on the cuts, and the last line says so.
     """
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)

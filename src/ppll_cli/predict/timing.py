@@ -20,11 +20,11 @@ WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 Timing ends after `REPETITIONS` steps or, if at least three were timed, after `BUDGET_S` seconds."""
 
 CUDA_WARMUP_S = 0.5
-"""Seconds that a CUDA device is kept busy before timing, because it is slow after an idle time."""
+"""Seconds for which a CUDA device is kept busy before timing: it is slow after an idle time."""
 
 
 class Stopwatch:
-    """Measures the times between points of a device's work, which `mark` sets.
+    """Measures the times between marks that are set in a device's work.
 
     On CUDA, `mark` records an event on the current stream of the current device, and `spans` waits
     for the device.
@@ -64,7 +64,7 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
     returns only when the device has finished it, so the warm-up is over when timing begins.
 
     The median is used, because some steps of a run are slow: when memory is allocated, or when
-    other processes use the caches. The minimum would ignore this.
+    other processes use the caches. The minimum would ignore the slow steps.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
@@ -123,9 +123,9 @@ def time_criterion(
 ) -> dict[str, float]:
     """Measure the cost of an auxiliary network and its loss, including the task's metric.
 
-    The criterion is on the device and in training mode. Of the tensors that it reads, those that
-    the module makes take gradients. The result has `forward_s`, `backward_s`, `saved_bytes` and
-    `params`, as in `Measured`.
+    The criterion is on the device and in training mode. The tensors in `values` that the module
+    makes take gradients. The result has `forward_s`, `backward_s`, `saved_bytes` and `params`, as
+    in `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())

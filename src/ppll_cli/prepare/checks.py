@@ -83,7 +83,7 @@ def in_one_line(error: PpllError) -> str:
 def check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
-    The two halves run parts of the forward pass's graph twice.
+    Together, the halves run parts of the forward pass's graph twice, which neither key allows.
     """
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:
@@ -93,7 +93,7 @@ def check_backwards(job: Job) -> None:
 
 
 def check_inputs(job: Job, subject: Subject) -> None:
-    """Refuse a unit that changes an input in place if the gradient of this input is sent back."""
+    """Refuse a unit that changes an input in place if a gradient of this input is sent back."""
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, route in zip(job.layout.chunks, job.routes.into, strict=True):
         received = {*route.gradients}

@@ -33,7 +33,7 @@ For each matrix product of the forward pass, the backward pass has two products:
 gradients of the weights, and one for the gradients of the inputs."""
 
 STEP_FLOPS = 10
-"""Approximate floating point operations of the optimizer's step for one parameter."""
+"""Approximate number of floating point operations of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
 """Returns the cost of a module's auxiliary network, given the units of all modules and the module's
@@ -46,9 +46,10 @@ class Weights:
 
     Attributes:
         units: Cost of each unit of the model.
-        auxiliary: As `AuxiliaryCost`; None if auxiliary networks do not count.
-        copy: Returns the cost of sending the tensors that cross the cut before a unit; None if
-            sending does not count.
+        auxiliary: Returns the cost of an auxiliary network; see `AuxiliaryCost` for the arguments.
+            None if auxiliary networks do not count.
+        copy: Returns the cost of sending the tensors that cross a cut, given the index of the unit
+            after the cut. None if sending does not count.
     """
 
     units: Sequence[float]
@@ -65,8 +66,8 @@ def weights(
 ) -> Weights:
     """Return the costs that the chosen partition balances.
 
-    `batch_size` counts the samples that a worker processes for each optimizer step. The partition
-    `profile` needs measurements.
+    `batch_size` counts the samples that a worker processes for each optimizer step. If `profile` is
+    given, the costs are the times that it measures.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
@@ -84,9 +85,9 @@ def weights(
 
 
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
-    """Return costs in seconds for the profile's samples.
+    """Return costs in seconds for the number of samples that the profile measures.
 
-    They include these samples' share of the optimizer step, of which there is one per batch.
+    The optimizer makes one step per batch. The costs include these samples' share of its time.
     """
 
     def seconds(part: Measured) -> float:
@@ -115,7 +116,8 @@ def cut(
 ) -> Layout:
     """Cut the model into chunks, and place them on stages.
 
-    `partitions` are the model's own: by name, the first unit of each module but the first.
+    `partitions` has the model's own partitions: by name, the first unit of each module except
+    module 0.
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
@@ -171,7 +173,7 @@ def _fixed_modules(
 
 
 def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the first unit of each module but the first, in the partition of this name."""
+    """Return, for the partition of this name, the first unit of each module except module 0."""
     if name not in partitions:
         names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
         remedy = f"{names}; or give a list of names of units"
@@ -207,8 +209,8 @@ def _manual(
 ) -> list[range]:
     """Cut the model at `partition.cuts`, and return the units of each stage or chunk.
 
-    No cut may divide an atom: a fixed module or a single unit. `stages` counts chunks if the
-    schedule assigns several to a stage.
+    No cut may divide an atom: a fixed module or a single unit. `stages` is the number of stages, or
+    of chunks if the schedule assigns several chunks to a stage.
     """
     cuts = settings.partition.cuts
     assert cuts is not None

@@ -74,7 +74,7 @@ class Prepared:
 
     @property
     def cuts(self) -> tuple[str, ...]:
-        """Name of the first unit of each module but the first."""
+        """Name of the first unit of each module except module 0."""
         return tuple(self.units[module.start] for module in self.job.layout.modules[1:])
 
 
@@ -83,7 +83,7 @@ def prepare(
 ) -> Prepared:
     """Prepare the job that the settings describe.
 
-    The machines are given if the run has several; `machine` is the number of this one.
+    `machines` is given if the run has several machines; `machine` is the number of this machine.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -177,7 +177,7 @@ def assemble(
 ) -> tuple[Job, tuple[Cost, ...]]:
     """Cut the model into stages; return the job, and the cost of each auxiliary network.
 
-    Notes for the user are appended to `notes`. Only partition=profile uses the measurements.
+    Notes for the user are appended to `notes`. Only partition=profile uses `profile`.
 
     Raises:
         ConfigError: The settings do not fit the subject.
@@ -227,7 +227,7 @@ def _routes(
     found: Sequence[ModuleEnd],
     specs: Sequence[Mapping[str, ValueSpec]],
 ) -> Routes:
-    """Return the routes, given each module's end and the tensors before each unit."""
+    """Return the routes. `found` has each module's end; `specs` the tensors before each unit."""
     at_ends = [(m.stop - 1, end) for m, end in zip(layout.modules, found, strict=True)]
     ends = {last: end.follows for last, end in at_ends}
     watches = {last: end.watches for last, end in at_ends if end.watches is not None}

@@ -1,4 +1,4 @@
-"""Decides whether a worker that fails can be started again alone, and how often to save stages."""
+"""Decides whether a failed worker can be restarted alone, and how often stages save their state."""
 
 import platform
 import sys
@@ -17,9 +17,9 @@ from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
 
 USUAL, MOST, FEWEST = 16, 64, 2
-"""How many messages a stage may handle between two snapshots, if the program chooses the number:
-the usual number; the largest number, if messages are small compared with the state; and the
-smallest number, if shared memory is short."""
+"""How many messages a stage may handle between two snapshots, if the program chooses the number.
+`MOST` is for messages that are small compared with the state, and `FEWEST` for a machine whose
+shared memory is short."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which another process sees stores in the order in which they were made."""
@@ -28,8 +28,9 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
     """Return the job with `snapshot_every` set as the group `recover` asks for.
 
-    `costs` are those of each unit, and then of each module's auxiliary network. Notes for the user
-    are appended to `notes`. Only the shared memory of this machine, number `machine`, is checked.
+    `costs` has the cost of each unit, and then of each module's auxiliary network. Notes for the
+    user are appended to `notes`. `machine` is the number of this machine. The shared memory of
+    other machines is not checked.
 
     Raises:
         ConfigError: The configuration says `recover=stage`, which is not possible.
@@ -60,10 +61,10 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job with `snapshot_every` set for a prediction, or else why it cannot be set.
+    """Return the job with `snapshot_every` set for a prediction, and why it cannot be set.
 
-    The run may use other machines than this one, whose shared memory is therefore not checked. With
-    `recover=off` the text is empty.
+    The text is empty if `snapshot_every` is set, and with `recover=off`. The run may use other
+    machines than this one, so shared memory is not checked.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -77,9 +78,9 @@ class _Room(NamedTuple):
     """The shared memory that channels and snapshots take, in bytes.
 
     Attributes:
-        states: One snapshot of each stage that restarts.
-        messages: One message of each channel that keeps messages.
-        least: All channels, if stages save their state after each message.
+        states: Size of one snapshot of every stage that can be restarted, summed.
+        messages: Size of one message of every channel that keeps messages, summed.
+        least: Size of all channels if stages save their state after each message, summed.
     """
 
     states: int
@@ -90,7 +91,7 @@ class _Room(NamedTuple):
     def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
         """Return the shared memory that a job takes on a machine if its workers can be restarted.
 
-        Without a number of a machine, the result is the sum over all machines.
+        If `machine` is None, the result is the sum over all machines.
         """
         job, layout = replace(job, snapshot_every=1), job.layout
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
@@ -109,7 +110,7 @@ class _Room(NamedTuple):
         return cls(states, messages, least)
 
     def size(self, every: int) -> int:
-        """Return the bytes of all channels and snapshots."""
+        """Return the bytes of all channels and snapshots, with `every` messages per snapshot."""
         states = ceil(MARGIN * BUFFERS * self.states)
         return states + self.least + (every - 1) * self.messages
 
@@ -123,7 +124,10 @@ class _Room(NamedTuple):
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
     def every(self, asked: int | None) -> int:
-        """Return the number of messages, the user's or the program's; 0 if there is no room."""
+        """Return the number of messages between two snapshots; 0 if there is no room.
+
+        `asked` is the user's number; if it is None, the program chooses the number.
+        """
         if not self.messages:  # no stage of this machine restarts
             return asked or USUAL
         if asked is not None:
@@ -138,7 +142,7 @@ class _Room(NamedTuple):
         return f"{words} instead of {self.wished()}, because {what_is_left()}"
 
     def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
-        """Return why there is no room even for the smallest number of messages, and a remedy."""
+        """Return why there is no room for `asked` messages (if None: `FEWEST`), and a remedy."""
         least = self.size(asked or FEWEST)
         remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
         return no_room(least, what) or "", remedy

@@ -65,6 +65,9 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the CPU threads per worker: the setting, or a worker's smallest share of cores."""
+    """Return the CPU threads per worker: the setting, or the smallest number of cores per worker.
+
+    The number of cores per worker may differ between machines.
+    """
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

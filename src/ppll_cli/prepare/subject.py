@@ -44,7 +44,7 @@ before the unit runs, by name."""
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluation batches, of at most `samples`, with other shapes than training batches."""
+    """Evaluation batches of at most `samples` samples, with other shapes than training batches."""
 
     samples: int
     ends: Ends
@@ -103,7 +103,7 @@ class Subject:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The model's own partitions: by name, the first unit of each module but the first."""
+        """The model's own partitions: by name, the first unit of each module except module 0."""
         named: Mapping[str, Sequence[str]] = getattr(self.model, "partitions", {})
         return named
 
@@ -111,15 +111,15 @@ class Subject:
         """Return the end of each module, and the tensors that exist before each unit.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or it exports a tensor, or
-                watches a unit, that is not allowed.
+            ConfigError: The local method does not apply to the model, or it exports a tensor that
+                is not allowed, or it watches a unit that is not allowed.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
         return self._found[modules]
 
     def watched(self, index: int) -> WatchedUnit:
-        """Return name, parameter shapes and dtypes of a unit whose weights a loss reads."""
+        """Return the name and the parameters' shapes and dtypes of a unit that a loss watches."""
         unit = self.units[index]
         with torch.device("meta"):
             parameters = dict(unit.build().named_parameters())
@@ -290,7 +290,7 @@ _TRACED: dict[object, TracedUnit] = {}
 
 
 def _is_own(unit: Unit) -> bool:
-    """Return whether a class of this program's models makes the unit, given only plain values."""
+    """Return whether a class in `ppll_cli.models` builds the unit from plain values alone."""
     if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
         return False
     plain = (bool, int, float, str, NoneType)

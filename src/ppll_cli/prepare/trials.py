@@ -1,4 +1,4 @@
-"""Tests before a run whether split backwards, or recomputed forwards, give the right gradients.
+"""Tests, before a run, whether split backward or repeated forward passes give right gradients.
 
 Zero-bubble schedules run a backward pass in two halves, and both halves run the operations that use
 parameters. If an operation frees its saved tensors or counts its calls, or if a hook changes
@@ -37,9 +37,9 @@ def check_halves(
 ) -> None:
     """Check that a backward pass in two halves gives the same gradients as a whole one.
 
-    Each kind of unit is tested with random inputs, on the CPU. The error names key and value by
-    which the user chose the schedule. `before` has, for each unit, the tensors that exist before
-    it.
+    Each kind of unit is tested with random inputs, on the CPU. `schedule` is the key and the value
+    by which the user chose the schedule; the error names them. `before` has, for each unit, the
+    tensors that exist before it.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -66,7 +66,10 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
 def _first_unfit(
     way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[str, str] | None:
-    """Return the first unit for which `way` gives wrong gradients, and the problem, or None."""
+    """Return the name of the first unit for which `way` gives wrong gradients, and the problem.
+
+    Return None if there is no such unit.
+    """
     tried = set()
     for unit, specs in zip(units, before, strict=True):
         recipe = recipe_of(unit, specs)

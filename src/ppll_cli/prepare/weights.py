@@ -64,9 +64,8 @@ class FoundWeights:
 def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeights:
     """Compare a file of weights with a model.
 
-    The file may use the names of this program or the names of torchvision.
-
-    A run directory may be given instead. With `partial`, some tensors may be missing, have another
+    `given` is the path of the file, or of a run directory. The file may use the names of this
+    program or the names of torchvision. With `partial`, some tensors may be missing, have another
     shape, or be left unused.
 
     Raises:

@@ -63,7 +63,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait for all machines; send the checkpoint to each that does not share the run directory."""
+    """Wait for all machines; send the checkpoint to those that do not share the run directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _checkpoint_files(job)]
     sent: list[Event] = []
@@ -137,7 +137,7 @@ def follow(fleet: Fleet) -> None:
 
     Raises:
         PpllError: A job did not complete. The error is the last failure on this machine; without a
-            failure here, it is the first job that machine 0 refused.
+            failure here, it is machine 0's first refusal of a job.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":
@@ -225,7 +225,7 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
 
 
 def _check_weights(prepared: Prepared, message: Message) -> None:
-    """Refuse a file of weights that differs from machine 0's file of the same path."""
+    """Refuse a file of weights that differs from the file with the same path on machine 0."""
     used, wanted = prepared.weights, message["weights_sha256"]
     if used is not None and used["sha256"] != wanted:
         problem = "is not the same file here as on machine 0: the digests differ"

@@ -46,7 +46,7 @@ class Seen:
     done: Report | None = None
 
     def failure(self, job: Job, error: str) -> Report:
-        """Return a failure report that the worker did not send itself."""
+        """Return the report of a failure that the worker itself has not reported."""
         doing, item = self.pulse.texts()
         return {
             "kind": "failed",
@@ -114,7 +114,7 @@ class Leader:
             yield self._gone(*silent)
 
     def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
-        """Wait for related failures on other machines, and return the failure that caused all.
+        """Wait for related failures on other machines; return the failure that caused all others.
 
         Raises:
             RunFailedError: A launcher on another machine failed, and the workers' failures only
@@ -202,7 +202,7 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
-        """Check whether machine 0 has ended the job, and return no reports.
+        """Check whether machine 0 has ended the job, and return an empty list of failures.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
@@ -229,7 +229,7 @@ class Follower:
     def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
         """Report this machine's failures to machine 0, and wait until it names the cause.
 
-        If it names none in time, return the cause among this machine's failures.
+        If machine 0 names no cause in time, return the cause among this machine's failures.
 
         Raises:
             WorkerFailedError: Machine 0 names the worker whose failure was the cause.
@@ -245,7 +245,7 @@ class Follower:
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 
     def end(self, **how: Any) -> None:
-        """Send machine 0 the reason why the job ends here, unless it is in a worker's report."""
+        """Send machine 0 the reason why the job ends here, unless a worker's report contains it."""
         if "report" not in how:
             number = how.get("signal")
             told = f"stopped by {signal.Signals(number).name}" if number else how.get("problem")
