@@ -56,7 +56,7 @@ class EvaluationRequest:
         settings: The same configuration as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
-        data: Name of the data set's option.
+        data: Name of the chosen option of the group `data`.
         other_data: The value of `data` if the run was trained on other data, else None.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files to predict from.

@@ -78,8 +78,8 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
     Before the jobs, Hydra composes the overrides that have one value, without those that have
     several. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
     refuse this key, because the default option of `local` has no such key. So this function turns
-    the value into a choice of one value, which Hydra applies only in the jobs. `BasicSweeper` gives
-    the jobs the overrides as the user wrote them.
+    the value into a choice of one value, which Hydra applies only in the jobs. From it,
+    Hydra's `BasicSweeper` makes the user's override again for each job.
     """
     from hydra.errors import OverrideParseException
 

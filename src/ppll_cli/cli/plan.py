@@ -177,9 +177,9 @@ class Plan:
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run, with the same number of threads for every `gpus`.
 
-        If the configuration gives no `threads`, the CPU cores are divided by the largest planned
-        number of devices for which there are enough cores. Larger numbers of devices are simulated
-        with the same number of threads per device.
+        If the configuration gives no `threads`, each device gets `cores // n` of them, at least 1;
+        n is the largest planned number of devices that is not larger than `cores`. More devices
+        are simulated with the same number of threads per device.
         """
         config = self.configs[name]
         cores = usable_cores()

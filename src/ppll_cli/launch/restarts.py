@@ -70,7 +70,7 @@ class Restarts:
         return Recovery(str(folder), self._history[seat].saved)
 
     def repeats(self, report: Report) -> bool:
-        """Record a worker's report; return whether its earlier process has sent the same report."""
+        """Record a worker's report; return whether an earlier process of this worker sent it."""
         if report["kind"] == "ready":
             step = 0
         elif report["kind"] in ("metrics", "counted", "saved"):

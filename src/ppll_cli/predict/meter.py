@@ -91,7 +91,7 @@ class Meter:
 
 
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
-    """Measure until the parent closes its end of the pipe; the measuring process runs this.
+    """Answer requests in the measuring process until the parent closes its end of the pipe.
 
     A request is a number of threads and a function without arguments. An answer is a pair of a
     report and the result. The report describes a failure, or is empty.

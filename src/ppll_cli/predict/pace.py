@@ -50,7 +50,7 @@ class Steady:
 
     @property
     def bubble_fraction(self) -> float:
-        """The fraction of time in which stages wait, over all stages."""
+        """The share of the stages' total time in which they wait."""
         total_s = self.batch_s * len(self.events)
         return max(0.0, 1 - sum(self.busy_s) / total_s) if total_s else 0.0
 

@@ -54,7 +54,7 @@ class Prediction:
 
     Attributes:
         batch_s: Seconds from one batch to the next.
-        bubble_fraction: Fraction of time in which stages wait, over all stages.
+        bubble_fraction: Share of the stages' total time in which they wait.
         stage_s: For each stage, the seconds of work for a batch.
         activation_bytes: For each stage, the largest number of bytes kept for backward passes at
             the same time: inputs, outputs and tensors that autograd saves.

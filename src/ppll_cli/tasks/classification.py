@@ -18,9 +18,9 @@ OTHER_LABEL = "label.other"
 """Name of the labels with the smaller share, int64 [B], if images are mixed in pairs."""
 
 SHARE = "label.share"
-"""Name of the share of `LABEL` in each mixed image, float64 [B], from 0.5 to 1. The other label
-has the rest. Because `transport.wire_dtype` does not convert float64, all stages get exactly equal
-targets."""
+"""Name of the tensor with the share of `LABEL` in each mixed image, float64 [B], from 0.5
+to 1. The other label has the rest. Because `transport.wire_dtype` does not convert float64, all
+stages get exactly equal targets."""
 
 TARGETS = {LABEL: ValueSpec((), torch.int64)}
 MIXED_TARGETS = {

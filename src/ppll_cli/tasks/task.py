@@ -116,7 +116,7 @@ AnyTask = TypeVar("AnyTask")
 
 
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
-    """Return the task if it belongs to the class that the setting `key=name` requires.
+    """Return the task if it is an instance of `kind`, which the setting `key=name` is for.
 
     Otherwise raise a ConfigError. `use` completes its words "is for ...", and `data` completes
     "choose a data set ...".

@@ -78,7 +78,7 @@ class Order:
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy tensors into the views of a slot after the receiver has given it back.
+        """Copy tensors into the views of a slot that the receiver does not use.
 
         Returns:
             The handle of the slot's event if this call created the event, else empty.

@@ -27,7 +27,7 @@ def open_pipes() -> tuple[Ends, Ends]:
 
 
 class Inlet:
-    """The receiving end of a pipe, with a fast test for data to read."""
+    """The receiving end of a pipe, with a fast way to test whether the pipe has data."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

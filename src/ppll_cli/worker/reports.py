@@ -30,7 +30,7 @@ class _Measured:
         further: Results of `measure` for the additional predictions of the module's criterion, by
             name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
-        skipped_steps: Numbers of the steps since the last report that may have been skipped.
+        skipped_steps: Indices of the possibly skipped steps since the last report.
         skipped: For each of these steps, 1 if it was skipped, else 0.
     """
 

@@ -148,7 +148,7 @@ class LabelledPictures(Classified):
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":
-        """Return, for each split, a digest of the names and sizes of each class's files."""
+        """Return, for each split, one digest per class, of the names and sizes of its files."""
         return {name: self._entries(listing) for name, listing in self._splits.items()}
 
     def batches(

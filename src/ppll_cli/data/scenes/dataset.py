@@ -141,7 +141,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice in all parts, for example through a linked folder."""
+        """Check that no file occurs twice, in one part or in two, as through a linked folder."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
