@@ -2,8 +2,9 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
 from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
 from ppll_cli.tasks.classification import Classification
+from scripts.benchmarks.accuracy import seconds_to_bp
+from scripts.benchmarks.trials import averaged, difference, megabytes, paired
 from tests.cli.test_app import start
 from tests.conftest import compose_config
 
@@ -88,112 +91,114 @@ def test_the_page_of_options_names_every_key() -> None:
     assert sorted(keys - {name.removesuffix(".every") for name in named}) == []
 
 
-def test_accuracies_in_the_docs_are_the_measured_ones() -> None:
-    """The figures of both pages and of README are compared, rounded as they are shown."""
-    docs = DOCS / "benchmarks"
-    measured = json.loads((docs / "accuracy.json").read_text())["rows"]
-    table = (DOCS / "local_learning.md").read_text()
-    named = {"`local=fba` (no bank)": "fba off", "`fba=on`": "fba on", "back-propagation": "bp"}
-    rows = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|(.*)\|(.*)\|$", table, re.MULTILINE)
-    assert len(rows) == 8
-    for label, *cells in rows:
-        method = named.get(label, label.strip("`"))
-        for modules, cell in zip((1,) if method == "bp" else (2, 4, 8), cells, strict=False):
-            assert cell.strip() == f"{measured[f'{method} {modules} trained']['accuracy']:.3f}"
-    page = (docs / "accuracy.md").read_text()
-    lines = re.findall(
-        r"^\| (.+) \| (\d) \| (0\.\d+) \| (.+) \| .* \| (\d+) \| ", page, re.MULTILINE
-    )
-    assert len(lines) == 22
-    for method, modules, accuracy, parameters, speed in lines:
-        trained = measured[f"{method} {modules} trained"]
-        assert (accuracy, parameters) == (
-            f"{trained['accuracy']:.4f}",
-            f"{trained['aux_params']:,}",
-        )
-        assert speed == f"{measured[f'{method} {modules} speed']['samples_per_second']:.0f}"
-
-
-Results = list[dict[str, Any]]
-
-
-def results_by_seed(file: str) -> dict[str, Results]:
-    """Return the results of each training, without its seed in the name, by seed."""
-    found: dict[str, Results] = {}
-    for name, result in json.loads((DOCS / "benchmarks" / file).read_text())["rows"].items():
-        found.setdefault(name.rsplit(" seed ", 1)[0], []).append(result)
+def tables_of(page: str) -> dict[str, list[list[str]]]:
+    """Return the cells of the tables of a page in docs/benchmarks, by heading."""
+    found: dict[str, list[list[str]]] = {}
+    for section in (DOCS / "benchmarks" / page).read_text().split("\n## ")[1:]:
+        lines = re.findall(r"^\|(.*)\|$", section, re.MULTILINE)[2:]
+        found[section.partition("\n")[0]] = [
+            [cell.strip() for cell in line.split("|")] for line in lines
+        ]
     return found
 
 
-def cells_of(found: Results, bp: Results) -> list[str]:
+def results_of(file: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCS / "benchmarks" / file).read_text())["rows"]
+    return found
+
+
+def by_seed(rows: Mapping[str, Any], name: str) -> list[dict[str, Any] | None]:
+    """Return the results of each seed of a row; None if a seed was not trained."""
+    return [rows.get(f"{name} seed {seed}") for seed in range(3)]
+
+
+def cells_of(found: Sequence[Any], bp: Sequence[Any]) -> list[str]:
     """Return accuracy, difference to `bp`, auxiliary parameters and auxiliary FLOPs, as shown."""
-    reached = [result["accuracy"] for result in found]
-    gap = mean(reached) - mean(result["accuracy"] for result in bp)
-    first = found[0]
+    first = next(filter(None, found))
     return [
-        f"{mean(reached):.4f} ± {stdev(reached):.4f}",
-        "" if found is bp else f"{gap:+.4f}",
+        averaged(found, "accuracy", ".4f"),
+        "" if found == bp else difference(found, bp, "accuracy", ".4f"),
         f"{first['aux_params']:,}",
         f"{first['aux_flops'] / first['flops']:.0%}",
     ]
 
 
-def lines_with_means() -> list[list[str]]:
-    """Return the cells of the lines on the page that have the mean of several seeds."""
-    page = (DOCS / "benchmarks" / "accuracy.md").read_text()
-    lines = [line for line in page.splitlines() if re.match(r"\|.* 0\.\d+ ± ", line)]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+def seconds_of(found: Sequence[Any], bp: Sequence[Any], speed: Mapping[str, Any]) -> str:
+    """Return the seconds until the accuracy of `bp` less one point, as shown."""
+    seconds = seconds_to_bp(paired(found, bp), speed["samples_per_second"])
+    return "not reached" if seconds is None else f"{seconds:.0f}"
 
 
-def test_mean_accuracies_in_the_docs_are_the_measured_ones() -> None:
-    """The figures of four modules are compared, and those of README."""
-    measured = results_by_seed("accuracy-seeds.json")
-    lines = [cells for cells in lines_with_means() if len(cells) == 7]
-    assert len(lines) == 8
-    bp = measured["resnet20 bp 1"]
-    of = {}
-    for method, seeds, *shown in lines:
-        found = bp if method == "bp" else measured[f"resnet20 {method} 4"]
-        assert len(found) == int(seeds)
-        assert [*shown[:2], *shown[3:]] == cells_of(found, bp)
-        heads = zip(*(result["module_tests"] for result in found), strict=True)
-        tests = [f"{mean(test['accuracy'] for test in head):.3f}" for head in heads]
-        assert shown[2] == ("" if method == "bp" else " / ".join(tests))
-        of[method] = mean(result["accuracy"] for result in found)
-    local = [of[method] for method in ("dgl", "fba off", "fba on", "auglocal")]
+SHORT, LONG, SIXTEEN = (
+    "One short epoch, with two, four and eight modules",
+    "Four epochs of the whole training set",
+    "Sixteen modules, and other lags",
+)
+LOCAL = ("dgl", "fba off", "fba on", "auglocal")
+"""The methods whose range README gives."""
+
+
+def test_accuracies_in_the_docs_are_the_measured_ones() -> None:
+    """The first table of the page, the table of local methods, and README's range."""
+    rows = results_of("accuracy.json")
+    bp = by_seed(rows, "resnet20 bp 1")
+    lines = tables_of("accuracy.md")[SHORT]
+    trained = {name.rsplit(" seed ", 1)[0] for name in rows if " seed " in name}
+    assert {f"resnet20 {method} {modules}" for method, modules, *_ in lines} == trained
+    for method, modules, seeds, *shown in lines:
+        name = f"resnet20 {method} {modules}"
+        found, speed = by_seed(rows, name), rows[f"{name} speed"]
+        assert int(seeds) == sum(each is not None for each in found)
+        assert shown == [
+            *cells_of(found, bp),
+            f"{speed['samples_per_second']:.0f}",
+            megabytes(speed["peak_memory_bytes"]),
+            seconds_of(found, bp, speed),
+        ]
+    named = {"`local=fba` (no bank)": "fba off", "`fba=on`": "fba on", "back-propagation": "bp"}
+    table = (DOCS / "local_learning.md").read_text()
+    shorter = re.findall(r"^\| ([^|]+) \| (0\.\d+) \|(.*)\|(.*)\|$", table, re.MULTILINE)
+    assert len(shorter) == 10
+    for label, *cells in shorter:
+        method = named.get(label, label.replace("`", ""))
+        for count, cell in zip((1,) if method == "bp" else (2, 4, 8), cells, strict=False):
+            found = by_seed(rows, f"resnet20 {method} {count}")
+            assert cell.strip() == f"{mean(each['accuracy'] for each in found if each):.3f}"
+    of = {method: by_seed(rows, f"resnet20 {method} 4") for method in LOCAL}
+    reached = [mean(each["accuracy"] for each in found if each) for found in of.values()]
     text = " ".join(README.split())
-    assert f"{of['bp']:.3f} by back-propagation" in text
-    assert f"and {min(local):.2f} to {max(local):.2f} by `dgl`, `fba` and `auglocal`" in text
-
-
-def test_accuracies_with_more_modules_are_the_measured_ones() -> None:
-    """The page has each row of the file."""
-    measured = results_by_seed("accuracy-modules.json")
-    lines = [cells for cells in lines_with_means() if len(cells) == 6]
-    assert len(lines) == len(measured)
-    for of, method, *shown in lines:
-        model, modules = of.split(", ")
-        found = measured[f"{model} {method} {modules}"]
-        assert len(found) == 3
-        assert shown == cells_of(found, measured[f"{model} bp 1"])
+    assert f"{mean(each['accuracy'] for each in bp if each):.3f} by back-propagation" in text
+    assert f"and {min(reached):.2f} to {max(reached):.2f} by `dgl`, `fba` and `auglocal`" in text
 
 
 def test_accuracies_after_longer_trainings_are_the_measured_ones() -> None:
-    """The page has each row of the file, and README the range."""
-    measured = results_by_seed("accuracy-epochs.json")
-    lines = [cells for cells in lines_with_means() if len(cells) == 5]
-    assert len(lines) == len(measured)
-    bp = measured["resnet20 bp 1"]
-    for method, *shown in lines:
-        found = bp if method == "bp" else measured[f"resnet20 {method} 4"]
-        assert len(found) == 3
-        assert shown == cells_of(found, bp)
-    reached = {name: mean(r["accuracy"] for r in found) for name, found in measured.items()}
-    local = [accuracy for name, accuracy in reached.items() if name != "resnet20 bp 1"]
+    """The page has each row of the file, and README the range with four modules."""
+    rows, speeds = results_of("accuracy-epochs.json"), results_of("accuracy.json")
+    bp = by_seed(rows, "resnet20 bp 1")
+    lines = tables_of("accuracy.md")[LONG]
+    assert len(lines) == len({name.rsplit(" seed ", 1)[0] for name in rows})
+    for method, modules, seeds, *shown in lines:
+        name = f"resnet20 {method} {modules}"
+        found = by_seed(rows, name)
+        assert int(seeds) == sum(each is not None for each in found)
+        assert shown == [*cells_of(found, bp), seconds_of(found, bp, speeds[f"{name} speed"])]
+    four = {name.rsplit(" seed ", 1)[0] for name in rows if " 4 seed " in name}
+    reached = [mean(each["accuracy"] for each in by_seed(rows, n) if each) for n in four]
     text = " ".join(README.split())
-    found_by = f"{min(local):.3f} to {max(local):.3f}"
-    said = f"{reached['resnet20 bp 1']:.3f} by back-propagation, and {found_by}"
-    assert said in text
+    ours = mean(each["accuracy"] for each in bp if each)
+    assert f"{ours:.3f} by back-propagation, and {min(reached):.3f} to {max(reached):.3f}" in text
+
+
+def test_accuracies_with_sixteen_modules_are_the_measured_ones() -> None:
+    """The page has each row of the file."""
+    rows = results_of("accuracy-modules.json")
+    lines = tables_of("accuracy.md")[SIXTEEN]
+    assert len(lines) == len({name.rsplit(" seed ", 1)[0] for name in rows})
+    for of, method, *shown in lines:
+        model, modules = of.split(", ")
+        found = by_seed(rows, f"{model} {method} {modules}")
+        assert None not in found
+        assert shown == cells_of(found, by_seed(rows, f"{model} bp 1"))
 
 
 def test_speeds_in_the_docs_are_the_measured_ones() -> None:
@@ -228,14 +233,14 @@ def test_the_guide_to_schedules_has_the_right_bounds() -> None:
 
 def test_the_guide_to_schedules_has_the_counted_shares() -> None:
     page = (DOCS / "which_schedule.md").read_text()
-    measured = json.loads((DOCS / "benchmarks" / "accuracy.json").read_text())["rows"]
+    measured = results_of("accuracy.json")
     methods = re.findall(r"`(\w+)`", next(re.finditer(r"^\| modules \|.*$", page, re.M))[0])
     rows = re.findall(r"^\| (\d) \|((?: \d+% \|)+)$", page, re.MULTILINE)
     assert [modules for modules, _ in rows] == ["2", "4", "8"]
     for modules, cells in rows:
         for method, cell in zip(methods, re.findall(r"\d+%", cells), strict=True):
             name = "fba off" if method == "fba" else method
-            found = measured[f"{name} {modules} trained"]
+            found = measured[f"resnet20 {name} {modules} seed 0"]
             assert cell == f"{found['aux_flops'] / found['flops']:.0%}", (method, modules)
 
 
