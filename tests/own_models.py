@@ -10,7 +10,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import classes_of
 from ppll_cli.tasks.task import Task
@@ -214,44 +213,6 @@ class InPlace:
             Unit("fourth", relu),
             Unit("last", partial(nn.Linear, 8, classes_of(task, "in place"))),
         ]
-
-
-class Noisy:
-    """A model whose units add noise, in evaluation too."""
-
-    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Return five units."""
-        pixels = image.channels * image.height * image.width
-        widths = [pixels, 8, 8, 8, 8, classes_of(task, "noisy")]
-        names = ("first", "second", "third", "fourth", "last")
-        return [
-            Unit(name, partial(_Noise, *widths[n : n + 2]), ("x",) if n else ("image",))
-            for n, name in enumerate(names)
-        ]
-
-
-class _Noise(nn.Module):
-    def __init__(self, width: int, outputs: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.linear(x.flatten(1))
-        return out + torch.randn_like(out)
-
-
-class NoisyHeads(LocalMethod):
-    """The smallest head on features with noise, in evaluation too."""
-
-    def criterion(self, site: Site) -> Criterion:
-        """Return the loss of a module."""
-        head = nn.Sequential(_Jitter(), site.task.smallest_head(site.spec.shape))
-        return Criterion(head, (site.feature,), site.task)
-
-
-class _Jitter(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.randn_like(x)
 
 
 class Views:

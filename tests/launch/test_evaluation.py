@@ -12,7 +12,7 @@ from tests.conftest import own_model
 from tests.data.picture_files import write_photos
 from tests.data.scene_files import write_fashion
 from tests.finished import finished_run
-from tests.own_models import Noisy
+from tests.noisy import Noisy
 
 DIGITS = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "max_steps=3"]
 
@@ -126,7 +126,7 @@ def test_an_evaluation_of_averaged_weights_repeats_the_runs_scores(tmp_path: Pat
 
 def test_an_evaluation_draws_the_random_numbers_of_the_run(tmp_path: Path) -> None:
     where = ["schedule=ppll", "gpus=2", "local.modules=2", "max_steps=2"]
-    run = finished_run(tmp_path / "run", "data=digits", *own_model("Noisy"), *where)
+    run = finished_run(tmp_path / "run", "data=digits", *own_model("noisy.Noisy"), *where)
     before = torch.get_rng_state()
     loaded = load_run(run.folder, classes=[Noisy])
     assert evaluate(loaded, "test").result == run.test

@@ -152,8 +152,8 @@ def test_views_travel_as_ll_reads_them(tmp_path: Path, model: str) -> None:
 
 
 def test_random_numbers_of_evaluation_do_not_depend_on_the_stages(tmp_path: Path) -> None:
-    method = "local._target_=tests.own_models.NoisyHeads"
-    case = [*own_model("Noisy"), method, "local.modules=5"]
+    method = "local._target_=tests.noisy.NoisyHeads"
+    case = [*own_model("noisy.Noisy"), method, "local.modules=5"]
     expected = inside(tmp_path, "schedule=ll", *case)
     for gpus in (2, 5):
         assert_same_run(inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case), expected)

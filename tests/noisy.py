@@ -1,0 +1,43 @@
+"""A model and a local method of a user that draw random numbers, in evaluation too."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.task import Task
+
+
+class Noisy:
+    """A model whose units add noise."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return five units."""
+        pixels = image.channels * image.height * image.width
+        widths = [pixels, 8, 8, 8, 8, classes_of(task, "noisy")]
+        names = ("first", "second", "third", "fourth", "last")
+        return [
+            Unit(name, partial(_layer, *widths[n : n + 2]), ("x",) if n else ("image",))
+            for n, name in enumerate(names)
+        ]
+
+
+class NoisyHeads(LocalMethod):
+    """The task's smallest head, on features with noise."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """Return the loss of a module."""
+        head = nn.Sequential(_Noise(), site.task.smallest_head(site.spec.shape))
+        return Criterion(head, (site.feature,), site.task)
+
+
+def _layer(width: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(width, outputs), _Noise())
+
+
+class _Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
