@@ -134,6 +134,7 @@ def test_failed_interrupted_and_refused_runs_are_listed(tmp_path: Path) -> None:
     assert "1 failed: stage 1: it broke" in found.notes
     assert "4 refused: gpus=0: none" in found.notes
     assert Group([found.rows[4]]).differs == "gpus=0"
+    assert [len(row.bps) for row in found.rows] == [1, 1, 1, 1, 0]  # a refused run has no baseline
 
 
 def test_a_comparison_may_have_no_run(tmp_path: Path) -> None:
