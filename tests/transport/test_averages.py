@@ -45,7 +45,10 @@ def layers(count: int) -> nn.Sequential:
 
 
 def watched(network: nn.Sequential, log: list[str]) -> None:
-    """Record when the backward reaches each layer."""
+    """Record when the backward reaches each layer.
+
+    The input must require a gradient: otherwise torch 2.11 warns that it calls these hooks.
+    """
     for number, layer in enumerate(network):
 
         def note(*_: object, number: int = number) -> None:
@@ -63,7 +66,7 @@ def test_a_bucket_starts_during_the_backward() -> None:
     average = Average(twins, units_of(network), finite)
     watched(network, twins.log)
     average.start()
-    network(torch.ones(1, 2)).sum().backward()
+    network(torch.ones(1, 2, requires_grad=True)).sum().backward()
     average.complete()
     sums = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     average.finish()
@@ -101,7 +104,7 @@ def test_buckets_start_in_the_same_order_if_a_gradient_is_missing() -> None:
     average = Average(twins, units_of(network), finite)
     watched(network, twins.log)
     average.start()
-    network[0](torch.ones(1, 2)).sum().backward()
+    network[0](torch.ones(1, 2, requires_grad=True)).sum().backward()
     assert twins.log == ["layer 0"]
     average.complete()
     assert twins.log == ["layer 0", *["6 numbers"] * 3]
