@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.comparison_tables import as_markdown
 from ppll_cli.observe.groups import Group
 from tests.conftest import Runner
 from tests.observe.compared_runs import CHOICES, CONFIG, make, rows, write
@@ -99,13 +100,17 @@ def test_a_note_names_runs_in_which_stages_restarted(tmp_path: Path) -> None:
         {"stages": [1]},
         {"stages": [{"peak_memory_bytes": float("inf"), "aux_fraction": float("nan")}]},
         {"train": {"samples_per_second": float("nan")}},
+        {"train": {"samples_per_second": 1e-320}},
         {"pipeline": {"bubble_fraction": 10**400}},
     ],
 )
 def test_wrong_values_in_a_summary_count_as_unknown(tmp_path: Path, damage: dict[str, Any]) -> None:
-    make(tmp_path / "0", "ppll")
-    make(tmp_path / "1", "ppll", config={"seed": 1}, **damage)
-    assert [row.run.name for row in compare([tmp_path]).rows] == ["0", "1"]
+    make(tmp_path / "0", "ppll", config={"seed": 0})
+    make(tmp_path / "1", "ppll", config={"seed": 1})
+    make(tmp_path / "2", "bp", **damage)
+    found = compare([tmp_path])
+    assert [row.run.name for row in found.rows] == ["0", "1", "2"]
+    assert as_markdown(found)
 
 
 @pytest.mark.parametrize("choices", [[], "ppll", 3])

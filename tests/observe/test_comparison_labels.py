@@ -48,6 +48,13 @@ def test_settings_that_all_runs_share_are_in_the_line_above(tmp_path: Path) -> N
     )
 
 
+def test_a_damaged_setting_is_not_shared(tmp_path: Path) -> None:
+    make(tmp_path / "0", "ppll", config={"epochs": [2]})
+    make(tmp_path / "1", "gpipe")
+    groups = compare([tmp_path]).groups
+    assert shared(groups) == "2 runs: model=vit data=digits batch_size=64 device=cpu gpus=2"
+
+
 def test_labels_have_the_number_of_runs_only_if_groups_differ(tmp_path: Path) -> None:
     """If all groups have equally many runs, the line above the panels says how many."""
     for number in range(4):

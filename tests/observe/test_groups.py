@@ -137,6 +137,23 @@ def test_the_place_of_data_and_the_tracker_do_not_separate_groups(tmp_path: Path
     assert names(compare([tmp_path])) == ["0-2"]
 
 
+def test_a_digit_that_is_no_number_does_not_continue_a_range(tmp_path: Path) -> None:
+    for seed, name in enumerate(("0", "1", "²")):
+        seeded(tmp_path / name, "ppll", seed)
+    assert names(compare([tmp_path])) == ["0, 1, ²"]
+
+
+def test_a_group_has_the_baseline_of_a_run_that_did_not_record_a_condition(tmp_path: Path) -> None:
+    """An older run may lack a condition in which the other runs of its group differ from bp."""
+    seeded(tmp_path / "0", "bp", 0, config={"recompute": False})
+    seeded(tmp_path / "1", "ppll", 0, config={"recompute": True})
+    seeded(tmp_path / "2", "ppll", 1, rate=200.0)
+    found = compare([tmp_path])
+    assert names(found) == ["0", "1, 2"]
+    assert cells(found, "x bp") == ["1.00", "2.00"]
+    assert any(note.startswith("x bp: ") for note in found.notes)
+
+
 def test_runs_that_are_not_complete_are_counted_but_not_averaged(tmp_path: Path) -> None:
     seeded(tmp_path / "0", "ppll", 0, 100.0)
     seeded(tmp_path / "1", "ppll", 1, 900.0, status="failed", error="it broke", steps=3)

@@ -21,6 +21,13 @@ def test_runs_are_found_in_subfolders_in_order_of_numbers(tmp_path: Path) -> Non
     assert [run.name for run in find([tmp_path / "sweep"])] == ["1", "2", "3", "10"]
 
 
+def test_a_folder_may_have_a_digit_as_its_name_that_is_no_number(tmp_path: Path) -> None:
+    # Python calls a superscript a digit, and refuses to convert it to a number.
+    for name in ("²", "1"):
+        write(tmp_path / name, config=CONFIG)
+    assert [run.name for run in find([tmp_path])] == ["1", "²"]
+
+
 def test_folders_inside_a_run_are_not_runs(tmp_path: Path) -> None:
     write(write(tmp_path / "run", config=CONFIG) / "wandb", config=CONFIG)
     assert len(find([tmp_path])) == 1

@@ -85,11 +85,11 @@ def _named(group: Group, text: str, ambiguous: bool) -> str:
 
 def shared(groups: Sequence[Group]) -> str:
     """Return the text above the panels: the number of runs, and settings that all runs share."""
+    first = groups[0].first.conditions
     same = {
-        key: str(values.pop())
+        key: str(first[key])
         for key in ("model", "data", "batch_size", "epochs", "device")
-        if len(values := {group.first.conditions.get(key) for group in groups}) == 1
-        and None not in values
+        if key in first and all(group.first.conditions.get(key) == first[key] for group in groups)
     }
     names = {group.given_name for group in groups}
     if len(names) == 1 and None not in names:

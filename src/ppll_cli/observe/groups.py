@@ -98,6 +98,16 @@ class Group:
         return self.averaged[0]
 
     @property
+    def bps(self) -> Sequence["Group"]:
+        """`Row.bps` of the first run that has a baseline. Older runs lack some conditions."""
+        return next((row.bps for row in self.averaged if row.bps), ())
+
+    @property
+    def lls(self) -> Sequence["Group"]:
+        """`Row.lls` of the first run that has a baseline."""
+        return next((row.lls for row in self.averaged if row.lls), ())
+
+    @property
     def seeds(self) -> int:
         """Number of different seeds among the averaged runs."""
         return len({_seed(row) for row in self.averaged})
@@ -195,7 +205,7 @@ def _ranges(names: Sequence[str]) -> list[str]:
     """Join three or more successive numbers among names into a range, such as "0-4"."""
     found: list[list[str]] = []
     for name in names:
-        follows = found and name.isdigit() and found[-1][-1].isdigit()
+        follows = found and name.isdecimal() and found[-1][-1].isdecimal()
         if follows and int(name) == int(found[-1][-1]) + 1:
             found[-1].append(name)
         else:
@@ -232,4 +242,6 @@ def _seed(row: Row) -> Hashable:
 
 def _over(rate: float | None, baselines: Sequence[Group]) -> float | None:
     base = baselines[0].rate if baselines else None
-    return rate / base.mean if rate is not None and base is not None and base.mean else None
+    if rate is None or base is None or not base.mean:
+        return None
+    return number(rate / base.mean)  # a damaged speed can make this infinite

@@ -159,7 +159,9 @@ def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
     """Return a sort key for a path. Parts of the path that are numbers are sorted by value."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.parts]
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.parts
+    ]
 
 
 def read_run(folder: Path) -> FoundRun | None:
