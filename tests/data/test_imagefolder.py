@@ -109,6 +109,24 @@ def test_val_fraction_makes_the_test_set_if_there_is_no_other(
     assert test[:2] == colours(make(val_fraction=0.3, eval_limit=2), "test")
 
 
+def test_eval_limit_keeps_pictures_of_all_classes(
+    make: Callable[..., ImageFolder], root: Path
+) -> None:
+    """The pictures of a folder are in the order of their classes."""
+    for part in ("train", "val", "test"):
+        write_classes(
+            root / part, {name: range(10 * n, 10 * n + 10) for n, name in enumerate("ab")}
+        )
+    for split in ("val", "test"):
+        labels = make(eval_limit=8).load()[split].labels.tolist()
+        assert len(labels) == 8
+        assert 2 <= sum(labels) <= 6
+        some, more = colours(make(eval_limit=8), split), colours(make(eval_limit=12), split)
+        assert set(some) < set(more)
+        assert colours(make(eval_limit=100), split) == colours(make(), split)
+    assert len(make(eval_limit=8).load()["train"].labels) == 20
+
+
 def test_pictures_in_subfolders_are_found_and_other_files_ignored(
     make: Callable[..., ImageFolder], root: Path
 ) -> None:

@@ -11,6 +11,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import fixed_random, hold_out
@@ -46,6 +48,7 @@ MOST_LOADERS = 16
 """Largest number of loaders that is chosen if the user does not give a number."""
 
 _CHECK_SEED = 0
+_LIMIT_SEED = 20261129  # never change it: it decides which samples `eval_limit` keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +189,8 @@ class LabelledPictures(Classified):
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
         """The pictures of `train`, `test` and, if it exists, `val`, the same in every run."""
-        parts = dict(self._found.parts)
-        train, test, val = parts["train"], parts.get("test"), parts.get("val")
+        parts = self._found.parts
+        train, test, val = parts["train"], self._limited("test"), self._limited("val")
         if val is not None and test is not None and self.val_fraction:
             problem = f"has a part val, so data.val_fraction={self.val_fraction:g} cannot make one"
             raise self.fault(self.folder, problem, "give data.val_fraction=0")
@@ -207,6 +210,17 @@ class LabelledPictures(Classified):
         limit = slice(self.eval_limit)
         splits = {"train": train} if val is None else {"train": train, "val": val.of(limit)}
         return {**splits, "test": test.of(limit)}
+
+    def _limited(self, part: str) -> Listing | None:
+        """Return at most `eval_limit` pictures of a part; None if the part does not exist.
+
+        They are a random sample, because the first pictures may all be of one class.
+        """
+        listing = self._found.parts.get(part)
+        if listing is None or self.eval_limit is None:
+            return listing
+        chosen = fixed_random(_LIMIT_SEED).permutation(len(listing))[: self.eval_limit]
+        return listing.of(np.sort(chosen))
 
     def _check_apart(self) -> None:
         """Check that no file is in two splits or two classes, for example through a link."""
