@@ -206,8 +206,11 @@ def test_a_users_option_is_found_in_its_config_dir(
         (["RUN", "data.mean=1"], "data.mean=1: must be a valid list"),
         (
             ["RUN", "--split=val", "data.val_fraction=0.2"],
-            "data.val_fraction=0.2: the run held out 0, so it was",
+            "data.val_fraction=0.2: the run held out 0, so it was trained on some of these "
+            "samples; leave it out, or evaluate on other data",
         ),
+        # For pictures without a test set, the held-out samples are the split test.
+        (["RUN", "data.val_fraction=0.2"], "data.val_fraction=0.2: the run held out 0, so it was"),
         (["RUN", "batch_size=0"], "batch_size=0: must be greater than or equal to 1"),
         (["RUN", "device=tpu"], "device=tpu: must be"),
         (["RUN", "data=cifar10", "data.root=."], "data.root=/"),

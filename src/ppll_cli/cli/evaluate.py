@@ -102,8 +102,7 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
             raise ConfigError("--predict", file, "there is no such file", "give pictures")
     run = recorded_in(run_dir, "RUN_DIR")
     config, data = _configured(run, overrides, options.config_dir)
-    if options.split == "val":
-        _check_held_out(run.config["data"], config["data"])
+    _check_held_out(run.config["data"], config["data"])
     settings = parse(config)
     make("data", settings.data)  # the class checks its arguments without torch
     given = {key_of(each) for each in overrides}
@@ -220,12 +219,16 @@ def _configured(
 
 
 def _check_held_out(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more of the training set than the run, which has trained on the rest."""
+    """Refuse to hold out more of the training set than the run, which has trained on the rest.
+
+    The held-out samples are the split `val` or, for pictures without a test set, the split `test`.
+    """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if same and fraction > most:
         problem = f"the run held out {most}, so it was trained on some of these samples"
-        remedy = f"give at most {most}, or evaluate on other data"
+        remedy = f"give at most {most}" if most else "leave it out"
+        remedy += ", or evaluate on other data"
         raise ConfigError("data.val_fraction", fraction, problem, remedy)
 
 
