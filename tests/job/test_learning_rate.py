@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ppll_cli.config.sections import Optim
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import Course
-from ppll_cli.job.learning_rate import learning_rate
+from ppll_cli.job.learning_rate import learning_rate, never_falls
 
 PLAIN: dict[str, Any] = {
     "name": "sgd",
@@ -148,3 +148,27 @@ def test_rates_rise_during_the_warmup_and_never_after_it(
     assert all(a >= b for a, b in pairwise(found[warmup:]))
     if settings.schedule != "step" and warmup < len(found):
         assert found[warmup] == settings.lr
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"schedule": "cosine", "warmup_epochs": 2}, "optim.warmup_epochs=2: with epochs=2 the"),
+        ({"warmup_epochs": 2.5}, "optim.warmup_epochs=2.5: with epochs=2 the"),
+        ({"schedule": "step", "milestones": [2, 4]}, "optim.milestones=[2, 4]: with epochs=2 the"),
+        ({"schedule": "step", "milestones": [4, 1.5]}, None),
+        ({"schedule": "cosine", "warmup_epochs": 1.5}, None),
+        ({"schedule": "cosine", "warmup_epochs": 0}, None),
+        ({"schedule": "cosine_by_epoch", "warmup_epochs": 2}, None),
+        ({}, None),
+    ],
+)
+def test_a_note_says_that_the_rate_never_falls(changes: dict[str, Any], note: str | None) -> None:
+    """A user who shortens a run may forget the warm-up and the milestones of the default."""
+    settings = optim(**changes)
+    found = never_falls(settings, 2)
+    assert (found is None) == (note is None)
+    assert (found or "").startswith(note or "")
+    used = rates(settings, 4, 2)
+    if settings.schedule != "constant":
+        assert (found is None) == any(a > b for a, b in pairwise(used))

@@ -93,6 +93,12 @@ def test_notes_name_the_settings_that_a_schedule_does_not_use(schedule: str) -> 
     assert ("BatchNorm" in notes) == (schedule in ("bp", "gpipe", "1f1b"))
 
 
+def test_a_note_says_that_the_warm_up_takes_all_epochs() -> None:
+    note = "optim.warmup_epochs=2: with epochs=2 the learning rate only rises"
+    assert note in prepared(*SMALL, "epochs=2").notes
+    assert not [each for each in prepared(*SMALL, "epochs=3").notes if "learning rate" in each]
+
+
 def test_a_note_says_that_there_are_more_threads_than_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

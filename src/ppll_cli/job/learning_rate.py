@@ -24,6 +24,18 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
     return optim.lr
 
 
+def never_falls(optim: Optim, epochs: int) -> str | None:
+    """Return a note if the epochs are too few for the learning rate to fall as it should."""
+    milestones = ", ".join(f"{each:g}" for each in optim.milestones)
+    if optim.schedule != "cosine_by_epoch" and optim.warmup_epochs >= epochs:
+        key, value, problem = "warmup_epochs", f"{optim.warmup_epochs:g}", "only rises"
+    elif optim.schedule == "step" and all(each >= epochs for each in optim.milestones):
+        key, value, problem = "milestones", f"[{milestones}]", "never falls"
+    else:
+        return None
+    return f"optim.{key}={value}: with epochs={epochs} the learning rate {problem}"
+
+
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
     """Return the rate of an epoch (1 or more) as InfoPro's code computes it (arXiv 2101.10832).
 
