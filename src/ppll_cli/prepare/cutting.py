@@ -15,6 +15,7 @@ from ppll_cli.config.sections import Partition
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.names import counted
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.layout import Layout, cut_at, group
 from ppll_cli.pipeline.schedule import Schedule
@@ -138,9 +139,12 @@ def cut(
         remedy = "use fewer gpus or a smaller schedule.chunks"
         raise ConfigError(*as_typed("schedule", settings.schedule["_target_"]), problem, remedy)
     if asked > len(atoms):
-        problem = f"makes {asked} stages, but there are only {len(atoms)} modules"
-        most = len(atoms) * settings.replicas
-        remedy = f"use gpus={most} at most, or local.modules={asked} at least"
+        only = "there is only" if len(atoms) == 1 else "there are only"
+        problem = f"makes {asked} stages, but {only} {counted(len(atoms), 'module')}"
+        remedy = f"use gpus={len(atoms) * settings.replicas} at most"
+        if settings.resume is None:  # a resumed run keeps its modules
+            by_count = settings.local.get("cuts") is None
+            remedy += f", or local.modules={asked} at least" if by_count else ", or more local.cuts"
         raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if settings.partition.name == "manual":
         stages = _manual(settings, names, atoms, len(stage_of))
