@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from ppll_cli.observe.comparison import Comparison, compare
+from ppll_cli.observe.comparison_curves import points
 from ppll_cli.observe.comparison_tables import as_markdown
 from ppll_cli.observe.groups import Group
 from tests.conftest import Runner
@@ -67,7 +68,7 @@ def test_a_run_that_did_not_complete_sets_no_target(tmp_path: Path) -> None:
     assert [row.seconds_to_target for row in found.rows] == [4.0, None, 2.0]
 
 
-def test_a_run_with_another_metric_has_no_time_to_the_target(tmp_path: Path) -> None:
+def test_a_run_with_another_metric_has_no_values_of_the_usual_metric(tmp_path: Path) -> None:
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75))
     make(tmp_path / "1", "ppll", accuracies=(0.75,))
     make(tmp_path / "2", "ppll", accuracies=(30.0,))
@@ -76,6 +77,8 @@ def test_a_run_with_another_metric_has_no_time_to_the_target(tmp_path: Path) -> 
     found = compare([tmp_path])
     assert (found.metric, found.target) == ("test accuracy", 0.75)
     assert [row.seconds_to_target for row in found.rows] == [4.0, 2.0, None]
+    assert [row.best for row in found.rows] == [0.75, 0.75, None]
+    assert points(found.groups[2]) == []
     said = "metric is test psnr instead of test accuracy"
     assert f"* 2 is not comparable to most runs: {said}" in found.notes
 

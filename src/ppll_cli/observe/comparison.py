@@ -60,6 +60,9 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     known = [conditions(run) for run in runs]
     ended = [mine for mine, run in zip(known, runs, strict=True) if run.summary]
     most = usual(ended or [mine for mine in known if mine])
+    metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
+    # Values of another metric have no place in a column or on an axis of this metric.
+    runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
     ran = [run for run in runs if run.status != "refused"]
     differs = dict(zip(map(id, ran), settings(ran), strict=True))
     measured = [
@@ -77,7 +80,6 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     rows = {id(row.run): _compared(row, groups, target) for row in measured}
     groups = [Group([rows[id(row.run)] for row in group.rows]) for group in groups]
     groups = [replace(group, reference=_reference(group, groups)) for group in groups]
-    metric = most.get("metric") or next((run.metric for run in ran if run.metric), "metric")
     seen = [Group([row]) for row in rows.values()] if each else groups
     found = Comparison(list(rows.values()), seen, metric, target, ())
     return replace(found, notes=list(_notes(found, groups, each=each)))
@@ -120,9 +122,9 @@ def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
         comparable.sort(key=lambda group: group.rate.mean if group.rate else 0.0, reverse=True)
         return sorted(comparable, key=lambda group: group.first.run.status != "completed")
 
-    # The target does not apply to a run with other data or another metric.
-    other_task = any(key.partition(".")[0] in ("data", "metric") for key in row.unequal)
-    seconds = None if other_task else _time_to(row.run, target)
+    # The target does not apply to a run with other data.
+    other_data = any(key.partition(".")[0] == "data" for key in row.unequal)
+    seconds = None if other_data else _time_to(row.run, target)
     return replace(row, seconds_to_target=seconds, bps=baselines("bp"), lls=baselines("ll"))
 
 
