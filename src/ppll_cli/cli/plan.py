@@ -155,6 +155,9 @@ class Plan:
                 if not lists[override.key_or_group]:
                     problem, remedy = "has no value", "give one value or several"
                     raise ConfigError(override.key_or_group, "[]", problem, remedy)
+            elif override.key_or_group == "resume":
+                problem, remedy = "is only for ppll-run", "give the overrides of that run"
+                raise ConfigError("resume", override.get_value_string(), problem, remedy)
             elif override.is_sweep_override():
                 value = override.get_value_string()
                 problem = "ppll-plan takes several values only for gpus, schedule and replicas"
