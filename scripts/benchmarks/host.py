@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ppll_cli.config.sections import Optim
 from ppll_cli.job.course import Item, TrainBatch
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Header, Links
@@ -156,6 +157,28 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
     networks = [network for _, network in chunk.units]
     name = chunk.units[0][0].reads[0]
     parameters = [p for network in (*networks, criterion) for p in network.parameters()]
+    update = _update(optim, parameters, device)
+
+    def step() -> None:
+        x = inputs[name]
+        for network in networks:
+            x = network(x)
+        features = x.detach().requires_grad_()
+        loss, prediction = criterion({**inputs, criterion.features[0]: features})
+        with torch.no_grad():
+            job.task.measure(prediction, inputs, training=True)
+        loss.backward()
+        torch.autograd.backward([x], [features.grad])
+        with torch.no_grad():
+            update()
+        for parameter in parameters:
+            parameter.grad = None
+
+    return step
+
+
+def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) -> Step:
+    """Return the optimizer's step, which calls torch's fused kernel."""
     state = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     count = torch.zeros(len(parameters), device=device)
     counts = list(count.unbind())
@@ -198,22 +221,7 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
                 is_first_step=False,
             )
 
-    def step() -> None:
-        x = inputs[name]
-        for network in networks:
-            x = network(x)
-        features = x.detach().requires_grad_()
-        loss, prediction = criterion({**inputs, criterion.features[0]: features})
-        with torch.no_grad():
-            job.task.measure(prediction, inputs, training=True)
-        loss.backward()
-        torch.autograd.backward([x], [features.grad])
-        with torch.no_grad():
-            update()
-        for parameter in parameters:
-            parameter.grad = None
-
-    return step
+    return update
 
 
 class _TimedReceiver:

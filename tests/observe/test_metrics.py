@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.leaves.metric_lines import LINE_KEYS
 from ppll_cli.observe import metrics as metrics_module
 from ppll_cli.observe.metrics import Metrics, finite
 from ppll_cli.observe.runs import find
 from ppll_cli.tasks.classification import Classification
-from ppll_cli.tasks.task import LINE_KEYS
 from tests.other_task import OtherTask
 
 MODULES = 3

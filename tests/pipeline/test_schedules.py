@@ -22,6 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppll_cli.errors import ConfigError
 from ppll_cli.pipeline import marks, passes
 from ppll_cli.pipeline.instructions import (
     Backward,
@@ -153,6 +154,11 @@ def test_interleaved_has_the_given_number_of_chunks_per_stage() -> None:
     assert [*map(words, streams)] == [
         "N F0a F0b F0c L0c B0c F1a B0b F1b B0a F1c L1c B1c B1b B1a Sa Sb Sc"
     ]
+
+
+def test_interleaved_needs_a_chunk_per_stage() -> None:
+    with pytest.raises(ConfigError, match=r"^schedule\.chunks=0: must be at least 1$"):
+        Interleaved(chunks=0)
 
 
 sizes = st.integers(1, 6)

@@ -148,8 +148,9 @@ class Plan:
         from ppll_cli.config.overrides import parsed
 
         lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
-        given = []
-        for text, override in zip(overrides, parsed(overrides), strict=True):
+        given, read = [], parsed(overrides)
+        named = "schedule" in {override.key_or_group for override in read}
+        for text, override in zip(overrides, read, strict=True):
             if override.key_or_group in lists and not override.is_delete():
                 lists[override.key_or_group] = _values(override)
                 if not lists[override.key_or_group]:
@@ -158,6 +159,10 @@ class Plan:
             elif override.key_or_group == "resume":
                 problem, remedy = "is only for ppll-run", "give the overrides of that run"
                 raise ConfigError("resume", override.get_value_string(), problem, remedy)
+            elif override.key_or_group == "schedule._target_" and not named:
+                problem = f"it would take the place of each of {', '.join(SCHEDULES)}"
+                remedy = "give it a YAML file, or name one schedule, as in schedule=1f1b"
+                raise ConfigError(override.key_or_group, override.value(), problem, remedy)
             elif override.is_sweep_override():
                 value = override.get_value_string()
                 problem = "ppll-plan takes several values only for gpus, schedule and replicas"

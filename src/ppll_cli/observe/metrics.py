@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, Self
 
 from ppll_cli.leaves.files import read_json_lines, write_text
-from ppll_cli.observe.runs import CONDITIONS
+from ppll_cli.leaves.metric_lines import CONDITIONS
 from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppll_cli.leaves.files import read_json, read_json_lines
+from ppll_cli.leaves.metric_lines import LINE_KEYS
 
 CONFIG_FILE = "config.json"
 """The configuration of a run. Only the process that locks this file may write to its folder."""
@@ -31,13 +32,6 @@ STARTED = frozenset({".hydra", LOG_FILE})
 
 SPLITS = ("val", "test")
 """The splits that are evaluated, by precedence: results on `val` are used if there are any."""
-
-LAST_STEP = {"lr", "grad_norm"}
-"""Keys of a training line whose values come from the last step alone."""
-
-CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
-CONDITIONS |= LAST_STEP
-"""Keys of a line in the metrics file that are neither the loss nor a metric."""
 
 
 def only_started(folder: Path) -> bool:
@@ -209,7 +203,7 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:
         split = line.get("split")
-        metric = next((key for key in line if key not in {*CONDITIONS, "loss"}), None)
+        metric = next((key for key in line if key not in LINE_KEYS), None)
         if split not in SPLITS or line.get("module") is not None or metric is None:
             continue
         if (value := number(line[metric])) is not None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ppll_cli.config.targets import make, require
+from ppll_cli.leaves.metric_lines import CONDITIONS, LAST_STEP
 from ppll_cli.leaves.names import class_path
 from ppll_cli.observe.conditions import LOCAL
-from ppll_cli.observe.runs import CONDITIONS, LAST_STEP
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,9 @@ from typing import Protocol, TypeVar
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.metric_lines import LINE_KEYS
 from ppll_cli.leaves.names import class_path
 from ppll_cli.leaves.values import ValueSpec
-
-LINE_KEYS = {
-    *("step", "epoch", "split", "module", "stage", "loss", "lr", "grad_norm"),
-    *("samples_per_second", "seconds"),
-}
-"""The keys, other than scores, of a line in `metrics.jsonl`."""
 
 Shape = tuple[int, ...]
 """Shape of features, without the batch dimension."""
