@@ -199,6 +199,22 @@ class Strided:
         ]
 
 
+class Twins:
+    """A model in which a tensor has two names, each of which two operations of a unit read."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return five units. `second` writes a tensor twice; `third` gives its input a new name."""
+        pixels = image.channels * image.height * image.width
+        last = partial(_Residuals, 8, classes_of(task, "twins"))
+        return [
+            Unit("first", partial(_Layer, pixels, 8), ("image",)),
+            Unit("second", partial(_Twice, 8), ("x",), ("x", "skip")),
+            Unit("third", nn.Identity, ("x",), ("other",)),
+            Unit("fourth", partial(_Residuals, 8, 8), ("x", "other")),
+            Unit("last", last, ("x", "skip")),
+        ]
+
+
 class InPlace:
     """A chain of five units; `second` and `fourth` change their input in place."""
 
@@ -257,6 +273,25 @@ class _Join(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         out: Tensor = torch.tanh(self.a(x)) + self.b(skip)
+        return out
+
+
+class _Twice(nn.Linear):
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        out = super().forward(x)
+        return out, out
+
+
+class _Residuals(nn.Module):
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(width, outputs), nn.Linear(width, outputs)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        out: Tensor = self.a(x + x.sin()) + self.b(other.cos() + other)
         return out
 
 

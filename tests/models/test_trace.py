@@ -136,7 +136,7 @@ def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it() -> None:
         "import sys, torch, warnings\n"
         "warnings.simplefilter('ignore')\n"
         "from torch import nn\n"
-        "from ppll_cli.models.trace import measure, problem_of\n"
+        "from ppll_cli.models.trace import measure, problem_of, trace\n"
         "x = torch.empty(1, 3, device='meta')\n"
         "def plain(): return nn.Sequential(nn.Linear(3, 3), nn.GELU())\n"
         "_, cost = measure(plain, lambda network: network(x))\n"
@@ -147,7 +147,8 @@ def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it() -> None:
         "from ppll_cli.leaves.values import ValueSpec\n"
         "from ppll_cli.models.unit import Unit\n"
         "specs = {'x': ValueSpec((3,), torch.float32)}\n"
-        "assert not problem_of(Unit('plain', plain), specs)\n"
+        "unit = Unit('plain', plain)\n"
+        "assert not problem_of(unit, specs, *trace([unit], specs))\n"
         "assert 'torch._dynamo' not in sys.modules\n"
         "def compiling():\n"
         "    import torch._dynamo as early\n"
@@ -181,9 +182,16 @@ def _complex() -> nn.Parameter:
     return nn.Parameter(torch.zeros(2, dtype=torch.complex64))
 
 
+class _Extra(nn.Identity):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 3}
+
+
 ODD: list[tuple[Callable[[], Any], str]] = [
     (lambda: None, "NoneType was built instead of an nn.Module"),
     (partial(nn.LazyLinear, 2), "'weight' has no shape: give lazy layers their sizes"),
+    (partial(nn.Embedding, 2, 2, sparse=True), "'' makes sparse gradients: give it sparse=False"),
+    (_Extra, r"state_dict\(\) has '_extra_state', dict instead of a tensor"),
     (partial(_Odd, _complex, torch.relu), "'weight' is complex: keep torch.view_as_real of it"),
     (partial(_Odd, _real, lambda x: [x]), r"unit odd returned list instead of .* \(x\)$"),
     (partial(_Odd, _real, lambda x: (x, x)), "unit odd returned Tensor, Tensor instead of"),

@@ -30,6 +30,7 @@ CASES = {
     "detached": [*own_model("Detached"), "optim.weight_decay=0.5"],
     "indices": own_model("Indices"),
     "strided": own_model("Strided"),
+    "twins": own_model("Twins"),
     "bf16": [*VIT, "precision=bf16"],
 }
 """Models and optimizers. The optimizer of a ViT is AdamW by default."""
@@ -42,6 +43,7 @@ UNITS = {
     "detached": 5,
     "indices": 5,
     "strided": 5,
+    "twins": 5,
     "bf16": 8,
 }
 """Number of units of each model. There can be no more chunks than units."""
@@ -54,12 +56,12 @@ The rounds of an interleaved schedule are seldom full with 3 or 5 micro-batches.
 
 SHAPES = {
     ("gpipe", 3, 1): ["vit"],
-    ("1f1b", 4, 1): ["resnet", "skips"],
+    ("1f1b", 4, 1): ["resnet", "skips", "twins"],
     ("zb_h1", 2, 1): ["views", "detached"],
     ("zb_h1", 3, 1): ["skips", "indices", "bf16"],
-    ("zb_h1", 5, 1): ["resnet", "strided"],
+    ("zb_h1", 5, 1): ["resnet", "strided", "twins"],
     ("interleaved", 1, 3): ["views", "detached", "strided"],
-    ("interleaved", 2, 2): ["skips", "indices", "bf16"],
+    ("interleaved", 2, 2): ["skips", "indices", "bf16", "twins"],
     ("interleaved", 3, 1): ["vit"],
     ("interleaved", 2, 4): ["resnet"],
     ("interleaved", 4, 2): ["vit"],

@@ -176,12 +176,19 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
     """Run a criterion on one sample, and check that it returns a loss and a prediction.
 
     Raises:
-        TypeError: The criterion reads an unknown tensor, or returns other values.
+        TypeError: The criterion reads an unknown tensor, changes a tensor that it reads, or returns
+            other values.
     """
     if isinstance(criterion, Criterion):
         if unknown := [name for name in criterion.reads if name not in specs]:
             raise TypeError(f"it reads {unknown[0]!r}, but there are only {', '.join(specs)}")
-        returned = criterion({name: empty(specs[name]) for name in criterion.reads})
+        inputs = {name: empty(specs[name]) for name in criterion.reads}
+        returned = criterion(inputs)
+        if changed := [name for name, tensor in inputs.items() if tensor._version]:
+            raise TypeError(
+                f"it changes its input {changed[0]!r} in place, which later modules may read: make "
+                "a new tensor"
+            )
         match returned:
             case (Tensor(shape=(), dtype=torch.float32 | torch.float64), Tensor()):
                 pass

@@ -138,7 +138,7 @@ def _explained() -> Iterator[None]:
 
 
 def _check_network(module: object) -> None:
-    """Refuse what is not a network, and parameters that the optimizer cannot update."""
+    """Refuse what is not a network, and what can be neither trained nor saved."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{type(module).__name__} was built instead of an nn.Module")
     for name, parameter in module.named_parameters():
@@ -149,6 +149,15 @@ def _check_network(module: object) -> None:
                 f"the parameter {name!r} is complex: keep torch.view_as_real of it as the "
                 "parameter, and use torch.view_as_complex in forward()"
             )
+    for name, value in module.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"its state_dict() has {name!r}, {type(value).__name__} instead of a tensor: keep "
+                "its values in buffers"
+            )
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
+            raise TypeError(f"the layer {name!r} makes sparse gradients: give it sparse=False")
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
@@ -181,11 +190,11 @@ def _run(
 
 
 @_without_compiler()
-def problem_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> str:
+def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
     The program relies on this: each call of `build` makes new weights, and the first dimension of
-    each output is the batch. The trace of one sample shows neither.
+    each output, and no other one, is the batch. The trace of one sample (`traced`) shows neither.
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()
@@ -197,10 +206,11 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> str:
                 "weights at each call, and units cannot share weights"
             )
     outputs = _run(unit, specs, samples=ODD)[0]
-    for name, output in outputs.items():
+    for (name, output), one_sample in zip(outputs.items(), traced.outputs, strict=True):
+        shapes = f"writes {name!r} with shape {list(output.shape)} for {ODD} samples"
         if output.shape[:1] != (ODD,):
-            return (
-                f"writes {name!r} with shape {list(output.shape)} for {ODD} samples; the first "
-                "dimension must be the batch, for example by expand()"
-            )
+            return f"{shapes}; the first dimension must be the batch, for example by expand()"
+        if output.shape[1:] != one_sample.shape:
+            shapes += f" and {[1, *one_sample.shape]} for one"
+            return f"{shapes}; only the first dimension may depend on the number of samples"
     return ""

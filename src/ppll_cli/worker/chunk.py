@@ -26,7 +26,7 @@ from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
-from ppll_cli.worker.views import as_received, copy_gradients, storages
+from ppll_cli.worker.views import apart, as_received, copy_gradients, storages
 
 
 class HeldChunk(Networks):
@@ -80,7 +80,7 @@ class HeldChunk(Networks):
                     run = partial(recomputed, network, seed)
                 else:
                     seed()
-                made = unit.written(run(*unit.inputs(values)))
+                made = apart(unit.written(run(*unit.inputs(values))), values.values())
                 values.update({n: as_received(t, self._sends_gradients) for n, t in made.items()})
         with self.autocast(), torch.no_grad():
             for unit, network in self.exports:

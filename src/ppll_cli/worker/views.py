@@ -26,6 +26,21 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
             tensor.grad = tensor.grad.clone()
 
 
+def apart(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Return a unit's outputs by name; an output that is already in `held` becomes a view.
+
+    So does the second of two outputs that are the same tensor. If names are sent to another stage,
+    autograd first sums the gradients of each name, and then these sums. A view for each name lets
+    it do the same where nothing is sent. Another order of additions would give other bits.
+    """
+    taken, found = {id(tensor) for tensor in held}, {}
+    for name, tensor in made.items():
+        again = id(tensor) in taken and tensor.requires_grad
+        found[name] = tensor.view_as(tensor) if again else tensor
+        taken.add(id(tensor))
+    return found
+
+
 def as_received(output: Tensor, gradient: bool) -> Tensor:
     """Return a unit's output with the strides that it would have in a slot.
 

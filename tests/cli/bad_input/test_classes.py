@@ -85,6 +85,17 @@ class NoBatch(Chain):
         return nn.Unflatten(0, (1, -1))
 
 
+class Products(Chain):
+    """A model whose output has the products of all pairs of samples."""
+
+    class Pairs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ x.T
+
+    def second(self, pixels: int) -> nn.Module:
+        return self.Pairs()
+
+
 class NoPrediction(Chain):
     """A model whose output is a feature map instead of logits."""
 
@@ -129,10 +140,20 @@ class OnlyLoss(Criterion):
         return super().forward(values)[0]  # type: ignore[return-value]
 
 
+class ChangesLabel(Criterion):
+    """A criterion that changes the labels, so that the next module would learn other ones."""
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        values["label"].clamp_(max=1)
+        return super().forward(values)
+
+
 class OneLoss(LocalMethod):
     """A local method whose criteria belong to one of the classes above, and may read a tensor."""
 
-    def __init__(self, *, cls: Literal["Unreduced", "OnlyLoss", "Criterion"], reads: str) -> None:
+    def __init__(
+        self, *, cls: Literal["Unreduced", "OnlyLoss", "ChangesLabel", "Criterion"], reads: str
+    ) -> None:
         self.cls, self.reads = globals()[cls], reads
 
     def criterion(self, site: Site) -> Criterion:
@@ -257,6 +278,7 @@ model HERE.NoFunction | the build of unit 'second' is no function that builds it
 model HERE.OneString | reads and writes of unit 'second' must be tuples of names
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
+model HERE.Products | 'x' with shape [7, 7] for 7 samples and [1, 1] for one; only the first
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit
@@ -301,6 +323,11 @@ def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]
             "returned a tensor torch.float32 [1], a tensor torch.float32 [1, 10]",
         ),
         ("OnlyLoss", "label", "returned a tensor torch.float32 [] instead of a loss"),
+        (
+            "ChangesLabel",
+            "label",
+            "changes its input 'label' in place, which later modules may read",
+        ),
         ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
     ],
 )
