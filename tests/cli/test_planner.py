@@ -96,6 +96,13 @@ def test_a_schedule_that_cannot_run_is_refused(planner: Make) -> None:
         found.check()
 
 
+def test_a_note_names_the_schedules_with_local_losses(planner: Make) -> None:
+    """The note named `ll` and `ppll` even if the plan had neither of them."""
+    own = "schedule._target_=ppll_cli.pipeline.schedules.ppll.PPLL"
+    (note,) = (n for n in planner("schedule=gpipe", own).notes([2]) if "local losses" in n)
+    assert note == "schedules that train modules by local losses: gpipe"
+
+
 def test_replicas_have_their_own_rows(planner: Make) -> None:
     """Replicas share a batch, so each takes about half as long, and then averages gradients."""
     found = planner("schedule=bp,ppll", "gpus=2,3", "replicas=1,2")

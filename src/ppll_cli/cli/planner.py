@@ -151,8 +151,8 @@ class Planner:
                 "share alone; the predicted all-reduce takes as long as copying the bytes that a "
                 "ring sends, or, if a link's bandwidth is given, overlaps with the backward"
             )
-        if any(self._schedule(name).local for name in self.schedules):
-            lines.append("ll and ppll train modules by local losses, the others the whole model")
+        if local := [name for name in self.schedules if self._schedule(name).local]:
+            lines.append(f"schedules that train modules by local losses: {', '.join(local)}")
         return lines + self._without_recovery() + self._bounds(gpus)
 
     def _without_recovery(self) -> list[str]:
