@@ -13,11 +13,12 @@ from ppll_cli.config import settings
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import devices as machine_devices
 from ppll_cli.local.greedy import Greedy
-from ppll_cli.local.method import Site
+from ppll_cli.local.method import Criterion, Site, Watch
 from ppll_cli.models.unit import Unit
 from ppll_cli.prepare import preparation as preparing
 from ppll_cli.prepare.preparation import Prepared
 from tests.conftest import own_model, prepared
+from tests.watching import Watcher, Watching
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
 SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
@@ -165,6 +166,12 @@ def test_a_chunk_that_changes_its_input_in_place_is_refused() -> None:
     prepared(*case, "schedule=ppll", "partition.cuts=[fourth]")
 
 
+def test_the_file_of_a_schedule_need_not_have_the_key_microbatches() -> None:
+    """It was refused as `schedule.microbatches=null`, which nobody had written."""
+    job = prepared(*SMALL, "schedule=ppll", "~schedule.microbatches").job
+    assert job.make_schedule().microbatches == 1
+
+
 class _Exports(Greedy):
     """Exports something from each module."""
 
@@ -203,7 +210,15 @@ def test_methods_that_export_the_wrong_things_are_refused(method: type, problem:
         prepared(*SMALL, f"local._target_={__name__}.{method.__name__}")
 
 
+class WatchesFraction(Watching):
+    """Names the unit by a float, which a division can make."""
+
+    def criterion(self, site: Site) -> Criterion:
+        return Watcher(site, Watch(4 / 2, self.lag))  # type: ignore[arg-type]
+
+
 WATCHING = "local._target_=tests.watching.Watching"
+FRACTION = f"local._target_={__name__}.WatchesFraction"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +228,7 @@ WATCHING = "local._target_=tests.watching.Watching"
         (["+local.unit=2"], f"{WATCHING}: module 1 watches 'blocks.1', which is in no later mod"),
         (["+local.unit=99"], f"{WATCHING}: module 0 watches unit 99, which does not exist"),
         (["+local.unit=-1"], f"{WATCHING}: module 0 watches unit -1, which does not exist"),
+        ([FRACTION], f"{FRACTION}: module 0 watches unit 2.0, which does not exist"),
         (["+local.lag=0"], "local.lag=0: must be greater than or equal to 1"),
         (["+local.lag=4097"], "local.lag=4097: must be less than or equal to 4096"),
     ],

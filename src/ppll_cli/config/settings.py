@@ -162,7 +162,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
         settings = Settings.model_validate(config)
     except ValidationError as error:
         raise _config_error(error) from None
-    checked("schedule.microbatches", settings.schedule.get("microbatches"), Count)
+    checked("schedule.microbatches", settings.schedule.get("microbatches", 1), Count)
     checked("transport.depth", settings.transport.get("depth"), Slots)
     checked("local.modules", settings.local.get("modules"), Count | None)
     _check_cuts(settings.local.get("cuts"))

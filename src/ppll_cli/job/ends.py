@@ -22,6 +22,7 @@ from ppll_cli.local.method import (
 from ppll_cli.models.trace import Cost, TracedUnit, measure, trace
 from ppll_cli.models.unit import Unit
 from ppll_cli.pipeline.routes import Access, Watch
+from ppll_cli.pipeline.validation import whole
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Ends:
             doing = f"the loss of its output for features {specs[here.feature].shape}"
         with blaming(key, value, doing):
             criterion, cost = measure(build, partial(_run_criterion, specs))
+            _check_further(criterion, specs)
         if not isinstance(criterion, Criterion):
             raise ConfigError(key, value, "its criterion() must return a Criterion")
         return criterion, cost
@@ -161,7 +163,7 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     if not isinstance(watch, Watch):
         raise ConfigError(*method, f"module {module} watches {watch!r}, which is not a Watch")
     checked("local.lag", watch.lag, Lag, plain=False)
-    if isinstance(watch.unit, bool) or watch.unit not in range(len(site.units)):
+    if not whole(watch.unit) or watch.unit not in range(len(site.units)):
         problem = f"module {module} watches unit {watch.unit}, which does not exist"
     elif watch.unit < site.stop:
         name = site.units[watch.unit].name
@@ -198,6 +200,16 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
                 wanted = "a loss, which is a float32 or float64 scalar, and a prediction"
                 raise TypeError(f"it returned {found} instead of {wanted}")
     return criterion
+
+
+def _check_further(criterion: object, specs: Mapping[str, ValueSpec]) -> None:
+    """Check the names of further predictions, which only evaluations compute."""
+    if isinstance(criterion, Criterion) and criterion.further:
+        with torch.no_grad():
+            made = criterion.predict_further({n: empty(specs[n]) for n in criterion.reads})
+        if {*made} != {*criterion.further}:
+            found, wanted = ", ".join(made) or "nothing", ", ".join(criterion.further)
+            raise TypeError(f"its predict_further() returned {found} instead of {wanted}")
 
 
 def _described(value: object) -> str:

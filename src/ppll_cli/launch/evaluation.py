@@ -91,7 +91,7 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
         return form.samples
     settings = run.settings
     if schedule is None:
-        parts: int = settings.replicas * settings.schedule["microbatches"]
+        parts: int = settings.replicas * settings.schedule.get("microbatches", 1)
         return -(-settings.batch_size // parts)
     return largest_micro_batch(settings, schedule)
 

@@ -272,7 +272,7 @@ def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
 
 
 def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:
-    asked = settings.schedule["microbatches"]
+    asked = settings.schedule.get("microbatches", schedule.microbatches)
     if asked != schedule.microbatches:
         notes.append(
             f"schedule.microbatches={asked}: this schedule does not split batches, so 1 is used"

@@ -310,8 +310,9 @@ def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
 
 def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -> None:
     """Check the units that a model returns: their names, and what they read and write."""
-    if not units or not all(isinstance(unit, Unit) for unit in units):
-        raise ConfigError(*model, "its units() must return a list of at least one Unit")
+    if not units or not all(isinstance(u, Unit) and isinstance(u.name, str) for u in units):
+        problem = "its units() must return a list of at least one Unit, each with text as its name"
+        raise ConfigError(*model, problem)
     check_names([unit.name for unit in units])
     known = {IMAGE}
     for unit in units:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -96,6 +95,14 @@ class Products(Chain):
         return self.Pairs()
 
 
+class Numbered(Chain):
+    """A model whose second unit has a number as its name."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        first, second = super().units(image, task)
+        return [first, replace(second, name=2)]  # type: ignore[arg-type]
+
+
 class NoPrediction(Chain):
     """A model whose output is a feature map instead of logits."""
 
@@ -148,12 +155,18 @@ class ChangesLabel(Criterion):
         return super().forward(values)
 
 
+class NoFurther(Criterion):
+    """A criterion that announces another prediction, and does not make it."""
+
+    def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
+        super().__init__(head, features, task)
+        self.further = ("probe",)
+
+
 class OneLoss(LocalMethod):
     """A local method whose criteria belong to one of the classes above, and may read a tensor."""
 
-    def __init__(
-        self, *, cls: Literal["Unreduced", "OnlyLoss", "ChangesLabel", "Criterion"], reads: str
-    ) -> None:
+    def __init__(self, *, cls: str, reads: str) -> None:
         self.cls, self.reads = globals()[cls], reads
 
     def criterion(self, site: Site) -> Criterion:
@@ -279,6 +292,7 @@ model HERE.OneString | reads and writes of unit 'second' must be tuples of names
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
 model HERE.Products | 'x' with shape [7, 7] for 7 samples and [1, 1] for one; only the first
+model HERE.Numbered | must return a list of at least one Unit, each with text as its name
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit
@@ -328,6 +342,7 @@ def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]
             "label",
             "changes its input 'label' in place, which later modules may read",
         ),
+        ("NoFurther", "label", "its predict_further() returned nothing instead of probe"),
         ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
     ],
 )
