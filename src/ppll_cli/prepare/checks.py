@@ -93,15 +93,19 @@ def check_backwards(job: Job) -> None:
 
 
 def check_inputs(job: Job, subject: Subject) -> None:
-    """Refuse a unit that changes an input in place if a gradient of this input is sent back."""
+    """Refuse a unit that changes in place an input that its chunk receives.
+
+    Torch does not allow it if a gradient is sent back. If no gradient is, the values of other
+    tensors would depend on the stages: two names may share memory, but have slots of their own.
+    """
     key, path = as_typed("model", job.settings.model["_target_"])
-    for chunk, route in zip(job.layout.chunks, job.routes.into, strict=True):
-        received = {*route.gradients}
+    for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):
+        received = {*specs}
         for index in chunk.units:
             unit = subject.units[index]
             if changed := sorted(received.intersection(subject.ends.traced[index].changed)):
                 where = f"unit {unit.name!r} changes its input {changed[0]!r} in place"
-                problem = f"{where}, but its gradient goes back to the chunk before"
+                problem = f"{where}, but the data set or another chunk has made this tensor"
                 remedy = "make a new tensor, for example with inplace=False"
                 raise ConfigError(key, path, problem, remedy)
             received -= {*unit.writes}
