@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ppll_cli.worker.views import as_received
+from ppll_cli.worker.views import apart, as_received
 
 
 def test_an_expanded_gradient_is_made_dense() -> None:
@@ -27,6 +27,19 @@ def test_an_output_without_gradient_beside_one_with_gradient_is_left_alone() -> 
     for part in (first, second):
         as_received(part, gradient=True)
     torch.autograd.backward(second.sum())
+
+
+def test_two_names_of_a_tensor_have_gradients_of_their_own() -> None:
+    x = torch.zeros(2, requires_grad=True)
+    y, ids = x * 1, torch.arange(2)
+    found = apart({"new": y, "again": y, "renamed": x, "ids": ids}, [x, ids])
+    assert found["new"] is y
+    assert found["ids"] is ids  # it has no gradient
+    assert found["again"] is not y
+    assert found["renamed"] is not x
+    torch.autograd.backward((found["again"] + 2 * found["renamed"]).sum())
+    assert x.grad is not None
+    assert x.grad.tolist() == [3, 3]
 
 
 def test_a_slice_is_copied() -> None:

@@ -27,11 +27,12 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 
 
 def apart(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name; an output that is already in `held` becomes a view.
+    """Return a unit's outputs by name, so that no tensor has two names.
 
-    So does the second of two outputs that are the same tensor. If names are sent to another stage,
-    autograd first sums the gradients of each name, and then these sums. A view for each name lets
-    it do the same where nothing is sent. Another order of additions would give other bits.
+    If an output is one of the tensors in `held`, or the same as an earlier output, a view takes its
+    place. Without the view, autograd would add the gradients of both names in the order in which it
+    computes them. On another stage the names are two tensors, and the gradients of each name are
+    added first. The order of additions decides the bits.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():
