@@ -38,10 +38,10 @@ class Watcher(Criterion):
         self.register_buffer("mean", torch.zeros(()))
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Record the number of steps of the received weights."""
+        """Record the number of steps of the received weights, which get some noise."""
         self.steps.copy_(torch.cat([self.steps[1:], self.steps.new_tensor([steps])]))
         total = sum((w.double().square().sum() for w in weights.values()), torch.zeros(()).double())
-        self.mean.copy_(0.5 * self.mean + total)
+        self.mean.copy_(0.5 * self.mean + total + torch.rand(()))
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the greedy loss and a term that depends on all received weights."""

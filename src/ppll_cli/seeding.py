@@ -38,6 +38,14 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
     return _seed("auxiliary forward", seed, module, step, micro_batch)
 
 
+def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
+    """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
+
+    These weights had `step` optimizer steps. `micro_batch` is always 0.
+    """
+    return _seed("watching", seed, module, step, micro_batch)
+
+
 def sample_order(seed: int, epoch: int) -> int:
     """Return the seed for the order of the training samples in an epoch."""
     return _seed("sample order", seed, epoch)

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppll_cli.job.course import Version
+from ppll_cli import seeding
+from ppll_cli.job.course import Batch, Version
 from ppll_cli.job.job import Job
 from ppll_cli.job.links import Links
 from ppll_cli.pipeline.instructions import ReadWeights, ReceiveWeights, SendWeights
+from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.recorder import Recorder
@@ -66,10 +68,12 @@ class Upstream:
         return Version.read_by(step, self._job.routes.watches[watcher].lag)
 
     def _show(self, watcher: int, weights: Mapping[str, Tensor], version: Version) -> None:
-        criterion = self._chunks[watcher].criterion
-        assert criterion is not None
+        chunk = self._chunks[watcher]
+        assert chunk.criterion is not None
+        generators = Generators(chunk.device, self._job.settings.seed)
+        generators.seed(seeding.watching, chunk.place.module, Batch([], step=version.steps), 0)
         with torch.no_grad():
-            criterion.see(weights, version.steps)
+            chunk.criterion.see(weights, version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
         """Send the weights that a later batch will read, unless the run ends before that batch.
