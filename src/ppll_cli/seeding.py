@@ -38,6 +38,11 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
     return _seed("auxiliary forward", seed, module, step, micro_batch)
 
 
+def constructor(seed: int) -> int:
+    """Return the seed for random numbers that the constructor of a model or local method draws."""
+    return _seed("constructor", seed)
+
+
 def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
     """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
 

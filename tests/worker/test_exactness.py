@@ -7,7 +7,10 @@ processes change nothing, and `test_pipelines.py` has the schedules that split b
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from ppll_cli.local.method import Criterion, LocalMethod, Site
 from tests.conftest import assert_same, own_model
 from tests.worker.cases import DATA, FEW_STEPS, METHODS, RESNET, SGD, VIT
 from tests.worker.inside import Outcome, run_inside
@@ -45,6 +48,28 @@ def test_ppll_is_sequential_local_learning(tmp_path: Path, case: list[str]) -> N
         pipelined = inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case)
         assert pipelined.job.stages == gpus
         assert_same_run(pipelined, expected)
+
+
+class Projected(LocalMethod):
+    """Projects features by a random matrix, which the constructor draws for all modules."""
+
+    def __init__(self) -> None:
+        self.matrix = torch.randn(16, 16)
+
+    def criterion(self, site: Site) -> Criterion:
+        project = nn.Linear(16, 16, bias=False).requires_grad_(False)
+        if not project.weight.is_meta:
+            project.weight.copy_(self.matrix)
+        head = nn.Sequential(project, site.task.smallest_head(site.spec.shape))
+        return Criterion(head, (site.feature,), site.task)
+
+
+def test_random_numbers_of_a_constructor_do_not_depend_on_the_stages(tmp_path: Path) -> None:
+    case = [f"local._target_={__name__}.Projected", "local.modules=3", *VIT]
+    expected = inside(tmp_path, "schedule=ll", *case)
+    name = "auxiliary.{}.head.0.weight"
+    assert torch.equal(expected.tensors[name.format(0)], expected.tensors[name.format(1)])
+    assert_same_run(inside(tmp_path, "schedule=ppll", "gpus=2", *case), expected)
 
 
 EVERY_UNIT = {"resnet": [*RESNET, *SGD, "local.modules=8"], "vit": [*VIT, "local.modules=6"]}

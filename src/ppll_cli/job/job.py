@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 
 from ppll_cli.config.settings import Settings
-from ppll_cli.config.targets import make
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
@@ -17,7 +16,7 @@ from ppll_cli.job.weights import Weights
 from ppll_cli.leaves.names import place_name, seat_name
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Site
-from ppll_cli.models.unit import ImageSpec, Model, Unit
+from ppll_cli.models.unit import ImageSpec, Model, Unit, make_seeded
 from ppll_cli.pipeline import passes
 from ppll_cli.pipeline.instructions import BackwardInput, Instruction
 from ppll_cli.pipeline.layout import Layout
@@ -291,7 +290,7 @@ class Job:
 
     def units(self) -> list[Unit]:
         """Make the model from its configuration, and return its units."""
-        model: Model = make("model", self.settings.model)
+        model: Model = make_seeded("model", self.settings.model, self.settings.seed)
         return list(model.units(self.image, self.task))
 
     def site(self, units: Sequence[Unit]) -> Site:

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ppll_cli import seeding
+from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE as IMAGE
 from ppll_cli.leaves.images import ImageSpec as ImageSpec
@@ -74,6 +75,13 @@ class Model(Protocol):
         Raises:
             ConfigError: The options do not fit the images or the task.
         """
+
+
+def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
+    """Make a model or local method, whose constructor's random numbers depend only on the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeding.constructor(seed))
+        return make(group, config)
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:
