@@ -29,21 +29,22 @@ def sections(page: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-METHOD = "A method of your own"
-EXTENSIONS = sections("extend.md") | sections("watching.md")
+METHOD, LANGUAGE = "A method of your own", "A language model"
+EXTENSIONS = sections("extend.md") | sections("watching.md") | sections("language_model.md")
 EXTENSIONS |= {METHOD: sections("local_learning.md")[METHOD]}
 
 
 def test_the_page_has_an_example_of_each_extension() -> None:
     watching = "A local method that watches a later unit"
-    assert list(EXTENSIONS) == ["A model", "A data set", "A schedule", watching, METHOD]
+    own = ["A model", "A data set", "A schedule", watching, LANGUAGE, METHOD]
+    assert list(EXTENSIONS) == own
 
 
 @pytest.mark.parametrize("section", EXTENSIONS)
 def test_every_example_of_an_extension_trains(tmp_path: Path, section: str) -> None:
     text = EXTENSIONS[section]
     files = FILE.findall(text)
-    assert len(files) == 2
+    assert len(files) == (3 if section == LANGUAGE else 2)
     for name, content in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -55,8 +56,11 @@ def test_every_example_of_an_extension_trains(tmp_path: Path, section: str) -> N
     assert "samples could be written" not in result.stderr  # a user's field may have this name
     *_, completed, last = result.stdout.splitlines()
     assert completed.startswith("completed after ")
-    accuracy = float(last.split()[2])
-    assert accuracy > {"A data set": 0.9}.get(section, 0.2)
+    metric, value = last.split()[1:3]
+    if metric == "perplexity":
+        assert 1 < float(value) < 16
+    else:
+        assert float(value) > {"A data set": 0.9}.get(section, 0.2)
 
 
 COMMANDS = [

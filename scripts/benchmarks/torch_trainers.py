@@ -24,8 +24,6 @@ from ppll_cli.models.unit import IMAGE, Unit
 from ppll_cli.tasks.classification import LABEL
 from ppll_cli.worker.chunk import HeldChunk
 
-FLOAT = torch.float32
-
 
 class UnitsModule(nn.Module):
     """Successive units as one module.
@@ -182,7 +180,7 @@ def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
     Targets are left out, because torch's schedules pass them directly to the rank with the loss.
     """
     if cut == 0:
-        specs = {IMAGE: ValueSpec((job.image.channels, job.image.height, job.image.width), FLOAT)}
+        specs = dict(job.input_spec.specs)
     elif cut == len(job.layout.chunks):
         specs = {job.units()[-1].writes[0]: job.features[-1]}
     else:

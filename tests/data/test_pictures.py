@@ -139,7 +139,7 @@ def test_tiles_cover_each_pixel_once(photos: Make) -> None:
     for number, tile in enumerate(splits["test"].tiles):
         batch = batches.evaluation("test", number, 1)
         assert batch[TARGET].shape[2:] == tuple(2 * side for side in batch["image"].shape[2:])
-        assert batch["image"].shape[2] <= form.image.height
+        assert batch["image"].shape[2] <= form.image.specs["image"].shape[1]
         picture, *rectangles = batch[TILE][0].tolist()
         top, bottom, left, right = rectangles[:4]
         down, across = 2 * tile.rows.start, 2 * tile.columns.start

@@ -16,7 +16,7 @@ from ppll_cli.data import voc
 from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.voc import CLASSES, YEARS, Voc
 from ppll_cli.errors import ConfigError
-from ppll_cli.prepare.subject import DATA_SET
+from ppll_cli.prepare.loading import DATA_SET
 from tests.conftest import compose_config
 from tests.data.scene_files import voc_xml, write_voc
 

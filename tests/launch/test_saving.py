@@ -1,4 +1,4 @@
-"""A checkpoint becomes the best one only if its metric is above that of the best one before."""
+"""A checkpoint becomes the best one only if its metric is better than that of the best before."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,16 +26,22 @@ COUNTED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "best"),
+    ("accuracies", "lower_is_better", "best"),
     [
-        ([0.25, 0.5, 0.25], [1, 2, 2]),
-        ([0.5, 0.5, 0.75], [1, 1, 3]),  # if two metrics are equal, the first checkpoint stays
-        ([None, 0.0, None], [None, 2, 2]),  # a metric is None if it is not finite
+        ([0.25, 0.5, 0.25], False, [1, 2, 2]),
+        ([0.25, 0.5, 0.125], True, [1, 1, 3]),
+        ([0.5, 0.5, 0.75], False, [1, 1, 3]),  # if two metrics are equal, the first stays
+        ([0.75, 0.5, 0.5], True, [1, 2, 2]),
+        ([None, 0.0, None], False, [None, 2, 2]),  # a metric is None if it is not finite
     ],
 )
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_higher(
-    tmp_path: Path, split: str, accuracies: list[float | None], best: list[int | None]
+def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_better(
+    tmp_path: Path,
+    split: str,
+    accuracies: list[float | None],
+    lower_is_better: bool,
+    best: list[int | None],
 ) -> None:
     """If there is a validation set, it decides. Otherwise the test set decides."""
     job = SimpleNamespace(
@@ -44,6 +50,7 @@ def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_higher(
         seats=[Seat(0, 0)],
         settings=SimpleNamespace(checkpoint=SimpleNamespace(best=True, keep=1)),
         stages=1,
+        task=SimpleNamespace(lower_is_better=lower_is_better),
     )
     parts = SimpleNamespace(listed=lambda *_: [], counted=lambda *_: [])
     found = []
@@ -55,7 +62,8 @@ def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_higher(
             measured |= {"loss": 1.0, "samples": 1}
             score = float("nan") if accuracy is None else accuracy
             if split == "val":  # the test set would select the last checkpoint
-                metrics.add({**measured, "split": "test", "scores": {"accuracy": step / 8}})
+                tested = {"accuracy": -step if lower_is_better else step}
+                metrics.add({**measured, "split": "test", "scores": tested})
             metrics.add({**measured, "split": split, "scores": {"accuracy": score}})
             file = checkpoint.save_stage(str(tmp_path), step, 0, {"model.x": torch.ones(1)})
             seat = {"step": step, "stage": 0, "replica": 0}

@@ -43,7 +43,7 @@ def site(shape: tuple[int, ...]) -> Site:
         modules=(range(1), range(1, 2)),
         units=[Unit("first", nn.Identity, writes=("feature",)), Unit("second", nn.Identity)],
         features=[ValueSpec(shape, torch.float32)] * 2,
-        image=ImageSpec(1, 8, 8, (0.25,), (0.5,)),
+        input_spec=ImageSpec(1, 8, 8, (0.25,), (0.5,)),
         task=Classification(CLASSES),
     )
 
@@ -51,7 +51,8 @@ def site(shape: tuple[int, ...]) -> Site:
 def batch_at(site: Site) -> dict[str, Tensor]:
     """Return a feature that requires a gradient, labels, and normalised images."""
     feature = torch.randn(BATCH, *site.spec.shape, requires_grad=True)
-    image = site.image
+    image = site.input_spec
+    assert isinstance(image, ImageSpec)
     pixels = torch.rand(BATCH, image.channels, image.height, image.width)
     mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (image.mean, image.std))
     labels = torch.arange(BATCH) % CLASSES

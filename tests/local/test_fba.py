@@ -142,7 +142,7 @@ def test_nothing_is_banked_that_no_auxiliary_network_reads() -> None:
     """
     at = sites(RESNET)
     assert exported(FBA(bank=bank()), at[-2]) == []
-    two = Site(0, (range(3), range(3, 8)), at[0].units, at[0].features, at[0].image, TASK)
+    two = Site(0, (range(3), range(3, 8)), at[0].units, at[0].features, at[0].input_spec, TASK)
     assert exported(FBA(bank=bank()), two) == []
 
 
@@ -235,7 +235,7 @@ class _PlainHead(nn.Module):
 def test_a_head_of_another_class_is_refused() -> None:
     at = sites(RESNET)
     units = [*at[0].units[:-1], Unit("head", _PlainHead, writes=("prediction",))]
-    site = Site(1, at[0].modules, units, at[0].features, at[0].image, TASK)
+    site = Site(1, at[0].modules, units, at[0].features, at[0].input_spec, TASK)
     FBA(bank=OFF).criterion(site)
     with pytest.raises(ConfigError, match=r"^fba=on: the model's head, _PlainHead, is not a Cla"):
         FBA(bank=bank()).criterion(site)

@@ -198,7 +198,8 @@ def test_pixels_outside_the_range_are_clamped() -> None:
 def test_the_decoders_loss_is_cross_entropy_with_the_pixels(site: Site) -> None:
     """The decoder returns a logit of 1 for each pixel."""
     image = batch_at(site)[IMAGE]
-    decoder = Decoder(8, site.image, 12)
+    assert isinstance(site.input_spec, ImageSpec)
+    decoder = Decoder(8, site.input_spec, 12)
     *_, last = decoder.network.children()
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None

@@ -58,6 +58,16 @@ def test_the_target_is_a_value_that_all_comparable_runs_reached(tmp_path: Path) 
     assert [row.best for row in found.rows] == [0.875, 0.8, 0.6]
 
 
+def test_lower_values_of_some_metrics_are_better(tmp_path: Path) -> None:
+    values = {"0": (8.0, 2.0), "1": (3.0, 6.0), "2": (6.0, 5.0)}
+    for name, each in values.items():
+        make(tmp_path / name, "ppll", accuracies=each, config={"lower_is_better": True})
+    found = compare([tmp_path])
+    assert found.target == 6.0
+    assert [row.seconds_to_target for row in found.rows] == [4.0, 2.0, 2.0]
+    assert [row.best for row in found.rows] == [2.0, 3.0, 5.0]
+
+
 def test_a_run_that_did_not_complete_sets_no_target(tmp_path: Path) -> None:
     """The last value of an interrupted run is accidental."""
     make(tmp_path / "0", "bp", gpus=1, accuracies=(0.5, 0.75))

@@ -206,13 +206,19 @@ def test_differences_within_noise_are_marked(tmp_path: Path) -> None:
     assert any(note.startswith("~ marks a difference from 0-2 that noise") for note in found.notes)
 
 
-def test_without_back_propagation_groups_are_compared_with_the_best(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_without_back_propagation_groups_are_compared_with_the_best(
+    tmp_path: Path, sign: int
+) -> None:
     number = 0
     for method, base in (("greedy", 0.80), ("dgl", 0.90), ("predsim", 0.905)):
         for seed in range(3):
-            accuracies = (base + 0.01 * seed,)
-            choices = {"local": method}
-            seeded(tmp_path / str(number), "ppll", seed, accuracies=accuracies, choices=choices)
+            known: dict[str, Any] = {
+                "accuracies": (sign * (base + 0.01 * seed),),
+                "choices": {"local": method},
+                "config": {"lower_is_better": sign < 0},
+            }
+            seeded(tmp_path / str(number), "ppll", seed, **known)
             number += 1
     found = compare([tmp_path])
     assert [cell[-1] for cell in cells(found, "best test accuracy")] == [")", "~", ")"]

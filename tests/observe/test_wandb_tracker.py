@@ -37,6 +37,15 @@ def test_a_runs_name_and_tags_are_the_trackers_defaults(
     assert (found.run.display_name, [*found.run.tags]) == shown
 
 
+def test_the_lowest_value_of_a_metric_is_kept_if_lower_is_better(tmp_path: Path) -> None:
+    guarded = guard()
+    guarded.start(tracked(tmp_path, lower_is_better=True))
+    guarded.end(SUMMARY)
+    (found,) = recorded(tmp_path)
+    kept = found.metrics["test/accuracy"].summary
+    assert (kept.min, kept.max) == (True, False)
+
+
 def test_metrics_pictures_and_summary_are_recorded(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.console import rich_console
 from ppll_cli.observe.logs import only_warn
+from ppll_cli.tasks.task import Task, lower_is_better
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +29,7 @@ RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
 """Largest number of rows of a table. If there are more classes or pictures, the table shows only
-the rows with the lowest metric."""
+the rows with the worst metric."""
 
 MOST_LABELS = 3
 """Number of labels or boxes that are printed for a picture, the most probable first. The file
@@ -133,7 +134,7 @@ def _show(
         console.print(printable(_predicted(each)), soft_wrap=True)
     if found is not None:
         if found.details is not None and found.details.entries:
-            console.print(_table(found.details.kind, found.details.entries, run.task.metric))
+            console.print(_table(found.details.kind, found.details.entries, run.task))
         numbers = (f"{name} {_number(value)}" for name, value in found.result.items())
         step = "" if run.step is None else f"after step {run.step}, "
         console.print(
@@ -151,8 +152,8 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
     return f"{split} {metric} {_number(found.result.get(metric))}"
 
 
-def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Table":
-    """Return a table of the entries. If they are too many, leave out entries with a high metric.
+def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
+    """Return a table of the entries. If they are too many, leave out entries with a good metric.
 
     `kind` is what an entry describes, such as "class", and the key of its name.
     """
@@ -161,9 +162,12 @@ def _table(kind: str, entries: Sequence[Mapping[str, Any]], metric: str) -> "Tab
     names = list(entries[0])
     title, shown = None, list(entries)
     if len(entries) > MOST_ROWS:
-        known = [entry for entry in entries if entry.get(metric) is not None]
-        shown = sorted(known, key=lambda entry: float(entry[metric]))[:MOST_ROWS]
-        title = f"the {len(shown)} lowest of {len(entries)}; {RESULTS_FILE} has all"
+        known = [entry for entry in entries if entry.get(task.metric) is not None]
+        lower = lower_is_better(task)
+        known.sort(key=lambda entry: float(entry[task.metric]), reverse=lower)
+        shown = known[:MOST_ROWS]
+        which = "highest" if lower else "lowest"
+        title = f"the {len(shown)} {which} of {len(entries)}; {RESULTS_FILE} has all"
     table = Table(box=None, title=title, title_justify="left", pad_edge=False)
     table.add_column(kind, overflow="fold")
     for name in names[1:]:

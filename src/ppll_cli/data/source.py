@@ -4,14 +4,12 @@ from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from ppll_cli.leaves.images import ImageSpec
-
 if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
     import torch
     from PIL import Image
     from torch import Tensor
 
-    from ppll_cli.leaves.values import ValueSpec
+    from ppll_cli.leaves.values import InputSpec, ValueSpec
     from ppll_cli.tasks.task import Task
 
 Predict = Callable[["Tensor"], "Tensor"]
@@ -44,12 +42,12 @@ class EvaluationForm:
     """The largest shapes of evaluation batches, if they differ from those of training batches.
 
     Attributes:
-        image: Shape of the largest images.
+        image: Shape of the largest images, or of other tensors that the model reads.
         targets: Shapes of the largest targets, by the task's names of targets.
         samples: Largest number of samples of a batch.
     """
 
-    image: ImageSpec
+    image: "InputSpec"
     targets: "Mapping[str, ValueSpec]"
     samples: int
 
@@ -120,8 +118,12 @@ class Dataset(Protocol):
     def load(self) -> Mapping[str, Sized]:
         """Read and check the data, and return its splits by name."""
 
-    def image_spec(self, splits: Any) -> ImageSpec:
-        """Return the shape of training images, given the result of `load`."""
+    def image_spec(self, splits: Any) -> "InputSpec":
+        """Return the shape of training images, given the result of `load`.
+
+        Data without images return another `InputSpec`, which names the tensors of a batch that the
+        model reads.
+        """
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
         """Return the form of evaluation batches; None if training batches have the same form."""

@@ -14,9 +14,9 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.job.weights import Weights
 from ppll_cli.leaves.names import place_name, seat_name
-from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.leaves.values import InputSpec, ValueSpec
 from ppll_cli.local.method import Site
-from ppll_cli.models.unit import ImageSpec, Model, Unit, make_seeded
+from ppll_cli.models.unit import Model, Unit, make_seeded
 from ppll_cli.pipeline import passes
 from ppll_cli.pipeline.instructions import BackwardInput, Instruction
 from ppll_cli.pipeline.layout import Layout
@@ -65,7 +65,7 @@ class Job:
     settings: Settings
     local: Mapping[str, Any]
     course: Course
-    image: ImageSpec
+    input_spec: InputSpec
     task: Task
     routes: Routes  # the chunks of the model on their stages, and what travels between them
     specs: tuple[Mapping[str, ValueSpec], ...]  # shapes and dtypes of each chunk's inputs, by name
@@ -291,8 +291,8 @@ class Job:
     def units(self) -> list[Unit]:
         """Make the model from its configuration, and return its units."""
         model: Model = make_seeded("model", self.settings.model, self.settings.seed)
-        return list(model.units(self.image, self.task))
+        return list(model.units(self.input_spec, self.task))
 
     def site(self, units: Sequence[Unit]) -> Site:
         """Return the site of the first module's auxiliary network, given the model's units."""
-        return Site(0, self.layout.modules, units, self.features, self.image, self.task)
+        return Site(0, self.layout.modules, units, self.features, self.input_spec, self.task)

@@ -27,6 +27,7 @@ from ppll_cli.local.method import LocalMethod, module_criterion
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE
 from ppll_cli.prepare.preparation import Prepared
+from ppll_cli.tasks.task import lower_is_better
 from ppll_cli.worker.versions import saved_name
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def record(
     record = {**config, "data": data, "choices": dict(choices)}
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
     record["classes"] = list(prepared.classes)
+    record["lower_is_better"] = lower_is_better(prepared.job.task)
     if (bank := prepared.job.local.get("bank")) is not None:  # with defaults resolved
         record |= {"fba": bank, "local": {**config["local"], "bank": bank}}
     if config.get("weights") is not None:

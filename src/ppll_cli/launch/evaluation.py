@@ -11,7 +11,6 @@ from torch import Tensor
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.launch.loaded import OURS, LoadedRun
-from ppll_cli.models.unit import IMAGE
 from ppll_cli.observe.metrics import finite
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.course import evaluated_together, largest_micro_batch
@@ -65,7 +64,8 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
         for number, first in enumerate(range(0, samples, size)):
             values = maker.evaluation(split, number, size)
-            prediction = run.apply(values[IMAGE], number)
+            inputs = {name: values[name] for name in run.data.input_spec.specs}
+            prediction = run.apply(inputs, number)
             with torch.no_grad(), run.numerics.autocast(run.device):
                 loss = task.loss(prediction, values)
                 measures = measured(task, prediction, values, training=False)

@@ -25,9 +25,11 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
 from ppll_cli.launch.resume import UNNAMED, recorded_in
 from ppll_cli.leaves.names import class_path
+from ppll_cli.leaves.values import InputSpec
 from ppll_cli.models.plain import PlainModel
-from ppll_cli.models.unit import IMAGE, ImageSpec
-from ppll_cli.prepare.subject import LoadedData, load_data, make_units
+from ppll_cli.models.unit import IMAGE
+from ppll_cli.prepare.loading import LoadedData, load_data
+from ppll_cli.prepare.subject import make_units
 from ppll_cli.tasks.task import Task
 from ppll_cli.worker.generators import Generators
 
@@ -61,9 +63,9 @@ class LoadedRun:
         return self.data.classes
 
     @property
-    def image(self) -> ImageSpec:
-        """Shape of the training images."""
-        return self.data.image
+    def image(self) -> InputSpec:
+        """The training images: an `ImageSpec`. Data without images have another `InputSpec`."""
+        return self.data.input_spec
 
     @property
     def task(self) -> Task:
@@ -101,13 +103,14 @@ class LoadedRun:
             found: Prediction = predicted(self.apply, opened, self._inputs(opened))
         return found
 
-    def apply(self, images: Tensor, number: int = 0) -> Tensor:
+    def apply(self, inputs: Tensor | Mapping[str, Tensor], number: int = 0) -> Tensor:
         """Return the model's prediction, computed as in the run's evaluations.
 
         A unit that draws random numbers draws the same numbers as in the run.
 
         Args:
-            images: float32 [B, C, H, W] on the model's device.
+            inputs: The tensors that the model reads, by name, or the only tensor that its first
+                unit reads, for example images, float32 [B, C, H, W]. They are on its device.
             number: Index of the batch in its split.
         """
         batch = Batch([], first_micro_batch=number)
@@ -122,7 +125,7 @@ class LoadedRun:
             torch.no_grad(),
             self.numerics.autocast(self.device),
         ):
-            made = self.model(images, seed)
+            made = self.model(inputs, seed)
         prediction: Tensor = made[0] if isinstance(made, tuple) else made
         return prediction
 
@@ -177,7 +180,7 @@ def loaded(
     settings = parse(config)
     data = load_data(settings.data)
     try:
-        _, units = make_units(settings.model, data.image, data.task)
+        _, units = make_units(settings.model, data.input_spec, data.task)
     except ConfigError as error:
         if other_data is None:
             raise

@@ -306,6 +306,7 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     if config["tracker"] == {"name": "none"}:  # the form in records of older programs
         config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
+    config.pop("lower_is_better", None)
     classes = config.pop("classes", [])
     if not _is_list_of_names(classes):
         raise no_run(run_dir, "its classes are not names")

@@ -39,6 +39,7 @@ from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import Look, Progress
 from ppll_cli.observe.tracker import Tracked, guarded
 from ppll_cli.prepare.preparation import Prepared, prepare
+from ppll_cli.tasks.task import lower_is_better
 from ppll_cli.transport.channel import Transport
 
 log = logging.getLogger(__name__)
@@ -302,4 +303,5 @@ class Run:
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None
-        return Tracked(self.run_dir, self.config, self.choices, job.task.metric, job.start, resumed)
+        known = self.run_dir, self.config, self.choices, job.task.metric, job.start, resumed
+        return Tracked(*known, lower_is_better=lower_is_better(job.task))

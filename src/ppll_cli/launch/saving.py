@@ -10,6 +10,7 @@ from ppll_cli.job.manifest import Manifest, SavedFile
 from ppll_cli.job.parts import Parts, Report, Worker, worker
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.prepare.preparation import Prepared
+from ppll_cli.tasks.task import lower_is_better
 
 
 @dataclass
@@ -74,4 +75,6 @@ class Saving:
         found = self._metrics.history(split)
         kept = checkpoint.best_step(self._job.run_dir)
         now, best = found.get(step), found.get(kept) if kept is not None else None
-        return now is not None and (best is None or now > best)
+        if now is None or best is None:
+            return now is not None
+        return now < best if lower_is_better(self._job.task) else now > best

@@ -1,6 +1,11 @@
-"""Describes the images that a model is built for. Imports no torch."""
+"""Describes the images that a model is built for. Only `ImageSpec.specs` imports torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppll_cli.leaves.values import ValueSpec
 
 IMAGE = "image"
 """Name of a batch's images, float [B, C, H, W], normalised."""
@@ -19,3 +24,12 @@ class ImageSpec:
     width: int
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+
+    @property
+    def specs(self) -> "Mapping[str, ValueSpec]":
+        """Shape and dtype of the images, by their name."""
+        import torch
+
+        from ppll_cli.leaves.values import ValueSpec
+
+        return {IMAGE: ValueSpec((self.channels, self.height, self.width), torch.float32)}

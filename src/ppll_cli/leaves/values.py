@@ -1,6 +1,8 @@
 """Describes the named tensors that units, tasks and channels exchange: shape and dtype."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,17 @@ class ValueSpec:
     def differentiable(self) -> bool:
         """Whether such a tensor can have a gradient; a tensor of integers cannot."""
         return self.dtype.is_floating_point or self.dtype.is_complex
+
+
+class InputSpec(Protocol):
+    """Describes the tensors of a batch that a model reads. A data set returns such a description.
+
+    `ppll_cli.leaves.images.ImageSpec` describes images.
+    """
+
+    @property
+    def specs(self) -> Mapping[str, ValueSpec]:
+        """Shape and dtype of each tensor, by name."""
 
 
 def empty(spec: ValueSpec, samples: int = 1) -> Tensor:

@@ -91,7 +91,7 @@ class InfoPro(LocalMethod):
             remedy = "give at least one above 0 at each end"
             raise ConfigError("local.weights", self.weights, problem, remedy)
         channels, _, _ = map_shape(site.spec.shape)
-        decoder = Decoder(channels, site.image, self.decoder_width) if weights[0] else None
+        decoder = Decoder(channels, _images(site), self.decoder_width) if weights[0] else None
         if self.loss == "softmax":
             return InfoProCriterion(self._head(channels, classes), decoder, site, weights)
         probe = Probe(nn.Linear(self.hidden, classes))
@@ -119,6 +119,14 @@ class InfoPro(LocalMethod):
         perceptron = [nn.Linear(channels, self.hidden), nn.ReLU(inplace=True)]
         last = nn.Linear(self.hidden, outputs)
         return drawn_by_he(nn.Sequential(*layers, Pool(3), *perceptron, last))
+
+
+def _images(site: Site) -> ImageSpec:
+    """Return the description of the images; refuse data without images."""
+    if not isinstance(site.input_spec, ImageSpec):
+        problem = "reconstructs images, but the data set has none"
+        raise ConfigError("local", "infopro", problem, "choose another local method")
+    return site.input_spec
 
 
 class Decoder(nn.Module):

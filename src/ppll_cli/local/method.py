@@ -9,8 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ppll_cli.config.targets import check_options
-from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.leaves.values import InputSpec, ValueSpec
+from ppll_cli.models.unit import Unit
 from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
@@ -27,7 +27,7 @@ class Site:
         modules: For each module, the indices of its units.
         units: All units of the model, in order.
         features: Shape and dtype of the first output of each unit.
-        image: The images that the model is built for.
+        input_spec: The tensors of a batch that the model reads; for images an `ImageSpec`.
         task: The task that the model learns.
     """
 
@@ -35,7 +35,7 @@ class Site:
     modules: tuple[range, ...]
     units: Sequence[Unit]
     features: Sequence[ValueSpec]
-    image: ImageSpec
+    input_spec: InputSpec
     task: Task
 
     @property

@@ -1,10 +1,10 @@
 """Builds a model as one PyTorch module, for use without a pipeline."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ppll_cli.models.unit import IMAGE, Unit, build_unit, check_names
+from ppll_cli.models.unit import Unit, build_unit, check_names
 
 
 class PlainModel(nn.Module):
@@ -22,13 +22,19 @@ class PlainModel(nn.Module):
             _container(self, folders).add_module(last, build_unit(unit, seed))
 
     def forward(
-        self, image: Tensor, before: Callable[[str], object] | None = None
+        self,
+        inputs: Tensor | Mapping[str, Tensor],
+        before: Callable[[str], object] | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Return the prediction (the output of the last unit) for images [B, C, H, W].
+        """Return the prediction (the output of the last unit).
 
-        If `before` is given, it is called with the name of each unit before the unit's forward.
+        Args:
+            inputs: The tensors that the model reads, by name, or the only tensor that its first
+                unit reads, for example images [B, C, H, W].
+            before: If given, it is called with the name of each unit before the unit's forward.
         """
-        values = {IMAGE: image}
+        given = {self._units[0].reads[0]: inputs} if isinstance(inputs, Tensor) else inputs
+        values = dict(given)
         for unit in self._units:
             if before is not None:
                 before(unit.name)

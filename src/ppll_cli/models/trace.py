@@ -163,7 +163,7 @@ def _check_network(module: object) -> None:
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
     """Pass one sample through the model on the meta device; return each unit's outputs and cost.
 
-    `batch` has the shape and dtype of each tensor of a batch, including images.
+    `batch` has the shape and dtype of each tensor of a batch, by name.
 
     Raises:
         TypeError: A unit builds no network that can be trained, or does not return the tensors of

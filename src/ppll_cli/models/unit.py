@@ -69,11 +69,16 @@ class Model(Protocol):
     module except module 0. `local.cuts=NAME` chooses a partition.
     """
 
-    def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
+    def units(self, image: Any, task: Task) -> Sequence[Unit]:
         """Return the units in order. The first unit reads `image`, the last writes the prediction.
 
+        Args:
+            image: What the data set's `image_spec` returned: an `ImageSpec`. A data set without
+                images returns another `InputSpec`, and units read the tensors that it names.
+            task: The task that the model learns.
+
         Raises:
-            ConfigError: The options do not fit the images or the task.
+            ConfigError: The options do not fit the data or the task.
         """
 
 

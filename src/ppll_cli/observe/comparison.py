@@ -32,7 +32,7 @@ class Comparison:
             runs.
         metric: Name of the task's metric and its split, as most runs have it.
         target: The value of the metric at which the timing of a run's training stops; None if
-            unknown. It is the lowest final value of all comparable completed runs, so each of these
+            unknown. It is the worst final value of all comparable completed runs, so each of these
             runs reaches it. This is our reading of "time to the final metric". If each run were
             timed until its own final value, runs with a bad final value would look fast.
         notes: What a reader must know to understand the table.
@@ -68,14 +68,13 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     measured = [
         _row(run, mine, differs.get(id(run)), most) for run, mine in zip(runs, known, strict=True)
     ]
-    target = min(
-        (
-            row.run.evaluations[-1].value
-            for row in measured
-            if row.run.status == "completed" and row.run.evaluations and not row.unequal
-        ),
-        default=None,
-    )
+    ended_well = [
+        row.run
+        for row in measured
+        if row.run.status == "completed" and row.run.evaluations and not row.unequal
+    ]
+    worst = min(ended_well, key=lambda run: run.merit(run.evaluations[-1].value), default=None)
+    target = worst.evaluations[-1].value if worst else None
     groups = grouped(measured)
     rows = {id(row.run): _compared(row, groups, target) for row in measured}
     groups = [Group([rows[id(row.run)] for row in group.rows]) for group in groups]
@@ -96,7 +95,7 @@ def _row(
         {key: value for key, _, value in asked} if differs is None else differs,
         unequal(mine, most),
         number(run.get("train", "samples_per_second")),
-        max((found.value for found in run.evaluations), default=None),
+        run.best,
     )
 
 
@@ -131,12 +130,12 @@ def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return a group's reference: back-propagation, or else the comparable group that is best.
 
-    The best group is the one with the highest mean of the best metric.
+    The best group is the one whose mean of the best metric is best.
     """
     if group.bps or not group.first.conditions:
         return next(iter(group.bps), None)
     best = [
-        (found.mean, -place)
+        (other.first.run.merit(found.mean), -place)
         for place, other in enumerate(groups)
         if not unequal(group.first.conditions, other.first.conditions)
         and (found := other.spread(lambda row: row.best)) is not None
@@ -145,8 +144,10 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 def _time_to(run: FoundRun, target: float | None) -> float | None:
-    reached = [e for e in run.evaluations if target is not None and e.value >= target]
-    return reached[0].seconds if reached else None
+    if target is None:
+        return None
+    reached = (e.seconds for e in run.evaluations if run.merit(e.value) >= run.merit(target))
+    return next(reached, None)
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
@@ -155,7 +156,7 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
             f"s to {comparison.metric} {comparison.target:.4g}: seconds of training, evaluation "
-            "included, until an evaluation reached this value, which is the lowest final value of "
+            "included, until an evaluation reached this value, which is the worst final value of "
             "the comparable completed runs"
         )
     if not each:

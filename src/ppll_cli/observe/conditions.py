@@ -28,6 +28,7 @@ PLACES = {"root", "download", "cache"}
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
 OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
+OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
 
 NAMED = OWN | {"schedule"}

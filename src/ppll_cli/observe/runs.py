@@ -91,6 +91,15 @@ class FoundRun:
         return _get(self.config, *keys)
 
     @property
+    def best(self) -> float | None:
+        """The best metric of any evaluation; None if there is none."""
+        return max((found.value for found in self.evaluations), key=self.merit, default=None)
+
+    def merit(self, value: float) -> float:
+        """Return a number that is higher for a better value of the metric."""
+        return -value if self.configured("lower_is_better") is True else value
+
+    @property
     def schedule(self) -> str:
         """The schedule's name; "?" if unknown."""
         given = [o.partition("=")[2] for o in self.overrides if o.startswith("schedule=")]

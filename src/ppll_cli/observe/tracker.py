@@ -39,6 +39,7 @@ class Tracked:
     Attributes:
         choices: The option chosen in each configuration group.
         metric: Name of the task's metric, a key of the lines of `metrics.jsonl`.
+        lower_is_better: Whether a lower metric is better.
         step: Number of optimizer steps done before this start of the run; 0 for a new run.
         resumed: Whether an existing run is continued, possibly from step 0.
     """
@@ -49,6 +50,7 @@ class Tracked:
     metric: str
     step: int = 0
     resumed: bool = False
+    lower_is_better: bool = False
 
     @property
     def name(self) -> str | None:

@@ -132,13 +132,14 @@ class WandbTracker:
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
     def _best_counts(self, key: str) -> None:
-        """Tell wandb to keep the highest value of a metric in the summary, besides the last one.
+        """Tell wandb to keep the best value of a metric in the summary, besides the last one.
 
         wandb needs this call once for each metric, before the first value.
         """
         if key not in self._with_best:
             self._with_best.add(key)
-            self._run.define_metric(key, step_metric="step", summary="max,last")
+            best = "min" if self._tracked.lower_is_better else "max"
+            self._run.define_metric(key, step_metric="step", summary=f"{best},last")
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
         """Log the stages' fractions of time and their memory."""

@@ -22,8 +22,8 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.job.placing import placed, prepare_compiler
 from ppll_cli.job.recompute import recomputed
-from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.models.unit import ImageSpec, Model, Unit
+from ppll_cli.leaves.values import InputSpec, ValueSpec
+from ppll_cli.models.unit import Model, Unit
 from ppll_cli.predict.timing import Stopwatch, batch_like, held, saved_storages, storage
 from ppll_cli.tasks.task import Task
 
@@ -65,7 +65,7 @@ class Setup:
     """
 
     model: Mapping[str, Any]
-    image: ImageSpec
+    input_spec: InputSpec
     task: Task
     optim: Optim
     samples: int
@@ -80,7 +80,7 @@ class Setup:
         if self.compiled:
             prepare_compiler()
         model: Model = make("model", self.model)
-        return tuple(model.units(self.image, self.task))
+        return tuple(model.units(self.input_spec, self.task))
 
 
 @dataclass(frozen=True)

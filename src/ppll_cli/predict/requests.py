@@ -76,7 +76,7 @@ def time_loss(
     """
     device, units = torch.device(setup.device), setup.units()
     method: LocalMethod = make("local", local)
-    site = Site(module, tuple(modules), units, features, setup.image, setup.task)
+    site = Site(module, tuple(modules), units, features, setup.input_spec, setup.task)
     criterion = module_criterion(method, site)
     placed(criterion, device, setup.compiled).train()
 

@@ -4,12 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.pipeline.simulate import Cost, Journey, at_once
@@ -176,8 +173,7 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
     Under local learning, a stage keeps the activations of its largest chunk. Otherwise it keeps the
     activations of all forward passes that wait for their backward pass.
     """
-    image = ValueSpec((job.image.channels, job.image.height, job.image.width), torch.float32)
-    first = bytes_of([image, *job.task.targets.values()])
+    first = bytes_of({**job.input_spec.specs, **job.task.targets}.values())
     local, slots = job.local_learning, Pipeline.of(job).slots
     result = []
     for stage in range(job.stages):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ppll_cli.config.settings import Settings
@@ -144,7 +144,7 @@ def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
     numerics = Numerics(settings.precision, settings.deterministic)
     setup = Setup(
         model=settings.model,
-        image=subject.image,
+        input_spec=subject.input_spec,
         task=subject.ends.site.task,
         optim=settings.optim,
         samples=settings.batch_size,
@@ -160,7 +160,7 @@ def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
         local=subject.local,
         receiver=receiver_of(device),
         conditions={
-            "image": asdict(subject.image),
+            "inputs": {name: str(spec) for name, spec in subject.input_spec.specs.items()},
             "source": source_digest(subject.model, subject.method),
             "processor": processor(),
         },
@@ -206,7 +206,7 @@ def assemble(
         settings=settings,
         local=subject.local,
         course=course,
-        image=subject.image,
+        input_spec=subject.input_spec,
         task=subject.task,
         routes=routes,
         specs=_specs(routes, specs),

@@ -4,7 +4,7 @@ The exports of a module are units that the local method adds at the module's end
 for later modules, such as features for a bank.
 """
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import NoneType
@@ -16,26 +16,19 @@ from torch import nn
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming, make, require
-from ppll_cli.data.dataset import ImageDataset
 from ppll_cli.data.identity import Identity
-from ppll_cli.data.source import Dataset, EvaluationForm
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.ends import Ends, ModuleEnd
 from ppll_cli.job.job import WatchedUnit
 from ppll_cli.leaves.names import class_path
-from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.leaves.values import InputSpec, ValueSpec
 from ppll_cli.local.fba import bank_for
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, problem_of, trace
-from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit, check_names
+from ppll_cli.models.unit import Model, Unit, check_names
+from ppll_cli.prepare.loading import load_data
 from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
-
-DATA_SET = ("prepare", "load", "image_spec", "evaluation_form", "batches", "drop_last", "task")
-"""The attributes that a data set must have."""
-
-SPLITS = {"train", "test", "val"}
-"""The splits that a data set may have; it must have the first two."""
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
 """A pair: the end of each module; and for each unit, shape and dtype of each tensor that exists
@@ -77,9 +70,9 @@ class Subject:
     _found: dict[tuple[range, ...], Found] = field(default_factory=dict, repr=False)
 
     @property
-    def image(self) -> ImageSpec:
-        """The images that the model is built for."""
-        return self.ends.site.image
+    def input_spec(self) -> InputSpec:
+        """The tensors of a batch that the model reads."""
+        return self.ends.site.input_spec
 
     @property
     def task(self) -> Task:
@@ -127,92 +120,20 @@ class Subject:
         return WatchedUnit(unit.name, specs)
 
 
-@dataclass(frozen=True)
-class LoadedData:
-    """A data set that has been loaded.
-
-    Attributes:
-        image: Shape and normalisation of training images.
-        form: Shapes of evaluation batches; None if they equal those of training batches.
-    """
-
-    dataset: Dataset
-    splits: Mapping[str, Sized]
-    image: ImageSpec
-    task: Task
-    form: EvaluationForm | None
-
-    @property
-    def identity(self) -> Identity | None:
-        """The identity of the data; None if the data set gives none."""
-        identify = getattr(self.dataset, "identity", None)
-        if not callable(identify):
-            return None
-        with blaming("data._target_", type(self.dataset).__qualname__, "identity()"):
-            found: Identity | None = identify(self.splits)
-        return found
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their labels; empty if the data set gives none."""
-        return tuple(map(str, getattr(self.dataset, "class_names", ())))
-
-
-def load_data(config: Mapping[str, Any]) -> LoadedData:
-    """Make a data set, prepare its files, and load them.
-
-    Raises:
-        ConfigError: The class is no data set, or the data set's files cannot be used.
-    """
-    key, path = as_typed("data", config.get("_target_"))
-    dataset: Dataset = make("data", config)
-    require(key, path, dataset, DATA_SET, f"derive it from {class_path(ImageDataset)}")
-    with blaming(key, path, "loading the data"):
-        dataset.prepare()
-        splits = dataset.load()
-        image = dataset.image_spec(splits)
-        task = dataset.task
-        form = dataset.evaluation_form(splits)
-        loaded = LoadedData(dataset, splits, image, task, form)
-        problem, remedy = _fault_of(loaded)
-    if problem:
-        raise ConfigError(key, path, problem, remedy)
-    return loaded
-
-
-def _fault_of(data: LoadedData) -> tuple[str, str]:
-    """Return what is wrong with a loaded data set, and the remedy; empty if nothing is wrong."""
-    splits: object = data.splits
-    found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
-    if not isinstance(splits, Mapping) or not {"train", "test"} <= splits.keys() <= SPLITS:
-        remedy = "it must return a mapping with train, test and perhaps val"
-        return f"its load() returned {found or 'nothing'}", remedy
-    if empty := [name for name, split in splits.items() if not len(split)]:
-        return f"its split {empty[0]!r} is empty", "each split needs at least one sample"
-    if not isinstance(data.image, ImageSpec):
-        kind = type(data.image).__name__
-        return f"its image_spec() returned {kind}", f"it must return {class_path(ImageSpec)}"
-    names, classes = len(data.classes), getattr(data.task, "classes", None)
-    if names and isinstance(classes, int) and names != classes:
-        problem = f"its class_names are {names}, but its task has {classes} classes"
-        return problem, "give each class a name"
-    return "", ""
-
-
 def make_units(
-    config: Mapping[str, Any], image: ImageSpec, task: Task
+    config: Mapping[str, Any], input_spec: InputSpec, task: Task
 ) -> tuple[Model, tuple[Unit, ...]]:
     """Make a model and its units.
 
     Raises:
-        ConfigError: The class is no model, or the model does not fit the images or the task.
+        ConfigError: The class is no model, or the model does not fit the data or the task.
     """
     key, path = as_typed("model", config.get("_target_"))
     model: Model = make("model", config)
     require(key, path, model, ("units",), f"see {class_path(Model)}")
     with blaming(key, path, "units()"):
-        units = tuple(model.units(image, task))
-    _check_units(units, task, (key, path))
+        units = tuple(model.units(input_spec, task))
+    _check_units(units, input_spec, task, (key, path))
     return model, units
 
 
@@ -223,10 +144,10 @@ def examine(settings: Settings) -> Subject:
         ConfigError: The settings do not fit the data, the model or one another.
     """
     loaded = load_data(settings.data)
-    image, form = loaded.image, loaded.form
+    input_spec, form = loaded.input_spec, loaded.form
     task = with_mixing(loaded.task, getattr(loaded.dataset, "mixed", {}))
     task = with_smoothing(task, settings.optim.label_smoothing)
-    model, units = make_units(settings.model, image, task)
+    model, units = make_units(settings.model, input_spec, task)
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
@@ -240,12 +161,11 @@ def examine(settings: Settings) -> Subject:
         remedy = f"derive it from {class_path(LocalMethod)}"
         raise ConfigError("local._target_", local["_target_"], "is not a LocalMethod", remedy)
 
-    def ends(image: ImageSpec, targets: Mapping[str, ValueSpec]) -> Ends:
-        shape = (image.channels, image.height, image.width)
-        batch = {IMAGE: ValueSpec(shape, torch.float32), **targets}
+    def ends(input_spec: InputSpec, targets: Mapping[str, ValueSpec]) -> Ends:
+        batch = {**input_spec.specs, **targets}
         traced = _traced(units, batch, (key, path))
         features = tuple(unit.outputs[0] for unit in traced)
-        return Ends(method, Site(0, (), units, features, image, task), traced, batch)
+        return Ends(method, Site(0, (), units, features, input_spec, task), traced, batch)
 
     return Subject(
         samples={name: len(split) for name, split in loaded.splits.items()},
@@ -253,7 +173,7 @@ def examine(settings: Settings) -> Subject:
         model=model,
         method=method,
         local=local,
-        ends=ends(image, task.targets),
+        ends=ends(input_spec, task.targets),
         identity=loaded.identity,
         classes=loaded.classes,
         evaluation=Evaluation(form.samples, ends(form.image, form.targets)) if form else None,
@@ -308,13 +228,15 @@ def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
     return unit.build.func, options, *(specs[name] for name in unit.reads)
 
 
-def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -> None:
+def _check_units(
+    units: Sequence[Unit], input_spec: InputSpec, task: Task, model: tuple[str, object]
+) -> None:
     """Check the units that a model returns: their names, and what they read and write."""
     if not units or not all(isinstance(u, Unit) and isinstance(u.name, str) for u in units):
         problem = "its units() must return a list of at least one Unit, each with text as its name"
         raise ConfigError(*model, problem)
     check_names([unit.name for unit in units])
-    known = {IMAGE}
+    known = {*input_spec.specs}
     for unit in units:
         if isinstance(unit.build, nn.Module) or not callable(unit.build):
             problem = f"the build of unit {unit.name!r} is no function that builds its network"
@@ -327,10 +249,9 @@ def _check_units(units: Sequence[Unit], task: Task, model: tuple[str, object]) -
             problem = f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes"
             raise ConfigError(*model, problem, f"it can read {', '.join(sorted(known))}")
         for name in unit.writes:
-            if name == IMAGE or name in task.targets:
+            if name in input_spec.specs or name in task.targets:
                 problem = (
-                    f"unit {unit.name!r} writes {name!r}, the name of a loaded tensor that losses "
-                    "read"
+                    f"unit {unit.name!r} writes {name!r}, the name of a tensor of the data set"
                 )
                 raise ConfigError(*model, problem, "use another name")
         known.update(unit.writes)

@@ -19,6 +19,8 @@ class Task(Protocol):
 
     A task may also have these attributes and methods:
 
+    `lower_is_better` is True if a lower metric is better, as for a perplexity.
+
     `reference` is the name of an untrained method, such as `bicubic`, with which the model is
     compared. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
     last line of a run shows it.
@@ -29,9 +31,10 @@ class Task(Protocol):
     contains the results of `measure`.
 
     Attributes:
-        metric: Name of the metric, one of the names that `score` returns. Higher is better.
-        targets: Shape (without the batch dimension) and dtype of each tensor, by name, that a batch
-            has besides its images.
+        metric: Name of the metric, one of the names that `score` returns. Higher is better, unless
+            `lower_is_better` is True.
+        targets: Shape (without the batch dimension) and dtype of each tensor, by name, that losses
+            read. A tensor that the model reads may be among them.
     """
 
     @property
@@ -101,6 +104,11 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     if problem:
         raise TypeError(f"{_name(task)}.score() {problem}")
     return dict(scores)
+
+
+def lower_is_better(task: Task) -> bool:
+    """Return whether a lower value of the task's metric is better."""
+    return getattr(task, "lower_is_better", False) is True
 
 
 def _name(task: Task) -> str:

@@ -1,0 +1,112 @@
+"""Loads the data set of a run, and checks what it gives."""
+
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass
+from inspect import getattr_static
+from typing import Any
+
+from ppll_cli.config.options import as_typed
+from ppll_cli.config.targets import blaming, make, require
+from ppll_cli.data.dataset import ImageDataset
+from ppll_cli.data.identity import Identity
+from ppll_cli.data.source import Dataset, EvaluationForm
+from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.names import class_path
+from ppll_cli.leaves.values import InputSpec, ValueSpec
+from ppll_cli.models.unit import ImageSpec
+from ppll_cli.tasks.task import Task
+
+DATA_SET = ("prepare", "load", "image_spec", "evaluation_form", "batches", "drop_last", "task")
+"""The attributes that a data set must have."""
+
+SPLITS = {"train", "test", "val"}
+"""The splits that a data set may have; it must have the first two."""
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """A data set that has been loaded.
+
+    Attributes:
+        input_spec: The tensors of training batches that the model reads.
+        form: Shapes of evaluation batches; None if they equal those of training batches.
+    """
+
+    dataset: Dataset
+    splits: Mapping[str, Sized]
+    input_spec: InputSpec
+    task: Task
+    form: EvaluationForm | None
+
+    @property
+    def identity(self) -> Identity | None:
+        """The identity of the data; None if the data set gives none."""
+        identify = getattr(self.dataset, "identity", None)
+        if not callable(identify):
+            return None
+        with blaming("data._target_", type(self.dataset).__qualname__, "identity()"):
+            found: Identity | None = identify(self.splits)
+        return found
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their labels; empty if the data set gives none."""
+        return tuple(map(str, getattr(self.dataset, "class_names", ())))
+
+
+def load_data(config: Mapping[str, Any]) -> LoadedData:
+    """Make a data set, prepare its files, and load them.
+
+    Raises:
+        ConfigError: The class is no data set, or the data set's files cannot be used.
+    """
+    key, path = as_typed("data", config.get("_target_"))
+    dataset: Dataset = make("data", config)
+    require(key, path, dataset, DATA_SET, f"derive it from {class_path(ImageDataset)}")
+    with blaming(key, path, "loading the data"):
+        dataset.prepare()
+        splits = dataset.load()
+        input_spec = dataset.image_spec(splits)
+        task = dataset.task
+        form = dataset.evaluation_form(splits)
+        loaded = LoadedData(dataset, splits, input_spec, task, form)
+        problem, remedy = _fault_of(loaded)
+    if problem:
+        raise ConfigError(key, path, problem, remedy)
+    return loaded
+
+
+def _fault_of(data: LoadedData) -> tuple[str, str]:
+    """Return what is wrong with a loaded data set, and the remedy; empty if nothing is wrong."""
+    splits: object = data.splits
+    found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
+    if not isinstance(splits, Mapping) or not {"train", "test"} <= splits.keys() <= SPLITS:
+        remedy = "it must return a mapping with train, test and perhaps val"
+        return f"its load() returned {found or 'nothing'}", remedy
+    if empty := [name for name, split in splits.items() if not len(split)]:
+        return f"its split {empty[0]!r} is empty", "each split needs at least one sample"
+    if problem := _fault_of_inputs(data):
+        remedy = f"it must return {class_path(ImageSpec)}, or an object with `specs`: each "
+        return problem, remedy + f"tensor's name and its {class_path(ValueSpec)}"
+    if not isinstance(getattr(data.task, "lower_is_better", False), bool):
+        return "its task's lower_is_better is not a bool", "give True or False"
+    names, classes = len(data.classes), getattr(data.task, "classes", None)
+    if names and isinstance(classes, int) and names != classes:
+        problem = f"its class_names are {names}, but its task has {classes} classes"
+        return problem, "give each class a name"
+    return "", ""
+
+
+def _fault_of_inputs(data: LoadedData) -> str:
+    """Return what is wrong with the description of the model's inputs, or an empty text."""
+    if getattr_static(data.input_spec, "specs", None) is None:
+        return f"its image_spec() returned {type(data.input_spec).__name__}"
+    specs: object = data.input_spec.specs
+    if not isinstance(specs, Mapping) or not specs:
+        return f"its image_spec() returned {specs!r} as `specs`"
+    for name, spec in specs.items():
+        if not isinstance(name, str) or not isinstance(spec, ValueSpec):
+            return f"its image_spec() returned {name!r} with {type(spec).__name__} in `specs`"
+        if data.task.targets.get(name, spec) != spec:
+            return f"its image_spec() and the targets of its task differ in {name!r}"
+    return ""
