@@ -12,6 +12,7 @@ class OtherTask:
     """A task whose prediction is a number."""
 
     metric = "distance"
+    lower_is_better = True
     targets: Mapping[str, ValueSpec] = {"target": ValueSpec((), torch.float32)}
 
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from ppll_cli.job import checkpoint
 from ppll_cli.launch.evaluation import evaluate
 from ppll_cli.observe.comparison import compare
 from tests.conftest import assert_same
-from tests.program import ppll_run, restored
+from tests.program import ppll_plan, ppll_run, restored
 from tests.test_docs import FILE, LANGUAGE, sections
 
 TINY = ["model.dim=8", "model.depth=4", "model.heads=2", "data.length=16", "data.pieces=40"]
@@ -59,6 +59,18 @@ def test_schedules_learn_the_same_language_model(folder: Path, schedules: list[s
     for other_test, other_weights in others:
         assert other_test == test
         assert_same(other_weights, weights)
+
+
+@pytest.mark.slow
+def test_options_that_measure_or_recompute_know_the_tokens(folder: Path) -> None:
+    modules = "local.cuts=[blocks.2]"
+    train(folder, "plain", "schedule=ll", "gpus=1", modules)
+    train(folder, "other", "gpus=2", modules, "partition=profile", "recompute=true")
+    plain, other = (load_file(folder / name / "model.safetensors") for name in ("plain", "other"))
+    assert_same(other, plain)
+    own = ["--config-dir=conf", "model=decoder", "data=manual", *TINY[:6], "gpus=2"]
+    planned = ppll_plan(*own, "schedule=bp,1f1b,ppll", "device=cpu", cwd=folder)
+    assert planned.returncode == 0, planned.stderr
 
 
 def test_the_lowest_perplexity_is_the_best(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,10 @@ from ppll_cli.tasks.classification import LABEL
 from tests.local.conftest import BATCH, CLASSES, assert_trained, batch_at
 from tests.local.infopro_sites import COLOUR, LOSSES, built, decoding, sites
 from tests.other_task import OtherTask
+
+
+class TokenSpec:
+    specs: Mapping[str, ValueSpec] = {"tokens": ValueSpec((5,), torch.int64)}
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -193,6 +198,13 @@ def test_pixels_outside_the_range_are_clamped() -> None:
     image = torch.tensor([-0.6, -0.5, 0.0, 1.5, 1.6]).view(1, 1, 1, 5)
     pixels = Decoder(8, ImageSpec(1, 1, 5, (0.25,), (0.5,)), 12).pixels(image)
     assert pixels.flatten().tolist() == [0, 0, 0.25, 1, 1]
+
+
+def test_data_without_images_are_refused(site: Site) -> None:
+    text = replace(site, input_spec=TokenSpec())
+    with pytest.raises(ConfigError, match="reconstructs images, but the data set has none; choose"):
+        InfoPro().criterion(text)
+    InfoPro(weights=[0, 1, 0, 1]).criterion(text)  # reconstructs nothing
 
 
 def test_the_decoders_loss_is_cross_entropy_with_the_pixels(site: Site) -> None:

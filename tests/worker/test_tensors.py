@@ -23,7 +23,7 @@ def test_outputs_that_would_change_are_copied_for_a_chunk_of_the_same_stage(
     slot = torch.arange(4.0)
     weight = torch.arange(2.0)
     tensors.store_inputs(0, {"x": slot[:2], "passed": slot[2:]})
-    changing = tensors.changing(0, [weight])
+    changing = tensors.changing(0, lambda: [weight])
     tensors[0].values.update(copied=weight[:1], exported=slot[1:2])
     tensors.hold_outputs(0, changing)
     slot.fill_(-1)

@@ -70,7 +70,11 @@ class HeldChunk(Networks):
         Then run the exports, without gradients: they compute values for losses of later modules.
         """
         values, batch = self.tensors[micro_batch].values, self.batch
-        changing = self.tensors.changing(micro_batch, self.unit_state if batch.training else ())
+
+        def state() -> list[Tensor]:
+            return self.unit_state if batch.training else []
+
+        changing = self.tensors.changing(micro_batch, state)
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
                 seed_of = seeding.unit_forward

@@ -1,6 +1,6 @@
 """Holds the tensors of a chunk during a batch."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -62,15 +62,16 @@ class Tensors:
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
         self._held[micro_batch] = MicroBatch({**tensors, **leaves}, leaves)
 
-    def changing(self, micro_batch: int, state: Iterable[Tensor]) -> set[int]:
+    def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return the addresses of memory that may change before the next chunk reads the outputs.
 
         If the next chunk is on another stage, there are none, because the outputs are sent at once.
         Otherwise the channel may reuse the slot of an input, and a step may change the chunk's
-        `state`: its weights and buffers.
+        weights and buffers. `state` returns these; it takes as long as several kernels.
         """
-        values = self[micro_batch].values.values()
-        return storages([*values, *state]) if self._next_is_here else set()
+        if not self._next_is_here:
+            return set()
+        return storages([*self[micro_batch].values.values(), *state()])
 
     def hold_outputs(self, micro_batch: int, changing: set[int]) -> None:
         """Detach the outputs, and keep them for the next chunk.
