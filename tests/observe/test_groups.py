@@ -197,10 +197,12 @@ def test_differences_within_noise_are_marked(tmp_path: Path) -> None:
             rate = {"bp": 100.0, "gpipe": 101.0, "ppll": 200.0}[schedule] + 5 * seed
             one = 1 if schedule == "bp" else 2
             place = tmp_path / str(number)
-            seeded(place, schedule, seed, rate, gpus=one, accuracies=(accuracy,))
+            reached = [0.1] * seed + [accuracy]
+            seeded(place, schedule, seed, rate, gpus=one, accuracies=reached, steps=30)
             number += 1
     found = compare([tmp_path])
     assert [cell[-1] for cell in cells(found, "best test accuracy")] == [")", "~", ")"]
+    assert cells(found, "s to test accuracy 0.7") == ["4.0 ± 2.0 (3)", *["4.0 ± 2.0 (3) ~"] * 2]
     assert [cell[-1] for cell in cells(found, "samples/s")] == [")", "~", ")"]
     assert [cell[-1] for cell in cells(found, "x bp")] == [")", "~", ")"]
     assert any(note.startswith("~ marks a difference from 0-2 that noise") for note in found.notes)

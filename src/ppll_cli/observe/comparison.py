@@ -75,8 +75,9 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     ]
     worst = min(ended_well, key=lambda run: run.merit(run.evaluations[-1].value), default=None)
     target = worst.evaluations[-1].value if worst else None
+    measured = [replace(row, seconds_to_target=_seconds(row, target)) for row in measured]
     groups = grouped(measured)
-    rows = {id(row.run): _compared(row, groups, target) for row in measured}
+    rows = {id(row.run): _with_baselines(row, groups) for row in measured}
     groups = [Group([rows[id(row.run)] for row in group.rows]) for group in groups]
     groups = [replace(group, reference=_reference(group, groups)) for group in groups]
     seen = [Group([row]) for row in rows.values()] if each else groups
@@ -99,11 +100,8 @@ def _row(
     )
 
 
-def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
-    """Add to a run's row its baselines, and the time in which it reached the target.
-
-    A refused run has neither.
-    """
+def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
+    """Add to a run's row its baselines; a refused run has none."""
     if not row.conditions:
         return row
 
@@ -121,10 +119,7 @@ def _compared(row: Row, groups: Sequence[Group], target: float | None) -> Row:
         comparable.sort(key=lambda group: group.rate.mean if group.rate else 0.0, reverse=True)
         return sorted(comparable, key=lambda group: group.first.run.status != "completed")
 
-    # The target does not apply to a run with other data.
-    other_data = any(key.partition(".")[0] == "data" for key in row.unequal)
-    seconds = None if other_data else _time_to(row.run, target)
-    return replace(row, seconds_to_target=seconds, bps=baselines("bp"), lls=baselines("ll"))
+    return replace(row, bps=baselines("bp"), lls=baselines("ll"))
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -143,8 +138,13 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     return groups[-max(best)[1]] if best else None
 
 
-def _time_to(run: FoundRun, target: float | None) -> float | None:
-    if target is None:
+def _seconds(row: Row, target: float | None) -> float | None:
+    """Return the time in seconds in which a run reached the target; None if it did not.
+
+    The target does not apply to a run with other data.
+    """
+    run = row.run
+    if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):
         return None
     reached = (e.seconds for e in run.evaluations if run.merit(e.value) >= run.merit(target))
     return next(reached, None)
