@@ -25,6 +25,22 @@ class Noisy:
         ]
 
 
+class Projected:
+    """A model with random numbers that are in no file: its constructor and `units` draw them."""
+
+    def __init__(self) -> None:
+        self.matrix = torch.randn(64, 8)
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return three units. The first one projects 64 pixels."""
+        project = partial(_Project, self.matrix, torch.randn(8))
+        return [
+            Unit("first", project, ("image",)),
+            Unit("second", partial(nn.Linear, 8, 8)),
+            Unit("last", partial(nn.Linear, 8, classes_of(task, "projected"))),
+        ]
+
+
 class NoisyHeads(LocalMethod):
     """The task's smallest head, on features with noise."""
 
@@ -36,6 +52,16 @@ class NoisyHeads(LocalMethod):
 
 def _layer(width: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(width, outputs), _Noise())
+
+
+class _Project(nn.Module):
+    def __init__(self, matrix: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.matrix, self.bias = matrix, bias
+
+    def forward(self, image: Tensor) -> Tensor:
+        matrix, bias = self.matrix.to(image.device), self.bias.to(image.device)
+        return image.flatten(1) @ matrix + bias
 
 
 class _Noise(nn.Module):

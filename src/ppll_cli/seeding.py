@@ -21,7 +21,7 @@ def unit_weights(seed: int, unit: str) -> int:
 
 
 def auxiliary_weights(seed: int, module: int) -> int:
-    """Return the seed for the initial weights of a module's auxiliary network."""
+    """Return the seed for a module's exports and the initial weights of its auxiliary network."""
     return _seed("auxiliary weights", seed, module)
 
 
@@ -38,9 +38,13 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
     return _seed("auxiliary forward", seed, module, step, micro_batch)
 
 
-def constructor(seed: int) -> int:
-    """Return the seed for random numbers that the constructor of a model or local method draws."""
-    return _seed("constructor", seed)
+def constructor(seed: int, group: str) -> int:
+    """Return the seed for random numbers that the class of a configuration group draws.
+
+    For `model` these are the numbers of its constructor and of its `units`, for `local` those of
+    its constructor.
+    """
+    return _seed("constructor", seed, group)
 
 
 def watching(seed: int, module: int, step: int, micro_batch: int) -> int:

@@ -12,7 +12,7 @@ from tests.conftest import own_model
 from tests.data.picture_files import write_photos
 from tests.data.scene_files import write_fashion
 from tests.finished import finished_run
-from tests.noisy import Noisy
+from tests.noisy import Noisy, Projected
 
 DIGITS = ["data=digits", "model.dim=16", "model.depth=2", "model.heads=2", "max_steps=3"]
 
@@ -124,11 +124,15 @@ def test_an_evaluation_of_averaged_weights_repeats_the_runs_scores(tmp_path: Pat
         load_run(plain.folder, ema=True)
 
 
-def test_an_evaluation_draws_the_random_numbers_of_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [Noisy, Projected])
+def test_an_evaluation_draws_the_random_numbers_of_the_run(
+    tmp_path: Path, model: type[Noisy | Projected]
+) -> None:
     where = ["schedule=ppll", "gpus=2", "local.modules=2", "max_steps=2"]
-    run = finished_run(tmp_path / "run", "data=digits", *own_model("noisy.Noisy"), *where)
+    own = own_model(f"noisy.{model.__name__}")
+    run = finished_run(tmp_path / "run", "data=digits", *own, *where)
     before = torch.get_rng_state()
-    loaded = load_run(run.folder, classes=[Noisy])
+    loaded = load_run(run.folder, classes=[model])
     assert evaluate(loaded, "test").result == run.test
     assert torch.equal(torch.get_rng_state(), before)
 

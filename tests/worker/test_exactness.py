@@ -4,13 +4,15 @@ The runs are inside the test, with threads as workers. `tests/launch/test_exactn
 processes change nothing, and `test_pipelines.py` has the schedules that split batches.
 """
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import Unit
 from tests.conftest import assert_same, own_model
 from tests.worker.cases import DATA, FEW_STEPS, METHODS, RESNET, SGD, VIT
 from tests.worker.inside import Outcome, run_inside
@@ -51,23 +53,46 @@ def test_ppll_is_sequential_local_learning(tmp_path: Path, case: list[str]) -> N
 
 
 class Projected(LocalMethod):
-    """Projects features by a random matrix, which the constructor draws for all modules."""
+    """Adds noise, which `exports` draws, and projects by a matrix, which the constructor draws."""
 
     def __init__(self) -> None:
         self.matrix = torch.randn(16, 16)
+
+    def exports(self, site: Site) -> list[Unit]:
+        name = f"noise.{site.module}"
+        return [Unit(name, partial(_Noise, torch.randn(16)), (site.feature,), (name,))]
 
     def criterion(self, site: Site) -> Criterion:
         project = nn.Linear(16, 16, bias=False).requires_grad_(False)
         if not project.weight.is_meta:
             project.weight.copy_(self.matrix)
-        head = nn.Sequential(project, site.task.smallest_head(site.spec.shape))
-        return Criterion(head, (site.feature,), site.task)
+        head = _Added(project, site.task.smallest_head(site.spec.shape))
+        return Criterion(head, (site.feature, f"noise.{site.module}"), site.task)
 
 
-def test_random_numbers_of_a_constructor_do_not_depend_on_the_stages(tmp_path: Path) -> None:
+class _Noise(nn.Module):
+    def __init__(self, noise: Tensor) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.noise.to(x.device).expand_as(x)
+
+
+class _Added(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        out: Tensor = self.layers(x + noise)
+        return out
+
+
+def test_random_numbers_that_a_method_draws_do_not_depend_on_the_stages(tmp_path: Path) -> None:
     case = [f"local._target_={__name__}.Projected", "local.modules=3", *VIT]
     expected = inside(tmp_path, "schedule=ll", *case)
-    name = "auxiliary.{}.head.0.weight"
+    name = "auxiliary.{}.head.layers.0.weight"
     assert torch.equal(expected.tensors[name.format(0)], expected.tensors[name.format(1)])
     assert_same_run(inside(tmp_path, "schedule=ppll", "gpus=2", *case), expected)
 

@@ -16,7 +16,7 @@ from ppll_cli.job.weights import Weights
 from ppll_cli.leaves.names import place_name, seat_name
 from ppll_cli.leaves.values import InputSpec, ValueSpec
 from ppll_cli.local.method import Site
-from ppll_cli.models.unit import Model, Unit, make_seeded
+from ppll_cli.models.unit import Unit, units_seeded
 from ppll_cli.pipeline import passes
 from ppll_cli.pipeline.instructions import BackwardInput, Instruction
 from ppll_cli.pipeline.layout import Layout
@@ -290,8 +290,8 @@ class Job:
 
     def units(self) -> list[Unit]:
         """Make the model from its configuration, and return its units."""
-        model: Model = make_seeded("model", self.settings.model, self.settings.seed)
-        return list(model.units(self.input_spec, self.task))
+        settings = self.settings
+        return list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
 
     def site(self, units: Sequence[Unit]) -> Site:
         """Return the site of the first module's auxiliary network, given the model's units."""

@@ -12,7 +12,6 @@ from torch import nn
 
 from ppll_cli.config import objective
 from ppll_cli.config.commands import short_path
-from ppll_cli.config.targets import make
 from ppll_cli.config.weights import MODEL_FILE, absolute_path
 from ppll_cli.data.identity import Identity, difference
 from ppll_cli.errors import ConfigError
@@ -24,6 +23,7 @@ from ppll_cli.launch.results import drop_unfinished
 from ppll_cli.launch.resume import Recorded
 from ppll_cli.leaves.files import digest_of, read_json, write_text
 from ppll_cli.local.method import LocalMethod, module_criterion
+from ppll_cli.models.unit import make_seeded
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE
 from ppll_cli.prepare.preparation import Prepared
@@ -100,7 +100,9 @@ def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
 
 def check_restorable(job: Job, start: Checkpoint) -> None:
     """Refuse a checkpoint whose tensors do not fit the networks that this version builds."""
-    model, method = make("model", job.settings.model), make("local", job.local)
+    seed = job.settings.seed
+    model = make_seeded("model", job.settings.model, seed)
+    method: LocalMethod = make_seeded("local", job.local, seed)
     with SavedTensors(start.folder) as saved:
         known = {name: saved.shape(name) for name in saved}
     needed = dict(_needed(job, method))

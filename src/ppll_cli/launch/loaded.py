@@ -180,7 +180,7 @@ def loaded(
     settings = parse(config)
     data = load_data(settings.data)
     try:
-        _, units = make_units(settings.model, data.input_spec, data.task)
+        _, units = make_units(settings.model, data.input_spec, data.task, settings.seed)
     except ConfigError as error:
         if other_data is None:
             raise

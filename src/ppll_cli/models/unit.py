@@ -1,6 +1,7 @@
 """Defines the interface of models: an ordered list of units that read and write named tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE as IMAGE
 from ppll_cli.leaves.images import ImageSpec as ImageSpec
+from ppll_cli.leaves.values import InputSpec
 from ppll_cli.tasks.task import Task
 
 
@@ -82,17 +84,32 @@ class Model(Protocol):
         """
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run code whose random numbers depend only on the seed; the caller's do not change."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
     """Make a model or local method, whose constructor's random numbers depend only on the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeding.constructor(seed))
+    with seeded(seeding.constructor(seed, group)):
         return make(group, config)
+
+
+def units_seeded(
+    config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
+) -> tuple[Unit, ...]:
+    """Make a model, and return its units. All their random numbers depend only on the seed."""
+    with seeded(seeding.constructor(seed, "model")):
+        model: Model = make("model", config)
+        return tuple(model.units(input_spec, task))
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:
     """Build a unit's module, whose initial weights depend only on the seed and the unit's name."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeding.unit_weights(seed, unit.name))
+    with seeded(seeding.unit_weights(seed, unit.name)):
         return unit.build()
 
 

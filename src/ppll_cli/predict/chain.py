@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from ppll_cli.config.sections import Optim
-from ppll_cli.config.targets import make
 from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.job.placing import placed, prepare_compiler
 from ppll_cli.job.recompute import recomputed
 from ppll_cli.leaves.values import InputSpec, ValueSpec
-from ppll_cli.models.unit import Model, Unit
+from ppll_cli.models.unit import Unit, units_seeded
 from ppll_cli.predict.timing import Stopwatch, batch_like, held, saved_storages, storage
 from ppll_cli.tasks.task import Task
 
@@ -62,6 +61,7 @@ class Setup:
         threads: CPU threads, as many as a worker has.
         compiled: Whether networks are compiled by torch.compile.
         recompute: Whether the backward pass of a unit first runs the forward pass again.
+        seed: Seed for random numbers that the model or the local method draws as it is made.
     """
 
     model: Mapping[str, Any]
@@ -74,13 +74,13 @@ class Setup:
     numerics: Numerics
     compiled: bool
     recompute: bool
+    seed: int
 
     def units(self) -> tuple[Unit, ...]:
         """Prepare the compiler if it is used, and make the model's units."""
         if self.compiled:
             prepare_compiler()
-        model: Model = make("model", self.model)
-        return tuple(model.units(self.input_spec, self.task))
+        return units_seeded(self.model, self.input_spec, self.task, self.seed)
 
 
 @dataclass(frozen=True)

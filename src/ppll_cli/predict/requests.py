@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppll_cli.config.targets import make
 from ppll_cli.job.placing import placed
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site, module_criterion
+from ppll_cli.models.unit import make_seeded
 from ppll_cli.predict.chain import Saved, Setup, Work
 from ppll_cli.predict.timing import Stopwatch, batch_like, repeat, time_criterion
 
@@ -75,7 +75,7 @@ def time_loss(
         with_gradient: Names of the tensors that the module makes, which take gradients.
     """
     device, units = torch.device(setup.device), setup.units()
-    method: LocalMethod = make("local", local)
+    method: LocalMethod = make_seeded("local", local, setup.seed)
     site = Site(module, tuple(modules), units, features, setup.input_spec, setup.task)
     criterion = module_criterion(method, site)
     placed(criterion, device, setup.compiled).train()

@@ -153,6 +153,7 @@ def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
         numerics=numerics,
         compiled=settings.compile,
         recompute=settings.recompute,
+        seed=settings.seed,
     )
     return Profile(
         ends=subject.ends,

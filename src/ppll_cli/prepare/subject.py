@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ppll_cli import seeding
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming, make, require
@@ -25,7 +26,7 @@ from ppll_cli.leaves.values import InputSpec, ValueSpec
 from ppll_cli.local.fba import bank_for
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, problem_of, trace
-from ppll_cli.models.unit import Model, Unit, check_names
+from ppll_cli.models.unit import Model, Unit, check_names, make_seeded, seeded
 from ppll_cli.prepare.loading import load_data
 from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
@@ -121,18 +122,19 @@ class Subject:
 
 
 def make_units(
-    config: Mapping[str, Any], input_spec: InputSpec, task: Task
+    config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Model, tuple[Unit, ...]]:
-    """Make a model and its units.
+    """Make a model and its units. All their random numbers depend only on the seed.
 
     Raises:
         ConfigError: The class is no model, or the model does not fit the data or the task.
     """
     key, path = as_typed("model", config.get("_target_"))
-    model: Model = make("model", config)
-    require(key, path, model, ("units",), f"see {class_path(Model)}")
-    with blaming(key, path, "units()"):
-        units = tuple(model.units(input_spec, task))
+    with seeded(seeding.constructor(seed, "model")):
+        model: Model = make("model", config)
+        require(key, path, model, ("units",), f"see {class_path(Model)}")
+        with blaming(key, path, "units()"):
+            units = tuple(model.units(input_spec, task))
     _check_units(units, input_spec, task, (key, path))
     return model, units
 
@@ -147,7 +149,7 @@ def examine(settings: Settings) -> Subject:
     input_spec, form = loaded.input_spec, loaded.form
     task = with_mixing(loaded.task, getattr(loaded.dataset, "mixed", {}))
     task = with_smoothing(task, settings.optim.label_smoothing)
-    model, units = make_units(settings.model, input_spec, task)
+    model, units = make_units(settings.model, input_spec, task, settings.seed)
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
@@ -156,7 +158,7 @@ def examine(settings: Settings) -> Subject:
         local.pop("detection_head", None)
     if settings.fba.enabled and "bank" in local:  # fill in the bank's defaults, to record them
         local["bank"] = bank_for(settings.fba, task, units).model_dump()
-    method = make("local", local)
+    method = make_seeded("local", local, settings.seed)
     if not isinstance(method, LocalMethod):
         remedy = f"derive it from {class_path(LocalMethod)}"
         raise ConfigError("local._target_", local["_target_"], "is not a LocalMethod", remedy)

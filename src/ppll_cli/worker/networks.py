@@ -12,7 +12,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.job.optimizer import FusedOptimizer
 from ppll_cli.job.placing import placed
 from ppll_cli.local.method import Criterion, Site, module_criterion, module_exports
-from ppll_cli.models.unit import Unit, build_unit, make_seeded
+from ppll_cli.models.unit import Unit, build_unit, make_seeded, seeded
 from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.transport.averages import Average
 from ppll_cli.transport.replicas import Replicas
@@ -62,9 +62,8 @@ class Networks:
         self.criterion: Criterion | None = None
         if place.ends_module:
             method, site = make_seeded("local", job.local, seed), site.at(place.module)
-            self.exports = [(u, build_unit(u, seed)) for u in module_exports(method, site)]
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seeding.auxiliary_weights(seed, place.module))
+            with seeded(seeding.auxiliary_weights(seed, place.module)):
+                self.exports = [(u, build_unit(u, seed)) for u in module_exports(method, site)]
                 self.criterion = module_criterion(method, site)
         if settings.sync_batchnorm and replicas is not None:
             self.units = [(unit, synced(network, replicas)) for unit, network in self.units]
