@@ -216,18 +216,30 @@ class Twins:
 
 
 class InPlace:
-    """A chain of five units; `second` and `fourth` change their input in place."""
+    """A chain of five units; `second` and `fourth` change their input in place.
+
+    `third` makes a new tensor, or only gives its input another shape or name.
+    """
+
+    def __init__(self, *, third: str = "linear") -> None:
+        networks: dict[str, Callable[[], nn.Module]] = {
+            "linear": partial(nn.Linear, 8, 8),
+            "shape": nn.Flatten,
+            "name": nn.Identity,
+        }
+        self.third = networks[third]
+        self.name = "other" if third == "name" else "x"
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
         """Return Linear layers, and nn.ReLU."""
         pixels = image.channels * image.height * image.width
-        linear, relu = partial(nn.Linear, 8, 8), partial(nn.ReLU, inplace=True)
+        relu, name = partial(nn.ReLU, inplace=True), (self.name,)
         return [
             Unit("first", partial(_Layer, pixels, 8), ("image",)),
             Unit("second", relu),
-            Unit("third", linear),
-            Unit("fourth", relu),
-            Unit("last", partial(nn.Linear, 8, classes_of(task, "in place"))),
+            Unit("third", self.third, ("x",), name),
+            Unit("fourth", relu, name, name),
+            Unit("last", partial(nn.Linear, 8, classes_of(task, "in place")), name),
         ]
 
 

@@ -169,6 +169,18 @@ def test_a_chunk_that_changes_its_input_in_place_is_refused() -> None:
     prepared(*case, "schedule=ppll", "partition.cuts=[third]")
 
 
+@pytest.mark.parametrize(("third", "name"), [("name", "other"), ("shape", "x")])
+@pytest.mark.parametrize("schedule", ["pp", "ppll"])
+def test_a_chunk_that_changes_a_view_of_its_input_in_place_is_refused(
+    schedule: str, third: str, name: str
+) -> None:
+    case = [*DATA, *own_model("InPlace", third=third), "batch_size=8", "device=cpu", "gpus=2"]
+    case += ["partition=manual", f"schedule={schedule}"]
+    with pytest.raises(ConfigError, match=f"unit 'fourth' changes its input '{name}' in place"):
+        prepared(*case, "partition.cuts=[third]")
+    prepared(*case, "partition.cuts=[last]")
+
+
 def test_the_file_of_a_schedule_need_not_have_the_key_microbatches() -> None:
     """It was refused as `schedule.microbatches=null`, which nobody had written."""
     job = prepared(*SMALL, "schedule=ppll", "~schedule.microbatches").job

@@ -3,7 +3,7 @@
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -42,12 +42,15 @@ class TracedUnit:
     Attributes:
         outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
         cost: Cost of the unit.
-        changed: Names of the inputs that the unit changes in place.
+        changed: Numbers of the inputs that the unit changes in place.
+        shared: Each pair of an input and an output in the same memory, by their numbers. The output
+            is the input itself or a view of it.
     """
 
     outputs: tuple[ValueSpec, ...]
     cost: Cost
-    changed: tuple[str, ...] = ()
+    changed: tuple[int, ...]
+    shared: tuple[tuple[int, int], ...]
 
 
 @contextmanager
@@ -172,21 +175,28 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     specs = dict(batch)
     traced = []
     for unit in units:
-        outputs, cost, changed = _run(unit, specs)
+        inputs, outputs, cost = _run(unit, specs)
         made = {name: spec_of(tensor) for name, tensor in outputs.items()}
-        traced.append(TracedUnit(tuple(made.values()), cost, changed))
+        changed = tuple(number for number, x in enumerate(inputs) if x._version)
+        shared = _shared(inputs, outputs.values())
+        traced.append(TracedUnit(tuple(made.values()), cost, changed, shared))
         specs.update(made)
     return traced
 
 
 def _run(
     unit: Unit, specs: Mapping[str, ValueSpec], samples: int = 1
-) -> tuple[dict[str, Tensor], Cost, tuple[str, ...]]:
-    """Run samples through a unit; return its outputs, its cost, and the inputs that it changed."""
+) -> tuple[list[Tensor], dict[str, Tensor], Cost]:
+    """Run samples through a unit; return its inputs, its outputs by name, and its cost."""
     inputs = [empty(specs[name], samples) for name in unit.reads]
     result, cost = measure(unit.build, lambda module: module(*inputs))
-    changed = (name for name, x in zip(unit.reads, inputs, strict=True) if x._version)
-    return unit.written(result), cost, tuple(changed)
+    return inputs, unit.written(result), cost
+
+
+def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Return the numbers of each pair of an input and an output in the same memory."""
+    read, made = ([x.untyped_storage()._cdata for x in tensors] for tensors in (inputs, outputs))
+    return tuple((i, o) for i, x in enumerate(read) for o, y in enumerate(made) if x == y)
 
 
 @_without_compiler()
@@ -194,7 +204,8 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -
     """Return why the program cannot train a unit, or an empty text.
 
     The program relies on this: each call of `build` makes new weights, and the first dimension of
-    each output, and no other one, is the batch. The trace of one sample (`traced`) shows neither.
+    each output is the batch, and no other dimension is. The trace of one sample (`traced`) shows
+    neither.
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()
@@ -205,7 +216,7 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -
                 f"has the same {name!r} after two calls of its build(); build() must make new "
                 "weights at each call, and units cannot share weights"
             )
-    outputs = _run(unit, specs, samples=ODD)[0]
+    outputs = _run(unit, specs, samples=ODD)[1]
     for (name, output), one_sample in zip(outputs.items(), traced.outputs, strict=True):
         shapes = f"writes {name!r} with shape {list(output.shape)} for {ODD} samples"
         if output.shape[:1] != (ODD,):

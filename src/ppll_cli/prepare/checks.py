@@ -93,22 +93,24 @@ def check_backwards(job: Job) -> None:
 
 
 def check_inputs(job: Job, subject: Subject) -> None:
-    """Refuse a unit that changes in place an input that its chunk receives.
+    """Refuse a unit that changes in place an input that its chunk receives, or a view of it.
 
-    Torch does not allow it if a gradient is sent back. If no gradient is, the values of other
+    Torch does not allow it if a gradient is sent back. Without gradients, the values of other
     tensors would depend on the stages: two names may share memory, but have slots of their own.
     """
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):
         received = {*specs}
         for index in chunk.units:
-            unit = subject.units[index]
-            if changed := sorted(received.intersection(subject.ends.traced[index].changed)):
-                where = f"unit {unit.name!r} changes its input {changed[0]!r} in place"
+            unit, traced = subject.units[index], subject.ends.traced[index]
+            changed = [unit.reads[number] for number in traced.changed]
+            if wrong := [name for name in changed if name in received]:
+                where = f"unit {unit.name!r} changes its input {wrong[0]!r} in place"
                 problem = f"{where}, but the data set or another chunk has made this tensor"
                 remedy = "make a new tensor, for example with inplace=False"
                 raise ConfigError(key, path, problem, remedy)
-            received -= {*unit.writes}
+            views = {unit.writes[o] for i, o in traced.shared if unit.reads[i] in received}
+            received = received - {*unit.writes} | views
 
 
 def check_batch_norm(
