@@ -188,6 +188,37 @@ def test_a_users_option_is_found_in_its_config_dir(
     assert run_main(monkeypatch, run.folder, "--config-dir", own) == 0
 
 
+def test_a_held_out_part_matters_only_for_splits_made_from_it(
+    run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more, out = "data.val_fraction=0.2", ["--output", str(tmp_path / "out")]
+    assert run_main(monkeypatch, run.folder, more, *out) == 0
+    assert results(tmp_path / "out")["test"] == run.test
+    assert run_main(monkeypatch, run.folder, "--split=train", more, *out) == 0
+    assert results(tmp_path / "out")["samples"] == 1437 - 287
+    Image.new("L", (8, 8), 40).save(tmp_path / "a.png")
+    assert run_main(monkeypatch, run.folder, more, *out, "--predict", tmp_path / "a.png") == 0
+
+
+def test_a_held_out_test_set_must_not_be_larger_than_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder has no test set, so the run was trained on the pictures that it did not test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_classes(tmp_path / "root" / "train", {name: range(0, 250, 25) for name in "ab"})
+    data = ["data=imagefolder", f"data.root={tmp_path / 'root'}", "data.size=16"]
+    small = ["model=resnet32", "model.depth=8", "batch_size=4", "max_steps=1"]
+    run = finished_run(tmp_path / "run", *data, "data.val_fraction=0.2", *small)
+    for fraction in (0.2, 0.1):
+        assert run_main(monkeypatch, run.folder, f"data.val_fraction={fraction}") == 0
+        assert results(run.folder / "evaluation")["samples"] == 20 * fraction
+    assert run_main(monkeypatch, run.folder, "data.val_fraction=0.4") == 2
+    said = capsys.readouterr().err
+    assert "the run held out 0.2, so it was trained on some of these samples" in said
+    assert said.endswith("; give at most 0.2, or evaluate on other data\n")
+    assert run_main(monkeypatch, run.folder, "data.val_fraction=0.4", "--split=train") == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -207,10 +238,8 @@ def test_a_users_option_is_found_in_its_config_dir(
         (
             ["RUN", "--split=val", "data.val_fraction=0.2"],
             "data.val_fraction=0.2: the run held out 0, so it was trained on some of these "
-            "samples; leave it out, or evaluate on other data",
+            "samples; evaluate another split or other data",
         ),
-        # For pictures without a test set, the held-out samples are the split test.
-        (["RUN", "data.val_fraction=0.2"], "data.val_fraction=0.2: the run held out 0, so it was"),
         (["RUN", "batch_size=0"], "batch_size=0: must be greater than or equal to 1"),
         (["RUN", "device=tpu"], "device=tpu: must be"),
         (["RUN", "data=cifar10", "data.root=."], "data.root=/"),

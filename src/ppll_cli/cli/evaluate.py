@@ -102,9 +102,10 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
             raise ConfigError("--predict", file, "there is no such file", "give pictures")
     run = recorded_in(run_dir, "RUN_DIR")
     config, data = _configured(run, overrides, options.config_dir)
-    _check_held_out(run.config["data"], config["data"])
     settings = parse(config)
-    make("data", settings.data)  # the class checks its arguments without torch
+    dataset = make("data", settings.data)  # the class checks its arguments without torch
+    split = options.split if options.predict else options.split or "test"
+    _check_held_out(run.config["data"], config["data"], split, dataset)
     given = {key_of(each) for each in overrides}
     return EvaluationRequest(
         run.run_dir,
@@ -112,7 +113,7 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
         settings,
         options.checkpoint,
         options.ema,
-        options.split if options.predict else options.split or "test",
+        split,
         data,
         data if config["data"] != run.config["data"] else None,
         settings.batch_size if "batch_size" in given else None,
@@ -218,17 +219,18 @@ def _configured(
     return config, chosen["data"]
 
 
-def _check_held_out(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more of the training set than the run, which has trained on the rest.
-
-    The held-out samples are the split `val` or, for pictures without a test set, the split `test`.
-    """
+def _check_held_out(
+    before: dict[str, Any], now: dict[str, Any], split: str | None, dataset: Any
+) -> None:
+    """Refuse held-out samples on which the run has trained, because it held out fewer samples."""
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
-    if same and fraction > most:
+    if not same or fraction <= most:
+        return
+    if split == "val" or (split == "test" and getattr(dataset, "test_is_held_out", False)):
         problem = f"the run held out {most}, so it was trained on some of these samples"
-        remedy = f"give at most {most}" if most else "leave it out"
-        remedy += ", or evaluate on other data"
+        remedy = f"give at most {most}" if most else "evaluate another split"
+        remedy += ", or evaluate on other data" if most else " or other data"
         raise ConfigError("data.val_fraction", fraction, problem, remedy)
 
 

@@ -104,6 +104,8 @@ class Dataset(Protocol):
       `inputs` is the result of the method `inputs`.
     - `evaluated(splits, name)`: the splits, with the split `name` prepared for evaluation. A data
       set needs this method if `load` prepares some split only for training.
+    - `test_is_held_out`: whether the split `test` is a part of the training set, held out like
+      `val`.
     """
 
     @property
