@@ -209,12 +209,11 @@ class LabelledPictures(Classified):
                     "add one, or give data.val_fraction=0.2 to test on that part of the pictures",
                 )
             kept, held_out = hold_out(len(train), self.val_fraction, needed=test is None)
-            chosen = train.of(held_out)
+            chosen = train.of(held_out[: self.eval_limit])
             train = train.of(kept)
             test, val = (chosen, None) if test is None else (test, chosen)
-        limit = slice(self.eval_limit)
-        splits = {"train": train} if val is None else {"train": train, "val": val.of(limit)}
-        return {**splits, "test": test.of(limit)}
+        splits = {"train": train} if val is None else {"train": train, "val": val}
+        return {**splits, "test": test}
 
     def _limited(self, part: str) -> Listing | None:
         """Return at most `eval_limit` pictures of a part; None if the part does not exist.
