@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.launch.beginning import check_data
+from ppll_cli.launch.resume import Recorded
 from tests.conftest import Result, Runner, assert_same, resumed
 from tests.data.scene_files import write_fashion
 
@@ -64,6 +66,17 @@ def test_resuming_with_changed_data_is_refused(
         f"data.root={tmp_path / 'work' / 'data'}: {problem}; give the folder with the "
         "original data, or start a new run"
     )
+
+
+@pytest.mark.parametrize(("limit", "told"), [(None, False), (8, True)])
+def test_a_changed_choice_of_evaluated_pictures_is_explained(
+    tmp_path: Path, limit: int | None, told: bool
+) -> None:
+    """Earlier versions chose the first pictures, so the identity of the data differs."""
+    before = Recorded(tmp_path, {}, {}, data_sha256="another digest")
+    with pytest.raises(ConfigError, match=r"^data\.root=a: these are not the data") as error:
+        check_data(before, {"root": "a", "eval_limit": limit}, {"train": [("a.png", 3)]})
+    assert ("earlier versions chose others for data.eval_limit" in str(error.value)) == told
 
 
 def test_a_run_without_a_data_digest_is_resumed_unchecked(tmp_path: Path, started: Result) -> None:
