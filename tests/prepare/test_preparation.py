@@ -212,9 +212,16 @@ class ExportsUnderAUnitsName(_Exports):
     unit = Unit("blocks.0", nn.Identity, writes=("more",))
 
 
+class ExportsInPlace(_Exports):
+    """Exports a unit that changes the feature, so that the module's loss would read another one."""
+
+    unit = Unit("more", partial(nn.ReLU, inplace=True), writes=("more",))
+
+
 @pytest.mark.parametrize(
     ("method", "problem"),
     [
+        (ExportsInPlace, "local=more: its export 'more' changes its input 'x' in place, which"),
         (ExportsParameters, "local=more: its export 'more' has parameters"),
         (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
         (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),

@@ -19,10 +19,13 @@ from ppll_cli.local.method import (
     module_criterion,
     module_exports,
 )
-from ppll_cli.models.trace import Cost, TracedUnit, measure, trace
+from ppll_cli.models.trace import Cost, TracedUnit, explained, measure, trace
 from ppll_cli.models.unit import Unit
 from ppll_cli.pipeline.routes import Access, Watch
 from ppll_cli.pipeline.validation import whole
+
+MAY_BE_READ = "which later modules may read: make a new tensor"
+"""The end of messages about a tensor that is changed in place."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,10 @@ class Ends:
             doing = f"the loss of its output for features {specs[here.feature].shape}"
         with blaming(key, value, doing):
             criterion, cost = measure(build, partial(_run_criterion, specs))
-            _check_further(criterion, specs)
         if not isinstance(criterion, Criterion):
             raise ConfigError(key, value, "its criterion() must return a Criterion")
+        with blaming(key, value, doing):
+            _check_further(criterion, specs)
         return criterion, cost
 
     @property
@@ -142,10 +146,13 @@ class Ends:
 
 
 def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
-    """Check that an export of a local method has no parameters, and only new names."""
+    """Check that an export of a local method has no parameters, and makes only new tensors."""
     problem = ""
     if made.cost.params:
         problem = f"its export {unit.name!r} has parameters, which nothing would train"
+    elif made.changed:
+        name = unit.reads[made.changed[0]]
+        problem = f"its export {unit.name!r} changes its input {name!r} in place, {MAY_BE_READ}"
     elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
         problem = f"it exports {clash[0]!r}, which the model has already"
     if problem:
@@ -184,17 +191,10 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
     if isinstance(criterion, Criterion):
         if unknown := [name for name in criterion.reads if name not in specs]:
             raise TypeError(f"it reads {unknown[0]!r}, but there are only {', '.join(specs)}")
-        inputs = {name: empty(specs[name]) for name in criterion.reads}
-        returned = criterion(inputs)
-        if changed := [name for name, tensor in inputs.items() if tensor._version]:
-            raise TypeError(
-                f"it changes its input {changed[0]!r} in place, which later modules may read: make "
-                "a new tensor"
-            )
-        match returned:
+        match _called(criterion, criterion.reads, specs):
             case (Tensor(shape=(), dtype=torch.float32 | torch.float64), Tensor()):
                 pass
-            case _:
+            case returned:
                 values = returned if isinstance(returned, tuple) else (returned,)
                 found = ", ".join(map(_described, values))
                 wanted = "a loss, which is a float32 or float64 scalar, and a prediction"
@@ -202,14 +202,36 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
     return criterion
 
 
-def _check_further(criterion: object, specs: Mapping[str, ValueSpec]) -> None:
+def _check_further(criterion: Criterion, specs: Mapping[str, ValueSpec]) -> None:
     """Check the names of further predictions, which only evaluations compute."""
-    if isinstance(criterion, Criterion) and criterion.further:
-        with torch.no_grad():
-            made = criterion.predict_further({n: empty(specs[n]) for n in criterion.reads})
-        if {*made} != {*criterion.further}:
-            found, wanted = ", ".join(made) or "nothing", ", ".join(criterion.further)
-            raise TypeError(f"its predict_further() returned {found} instead of {wanted}")
+    if not criterion.further:
+        return
+    with torch.no_grad(), explained():
+        made = _called(criterion.predict_further, criterion.reads, specs)
+    if not isinstance(made, Mapping):
+        found, wanted = type(made).__name__, "a mapping from names to predictions"
+    elif {*made} != {*criterion.further}:
+        found, wanted = ", ".join(map(str, made)) or "nothing", ", ".join(criterion.further)
+    else:
+        return
+    raise TypeError(f"its predict_further() returned {found} instead of {wanted}")
+
+
+def _called(
+    function: Callable[[Mapping[str, Tensor]], object],
+    reads: Sequence[str],
+    specs: Mapping[str, ValueSpec],
+) -> object:
+    """Call a function with one sample, and return its result.
+
+    Raises:
+        TypeError: The function changes a tensor of the sample in place.
+    """
+    sample = {name: empty(specs[name]) for name in reads}
+    result = function(sample)
+    if changed := [name for name, tensor in sample.items() if tensor._version]:
+        raise TypeError(f"it changes its input {changed[0]!r} in place, {MAY_BE_READ}")
+    return result
 
 
 def _described(value: object) -> str:

@@ -103,7 +103,7 @@ def measure(
     `run` calls the network with inputs on the meta device. Return the result of `run`, and the
     cost.
     """
-    with _explained():
+    with explained():
         with torch.device("meta"):
             module = build()
         _check_network(module)
@@ -119,14 +119,14 @@ def measure(
 
             layer.register_forward_pre_hook(note)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, _explained():
+    with torch.no_grad(), counter, explained():
         result = run(module)
     params = sum(parameter.numel() for parameter in module.parameters())
     return result, Cost(params, counter.get_total_flops(), tuple(single_valued))
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Add a note to an exception that a user's code can only raise on the meta device."""
     try:
         yield

@@ -163,6 +163,27 @@ class NoFurther(Criterion):
         self.further = ("probe",)
 
 
+class ListsFurther(NoFurther):
+    """A criterion that returns predictions without names."""
+
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return [*values.values()]  # type: ignore[return-value]
+
+
+class ChangesFurther(NoFurther):
+    """A criterion that changes the labels when it makes another prediction."""
+
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"probe": values["label"].clamp_(max=1)}
+
+
+class ReadsFurther(NoFurther):
+    """A criterion that reads a value of its input, which the meta device does not have."""
+
+    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"probe": values["x"] * values["x"].sum().item()}
+
+
 class OneLoss(LocalMethod):
     """A local method whose criteria belong to one of the classes above, and may read a tensor."""
 
@@ -343,6 +364,9 @@ def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]
             "changes its input 'label' in place, which later modules may read",
         ),
         ("NoFurther", "label", "its predict_further() returned nothing instead of probe"),
+        ("ListsFurther", "label", "returned list instead of a mapping from names to predictions"),
+        ("ChangesFurther", "label", "changes its input 'label' in place, which later modules may"),
+        ("ReadsFurther", "label", "built and run on torch's meta device, which has"),
         ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
     ],
 )
