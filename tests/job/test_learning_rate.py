@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ppll_cli.config.sections import Optim
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import Course
-from ppll_cli.job.learning_rate import learning_rate, never_falls
+from ppll_cli.job.learning_rate import learning_rate, note_on_epochs
 
 PLAIN: dict[str, Any] = {
     "name": "sgd",
@@ -166,9 +166,10 @@ def test_rates_rise_during_the_warmup_and_never_after_it(
 def test_a_note_says_that_the_rate_never_falls(changes: dict[str, Any], note: str | None) -> None:
     """A user who shortens a run may forget the warm-up and the milestones of the default."""
     settings = optim(**changes)
-    found = never_falls(settings, 2)
+    found = note_on_epochs(settings, 2)
     assert (found is None) == (note is None)
     assert (found or "").startswith(note or "")
+    assert found is None or "; give " in found
     used = rates(settings, 4, 2)
     if settings.schedule != "constant":
         assert (found is None) == any(a > b for a, b in pairwise(used))

@@ -95,7 +95,8 @@ def test_notes_name_the_settings_that_a_schedule_does_not_use(schedule: str) -> 
 
 
 def test_a_note_says_that_the_warm_up_takes_all_epochs() -> None:
-    note = "optim.warmup_epochs=2: with epochs=2 the learning rate only rises"
+    note = "optim.warmup_epochs=2: with epochs=2 the learning rate only rises; give a smaller "
+    note += "optim.warmup_epochs, or more epochs"
     assert note in prepared(*SMALL, "epochs=2").notes
     assert not [each for each in prepared(*SMALL, "epochs=3").notes if "learning rate" in each]
 

@@ -24,16 +24,19 @@ def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) ->
     return optim.lr
 
 
-def never_falls(optim: Optim, epochs: int) -> str | None:
-    """Return a note if the epochs are too few for the learning rate to fall as it should."""
+def note_on_epochs(optim: Optim, epochs: int) -> str | None:
+    """Return a note if the run ends before its warm-up or its first milestone; else None."""
     milestones = ", ".join(f"{each:g}" for each in optim.milestones)
     if optim.schedule != "cosine_by_epoch" and optim.warmup_epochs >= epochs:
         key, value, problem = "warmup_epochs", f"{optim.warmup_epochs:g}", "only rises"
+        remedy = "a smaller optim.warmup_epochs"
     elif optim.schedule == "step" and all(each >= epochs for each in optim.milestones):
         key, value, problem = "milestones", f"[{milestones}]", "never falls"
+        remedy = "smaller optim.milestones"
     else:
         return None
-    return f"optim.{key}={value}: with epochs={epochs} the learning rate {problem}"
+    found = f"optim.{key}={value}: with epochs={epochs} the learning rate {problem}"
+    return f"{found}; give {remedy}, or more epochs"
 
 
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:

@@ -11,7 +11,7 @@ from ppll_cli.data.identity import Identity
 from ppll_cli.job.devices import check_processors, devices_here, receiver_of
 from ppll_cli.job.ends import ModuleEnd
 from ppll_cli.job.job import Job
-from ppll_cli.job.learning_rate import never_falls
+from ppll_cli.job.learning_rate import note_on_epochs
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.leaves.machine import processor
@@ -92,7 +92,7 @@ def prepare(
     notes: list[str] = []
     schedule = schedule_of(settings.schedule)
     _note_schedule(settings, schedule, notes)
-    if note := never_falls(settings.optim, settings.epochs):
+    if note := note_on_epochs(settings.optim, settings.epochs):
         notes.append(note)
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     homes: tuple[int, ...] = ()
