@@ -8,6 +8,7 @@ import torch
 from ppll_cli import load_run
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.evaluation import evaluate
+from ppll_cli.pipeline.schedules.gpipe import GPipe
 from tests.conftest import own_model
 from tests.data.picture_files import write_photos
 from tests.data.scene_files import write_fashion
@@ -103,6 +104,21 @@ def test_an_evaluation_uses_the_runs_precision_and_micro_batches(
     tmp_path: Path, options: list[str]
 ) -> None:
     run = finished_run(tmp_path / "run", *DIGITS, *options)
+    assert evaluate(load_run(run.folder), "test").result == run.test
+
+
+class InThirds(GPipe):
+    """A schedule with a default of its own."""
+
+    def __init__(self, *, microbatches: int = 3) -> None:
+        super().__init__(microbatches=microbatches)
+
+
+def test_an_evaluation_uses_the_micro_batches_of_a_users_schedule(tmp_path: Path) -> None:
+    """The evaluation does not import the class. The summary has its default."""
+    own = ["schedule=gpipe", f"schedule._target_={__name__}.InThirds", "~schedule.microbatches"]
+    run = finished_run(tmp_path / "run", *DIGITS, *own, "gpus=2", "batch_size=50")
+    (run.folder / "summary.json").write_text('{"microbatches": 3}')
     assert evaluate(load_run(run.folder), "test").result == run.test
 
 

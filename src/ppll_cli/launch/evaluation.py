@@ -1,7 +1,7 @@
 """Evaluates the model of a finished run, on its own data or on other data for the same task."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.launch.loaded import OURS, LoadedRun
+from ppll_cli.leaves.files import read_json
 from ppll_cli.observe.metrics import finite
+from ppll_cli.observe.runs import SUMMARY_FILE
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.course import evaluated_together, largest_micro_batch
 from ppll_cli.tasks.details import Details
@@ -91,9 +93,19 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
         return form.samples
     settings = run.settings
     if schedule is None:
-        parts: int = settings.replicas * settings.schedule.get("microbatches", 1)
-        return -(-settings.batch_size // parts)
+        return -(-settings.batch_size // (settings.replicas * _microbatches(run)))
     return largest_micro_batch(settings, schedule)
+
+
+def _microbatches(run: LoadedRun) -> int:
+    """Return the micro-batches of a batch under a user's schedule, whose class is not imported.
+
+    If the configuration does not have their number, it is the default of the class. The summary of
+    a run has this number too.
+    """
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])
+    return int(run.settings.schedule.get("microbatches", 1))
 
 
 def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
