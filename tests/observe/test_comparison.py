@@ -120,9 +120,10 @@ def test_a_note_names_runs_in_which_stages_restarted(tmp_path: Path) -> None:
 def test_wrong_values_in_a_summary_count_as_unknown(tmp_path: Path, damage: dict[str, Any]) -> None:
     make(tmp_path / "0", "ppll", config={"seed": 0})
     make(tmp_path / "1", "ppll", config={"seed": 1})
-    make(tmp_path / "2", "bp", **damage)
+    make(tmp_path / "2", "ppll", config={"seed": 2}, **damage)
+    make(tmp_path / "3", "bp", **damage)
     found = compare([tmp_path])
-    assert [row.run.name for row in found.rows] == ["0", "1", "2"]
+    assert [row.run.name for row in found.rows] == ["0", "1", "2", "3"]
     assert as_markdown(found)
 
 

@@ -79,6 +79,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     groups = grouped(measured)
     rows = {id(row.run): _with_baselines(row, groups) for row in measured}
     groups = [Group([rows[id(row.run)] for row in group.rows]) for group in groups]
+    groups = [group.with_common_baselines() for group in groups]
     groups = [replace(group, reference=_reference(group, groups)) for group in groups]
     seen = [Group([row]) for row in rows.values()] if each else groups
     found = Comparison(list(rows.values()), seen, metric, target, ())

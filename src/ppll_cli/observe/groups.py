@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
@@ -87,6 +87,16 @@ class Group:
     rows: Sequence[Row]
     reference: "Group | None" = None
 
+    def with_common_baselines(self) -> Self:
+        """Return the group; its runs keep their baselines only if each averaged run has one.
+
+        An older run did not record some conditions, so it may have a baseline that other runs of
+        its group lack. The mean speed-up would then be over fewer runs than the mean speed.
+        """
+        bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
+        rows = [replace(r, bps=r.bps if bps else (), lls=r.lls if lls else ()) for r in self.rows]
+        return replace(self, rows=rows)
+
     @cached_property
     def averaged(self) -> list[Row]:
         """The runs whose values are averaged."""
@@ -99,13 +109,13 @@ class Group:
 
     @property
     def bps(self) -> Sequence["Group"]:
-        """`Row.bps` of the first run that has a baseline. Older runs lack some conditions."""
-        return next((row.bps for row in self.averaged if row.bps), ())
+        """`Row.bps` of the first run that is averaged."""
+        return self.first.bps
 
     @property
     def lls(self) -> Sequence["Group"]:
-        """`Row.lls` of the first run that has a baseline."""
-        return next((row.lls for row in self.averaged if row.lls), ())
+        """`Row.lls` of the first run that is averaged."""
+        return self.first.lls
 
     @property
     def seeds(self) -> int:
