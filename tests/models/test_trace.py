@@ -190,7 +190,7 @@ class _Extra(nn.Identity):
 ODD: list[tuple[Callable[[], Any], str]] = [
     (lambda: None, "NoneType was built instead of an nn.Module"),
     (partial(nn.LazyLinear, 2), "'weight' has no shape: give lazy layers their sizes"),
-    (partial(nn.Embedding, 2, 2, sparse=True), "'' makes sparse gradients: give it sparse=False"),
+    (partial(nn.Embedding, 2, 2, sparse=True), "'Embedding' makes sparse gradients: give"),
     (_Extra, r"state_dict\(\) has '_extra_state', dict instead of a tensor"),
     (partial(_Odd, _complex, torch.relu), "'weight' is complex: keep torch.view_as_real of it"),
     (partial(_Odd, _real, lambda x: [x]), r"unit odd returned list instead of .* \(x\)$"),

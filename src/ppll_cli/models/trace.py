@@ -160,7 +160,8 @@ def _check_network(module: object) -> None:
             )
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
-            raise TypeError(f"the layer {name!r} makes sparse gradients: give it sparse=False")
+            named = name or type(layer).__name__
+            raise TypeError(f"the layer {named!r} makes sparse gradients: give it sparse=False")
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
