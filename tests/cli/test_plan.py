@@ -81,7 +81,15 @@ def test_a_narrow_terminal_cuts_off_no_digits() -> None:
         (["model=vti"], "model=vti: there is no such option; did you mean vit?"),
         (["modle=vit"], "modle=vit: there is no such key; did you mean model? "),
         (["schedule=ppll,pppl"], "schedule=pppl: there is no such option; did you mean ppll?"),
-        (["schedule._target_=my.Own"], "schedule._target_=my.Own: it would take the place of each"),
+        (
+            ["schedule._target_=my.Own"],
+            "schedule._target_=my.Own: ppll-plan compares bp, ll, pp, gpipe, 1f1b, interleaved, "
+            "zb_h1, ppll, and this class would replace each of them; give it a YAML file, or name ",
+        ),
+        (
+            ["schedule=1f1b,gpipe", "schedule._target_=my.Own"],
+            "schedule._target_=my.Own: ppll-plan compares 1f1b, gpipe, and this class would",
+        ),
         (["optim.lr=-1"], "optim.lr=-1: must be greater than 0"),
         (["resume=outputs/run"], "resume=outputs/run: is only for ppll-run; give the overrides"),
         (["model.dim=${nothing}"], "model.dim=${nothing}: Interpolation key 'nothing' not found"),

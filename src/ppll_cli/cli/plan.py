@@ -149,7 +149,6 @@ class Plan:
 
         lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
         given, read = [], parsed(overrides)
-        named = "schedule" in {override.key_or_group for override in read}
         for text, override in zip(overrides, read, strict=True):
             if override.key_or_group in lists and not override.is_delete():
                 lists[override.key_or_group] = _values(override)
@@ -159,16 +158,13 @@ class Plan:
             elif override.key_or_group == "resume":
                 problem, remedy = "is only for ppll-run", "give the overrides of that run"
                 raise ConfigError("resume", override.get_value_string(), problem, remedy)
-            elif override.key_or_group == "schedule._target_" and not named:
-                problem = f"it would take the place of each of {', '.join(SCHEDULES)}"
-                remedy = "give it a YAML file, or name one schedule, as in schedule=1f1b"
-                raise ConfigError(override.key_or_group, override.value(), problem, remedy)
             elif override.is_sweep_override():
                 value = override.get_value_string()
                 problem = "ppll-plan takes several values only for gpus, schedule and replicas"
                 raise ConfigError(override.key_or_group, value, problem, "give one value")
             else:
                 given.append(text)
+        _check_class(read, lists["schedule"])
         for key in ("gpus", "replicas"):
             counts = lists[key]
             if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
@@ -194,6 +190,16 @@ class Plan:
         largest = max((n for n in self.gpus if n <= cores), default=cores)
         threads = config["threads"] if config["threads"] is not None else max(1, cores // largest)
         return parse({**config, "gpus": gpus, "threads": threads, "replicas": replicas})
+
+
+def _check_class(overrides: Sequence["Override"], schedules: Sequence[Any]) -> None:
+    """Refuse a class of schedules that would replace the class of each of several schedules."""
+    for override in overrides:
+        if override.key_or_group == "schedule._target_" and len(schedules) > 1:
+            compared = ", ".join(map(str, schedules))
+            problem = f"ppll-plan compares {compared}, and this class would replace each of them"
+            remedy = "give it a YAML file, or name one schedule, as in schedule=1f1b"
+            raise ConfigError(override.key_or_group, override.value(), problem, remedy)
 
 
 def _values(override: "Override") -> tuple[Any, ...]:
