@@ -144,7 +144,10 @@ def cut(
         remedy = f"use gpus={len(atoms) * settings.replicas} at most"
         if settings.resume is None:  # a resumed run keeps its modules
             by_count = settings.local.get("cuts") is None
-            remedy += f", or local.modules={asked} at least" if by_count else ", or more local.cuts"
+            more = (
+                f"local.modules={asked} at least" if by_count else "name more units in local.cuts"
+            )
+            remedy += f", or {more}"
         raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if settings.partition.name == "manual":
         stages = _manual(settings, names, atoms, len(stage_of))

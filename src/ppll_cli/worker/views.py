@@ -31,8 +31,8 @@ def apart(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tenso
 
     If an output is one of the tensors in `held`, or the same as an earlier output, a view takes its
     place. Without the view, autograd would add the gradients of both names in the order in which it
-    computes them. On another stage the names are two tensors, and the gradients of each name are
-    added first. The order of additions decides the bits.
+    computes them. On another stage the names are two tensors: autograd first adds the gradients of
+    each name, and then the two sums. The order of additions decides the bits.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():

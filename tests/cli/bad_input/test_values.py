@@ -122,8 +122,8 @@ model=resnet32 data=synthetic local.cuts=K9 | the names are K2, K4, K8
 model=resnet32 data=synthetic local.cuts=k8 | the names are K2, K4, K8
 model=resnet32 data=synthetic model.depth=20 local.cuts=K8 | this model has none; or give a list
 model=resnet32 data=synthetic local.cuts=K8 local.modules=4 | local.cuts makes 8 modules
-model=resnet32 data=synthetic local.cuts=K2 gpus=3 | use gpus=2 at most, or more local.cuts
-local.cuts=[] gpus=2 | there is only 1 module; use gpus=1 at most, or more local.cuts
+model=resnet32 data=synthetic local.cuts=K2 gpus=3 | at most, or name more units in local.cuts
+local.cuts=[] gpus=2 | there is only 1 module; use gpus=1 at most, or name more units in local
 local.cuts=[head] local.modules=3 | local.cuts makes 2 modules; give only one of the two
 partition=manual gpus=3 partition.cuts=[head] | give 2 cuts, or gpus=2
 partition=manual gpus=3 partition.cuts=[head,blocks.1] | reorder them
