@@ -151,7 +151,7 @@ def test_preparing_draws_no_random_numbers_and_logs_no_warnings(
 @pytest.mark.parametrize("name", ["image", "label"])
 def test_a_model_that_writes_a_target_is_refused(name: str) -> None:
     """If a unit wrote a target, the target would get a gradient."""
-    with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', the name of a loaded"):
+    with pytest.raises(ConfigError, match=rf"unit 'first' writes '{name}', the name of a tensor"):
         prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
 
 
