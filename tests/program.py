@@ -18,6 +18,7 @@ from subprocess import CompletedProcess, run
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from omegaconf.basecontainer import BaseContainer
@@ -43,6 +44,7 @@ def restored() -> Iterator[None]:
     modules, path = {*sys.modules}, [*sys.path]
     refuse = argparse.ArgumentParser.error
     GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None  # it would name the folder of another program's start
     try:
         yield
     finally:
