@@ -116,7 +116,7 @@ class Workers:
         name: The name of the contender in errors.
         job: The job, whose course is a `PacedCourse`.
         transport: The transport, which makes the channels between the workers.
-        lines: The groups of stages that follow the same orders.
+        lines: Groups of stages; all stages of a group follow the same orders.
     """
 
     def __init__(self, name: str, job: Job, transport: Transport, lines: Sequence[Line]) -> None:

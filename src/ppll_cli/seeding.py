@@ -50,7 +50,7 @@ def constructor(seed: int, group: str) -> int:
 def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
     """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
 
-    These weights had `step` optimizer steps. `micro_batch` is always 0.
+    They are the weights after `step` optimizer steps. `micro_batch` is always 0.
     """
     return _seed("watching", seed, module, step, micro_batch)
 

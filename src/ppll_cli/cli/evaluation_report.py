@@ -153,7 +153,7 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
-    """Return a table of the entries. If they are too many, leave out entries with a good metric.
+    """Return a table of the entries; of more than `MOST_ROWS`, those with the worst metric.
 
     `kind` is what an entry describes, such as "class", and the key of its name.
     """

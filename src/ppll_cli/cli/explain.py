@@ -158,10 +158,10 @@ class _Options:
         return found
 
     def all_keys(self) -> list[str]:
-        """Return all keys of the configuration, such as `optim.lr`, with the chosen options.
+        """Return all keys of the configuration, such as `optim.lr`.
 
-        If the chosen options cannot be composed, for example because of a group that the user
-        adds, return the keys with the default options.
+        They are the keys of the chosen options. If these cannot be composed, for example because
+        the user adds a group, they are the keys of the default options.
         """
         chosen = [f"{key}={value}" for key, value in self.given.items() if value in self.names(key)]
         if self.folders:

@@ -42,7 +42,7 @@ class EvaluationForm:
     """The largest shapes of evaluation batches, if they differ from those of training batches.
 
     Attributes:
-        image: Shape of the largest images, or of other tensors that the model reads.
+        image: Shapes of the largest tensors that the model reads; for images an `ImageSpec`.
         targets: Shapes of the largest targets, by the task's names of targets.
         samples: Largest number of samples of a batch.
     """

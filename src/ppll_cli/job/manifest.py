@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, `manifest.json`: writes, reads and checks it."""
+"""Writes, reads and checks the manifest of a checkpoint, `manifest.json`."""
 
 import hashlib
 import json

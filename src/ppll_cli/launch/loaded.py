@@ -64,7 +64,7 @@ class LoadedRun:
 
     @property
     def image(self) -> InputSpec:
-        """The training images: an `ImageSpec`. Data without images have another `InputSpec`."""
+        """What the model reads: an `ImageSpec`, or another `InputSpec` for data without images."""
         return self.data.input_spec
 
     @property
@@ -110,7 +110,8 @@ class LoadedRun:
 
         Args:
             inputs: The tensors that the model reads, by name, or the only tensor that its first
-                unit reads, for example images, float32 [B, C, H, W]. They are on its device.
+                unit reads, for example images, float32 [B, C, H, W]. All tensors are on the model's
+                device.
             number: Index of the batch in its split.
         """
         batch = Batch([], first_micro_batch=number)

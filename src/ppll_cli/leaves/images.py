@@ -27,7 +27,7 @@ class ImageSpec:
 
     @property
     def specs(self) -> "Mapping[str, ValueSpec]":
-        """Shape and dtype of the images, by their name."""
+        """Shape and dtype of the only tensor that the model reads, `image`, by name."""
         import torch
 
         from ppll_cli.leaves.values import ValueSpec

@@ -8,4 +8,4 @@ CONDITIONS |= LAST_STEP
 """Keys of a line that are neither the loss nor a score."""
 
 LINE_KEYS = CONDITIONS | {"loss"}
-"""Keys of a line that no score may have."""
+"""Keys of a line that are no scores. A task may not give these names to its scores."""

@@ -22,9 +22,10 @@ class ValueSpec:
 
 
 class InputSpec(Protocol):
-    """Describes the tensors of a batch that a model reads. A data set returns such a description.
+    """Describes the tensors of a batch that a model reads.
 
-    `ppll_cli.leaves.images.ImageSpec` describes images.
+    The method `image_spec` of a data set returns such a description. For images it is a
+    `ppll_cli.leaves.images.ImageSpec`.
     """
 
     @property

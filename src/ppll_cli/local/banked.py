@@ -29,7 +29,7 @@ class BankedCriterion(Criterion):
             self.further = (ZEROED,)
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the prediction for a bank of zeros, if it is to be measured."""
+        """Return the prediction for a bank of zeros; nothing if evaluations do not measure it."""
         if not self.further:
             return {}
         x, *bank = (values[name] for name in self.features)
@@ -40,7 +40,7 @@ class ProbedCriterion(Criterion):
     """Trains a module without a bank, and a probe that reads the bank (our choice).
 
     The Simple Local Module and its head are trained by the task's loss, as without a bank. The
-    probe reads banked features, and the detached vector that this head (a `ClassifierHead`) pools.
+    probe reads banked features, and the pooled vector of this head (a `ClassifierHead`), detached.
     The criterion's loss is the sum of both losses; the prediction is made by the head without a
     bank. With `measure_zeroed`, evaluations also measure the probe with a bank of zeros.
     """
@@ -73,7 +73,7 @@ class ProbedCriterion(Criterion):
     def _read(
         self, values: Mapping[str, Tensor]
     ) -> tuple[ClassifierHead, Tensor, Sequence[Tensor]]:
-        """Return the head, the vectors [B, D] that it pools, and banked features."""
+        """Return the head, its pooled vectors [B, D], and the banked features."""
         x, *bank = (values[name] for name in self.features)
         network = self.head
         assert isinstance(network, CopiedNetwork)

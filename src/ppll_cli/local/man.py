@@ -84,7 +84,7 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return default weights of InfoPro's loss; None means `InfoPro`'s own (our choice)."""
+        """Return default weights of InfoPro's loss; None for `InfoPro`'s defaults (our choice)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:

@@ -27,7 +27,8 @@ class Site:
         modules: For each module, the indices of its units.
         units: All units of the model, in order.
         features: Shape and dtype of the first output of each unit.
-        input_spec: The tensors of a batch that the model reads; for images an `ImageSpec`.
+        input_spec: Describes the tensors of a batch that the model reads; for images an
+            `ImageSpec`.
         task: The task that the model learns.
     """
 

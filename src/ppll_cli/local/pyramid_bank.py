@@ -25,7 +25,7 @@ class PyramidBank(Bank):
         self.task = task
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return the identity for maps with a stride that a pyramid reads; None for other maps."""
+        """Return the identity for maps whose stride a pyramid can read; None for other maps."""
         return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:

@@ -141,7 +141,7 @@ def explained() -> Iterator[None]:
 
 
 def _check_network(module: object) -> None:
-    """Refuse what is not a network, and what can be neither trained nor saved."""
+    """Refuse what is not a network, and networks that cannot be trained or cannot be saved."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{type(module).__name__} was built instead of an nn.Module")
     for name, parameter in module.named_parameters():

@@ -72,11 +72,12 @@ class Model(Protocol):
     """
 
     def units(self, image: Any, task: Task) -> Sequence[Unit]:
-        """Return the units in order. The first unit reads `image`, the last writes the prediction.
+        """Return the units in order. The last unit writes the prediction.
 
         Args:
-            image: What the data set's `image_spec` returned: an `ImageSpec`. A data set without
-                images returns another `InputSpec`, and units read the tensors that it names.
+            image: What the data set's `image_spec` returned. For images this is an `ImageSpec`,
+                and the first unit reads the tensor `image`. For other data it is another
+                `InputSpec`, and units read the tensors that it names.
             task: The task that the model learns.
 
         Raises:

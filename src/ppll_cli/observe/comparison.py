@@ -61,7 +61,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     ended = [mine for mine, run in zip(known, runs, strict=True) if run.summary]
     most = usual(ended or [mine for mine in known if mine])
     metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
-    # Values of another metric have no place in a column or on an axis of this metric.
+    # The columns and axes show this metric, so values of other metrics are left out.
     runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
     ran = [run for run in runs if run.status != "refused"]
     differs = dict(zip(map(id, ran), settings(ran), strict=True))
@@ -126,7 +126,7 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return a group's reference: back-propagation, or else the comparable group that is best.
 
-    The best group is the one whose mean of the best metric is best.
+    Each run counts with its best evaluation, and each group with the mean over its runs.
     """
     if group.bps or not group.first.conditions:
         return next(iter(group.bps), None)

@@ -92,7 +92,7 @@ class FoundRun:
 
     @property
     def best(self) -> float | None:
-        """The best metric of any evaluation; None if there is none."""
+        """The best value of the metric in all evaluations; None without evaluations."""
         return max((found.value for found in self.evaluations), key=self.merit, default=None)
 
     def merit(self, value: float) -> float:

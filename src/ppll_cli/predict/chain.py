@@ -41,10 +41,10 @@ class Part:
 
 
 class Saved(NamedTuple):
-    """The bytes that a unit's backward pass needs, without inputs.
+    """Sizes in bytes of what a unit's backward pass needs besides the unit's inputs.
 
-    `kept` bytes stay in memory from the forward pass on. The backward pass makes `recomputed` bytes
-    in addition, if it runs the forward pass again.
+    `kept` bytes stay in memory from the forward pass on. If the backward pass runs the forward pass
+    again, it makes `recomputed` more bytes.
     """
 
     kept: int

@@ -21,9 +21,9 @@ class Interconnect:
 
     Attributes:
         within: The connection between two devices of a machine, which carries messages while the
-            devices compute. None if senders copy messages in the machine's memory themselves.
+            devices compute. None if the senders themselves copy messages, in the machine's memory.
         between: The connection of a machine to other machines, shared by all messages that leave
-            the machine; None to use `within`.
+            the machine; None if `within` describes it too.
         bf16: Whether float32 tensors travel as bfloat16 between machines.
     """
 

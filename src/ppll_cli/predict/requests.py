@@ -94,8 +94,8 @@ def time_loss(
 def time_copy(size: int, source: str, target: str, by_host: bool) -> float:
     """Return the seconds that the ring transport needs to copy a message to another device.
 
-    The size is in bytes. With `by_host`, CUDA devices copy through pinned host memory, and the
-    result is the sum of the copies to and from the host.
+    `size` is in bytes. With `by_host`, CUDA devices copy through pinned host memory. The result is
+    then the time of the copy to the host plus the time of the copy from it.
     """
     here, there = torch.device(source), torch.device(target)
     sent = torch.ones(size, dtype=torch.uint8, device=here)

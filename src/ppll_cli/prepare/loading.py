@@ -1,4 +1,4 @@
-"""Loads the data set of a run, and checks what it gives."""
+"""Loads the data set of a run, and checks what the data set returns."""
 
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class LoadedData:
     """A data set that has been loaded.
 
     Attributes:
-        input_spec: The tensors of training batches that the model reads.
+        input_spec: Describes the tensors of training batches that the model reads.
         form: Shapes of evaluation batches; None if they equal those of training batches.
     """
 

@@ -122,8 +122,8 @@ class _End:
         def run() -> None:
             try:
                 if self._side is not None:
-                    # This also selects the device. Otherwise a wait for the device would create a
-                    # context on device 0 too, because that is a new thread's device.
+                    # set_stream also selects the device. A new thread's device is device 0, where a
+                    # wait for the device would otherwise create a context too.
                     torch.cuda.set_stream(self._side)
                 work()
             except Exception as error:

@@ -67,7 +67,8 @@ class Tensors:
 
         If the next chunk is on another stage, there are none, because the outputs are sent at once.
         Otherwise the channel may reuse the slot of an input, and a step may change the chunk's
-        weights and buffers. `state` returns these; it takes as long as several kernels.
+        weights and buffers. `state` returns the weights and buffers. It takes as long as several
+        kernels, so it is called only in this case.
         """
         if not self._next_is_here:
             return set()

@@ -27,7 +27,7 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 
 
 def apart(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return a unit's outputs by name, so that no tensor has two names.
+    """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
     If an output is one of the tensors in `held`, or the same as an earlier output, a view takes its
     place. Without the view, autograd would add the gradients of both names in the order in which it
