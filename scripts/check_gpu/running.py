@@ -63,7 +63,7 @@ class Check:
         return self.limit_s - self.report.passed_s
 
     def limited(self, limit_s: float) -> float:
-        """Return the time limit of a step in seconds, at most the rest of the check's time."""
+        """Return the time limit of a step in seconds; no more than the whole check has left."""
         return min(self.patience * limit_s, self.left_s())
 
     def folder(self, name: str) -> Path:

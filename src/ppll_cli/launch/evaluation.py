@@ -124,7 +124,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Run the body with `count` CPU threads, like a worker's, so that sums have the same order."""
+    """Run the body with a worker's number of CPU threads, so that sums have the same order."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

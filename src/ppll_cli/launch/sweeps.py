@@ -39,7 +39,7 @@ _WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class SweptJob:
-    """A job of a sweep, with its overrides except those of Hydra's own keys."""
+    """A job of a sweep. `overrides` are its overrides, without those of Hydra's own keys."""
 
     number: int
     overrides: Sequence[str]

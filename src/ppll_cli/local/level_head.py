@@ -36,7 +36,7 @@ class LevelHead(nn.Module):
     The following is our choice. The width, and the norms between the convolutions, are taken from
     the model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to
     the stride of the map; coarser banked maps are not used. `concatenate` concatenates the map and
-    banked maps. `add` sums the map and the banked maps that have as many channels as it.
+    banked maps. `add` sums the map and those banked maps that have as many channels.
 
     Args:
         maps: Stride and channels of the module's map, then of banked maps of earlier modules.

@@ -147,8 +147,9 @@ class MANPlus(MAN):
         These are the weights of the authors' code. K is the number of modules. `stage` is the index
         of the backbone's resolution stage at the module's end: the number of changes of the
         features' shape up to this point. With few modules, r could be 1 or more, or K - 2 could be
-        0. Therefore r has at least the number of resolution stages as its divisor (our choice), so
-        that both weights are above 0. They appear twice, so that `InfoPro` does not interpolate.
+        0. Therefore the divisor is K - 2 or the number of resolution stages, whichever is larger
+        (our choice). So both weights are above 0. They appear twice, so that `InfoPro` does not
+        interpolate.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]

@@ -17,10 +17,10 @@ ALPHA = 0.25
 class FocalLoss(torch.autograd.Function):
     """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with fewer operations.
 
-    The loss is weight * (1 - p)^2 * -log(p), where p is the predicted probability of the right
-    answer, which says whether the anchor's object has the class. The backward pass is written
-    explicitly. For it, the forward pass keeps three tensors [B, A, C] in memory. Autograd
-    would keep nine tensors, and compute the sigmoid again.
+    The loss is weight * (1 - p)^2 * -log(p). Here p is the predicted probability of the truth: that
+    the anchor's object has the class, or that it has not. The backward pass is written explicitly.
+    For it, the forward pass keeps three tensors [B, A, C] in memory. Autograd would keep nine
+    tensors, and compute the sigmoid again.
     """
 
     @staticmethod

@@ -295,6 +295,7 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 def _to_host(tensor: Tensor) -> Tensor:
     """Return a copy on the host, or the tensor itself if it is on the CPU.
 
-    A copy from CUDA is valid once the device has done it. torch puts it into pinned memory.
+    torch puts a copy from CUDA into pinned memory, and the device makes it later. Its values must
+    not be read before.
     """
     return tensor.detach().to("cpu", non_blocking=True)

@@ -24,8 +24,8 @@ GAP = 6
 class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
-    `psnr` compares the view with the original, in dB, and is computed like the run's metric. It is
-    None for the original, and for a piece that consists only of the border that PSNR excludes.
+    `psnr` compares the view with the original, in dB, as the run's metric does. It is None for the
+    original, and for a piece that consists only of the border that PSNR excludes.
     """
 
     name: str  # what the view shows
