@@ -82,7 +82,10 @@ GOOD = {
     ],
 )
 def test_a_data_set_that_loads_something_else_is_refused(fault: Any, problem: str) -> None:
-    """Without a test set, a run was trained and never evaluated; a list of splits ended it late."""
+    """Without a test set, a run was trained but never evaluated.
+
+    If `load` returned a list of splits, the run failed late.
+    """
     path = f"{__name__}.Loaded"
     for inputs in ("images", "labels"):
         load_data({"_target_": path, **GOOD, "inputs": inputs})

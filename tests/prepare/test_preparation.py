@@ -156,9 +156,10 @@ def test_a_model_that_writes_a_target_is_refused(name: str) -> None:
 
 
 def test_a_chunk_that_changes_its_input_in_place_is_refused() -> None:
-    """Torch does not allow it for a tensor whose gradient goes back to another chunk.
+    """Torch does not allow this for a tensor whose gradient goes back to another chunk.
 
-    Under local learning, another name of the tensor changed with it, but only on the same stage.
+    Under local learning, the change showed in another tensor of the same memory, but only if both
+    were on the same stage.
     """
     case = [*DATA, *own_model("InPlace"), "batch_size=8", "device=cpu", "gpus=2"]
     case += ["partition=manual"]
