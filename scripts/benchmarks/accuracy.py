@@ -192,7 +192,7 @@ def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
 
 
 def seconds_to_bp(pairs: Sequence[tuple[Found, Found]], samples_per_second: float) -> float | None:
-    """Return the mean seconds until the accuracy is one point below that of `bp` at its end.
+    """Return the mean seconds until a method is one point below the final accuracy of `bp`.
 
     Each pair has the results of two trainings with the same seed: of the method, and of `bp`.
 

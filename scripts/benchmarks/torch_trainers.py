@@ -1,7 +1,7 @@
 """Trains the same units with torch's own pipeline schedules and DDP.
 
 Each rank has a trainer. The trainer gets its networks and its optimizer from `HeldChunk`, and its
-batches from `BatchMaker`, like the workers of this program.
+batches from `BatchMaker`, as the workers of this program do.
 
 Legend: B batch, C channels, H height, W width.
 """

@@ -183,7 +183,7 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data are preprocessed like the run's own data. The command line can override this.
+    Other data are preprocessed as the run's own data were. The command line can override this.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that

@@ -130,7 +130,7 @@ def _nearest(
 ) -> Rectangle | None:
     """Return the free place of a grid that is nearest to the box's middle; None if none is free.
 
-    `last` has the largest left and top edge of a place inside the picture.
+    `last` has the largest left edge and the largest top edge that keep a place inside the picture.
     """
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)

@@ -47,7 +47,8 @@ class LoadedRun:
         settings: The run's settings. `settings.data` may be replaced by another data set, on which
             the model is to be evaluated.
         step: Number of optimizer steps that trained the weights; None if unknown.
-        model: The model in evaluation mode. It maps images from `preprocess` to a prediction.
+        model: The model in evaluation mode. It maps what it reads, such as images from
+            `preprocess`, to a prediction.
     """
 
     run_dir: Path

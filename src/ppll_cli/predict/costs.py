@@ -53,9 +53,8 @@ def instruction_times(
 
     `sizes` has the number of samples of each micro-batch. The profile has times for the first
     micro-batch, which is the largest. Times of smaller micro-batches are assumed to be proportional
-    to their numbers of samples. The sender
-    spends no time on a message over a connection inside a machine; it has to copy any other
-    message.
+    to their numbers of samples. If a connection inside a machine carries a message, the sender
+    spends no time on it. The sender has to copy all other messages.
     """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):

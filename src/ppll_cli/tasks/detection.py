@@ -74,7 +74,8 @@ class Detection:
         width: Largest width of images in pixels, a multiple of 32.
         anchor: Side of the smallest anchors in pixels. The smallest anchors belong to maps of
             stride 8.
-        crowds: Whether ignored boxes are crowds, as in COCO; otherwise they are difficult objects.
+        crowds: Whether ignored boxes are crowds, as in COCO. If not, they are difficult objects, as
+            in VOC.
         forced: Whether a box is matched even if no anchor overlaps it enough.
     """
 

@@ -119,7 +119,7 @@ AnyTask = TypeVar("AnyTask")
 
 
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
-    """Return the task if it is an instance of `kind`, which the setting `key=name` is for.
+    """Return the task if it is an instance of `kind`, because `key=name` is only for such tasks.
 
     Otherwise raise a ConfigError. `use` completes its words "is for ...", and `data` completes
     "choose a data set ...".
