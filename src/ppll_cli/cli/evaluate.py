@@ -222,7 +222,7 @@ def _configured(
 def _check_held_out(
     before: dict[str, Any], now: dict[str, Any], split: str | None, dataset: Any
 ) -> None:
-    """Refuse held-out samples on which the run has trained, because it held out fewer samples."""
+    """Refuse held-out samples if the run held out fewer, and so was trained on some of these."""
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if not same or fraction <= most:

@@ -193,7 +193,7 @@ class Plan:
 
 
 def _check_class(overrides: Sequence["Override"], schedules: Sequence[Any]) -> None:
-    """Refuse a class of schedules that would replace the class of each of several schedules."""
+    """Refuse `schedule._target_` for several schedules, because it would replace each class."""
     for override in overrides:
         if override.key_or_group == "schedule._target_" and len(schedules) > 1:
             compared = ", ".join(map(str, schedules))

@@ -98,10 +98,10 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 
 
 def _microbatches(run: LoadedRun) -> int:
-    """Return the micro-batches of a batch under a user's schedule, whose class is not imported.
+    """Return the number of micro-batches of a batch under a user's schedule.
 
-    If the configuration does not have their number, it is the default of the class. The summary of
-    a run has this number too.
+    The summary of the run has it, also if it is the default of the schedule's class. This class is
+    not imported. Without a summary, the number in the configuration is used, or 1.
     """
     with suppress(OSError, ValueError, TypeError, KeyError):
         return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])

@@ -87,14 +87,14 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run code whose random numbers depend only on the seed; the caller's do not change."""
+    """Run the body with this seed, and then restore the state of torch's CPU generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
-    """Make a model or local method, whose constructor's random numbers depend only on the seed."""
+    """Make a model or local method; random numbers of its constructor depend only on the seed."""
     with seeded(seeding.constructor(seed, group)):
         return make(group, config)
 

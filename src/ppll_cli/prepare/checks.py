@@ -95,8 +95,9 @@ def check_backwards(job: Job) -> None:
 def check_inputs(job: Job, subject: Subject) -> None:
     """Refuse a unit that changes in place an input that its chunk receives, or a view of it.
 
-    Torch does not allow it if a gradient is sent back. Without gradients, the values of other
-    tensors would depend on the stages: two names may share memory, but have slots of their own.
+    Torch does not allow this if a gradient of the input is sent back. Without gradients, the values
+    of other tensors would depend on the stages: on one stage, two tensors may share memory, and the
+    change affects both. If they are sent to another stage, each has a slot of its own.
     """
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):

@@ -29,8 +29,8 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 def apart(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
-    If an output is one of the tensors in `held`, or the same as an earlier output, a view takes its
-    place. Without the view, autograd would add the gradients of both names in the order in which it
+    If such an output is one of the tensors in `held`, or an earlier output, a view takes its place.
+    Without the view, autograd would add the gradients of both names in the order in which it
     computes them. On another stage the names are two tensors: autograd first adds the gradients of
     each name, and then the two sums. The order of additions decides the bits.
     """
