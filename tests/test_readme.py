@@ -219,7 +219,9 @@ def test_speeds_in_the_docs_are_the_measured_ones() -> None:
             assert row[number] == f"{found['samples_per_second'][row[0]]:.1f}"
     soak = json.loads((docs / "soak.json").read_text())
     assert f"{soak['runs']} runs with a random fault each" in page
-    assert (soak["detected"], soak["recovered"], soak["leaks"]) == (soak["runs"], soak["runs"], 0)
+    faults = soak["faults_injected"]
+    assert f"The other {faults} faults were detected" in page
+    assert (soak["detected"], soak["recovered"], soak["leaks"]) == (faults, faults, 0)
 
 
 def test_the_guide_to_schedules_has_the_right_bounds() -> None:
