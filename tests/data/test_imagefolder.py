@@ -13,7 +13,7 @@ from ppll_cli.data import identity
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import IMAGE
-from tests.data.class_pictures import plain, write_classes
+from tests.data.class_pictures import both, broken, cut_off, listed, plain, write_classes
 from tests.data.picture_files import picture
 
 Options = Callable[..., dict[str, Any]]
@@ -175,31 +175,6 @@ def test_a_single_csv_file_may_have_any_name(make: Callable[..., ImageFolder], r
     (root / "labels.csv").write_text("\n".join(listed))
     assert sorted(colours(make(val_fraction=0.5), "train")) != []
     assert make(val_fraction=0.5).class_names == ("even", "odd")
-
-
-def both(root: Path, more: str = "") -> None:
-    """Write two classes, and a folder for a third class if a name is given."""
-    write_classes(root / "train", {"a": [10], "b": [20]})
-    write_classes(root / "test", {"a": [30], "b": [40]})
-    if more:
-        write_classes(root, {more: [50]})
-
-
-def broken(root: Path, path: str, content: bytes) -> None:
-    both(root)
-    (root / path).write_bytes(content)
-
-
-def listed(root: Path, text: str, part: str = "train") -> None:
-    both(root)
-    (root / f"{part}.csv").write_text(text)
-
-
-def cut_off(root: Path) -> None:
-    both(root)
-    plain(70, 64).save(root / "test" / "a" / "cut.jpg")
-    content = (root / "test" / "a" / "cut.jpg").read_bytes()
-    (root / "test" / "a" / "cut.jpg").write_bytes(content[: len(content) // 2])
 
 
 WRONG: list[tuple[Callable[[Path], object], str]] = [

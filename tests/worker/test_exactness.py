@@ -192,7 +192,7 @@ def test_detached_skips_travel_forward(tmp_path: Path) -> None:
         assert_same_run(inside(tmp_path, "schedule=ppll", f"gpus={gpus}", *case), expected)
 
 
-@pytest.mark.parametrize("model", ["Indices", "Strided"])
+@pytest.mark.parametrize("model", ["index_models.Indices", "Strided"])
 def test_views_travel_as_ll_reads_them(tmp_path: Path, model: str) -> None:
     """A view of a weight that the module's step changes, and a slice, which a slot makes dense."""
     case = [*own_model(model), "local.modules=5"]

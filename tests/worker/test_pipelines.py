@@ -28,7 +28,7 @@ CASES = {
     "skips": [*own_model("Skipping"), "optim.nonfinite=skip"],
     "views": own_model("Views"),
     "detached": [*own_model("Detached"), "optim.weight_decay=0.5"],
-    "indices": own_model("Indices"),
+    "indices": own_model("index_models.Indices"),
     "strided": own_model("Strided"),
     "twins": own_model("Twins"),
     "bf16": [*VIT, "precision=bf16"],

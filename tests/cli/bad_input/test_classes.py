@@ -1,6 +1,6 @@
 """A class of a user's own that cannot be used is refused in one line."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -130,72 +130,6 @@ class ReturnsModule(LocalMethod):
 
     def criterion(self, site: Site) -> Criterion:
         return nn.Identity()  # type: ignore[return-value]
-
-
-class Unreduced(Criterion):
-    """A criterion whose loss is no scalar."""
-
-    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        loss, prediction = super().forward(values)
-        return loss[None], prediction
-
-
-class OnlyLoss(Criterion):
-    """A criterion that returns no prediction."""
-
-    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return super().forward(values)[0]  # type: ignore[return-value]
-
-
-class ChangesLabel(Criterion):
-    """A criterion that changes the labels, so that the next module would learn other ones."""
-
-    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        values["label"].clamp_(max=1)
-        return super().forward(values)
-
-
-class NoFurther(Criterion):
-    """A criterion that announces another prediction, and does not make it."""
-
-    def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
-        super().__init__(head, features, task)
-        self.further = ("probe",)
-
-
-class ListsFurther(NoFurther):
-    """A criterion that returns predictions without names."""
-
-    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return [*values.values()]  # type: ignore[return-value]
-
-
-class ChangesFurther(NoFurther):
-    """A criterion that changes the labels when it makes another prediction."""
-
-    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {"probe": values["label"].clamp_(max=1)}
-
-
-class ReadsFurther(NoFurther):
-    """A criterion that reads a value of its input, which the meta device does not have."""
-
-    def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {"probe": values["x"] * values["x"].sum().item()}
-
-
-class OneLoss(LocalMethod):
-    """A local method whose criteria belong to one of the classes above, and may read a tensor."""
-
-    def __init__(self, *, cls: str, reads: str) -> None:
-        self.cls, self.reads = globals()[cls], reads
-
-    def criterion(self, site: Site) -> Criterion:
-        criterion: Criterion = self.cls(
-            site.task.smallest_head(site.spec.shape), (site.feature,), site.task
-        )
-        criterion.reads += (self.reads,)
-        return criterion
 
 
 class MisfitHead(LocalMethod):
@@ -347,35 +281,6 @@ def chosen(group: str, path: str) -> str:
 def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]) -> None:
     target, words = row
     refused(chosen(*target.split()), words)
-
-
-@pytest.mark.parametrize(
-    ("cls", "reads", "problem"),
-    [
-        (
-            "Unreduced",
-            "label",
-            "returned a tensor torch.float32 [1], a tensor torch.float32 [1, 10]",
-        ),
-        ("OnlyLoss", "label", "returned a tensor torch.float32 [] instead of a loss"),
-        (
-            "ChangesLabel",
-            "label",
-            "changes its input 'label' in place, which later modules may read",
-        ),
-        ("NoFurther", "label", "its predict_further() returned nothing instead of probe"),
-        ("ListsFurther", "label", "returned list instead of a mapping from names to predictions"),
-        ("ChangesFurther", "label", "changes its input 'label' in place, which later modules may"),
-        ("ReadsFurther", "label", "built and run on torch's meta device, which has"),
-        ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
-    ],
-)
-def test_a_criterion_that_returns_no_loss_is_refused(
-    refused: Refused, cls: str, reads: str, problem: str
-) -> None:
-    """Its worker failed with an error of torch about something else."""
-    options = f"+local.cls={cls} +local.reads={reads}"
-    refused(f"{options} {chosen('local', f'{__name__}.OneLoss')}", problem)
 
 
 @pytest.mark.parametrize(
