@@ -221,7 +221,7 @@ class InPlace:
     `third` makes a new tensor, or only gives its input another shape or name.
     """
 
-    def __init__(self, *, third: str = "linear") -> None:
+    def __init__(self, *, third: str = "linear", in_training: bool = False) -> None:
         networks: dict[str, Callable[[], nn.Module]] = {
             "linear": partial(nn.Linear, 8, 8),
             "shape": nn.Flatten,
@@ -229,16 +229,17 @@ class InPlace:
         }
         self.third = networks[third]
         self.name = "other" if third == "name" else "x"
+        self.changes = nn.Dropout if in_training else nn.ReLU
 
     def units(self, image: ImageSpec, task: Task) -> list[Unit]:
-        """Return Linear layers, and nn.ReLU."""
+        """Return Linear layers, and layers that change their input, perhaps only in training."""
         pixels = image.channels * image.height * image.width
-        relu, name = partial(nn.ReLU, inplace=True), (self.name,)
+        changes, name = partial(self.changes, inplace=True), (self.name,)
         return [
             Unit("first", partial(_Layer, pixels, 8), ("image",)),
-            Unit("second", relu),
+            Unit("second", changes),
             Unit("third", self.third, ("x",), name),
-            Unit("fourth", relu, name, name),
+            Unit("fourth", changes, name, name),
             Unit("last", partial(nn.Linear, 8, classes_of(task, "in place")), name),
         ]
 

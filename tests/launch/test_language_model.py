@@ -73,6 +73,18 @@ def test_options_that_measure_or_recompute_know_the_tokens(folder: Path) -> None
     assert planned.returncode == 0, planned.stderr
 
 
+@pytest.mark.parametrize(
+    "method",
+    ["auglocal", *(pytest.param(m, marks=pytest.mark.slow) for m in ("vit_blocks", "fba"))],
+)
+def test_methods_with_copies_of_units_train_a_language_model(folder: Path, method: str) -> None:
+    held_out = "data.val_fraction=0.25"
+    modules = ["local.cuts=[blocks.2]", f"local={method}", held_out]
+    summary = train(folder, "run", "schedule=ll", "gpus=1", "max_steps=2", *modules)
+    assert summary["per_module"][0]["aux_params"] > 0
+    assert {"val", "test"} <= summary.keys()
+
+
 def test_the_lowest_perplexity_is_the_best(folder: Path) -> None:
     """The learning rate is so high that the perplexity does not only fall."""
     rates = ["optim.lr=0.3", "optim.schedule=constant", "optim.warmup_epochs=0"]

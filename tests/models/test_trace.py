@@ -103,10 +103,10 @@ class Watched(nn.Module):
         return x
 
 
-def test_tracing_trains_nothing_and_uses_no_memory() -> None:
+def test_tracing_computes_no_gradients_and_uses_no_memory() -> None:
     seen: list[tuple[bool, bool, str]] = []
     trace([Unit("watched", partial(Watched, seen), reads=(IMAGE,))], BATCH)
-    assert seen == [(False, False, "meta")]
+    assert seen == [(False, False, "meta"), (True, False, "meta")]
     assert torch.is_grad_enabled()
     assert torch.zeros(1).device.type == "cpu"
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from ppll_cli.data.source import EvaluationForm
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.unit import ImageSpec
@@ -18,9 +19,9 @@ class Loaded:
 
     drop_last = False
 
-    def __init__(self, *, splits: Any, inputs: str, names: list[str], task: str) -> None:
+    def __init__(self, *, splits: Any, inputs: str, form: str, names: list[str], task: str) -> None:
         self.splits, self.class_names = splits, names
-        self.inputs, self.task = INPUTS[inputs], TASKS[task]
+        self.inputs, self.form, self.task = INPUTS[inputs], INPUTS[form], TASKS[task]
 
     def prepare(self) -> None:
         """Do nothing: there are no files."""
@@ -31,15 +32,15 @@ class Loaded:
     def image_spec(self, splits: Any) -> Any:
         return self.inputs
 
-    def evaluation_form(self, splits: Any) -> None:
-        """Return None: evaluation batches have the form of training batches."""
+    def evaluation_form(self, splits: Any) -> EvaluationForm:
+        return EvaluationForm(self.form, {}, samples=1)
 
     def batches(self, *_: Any) -> None:
         """Nothing is trained here."""
 
 
 LABELS = ValueSpec((), torch.int64)
-INPUTS = {
+INPUTS: dict[str, Any] = {
     "images": ImageSpec(1, 8, 8),
     "labels": SimpleNamespace(specs={"label": LABELS}),  # a target may be an input, too
     "other labels": SimpleNamespace(specs={"label": ValueSpec((3,), torch.int64)}),
@@ -54,6 +55,7 @@ TASKS = {
 GOOD = {
     "splits": {"train": [1], "test": [1]},
     "inputs": "images",
+    "form": "images",
     "names": ["a", "b"],
     "task": "usual",
 }
@@ -70,13 +72,20 @@ GOOD = {
             "its load() returned train, test, dev",
         ),
         ({"splits": {"train": [1], "test": []}}, "its split 'test' is empty; each split needs"),
-        ({"inputs": "tuple"}, "its image_spec() returned tuple; it must return ppll_cli.leaves"),
-        ({"inputs": "nothing"}, "its image_spec() returned {} as `specs`; it must"),
-        ({"inputs": "shapes"}, "its image_spec() returned 'tokens' with tuple in `specs`; it must"),
+        (
+            {"inputs": "tuple"},
+            "its image_spec() describes inputs by tuple; it must be ppll_cli.lea",
+        ),
+        ({"inputs": "nothing"}, "its image_spec() describes inputs by {} as `specs`; it"),
+        (
+            {"inputs": "shapes"},
+            "its image_spec() describes inputs by 'tokens' with tuple in `specs`",
+        ),
         (
             {"inputs": "other labels"},
-            "its image_spec() and the targets of its task differ in 'label'; it must",
+            "its image_spec() describes inputs by 'label' with another shape or dtype than that of",
         ),
+        ({"form": "tuple"}, "its evaluation_form() describes inputs by tuple; it must be"),
         ({"task": "unclear"}, "its task's lower_is_better is not a bool; give True or False"),
         ({"names": ["a"]}, "its class_names are 1, but its task has 2 classes; give each class"),
     ],

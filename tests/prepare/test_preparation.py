@@ -155,14 +155,15 @@ def test_a_model_that_writes_a_target_is_refused(name: str) -> None:
         prepared(*DATA, "batch_size=8", "device=cpu", *own_model("Writes", written=name))
 
 
-def test_a_chunk_that_changes_its_input_in_place_is_refused() -> None:
+@pytest.mark.parametrize("in_training", [False, True])
+def test_a_chunk_that_changes_its_input_in_place_is_refused(in_training: bool) -> None:
     """Torch does not allow this for a tensor whose gradient goes back to another chunk.
 
     Under local learning, the change showed in another tensor of the same memory, but only if both
     were on the same stage.
     """
-    case = [*DATA, *own_model("InPlace"), "batch_size=8", "device=cpu", "gpus=2"]
-    case += ["partition=manual"]
+    model = own_model("InPlace", in_training=in_training)
+    case = [*DATA, *model, "batch_size=8", "device=cpu", "gpus=2", "partition=manual"]
     refused = r"unit 'fourth' changes its input 'x' in place.*for example with inplace=False"
     for schedule in ("pp", "zb_h1", "ppll"):
         with pytest.raises(ConfigError, match=refused):

@@ -40,6 +40,11 @@ class ImageFolder(LabelledPictures):
             )
         super().__post_init__()
 
+    @property
+    def test_is_held_out(self) -> bool:
+        """Whether the test set is a held-out part of the training set."""
+        return self._source("test") is None and self._source("val") is None
+
     def find(self) -> Found:  # noqa: D102
         sources = {part: source for part in PARTS if (source := self._source(part)) is not None}
         if not sources:

@@ -105,7 +105,7 @@ def _microbatches(run: LoadedRun) -> int:
     """
     with suppress(OSError, ValueError, TypeError, KeyError):
         return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])
-    return int(run.settings.schedule.get("microbatches", 1))
+    return int(run.settings.schedule.get("microbatches") or 1)
 
 
 def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:

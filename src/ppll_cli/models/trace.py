@@ -4,7 +4,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -178,9 +178,9 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     for unit in units:
         inputs, outputs, cost = _run(unit, specs)
         made = {name: spec_of(tensor) for name, tensor in outputs.items()}
-        changed = tuple(number for number, x in enumerate(inputs) if x._version)
+        changed = sorted({*_changed(inputs), *_changed(_run_in_training(unit, specs))})
         shared = _shared(inputs, outputs.values())
-        traced.append(TracedUnit(tuple(made.values()), cost, changed, shared))
+        traced.append(TracedUnit(tuple(made.values()), cost, tuple(changed), shared))
         specs.update(made)
     return traced
 
@@ -192,6 +192,26 @@ def _run(
     inputs = [empty(specs[name], samples) for name in unit.reads]
     result, cost = measure(unit.build, lambda module: module(*inputs))
     return inputs, unit.written(result), cost
+
+
+@_without_compiler()
+def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> list[Tensor]:
+    """Run samples through a unit in training mode, and return its inputs.
+
+    An in-place dropout, for example, changes its input only in training. Errors are ignored,
+    because a unit may read values in training, which the meta device does not have.
+    """
+    inputs = [empty(specs[name], ODD) for name in unit.reads]
+    with suppress(Exception), torch.no_grad():
+        with torch.device("meta"):
+            module = unit.build()
+        module.train()(*inputs)
+    return inputs
+
+
+def _changed(inputs: Iterable[Tensor]) -> list[int]:
+    """Return the numbers of the inputs that were changed in place."""
+    return [number for number, x in enumerate(inputs) if x._version]
 
 
 def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:

@@ -87,9 +87,12 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body with this seed, and then restore the state of torch's CPU generator."""
+    """Run the body with this seed of torch's CPU generator, and then restore its state.
+
+    `torch.manual_seed` would also seed the devices, whose state would not be restored.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         yield
 
 

@@ -85,9 +85,16 @@ def _fault_of(data: LoadedData) -> tuple[str, str]:
         return f"its load() returned {found or 'nothing'}", remedy
     if empty := [name for name, split in splits.items() if not len(split)]:
         return f"its split {empty[0]!r} is empty", "each split needs at least one sample"
-    if problem := _fault_of_inputs(data):
-        remedy = f"it must return {class_path(ImageSpec)}, or an object with `specs`: each "
-        return problem, remedy + f"tensor's name and its {class_path(ValueSpec)}"
+    described = [("image_spec", data.input_spec, data.task.targets)]
+    if data.form is not None:
+        described.append(("evaluation_form", data.form.image, data.form.targets))
+    for method, input_spec, targets in described:
+        if problem := _fault_of_inputs(input_spec, targets):
+            remedy = f"it must be {class_path(ImageSpec)}, or an object with `specs`: each "
+            return (
+                f"its {method}() describes inputs by {problem}",
+                remedy + f"tensor's name and its {class_path(ValueSpec)}",
+            )
     if not isinstance(getattr(data.task, "lower_is_better", False), bool):
         return "its task's lower_is_better is not a bool", "give True or False"
     names, classes = len(data.classes), getattr(data.task, "classes", None)
@@ -97,16 +104,16 @@ def _fault_of(data: LoadedData) -> tuple[str, str]:
     return "", ""
 
 
-def _fault_of_inputs(data: LoadedData) -> str:
-    """Return what is wrong with the description of the model's inputs, or an empty text."""
-    if getattr_static(data.input_spec, "specs", None) is None:
-        return f"its image_spec() returned {type(data.input_spec).__name__}"
-    specs: object = data.input_spec.specs
+def _fault_of_inputs(input_spec: InputSpec, targets: Mapping[str, ValueSpec]) -> str:
+    """Return what is wrong with a description of the model's inputs, or an empty text."""
+    if getattr_static(input_spec, "specs", None) is None:
+        return type(input_spec).__name__
+    specs: object = input_spec.specs
     if not isinstance(specs, Mapping) or not specs:
-        return f"its image_spec() returned {specs!r} as `specs`"
+        return f"{specs!r} as `specs`"
     for name, spec in specs.items():
         if not isinstance(name, str) or not isinstance(spec, ValueSpec):
-            return f"its image_spec() returned {name!r} with {type(spec).__name__} in `specs`"
-        if data.task.targets.get(name, spec) != spec:
-            return f"its image_spec() and the targets of its task differ in {name!r}"
+            return f"{name!r} with {type(spec).__name__} in `specs`"
+        if targets.get(name, spec) != spec:
+            return f"{name!r} with another shape or dtype than that of the target"
     return ""

@@ -186,11 +186,6 @@ class LabelledPictures(Classified):
             raise self.fault(error.source, error.problem, error.remedy) from error
         return found
 
-    @property
-    def test_is_held_out(self) -> bool:
-        """Whether the test set is a held-out part of the training set."""
-        return {"test", "val"}.isdisjoint(self._found.parts)
-
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
         """The pictures of `train`, `test` and, if it exists, `val`, the same in every run."""
