@@ -4,6 +4,7 @@ import inspect
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import pytest
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.resnet import CifarResNet, ResNet
 from ppll_cli.models.unit import ImageSpec, Model, Unit, build_unit
@@ -129,6 +131,14 @@ def test_every_model_runs_on_the_meta_device(model: Model) -> None:
 def test_another_task_is_refused(model: Model) -> None:
     with pytest.raises(ConfigError, match=r"^model=(vit|resnet\d+): is for classification; "):
         model.units(IMAGE, OtherTask())
+
+
+@each_model
+def test_data_without_images_are_refused(model: Model) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^model=(vit|resnet\d+): reads images, but the data set"
+    ):
+        model.units(SimpleNamespace(specs={"tokens": ValueSpec((5,), torch.int64)}), TASK)
 
 
 class _Split(nn.Module):

@@ -17,7 +17,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import MOST_LAYERS, Fraction
 from ppll_cli.models.drop_path import drop_path_of, rates
 from ppll_cli.models.partitions import named_partitions
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_images
 from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Shape, Task
 
@@ -203,6 +203,7 @@ class CifarResNet:
         """Return the units; each reads the previous unit's map `x` [B, C, H, W]."""
         name = f"resnet{self.depth}"
         classes = classes_of(task, name)
+        check_images(image, name)
         if min(image.height, image.width) < 4:
             raise _too_small("model", name, image, 4, "choose a data set with larger images")
         stem = partial(Stem, channels=image.channels, width=16, kind="cifar")
@@ -241,7 +242,9 @@ class ResNet:
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """Return the units; each reads the previous unit's map `x` [B, C, H, W]."""
-        classes = classes_of(task, f"resnet{self.depth}")
+        name = f"resnet{self.depth}"
+        classes = classes_of(task, name)
+        check_images(image, name)
         kind, _ = FAMILY[self.depth]
         return [*self.trunk(image), _head(512 * kind.expansion, classes)]
 

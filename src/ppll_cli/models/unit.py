@@ -117,6 +117,13 @@ def build_unit(unit: Unit, seed: int) -> nn.Module:
         return unit.build()
 
 
+def check_images(input_spec: object, model: str) -> None:
+    """Refuse data without images, for a model that reads images."""
+    if not isinstance(input_spec, ImageSpec):
+        remedy = "choose a model that reads the tensors of this data set"
+        raise ConfigError("model", model, "reads images, but the data set has none", remedy)
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse names that no submodule can have: `train` is already an attribute of nn.Module.
 

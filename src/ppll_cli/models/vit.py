@@ -17,7 +17,7 @@ from ppll_cli.config.targets import check_options
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import MOST_SIZE, Depth, Fraction, Size
 from ppll_cli.models.drop_path import drop_path_of, rates
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, check_images
 from ppll_cli.tasks.classification import ClassifierHead, classes_of
 from ppll_cli.tasks.task import Task
 
@@ -192,6 +192,7 @@ class ViT:
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
         """Return the units; each reads the previous unit's tokens `x` [B, T, D]."""
         classes = classes_of(task, "vit")
+        check_images(image, "vit")
         embed = partial(
             Embed,
             channels=image.channels,
