@@ -2,23 +2,17 @@
 
 import logging
 import pickle
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from ppll_cli.config import settings
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import devices as machine_devices
-from ppll_cli.local.greedy import Greedy
-from ppll_cli.local.method import Criterion, Site, Watch
-from ppll_cli.models.unit import Unit
 from ppll_cli.prepare import preparation as preparing
 from ppll_cli.prepare.preparation import Prepared
 from tests.conftest import own_model, prepared
-from tests.watching import Watcher, Watching
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
 SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
@@ -26,6 +20,7 @@ NARROW = [*DATA, "batch_size=13", "model=resnet18", "local=dgl", "device=cpu"]  
 
 
 RESNET = [*DATA, "batch_size=8", "model=resnet32", "device=cpu"]
+WATCHING = "local._target_=tests.watching.Watching"
 
 
 def test_a_partition_named_by_the_model_sets_the_modules() -> None:
@@ -188,83 +183,6 @@ def test_the_file_of_a_schedule_need_not_have_the_key_microbatches() -> None:
     """It was refused as `schedule.microbatches=null`, which nobody had written."""
     job = prepared(*SMALL, "schedule=ppll", "~schedule.microbatches").job
     assert job.make_schedule().microbatches == 1
-
-
-class _Exports(Greedy):
-    """Exports something from each module."""
-
-    unit = Unit("more", partial(nn.Linear, 16, 2), writes=("more",))
-
-    def exports(self, site: Site) -> list[Unit]:
-        return [self.unit]
-
-
-class ExportsParameters(_Exports):
-    """Exports a unit with parameters, which nothing would train."""
-
-
-class ExportsTheFeature(_Exports):
-    """Exports a tensor under the name that the next module reads."""
-
-    unit = Unit("more", nn.Identity)
-
-
-class ExportsUnderAUnitsName(_Exports):
-    """Exports a unit with the name of a unit of the model, so that names in files would clash."""
-
-    unit = Unit("blocks.0", nn.Identity, writes=("more",))
-
-
-class ExportsInPlace(_Exports):
-    """Exports a unit that changes the feature, so that the module's loss would read another one."""
-
-    unit = Unit("more", partial(nn.ReLU, inplace=True), writes=("more",))
-
-
-@pytest.mark.parametrize(
-    ("method", "problem"),
-    [
-        (ExportsInPlace, "local=more: its export 'more' changes its input 'x' in place, which"),
-        (ExportsParameters, "local=more: its export 'more' has parameters"),
-        (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
-        (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),
-    ],
-)
-def test_methods_that_export_the_wrong_things_are_refused(method: type, problem: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{problem}"):
-        prepared(*SMALL, f"local._target_={__name__}.{method.__name__}")
-
-
-class WatchesFraction(Watching):
-    """Names the unit by a float, which a division can make."""
-
-    def criterion(self, site: Site) -> Criterion:
-        return Watcher(site, Watch(4 / 2, self.lag))  # type: ignore[arg-type]
-
-
-WATCHING = "local._target_=tests.watching.Watching"
-FRACTION = f"local._target_={__name__}.WatchesFraction"
-
-
-@pytest.mark.parametrize(
-    ("options", "problem"),
-    [
-        (["+local.unit=0"], f"{WATCHING}: module 0 watches 'embed', which is in no later module"),
-        (["+local.unit=2"], f"{WATCHING}: module 1 watches 'blocks.1', which is in no later mod"),
-        (["+local.unit=99"], f"{WATCHING}: module 0 watches unit 99, which does not exist"),
-        (["+local.unit=-1"], f"{WATCHING}: module 0 watches unit -1, which does not exist"),
-        ([FRACTION], f"{FRACTION}: module 0 watches unit 2.0, which does not exist"),
-        (["+local.lag=0"], "local.lag=0: must be greater than or equal to 1"),
-        (["+local.lag=4097"], "local.lag=4097: must be less than or equal to 4096"),
-    ],
-)
-def test_losses_that_watch_the_wrong_units_are_refused(options: list[str], problem: str) -> None:
-    """The modules are: embed and blocks.0; blocks.1; head."""
-    modules = ["model.depth=2", "local.cuts=[blocks.1,head]", "gpus=2"]
-    with pytest.raises(ConfigError) as caught:
-        prepared(*SMALL, *modules, WATCHING, *options)
-    assert str(caught.value).startswith(problem)
-    assert "\n" not in str(caught.value)
 
 
 def test_only_local_learning_uses_watched_units() -> None:
