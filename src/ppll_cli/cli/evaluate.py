@@ -229,8 +229,9 @@ def _check_held_out(
         return
     if split == "val" or (split == "test" and getattr(dataset, "test_is_held_out", False)):
         problem = f"the run held out {most}, so it was trained on some of these samples"
-        remedy = f"give at most {most}" if most else "evaluate another split"
-        remedy += ", or evaluate on other data" if most else " or other data"
+        remedy = "evaluate another split or other data"
+        if most:
+            remedy = f"give at most {most}, or evaluate on other data"
         raise ConfigError("data.val_fraction", fraction, problem, remedy)
 
 

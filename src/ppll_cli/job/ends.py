@@ -92,9 +92,8 @@ class Ends:
             doing = f"the loss of its output for features {specs[here.feature].shape}"
         with blaming(key, value, doing):
             criterion, cost = measure(build, partial(_run_criterion, specs))
-        if not isinstance(criterion, Criterion):
-            raise ConfigError(key, value, "its criterion() must return a Criterion")
-        with blaming(key, value, doing):
+            if not isinstance(criterion, Criterion):
+                raise ConfigError(key, value, "its criterion() must return a Criterion")
             _check_further(criterion, specs)
         return criterion, cost
 

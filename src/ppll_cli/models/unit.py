@@ -102,12 +102,18 @@ def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
         return make(group, config)
 
 
+@contextmanager
+def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
+    """Make a model. Random numbers of its constructor and of the body depend only on the seed."""
+    with seeded(seeding.constructor(seed, "model")):
+        yield make("model", config)
+
+
 def units_seeded(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Unit, ...]:
     """Make a model, and return its units. All their random numbers depend only on the seed."""
-    with seeded(seeding.constructor(seed, "model")):
-        model: Model = make("model", config)
+    with seeded_model(config, seed) as model:
         return tuple(model.units(input_spec, task))
 
 

@@ -128,8 +128,8 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 
     Each run counts with its best evaluation, and each group with the mean over its runs.
     """
-    if group.bps or not group.first.conditions:
-        return next(iter(group.bps), None)
+    if group.first.bps or not group.first.conditions:
+        return next(iter(group.first.bps), None)
     best = [
         (other.first.run.merit(found.mean), -place)
         for place, other in enumerate(groups)
@@ -185,7 +185,9 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
 def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
     """Yield notes that name the baselines of the speed-ups."""
     baselines = {
-        id(group.bps[0].first.run): group.bps[0] for group in groups if group.over_bp is not None
+        id(group.first.bps[0].first.run): group.first.bps[0]
+        for group in groups
+        if group.over_bp is not None
     }
     if baselines:
         named = ", ".join(f"{bp.name} ({_size(bp)})" for bp in baselines.values())
@@ -194,7 +196,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         if group.over_bp is None or group.first.run.get("device") != "cpu":
             continue
-        most = max(_threads(bp.first.run) for bp in group.bps)
+        most = max(_threads(bp.first.run) for bp in group.first.bps)
         if (wanted := (group.first.gpus or 1) * _threads(group.first.run)) > most:
             short.append(f"{group.names} ({counted(wanted, 'thread')} against {most})")
     if short:

@@ -78,7 +78,7 @@ class _Panel:
     def draw_speed(self) -> None:
         """Draw each group's speed, relative to back-propagation if any group has this baseline."""
         over = any(group.over_bp is not None for group in self.groups)
-        based = [bp for group in self.groups if group.over_bp for bp in group.bps[:1]]
+        based = [bp for group in self.groups if group.over_bp for bp in group.first.bps[:1]]
         rates = {bp.rate.mean for bp in based if bp.rate}
         base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
         self._title("speed", f"times bp's {base}samples/s" if over else "samples/s")

@@ -228,7 +228,7 @@ def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
     """
 
     def text(group: Group) -> str:
-        baselines = {"speed_up_over_bp": group.bps, "speed_up_over_ll": group.lls}
+        baselines = {"speed_up_over_bp": group.first.bps, "speed_up_over_ll": group.first.lls}
         against = next(iter(baselines[key]), None) if key in baselines else group.reference
         # For a ratio of speeds, the test for noise compares the speeds.
         judged = MEASURES["samples_per_second" if key in baselines else key]

@@ -108,16 +108,6 @@ class Group:
         return self.averaged[0]
 
     @property
-    def bps(self) -> Sequence["Group"]:
-        """`Row.bps` of the first run that is averaged."""
-        return self.first.bps
-
-    @property
-    def lls(self) -> Sequence["Group"]:
-        """`Row.lls` of the first run that is averaged."""
-        return self.first.lls
-
-    @property
     def seeds(self) -> int:
         """Number of different seeds among the averaged runs."""
         return len({_seed(row) for row in self.averaged})

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ppll_cli import seeding
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.settings import Settings
-from ppll_cli.config.targets import blaming, make, require
+from ppll_cli.config.targets import blaming, require
 from ppll_cli.data.identity import Identity
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.ends import Ends, ModuleEnd
@@ -26,7 +25,7 @@ from ppll_cli.leaves.values import InputSpec, ValueSpec
 from ppll_cli.local.fba import bank_for
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, problem_of, trace
-from ppll_cli.models.unit import Model, Unit, check_names, make_seeded, seeded
+from ppll_cli.models.unit import Model, Unit, check_names, make_seeded, seeded_model
 from ppll_cli.prepare.loading import load_data
 from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
@@ -130,8 +129,7 @@ def make_units(
         ConfigError: The class is no model, or the model does not fit the data or the task.
     """
     key, path = as_typed("model", config.get("_target_"))
-    with seeded(seeding.constructor(seed, "model")):
-        model: Model = make("model", config)
+    with seeded_model(config, seed) as model:
         require(key, path, model, ("units",), f"see {class_path(Model)}")
         with blaming(key, path, "units()"):
             units = tuple(model.units(input_spec, task))
