@@ -1,9 +1,11 @@
 """Outputs and costs of units, compared with counts by hand."""
 
+import random
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -203,6 +205,30 @@ ODD: list[tuple[Callable[[], Any], str]] = [
 def test_what_a_worker_could_not_train_is_found(build: Callable[[], Any], problem: str) -> None:
     with pytest.raises(TypeError, match=problem):
         trace([Unit("odd", build)], {"x": ValueSpec((2,), torch.float32)})
+
+
+class _Drawing(nn.Identity):
+    """Multiplies by a random number, always or only in training."""
+
+    def __init__(self, draw: Callable[[], float], always: bool) -> None:
+        super().__init__()
+        self.draw, self.always = draw, always
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.draw() if self.always or self.training else x
+
+
+@pytest.mark.parametrize("always", [True, False])
+@pytest.mark.parametrize(
+    ("draw", "library"),
+    [(random.random, "random"), (np.random.rand, r"numpy\.random"), (np.random.randn, "numpy")],
+)
+def test_only_random_numbers_of_torch_are_equal_under_each_schedule(
+    draw: Callable[[], float], library: str, always: bool
+) -> None:
+    unit = Unit("noisy", partial(_Drawing, draw, always))
+    with pytest.raises(TypeError, match=rf"^forward\(\) draws random numbers with {library}"):
+        trace([unit], {"x": ValueSpec((2,), torch.float32)})
 
 
 @pytest.mark.parametrize("run", [lambda x: x + torch.ones(2), lambda x: x * x.sum().item()])

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
-from ppll_cli.models.unit import Unit
+from ppll_cli.models.unit import Unit, other_random_states
 
 ODD = 7
 """A number of samples that hardly any other dimension of a tensor has."""
@@ -119,7 +119,7 @@ def measure(
 
             layer.register_forward_pre_hook(note)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, explained():
+    with torch.no_grad(), counter, explained(), _drawing_with_torch():
         result = run(module)
     params = sum(parameter.numel() for parameter in module.parameters())
     return result, Cost(params, counter.get_total_flops(), tuple(single_valued))
@@ -138,6 +138,24 @@ def explained() -> Iterator[None]:
                 "on the device of an input, and not read values"
             )
         raise
+
+
+@contextmanager
+def _drawing_with_torch() -> Iterator[None]:
+    """Refuse a forward that draws random numbers with Python's `random` or with `numpy.random`.
+
+    Workers seed only torch's generator for each unit and batch. Other random numbers would differ
+    between schedules and after a resume.
+    """
+    before = other_random_states()
+    yield
+    for library, state in other_random_states().items():
+        if state != before[library]:
+            raise TypeError(
+                f"forward() draws random numbers with {library}: draw them with torch, for example "
+                "torch.rand(()), because only torch's random numbers are equal under each schedule "
+                "and after a resume"
+            )
 
 
 def _check_network(module: object) -> None:
@@ -202,10 +220,11 @@ def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> list[Tensor]
     because a unit may read values in training, which the meta device does not have.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
-    with suppress(Exception), torch.no_grad():
+    with torch.no_grad():
         with torch.device("meta"):
-            module = unit.build()
-        module.train()(*inputs)
+            module = unit.build().train()
+        with _drawing_with_torch(), suppress(Exception):
+            module(*inputs)
     return inputs
 
 

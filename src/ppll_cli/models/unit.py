@@ -1,10 +1,12 @@
 """Defines the interface of models: an ordered list of units that read and write named tensors."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,13 +89,27 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body with this seed of torch's CPU generator, and then restore its state.
+    """Run the body with this seed of torch, Python and NumPy, and then restore their states.
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """
+    pythons, numpys = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # NumPy accepts only 32 bits
+        try:
+            yield
+        finally:
+            random.setstate(pythons)
+            np.random.set_state(numpys)
+
+
+def other_random_states() -> dict[str, object]:
+    """Return the states of Python's and NumPy's random numbers, to compare them, by module name."""
+    numpys: Any = np.random.get_state()
+    _, keys, *rest = numpys
+    return {"random": random.getstate(), "numpy.random": (bytes(keys), rest)}
 
 
 def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
