@@ -1,4 +1,4 @@
-"""Passes about gradients: split backwards, averages over replicas, and norms of the whole model."""
+"""Passes about gradients: split backwards, averages over replicas, and gradient norms."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Join the two halves of a backward if no input of the chunk needs a gradient."""
+    """Make a split backward a whole one again if no input of its chunk needs a gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:
@@ -52,7 +52,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
-    """Move each step after the next backward of another chunk, or to the end."""
+    """Move each step behind the next backward of another chunk; if none follows, to the end."""
     found: Stream = []
     waiting: list[do.Step] = []
     for instruction in stream:
@@ -68,11 +68,11 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
 
 
 def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Add instructions that exchange the squared gradient norms of all units before any step.
+    """Move all steps to the end, after an exchange of the squared gradient norms of all units.
 
     A vector with one element per unit is sent from the first stage to the last. Each stage writes
-    the norms of its units into it. Then the complete vector is sent back. So every stage sums the
-    same numbers in the same order, the order of the units.
+    the norms of its units into the vector. Then the complete vector is sent back to the first
+    stage. So all stages have equal vectors, and sum the elements in the order of the units.
     """
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, do.Step)]

@@ -34,7 +34,7 @@ class HeldChunk(Networks):
 
     Attributes:
         tensors: The tensors of the current batch.
-        batch: The current batch.
+        batch: Step, micro-batch sizes and more of the current batch.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
         sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
             additional prediction of a criterion, `split_of` returns the key.
@@ -139,7 +139,7 @@ class HeldChunk(Networks):
             copy_gradients([*leaves, *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
-        """Clip the gradients and do one optimizer step.
+        """Do one optimizer step; with `optim.clip_norm`, clip the gradients before it.
 
         Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
 

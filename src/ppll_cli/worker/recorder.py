@@ -45,7 +45,7 @@ class Totals:
         batches: Number of training batches.
         samples: Number of samples in these batches.
         wall_s: Seconds that these batches took in total.
-        spent_s: Seconds spent on each kind of `progress.KINDS`.
+        spent_s: Seconds by kind of time; `progress.KINDS` lists the kinds.
         instruction_s: Seconds spent on each instruction, without waiting.
     """
 

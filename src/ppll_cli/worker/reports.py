@@ -30,7 +30,7 @@ class _Measured:
         further: Results of `measure` for the additional predictions of the module's criterion, by
             name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
-        skipped_steps: Indices of the possibly skipped steps since the last report.
+        skipped_steps: Numbers, from 0, of the steps since the last report that may be skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
     """
 
@@ -295,7 +295,7 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 def _to_host(tensor: Tensor) -> Tensor:
     """Return a copy on the host, or the tensor itself if it is on the CPU.
 
-    torch puts a copy from CUDA into pinned memory, and the device makes it later. Its values must
-    not be read before.
+    From CUDA the call returns before the copy is made. Do not read the result before the device has
+    made the copy.
     """
     return tensor.detach().to("cpu", non_blocking=True)
