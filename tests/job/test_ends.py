@@ -50,7 +50,7 @@ class ExportsInPlace(_Exports):
 @pytest.mark.parametrize(
     ("method", "problem"),
     [
-        (ExportsInPlace, "local=more: its export 'more' changes its input 'x' in place, which"),
+        (ExportsInPlace, "local=more: its export 'more' changes its input 'x' in place, but"),
         (ExportsParameters, "local=more: its export 'more' has parameters"),
         (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
         (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),

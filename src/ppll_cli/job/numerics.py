@@ -102,7 +102,7 @@ def _get() -> _Flags:
 
 def _set(flags: _Flags) -> None:
     if flags.deterministic != torch.are_deterministic_algorithms_enabled():
-        # Only when needed, because this imports torch's compiler, which takes seconds.
+        # Only when needed: the call imports torch's compiler, which takes seconds.
         torch.use_deterministic_algorithms(flags.deterministic)
     _memory.fill_uninitialized_memory = flags.fill_memory
     with _without_warning():

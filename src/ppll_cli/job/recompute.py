@@ -13,9 +13,9 @@ from ppll_cli.job.convolutions import mended
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
     """Run a network so that only its inputs are kept; the backward then runs it again.
 
-    Gradients are bit-identical to those without recomputing. The second pass draws the same random
-    numbers as the first. It works on copies of the buffers that were made before the first pass, so
-    BatchNorm's running statistics are updated only once.
+    Gradients are bit-identical to those without recomputing. The second forward draws the same
+    random numbers as the first. It uses copies of the buffers, made before the first forward, so
+    that BatchNorm's running statistics are updated only once.
 
     `seed` seeds all generators from which the network, in training mode, may draw. Inputs must not
     change until the backward.
@@ -27,7 +27,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # `checkpoint` restores only autocast for this second pass, so enter `mended` here.
+            # `checkpoint` restores only autocast for the second forward, so enter `mended` here.
             with mended():
                 return functional_call(network, buffers, tensors)
         first = False

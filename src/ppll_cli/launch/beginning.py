@@ -83,7 +83,7 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
     problem = f"these are not the data that the run was started with: {how}"
     remedy = "give the folder with the original data, or start a new run"
     if data.get("eval_limit") is not None:
-        remedy += " (for labelled pictures, earlier versions chose others for data.eval_limit)"
+        remedy += " (earlier versions chose other labelled pictures for data.eval_limit)"
     raise ConfigError(f"data.{key}", data.get(key), problem, remedy)
 
 

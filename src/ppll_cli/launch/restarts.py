@@ -62,7 +62,7 @@ class Restarts:
         self._history: dict[Seat, _History] = defaultdict(_History)
 
     def recovery(self, seat: Seat) -> Recovery | None:
-        """Return what a new process of a worker needs to continue; None if it is not restarted."""
+        """Return what a new process of a worker needs; None if the worker cannot be restarted."""
         if seat.stage not in self._job.restartable:
             return None
         folder = self._folder / f"stage-{seat.stage}"
@@ -96,7 +96,7 @@ class Restarts:
         workers: list[Watched],
         handle: Callable[[Watched, Report], None],
     ) -> list[Report]:
-        """Restart all failed workers; if this cannot help, return the failures that end the run.
+        """Restart all failed workers, or return the failures for which a restart cannot help.
 
         `handle` is called with the reports that a dead worker has left in its pipe.
 

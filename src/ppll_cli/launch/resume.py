@@ -37,7 +37,7 @@ OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
 
 UNNAMED = (
     "the run directory names a class that is not part of ppll-run; such a class is imported only "
-    "if you name it too"
+    "if you give its name"
 )
 
 FREE = {

@@ -16,7 +16,7 @@ from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_gro
 from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
-"""How many items (see `job.course`) replica 0 of stage 0 may be ahead of its other replicas."""
+"""Number of items (see `job.course`) that replica 0 of stage 0 may be ahead of other replicas."""
 
 
 @dataclass
@@ -64,10 +64,10 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Choose the transport inside a machine.
+    """Choose the transport for channels inside a machine.
 
-    It is a journal if stages can be restarted. Otherwise it is `transport`, or queues if
-    `transport` is not usable. `name` is the option of `transport`.
+    It is a `JournalTransport` if stages of the machine can be restarted. Otherwise it is
+    `transport`, or queues if `transport` is not usable. `name` is the option of `transport`.
 
     Raises:
         ConfigError: No transport is usable, or a process is not allowed to open as many file

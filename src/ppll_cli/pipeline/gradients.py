@@ -25,10 +25,10 @@ def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add instructions that average each chunk's gradients over the replicas during the backward.
 
-    The average of a chunk starts before the chunk's last backward. If the loss comes right before
-    that backward, the average starts before the loss, because the loss completes the gradients of
+    `StartAverage` of a chunk comes before the chunk's last backward. If the loss comes right before
+    that backward, `StartAverage` comes before the loss, because the loss completes the gradients of
     the auxiliary network. If every chunk of the stage computes its own loss, a chunk's step moves
-    after the next backward of another chunk, so that the average can run during that backward.
+    behind the next backward of another chunk, so that averaging can continue during that backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):

@@ -40,7 +40,7 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
-    """Return, for each channel, the largest of its numbers of slots in several mappings."""
+    """Return, for each channel, the largest number of slots that one of the mappings gives it."""
     result: dict[Channel, int] = {}
     for each in found:
         for channel, count in each.items():

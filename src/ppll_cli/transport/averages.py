@@ -77,7 +77,8 @@ class _Bucket:
         """Wait for the sums over all replicas; on CUDA the current stream waits, not the host.
 
         Returns:
-            The counts that the class describes, in the gradients' dtype.
+            [parameters + 1], in the gradients' dtype: for each parameter, how many replicas have a
+            gradient for it; at the end, how many replicas had a loss that is not finite.
         """
         assert self._work is not None
         assert self._counts is not None
@@ -118,7 +119,7 @@ class Average:
         units: The parameters of each unit or auxiliary network, in the order of the forward.
         nonfinite: Returns whether this replica had a loss that is not finite.
         early: Whether the all-reduces start during the backward. Otherwise they start at its end,
-            so that they do not mix with collective operations of the backward itself.
+            so that they do not mix with the sums over replicas of synchronized BatchNorm layers.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Average:
             shared = shared or len(new[-1]) < len(learnt)
             seen.update(new[-1])
         if replicas.count == 2:
-            new = [[*chain.from_iterable(new)]]  # fewer all-reduces; see the class
+            new = [[*chain.from_iterable(new)]]  # a bucket may then have several units
         self._buckets = [_Bucket(each) for own in new for each in _in_buckets(own)]
         self._begun = len(self._buckets)  # number of buckets whose all-reduce has started
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)

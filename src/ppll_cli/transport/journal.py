@@ -47,7 +47,7 @@ LARGEST_HEAD = 1 << 16
 
 _SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
-_LENGTH = struct.Struct("<I")  # of a head
+_LENGTH = struct.Struct("<I")  # the length of a head in bytes
 _DRAINED = 1 << 16  # largest number of bytes to read from a pipe at once
 
 
@@ -66,7 +66,7 @@ class _Messages:
         memory: The memory, uint8 [bytes]: first the slots, then the counters, then the head of each
             slot.
         slots: The slots, for the tensors.
-        size: Number of bytes reserved for the counters, and for each head.
+        size: Number of bytes reserved for each head; as many are reserved for the counters.
     """
 
     def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:
@@ -144,7 +144,7 @@ class _End:
         self.position = 0
 
     def open(self) -> None:
-        """Set up the end in this process."""
+        """Set up this end of the channel in this process."""
         self._stored.slots.memory.open()
         self._wakeup.open()
 
@@ -212,8 +212,8 @@ class JournalReceiver(_End):
     must keep what was sent.
 
     Attributes:
-        keeps: Whether `free` frees the slots of released messages. Otherwise `release` frees each
-            slot at once, because this stage takes no snapshots.
+        keeps: Whether slots of released messages are kept until `free` is called. Set this if the
+            stage takes snapshots; otherwise `release` frees each slot at once.
     """
 
     keeps = False
@@ -245,7 +245,7 @@ class JournalReceiver(_End):
         return view.to(self._device, non_blocking=True)
 
     def release(self) -> None:
-        """Count the oldest message in use as released, and free its slot now or later."""
+        """Count the oldest message in use as released; free its slot now if `keeps` is not set."""
         self._released += 1
         if not self.keeps:
             self._copied.wait()  # the sender must not fill the slot while it is being copied
@@ -262,9 +262,9 @@ class JournalReceiver(_End):
         self.free()
 
     def free(self) -> None:
-        """Free the slots of all released messages. Call this when a snapshot covers them.
+        """Free the slots of all released messages.
 
-        The device must have copied the messages.
+        Call this only when a snapshot covers these messages, and the device has copied them.
         """
         self._stored.counters.freed = self._released
         self._wakeup.wake()

@@ -103,7 +103,7 @@ class Networks:
 
     @cached_property
     def unit_weights(self) -> list[nn.Parameter]:
-        """The parameters of units that are not frozen; a parameter of two units is listed once."""
+        """The parameters of units with `requires_grad`; one that two units share is listed once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 
@@ -115,7 +115,7 @@ class Networks:
 
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit and of the criterion, but not of exports (no gradients)."""
+        """The parameters of each unit and of the criterion; exports get no gradients."""
         criterion = [] if self.criterion is None else [self.criterion]
         networks = [network for _, network in self.units] + criterion
         return [list(network.parameters()) for network in networks]

@@ -113,7 +113,7 @@ def is_final(error: BaseException) -> bool:
 def _said(error: BaseException) -> str:
     """Return the text of an exception, with advice if memory ran out."""
     said = error_text(error)
-    # On CPU torch raises a RuntimeError with this text.
+    # On CPU torch raises a RuntimeError with the words "can't allocate memory".
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if out_of_memory or "can't allocate memory" in said:
         said += (

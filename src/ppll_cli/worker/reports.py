@@ -30,7 +30,7 @@ class _Measured:
         further: Results of `measure` for the additional predictions of the module's criterion, by
             name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
-        skipped_steps: Numbers, from 0, of the steps since the last report that may be skipped.
+        skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
     """
 
@@ -166,9 +166,9 @@ class Reports:
     def unreported(
         self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
     ) -> dict[int, dict[str, Any]]:
-        """Return the training measurements that no complete report contains yet.
+        """Wait for the device, and return training measurements that no complete report contains.
 
-        They are summed over the replicas. Waits for the device.
+        The measurements are summed over the replicas.
 
         Returns:
             For each module with measurements, by module number: plain data for `continue_sums`.
@@ -199,10 +199,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each split since its last complete report, for `continue_seconds`.
-
-        Waits for the device.
-        """
+        """Wait for the device, and return each split's seconds since its last complete report."""
         for split in list(self._since):
             self.pause(split)
             self.begin(split)

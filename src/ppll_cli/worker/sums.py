@@ -51,7 +51,7 @@ class Sums:
         return Sums(numbers[0], numbers[1], [replicas.gather(rows)])
 
     def plain(self) -> dict[str, Any]:
-        """Return the sums as plain data for a checkpoint. Waits for the device."""
+        """Wait for the device, and return the sums as plain data for a checkpoint."""
         rows = self.rows
         return {
             "loss": float(self.loss),

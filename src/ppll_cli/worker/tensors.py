@@ -20,7 +20,7 @@ class MicroBatch:
     Attributes:
         values: The inputs, and everything that the units have computed; emptied by the backward.
         leaves: The inputs that need gradients, until `take_input_gradients` returns the gradients.
-        outputs: The detached outputs for the next chunk, until it takes them.
+        outputs: The detached outputs for the next chunk, until that chunk takes them.
         gradients: The gradients of the outputs, until the backward.
         weight_half: The second half of a split backward, until it runs.
         received: The memory addresses of the gradients that `weight_half` reads.

@@ -76,7 +76,7 @@ class Upstream:
             chunk.criterion.see(weights, version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
-        """Send the weights for the batch after `step` optimizer steps, unless the run ends before.
+        """Send weights for the batch after `step` optimizer steps, unless the run ends before it.
 
         So far, `done` optimizer steps are done.
         """

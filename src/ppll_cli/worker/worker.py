@@ -270,7 +270,7 @@ class Worker:
         unreported = self.reports.unreported(chunks, replicas, self.device)
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self.report("counted", step=mark.step, **self._counted())
-        if self.replica > 0:  # the first replica saves the state, which is the same in all
+        if self.replica > 0:  # all replicas have the same state, and the first one saves it
             return
         run_dir, tensors = self.job.run_dir, tensors_of(chunks)
         file = checkpoint.save_stage(run_dir, mark.step, self.index, tensors, unreported)
