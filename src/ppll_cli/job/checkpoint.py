@@ -48,7 +48,7 @@ Unreported = Mapping[int, Mapping[str, Any]]
 """Training measurements since the last report, as plain data, by the number of the module."""
 
 UNREPORTED = "unreported"
-"""Metadata key of `Unreported` (as JSON) in a stage's file; missing if nothing is unreported."""
+"""Key of `Unreported`, as JSON, in the metadata of a stage's file; absent if there is none."""
 
 
 @dataclass(frozen=True)

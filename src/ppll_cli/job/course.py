@@ -106,7 +106,7 @@ class Course:
 
     @property
     def evaluated(self) -> list[str]:
-        """Names of the splits to evaluate, in order, with "_ema" for averaged weights."""
+        """Names of the splits to evaluate, in order; "_ema" is for averaged weights."""
         found = [split for split in SPLITS if split in self.samples]
         return found + [split + AVERAGED for split in found if self.averages]
 

@@ -148,12 +148,12 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
     """Check that an export of a local method has no parameters, and makes only new tensors."""
     problem = ""
     if made.cost.params:
-        problem = f"its export {unit.name!r} has parameters, which nothing would train"
+        problem = f"its export {unit.name!r} has parameters, but exports are not trained"
     elif made.changed:
         name = unit.reads[made.changed[0]]
         problem = f"its export {unit.name!r} changes its input {name!r} in place, {MAY_BE_READ}"
     elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
-        problem = f"it exports {clash[0]!r}, which the model has already"
+        problem = f"it exports {clash[0]!r}, but the model has this name already: use another"
     if problem:
         raise ConfigError("local", unit.name, problem)
 

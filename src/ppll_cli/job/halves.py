@@ -185,7 +185,6 @@ class _Graph:
         return [group for number, group in enumerate(many) if found >> number & 1]
 
     def tensors(self, group: _Group) -> list[Tensor]:
-        """Return the weights of a group."""
         return [self._weights[node] for node in group.weights]
 
 

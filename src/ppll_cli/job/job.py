@@ -84,7 +84,7 @@ class Job:
 
     @cached_property
     def restartable(self) -> frozenset[int]:
-        """The stages whose workers restart alone after a failure, while the run continues."""
+        """The stages whose workers are restarted after a failure, while the other workers wait."""
         return self.inside if self.snapshot_every else frozenset()
 
     @cached_property
@@ -149,7 +149,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return a worker's device as messages name it; with its machine if there are several."""
+        """Return a worker's device for messages, with its machine if the run has several."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:

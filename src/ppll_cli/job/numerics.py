@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils.deterministic
 
-from ppll_cli.job.convolutions import mended
+from ppll_cli.job.convolutions import mended_convolutions
 
 _memory: Any = torch.utils.deterministic  # type checkers do not know its property
 
@@ -71,7 +71,7 @@ class Numerics:
         if self.precision != "bf16":
             yield
             return
-        with torch.autocast(device.type, torch.bfloat16), mended():
+        with torch.autocast(device.type, torch.bfloat16), mended_convolutions():
             yield
 
 

@@ -199,6 +199,5 @@ def _most(numbers: Sequence[int | None]) -> int | None:
 
 
 def _sums(counts: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
-    """Add up the values of each key."""
     keys = dict.fromkeys(key for each in counts for key in each)
     return {key: sum(each[key] for each in counts if key in each) for key in keys}

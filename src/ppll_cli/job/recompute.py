@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ppll_cli.job.convolutions import mended
+from ppll_cli.job.convolutions import mended_convolutions
 
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
@@ -27,8 +27,8 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # `checkpoint` restores only autocast for the second forward, so enter `mended` here.
-            with mended():
+            # For the second forward, `checkpoint` restores autocast, but not mended convolutions.
+            with mended_convolutions():
                 return functional_call(network, buffers, tensors)
         first = False
         return network(*tensors)

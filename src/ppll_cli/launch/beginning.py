@@ -171,7 +171,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the restarts of stages that the last summary of a resumed run lists."""
+    """Return the entries of `restarts` in the last summary of a run that is resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged

@@ -92,8 +92,8 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
     """Return a RunFailedError for an exception that was raised in a run's parent process.
 
-    `doing`, for example "summary.json could not be written", begins the message, unless the message
-    says that results cannot be written at all (see `is_of_disk`).
+    The message begins with `doing`, for example "summary.json could not be written". For errors
+    that `is_of_disk` recognizes, it begins with "results cannot be written".
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)

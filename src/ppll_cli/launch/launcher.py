@@ -109,7 +109,6 @@ def launch(
 
 
 def _begin(job: Job, seat: Seat, ends: Ends, stop: StopFlag, recovery: Recovery | None) -> Watched:
-    """Start the process of a worker."""
     pulse: Pulse = forkserver.context().RawValue(Pulse)
     pulse.start_again()
     watched = Watched(seat, job.name(seat), pulse, ends=ends, stop=stop)

@@ -197,7 +197,7 @@ def loaded(
 
 
 def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
-    """Return the model's weights in a checkpoint, averaged or not, and the checkpoint's step.
+    """Return the model's weights in a checkpoint (averaged if `ema`), and the checkpoint's step.
 
     In a directory without checkpoints, `last` means the file of the final model, whose step is
     unknown.

@@ -95,9 +95,9 @@ def wire(
     A channel between two stages connects replicas with equal numbers. The transport makes the
     channels inside a machine; channels between machines use torch.distributed.
 
-    `store` is the address at which the workers of process groups meet; it is not used without
-    groups. gloo and NCCL connect the workers over the network `interface`. If `machine` is given,
-    only the channels of this machine's workers are made.
+    `store` is the address at which the workers of process groups meet, if there are any. gloo and
+    NCCL connect the workers over the network `interface`. If `machine` is given, only the channels
+    of this machine's workers are made.
     """
     ends = {seat: Ends() for seat in job.seats}
     _add_groups(job, ends, store, interface)
@@ -152,7 +152,6 @@ def _channel(
 
 
 def _ways(job: Job) -> Iterator[_Way]:
-    """Yield all channels between workers."""
     for channel, room in job.channels.items():
         schema = _schema(job, channel, room.size)
         for replica in range(job.replicas):
@@ -201,5 +200,4 @@ def _groups(job: Job) -> dict[str, Group]:
 
 
 def _replicas(stage: int) -> str:
-    """Return the name of the group of a stage's replicas."""
     return f"replicas of stage {stage}"

@@ -8,7 +8,7 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Make a split backward a whole one again if no input of its chunk needs a gradient."""
+    """Join both halves of a split backward if no input of the chunk needs a gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:

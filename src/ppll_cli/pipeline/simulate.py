@@ -248,7 +248,7 @@ def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> l
 
 def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> str:
     """Describe each stage's pending instruction and what it waits for."""
-    lines = ["every stage waits for another one:"]
+    lines = ["the stages wait for each other:"]
     for stage in stages:
         if stage.next == len(stage.stream):
             lines.append(f"  stage {stage.number}: done")

@@ -78,7 +78,6 @@ class _Messages:
         return _Counters.from_address(self._start)
 
     def write_head(self, message: int, header: Header, layout: Layout) -> None:
-        """Store the header and the layout of a message."""
         head = pickle.dumps((header, layout), pickle.HIGHEST_PROTOCOL)
         if _LENGTH.size + len(head) > self._size:
             raise ValueError(
@@ -88,7 +87,6 @@ class _Messages:
         ctypes.memmove(self._head(message), _LENGTH.pack(len(head)) + head, 4 + len(head))
 
     def read_head(self, message: int) -> tuple[Header, Layout]:
-        """Return the header and the layout of a message."""
         place = self._head(message)
         (size,) = _LENGTH.unpack(ctypes.string_at(place, _LENGTH.size))
         # Unpickling is safe here: a worker of the same run wrote the bytes.
@@ -97,7 +95,6 @@ class _Messages:
         return header, layout
 
     def views(self, message: int, layout: Layout) -> dict[str, Tensor]:
-        """Return views of the tensors of a message."""
         return self.slots.at(message % self.slots.count, layout)
 
     def _head(self, message: int) -> int:
@@ -121,7 +118,6 @@ class _WakeUp:
         self.wake()
 
     def wake(self) -> None:
-        """Wake the other end."""
         with suppress(BlockingIOError):  # the pipe is full, so the other end will wake up anyway
             os.write(self._wakes.fileno(), b"\0")
 

@@ -26,7 +26,7 @@ from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
-from ppll_cli.worker.views import apart, as_received, copy_gradients, storages
+from ppll_cli.worker.views import as_received, copy_gradients, storages, without_aliases
 
 
 class HeldChunk(Networks):
@@ -84,7 +84,7 @@ class HeldChunk(Networks):
                     run = partial(recomputed, network, seed)
                 else:
                     seed()
-                made = apart(unit.written(run(*unit.inputs(values))), values.values())
+                made = without_aliases(unit.written(run(*unit.inputs(values))), values.values())
                 values.update({n: as_received(t, self._sends_gradients) for n, t in made.items()})
         with self.autocast(), torch.no_grad():
             for unit, network in self.exports:

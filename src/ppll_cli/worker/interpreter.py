@@ -74,7 +74,6 @@ class Interpreter:
                 self._do(instruction)
 
     def _do(self, instruction: do.Instruction) -> None:
-        """Execute one instruction."""
         chunks, mail = self.chunks, self.mail
         match instruction:
             case do.NextBatch():

@@ -44,7 +44,7 @@ class Progress:
         reported: Number of optimizer steps at its last report of training.
         training: Whether its last batch was a training batch.
         totals: Counts and times of its steady state.
-        trace: The traced spans of its first counted batches; empty if they are not complete.
+        trace: The traced spans of its first counted batches; empty until the trace is complete.
         peak: Peak memory in its steady state, in bytes: used, and reserved; None if unknown.
         seconds: Seconds of each split that are not reported yet.
     """

@@ -26,7 +26,7 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
             tensor.grad = tensor.grad.clone()
 
 
-def apart(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
+def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
     If such an output is one of the tensors in `held`, or an earlier output, a view takes its place.

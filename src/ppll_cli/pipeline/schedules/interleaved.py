@@ -1,4 +1,4 @@
-"""Interleaved 1F1B (Narayanan et al., 2021), the schedule of Megatron-LM for any M >= K."""
+"""Interleaved 1F1B (Narayanan et al., 2021), generalized to any number of micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
