@@ -26,7 +26,7 @@ class _Exports(Greedy):
 
 
 class ExportsParameters(_Exports):
-    """Exports a unit with parameters, which nothing would train."""
+    """Exports a unit with parameters, although exports are not trained."""
 
 
 class ExportsTheFeature(_Exports):
@@ -50,10 +50,10 @@ class ExportsInPlace(_Exports):
 @pytest.mark.parametrize(
     ("method", "problem"),
     [
-        (ExportsInPlace, "local=more: its export 'more' changes its input 'x' in place, which"),
+        (ExportsInPlace, "local=more: its export 'more' changes its input 'x' in place, but"),
         (ExportsParameters, "local=more: its export 'more' has parameters"),
-        (ExportsTheFeature, "local=more: it exports 'x', which the model has already"),
-        (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', which the model has"),
+        (ExportsTheFeature, "local=more: it exports 'x', but the model has this name already"),
+        (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', but the model has"),
     ],
 )
 def test_methods_that_export_the_wrong_things_are_refused(method: type, problem: str) -> None:

@@ -174,7 +174,7 @@ def test_a_users_class_is_imported_only_if_the_command_line_names_it(
         change(folder)
     assert str(error.value) == (
         f"{key}={EVIL}: the run directory names a class that is not part of ppll-run; such a class "
-        f"is imported only if you name it too; give {key}={EVIL} on the command line"
+        f"is imported only if you give its name; give {key}={EVIL} on the command line"
     )
     assert change(folder, f"{key}={EVIL}")[0][group]["_target_"] == EVIL
     if group != "transport":  # this may be another class
@@ -194,7 +194,7 @@ def test_a_class_that_the_recorded_option_does_not_name_is_refused(
 ) -> None:
     record = json.loads((folder / "config.json").read_text())
     spoil(folder, model={**record["model"], "_target_": target})
-    with pytest.raises(ConfigError, match=r"^model\._target_=.*imported only if you name it too"):
+    with pytest.raises(ConfigError, match=r"^model\._target_=.*imported only if you give its name"):
         change(folder)
 
 

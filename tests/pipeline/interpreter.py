@@ -257,7 +257,7 @@ def execute(routes: Routes, streams: Streams, slots: Mapping[Channel, int]) -> l
         for stage, stream in zip(stages, left, strict=True):
             while stream and stage.can(stream[0]):
                 stage.run(stream.popleft())
-        assert sum(map(len, left)) < before, "every stage waits for another one"
+        assert sum(map(len, left)) < before, "the stages wait for each other"
     for stage in stages:
         assert not any(stage.held.values()), "a slot was never given back"
     for channel, wire in wires.items():

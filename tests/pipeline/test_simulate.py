@@ -68,7 +68,7 @@ def test_a_deadlock_error_says_what_each_stage_waits_for() -> None:
         simulate(batches(GPipe(microbatches=2), 2), computing, lambda _: 1)
     assert caught.value.full == (Channel(0, 1, "activations", 1),)
     assert str(caught.value).splitlines() == [
-        "every stage waits for another one:",
+        "the stages wait for each other:",
         "  stage 0: SendActivations(peer=1, chunk=0, micro_batch=1) waits for "
         "a free slot to stage 1; slots in use: 1",
         "  stage 1: ReceiveActivations(peer=0, chunk=1, micro_batch=1) waits for "

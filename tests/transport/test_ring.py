@@ -39,7 +39,7 @@ def test_a_receiver_reads_in_place() -> None:
 def test_a_message_that_does_not_fit_is_refused() -> None:
     sender, _ = RingTransport(depth=0).channel(1, 1000)
     assert sender.wait(WAIT_S)
-    message = r"^\{'x': \[300\]\} take 1536 bytes; a slot has 1024$"
+    message = r"^tensors \{'x': \[300\]\} take 1536 bytes, but a slot has 1024$"
     with pytest.raises(ValueError, match=message):
         sender.send(None, {"x": torch.zeros(300)})
     sender.send(None, {"x": torch.zeros(256)})

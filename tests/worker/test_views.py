@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ppll_cli.worker.views import apart, as_received
+from ppll_cli.worker.views import as_received, without_aliases
 
 
 def test_an_expanded_gradient_is_made_dense() -> None:
@@ -32,7 +32,7 @@ def test_an_output_without_gradient_beside_one_with_gradient_is_left_alone() -> 
 def test_two_names_of_a_tensor_have_gradients_of_their_own() -> None:
     x = torch.zeros(2, requires_grad=True)
     y, ids = x * 1, torch.arange(2)
-    found = apart({"new": y, "again": y, "renamed": x, "ids": ids}, [x, ids])
+    found = without_aliases({"new": y, "again": y, "renamed": x, "ids": ids}, [x, ids])
     assert found["new"] is y
     assert found["ids"] is ids  # it has no gradient
     assert found["again"] is not y

@@ -48,7 +48,7 @@ Unreported = Mapping[int, Mapping[str, Any]]
 """Training measurements since the last report, as plain data, by the number of the module."""
 
 UNREPORTED = "unreported"
-"""Metadata key of `Unreported` (as JSON) in a stage's file; missing if nothing is unreported."""
+"""Key of `Unreported`, as JSON, in the metadata of a stage's file; absent if there is none."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Checkpoint:
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, from the files of all stages. It is a context manager.
+    """The tensors of a checkpoint by name, from the files of all stages, inside a with statement.
 
-    A folder without a manifest is a copy of the stages' files alone: then all files
-    `stage-*.safetensors` in it are read. `unreported` has the training measurements that had not
-    been reported when the checkpoint was saved.
+    If the folder has no manifest, because a user copied only the stages' files, all its files
+    `stage-*.safetensors` are read. `unreported` has the training measurements that had not been
+    reported when the checkpoint was saved.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -148,8 +148,8 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
     """Finish a checkpoint after all stages have written their files, and return its folder.
 
-    With `best`, the link `best` is first set to this checkpoint. Then only the newest `keep`
-    checkpoints stay, and the checkpoint to which the link `best` points.
+    If `best` is true, first make the link `best` point to this checkpoint. Then remove all
+    checkpoints except the newest `keep` and the one to which the link `best` points.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
@@ -185,8 +185,8 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
     Return None if there is no undamaged checkpoint.
 
     Raises:
-        ConfigError: Of the manifests that can be read, the newest has a later format; or
-            `checkpoints` is not a folder.
+        ConfigError: A checkpoint newer than all undamaged ones has a format that this program does
+            not know; or `checkpoints` is not a folder.
     """
     place = Path(run_dir, "checkpoints")
     if os.path.lexists(place) and not os.path.isdir(place):
@@ -245,7 +245,7 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
 
 
 def _point_link(name: str, folder: Path) -> None:
-    """Point the link `name` to a checkpoint, atomically."""
+    """Make the link `name` point to a checkpoint, atomically."""
     link = folder.with_name(f"{name}.new")
     remove(link)
     link.symlink_to(folder.name)

@@ -28,7 +28,7 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch, in float32 if it is such a convolution."""
+        """Call a function of torch; in float32 if it is a convolution with the fault."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -42,7 +42,7 @@ class Convolutions(TorchFunctionMode):
         return found.to(torch.get_autocast_dtype("cpu"))
 
 
-def mended() -> AbstractContextManager[object]:
+def mended_convolutions() -> AbstractContextManager[object]:
     """Return a `Convolutions` if CPU autocast is on, else a context manager that does nothing."""
     return Convolutions() if torch.is_autocast_enabled("cpu") else nullcontext()
 
@@ -61,7 +61,7 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each element of a convolution's kernel meets an element of the input.
+    """Return whether each element of a kernel is multiplied by an input element, not only padding.
 
     A dimension in which the input is too small for the kernel is not checked: torch reports it.
     """
@@ -85,7 +85,7 @@ def _meets_whole_kernel(
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return the value of an argument for each dimension. A single value is for all of them."""
+    """Return an argument's value for each dimension; a single value counts for all dimensions."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

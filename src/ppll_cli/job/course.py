@@ -31,7 +31,7 @@ class EvaluationBatch:
 
     split: str  # "val" or "test"; "val_ema" or "test_ema" for averaged weights
     batch: int  # index of the first batch within the split, from 0
-    samples: int  # of all these batches
+    samples: int  # number of samples in all batches of this item
 
     @property
     def averaged(self) -> bool:
@@ -72,9 +72,9 @@ class Batch:
     sizes: Sequence[int]  # number of samples of each micro-batch of the share
     training: bool = False  # otherwise the batch is for evaluation
     step: int = -1  # number of optimizer steps done before a training batch; -1 in evaluation
-    samples: int = 0  # of the whole batch, over all replicas
-    # In training, the number of micro-batches of the replicas with lower numbers. In evaluation, a
-    # micro-batch is a batch of the split, and this is the index of the first one in the split.
+    samples: int = 0  # number of samples of a training batch, over all replicas
+    # In training, the number of micro-batches of the replicas with lower numbers. In evaluation,
+    # each micro-batch is a batch of the split, and this is the index of the first of these batches.
     first_micro_batch: int = 0
     first_sample: int = 0  # number of samples of the replicas with lower numbers
     averaged: bool = False  # whether averaged weights are evaluated
@@ -93,20 +93,20 @@ class Course:
 
     samples: Mapping[str, int]  # number of samples of each split
     batch_size: int  # samples per training batch; the last batch of an epoch may have fewer
-    drop_last: bool  # whether such a shorter last batch is left out
+    drop_last: bool  # whether a last training batch with fewer samples is left out
     evaluation_size: int  # samples per evaluation batch; the last batch of a split may have fewer
-    epochs: int  # number to train; the learning rate's schedule ends with the last epoch
-    max_steps: int | None  # largest number of optimizer steps, even if `epochs` are not done then
+    epochs: int  # number of epochs; the learning rate's schedule ends with the last one
+    max_steps: int | None  # the run ends after this many optimizer steps; None for no limit
     eval_every: int  # epochs between evaluations
     checkpoint_every: int | None  # steps between checkpoints; None for one after each epoch
-    checkpoint_best: bool = False  # whether another checkpoint follows each evaluation
+    checkpoint_best: bool = False  # whether each evaluation is also followed by a checkpoint
     evaluation_batches: int = 1  # largest number of batches in an `EvaluationBatch`
     averages: bool = False  # whether averaged weights are evaluated after the weights themselves
     log_every: int = 10  # steps between training reports; each epoch also ends with a report
 
     @property
     def evaluated(self) -> list[str]:
-        """Names of the splits to evaluate, in order, with "_ema" for averaged weights."""
+        """Names of the splits to evaluate, in order; "_ema" is for averaged weights."""
         found = [split for split in SPLITS if split in self.samples]
         return found + [split + AVERAGED for split in found if self.averages]
 
@@ -123,7 +123,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Number of training batches between two marks: an epoch, or `checkpoint_every` steps."""
+        """Usual number of batches between two marks: an epoch, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:

@@ -24,7 +24,7 @@ from ppll_cli.models.unit import Unit
 from ppll_cli.pipeline.routes import Access, Watch
 from ppll_cli.pipeline.validation import whole
 
-MAY_BE_READ = "which later modules may read: make a new tensor"
+MAY_BE_READ = "but later modules may read it: make a new tensor"
 """The end of messages about a tensor that is changed in place."""
 
 
@@ -51,7 +51,7 @@ class Ends:
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs at its end, and the result of the method `specs`.
+        """Return what each module runs at its end, and the tensors before each unit (see `specs`).
 
         Raises:
             ConfigError: The method cannot be applied to the model, or it exports tensors or reads
@@ -69,7 +69,7 @@ class Ends:
         return found, before
 
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
-        """Return, for each unit, shape and dtype of each tensor that exists before it runs."""
+        """Return, for each unit, shapes and dtypes of the tensors that exist before it runs."""
         before: list[dict[str, ValueSpec]] = []
         for _ in self._walk(modules, dict(self.batch), before):
             pass
@@ -105,13 +105,13 @@ class Ends:
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
-        """Return a function that builds a module's criterion, and the tensors it may read."""
+        """Return a function that builds a module's criterion, and the tensors for the criterion."""
         specs = dict(self.batch)
         here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
         return partial(module_criterion, self.method, here), specs
 
     def before(self, index: int) -> dict[str, ValueSpec]:
-        """Return shape and dtype of the batch's tensors, and of outputs of units before `index`."""
+        """Return shapes and dtypes of the tensors before unit `index` runs, without exports."""
         specs = dict(self.batch)
         for unit, made in zip(self.site.units[:index], self.traced, strict=False):
             specs.update(zip(unit.writes, made.outputs, strict=True))
@@ -148,12 +148,12 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
     """Check that an export of a local method has no parameters, and makes only new tensors."""
     problem = ""
     if made.cost.params:
-        problem = f"its export {unit.name!r} has parameters, which nothing would train"
+        problem = f"its export {unit.name!r} has parameters, but exports are not trained"
     elif made.changed:
         name = unit.reads[made.changed[0]]
         problem = f"its export {unit.name!r} changes its input {name!r} in place, {MAY_BE_READ}"
     elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
-        problem = f"it exports {clash[0]!r}, which the model has already"
+        problem = f"it exports {clash[0]!r}, but the model has this name already: use another"
     if problem:
         raise ConfigError("local", unit.name, problem)
 
@@ -184,8 +184,8 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
     """Run a criterion on one sample, and check that it returns a loss and a prediction.
 
     Raises:
-        TypeError: The criterion reads an unknown tensor, changes a tensor that it reads, or returns
-            other values.
+        TypeError: The criterion reads an unknown tensor, changes a tensor that it reads, or does
+            not return a loss and a prediction.
     """
     if isinstance(criterion, Criterion):
         if unknown := [name for name in criterion.reads if name not in specs]:

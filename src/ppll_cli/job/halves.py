@@ -94,8 +94,8 @@ class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
     `weights` has the autograd nodes that add to `.grad` of the weights. `nodes` has the operations
-    that use the weights and are on a path from the outputs to the inputs. `given` has the starts at
-    those outputs that depend on the weights but on no input.
+    that use the weights and are on a path from the outputs to the inputs. `given` has one `_Start`
+    for each output that depends on the weights but on no input.
     """
 
     weights: set[Node]
@@ -185,7 +185,6 @@ class _Graph:
         return [group for number, group in enumerate(many) if found >> number & 1]
 
     def tensors(self, group: _Group) -> list[Tensor]:
-        """Return the weights of a group."""
         return [self._weights[node] for node in group.weights]
 
 

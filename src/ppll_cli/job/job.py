@@ -39,7 +39,7 @@ class WatchedUnit(NamedTuple):
     """A unit whose weights the loss of an earlier module reads."""
 
     name: str
-    specs: Mapping[str, ValueSpec]  # full shape and dtype of each parameter, by name in the unit
+    specs: Mapping[str, ValueSpec]  # shape and dtype of each parameter, by name in the unit
 
 
 class Seat(NamedTuple):
@@ -67,7 +67,7 @@ class Job:
     course: Course
     input_spec: InputSpec
     task: Task
-    routes: Routes  # the chunks of the model on their stages, and what travels between them
+    routes: Routes  # the chunks of the model, and the tensors sent between them
     specs: tuple[Mapping[str, ValueSpec], ...]  # shapes and dtypes of each chunk's inputs, by name
     features: tuple[ValueSpec, ...]  # shape and dtype of the first output of each unit
     devices: tuple[str, ...]  # of the workers, in the order of `seats`
@@ -76,15 +76,15 @@ class Job:
     checkpoint: Path | None = None  # from which the run resumes; None if it starts at step 0
     # Like `specs`, but for evaluation batches; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
-    homes: tuple[int, ...] = ()  # number of each worker's machine; empty if there is only one
-    weights: Weights | None = None  # from a file; None to initialize all weights from the seed
+    homes: tuple[int, ...] = ()  # number of each worker's machine; empty if the run has one machine
+    weights: Weights | None = None  # initial weights from a file; None to draw all from the seed
     # The units whose weights are read by losses of earlier modules, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
 
     @cached_property
     def restartable(self) -> frozenset[int]:
-        """The stages whose workers restart alone after a failure, while the run continues."""
+        """The stages whose workers are restarted after a failure, while the other workers wait."""
         return self.inside if self.snapshot_every else frozenset()
 
     @cached_property
@@ -113,7 +113,7 @@ class Job:
 
     @cached_property
     def numerics(self) -> Numerics:
-        """Precision and determinism."""
+        """The precision and determinism of the run's computations."""
         return Numerics(self.settings.precision, self.settings.deterministic)
 
     @property
@@ -149,7 +149,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return the name of a worker's device for messages; it includes the machine if needed."""
+        """Return a worker's device for messages, with its machine if the run has several."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
@@ -263,7 +263,7 @@ class Job:
         return found
 
     def watched_specs(self, watcher: int) -> Mapping[str, ValueSpec]:
-        """Return the full shape and dtype of each parameter that chunk `watcher` reads, by name."""
+        """Return, by name, shapes and dtypes of the weights that chunk `watcher`'s loss reads."""
         return self.watched[self.routes.watches[watcher].unit].specs
 
     def _message_bytes(self, channel: Channel) -> int:
@@ -294,5 +294,5 @@ class Job:
         return list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
 
     def site(self, units: Sequence[Unit]) -> Site:
-        """Return the site of the first module's auxiliary network, given the model's units."""
+        """Return what local methods need to know about module 0, given the model's units."""
         return Site(0, self.layout.modules, units, self.features, self.input_spec, self.task)

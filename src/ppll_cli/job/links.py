@@ -70,7 +70,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Header:
-    """Data in every message by which the receiver checks that the message is the expected one."""
+    """Identifies a message, so that the receiver can check that it is the expected message."""
 
     item: Item | Version  # the message's batch or mark, or the version of weights in it
     micro_batch: int = 0  # within its batch, from 0

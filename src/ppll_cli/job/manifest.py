@@ -40,15 +40,15 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a checkpoint's manifest. Older programs wrote neither parts nor counts."""
+    """The contents of a checkpoint's manifest; without `parts` and `counted` in old checkpoints."""
 
     step: int  # number of optimizer steps done
     epoch: int  # of the last step, counted from 1
-    cuts: tuple[str, ...]  # first unit of each module but the first; empty under back-propagation
+    cuts: tuple[str, ...]  # names of the units that start modules 2 and later
     metrics: dict[str, int | float | None]  # `Metrics.state` after the last stage saved its file
     files: tuple[SavedFile, ...]  # that the stages wrote
     parts: tuple[Part, ...] = ()  # of the run until this step (see `parts.py`)
-    counted: tuple[Counted, ...] = ()  # workers' counts until this step, by set of conditions
+    counted: tuple[Counted, ...] = ()  # workers' counts until this step, for each set of conditions
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a checkpoint's folder."""

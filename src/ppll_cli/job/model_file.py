@@ -22,7 +22,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
 
     With `ema`, averages are read. Integer buffers have no averages and are read as they are.
     """
-    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces its original
+    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
     with SavedTensors(checkpoint) as saved:
         names = {n.removeprefix(p): n for p in prefixes for n in saved if n.startswith(p)}
         return {name: saved[key] for name, key in names.items()}

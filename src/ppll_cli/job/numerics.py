@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.utils.deterministic
 
-from ppll_cli.job.convolutions import mended
+from ppll_cli.job.convolutions import mended_convolutions
 
 _memory: Any = torch.utils.deterministic  # type checkers do not know its property
 
@@ -71,7 +71,7 @@ class Numerics:
         if self.precision != "bf16":
             yield
             return
-        with torch.autocast(device.type, torch.bfloat16), mended():
+        with torch.autocast(device.type, torch.bfloat16), mended_convolutions():
             yield
 
 
@@ -102,7 +102,7 @@ def _get() -> _Flags:
 
 def _set(flags: _Flags) -> None:
     if flags.deterministic != torch.are_deterministic_algorithms_enabled():
-        # Only when needed, because this imports torch's compiler, which takes seconds.
+        # Only when needed: the call imports torch's compiler, which takes seconds.
         torch.use_deterministic_algorithms(flags.deterministic)
     _memory.fill_uninitialized_memory = flags.fill_memory
     with _without_warning():

@@ -36,8 +36,8 @@ class _Group:
 class FusedOptimizer:
     """SGD or AdamW by torch's fused kernels. Parameters are updated independently of each other.
 
-    Results are bit-identical to those of `torch.optim` with `fused=True`, and states have the same
-    names and values. This class calls the kernels directly, because `torch.optim` collects and
+    Weights and states are bit-identical to those of `torch.optim` with `fused=True`, and the names
+    of states are equal. This class calls the kernels directly, because `torch.optim` collects and
     groups its tensors in every step, which takes the host longer than the kernel itself. The kernel
     functions are private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
 
@@ -63,8 +63,8 @@ class FusedOptimizer:
         """Update all parameters that have a gradient.
 
         `nonfinite` is a float32 scalar tensor on the parameters' device: 1 to skip the step, 0 to
-        do it. None also means to do it. A skipped step changes no parameter, state or step count.
-        The kernel reads the value, so the host need not wait for it.
+        do it. None means 0. A skipped step changes no parameter, state or step count. The kernel
+        reads the value, so the host need not wait for it.
         """
         gradients = [parameter.grad for parameter in self.parameters]
         present = [gradient is not None for gradient in gradients]

@@ -22,7 +22,7 @@ class Conditions(TypedDict):
     devices: list[str]
     threads: int
     transport: str
-    stages: list[str]  # the first unit after each boundary between two stages
+    stages: list[str]  # name of the first unit after each boundary between two stages
     recompute: NotRequired[bool]  # present only if true, because older programs did not record it
 
 
@@ -101,7 +101,7 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether the job has every instruction that was counted, under the same name.
+        """Return whether the job has an instruction for each instruction name that was counted.
 
         Older versions of the program used other names for instructions. Counts under other names
         cannot be added.
@@ -116,7 +116,7 @@ class Parts:
         """Return the parts of the run until `step`; the current part only if it has done a step.
 
         `seconds` is the duration of the current part, with evaluations and checkpoints. `workers`
-        has the workers' counts and times in it, and is empty if they are unknown.
+        has the workers' counts and times in the current part, and is empty if they are unknown.
         """
         start, course = self._job.start, self._job.course
         if step <= start:  # nothing was trained
@@ -199,6 +199,5 @@ def _most(numbers: Sequence[int | None]) -> int | None:
 
 
 def _sums(counts: Sequence[Mapping[str, Number]]) -> dict[str, Number]:
-    """Add up the values of each key."""
     keys = dict.fromkeys(key for each in counts for key in each)
     return {key: sum(each[key] for each in counts if key in each) for key in keys}

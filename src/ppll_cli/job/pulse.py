@@ -2,9 +2,9 @@
 
 Each worker keeps two timestamps. The first is a sign of life: a separate thread of the worker
 renews it every second, unless the process is stopped (SIGSTOP). The second is the time of the last
-progress: the main thread renews it with each instruction. It also renews it while it waits for
-another stage, because this worker is not to blame if the other stage hangs. Both are times of the
-monotonic clock, which all processes of a machine share.
+progress: the main thread renews it with each instruction, and while it waits for another stage,
+because this worker is not to blame if the other stage hangs. Both are times of the monotonic clock,
+which all processes of a machine share.
 
 The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
 the memory of another device, the main thread can hold this lock for many seconds. All such work is
@@ -80,11 +80,11 @@ class Pulse(ctypes.Structure):
     doing: bytes  # name of the current activity
     item: bytes  # the batch or mark (see `job.course`) to which the activity belongs
     step: int  # number of optimizer steps done
-    sent: int  # number of messages sent to the next stage
-    received: int  # number of messages received from the previous stage
+    sent: int  # number of messages sent with activations or marks
+    received: int  # number of messages received with activations or marks
     memory_bytes: int  # that the worker uses; -1 if unknown
     counted_s: float  # seconds of the steady state so far
-    spent_s: MutableSequence[float]  # of `counted_s`, for each kind in `KINDS`, in this order
+    spent_s: MutableSequence[float]  # seconds of `counted_s` by kind, in the order of `KINDS`
 
     def beat(self, memory_bytes: int | None = None) -> None:
         """Renew the sign of life, and record the memory that the process uses; None if unknown."""
@@ -114,7 +114,7 @@ class Pulse(ctypes.Structure):
         self.item = item.encode()[: _TEXT - 1]
 
     def spend(self, counted_s: float, spent_s: Mapping[str, float]) -> None:
-        """Record the seconds of the steady state so far, and the seconds of each kind in it."""
+        """Record the seconds of the steady state so far, in total and for each kind of time."""
         self.counted_s = counted_s
         for index, kind in enumerate(KINDS):
             self.spent_s[index] = spent_s.get(kind, 0.0)
@@ -131,7 +131,7 @@ class Pulse(ctypes.Structure):
         )
 
     def show(self, memory: bytes) -> None:
-        """Overwrite this pulse with the state of another one, given the bytes of its memory.
+        """Overwrite this pulse with `memory`, the bytes of another pulse.
 
         Raises:
             ValueError: There are too few bytes: they come from another version of this class.

@@ -7,15 +7,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from ppll_cli.job.convolutions import mended
+from ppll_cli.job.convolutions import mended_convolutions
 
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
     """Run a network so that only its inputs are kept; the backward then runs it again.
 
-    Gradients are bit-identical to those without recomputing. The second pass draws the same random
-    numbers as the first. It works on copies of the buffers that were made before the first pass, so
-    BatchNorm's running statistics are updated only once.
+    Gradients are bit-identical to those without recomputing. The second forward draws the same
+    random numbers as the first. It uses copies of the buffers, made before the first forward, so
+    that BatchNorm's running statistics are updated only once.
 
     `seed` seeds all generators from which the network, in training mode, may draw. Inputs must not
     change until the backward.
@@ -27,8 +27,8 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # `checkpoint` restores only autocast for this second pass, so enter `mended` here.
-            with mended():
+            # For the second forward, `checkpoint` restores autocast, but not mended convolutions.
+            with mended_convolutions():
                 return functional_call(network, buffers, tensors)
         first = False
         return network(*tensors)

@@ -22,11 +22,10 @@ taken, and if the channels have enough slots for that."""
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
     """Return the size of one snapshot of a stage, in bytes.
 
-    It holds float32 values: each parameter, what the optimizer keeps for it, its average with
-    `optim.ema`, and older versions of units whose weights other modules read. It also holds a few
-    small tensors, which are not counted; see `MARGIN`.
-
-    `params` is the number of parameters of the units and auxiliary networks.
+    `params` is the number of parameters of the units and auxiliary networks. A snapshot holds
+    float32 values: each parameter, what the optimizer keeps for it, its average with `optim.ema`,
+    and older versions of units whose weights other modules read. A few small tensors are not
+    counted; see `MARGIN`.
     """
     optim = job.settings.optim
     kept = 2 if optim.name == "adamw" else int(optim.momentum > 0)

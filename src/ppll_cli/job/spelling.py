@@ -34,7 +34,7 @@ def spelled(value: Any) -> Any:
         return [spelled(part) for part in value]
     if value is None or isinstance(value, str | int | float):
         return value
-    raise TypeError(f"messages to other machines cannot have {value!r}")
+    raise TypeError(f"messages to other machines cannot contain {value!r}")
 
 
 def read(plain: Any) -> Any:

@@ -32,7 +32,7 @@ COMPARED: Mapping[str, Schedule] = {
 """The schedules that `comparison` considers, by the names of their `schedule=` options."""
 
 OWN = ("schedule", "gpus", "objective", "max_minutes", "recover")
-"""Keys whose overrides the command of `comparison` does not repeat.
+"""Keys of overrides that are left out of the command that `comparison` returns.
 
 `comparison` sets `schedule` and `gpus` itself. Only a sweeper needs `objective`. `max_minutes` is a
 limit for this run alone. Most schedules refuse `recover=stage`.

@@ -83,7 +83,7 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
     problem = f"these are not the data that the run was started with: {how}"
     remedy = "give the folder with the original data, or start a new run"
     if data.get("eval_limit") is not None:
-        remedy += " (for labelled pictures, earlier versions chose others for data.eval_limit)"
+        remedy += " (earlier versions chose other labelled pictures for data.eval_limit)"
     raise ConfigError(f"data.{key}", data.get(key), problem, remedy)
 
 
@@ -171,7 +171,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the restarts of stages that the last summary of a resumed run lists."""
+    """Return the entries of `restarts` in the last summary of a run that is resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged

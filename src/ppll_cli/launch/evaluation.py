@@ -37,9 +37,9 @@ class Evaluated:
 
 
 def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
-    """Evaluate a run's model, with batches in the order in which the run evaluates them.
+    """Evaluate the model of a run on a split, with the batches of the run's own evaluations.
 
-    Batches have the size of the run's own evaluations, unless another size is given.
+    `batch_size` replaces the number of samples per batch.
 
     Raises:
         ConfigError: The data set has no such split.
@@ -100,8 +100,8 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 def _microbatches(run: LoadedRun) -> int:
     """Return the number of micro-batches of a batch under a user's schedule.
 
-    The summary of the run has it, also if it is the default of the schedule's class. This class is
-    not imported. Without a summary, the number in the configuration is used, or 1.
+    Take it from the run's summary, because the user's class is not imported here. Without a
+    summary, take the number in the configuration, or 1.
     """
     with suppress(OSError, ValueError, TypeError, KeyError):
         return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])
@@ -124,7 +124,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Run the body with a worker's number of CPU threads, so that sums have the same order."""
+    """Run the body with `count` CPU threads. Last bits of results depend on this number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -64,7 +64,7 @@ def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
     trace = report.get("traceback", "")
     explained = remedy is not None or report.get("on_purpose", False)
     log.error("\n".join(lines if explained else [*lines, trace]).rstrip())
-    if explained:  # no line of the code is at fault
+    if explained:  # the traceback would not help the user: only the log file gets it
         to_file(trace)
 
 
@@ -92,7 +92,8 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
     """Return a RunFailedError for an exception that was raised in a run's parent process.
 
-    The message begins with `doing`, for example "summary.json could not be written", if given.
+    The message begins with `doing`, for example "summary.json could not be written". For errors
+    that `is_of_disk` recognizes, it begins with "results cannot be written".
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)
@@ -112,7 +113,7 @@ def _quoted_remedy(text: str, run_dir: Path) -> str | None:
 
 
 def _remedy(number: int, run_dir: Path, place: Path | None = None) -> str:
-    """Return the remedy for an error in a folder; by default, in the run directory."""
+    """Return the remedy for the error `number` at `place`, by default the run directory."""
     return REMEDIES[number].format(place=place or run_dir, quoted=word(str(run_dir)))
 
 

@@ -29,7 +29,7 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.3
-"""Seconds to wait after a failure: the worker that caused it may itself end a little later."""
+"""Seconds to wait after a failure for the end of the worker that may have caused the failure."""
 
 FORGOTTEN = 255
 """Exit status that multiprocessing reports for a worker whose fork server is gone."""
@@ -109,7 +109,6 @@ def launch(
 
 
 def _begin(job: Job, seat: Seat, ends: Ends, stop: StopFlag, recovery: Recovery | None) -> Watched:
-    """Start the process of a worker."""
     pulse: Pulse = forkserver.context().RawValue(Pulse)
     pulse.start_again()
     watched = Watched(seat, job.name(seat), pulse, ends=ends, stop=stop)

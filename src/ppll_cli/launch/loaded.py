@@ -44,8 +44,8 @@ class LoadedRun:
     """A trained run, ready to be used.
 
     Attributes:
-        settings: The run's settings. `settings.data` may be replaced by another data set, on which
-            the model is to be evaluated.
+        settings: The run's settings. If the model is to be evaluated on another data set,
+            `settings.data` describes that data set.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model in evaluation mode. It maps what it reads, such as images from
             `preprocess`, to a prediction.
@@ -79,7 +79,7 @@ class LoadedRun:
         return Numerics(self.settings.precision, self.settings.deterministic)
 
     def preprocess(self, picture: Image.Image | str | Path) -> Tensor:
-        """Turn a Pillow picture, or one in a file, into the model's input.
+        """Turn a picture (a Pillow image, or the path of an image file) into the model's input.
 
         Returns:
             float32 [1, C, H, W] on the model's device.
@@ -90,7 +90,7 @@ class LoadedRun:
         return self._inputs(_opened(picture))[IMAGE]
 
     def predict(self, picture: Image.Image | str | Path) -> Prediction:
-        """Predict from a Pillow picture, or from one in a file.
+        """Predict from a picture (a Pillow image, or the path of an image file).
 
         Returns:
             For classification the probability of each class; for detection the boxes, and the
@@ -171,8 +171,8 @@ def loaded(
 ) -> LoadedRun:
     """Build the model of a run and give it the weights of a checkpoint.
 
-    `other_data` is the option of the data set if the run was not trained on it. With `ema`, the
-    model gets averaged weights.
+    `other_data` is the option of the data set if the run was trained on another data set; errors
+    then name this option. With `ema`, the model gets averaged weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
@@ -197,7 +197,7 @@ def loaded(
 
 
 def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
-    """Return the model's weights in a checkpoint, averaged or not, and the checkpoint's step.
+    """Return the model's weights in a checkpoint (averaged if `ema`), and the checkpoint's step.
 
     In a directory without checkpoints, `last` means the file of the final model, whose step is
     unknown.

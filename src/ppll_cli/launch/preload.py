@@ -12,14 +12,14 @@ gc.disable()  # garbage collection would take a fifth of the time of the imports
 
 
 def _end_with_parent(number: int) -> None:
-    """Have the kernel signal this process when the thread that started it ends; 0 cancels this."""
+    """Ask for signal `number` when the thread that started this process ends; 0 asks for none."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
 # Once the fork server listens, it notices by itself when its parent ends. The imports below take
 # seconds; until they are done, the kernel ends this process with its parent. The last line of this
-# file cancels this, because the thread that started the server may end before the program does.
+# file ends this rule, because the thread that started this process may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals the whole process group, but only the parent handles signals:
@@ -27,16 +27,16 @@ _end_with_parent(signal.SIGKILL)
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start must not inherit it
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # not for programs that workers start
     del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# The first backward pass imports this module, which would cost every worker a second. torch's
-# compiler and torchvision are imported only by workers that need them, because each import takes
-# nearly as long as the import of torch.
+# Without the next import, each worker would import this module in its first backward, which takes a
+# second. torch's compiler and torchvision are imported only by workers that need them, because each
+# of these imports takes nearly as long as the import of torch.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401

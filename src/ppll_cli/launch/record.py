@@ -23,7 +23,7 @@ DIGEST = "sha256"
 """The key under which `config.json` stores the file's own digest."""
 
 PATHS = ("root", "cache", "folders")
-"""Keys of a data set's configuration whose values are folders. They become absolute paths."""
+"""Keys of a data set's configuration whose values are folders; records have absolute paths."""
 
 DATA_FILES = "data-files.json"
 """The file in a run directory that holds the identity of the data; see `data.identity`."""
@@ -105,7 +105,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which a result that should be a file, folder or link is not one.
+    """Refuse a run directory in which a result is of a wrong kind, such as a folder for a file.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail when it writes its results.

@@ -62,7 +62,7 @@ class Restarts:
         self._history: dict[Seat, _History] = defaultdict(_History)
 
     def recovery(self, seat: Seat) -> Recovery | None:
-        """Return what a new process of a worker needs to continue; None if it is not restarted."""
+        """Return what a new process of a worker needs; None if the worker cannot be restarted."""
         if seat.stage not in self._job.restartable:
             return None
         folder = self._folder / f"stage-{seat.stage}"
@@ -96,7 +96,7 @@ class Restarts:
         workers: list[Watched],
         handle: Callable[[Watched, Report], None],
     ) -> list[Report]:
-        """Restart all failed workers; if this cannot help, return the failures that end the run.
+        """Restart all failed workers, or return the failures for which a restart cannot help.
 
         `handle` is called with the reports that a dead worker has left in its pipe.
 
@@ -167,7 +167,7 @@ class RestartLog:
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
-        """End the restart that is under way on a worker, if there is one."""
+        """If the worker of a report is restarting, record the end of this restart."""
         for each in self._reports:
             if _seat(each) == _seat(report) and each["ended_s"] is None:
                 each.update(ended_s=ended_s, seconds=seconds)

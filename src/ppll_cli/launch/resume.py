@@ -37,7 +37,7 @@ OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
 
 UNNAMED = (
     "the run directory names a class that is not part of ppll-run; such a class is imported only "
-    "if you name it too"
+    "if you give its name"
 )
 
 FREE = {
@@ -109,7 +109,7 @@ class Recorded:
     def changed(
         self, composed: Mapping[str, Any], choices: Mapping[str, str], overrides: Sequence[str]
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return the recorded configuration with the command line's changes, and all choices.
+        """Return the recorded configuration with the given changes, and the option of each group.
 
         Log what the user should know. `composed` is the configuration that Hydra composed from the
         result of `arguments`.

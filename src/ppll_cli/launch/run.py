@@ -58,7 +58,7 @@ class Run:
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` counts, on the clock of `time.monotonic`. Usually
-            this is the program's start; by default, it is now.
+            this is the program's start; by default, the creation of this object.
         objective: The summary's key for the value that a sweeper optimizes; set once the run has
             been prepared.
     """

@@ -47,7 +47,8 @@ class Saving:
         else:
             reported.files[report["stage"]] = report["file"]
             reported.epoch = report["epoch"]
-            if report["stage"] == job.stages - 1:  # it has sent all reports that `state` sums up
+            # `state` sums up what the last stage has reported before this report.
+            if report["stage"] == job.stages - 1:
                 reported.metrics = self._metrics.state()
         if len(reported.files) == job.stages and len(reported.workers) == len(job.seats):
             self._finish(step, self._unfinished.pop(step), seconds)

@@ -271,7 +271,7 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _are_overrides(texts: Any, key: str) -> bool:
-    """Return whether `texts` is a list of overrides whose keys and packages match `key`."""
+    """Return whether `texts` is a list of overrides whose keys and packages match pattern `key`."""
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return False
     try:

@@ -16,7 +16,7 @@ from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_gro
 from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
-"""How many items (see `job.course`) replica 0 of stage 0 may be ahead of its other replicas."""
+"""Number of items (see `job.course`) that replica 0 of stage 0 may be ahead of other replicas."""
 
 
 @dataclass
@@ -64,10 +64,10 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Choose the transport inside a machine.
+    """Choose the transport for channels inside a machine.
 
-    It is a journal if stages can be restarted. Otherwise it is `transport`, or queues if
-    `transport` is not usable. `name` is the option of `transport`.
+    It is a `JournalTransport` if stages of the machine can be restarted. Otherwise it is
+    `transport`, or queues if `transport` is not usable. `name` is the option of `transport`.
 
     Raises:
         ConfigError: No transport is usable, or a process is not allowed to open as many file
@@ -95,9 +95,9 @@ def wire(
     A channel between two stages connects replicas with equal numbers. The transport makes the
     channels inside a machine; channels between machines use torch.distributed.
 
-    `store` is the address at which the workers of process groups meet; it is not used without
-    groups. gloo and NCCL connect the workers over the network `interface`. If `machine` is given,
-    only the channels of this machine's workers are made.
+    `store` is the address at which the workers of process groups meet, if there are any. gloo and
+    NCCL connect the workers over the network `interface`. If `machine` is given, only the channels
+    of this machine's workers are made.
     """
     ends = {seat: Ends() for seat in job.seats}
     _add_groups(job, ends, store, interface)
@@ -152,7 +152,6 @@ def _channel(
 
 
 def _ways(job: Job) -> Iterator[_Way]:
-    """Yield all channels between workers."""
     for channel, room in job.channels.items():
         schema = _schema(job, channel, room.size)
         for replica in range(job.replicas):
@@ -201,5 +200,4 @@ def _groups(job: Job) -> dict[str, Group]:
 
 
 def _replicas(stage: int) -> str:
-    """Return the name of the group of a stage's replicas."""
     return f"replicas of stage {stage}"

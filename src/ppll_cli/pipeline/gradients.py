@@ -1,4 +1,4 @@
-"""Passes about gradients: split backwards, averages over replicas, and norms of the whole model."""
+"""Passes about gradients: split backwards, averages over replicas, and gradient norms."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Join the two halves of a backward if no input of the chunk needs a gradient."""
+    """Join both halves of a split backward if no input of the chunk needs a gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:
@@ -25,10 +25,10 @@ def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add instructions that average each chunk's gradients over the replicas during the backward.
 
-    The average of a chunk starts before the chunk's last backward. If the loss comes right before
-    that backward, the average starts before the loss, because the loss completes the gradients of
+    `StartAverage` of a chunk comes before the chunk's last backward. If the loss comes right before
+    that backward, `StartAverage` comes before the loss, because the loss completes the gradients of
     the auxiliary network. If every chunk of the stage computes its own loss, a chunk's step moves
-    after the next backward of another chunk, so that the average can run during that backward.
+    behind the next backward of another chunk, so that averaging can continue during that backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -52,7 +52,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
-    """Move each step after the next backward of another chunk, or to the end."""
+    """Move each step behind the next backward of another chunk; if none follows, to the end."""
     found: Stream = []
     waiting: list[do.Step] = []
     for instruction in stream:
@@ -68,11 +68,11 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
 
 
 def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Add instructions that exchange the squared gradient norms of all units before any step.
+    """Move all steps to the end, after an exchange of the squared gradient norms of all units.
 
     A vector with one element per unit is sent from the first stage to the last. Each stage writes
-    the norms of its units into it. Then the complete vector is sent back. So every stage sums the
-    same numbers in the same order, the order of the units.
+    the norms of its units into the vector. Then the complete vector is sent back to the first
+    stage. So all stages have equal vectors, and sum the elements in the order of the units.
     """
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, do.Step)]

@@ -122,7 +122,7 @@ class SendGradients:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Free the oldest used slot of the channel from a peer to a chunk."""
+    """Free the slot of the oldest message in the channel from a peer to a chunk."""
 
     peer: int
     chunk: int
@@ -133,8 +133,8 @@ class Release:
 class StartAverage:
     """Start averaging a chunk's gradients over the replicas of the stage.
 
-    This instruction comes before the chunk's last backward, so that this backward can send
-    gradients as soon as they are complete.
+    This instruction comes before the chunk's last backward, so that each gradient can be sent to
+    the other replicas during this backward, as soon as the gradient is complete.
     """
 
     chunk: int

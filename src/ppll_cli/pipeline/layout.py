@@ -38,8 +38,8 @@ class Layout:
     def contiguous(cls, modules: Sequence[range], stages: Sequence[range]) -> Self:
         """Return a layout in which each stage has consecutive units.
 
-        The ranges are the units of each module and of each stage. A module that belongs to several
-        stages is cut into one chunk per stage.
+        `modules` and `stages` have the unit indices of each module and of each stage. A module
+        whose units are on several stages is cut into one chunk per stage.
         """
         return cls(
             tuple(
@@ -53,7 +53,7 @@ class Layout:
 
     @classmethod
     def spread(cls, runs: Sequence[range], stages: Sequence[int]) -> Self:
-        """Return a layout of one module, given the units and the stage of each chunk."""
+        """Return a layout of one module, given the unit indices and the stage of each chunk."""
         last = len(runs) - 1
         found = enumerate(zip(runs, stages, strict=True))
         return cls(tuple(Chunk(run, stage, 0, number == last) for number, (run, stage) in found))
@@ -65,7 +65,7 @@ class Layout:
 
     @cached_property
     def modules(self) -> tuple[range, ...]:
-        """The units of each module."""
+        """For each module, the indices of its units."""
         groups = (list(g) for _, g in groupby(self.chunks, key=lambda chunk: chunk.module))
         return tuple(range(g[0].units.start, g[-1].units.stop) for g in groups)
 
@@ -110,7 +110,7 @@ def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]
     Args:
         names: Names of all units, in the model's order.
         starts: Names of the units that begin the second and later groups.
-        key: The configuration key for error messages.
+        key: The configuration key that has `starts`; an error message begins with it.
 
     Raises:
         ConfigError: A name in `starts` is unknown, given twice or out of order.
@@ -137,8 +137,8 @@ def group(
     """Group atoms (units, or fixed modules) into stages, minimizing the largest cost of a stage.
 
     Args:
-        atoms: The units of each atom.
-        costs: The cost of each atom, in any unit.
+        atoms: For each atom, the indices of its units.
+        costs: The cost of each atom, for example in seconds or in FLOPs.
         stages: Number of stages.
         sent: For each atom, the cost that a cut before this atom adds to the stage before the cut.
             If empty, cuts cost nothing.

@@ -1,4 +1,4 @@
-"""Passes: functions that add communication and more to a schedule's compute instructions.
+"""Passes: functions that complete a schedule's instructions, for example with sends and receives.
 
 A schedule decides the order in which a stage computes. Each pass has one purpose, and works in the
 same way for every schedule. `training` and `evaluation` run the passes in the right order.
@@ -50,7 +50,11 @@ def take_batch(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 
 
 def communicate(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Add a receive right before each computation that needs one, and a send right after it."""
+    """Add receives and sends.
+
+    An instruction that receives a chunk's inputs or gradients comes right before the computation
+    that needs them. An instruction that sends results comes right after their computation.
+    """
     layout, routes = place.routes.layout, place.routes
     found: Stream = []
     for instruction in stream:

@@ -63,7 +63,8 @@ class Routes:
     Attributes:
         layout: The chunks and their stages.
         into: For each chunk, the route from the previous chunk. The route to chunk 0 is empty.
-        reads: For each chunk, the names of the inputs that its units, exports or loss read.
+        reads: For each chunk, the names of the inputs that its units, exports or loss read. Exports
+            are units of the local method, which compute tensors for losses of later modules.
         makes: For each chunk, the names that its units and exports write.
         watches: The `Watch` of each chunk whose loss reads weights of a later unit, by the number
             of the chunk.
@@ -84,7 +85,7 @@ class Routes:
         return self.into[chunk + 1] if chunk + 1 < len(self.into) else Route()
 
     def passing(self, chunk: int) -> frozenset[str]:
-        """Return the names that a chunk passes on unchanged."""
+        """Return the names of the inputs that a chunk passes on unchanged to the next chunk."""
         return frozenset(self.out_of(chunk).names) - self.makes[chunk]
 
 
@@ -107,8 +108,8 @@ def find_routes(
             the exports (units of the local method, for later losses), then the module's own loss.
         watches: The `Watch` of each module whose loss has one, by the index of the module's last
             unit.
-        differentiable: Gets the index of a unit and the name of a tensor that exists before it;
-            returns whether this tensor can have a gradient. Integer tensors cannot.
+        differentiable: Gets the index of a unit and the name of a tensor that exists before this
+            unit runs; returns whether the tensor can have a gradient. Integer tensors cannot.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

@@ -1,7 +1,7 @@
 """Maps instructions to the channels and messages that they use; for simulator and workers.
 
-A channel carries messages in one direction. A message needs a free slot, and occupies the slot
-until the receiver gives it back. Messages are received in the order in which they were sent.
+A channel carries messages in one direction. A message needs a free slot, and occupies this slot
+until the receiver frees it. Messages are received in the order in which they were sent.
 """
 
 from typing import NamedTuple
@@ -49,7 +49,7 @@ class Message(NamedTuple):
 
 
 def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the channel by which an instruction sends, and the message; None if it sends none."""
+    """Return the channel through which an instruction sends, and the message; otherwise None."""
     match instruction:
         case SendActivations(peer, chunk, micro_batch):
             channel = Channel(stage, peer, "activations", chunk + 1)
@@ -67,7 +67,7 @@ def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | Non
 
 
 def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the channel by which an instruction receives, and the message; None if none."""
+    """Return the channel from which an instruction receives, and the message; otherwise None."""
     match instruction:
         case ReceiveActivations(peer, chunk, micro_batch):
             channel = Channel(peer, stage, "activations", chunk)
@@ -85,7 +85,7 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
 
 
 def gives_back(stage: int, instruction: Instruction) -> Channel | None:
-    """Return the channel whose oldest used slot an instruction frees; None if it frees none."""
+    """Return the channel in which an instruction frees a slot; otherwise None."""
     match instruction:
         case Release(peer, chunk, kind):
             return Channel(peer, stage, kind, chunk)

@@ -26,7 +26,7 @@ from ppll_cli.pipeline.instructions import (
 from ppll_cli.pipeline.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
-"""A function that returns the seconds that a stage takes for an instruction, without waiting."""
+"""A function that returns the seconds for which an instruction keeps a stage busy (no waiting)."""
 
 
 class Journey(NamedTuple):
@@ -46,7 +46,8 @@ class Journey(NamedTuple):
 
 
 Journeys = Callable[[int, Instruction], Journey | None]
-"""A function that returns the transfer that an instruction starts; None if it takes no time."""
+"""A function that, given a stage and one of its instructions, returns the time of the transfer that
+the instruction starts; None if the transfer takes no time."""
 
 
 def at_once(stage: int, instruction: Instruction) -> Journey | None:
@@ -56,7 +57,7 @@ def at_once(stage: int, instruction: Instruction) -> Journey | None:
 
 @dataclass(frozen=True)
 class Event:
-    """An instruction with its start and end, in seconds. It starts when its waiting has ended."""
+    """An instruction, and the seconds at which it starts (after any waiting) and ends."""
 
     instruction: Instruction
     start_s: float
@@ -70,8 +71,8 @@ class Simulation:
     Attributes:
         events: For each stage, its instructions in order.
         peak_held: For each channel, the largest number of slots in use at once.
-        peak_live: For each stage, the largest number of forwards that waited for their backward at
-            the same time.
+        peak_live: For each stage, the largest number of forwards that were done at one time while
+            their backward (in evaluation, their `Measure`) was not.
     """
 
     events: list[list[Event]]
@@ -146,7 +147,7 @@ class _Stage:
         self.live = 0
         self.peak_live = 0
         self.replicas = _Carrier()  # the connection of the stage's replicas
-        self.averaged_s: dict[int, float] = {}  # by chunk: the time when its average arrives
+        self.averaged_s: dict[int, float] = {}  # by chunk: when its average arrives
 
     def count_live(self, instruction: Instruction) -> None:
         if isinstance(instruction, Forward):
@@ -168,8 +169,8 @@ def simulate(
         streams: The instructions of each stage for all batches, one batch after another.
         cost: Returns the seconds that an instruction takes.
         slots: Returns the number of slots of a channel.
-        journeys: Returns the transfer that an instruction starts. By default, transfers take no
-            time.
+        journeys: Returns the time of the transfer that an instruction starts. By default, transfers
+            take no time.
 
     Raises:
         DeadlockError: The stages wait for each other; the message says what each waits for.
@@ -199,7 +200,7 @@ def simulate(
 def _advance(
     stage: _Stage, channel: Callable[[Channel], _Channel], cost: Cost, journeys: Journeys
 ) -> set[int]:
-    """Run a stage until it waits; return the stages to which it gave a message or a free slot."""
+    """Run a stage until it waits; return the numbers of the stages that may now continue."""
     touched = set()
     while stage.next < len(stage.stream):
         instruction = stage.stream[stage.next]
@@ -239,7 +240,7 @@ def _advance(
 
 
 def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> list[Channel]:
-    """Return the channels in which a stage waits for a free slot."""
+    """Return the channels whose sender waits for a free slot."""
     waiting = [stage for stage in stages if stage.next < len(stage.stream)]
     sent = [rules.sends(stage.number, stage.stream[stage.next]) for stage in waiting]
     return [each[0] for each in sent if each and not channel(each[0]).free]
@@ -247,7 +248,7 @@ def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> l
 
 def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> str:
     """Describe each stage's pending instruction and what it waits for."""
-    lines = ["every stage waits for another one:"]
+    lines = ["the stages wait for each other:"]
     for stage in stages:
         if stage.next == len(stage.stream):
             lines.append(f"  stage {stage.number}: done")

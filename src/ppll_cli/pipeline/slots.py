@@ -40,7 +40,7 @@ def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]
 
 
 def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
-    """Return, for each channel, the largest number in several mappings."""
+    """Return, for each channel, the largest number of slots that one of the mappings gives it."""
     result: dict[Channel, int] = {}
     for each in found:
         for channel, count in each.items():
@@ -49,7 +49,7 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return, for each channel from which a stage receives, the most slots that it uses at once.
+    """Return, for each channel to a stage, the most slots that the stage keeps in use at once.
 
     The number is at least the number of messages in the channel before the first batch.
     """

@@ -12,9 +12,9 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
     Several solutions may have this smallest maximum. Then choose the solution with the smallest sum
-    of squared costs, so that the other groups are balanced, too. If several solutions have the same
-    sum, choose the solution whose early groups are longest. The result is exact, by dynamic
-    programming in O(groups * items**2).
+    of squared costs, so that the other groups are balanced as well. If several solutions have this
+    sum, choose the solution with the longest first group, then the longest second group, and so on.
+    The result is exact, by dynamic programming in O(groups * items**2).
 
     Args:
         cost: Returns the cost of a group.

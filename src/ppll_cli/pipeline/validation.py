@@ -35,8 +35,8 @@ def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
     """Check a schedule's instructions for a stage and one training batch, and return them.
 
     Each chunk must run its forwards, losses and backwards once per micro-batch, in the order of the
-    micro-batches. There are two reasons: the order of summing gradients decides their bits, and
-    messages are received in the order in which they were sent.
+    micro-batches. There are two reasons: the rounding of a sum of gradients depends on the order of
+    the additions, and messages are received in the order in which they were sent.
 
     Raises:
         ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
@@ -63,14 +63,14 @@ def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
     """Let the checker check all instructions, and return them as a list."""
     place = checker.place
     most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
-    if not isinstance(instructions, Iterable):  # a user's method without `yield`
+    if not isinstance(instructions, Iterable):  # a method without `yield`
         given = f"{checker.method}() returned {instructions!r} for stage {place.stage}"
-        raise ScheduleError(f"{given}, not instructions")
+        raise ScheduleError(f"{given}, not instructions: yield them")
     found = list(islice(instructions, most + 1))
     if len(found) > most:
         raise ScheduleError(
             f"stage {place.stage} has more than {most} instructions for a batch of "
-            f"{place.microbatches} micro-batch(es); they may never end"
+            f"{place.microbatches} micro-batch(es): check that its loops end"
         )
     for instruction in found:
         checker.check(instruction)

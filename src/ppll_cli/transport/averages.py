@@ -77,7 +77,8 @@ class _Bucket:
         """Wait for the sums over all replicas; on CUDA the current stream waits, not the host.
 
         Returns:
-            The counts that the class describes, in the gradients' dtype.
+            [parameters + 1], in the gradients' dtype: for each parameter, how many replicas have a
+            gradient for it; at the end, how many replicas had a loss that is not finite.
         """
         assert self._work is not None
         assert self._counts is not None
@@ -109,7 +110,7 @@ class _Bucket:
 class Average:
     """Averages the gradients of some parameters over the replicas, in every batch.
 
-    All replicas start their buckets in the same fixed order, even where a replica lacks gradients.
+    All replicas start the all-reduces of buckets in one fixed order, even if gradients are missing.
     With three or more replicas, no bucket holds parameters of two units: gloo's rounding of such
     sums depends on the contents of a bucket, and results must not depend on a stage's units.
 
@@ -118,7 +119,7 @@ class Average:
         units: The parameters of each unit or auxiliary network, in the order of the forward.
         nonfinite: Returns whether this replica had a loss that is not finite.
         early: Whether the all-reduces start during the backward. Otherwise they start at its end,
-            so that they do not mix with collective operations of the backward itself.
+            so that they do not mix with the sums over replicas of synchronized BatchNorm layers.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Average:
             shared = shared or len(new[-1]) < len(learnt)
             seen.update(new[-1])
         if replicas.count == 2:
-            new = [[*chain.from_iterable(new)]]  # fewer all-reduces; see the class
+            new = [[*chain.from_iterable(new)]]  # a bucket may then have several units
         self._buckets = [_Bucket(each) for own in new for each in _in_buckets(own)]
         self._begun = len(self._buckets)  # number of buckets whose all-reduce has started
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)
@@ -180,7 +181,7 @@ class Average:
         return self._on_cpu and any(bool(each[-1] > 0) for each in counts)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
-        """Count a complete gradient, then start the next buckets as long as they are complete."""
+        """Count a complete gradient, then start the all-reduces of the next complete buckets."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()

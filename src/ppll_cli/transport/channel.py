@@ -58,7 +58,7 @@ class Sender(Protocol):
     bytes_sent: int
 
     def open(self) -> None:
-        """Set up the end in this process. The main thread calls this once, before all else."""
+        """Set up this end in this process. The main thread calls this once, before all else."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
@@ -69,7 +69,7 @@ class Sender(Protocol):
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        After this call, the caller may change and free the tensors. On CUDA, it may queue work that
+        After this call, the caller may change or free the tensors, or (on CUDA) queue work that
         changes them.
         """
 
@@ -78,7 +78,7 @@ class Receiver(Protocol):
     """The receiving end of a channel."""
 
     def open(self) -> None:
-        """Set up the end in this process. The main thread calls this once, before all else."""
+        """Set up this end in this process. The main thread calls this once, before all else."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
@@ -120,7 +120,8 @@ class Transport(Protocol):
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
         """Return a reason if the transport cannot work on this machine, otherwise None.
 
-        `size` is the total size of all slots of all channels, in bytes.
+        `size` is the total size of all slots of all channels, in bytes. `devices` has the device of
+        each worker on this machine.
         """
 
     def descriptors(self, slots: int, tensors: int) -> int:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ppll_cli.transport.channel import Transport
 
 OWN = 128
-"""File descriptors of a process for all other purposes: files, libraries, the CUDA driver."""
+"""File descriptors that a process may need for other things than workers and channels: for files,
+libraries and the CUDA driver."""
 
 PER_WORKER = 3
 """File descriptors that the parent opens for each worker: two pipes, by which the parent and the
@@ -42,8 +43,9 @@ def check_descriptors(
 ) -> None:
     """Check that the parent and each worker may open as many file descriptors as they need.
 
-    `channels` has, for each channel, the index of the sending worker, the index of the receiving
-    worker, and the number of slots. A message has at most `tensors` tensors.
+    `name` is the user's option for `transport`, and `workers` is the number of workers. `channels`
+    has, for each channel, the index of the sending worker, the index of the receiving worker, and
+    the number of slots. A message has at most `tensors` tensors.
 
     Raises:
         ConfigError: The limit of this process is too low.

@@ -65,7 +65,7 @@ class Groups:
             that does not exist yet, in a folder that all workers can access, or
             `tcp://HOST:PORT/PREFIX` of a running store.
         rank: Rank of this worker among the workers that belong to a group.
-        workers: Number of these workers.
+        workers: Number of workers that belong to a group.
         groups: All groups by name, in the same order in all workers.
         interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.

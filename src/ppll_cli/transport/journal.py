@@ -47,7 +47,7 @@ LARGEST_HEAD = 1 << 16
 
 _SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
-_LENGTH = struct.Struct("<I")  # of a head
+_LENGTH = struct.Struct("<I")  # the length of a head in bytes
 _DRAINED = 1 << 16  # largest number of bytes to read from a pipe at once
 
 
@@ -66,7 +66,7 @@ class _Messages:
         memory: The memory, uint8 [bytes]: first the slots, then the counters, then the head of each
             slot.
         slots: The slots, for the tensors.
-        size: Number of bytes reserved for the counters, and for each head.
+        size: Number of bytes reserved for each head; as many are reserved for the counters.
     """
 
     def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:
@@ -78,7 +78,6 @@ class _Messages:
         return _Counters.from_address(self._start)
 
     def write_head(self, message: int, header: Header, layout: Layout) -> None:
-        """Store the header and the layout of a message."""
         head = pickle.dumps((header, layout), pickle.HIGHEST_PROTOCOL)
         if _LENGTH.size + len(head) > self._size:
             raise ValueError(
@@ -88,7 +87,6 @@ class _Messages:
         ctypes.memmove(self._head(message), _LENGTH.pack(len(head)) + head, 4 + len(head))
 
     def read_head(self, message: int) -> tuple[Header, Layout]:
-        """Return the header and the layout of a message."""
         place = self._head(message)
         (size,) = _LENGTH.unpack(ctypes.string_at(place, _LENGTH.size))
         # Unpickling is safe here: a worker of the same run wrote the bytes.
@@ -97,7 +95,6 @@ class _Messages:
         return header, layout
 
     def views(self, message: int, layout: Layout) -> dict[str, Tensor]:
-        """Return views of the tensors of a message."""
         return self.slots.at(message % self.slots.count, layout)
 
     def _head(self, message: int) -> int:
@@ -121,7 +118,6 @@ class _WakeUp:
         self.wake()
 
     def wake(self) -> None:
-        """Wake the other end."""
         with suppress(BlockingIOError):  # the pipe is full, so the other end will wake up anyway
             os.write(self._wakes.fileno(), b"\0")
 
@@ -144,7 +140,7 @@ class _End:
         self.position = 0
 
     def open(self) -> None:
-        """Set up the end in this process."""
+        """Set up this end of the channel in this process."""
         self._stored.slots.memory.open()
         self._wakeup.open()
 
@@ -212,8 +208,8 @@ class JournalReceiver(_End):
     must keep what was sent.
 
     Attributes:
-        keeps: Whether `free` frees the slots of released messages. Otherwise `release` frees each
-            slot at once, because this stage takes no snapshots.
+        keeps: Whether slots of released messages are kept until `free` is called. Set this if the
+            stage takes snapshots; otherwise `release` frees each slot at once.
     """
 
     keeps = False
@@ -245,7 +241,7 @@ class JournalReceiver(_End):
         return view.to(self._device, non_blocking=True)
 
     def release(self) -> None:
-        """Count the oldest message in use as released, and free its slot now or later."""
+        """Count the oldest message in use as released; free its slot now if `keeps` is not set."""
         self._released += 1
         if not self.keeps:
             self._copied.wait()  # the sender must not fill the slot while it is being copied
@@ -262,9 +258,9 @@ class JournalReceiver(_End):
         self.free()
 
     def free(self) -> None:
-        """Free the slots of all released messages. Call this when a snapshot covers them.
+        """Free the slots of all released messages.
 
-        The device must have copied the messages.
+        Call this only when a snapshot covers these messages, and the device has copied them.
         """
         self._stored.counters.freed = self._released
         self._wakeup.wake()

@@ -18,7 +18,7 @@ USED_AT_MOST = 0.9
 """Fraction of the free shared memory that a run may use. The rest is for other programs."""
 
 _PORTABLE = 1
-"""cudaHostRegisterPortable: pin the memory for every device that the process uses."""
+"""CUDA's flag cudaHostRegisterPortable: pin memory for every device that the process uses."""
 
 
 class Memory:
@@ -101,8 +101,8 @@ def shared_zeros(size: int) -> Tensor:
     """Return zeros, uint8 [size], in memory that other processes can open.
 
     Raises:
-        OSError: Shared memory has no room: since the check by `no_room`, another program may have
-            taken it.
+        OSError: Shared memory is full, perhaps because another program has filled it after the
+            check by `no_room`.
     """
     tensor = torch.zeros(size, dtype=torch.uint8)
     try:
@@ -132,8 +132,8 @@ def _pin(tensor: Tensor) -> bool:
 def _unpin(tensor: Tensor) -> None:
     """Undo `_pin` before the memory is unmapped.
 
-    Otherwise, if other memory were mapped at the same address later, CUDA would regard it as pinned
-    and copy from and to the old pages.
+    Otherwise, if other memory were mapped at the same address later, CUDA would regard this other
+    memory as pinned, and copy from and to the old pages.
     """
     torch.cuda.synchronize()  # copies may still be queued
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]

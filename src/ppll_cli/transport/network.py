@@ -122,8 +122,8 @@ class _End:
         def run() -> None:
             try:
                 if self._side is not None:
-                    # set_stream also selects the device. A new thread's device is device 0, where a
-                    # wait for the device would otherwise create a context too.
+                    # set_stream also selects the thread's device. Otherwise the thread would use
+                    # device 0, and its first wait would create a context on that device.
                     torch.cuda.set_stream(self._side)
                 work()
             except Exception as error:
@@ -134,7 +134,7 @@ class _End:
     def _raise(self) -> None:
         """Raise the exception of the thread, if there is one.
 
-        If the connection was lost, raise it only after `PATIENCE_S`.
+        If the connection was lost, raise the exception only `PATIENCE_S` seconds after the loss.
         """
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
@@ -152,7 +152,7 @@ class _End:
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to worker `end` (0 or 1) of a group, or receive bytes from it, and wait."""
+        """Send bytes to worker `end` (0 or 1) of a group, or receive from this worker, and wait."""
         if len(tensor):
             transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
             Moment(tensor.device).wait()
@@ -164,7 +164,7 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """Receive a head, or its rest if `first` is given, and return its content."""
+        """Receive a head, or only its rest if `first` has the start, and return its content."""
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self.name)

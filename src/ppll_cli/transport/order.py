@@ -74,7 +74,7 @@ class Order:
     """
 
     def learn(self, handle: bytes) -> None:
-        """Store an event of the other end. It belongs to the first slot that has none yet."""
+        """Store an event of the other end, for the first slot without such an event."""
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
@@ -118,7 +118,7 @@ class CudaOrder(Order):
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open and store an event of the other end, for the first slot that has none yet."""
+        """Open and store an event of the other end, for the first slot without such an event."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:
@@ -129,8 +129,8 @@ class CudaOrder(Order):
         except RuntimeError as error:
             if self._device == self._other:
                 raise
-            # The driver may refuse this if the two devices have no peer access. The event can
-            # always be opened on its own device.
+            # The driver may refuse to open the event on this end's device if the two devices have
+            # no peer access. The event can always be opened on the other end's device.
             if not self._theirs:
                 reason = str(error).partition("\n")[0]
                 log.warning("%s also uses memory of %s: %s", self._device, self._other, reason)

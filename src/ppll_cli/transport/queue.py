@@ -3,8 +3,8 @@
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
 moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
 queue's pipe the data that the receiver needs to map this memory. A second pipe reports released
-slots to the sender. Without it, the sender would regard a slot as free when the receiver has
-received the message, not when it has released the message.
+slots to the sender. Without this pipe, the sender would regard a slot as free when the receiver has
+received the message, not when the receiver has released the message.
 
 If a sender's process ended, its messages would be lost, because the receiver asks that process for
 the shared memory. Therefore no worker exits before the parent has seen that all workers are done.
@@ -135,7 +135,7 @@ class QueueReceiver:
         return message.header, message.tensors
 
     def release(self) -> None:
-        """Free a slot. The memory is freed when nothing refers to its tensors any more."""
+        """Tell the sender that a slot is free. Python frees the message's tensors when unused."""
         self._returned.send_bytes(b"")
 
 

@@ -57,10 +57,10 @@ class Replicas:
         """Return the rows of all replicas, in the order of the replicas.
 
         Args:
-            rows: [N, C]. N may differ between replicas; C may differ only if N is 0.
+            rows: Tensor [N, C]. N may differ between replicas; C may differ only if N is 0.
 
         Returns:
-            [sum of N, C].
+            Tensor [sum of N, C].
         """
         shape = torch.tensor(rows.shape, device=rows.device)
         shapes = [torch.empty_like(shape) for _ in self._ranks]

@@ -17,8 +17,8 @@ from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 _Token = tuple[Header, int, Layout | None, bytes]
-"""The header, the number of the layout, the layout (only in the first message that has it, else
-None), and the handle of the slot's CUDA event (only at the slot's first use, else empty)."""
+"""The header; the number of the layout; the layout itself (None except in the first message with
+this layout); the handle of the slot's CUDA event (empty except in the slot's first message)."""
 
 
 class RingSender:

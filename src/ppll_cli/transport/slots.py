@@ -78,7 +78,7 @@ class Slots:
         size = layout_bytes(layout)
         if size > self.size:
             shapes = {tensor.name: list(tensor.shape) for tensor in layout}
-            raise ValueError(f"{shapes} take {size} bytes; a slot has {self.size}")
+            raise ValueError(f"tensors {shapes} take {size} bytes, but a slot has {self.size}")
 
 
 def layout_of(tensors: Mapping[str, Tensor]) -> Layout:

@@ -26,7 +26,7 @@ from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
-from ppll_cli.worker.views import apart, as_received, copy_gradients, storages
+from ppll_cli.worker.views import as_received, copy_gradients, storages, without_aliases
 
 
 class HeldChunk(Networks):
@@ -34,7 +34,7 @@ class HeldChunk(Networks):
 
     Attributes:
         tensors: The tensors of the current batch.
-        batch: The current batch.
+        batch: Step, micro-batch sizes and more of the current batch.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
         sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
             additional prediction of a criterion, `split_of` returns the key.
@@ -84,7 +84,7 @@ class HeldChunk(Networks):
                     run = partial(recomputed, network, seed)
                 else:
                     seed()
-                made = apart(unit.written(run(*unit.inputs(values))), values.values())
+                made = without_aliases(unit.written(run(*unit.inputs(values))), values.values())
                 values.update({n: as_received(t, self._sends_gradients) for n, t in made.items()})
         with self.autocast(), torch.no_grad():
             for unit, network in self.exports:
@@ -139,7 +139,7 @@ class HeldChunk(Networks):
             copy_gradients([*leaves, *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
-        """Clip the gradients and do one optimizer step.
+        """Do one optimizer step; with `optim.clip_norm`, clip the gradients before it.
 
         Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
 

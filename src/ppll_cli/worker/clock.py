@@ -35,7 +35,7 @@ class Clock(Protocol):
         ...
 
     def host_s(self, moment: Any) -> float:
-        """Return the time of a moment, in seconds of `perf_counter`. Waits for the device."""
+        """Wait for the device, and return the time of a moment, in seconds of `perf_counter`."""
         ...
 
 

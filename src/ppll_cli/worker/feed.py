@@ -16,8 +16,9 @@ def micro_batches(
 ) -> Sequence[Mapping[str, Tensor]]:
     """Return the tensors of each micro-batch, by name.
 
-    `item` names the batch, or the first of several evaluation batches, each of which is treated as
-    a micro-batch. `batch` says which samples are this worker's share, and how they are split.
+    `batches` loads the batches of the data set. `item` names the batch, or the first of several
+    evaluation batches, each of which is treated as a micro-batch. `batch` says which samples of the
+    batch this worker computes, and how many samples each micro-batch has.
 
     Raises:
         TypeError: The data set made a batch that does not fit the run.

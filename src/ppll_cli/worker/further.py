@@ -77,8 +77,8 @@ class Further:
     def hand_gradients(self, number: int, micro_batch: int) -> None:
         """Give a chunk the gradients of the next chunk's inputs, if both are on this stage.
 
-        A chunk that ends a module gets its gradients from its own loss instead. Under PPLL every
-        chunk ends a module.
+        A chunk that ends a module (under PPLL, every chunk) gets the gradients of its outputs from
+        its own loss. For such a chunk this method does nothing.
         """
         chunk = self._chunks[number]
         if number + 1 in self._chunks and not chunk.place.ends_module:

@@ -30,8 +30,8 @@ class Generators:
         `seed_of` computes the seed. `owner` is the name of the unit, or the number of the auxiliary
         network's module. `micro_batch` counts within this worker's share of the batch.
 
-        This method does not call `torch.manual_seed`, which would seed every device, and format a
-        stack trace in each call.
+        `torch.manual_seed` is not used here, because it would seed every device, and format a stack
+        trace in each call.
         """
         seed = seed_of(self._seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:

@@ -25,9 +25,9 @@ _name = lru_cache(maxsize=1024)(str)
 class Interpreter:
     """Executes instructions on a stage's chunks.
 
-    `batches` is None on a stage without chunk 0. `marks` maps each kind of mark (evaluation,
-    checkpoint, end) to the function that handles it. `instruction` is the instruction that the
-    stage executes now.
+    `batches` loads the batches of the data set; it is None on a stage without chunk 0. `marks` maps
+    each kind of mark (evaluation, checkpoint, end) to the function that handles it. `instruction`
+    is the instruction that the stage executes now.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Interpreter:
         settings = self.job.settings
         limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
         if settings.sync_batchnorm:
-            # In each pass BatchNorm waits for the other replicas, and one of them may hang.
+            # BatchNorm waits for other replicas in each forward and backward; a replica may hang.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction
@@ -74,7 +74,6 @@ class Interpreter:
                 self._do(instruction)
 
     def _do(self, instruction: do.Instruction) -> None:
-        """Execute one instruction."""
         chunks, mail = self.chunks, self.mail
         match instruction:
             case do.NextBatch():

@@ -27,7 +27,7 @@ class Mail:
         self.item: Item | None = None
 
     def wait(self, end: Sender | Receiver, kind: str) -> None:
-        """Wait until a channel is ready: for a message ("starved") or for a free slot ("blocked").
+        """Wait until a message has arrived (`kind` "starved") or a slot is free (`kind` "blocked").
 
         The wait has no time limit, because this worker is not to blame if another stage hangs. If
         another worker fails, the parent ends this process. If the parent is gone, another thread

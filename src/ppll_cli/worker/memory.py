@@ -32,7 +32,7 @@ class PeakMemory:
                 self._before = None  # without a reset the peak would include earlier work
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
-        """Include the peaks of an earlier process: the values of its `read` and `reserved`."""
+        """Include the peaks that `read` and `reserved` returned in an earlier process, in bytes."""
         self._earlier = peak, reserved
 
     def read(self) -> int | None:

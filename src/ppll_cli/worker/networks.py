@@ -25,9 +25,9 @@ from ppll_cli.worker.versions import watched_versions
 class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
-    Lists of parameters are cached. A network's parameters never change, and collecting them would
-    take longer than many kernels. The argument `site` may be that of another module: the number of
-    the module is in `place`.
+    Lists of parameters are cached: a network has the same parameters during the whole run, and
+    collecting them in every step would take longer than many kernels. The argument `site` may
+    describe any module of the model, because `place` says to which module the chunk belongs.
 
     Attributes:
         place: The chunk: its units and its module.
@@ -36,7 +36,8 @@ class Networks:
         criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: The latest versions of each unit's weights that a loss reads, by the unit's index.
+        versions: For each unit whose weights a loss reads, by the unit's index: these weights after
+            each of the last steps.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
@@ -102,7 +103,7 @@ class Networks:
 
     @cached_property
     def unit_weights(self) -> list[nn.Parameter]:
-        """The parameters of units, without parameters that need no gradient; each once."""
+        """The parameters of units with `requires_grad`; one that two units share is listed once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 
@@ -114,7 +115,7 @@ class Networks:
 
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
-        """The parameters of each unit and of the criterion, but not of exports (no gradients)."""
+        """The parameters of each unit and of the criterion; exports get no gradients."""
         criterion = [] if self.criterion is None else [self.criterion]
         networks = [network for _, network in self.units] + criterion
         return [list(network.parameters()) for network in networks]
@@ -139,8 +140,8 @@ class Networks:
         if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
             raise RuntimeError(
                 f"the loss of module {self.place.module} depends on none of the parameters: look "
-                "for detach() and no_grad() in the networks and the loss, or freeze all of them by "
-                "requires_grad_(False)"
+                "for detach() and no_grad() in the networks and the loss, or freeze all parameters "
+                "by requires_grad_(False)"
             )
         return loss.requires_grad
 
@@ -149,7 +150,7 @@ class Networks:
         return self.job.numerics.autocast(self.device)
 
     def use_averages(self, averaged: bool) -> None:
-        """From now on compute with the averages of the weights, or with the weights themselves."""
+        """Make units compute with averaged weights, if there are any, or with the plain weights."""
         if self.ema is not None and averaged != self.averaged:
             self.ema.swap()
             self.averaged = averaged

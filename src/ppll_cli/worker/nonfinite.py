@@ -31,9 +31,9 @@ class NonFinite:
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Check a loss on the CPU, unless `optim.nonfinite` is `skip`.
+        """Check a loss that is on the CPU, unless `optim.nonfinite` is `skip`.
 
-        On another device, a loss is checked when it is reported.
+        A loss on another device is checked when it is reported.
         """
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())

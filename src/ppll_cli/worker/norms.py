@@ -32,7 +32,7 @@ class Norms:
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:
-        """Write the squared norms of the stage's units; a unit without gradients stays 0."""
+        """Write the squared norms of the stage's units; 0 for a unit without gradients."""
         self._total = None
         for chunk in self._chunks:
             for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):

@@ -94,7 +94,7 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
         links.pulse.beat(memory.read())
-    # Normally the parent removes these files and this folder.
+    # Normally the parent removes what this process leaves in shared memory.
     remove_left(os.getpid())
     if links.recovery is not None:
         shutil.rmtree(links.recovery.folder, ignore_errors=True)
@@ -113,7 +113,7 @@ def is_final(error: BaseException) -> bool:
 def _said(error: BaseException) -> str:
     """Return the text of an exception, with advice if memory ran out."""
     said = error_text(error)
-    # On CPU torch raises a RuntimeError with this text.
+    # On CPU torch raises a RuntimeError with the words "can't allocate memory".
     out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     if out_of_memory or "can't allocate memory" in said:
         said += (

@@ -45,7 +45,7 @@ class Totals:
         batches: Number of training batches.
         samples: Number of samples in these batches.
         wall_s: Seconds that these batches took in total.
-        spent_s: Seconds spent on each kind of `progress.KINDS`.
+        spent_s: Seconds by kind of time; `progress.KINDS` lists the kinds.
         instruction_s: Seconds spent on each instruction, without waiting.
     """
 
@@ -184,7 +184,7 @@ class Recorder:
         return self._span(kind, instruction)
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Measure the device's work for an instruction; measure nothing if it is not in `KINDS`."""
+        """Measure the device's work for an instruction of `KINDS`; else measure nothing."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"
@@ -206,7 +206,7 @@ class Recorder:
             self._longest = None
 
     def so_far(self) -> Totals:
-        """Return a copy of the totals up to the end of the last batch. Waits for the device."""
+        """Wait for the device, and return a copy of the totals up to the end of the last batch."""
         self.settle()
         found = deepcopy(self.totals)
         if self._since is not None:

@@ -30,7 +30,7 @@ class _Measured:
         further: Results of `measure` for the additional predictions of the module's criterion, by
             name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
-        skipped_steps: Indices of the possibly skipped steps since the last report.
+        skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
     """
 
@@ -166,9 +166,9 @@ class Reports:
     def unreported(
         self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
     ) -> dict[int, dict[str, Any]]:
-        """Return the training measurements that no complete report contains yet.
+        """Wait for the device, and return training measurements that no complete report contains.
 
-        They are summed over the replicas. Waits for the device.
+        The measurements are summed over the replicas.
 
         Returns:
             For each module with measurements, by module number: plain data for `continue_sums`.
@@ -199,10 +199,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each split since its last complete report, for `continue_seconds`.
-
-        Waits for the device.
-        """
+        """Wait for the device, and return each split's seconds since its last complete report."""
         for split in list(self._since):
             self.pause(split)
             self.begin(split)
@@ -295,7 +292,7 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 def _to_host(tensor: Tensor) -> Tensor:
     """Return a copy on the host, or the tensor itself if it is on the CPU.
 
-    torch puts a copy from CUDA into pinned memory, and the device makes it later. Its values must
-    not be read before.
+    From CUDA the call returns before the copy is made. Do not read the result before the device has
+    made the copy.
     """
     return tensor.detach().to("cpu", non_blocking=True)

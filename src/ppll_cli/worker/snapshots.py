@@ -44,7 +44,7 @@ class Progress:
         reported: Number of optimizer steps at its last report of training.
         training: Whether its last batch was a training batch.
         totals: Counts and times of its steady state.
-        trace: The traced spans of its first counted batches; empty if they are not complete.
+        trace: The traced spans of its first counted batches; empty until the trace is complete.
         peak: Peak memory in its steady state, in bytes: used, and reserved; None if unknown.
         seconds: Seconds of each split that are not reported yet.
     """
@@ -70,7 +70,7 @@ class _State:
         norms: For each chunk, the squared gradient norm of its last step.
         sent: For each channel to another stage, the number of messages and of bytes sent.
         received: For each channel from another stage, the number of messages received.
-        random: The state of Python's, NumPy's and torch's random numbers, for a user's own code.
+        random: States of the random generators of Python, NumPy and torch, for a user's own code.
         progress: The worker's position and measurements, with an empty trace.
         trace: The trace, pickled.
     """
@@ -192,7 +192,7 @@ class Snapshots:
             receiver.free()
 
     def _pickled(self, trace: list[Span]) -> bytes:
-        """Return a trace in bytes. It may be long, and rarely changes, so it is pickled once."""
+        """Return a trace in bytes. A trace can be long, so it is pickled only if it has changed."""
         if trace is not self._trace:
             self._trace = trace
             self._pickled_trace = pickle.dumps(trace, pickle.HIGHEST_PROTOCOL)

@@ -16,7 +16,7 @@ would have thousands of tensors after an epoch."""
 
 @dataclass
 class Sums:
-    """Losses and metrics of some batches, kept on the device, because reading would block the host.
+    """Losses and metrics of some batches, kept on the device: reading them would block the host.
 
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
@@ -51,7 +51,7 @@ class Sums:
         return Sums(numbers[0], numbers[1], [replicas.gather(rows)])
 
     def plain(self) -> dict[str, Any]:
-        """Return the sums as plain data for a checkpoint. Waits for the device."""
+        """Wait for the device, and return the sums as plain data for a checkpoint."""
         rows = self.rows
         return {
             "loss": float(self.loss),
@@ -69,5 +69,5 @@ class Sums:
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key of `HeldChunk.sums` for a criterion's prediction; "" names the main one."""
+    """Return the key in `HeldChunk.sums` of a criterion's prediction; the main one has name ""."""
     return f"{split}.{name}" if name else split

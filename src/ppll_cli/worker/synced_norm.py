@@ -77,7 +77,6 @@ class SyncedBatchNorm(_BatchNorm):
         return total
 
     def _update_running(self, mean: Tensor, variance: Tensor) -> None:
-        """Update the running statistics."""
         if self.running_mean is None or self.running_var is None:
             return
         assert self.num_batches_tracked is not None

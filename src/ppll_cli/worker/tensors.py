@@ -19,8 +19,8 @@ class MicroBatch:
 
     Attributes:
         values: The inputs, and everything that the units have computed; emptied by the backward.
-        leaves: The inputs that need gradients.
-        outputs: The detached outputs for the next chunk, until it takes them.
+        leaves: The inputs that need gradients, until `take_input_gradients` returns the gradients.
+        outputs: The detached outputs for the next chunk, until that chunk takes them.
         gradients: The gradients of the outputs, until the backward.
         weight_half: The second half of a split backward, until it runs.
         received: The memory addresses of the gradients that `weight_half` reads.
@@ -65,10 +65,10 @@ class Tensors:
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return the addresses of memory that may change before the next chunk reads the outputs.
 
-        If the next chunk is on another stage, there are none, because the outputs are sent at once.
-        Otherwise the channel may reuse the slot of an input, and a step may change the chunk's
-        weights and buffers. `state` returns the weights and buffers. It takes as long as several
-        kernels, so it is called only in this case.
+        If the next chunk is on another stage, return no addresses: the outputs are sent at once. If
+        it is on this stage, the slot of an input may be reused first, and a step may change the
+        chunk's weights and buffers. `state` returns these weights and buffers. It takes as long as
+        several kernels, so it is called only if the next chunk is on this stage.
         """
         if not self._next_is_here:
             return set()
@@ -98,8 +98,8 @@ class Tensors:
     def take_roots(self, micro_batch: int) -> tuple[list[Tensor], list[Tensor]]:
         """Return the tensors at which a backward starts, and their gradients.
 
-        The tensors are the chunk's outputs, including inputs that it passes on unchanged. The
-        micro-batch's values are forgotten, so that the backward can free them.
+        The tensors are the chunk's outputs, including inputs that the chunk passes on unchanged.
+        The micro-batch's `values` are dropped, so that the backward can free them.
         """
         held = self[micro_batch]
         values, gradients = held.values, held.gradients
@@ -108,10 +108,10 @@ class Tensors:
         return [values[name] for name in names], [gradients[name] for name in names]
 
     def take_input_gradients(self, micro_batch: int) -> Named:
-        """Return the inputs' gradients by name, and forget them.
+        """Remove the gradients of the inputs, and return them by name.
 
-        An input without influence on the loss has no gradient. Zeros in its place would make
-        optimizers decay weights that back-propagation on one device does not touch.
+        An input without influence on the loss has no gradient. If this method returned zeros for
+        it, optimizers would decay weights that back-propagation on one device does not change.
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}

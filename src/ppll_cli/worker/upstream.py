@@ -61,7 +61,7 @@ class Upstream:
         self._show(instruction.chunk, weights, version)
 
     def send(self, instruction: SendWeights, step: int) -> None:
-        """Send weights after optimizer step `step`, to be read `ahead` batches later."""
+        """Send weights after step `step`, which a loss reads `instruction.ahead` batches later."""
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _version(self, watcher: int, step: int) -> Version:
@@ -76,9 +76,9 @@ class Upstream:
             chunk.criterion.see(weights, version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
-        """Send the weights that a later batch will read, unless the run ends before that batch.
+        """Send weights for the batch after `step` optimizer steps, unless the run ends before it.
 
-        That batch comes after `step` optimizer steps. So far, `done` steps are done.
+        So far, `done` optimizer steps are done.
         """
         if step < self._job.course.steps:
             version = self._version(instruction.chunk, step)

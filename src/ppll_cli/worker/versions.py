@@ -55,7 +55,7 @@ class Versions:
 def watched_versions(
     watches: Collection[Watch], units: Mapping[int, tuple[Unit, nn.Module]]
 ) -> dict[int, Versions]:
-    """Return the versions of each of these units that a loss watches, by the unit's index."""
+    """Return, by unit index, the versions of each unit in `units` whose weights a loss reads."""
     found: dict[int, Versions] = {}
     for index, (unit, network) in units.items():
         if lags := [watch.lag for watch in watches if watch.unit == index]:
@@ -64,10 +64,10 @@ def watched_versions(
 
 
 def saved_name(unit: str, age: int, parameter: str) -> str:
-    """Return the checkpoint's name for a unit's parameter as it was `age` steps ago."""
+    """Return the name in a checkpoint of a unit's parameter as it was `age` steps ago."""
     return f"watched.{unit}.{age}.{parameter}"
 
 
 def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return copies of the tensors, with the same strides."""
+    """Return copies of the tensors that keep their strides."""
     return {name: torch.clone(tensor) for name, tensor in tensors.items()}

@@ -26,13 +26,14 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
             tensor.grad = tensor.grad.clone()
 
 
-def apart(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
+def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
     If such an output is one of the tensors in `held`, or an earlier output, a view takes its place.
     Without the view, autograd would add the gradients of both names in the order in which it
-    computes them. On another stage the names are two tensors: autograd first adds the gradients of
-    each name, and then the two sums. The order of additions decides the bits.
+    computes them. If the output is sent to another stage, each name arrives as a separate tensor:
+    autograd first adds the gradients of each name, and then the two sums. Different orders of
+    addition would round differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():
@@ -58,7 +59,7 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
 
 
 def _with_strides(strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
-    """Return a copy of the gradient with these strides; None if it has them already.
+    """Return a copy of the gradient with the given strides; None if the gradient has them already.
 
     Torch calls this with None for an output that has no gradient, if another output of the same
     operation has one.

@@ -94,9 +94,10 @@ class Worker:
         )
 
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
-        """Begin with the state of a snapshot, of a checkpoint or of a file of weights, if any.
+        """Load the state of a snapshot, of a checkpoint or of a file of weights, if there is one.
 
-        Return the progress at the snapshot, and the checkpoint's measurements that no report has.
+        Return the progress at the snapshot (None without snapshot), and the measurements in the
+        checkpoint that no report contains yet.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -105,7 +106,7 @@ class Worker:
             self.snapshots = Snapshots(links.recovery.folder, interval, links)
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.messages()
-            if before is not None:  # a later state than those of the checkpoint and the file
+            if before is not None:  # the snapshot is newer than the checkpoint and the file
                 return before, {}
         if job.checkpoint is not None:
             with checkpoint.SavedTensors(job.checkpoint) as saved:
@@ -125,7 +126,7 @@ class Worker:
 
     @property
     def item(self) -> Item | None:
-        """The batch or mark that the stage handles now; for marks see `run`."""
+        """The batch or mark that the stage handles now; None before the first."""
         return self.interpreter.mail.item
 
     @property
@@ -208,7 +209,10 @@ class Worker:
             self._end_training()
 
     def _end_training(self) -> None:
-        """End a period of training, if any, and copy the first replica's buffers to the others."""
+        """If training batches came last, stop measuring them, and give all replicas equal buffers.
+
+        The other replicas copy the buffers of the first replica.
+        """
         if not self._training:
             return
         self._training = False
@@ -220,7 +224,7 @@ class Worker:
             self.links.replicas.take_from_first(buffers)
 
     def _stream(self, training: bool, count: int) -> list[do.Instruction]:
-        """Return the instructions for `count` micro-batches, from a cache after the first call."""
+        """Return the stage's instructions for `count` micro-batches. They are cached."""
         if (training, count) not in self._streams:
             make = self.job.training if training else self.job.evaluation
             self._streams[training, count] = make(self.index, count)
@@ -266,7 +270,7 @@ class Worker:
         unreported = self.reports.unreported(chunks, replicas, self.device)
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self.report("counted", step=mark.step, **self._counted())
-        if self.replica > 0:  # the first replica saves the state, which is the same in all
+        if self.replica > 0:  # all replicas have the same state, and the first one saves it
             return
         run_dir, tensors = self.job.run_dir, tensors_of(chunks)
         file = checkpoint.save_stage(run_dir, mark.step, self.index, tensors, unreported)
@@ -310,14 +314,14 @@ class Worker:
         self.links.parent.send({"kind": kind, **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin a report about training up to a step; see `Reports.take`."""
+        """Begin to report the training since the last report, after `step` optimizer steps."""
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
         self._reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin a report of the losses and metrics of a split since the last report."""
+        """Begin to report the losses and metrics of a split since its last report."""
         self._announce_wait()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)

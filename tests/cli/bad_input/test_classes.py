@@ -259,7 +259,7 @@ local HERE.ReturnsModule | its criterion() must return a Criterion
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
 schedule HERE.NoSchedule | derive it from ppll_cli.pipeline.schedule.Schedule
 schedule HERE.Idle | stage 0 never runs Step(chunk=0)
-schedule HERE.Stuck | every stage waits for another one
+schedule HERE.Stuck | the stages wait for each other
 schedule HERE.Endless | stage 0 has more than 400 instructions for a batch
 schedule HERE.NoChunk | Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0
 schedule HERE.Sends | stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but

@@ -88,11 +88,11 @@ class OneLoss(LocalMethod):
         (
             "ChangesLabel",
             "label",
-            "changes its input 'label' in place, which later modules may read",
+            "changes its input 'label' in place, but later modules may read it",
         ),
         ("NoFurther", "label", "its predict_further() returned nothing instead of probe"),
         ("ListsFurther", "label", "returned list instead of a mapping from names to predictions"),
-        ("ChangesFurther", "label", "changes its input 'label' in place, which later modules may"),
+        ("ChangesFurther", "label", "changes its input 'label' in place, but later modules may"),
         ("ReadsFurther", "label", "built and run on torch's meta device, which has"),
         ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
     ],

@@ -2,10 +2,10 @@
 
 torchrun or srun starts one launcher on each machine. The launchers meet at a store (a key-value
 server) of torch.distributed, where each launcher updates a counter every half second as its sign of
-life. Machine 0's launcher composes the configuration and directs the run; the other launchers act
-on its messages and send it their workers' reports. All messages are JSON. In each launcher a
-separate thread uses the store. If the store is unreachable, only this thread is blocked, and the
-launcher still notices which machine is gone.
+life. Machine 0's launcher composes the configuration and directs the run by messages; the other
+launchers send it the reports of their workers. All messages are JSON. In each launcher a separate
+thread uses the store. If the store is unreachable, only this thread is blocked, and the launcher
+still notices which machine is gone.
 """
 
 import json
@@ -36,7 +36,7 @@ OWN_GAP_S = 3.0
 LEAVING_S = 10.0
 """Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
 
-BEAT_S = 0.5  # between two signs of life
+BEAT_S = 0.5  # seconds between two signs of life
 
 Message = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Fleet:
             earlier attempt.
 
     Raises:
-        ConfigError: A machine does not join in time, or has other versions.
+        ConfigError: A machine does not join in time, or its versions differ from machine 0's.
     """
 
     def __init__(self, where: Rendezvous) -> None:
@@ -109,7 +109,8 @@ class Fleet:
     def given_up(self, message: Message) -> RunFailedError:
         """Return the error for a job that machine 0 gave up without sending a message about it.
 
-        `message` came instead of such a message; the next call of `hear` returns it again.
+        `message` is the next message that came, about another job or the end; the next call of
+        `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -120,7 +121,7 @@ class Fleet:
             yield message
 
     def silent(self) -> tuple[int, str] | None:
-        """Return a machine without a sign of life, and an error text; None if all machines live."""
+        """Return the number of a silent machine and an error text; None if no machine is silent."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
             self._since_s = now  # this launcher was stopped: count the silence of others from now

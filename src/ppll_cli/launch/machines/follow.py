@@ -179,7 +179,6 @@ def _check_not_given_up(fleet: Fleet, message: Message) -> None:
 
 
 def _run_part(fleet: Fleet, message: Message) -> None:
-    """Run this machine's part of one job."""
     fleet.jobs = message["job"]
     with ExitStack() as held:
         try:

@@ -255,10 +255,10 @@ class Follower:
 def cause(failures: Sequence[Report]) -> Report:
     """Return the failure that caused all others.
 
-    This is a failure without an exception, if there is one. Otherwise it is a failure whose
-    exception is not about a lost connection, because a connection is lost when the worker at its
-    other end fails. Among several such failures it is the earliest. Times are compared last because
-    the clocks of machines differ.
+    This is a failure without an exception, if there is one. Otherwise it is, if possible, a failure
+    whose exception is not about a lost connection, because a connection is lost when the worker at
+    its other end fails. Among several such failures it is the earliest. Times are compared last
+    because the clocks of machines differ.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:

@@ -30,7 +30,7 @@ AHEAD = 8
 STALLED_S = 120.0
 """Seconds that the other machine may take to send or read a piece: its disk may be slow."""
 
-LOOK_S = 0.01  # between two checks whether the store has a piece
+LOOK_S = 0.01  # seconds between two checks whether the store has a piece
 
 Store = Any
 """Type of torch's stores; `Any`, because torch's type stubs are incomplete."""
@@ -74,7 +74,7 @@ class Parcels:
     def take(self, file: SavedFile, folder: Path) -> Event:
         """Receive the next file that the other machine sends, into a folder.
 
-        Return an event that is set once the file is written, with the size and digest of `file`.
+        Return an event that is set once the file is written and has the size and digest of `file`.
         """
         path, there = folder / Path(file.name).name, Event()
 
@@ -142,7 +142,7 @@ class Parcels:
             yield piece
 
     def _wait(self, store: Store, piece: int, there: bool) -> None:
-        """Wait until the store has a piece or, if `there` is False, no longer has it."""
+        """Wait until the store has a piece; if `there` is False, until the piece is deleted."""
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):

@@ -56,7 +56,7 @@ class Rendezvous:
                 wrong.
         """
         given = environment.get
-        problem = "starts several launchers on a machine, which needs only one"
+        problem = "starts several launchers on a machine, but a machine needs only one"
         if "TORCHELASTIC_RUN_ID" in environment:
             local, rank, machines = given("LOCAL_WORLD_SIZE", "1"), given("RANK"), "WORLD_SIZE"
             if local != "1":

@@ -1,4 +1,4 @@
-"""Interleaved 1F1B (Narayanan et al., 2021, as in Megatron-LM)."""
+"""Interleaved 1F1B (Narayanan et al., 2021), generalized to any number of micro-batches."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -59,7 +59,7 @@ class Interleaved(Schedule):
             yield Step(chunk)
 
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
-        """Yield the instructions of one stage for evaluation batches, in the same rounds."""
+        """Yield the instructions of one stage for evaluation batches, one round after another."""
         for some in _rounds(place):
             for chunk in place.chunks:
                 for micro_batch in some:
@@ -68,7 +68,7 @@ class Interleaved(Schedule):
 
 
 def _rounds(place: Place) -> list[range]:
-    """Split micro-batches into similar rounds of K to 2K - 1; if M < K, into one round of M."""
+    """Split M micro-batches into rounds of similar size, K to 2K - 1; if M < K, into one round."""
     count = max(1, place.microbatches // place.stages)
     size, larger = divmod(place.microbatches, count)
     starts = [number * size + min(number, larger) for number in range(count + 1)]

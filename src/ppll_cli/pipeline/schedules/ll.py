@@ -4,6 +4,6 @@ from ppll_cli.pipeline.schedules.ppll import PPLL
 
 
 class LocalLearning(PPLL):
-    """PPLL with a single stage: the same training on one device."""
+    """PPLL with a single stage: one device trains all modules, one after another."""
 
     one_stage = True
