@@ -18,7 +18,8 @@ WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     """Return the overrides that turn the defaults into this resolved configuration.
 
-    The overrides are not quoted for a shell. Hydra must be initialised before the call.
+    `choices` has the option of each group with which the configuration was composed. The overrides
+    are not quoted for a shell. Hydra must be initialised before the call.
     """
     given: list[str] = []
     defaults, usual = composed(given)

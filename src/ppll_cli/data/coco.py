@@ -23,10 +23,12 @@ _MOST_SHOWN = 60  # characters of a wrong value in a message
 
 @dataclass(frozen=True, kw_only=True)
 class Coco(DetectionDataset):
-    """COCO from annotations/instances_{train2017,val2017}.json, train2017 and val2017 in the root.
+    """COCO from the folders annotations, train2017 and val2017 in the data root.
 
-    The root may have another data set in this format: the classes are read from the annotations, in
-    the order of their ids. Boxes of crowds are ignored. The files (19 GB) are not downloaded.
+    The annotations are instances_train2017.json and instances_val2017.json. The folders may contain
+    another data set in this format, because the classes are read from the annotations, in the order
+    of their ids. Boxes of crowds are not trained, and count as COCO's metric defines. The files (19
+    GB) are not downloaded.
     """
 
     @property
@@ -126,7 +128,7 @@ class _Entry(NamedTuple):
     values: dict[str, Any]  # by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:
-        """Return the error for a wrong value."""
+        """Return the error for a missing or wrong value."""
         has = f"{key}={shown(self.values[key])}" if key in self.values else f"no {key}"
         return ValueError(f"{self.name} has {has}: {problem}")
 

@@ -40,9 +40,10 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 @contextmanager
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
-    """Create a .npy file for the pixels of a uint8 array of this shape; np.load can map it.
+    """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels.
 
-    Writing to a mapped file instead would crash the process if the disk is full.
+    The file is not mapped into memory, because writing to a mapped file crashes the process if the
+    disk is full.
     """
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

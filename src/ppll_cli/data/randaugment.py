@@ -54,8 +54,8 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
     """Apply one operation to each image.
 
-    `drawn` is the number of each image's operation, and `signs` is its direction, 1 or -1; both are
-    int64 [B] on the CPU.
+    `drawn` has the number of each image's operation, and `signs` the operation's direction, 1 or
+    -1. Both are int64 [B] on the CPU.
     """
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
@@ -104,8 +104,9 @@ GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
     lambda sign, height, width: _map(1, 0, 0, 0, 1, sign * int(SHIFT * height)),
     _rotation,
 )
-"""Geometric operations: functions of the direction, the height and the width. They are shears of
-rows and columns, shifts of columns and rows, and a rotation."""
+"""Geometric operations: functions that return the map for a direction (1 or -1), and for the height
+and width of an image. They are horizontal and vertical shear, horizontal and vertical shift, and
+rotation."""
 
 
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """Blend with another image: towards it for factors below 1, away from it above 1."""
+    """Return `other` + factor * (pixels - `other`), rounded, for each image's factor."""
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
 

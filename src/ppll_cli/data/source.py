@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.tasks.task import Task
 
 Predict = Callable[["Tensor"], "Tensor"]
-"""A function that applies a model to images, and returns its prediction."""
+"""A function that applies a model to images and returns the model's prediction."""
 
 Tensors = dict[str, "Tensor"]
 """The tensors of a batch, by name."""
@@ -79,7 +79,7 @@ class Dataset(Protocol):
 
     `ppll_cli.data.dataset.ImageDataset` implements all of it for labelled images of one size.
     `load` returns a mapping with the splits `train`, `test`, and `val` if samples are held out. The
-    runner reads only the length of each split, its number of samples.
+    runner reads only the length of each split, which is the number of samples.
 
     A data set may also have these members:
 
@@ -87,8 +87,8 @@ class Dataset(Protocol):
       pictures there that show the model's predictions for the test set. `predict` takes images and
       returns the model's prediction.
     - `mixed`: the keys that turn on the mixing of training images in pairs, with their values (see
-      `ppll_cli.data.mixing`). If it is not empty, batches have the targets of a mixed
-      `ppll_cli.tasks.classification.Classification`.
+      `ppll_cli.data.mixing`). If there are such keys, batches have the targets of a
+      `ppll_cli.tasks.classification.Classification` with `mixed=True`.
     - `identity(splits)`: entries that identify the data, independently of the folder of the files
       (see `ppll_cli.data.identity`). A run is not resumed on data with another identity. Without
       this method the data are not compared.

@@ -36,15 +36,15 @@ CLASSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Voc(DetectionDataset):
-    """Pascal VOC from VOCdevkit/VOC2007 and VOCdevkit/VOC2012 in the root.
+    """Pascal VOC from VOCdevkit/VOC2007 and VOCdevkit/VOC2012 in the data root.
 
     Each of these folders contains Annotations, JPEGImages and ImageSets/Main. Objects that are
     marked as difficult are ignored.
 
     Attributes:
-        years: Which lists are used. `07` trains on trainval of 2007 and tests on test of 2007;
-            `07+12` also trains on trainval of 2012; `12` trains on train of 2012 and tests on val
-            of 2012. A number means its two-digit text, because YAML reads 07 as 7.
+        years: Which lists of pictures are used. `07` trains on trainval of 2007 and tests on test
+            of 2007. `07+12` trains on trainval of 2012 too. `12` trains on train of 2012 and tests
+            on val of 2012. YAML reads 07 as the number 7, so 7 is accepted and means `07`.
     """
 
     years: str | int
@@ -179,10 +179,10 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 
 def _devkit(year: str) -> str:
-    """Return the folder of a year, relative to the root."""
+    """Return the path of a year's folder, relative to the data root."""
     return f"VOCdevkit/VOC{year}"
 
 
 def _list(year: str, name: str) -> str:
-    """Return the file with a list of pictures, relative to the root."""
+    """Return the path of the file with a list of pictures, relative to the data root."""
     return f"{_devkit(year)}/ImageSets/Main/{name}.txt"

@@ -34,7 +34,10 @@ SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
 
 
 def context() -> ForkServerContext:
-    """Return the context that starts workers. Plain `fork` would copy locks that threads hold."""
+    """Return multiprocessing's context for starting workers.
+
+    Plain `fork` is not used, because it would copy locks that threads hold.
+    """
     return multiprocessing.get_context("forkserver")
 
 
@@ -58,7 +61,7 @@ def start() -> None:
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # the server inherits the block, until `preload` ignores them
+        with _blocked(*STOPPING):  # inherited by the server, until `launch.preload` ignores them
             forkserver.ensure_running()
 
 
@@ -112,7 +115,7 @@ def begin(worker: ForkServerProcess) -> None:
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
     """Kill the fork server if it does not answer, so that `begin` stops waiting.
 
-    Time in which this process itself was stopped, as by Ctrl-Z, does not count.
+    Time in which this process itself was stopped, for example by Ctrl-Z, does not count.
     """
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
@@ -180,7 +183,7 @@ def kill() -> None:
 def helpers() -> dict[int, str]:
     """Return the names of multiprocessing's helper processes, by file descriptor.
 
-    Each descriptor is our end of a pipe to a helper process. When the helper process has ended,
+    Each descriptor is this process's end of a pipe to a helper. When the helper has ended,
     `wait` reports the descriptor as ready.
     """
     server: Any = forkserver._forkserver

@@ -84,7 +84,8 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
-    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # few processes call `_claim` for this place
+    # `_claim` also removes leftovers, but few processes call it for shared memory.
+    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
             continue

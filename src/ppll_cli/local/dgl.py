@@ -16,7 +16,8 @@ from ppll_cli.tasks.classification import classes_of
 class AdaptivePool(nn.Module):
     """Average pooling of maps to a smaller size.
 
-    Height and width are divided by the divisor and rounded up, but are `size` at most.
+    Height and width become those of the input divided by `divisor`, rounded up, or `size` if this
+    is smaller.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:

@@ -88,7 +88,7 @@ class InfoPro(LocalMethod):
         weights = self.weights_at(site)
         if not any(weights):
             problem = f"are both 0 at module {site.module}, so nothing would train it"
-            remedy = "give at least one above 0 at each end"
+            remedy = "make l1 or l2 greater than 0 for the first and for the last auxiliary network"
             raise ConfigError("local.weights", self.weights, problem, remedy)
         channels, _, _ = map_shape(site.spec.shape)
         decoder = Decoder(channels, _images(site), self.decoder_width) if weights[0] else None

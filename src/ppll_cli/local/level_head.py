@@ -95,7 +95,7 @@ class LevelDetection(Detection):
     """A detection task whose modules are trained only on the levels for their own maps' strides."""
 
     style: HeadStyle  # of the model's head
-    forced = False  # other modules find the boxes that fit no level of this module
+    forced = False  # boxes that fit none of the module's levels are left to other modules
 
     def smallest_head(self, shape: Shape) -> LevelHead:
         """Return a `LevelHead` for a map of this shape."""

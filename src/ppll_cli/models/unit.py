@@ -89,7 +89,7 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body with this seed of torch, Python and NumPy, and then restore their states.
+    """Seed torch (its CPU generator), Python and NumPy while the body runs; restore them at its end.
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """
@@ -128,7 +128,7 @@ def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
 def units_seeded(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Unit, ...]:
-    """Make a model, and return its units. All their random numbers depend only on the seed."""
+    """Make a model and return its units. Random numbers drawn for this depend only on the seed."""
     with seeded_model(config, seed) as model:
         return tuple(model.units(input_spec, task))
 

@@ -113,7 +113,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item, too small to be recognised, which is therefore not an object."""
+    """Paint a fragment of an item. It is too small to be recognised, so it is not an object."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])
@@ -192,7 +192,10 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Draw 8 colours; return the first with enough contrast, or the one with the most, [3]."""
+    """Return a random colour for an item, float32 [3]: of 8, the first with enough contrast.
+
+    If no colour has the wanted contrast to the background, return the one with the most contrast.
+    """
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

@@ -141,7 +141,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice, in one part or in two, as through a linked folder."""
+        """Check that no file occurs twice, in one part or in two, for example through a link."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
@@ -202,13 +202,13 @@ class DetectionDataset(Files, ABC):
     def batches(
         self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"
     ) -> "SceneBatches":
-        """Return a maker of batches of resized pictures with their boxes."""
+        """Return an object that makes batches of resized pictures with their boxes."""
         from ppll_cli.data.scenes.batches import SceneBatches
 
         return SceneBatches(self, splits, batch_size, seed, device)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Write the first test pictures with their true boxes and the detected boxes."""
+        """Draw true boxes and detected boxes on the first test pictures; write them to a folder."""
         import torch
 
         from ppll_cli.data.scenes.samples import write_samples

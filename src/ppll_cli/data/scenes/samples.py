@@ -181,7 +181,7 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """Return the entries of the legend: the kind of box that is drawn as an example, and a text."""
+    """Return the entries of the legend: the kind of an example box (empty: no box), and a text."""
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that evaluation ignores"))
