@@ -72,7 +72,7 @@ def word(text: str) -> str:
     """Quote a text as one word for a shell; escape line breaks and other control characters."""
     if text.isprintable():
         return shlex.quote(text)
-    return "$'" + "".join(map(_escaped, text)) + "'"  # bash, zsh and ksh read this
+    return "$'" + "".join(map(_escaped, text)) + "'"  # bash, zsh and ksh read this form
 
 
 def short_path(path: Path) -> str:
@@ -120,7 +120,7 @@ def _python_with_module() -> list[str]:
 
 
 def _python(given: str) -> str:
-    """Return `given` if a shell starts the current Python by this name; else this Python's path."""
+    """Return `given` if a shell finds the current Python by this name; else the Python's path."""
     found = shutil.which(given)
     ours = Path(sys.executable)
     same = found is not None and Path(found).absolute().parent == ours.parent

@@ -42,7 +42,7 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
     now: dict[str, Any] = _renamed(config)
     recover = now.get("recover")
     if isinstance(recover, dict) and recover.get("name") == "off":
-        # Otherwise the run would print a note that `recover.every` has no effect.
+        # With the old default, the run would print a note that `recover.every` has no effect.
         now["recover"] = {k: None if (k, v) == ("every", _EVERY) else v for k, v in recover.items()}
     return now
 

@@ -169,11 +169,11 @@ class Recover(Section):
     """What the run does when a worker fails.
 
     Attributes:
-        name: `off`: the run ends. `stage`: only this worker is started again. `auto`: as `stage`
-            where this is possible, else as `off`.
+        name: `off`: the run ends. `stage`: only the failed worker is started again. `auto`: like
+            `stage` if the run allows it, else like `off`.
         tries: How many times the same worker may be started again within `minutes`; the run ends at
             the next failure.
-        minutes: The period for `tries`.
+        minutes: The period for `tries`, in minutes.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
             carries a batch or a mark (see `job.course`), or in an evaluation a part of a batch.
             None: the program chooses the number, and takes snapshots more often where they cost

@@ -22,7 +22,9 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count, Fraction, Positive
 from ppll_cli.leaves.names import meant
 
-Workers = Annotated[int, Field(ge=1, le=4096)]  # for workers and for threads; no machine has more
+Workers = Annotated[int, Field(ge=1, le=4096)]
+"""Type of numbers of workers, and of threads. No machine has more than 4096."""
+
 Group = dict[str, Any]
 
 LONGEST_WORD = 100

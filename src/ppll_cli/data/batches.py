@@ -74,7 +74,7 @@ class SplitBatches(Generic[Data, Content]):
         return CPU
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices of all training samples in the order of an epoch, int64 [N]."""
+        """Return the indices of all N training samples in the order of an epoch, int64 [N]."""
         if self._latest is None or self._latest[0] != epoch:
             generator = generator_of(seeding.sample_order(self.seed, epoch))
             order = torch.randperm(len(self.splits["train"]), generator=generator)
@@ -88,7 +88,7 @@ class SplitBatches(Generic[Data, Content]):
 
 
 Images = tuple[Tensor, Tensor]
-"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the device."""
+"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the worker's device."""
 
 LentImages = AbstractContextManager[Images]
 """A context that provides images and labels. After its end, their memory may be overwritten."""
@@ -154,7 +154,7 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
 
 
 class Batches(ImageBatches[Classified, Split]):
-    """Makes batches from splits that are kept on the device as uint8."""
+    """Makes batches from splits whose images are kept on the device as uint8."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

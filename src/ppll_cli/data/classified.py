@@ -15,7 +15,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Natural, NotNegative, Positive
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 

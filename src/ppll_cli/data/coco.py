@@ -18,7 +18,7 @@ URL = "https://cocodataset.org/#download"
 FOLDERS = {"train": "train2017", "test": "val2017"}
 """Folder of the pictures of each part. As usual, COCO's validation pictures are the test set."""
 
-_MOST_SHOWN = 60  # characters of a wrong value in a message
+_MOST_SHOWN = 60  # largest number of characters of a wrong value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def shown(value: Any) -> str:
-    """Return a value of the file as a short text for messages."""
+    """Return a value of an annotation file as a short text for messages."""
     try:
         text = json.dumps(value)
     except RecursionError:

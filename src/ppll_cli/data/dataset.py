@@ -14,9 +14,9 @@ from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Part, fixed_random, hold_out
 from ppll_cli.leaves.images import ImageSpec
 
-__all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # data sets of users import these
+__all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # users' data sets import these names
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
 
     from ppll_cli.data.batches import Batches, Split

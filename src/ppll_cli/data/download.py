@@ -89,7 +89,7 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
     def run() -> None:
         try:
             fetch(folder)
-        except Exception as error:  # the calling thread returns it
+        except Exception as error:  # the calling thread returns the exception
             failures.append(error)
 
     thread = threading.Thread(target=run, name="download", daemon=True)
@@ -114,7 +114,7 @@ def _others(folder: Path, files: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _socket_timeout(limit_s: float) -> Iterator[None]:
-    """Give sockets that are created inside the context this time limit."""
+    """Set the default time limit of sockets that are created inside the context."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(limit_s)
     try:

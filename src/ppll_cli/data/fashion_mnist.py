@@ -28,11 +28,11 @@ CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _UNSIGNED_BYTE = 8
-_MOST_BYTES = 1 << 30  # limit for a file's data, over 20 times the size of the training images
+_MOST_BYTES = 1 << 30  # largest size of a file's data, over 20 times that of the training images
 
 
 class FashionMnist(ImageDataset):
-    """Fashion-MNIST from four idx files, plain or `.gz`, in the root or in `FashionMNIST/raw`.
+    """Fashion-MNIST from four idx files, plain or `.gz`, in the data root or FashionMNIST/raw.
 
     If `root` is None, the files may also be in the folder of Debian's package. MD5 sums are not
     checked, because a file that is packed again has another sum. Headers and lengths are checked,

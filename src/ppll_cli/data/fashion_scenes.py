@@ -21,7 +21,7 @@ PAINTER = 1
 """Version of the painting code. Increase it with each change of painted scenes, so that older
 scenes in the cache folder are not used."""
 
-Number = Annotated[int, Field(ge=1, le=1_000_000)]  # of scenes of a part
+Number = Annotated[int, Field(ge=1, le=1_000_000)]  # type of a part's number of scenes
 
 
 @dataclass(frozen=True, kw_only=True)

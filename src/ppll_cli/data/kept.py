@@ -126,7 +126,7 @@ def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -
     if os.path.lexists(folder):
         try:
             read(folder)
-        except Exception:  # no other run has repaired it
+        except Exception:  # the folder is damaged, and no other run has replaced it yet
             os.replace(folder, aside)
         else:
             return

@@ -116,7 +116,7 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
-    x = 2 * torch.arange(width, device=images.device) + 1  # twice the centre of a pixel
+    x = 2 * torch.arange(width, device=images.device) + 1  # twice the position of pixels' centres
     y = 2 * torch.arange(height, device=images.device)[:, None] + 1
     columns = torch.div(a * x + b * y + 2 * c, 2 * _ONE, rounding_mode="floor")
     rows = torch.div(d * x + e * y + 2 * f, 2 * _ONE, rounding_mode="floor")
@@ -204,7 +204,7 @@ def equalise(pixels: Tensor, _: Tensor) -> Tensor:
     flat = pixels.flatten(2)
     values = torch.arange(256, dtype=flat.dtype, device=flat.device).expand(*flat.shape[:2], 256)
     in_order = flat.sort(dim=2).values.contiguous()
-    below = torch.searchsorted(in_order, values.contiguous())  # number of smaller pixels
+    below = torch.searchsorted(in_order, values.contiguous())  # numbers of pixels below each value
     largest = (flat == flat.amax(2, keepdim=True)).sum(2, keepdim=True)
     step = torch.div(flat.shape[2] - largest, 255, rounding_mode="floor")
     divisor = step.clamp(min=1)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL import Image
     from torch import Tensor
@@ -61,9 +61,9 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
-        A separate thread calls this, on CUDA with its own stream. Copy tensors to the device with
-        `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and the
-        batch within it, are counted from 0.
+        A separate thread calls this method, on CUDA with its own stream. Copy tensors to the device
+        with `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and
+        the batch within the epoch, are counted from 0.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":

@@ -9,7 +9,7 @@ from ppll_cli.data.published import Content, Published
 
 
 class Stl10(Published):
-    """STL-10 from the binary files in `stl10_binary` under the root, without unlabelled images."""
+    """STL-10 from the data root's folder `stl10_binary`, without the unlabelled images."""
 
     original = "STL10"
     class_count = 10

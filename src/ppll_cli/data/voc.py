@@ -143,7 +143,7 @@ def parse(path: Path) -> Found:
     tree = ElementTree.parse(path).getroot()
     height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
     if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
-        raise ValueError(f"its picture has the size {width:g} x {height:g}")
+        raise ValueError(f"its picture has the size {width:g} x {height:g}, not whole pixels")
     objects = []
     for number, element in enumerate(tree.iterfind("object"), start=1):
         try:
@@ -161,7 +161,8 @@ def _object(element: ElementTree.Element) -> tuple[float, float, float, float, i
         _number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
     )
     if right < left - 1 or bottom < top - 1:
-        raise ValueError(f"its box ends before it begins, at {right:g}, {bottom:g}")
+        ends = f"{right:g}, {bottom:g}"
+        raise ValueError(f"its box begins at {left:g}, {top:g}, but ends at {ends}")
     difficult = element.findtext("difficult", "0").strip()
     if difficult not in ("", "0", "1"):
         raise ValueError(f"difficult is {difficult!r}, not 0 or 1")
@@ -173,8 +174,8 @@ def _number(element: ElementTree.Element, path: str) -> float:
     if text is None:
         raise ValueError(f"it has no {path}")
     value = float(text)
-    if not abs(value) <= MOST_PIXELS:  # NaN is refused too
-        raise ValueError(f"{path} is {text.strip()}")
+    if not abs(value) <= MOST_PIXELS:  # also true for NaN
+        raise ValueError(f"{path} is {text.strip()}, not a possible number of pixels")
     return value
 
 

@@ -69,7 +69,8 @@ def open_regular(path: Path, most_bytes: int | None = None) -> Iterator[Buffered
     _check_regular(path, os.stat(path), most_bytes)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        _check_regular(path, os.fstat(descriptor), most_bytes)  # replaced since the first check?
+        # Another process may have replaced the file after the first check.
+        _check_regular(path, os.fstat(descriptor), most_bytes)
         yield file
 
 

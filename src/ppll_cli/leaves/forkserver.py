@@ -61,7 +61,7 @@ def start() -> None:
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # inherited by the server, until `launch.preload` ignores them
+        with _blocked(*STOPPING):  # the server inherits this block, and `launch.preload` ends it
             forkserver.ensure_running()
 
 
@@ -166,7 +166,7 @@ def ending_signals() -> list[signal.Signals]:
 
 def stop() -> None:
     """End the fork server immediately. Call this when no more workers are needed."""
-    server: Any = forkserver._forkserver  # the library offers no way to end it
+    server: Any = forkserver._forkserver  # multiprocessing offers no public way to end it
     if server._forkserver_pid is not None:
         kill()
         server._stop()  # waits for the ended process

@@ -1,11 +1,11 @@
 """Names the keys of the lines in `metrics.jsonl`. Imports no torch."""
 
 LAST_STEP = {"lr", "grad_norm"}
-"""Keys whose values in a training line belong to one step only, the last step of the line."""
+"""Keys in `metrics.jsonl` whose values belong to one step, the last step of a training line."""
 
 CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
 CONDITIONS |= LAST_STEP
-"""Keys of a line that are neither the loss nor a score."""
+"""Keys in `metrics.jsonl` that are neither the loss nor a score."""
 
 LINE_KEYS = CONDITIONS | {"loss"}
-"""Names that a task may not give to its scores, because a line has these keys for other values."""
+"""Keys in `metrics.jsonl` that are no scores. A task may not give these names to its scores."""

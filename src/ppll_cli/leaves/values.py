@@ -44,7 +44,7 @@ def spec_of(tensor: Tensor) -> ValueSpec:
 
 
 def dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return the strides of a copy of a tensor in which elements lie without gaps and overlaps."""
+    """Return strides for a dense copy of a tensor: no gaps and no overlaps between elements."""
     channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     if channels_last or tensor.is_contiguous():
         return tuple(tensor.stride())

@@ -219,6 +219,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, unless `steps` is below 0, as in the first lag - 1 batches."""
+        """Update the averages; do nothing in the first lag - 1 batches (`steps` is below 0)."""
         if steps >= 0:
             self.mixture.update(weights)

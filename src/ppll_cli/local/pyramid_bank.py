@@ -42,7 +42,7 @@ class PyramidBank(Bank):
         if not isinstance(self.task, LevelDetection):
             return BankedPyramid(copies.units, head, own, earlier, bank.joined)
         coarsest = max(STRIDES[0], own[0][0])
-        last = sum(stride <= coarsest for stride, _ in own) - 1  # strides never decrease
+        last = sum(stride <= coarsest for stride, _ in own) - 1  # later strides are never smaller
         level = self.task.level_head([own[last], *earlier], bank.joined)
         return CopiedNetwork(copies.units[:last], level)
 

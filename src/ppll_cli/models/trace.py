@@ -127,7 +127,7 @@ def measure(
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Add a note to an exception that a user's code can only raise on the meta device."""
+    """Add a note to exceptions of a user's code whose message mentions the meta device."""
     try:
         yield
     except Exception as error:

@@ -120,7 +120,7 @@ def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
 
 @contextmanager
 def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
-    """Make a model. Random numbers of its constructor and of the body depend only on the seed."""
+    """Make a model. Random numbers in its constructor and the `with` body depend only on `seed`."""
     with seeded(seeding.constructor(seed, "model")):
         yield make("model", config)
 
@@ -147,9 +147,9 @@ def check_images(input_spec: object, model: str) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that no submodule can have: `train` is already an attribute of nn.Module.
+    """Refuse names of units that no submodule can have, such as `train`, a method of nn.Module.
 
-    Refuse also equal names, and a name that is a prefix of another (`a` and `a.b`), because then
+    Also refuse equal names, and a name that is a prefix of another (`a` and `a.b`), because then
     parameters of two units could have the same name in a file.
     """
     attributes = {*dir(nn.Module())}

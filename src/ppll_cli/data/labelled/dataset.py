@@ -26,7 +26,7 @@ from ppll_cli.leaves.images import ImageSpec
 from ppll_cli.leaves.limits import Count, Natural
 from ppll_cli.leaves.machine import memory_bytes
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -184,7 +184,7 @@ class LabelledPictures(Classified):
             found = self.find()
             for part, listing in found.parts.items():
                 if not len(listing):
-                    raise ListingError(self.folder, f"has no pictures for {part}", "add some")
+                    raise ListingError(self.folder, f"has no pictures for {part}", "add pictures")
         except ListingError as error:
             raise self.fault(error.source, error.problem, error.remedy) from error
         return found

@@ -234,4 +234,5 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
             if any(stripped):
                 yield rows.line_num, stripped
     except csv.Error as error:
-        raise ListingError(f"{file}, line {rows.line_num}", str(error), "correct it") from error
+        where = f"{file}, line {rows.line_num}"
+        raise ListingError(where, str(error), "correct the line") from error

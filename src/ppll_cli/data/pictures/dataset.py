@@ -17,7 +17,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Count, Natural, Share
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -80,7 +80,7 @@ class PictureDataset(Files, ABC):
     def load(self) -> "dict[str, PictureSplit]":
         """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
 
-        They are the same in every run.
+        The splits are the same in every run.
         """
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}

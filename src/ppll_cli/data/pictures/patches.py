@@ -129,10 +129,11 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return first and end of the evaluated pixels along a side of a large tile, from its start.
+    """Return the range of evaluated pixels along a side of a large tile.
 
-    Pixels closer than `border` pixels to the edge of the large picture are not evaluated. `span`,
-    the tile's span, and `side`, the length of the picture, are in pixels of the small picture.
+    The range is the first pixel and the pixel after the last, counted from the tile's start. Pixels
+    closer than `border` pixels to the edge of the large picture are not evaluated. `span`, the
+    tile's span, and `side`, the length of the picture, are in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)

@@ -24,7 +24,7 @@ VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
 
 MOST_COMMON = 0.4
-"""Largest intersection over union of two boxes; above it, a detector may drop one of them."""
+"""Largest intersection over union of two boxes. A detector may drop a box that overlaps more."""
 
 CONTRAST = 55.0
 """Wanted distance between the mean colours of an item and its background (from 0 to 255)."""
@@ -60,7 +60,7 @@ def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: in
     canvas = _background(random, side)
     for _ in range(random.randint(3, 9)):
         _paint_fragment(random, canvas, items[random.randint(len(items))])
-    owner = np.full((side, side), -1)  # index of the item that a pixel shows; -1 for background
+    owner = np.full((side, side), -1)  # for each pixel the item that it shows; -1 for background
     areas: list[int] = []
     objects: list[tuple[float, float, float, float, int, bool]] = []
     count = random.randint(1, MOST + 1)

@@ -21,7 +21,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Count, Positive
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -121,7 +121,7 @@ class DetectionDataset(Files, ABC):
     def load(self) -> dict[str, Scenes]:
         """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
 
-        They are the same in every run.
+        The splits are the same in every run.
         """
         return self._splits
 
@@ -208,7 +208,7 @@ class DetectionDataset(Files, ABC):
         return SceneBatches(self, splits, batch_size, seed, device)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Draw true boxes and detected boxes on the first test pictures; write them to a folder."""
+        """Write the first test pictures, with true and detected boxes on them, to a folder."""
         import torch
 
         from ppll_cli.data.scenes.samples import write_samples
@@ -218,7 +218,7 @@ class DetectionDataset(Files, ABC):
         write_samples(splits["test"], batches, self.task, predict, folder)
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Return a resized, normalised and padded picture, float32 [1, 3, H, W], and its frame."""
+        """Return a resized, normalised, padded picture, float32 [1, 3, H, W], and its `FRAME`."""
         from ppll_cli.tasks.detection import FRAME
 
         pixels = np.asarray(picture.convert("RGB"))[None]

@@ -75,7 +75,7 @@ class Index:
     """The content of all annotations of P pictures."""
 
     classes: tuple[str, ...]  # names of the classes, in the order of their labels
-    files: tuple[str, ...]  # of the pictures, relative to the data set's folder of pictures
+    files: tuple[str, ...]  # paths of the pictures, relative to the data set's folder of pictures
     sizes: NDArray[np.int64]  # width and height in the annotations, in pixels, [P, 2]
     objects: Objects
     remark: str = ""  # a warning for the user about boxes that are dropped or clipped
@@ -108,9 +108,9 @@ class Scenes:
     """A split: some of the P pictures of a part, in order."""
 
     pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
-    objects: Objects  # of the P pictures
+    objects: Objects  # objects of the P pictures
     chosen: NDArray[np.intp]  # indices of the pictures in the split
-    sizes: NDArray[np.int64] | None = None  # as in `Index`; None if they need not be checked
+    sizes: NDArray[np.int64] | None = None  # as in `Index`; None if sizes need not be checked
     remark: str = ""
 
     @classmethod
