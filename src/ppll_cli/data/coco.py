@@ -63,7 +63,6 @@ class Coco(DetectionDataset):
 
     @cached_property
     def _indices(self) -> dict[Part, Index]:
-        """The index of each part."""
         return {part: self._index(part) for part in PARTS}
 
     def _index(self, part: Part) -> Index:

@@ -92,7 +92,7 @@ def hold_out(
 
     The choice is the same in every run. Kept indices are in ascending order. Held-out indices are
     in random order, so that the first n of them are a random sample, for every n. `needed` says
-    that there is no other test set; then the error message does not suggest to hold out nothing.
+    that held-out samples are the only test set; then the error message does not suggest 0.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.

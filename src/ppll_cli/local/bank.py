@@ -43,7 +43,7 @@ class Bank:
         return CopiedNetwork(copies.units, head)
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return the head extended by inputs for banked features."""
+        """Return the model's head, extended by inputs for banked features."""
         own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank)
@@ -65,7 +65,7 @@ class MapBank(Bank):
         return nn.Identity()
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return the head extended by inputs for banked maps, a `FusedPictureHead`."""
+        """Return the model's head, extended by inputs for banked maps."""
         own = head_of(head, PictureHead, ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
         return FusedPictureHead(own, channels, bank)

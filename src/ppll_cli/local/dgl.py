@@ -64,10 +64,7 @@ class DGL(LocalMethod):
     code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,
     but they make the number of parameters equal to the authors' number. A map of one pixel is not
     enlarged (our choice; the authors' code copies the pixel to 2x2). Other papers use other
-    networks under the name DGL: the network in AugLocal's code has two hidden layers, and He's rule
-    for convolutions; the network in MAN++'s code pools to 8x8, has 128 channels, pools to one
-    pixel, and has hidden layers of width 512. InfoPro's comparison with DGL was published without
-    code.
+    networks under the name DGL. The network of MAN++'s code is `loss=dgl` of `MAN`.
 
     Attributes:
         hidden: Width of the perceptron's hidden layers. None means the width of the perceptron's

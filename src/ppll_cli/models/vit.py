@@ -221,7 +221,6 @@ class ViT:
         ]
 
     def _patches(self, image: ImageSpec) -> int:
-        """Return the number of patches in an image."""
         if image.height % self.patch or image.width % self.patch:
             problem = f"does not divide the image's {image.height} x {image.width} pixels"
             remedy = _possible(_divisors(math.gcd(image.height, image.width)))
