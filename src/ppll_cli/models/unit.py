@@ -89,11 +89,11 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch (its CPU generator), Python and NumPy while the body runs; restore them at its end.
+    """Seed torch's CPU generator, Python and NumPy while the body runs; then restore their states.
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """
-    pythons, numpys = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
@@ -101,14 +101,14 @@ def seeded(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(pythons)
-            np.random.set_state(numpys)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def other_random_states() -> dict[str, object]:
-    """Return the states of Python's and NumPy's random numbers, to compare them, by module name."""
-    numpys: Any = np.random.get_state()
-    _, keys, *rest = numpys
+    """Return states of Python's and NumPy's generators that can be compared, by module name."""
+    numpy_state: Any = np.random.get_state()
+    _, keys, *rest = numpy_state
     return {"random": random.getstate(), "numpy.random": (bytes(keys), rest)}
 
 
