@@ -166,7 +166,7 @@ def test_values_of_a_wrong_type_are_refused(key: str, value: object, problem: st
 
 
 def test_a_value_that_is_no_plain_data_is_refused() -> None:
-    assert str(refusal(Base, width=b"x")).endswith("is not plain data")
+    assert str(refusal(Base, width=b"x")).endswith("a list or a dictionary")
 
 
 def test_an_unknown_option_is_refused() -> None:

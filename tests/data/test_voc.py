@@ -131,7 +131,7 @@ def test_the_root_is_not_changed(
         (voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("xmin>1<", "xmin>one<"), "'one'"),
         (voc_xml("x", [("cat", (1, 1, 9, 9), False)]).replace("xmin>1<", "xmin>nan<"), "is nan"),
         (voc_xml("x", [("cat", (1, 1, 1e400, 9), False)]), "object 1: bndbox/xmax is inf"),
-        (voc_xml("x", [("cat", (9, 1, 2, 9), False)]), "its box ends before it begins, at 2, 9"),
+        (voc_xml("x", [("cat", (9, 1, 2, 9), False)]), "its box begins at 9, 1, but ends at 2, 9"),
         (voc_xml("x", []).replace("width>50<", "width>0<"), "has the size 0 x 40"),
         (voc_xml("x", []).replace("width>50<", "width>-5<"), "has the size -5 x 40"),
         (voc_xml("x", []).replace("width>50<", "width>inf<"), "size/width is inf"),

@@ -121,7 +121,7 @@ def test_cosine_by_epoch_works_without_a_warmup() -> None:
 def test_a_warmup_that_starts_above_the_learning_rate_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         optim(**INFOPRO, lr=0.001)
-    problem = "a warm-up cannot begin above optim.lr=0.001; give a smaller one"
+    problem = "a warm-up cannot begin above optim.lr=0.001; give a smaller rate"
     assert str(caught.value) == f"optim.warmup_lr=0.01: {problem}"
     optim(**INFOPRO | {"warmup_epochs": 0}, lr=0.001)
 

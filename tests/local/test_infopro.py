@@ -292,7 +292,7 @@ def test_a_module_that_nothing_would_train_is_refused(given: list[float], module
         method.criterion(ends.pop(module))
     assert str(caught.value) == (
         f"local.weights={given}: are both 0 at module {module}, so nothing would train it; "
-        "give at least one above 0 at each end"
+        "make l1 or l2 greater than 0 for the first and for the last auxiliary network"
     )
     for site in ends:
         method.criterion(site)

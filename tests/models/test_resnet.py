@@ -168,7 +168,7 @@ def test_an_unknown_stem_is_refused() -> None:
             ResNet(depth=18, stem="imagenet"),
             28,
             "model.stem=imagenet: needs images of at least 32 x 32 pixels, but these have 28 x 40; "
-            "model.stem=cifar needs 8 x 8",
+            "use model.stem=cifar, which needs only 8 x 8",
         ),
         (
             ResNet(depth=18),

@@ -186,10 +186,10 @@ def test_tokens_are_contiguous_in_memory(
         ({"depth": 0}, "model.depth=0: must be greater than or equal to 1"),
         ({"heads": -1}, "model.heads=-1: must be greater than or equal to 1"),
         ({"patch": 0}, "model.patch=0: must be greater than or equal to 1"),
-        ({"mlp_ratio": 0.0}, "model.mlp_ratio=0.0: leaves no width; give a positive number"),
+        ({"mlp_ratio": 0.0}, "model.mlp_ratio=0.0: leaves no hidden layer; use 4, for example"),
         (
             {"mlp_ratio": float("nan")},
-            "model.mlp_ratio=nan: leaves no width; give a positive number",
+            "model.mlp_ratio=nan: leaves no hidden layer; use 4, for example",
         ),
         ({"pooling": "max"}, "model.pooling=max: must be 'cls' or 'mean'"),
         ({"dropout": 1.0}, "model.dropout=1.0: must be less than 1"),

@@ -12,13 +12,14 @@ PRESETS = ("recipe", "experiment")
 """Groups whose options choose options of other groups."""
 
 WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
-"""Keys for which `changes` returns no override. (`local.bank` is a copy of `fba`.)"""
+"""Keys that `changes` leaves out. (`local.bank` is a copy of `fba`.)"""
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     """Return the overrides that turn the defaults into this resolved configuration.
 
-    The overrides are not quoted for a shell. Hydra must be initialised before the call.
+    `choices` has the option of each group with which the configuration was composed. The overrides
+    are not quoted for a shell. Hydra must be initialised before the call.
     """
     given: list[str] = []
     defaults, usual = composed(given)

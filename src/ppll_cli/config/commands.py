@@ -25,20 +25,21 @@ MODULES = {
 """The module of each program, for `python -m`."""
 
 SEARCH_PATH = "hydra.searchpath"
-"""The key for the folders in which Hydra looks for options, besides the program's own."""
+"""The key for users' folders with options, which Hydra searches after this program's folder."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Matches a text that needs no quotes in Hydra's grammar, except the words in `_OTHERS`."""
+"""Matches texts that need no quotes in Hydra's grammar, and the words in `_OTHERS`."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
-"""Words that Hydra's grammar does not read as text."""
+"""Words that Hydra reads as a number, a boolean or null, unless they are quoted."""
 
 
 def command(program: str, *arguments: str) -> str:
-    """Return a command line, in one line and quoted for a shell.
+    """Return a command that calls a program with arguments, in one line and quoted for a shell.
 
-    The program is one of this project, or another program in the same Python environment. If
-    possible, the command calls it in the way in which the user called the current program.
+    `program` is the name of a program of this project, or of another program in the same Python
+    environment. If possible, the command calls the program in the way in which the user called the
+    current program, for example by `python -m`.
     """
     return " ".join(map(word, [*_program(program), *arguments]))
 
@@ -68,10 +69,10 @@ def quoted(text: str) -> str:
 
 
 def word(text: str) -> str:
-    """Quote a text for a shell, as one word without line breaks."""
+    """Quote a text as one word for a shell; escape line breaks and other control characters."""
     if text.isprintable():
         return shlex.quote(text)
-    return "$'" + "".join(map(_escaped, text)) + "'"  # bash, zsh and ksh read this
+    return "$'" + "".join(map(_escaped, text)) + "'"  # bash, zsh and ksh read this form
 
 
 def short_path(path: Path) -> str:
@@ -119,7 +120,7 @@ def _python_with_module() -> list[str]:
 
 
 def _python(given: str) -> str:
-    """Return `given` if a shell finds this Python by this name, else the path of this Python."""
+    """Return `given` if a shell finds the current Python by this name; else the Python's path."""
     found = shutil.which(given)
     ours = Path(sys.executable)
     same = found is not None and Path(found).absolute().parent == ours.parent

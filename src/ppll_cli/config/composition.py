@@ -45,7 +45,7 @@ def register_resolvers() -> None:
 
 
 def _named(name: object) -> str:
-    """Return the end of a folder's name. Characters that are not allowed become `_`."""
+    """Return `-` and a run's name, with `_` in place of special characters; empty for None."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
@@ -68,7 +68,10 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def options_given() -> list[str]:
-    """Return the options that say where configurations are, to repeat them in a printed command."""
+    """Return the options of this command line that say where Hydra finds configurations.
+
+    Printed commands repeat these options.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     config = HydraConfig.get()
@@ -90,7 +93,8 @@ def options_given() -> list[str]:
 def overrides_of(hydra: Any, kind: str) -> list[str]:
     """Return the overrides of this command line, with interpolations not resolved.
 
-    The kind is `hydra` for overrides of Hydra's keys, `task` for all other overrides.
+    `hydra` is Hydra's own configuration. `kind` is "hydra" for overrides of Hydra's keys, "task"
+    for all other overrides.
     """
     from omegaconf import OmegaConf
 
@@ -104,7 +108,10 @@ def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_choices(choices: Mapping[str, str]) -> None:
-    """Refuse a configuration without a group that every run needs, even if its keys are given."""
+    """Refuse a configuration in which a group of `GROUPS` has no option.
+
+    The group is refused even if the command line adds its keys one by one.
+    """
     for group in GROUPS:
         if group not in choices:
             problem = f"~{group} removes a group that every run needs"

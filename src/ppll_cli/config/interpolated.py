@@ -49,7 +49,7 @@ def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> A
     try:
         wanted = _annotation(path, config)
     except (KeyError, TypeError, ConfigError):
-        return text  # the code that uses the key will report the error
+        return text  # the key or its class is unknown; the code that uses the key reports it
     try:
         checked(path[-1], text, wanted)
     except ConfigError:

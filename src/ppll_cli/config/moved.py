@@ -27,19 +27,22 @@ OPTIONS = {
 """Current name of an option, by group and older name."""
 
 ADDED = {"recover": "off"}
-"""Groups that records of older runs lack, and the option that these runs had in effect."""
+"""Groups that records of older runs lack, and the option that describes how those runs behaved."""
 
 _EVERY = 16
 """Default of `recover.every` in older versions. The default is null now."""
 
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration with current names of classes, and without an old unused default."""
+    """Return the configuration of an older run as this version would have recorded it.
+
+    Classes get their current names. An old default of `recover.every` that the run did not use
+    becomes null.
+    """
     now: dict[str, Any] = _renamed(config)
     recover = now.get("recover")
     if isinstance(recover, dict) and recover.get("name") == "off":
-        # The key has no effect with this option, and the user did not give it. So drop the old
-        # default; otherwise the run would print a note on an unused key.
+        # With the old default, the run would print a note that `recover.every` has no effect.
         now["recover"] = {k: None if (k, v) == ("every", _EVERY) else v for k, v in recover.items()}
     return now
 

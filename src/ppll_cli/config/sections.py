@@ -21,12 +21,12 @@ class Optim(Section):
 
     Attributes:
         lr: Learning rate after the warm-up.
-        betas: Coefficients of AdamW.
+        betas: Decay factors of AdamW's averages of the gradient and of the squared gradient.
         momentum: Momentum of SGD.
         schedule: How the learning rate changes. `constant`: not at all. `step`: it is
-            multiplied by `gamma` at each of `milestones` (epochs). `cosine`: it falls to zero along
-            a cosine, from the end of the warm-up, at each step. `cosine_by_epoch`: it falls to zero
-            along a cosine, from the first epoch, once per epoch.
+            multiplied by `gamma` at each of `milestones` (epochs). `cosine`: from the end of the
+            warm-up it falls to zero along a cosine, step by step. `cosine_by_epoch`: from the first
+            epoch it falls to zero along a cosine, epoch by epoch.
         warmup_epochs: Epochs over which the learning rate rises linearly.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
         label_smoothing: Fraction of each training target that is distributed equally over all
@@ -63,7 +63,7 @@ class Optim(Section):
         warms_up = self.schedule == "cosine_by_epoch" and self.warmup_epochs >= 1
         if warms_up and self.warmup_lr > self.lr:
             problem = f"a warm-up cannot begin above optim.lr={self.lr}"
-            raise ConfigError("optim.warmup_lr", self.warmup_lr, problem, "give a smaller one")
+            raise ConfigError("optim.warmup_lr", self.warmup_lr, problem, "give a smaller rate")
         return self
 
 
@@ -93,19 +93,19 @@ class FeatureBank(Section):
         enabled: Whether auxiliary networks use such features.
         features: Which features a module's auxiliary network reads. `every`: the features of every
             earlier module. `stage_ends`: the features of each earlier module that ends a resolution
-            stage. A number n: the features of the last n modules. `first`: the model's first
-            features, which the head reads through a long skip (only for super-resolution). None:
-            the default of the task, see `resolved`. The record of an older run never has None; if
-            the record lacks the key, the run used `every`.
+            stage. A number n: the features of the n modules directly before the module. `first`:
+            the model's first features, which the head reads through a long skip (only for
+            super-resolution). None: the default of the task, see `resolved`. A record without this
+            key means `every`.
         fusion: How these features are fused with the auxiliary network's own features; `none`: the
             bank is not used. None: `add` if `features` is `first` and `shared_head` is true, else
             `concatenate`.
         shared_head: Whether the head that reads the features has the shape of the model's head.
         join: Where the features are fused with the auxiliary network's own features. `head`:
             pooled, at its head. `input`: unpooled, at its input.
-        trains: What the loss of the head that reads the features trains. `module`: the module and
-            its auxiliary network. `probe`: only that head, which is then a probe beside a second
-            head; the second head reads no bank, and trains the module.
+        trains: What is trained by the loss of the head that reads the features. `module`: the
+            module and its auxiliary network. `probe`: only this head. A second head, which does not
+            read the features, then trains the module.
         normalize: Whether pooled vectors are normalised before they are fused.
         measure_zeroed: Whether evaluations also measure each local head with the features of the
             bank set to zero.
@@ -169,11 +169,11 @@ class Recover(Section):
     """What the run does when a worker fails.
 
     Attributes:
-        name: `off`: the run ends. `stage`: only this worker is started again. `auto`: as `stage`
-            where this is possible, else as `off`.
+        name: `off`: the run ends. `stage`: only the failed worker is started again. `auto`: like
+            `stage` if the run allows it, else like `off`.
         tries: How many times the same worker may be started again within `minutes`; the run ends at
             the next failure.
-        minutes: The period for `tries`.
+        minutes: The period for `tries`, in minutes.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
             carries a batch or a mark (see `job.course`), or in an evaluation a part of a batch.
             None: the program chooses the number, and takes snapshots more often where they cost

@@ -22,11 +22,14 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count, Fraction, Positive
 from ppll_cli.leaves.names import meant
 
-Workers = Annotated[int, Field(ge=1, le=4096)]  # for workers and for threads; no machine has more
+Workers = Annotated[int, Field(ge=1, le=4096)]
+"""Type of numbers of workers, and of threads. No machine has more than 4096."""
+
 Group = dict[str, Any]
 
 LONGEST_WORD = 100
-"""Longest name or tag in characters. (A folder's name may have 255 bytes.)"""
+"""Largest number of characters of a run's name, and of a tag. (A run's name becomes part of its
+folder's name, which may have 255 bytes.)"""
 
 
 def _word(value: str) -> str:
@@ -41,7 +44,8 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 Slots = Annotated[int, Field(ge=1, le=1024)]
-"""Values of `transport.depth`; limited, because a prediction may simulate as many batches."""
+"""Type of `transport.depth`: extra slots of each channel. The number is limited, because a
+prediction simulates as many batches as a channel has slots for."""
 
 
 PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
@@ -102,7 +106,7 @@ class Settings(Section):
 
     @property
     def fixes_modules(self) -> bool:
-        """Whether `local.cuts` or `local.modules` fixes the modules, and not the partition."""
+        """Whether `local.cuts` or `local.modules` fixes the modules; else the partition does."""
         return self.local.get("cuts") is not None or self.local.get("modules") is not None
 
     @property
@@ -214,7 +218,10 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def _known(keys: list[str]) -> tuple[list[str], Any]:
-    """Follow nested keys while sections have them; return these keys and the last key's type."""
+    """Find how far `keys`, from the outermost inwards, name fields of sections.
+
+    Return the keys up to the last such field, and the type of this field.
+    """
     known: Any = Settings
     for number, key in enumerate(keys):
         is_section = isinstance(known, type) and issubclass(known, BaseModel)
@@ -229,7 +236,7 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Return the number of cores for this process, given its affinity and its container's quota."""
+    """Return the number of cores that this process may use: affinity and container may limit it."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 
 def make(group: str, config: Mapping[str, Any]) -> Any:
-    """Create the object of a configuration group: call its class with the other keys as arguments.
+    """Create the object of a group: call the class in `_target_` with the other keys as arguments.
 
-    The function checks the arguments strictly against the annotations of the class.
+    The arguments are first checked strictly against the annotations of the class.
 
     Raises:
         ConfigError: The class cannot be imported, or does not accept these arguments.
@@ -47,7 +47,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
             if key in own.get("__annotations__", ()) and "__init__" not in own:
                 remedy = "decorate the class with @dataclass(frozen=True, kw_only=True)"
             raise ConfigError(f"{group}.{key}", value, f"{path} has no such option", remedy)
-        with blaming(f"{group}.{key}", value, "checking it"):  # a validator of the user may fail
+        with blaming(f"{group}.{key}", value, "checking it"):  # a user's validator may fail
             arguments[key] = checked(f"{group}.{key}", value, parameters[key])
     with blaming(f"{group}._target_", path, "constructing it"):
         try:
@@ -84,12 +84,10 @@ def blaming(key: str, value: object, doing: str) -> Iterator[None]:
 
 
 def require(key: str, path: object, made: object, names: tuple[str, ...], remedy: str) -> None:
-    """Check that an object has all required attributes, without evaluating properties.
-
-    The message ends with the remedy.
+    """Check that an object has the attributes `names`, without evaluating properties.
 
     Raises:
-        ConfigError: An attribute is missing.
+        ConfigError: An attribute is missing; the error is about `key=path`, and ends with `remedy`.
     """
     nothing = object()
     for name in names:
@@ -112,9 +110,9 @@ def _first_line(error: BaseException) -> str:
 def check_options(group: str, made: Any) -> None:
     """Check the fields of a dataclass against the annotations of each class that declares them.
 
-    `__post_init__` calls this for objects that Python code creates without `make`. So a tuple may
-    stand for a list, and a NumPy number for a number; values are not converted. If a class declares
-    a field of its base class again, the limits of the base class hold too.
+    `__post_init__` calls this function, because Python code can create an object without `make`. A
+    tuple is accepted where a list is annotated, and a NumPy number where a number is. Values are
+    not converted. If a class declares a field of its base class again, both annotations apply.
     """
     names = [field.name for field in dataclasses.fields(made) if field.init]
     for cls in reversed(type(made).__mro__):
@@ -128,7 +126,8 @@ def check_options(group: str, made: Any) -> None:
 def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any:
     """Check a value against an annotation, and return it converted to the annotated type.
 
-    A `plain` value is data that JSON can represent, and is checked strictly: 2.0 is not an integer.
+    If `plain`, the value must be data that JSON can represent, and is checked strictly: 2.0 is not
+    an integer.
     """
     if annotation is inspect.Parameter.empty:
         return value
@@ -153,7 +152,8 @@ def _as_json(key: str, value: Any) -> str:
     try:
         return json.dumps(value)
     except TypeError:
-        raise ConfigError(key, value, "is not plain data") from None
+        problem = "must be a text, a number, a boolean, null, a list or a dictionary"
+        raise ConfigError(key, value, problem) from None
 
 
 def describe(message: str) -> str:
@@ -171,7 +171,7 @@ def locate(key: str, path: object) -> Any:
         ConfigError: The path cannot be imported, or names something that cannot be called.
     """
     if not isinstance(path, str) or "." not in path or path.startswith("."):
-        raise ConfigError(key, path, "is not the dotted path of a class")
+        raise ConfigError(key, path, "is not the dotted path of a class", "give package.Class")
     module, _, name = path.rpartition(".")
     try:
         _make_findable(module.partition(".")[0])
@@ -199,7 +199,7 @@ def _make_findable(package: str) -> None:
     inherit `sys.path`.
     """
     folder = str(start_folder())
-    with suppress(ValueError):  # a module made by hand, such as `__main__`, is already imported
+    with suppress(ValueError):  # raised for `__main__`, for example, which is already imported
         if folder not in sys.path and find_spec(package) is None:
             sys.path.append(folder)
 
@@ -245,6 +245,6 @@ def parameters_of(target: Any) -> dict[str, Any]:
 
 
 def targets_in(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return key and class path of each `_target_` in a configuration."""
+    """Return the key and the value of each `_target_` in a configuration."""
     found = flat(config).items()
     return [(key, str(value)) for key, value in found if key.split(".")[-1] == "_target_"]

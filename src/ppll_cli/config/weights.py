@@ -7,14 +7,14 @@ from ppll_cli.config.targets import start_folder
 from ppll_cli.errors import ConfigError
 
 MODEL_FILE = "model.safetensors"
-"""Name of the file in a run directory that holds the trained backbone."""
+"""Name of the file with the trained backbone, in a run directory."""
 
 EMA_FILE = "model_ema.safetensors"
-"""Name of the file in a run directory that holds averages of the backbone's weights."""
+"""Name of the file with averages of the backbone's weights, in a run directory."""
 
 
 def absolute_path(given: str) -> str:
-    """Return an absolute path; complete a relative path with the folder of the program's start."""
+    """Make a path absolute; a relative path begins in the folder where the program was started."""
     return os.path.abspath(start_folder() / os.path.expanduser(given))
 
 

@@ -60,10 +60,10 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Return the rows (or columns) inside the image that are copied to the crop, int64 [B, size].
+    """Return, for each row (or column) of a crop, the row of the image that is copied to it.
 
-    `places` are the rows of the crop, counted from the image's first row, int64 [B, size]. Rows
-    less than 0, or `size` and more, are in the padding.
+    `places` has the position of each row of the crop, counted from the first row of the image.
+    Positions below 0 or above `size` - 1 are in the padding. Both tensors are int64 [B, size].
     """
     last = places.shape[1] - 1
     if mode == "reflect":

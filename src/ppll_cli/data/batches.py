@@ -26,7 +26,7 @@ from ppll_cli.tasks.classification import LABEL
 
 
 def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
-    """Return the number of batches of an epoch; `drop_last` leaves out a shorter last one.
+    """Return the number of batches of an epoch; `drop_last` leaves out a shorter last batch.
 
     Raises:
         ConfigError: There would be no batch.
@@ -66,15 +66,15 @@ class SplitBatches(Generic[Data, Content]):
     def __post_init__(self) -> None:
         samples = len(self.splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
-        self._latest: tuple[int, Tensor] | None = None  # the latest epoch, and its order
+        self._latest: tuple[int, Tensor] | None = None  # last argument and result of `order`
 
     @property
     def _order_device(self) -> torch.device:
-        """The device on which `order` is needed."""
+        """The device of the tensor that `order` returns."""
         return CPU
 
     def order(self, epoch: int) -> Tensor:
-        """Return the indices of all training samples in the order of an epoch, int64 [N]."""
+        """Return the indices of all N training samples in the order of an epoch, int64 [N]."""
         if self._latest is None or self._latest[0] != epoch:
             generator = generator_of(seeding.sample_order(self.seed, epoch))
             order = torch.randperm(len(self.splits["train"]), generator=generator)
@@ -88,7 +88,7 @@ class SplitBatches(Generic[Data, Content]):
 
 
 Images = tuple[Tensor, Tensor]
-"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the device."""
+"""The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the worker's device."""
 
 LentImages = AbstractContextManager[Images]
 """A context that provides images and labels. After its end, their memory may be overwritten."""
@@ -118,18 +118,19 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
 
     @abstractmethod
     def training_images(self, epoch: int, batch: int) -> LentImages:
-        """Return the samples of a training batch, not augmented."""
+        """Provide the images and labels of a training batch. The images are not augmented."""
 
     @abstractmethod
     def evaluation_images(self, split: str, first: int, last: int) -> LentImages:
-        """Return the samples `first` to `last` - 1 of a split."""
+        """Provide the images and labels of the samples `first` to `last` - 1 of a split."""
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch, augmented and mixed.
 
         Returns:
-            Images float32 [B, C, H, W] and labels int64 [B], by name. If mixing is on, there are
-            also the other labels and the shares (see `ppll_cli.data.mixing.targets`).
+            Images float32 [B, C, H, W] and labels int64 [B], by name. If images are mixed in pairs,
+            the batch also has the second label of each image, and the share of the first label (see
+            `ppll_cli.data.mixing.targets`).
         """
         assert 0 <= batch < self.steps_per_epoch
         data, generator = self.dataset, generator_of(seeding.augmentation(self.seed, epoch, batch))
@@ -141,7 +142,7 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         return mixed(named, generator, mixup=data.mixup, cutmix=data.cutmix)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make an evaluation batch of samples in their order, neither augmented nor mixed."""
+        """Make batch number `batch` of a split: up to `size` samples, not augmented or mixed."""
         first, samples = batch * size, len(self.splits[split])
         assert 0 <= first < samples
         with self.evaluation_images(split, first, min(first + size, samples)) as (images, labels):
@@ -153,7 +154,7 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
 
 
 class Batches(ImageBatches[Classified, Split]):
-    """Makes batches from splits that are kept on the device as uint8."""
+    """Makes batches from splits whose images are kept on the device as uint8."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -178,7 +179,7 @@ class Batches(ImageBatches[Classified, Split]):
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
-"""A batch, and the event that `SideStream.mark` returned after making it."""
+"""A batch, and what `SideStream.mark` returned after the batch was made."""
 
 
 class Ahead:

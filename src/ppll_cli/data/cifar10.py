@@ -12,7 +12,7 @@ from ppll_cli.data.published import Content, Published
 
 
 class Cifar10(Published):
-    """CIFAR-10 from its files for Python, in `cifar-10-batches-py` under the root."""
+    """CIFAR-10 from its files for Python, in the folder `cifar-10-batches-py` of the data root."""
 
     original = "CIFAR10"
     class_count = 10

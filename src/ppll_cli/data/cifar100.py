@@ -4,7 +4,7 @@ from ppll_cli.data.cifar10 import Cifar10
 
 
 class Cifar100(Cifar10):
-    """CIFAR-100 with its fine labels, from `cifar-100-python` under the root."""
+    """CIFAR-100 with its fine labels, from the folder `cifar-100-python` of the data root."""
 
     original = "CIFAR100"
     class_count = 100

@@ -15,7 +15,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Natural, NotNegative, Positive
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -71,7 +71,7 @@ class Classified(Files, ABC):
 
     @property
     def mixed(self) -> dict[str, float]:
-        """The values of `data.mixup` and `data.cutmix` by key, without keys that are 0."""
+        """The values of `data.mixup` and `data.cutmix` by key, without values of 0."""
         values = {"data.mixup": self.mixup, "data.cutmix": self.cutmix}
         return {key: alpha for key, alpha in values.items() if alpha}
 
@@ -92,7 +92,7 @@ class Classified(Files, ABC):
             raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Fit a picture of the user to the model's size and normalise it: float32 [1, C, H, W]."""
+        """Fit a user's picture to the model's size and normalise it: float32 [1, C, H, W]."""
         from ppll_cli.data.augment import normalise, per_channel
         from ppll_cli.data.one_picture import fitted
 
@@ -100,7 +100,7 @@ class Classified(Files, ABC):
         return {IMAGE: normalise(fitted(picture, image).to(device), mean, std)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
-        """Return the model's probabilities of all classes for a picture of the user."""
+        """Return the model's probabilities of all classes for a user's picture."""
         from ppll_cli.data.one_picture import labelled
 
         found = self.task.probabilities(predict(inputs[IMAGE]))[0]

@@ -18,15 +18,17 @@ URL = "https://cocodataset.org/#download"
 FOLDERS = {"train": "train2017", "test": "val2017"}
 """Folder of the pictures of each part. As usual, COCO's validation pictures are the test set."""
 
-_MOST_SHOWN = 60  # characters of a wrong value in a message
+_MOST_SHOWN = 60  # largest number of characters of a wrong value in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coco(DetectionDataset):
-    """COCO from annotations/instances_{train2017,val2017}.json, train2017 and val2017 in the root.
+    """COCO from the folders annotations, train2017 and val2017 in the data root.
 
-    The root may have another data set in this format: the classes are read from the annotations, in
-    the order of their ids. Boxes of crowds are ignored. The files (19 GB) are not downloaded.
+    The annotations are instances_train2017.json and instances_val2017.json. The folders may contain
+    another data set in this format, because the classes are read from the annotations, in the order
+    of their ids. Boxes of crowds are not trained, and count as COCO's metric defines. The files (19
+    GB) are not downloaded.
     """
 
     @property
@@ -61,7 +63,6 @@ class Coco(DetectionDataset):
 
     @cached_property
     def _indices(self) -> dict[Part, Index]:
-        """The index of each part."""
         return {part: self._index(part) for part in PARTS}
 
     def _index(self, part: Part) -> Index:
@@ -126,7 +127,7 @@ class _Entry(NamedTuple):
     values: dict[str, Any]  # by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:
-        """Return the error for a wrong value."""
+        """Return the error for a missing or wrong value."""
         has = f"{key}={shown(self.values[key])}" if key in self.values else f"no {key}"
         return ValueError(f"{self.name} has {has}: {problem}")
 
@@ -199,7 +200,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def shown(value: Any) -> str:
-    """Return a value of the file as a short text for messages."""
+    """Return a value of an annotation file as a short text for messages."""
     try:
         text = json.dumps(value)
     except RecursionError:

@@ -14,9 +14,9 @@ from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Part, fixed_random, hold_out
 from ppll_cli.leaves.images import ImageSpec
 
-__all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # data sets of users import these
+__all__ = ["Arrays", "ImageDataset", "Part", "fixed_random"]  # users' data sets import these names
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
 
     from ppll_cli.data.batches import Batches, Split
@@ -91,7 +91,7 @@ class ImageDataset(Classified):
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"
     ) -> "Batches":
-        """Return a maker of batches from splits that are kept on the device."""
+        """Return an object that keeps the splits on the device and makes batches from them."""
         from ppll_cli.data.batches import Batches
 
         return Batches(self, splits, batch_size, seed, device)
@@ -153,6 +153,6 @@ def _split(arrays: Arrays) -> "Split":
 
     from ppll_cli.data.batches import Split
 
-    # from_numpy needs writable memory; gathering samples later is fastest in contiguous memory.
+    # from_numpy needs writable memory; samples are gathered fastest from contiguous memory.
     images = np.require(arrays.images, requirements=["C", "W"])
     return Split(torch.from_numpy(images), torch.from_numpy(arrays.labels.astype(np.int64)))

@@ -14,10 +14,11 @@ _DARKEST = 16
 
 
 class Digits(ImageDataset):
-    """The digits of scikit-learn, which need neither files of the user nor a download.
+    """The digits in scikit-learn's package. Users need no files and no download.
 
-    The digits are sorted by writer, so they are permuted, always in the same way: the first 1437
-    are `train`, the other 360 `test`. Values from 0 to 16 are scaled to 0 to 255 and rounded.
+    The package sorts the digits by writer. So they are permuted, always in the same way: then the
+    first 1437 are `train`, and the other 360 are `test`. Values from 0 to 16 are scaled to 0 to 255
+    and rounded.
     """
 
     class_count = 10

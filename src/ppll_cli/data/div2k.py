@@ -15,11 +15,11 @@ PARTS = {"train": "train", "test": "valid"}
 
 @dataclass(frozen=True, kw_only=True)
 class Div2k(PictureDataset):
-    """DIV2K from the published folders, in the root or in `DIV2K` under it.
+    """DIV2K from its published folders, in the data root or in the root's folder `DIV2K`.
 
-    For example, DIV2K_train_HR/0001.png belongs to DIV2K_train_LR_bicubic/X2/0001x2.png. The
-    validation pictures, in folders named `valid`, are the split `test`. The files take 4 to 8 GB
-    and have terms of use, so they are not downloaded.
+    For example, the small version of DIV2K_train_HR/0001.png is
+    DIV2K_train_LR_bicubic/X2/0001x2.png. The validation pictures (DIV2K_valid_HR) are the split
+    `test`. The files take 4 to 8 GB and have terms of use, so they are not downloaded.
     """
 
     def sources(self, part: Part) -> Sequence[Source]:  # noqa: D102

@@ -20,7 +20,7 @@ FIRST_BYTE_S = 15.0
 A name server, or a host with many addresses, can need much longer than `SOCKET_TIMEOUT_S`."""
 
 STALL_S = 120.0
-"""Time limit in seconds between two new bytes, after the first byte.
+"""Largest time in seconds without a new byte, after the first byte.
 
 The limit is long, because no byte is written while the checksum of a large archive is computed.
 """
@@ -39,12 +39,12 @@ def provide(
     download at the same time.
 
     Args:
-        dataset: Its settings define the folder, and whether downloads are allowed.
-        files: Paths relative to the folder.
+        dataset: The data set; its settings define the folder, and whether downloads are allowed.
+        files: Paths of the files, relative to the folder.
         url: The URL where a person finds the files.
         fetch: Downloads at least the missing files into a folder.
-        everything: Whether other downloaded files are moved too. These are moved before `files`, so
-            that the existence of `files` shows that the download was complete.
+        everything: Whether all downloaded files are moved to the folder, not only `files`. Then
+            `files` are moved last, so that they exist only if the download was complete.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.
@@ -89,7 +89,7 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
     def run() -> None:
         try:
             fetch(folder)
-        except Exception as error:  # the waiting thread returns it
+        except Exception as error:  # the calling thread returns the exception
             failures.append(error)
 
     thread = threading.Thread(target=run, name="download", daemon=True)
@@ -114,7 +114,7 @@ def _others(folder: Path, files: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _socket_timeout(limit_s: float) -> Iterator[None]:
-    """Give sockets that are created inside the context this time limit."""
+    """Set the default time limit of sockets that are created inside the context."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(limit_s)
     try:

@@ -1,4 +1,4 @@
-"""Draws labels with opaque backgrounds on sample pictures, so that labels do not overlap.
+"""Draws boxes and their labels on sample pictures, and finds places where labels do not overlap.
 
 A rectangle is (left, top, right, bottom) in pixels; it excludes column `right` and row `bottom`.
 """
@@ -90,11 +90,16 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Find a place for a label, at its box or as near as possible, that overlaps no other label.
+    """Find a place for a label that overlaps no other label, at the label's box or near the box.
 
-    `size` is width and height of the label, and `frame` those of the picture. The place is inside
-    the picture. `taken` are places of other labels. `below` says to try the box's lower border
-    before its upper border. The result is None if no place is free.
+    The place is inside the picture; it is None if no place is free.
+
+    Args:
+        size: Width and height of the label.
+        box: The box that the label belongs to.
+        frame: Width and height of the picture.
+        taken: Places of the other labels.
+        below: Whether to try places below the box before places above it.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height
@@ -114,7 +119,7 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
-    """Return top left corners for a label at a box: above, below, in its corners, and beside it."""
+    """Return top left corners for a label: above and below a box, in its corners, and beside it."""
     (width, height), (left, top, right, bottom) = size, box
     above = [(left, top - height), (right - width, top - height)]
     under = [(left, bottom), (right - width, bottom)]
@@ -128,9 +133,9 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place of a grid that is nearest to the box's middle; None if none is free.
+    """Try places on a grid; return the free place nearest to the box's middle, or None.
 
-    `last` has the largest left edge and the largest top edge that keep a place inside the picture.
+    `last` has the largest left edge and the largest top edge of a place inside the picture.
     """
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)

@@ -17,7 +17,7 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 RAW = "FashionMNIST/raw"
-"""The folder under the root where torchvision puts the files."""
+"""The folder, relative to the data root, into which torchvision downloads the files."""
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -28,15 +28,15 @@ CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _UNSIGNED_BYTE = 8
-_MOST_BYTES = 1 << 30  # limit for a file's data, over 20 times the size of the training images
+_MOST_BYTES = 1 << 30  # largest size of a file's data, over 20 times that of the training images
 
 
 class FashionMnist(ImageDataset):
-    """Fashion-MNIST from four idx files, plain or `.gz`, in the root or in `FashionMNIST/raw`.
+    """Fashion-MNIST from four idx files, plain or `.gz`, in the data root or FashionMNIST/raw.
 
-    With `root=None` the files are also searched in Debian's folder. MD5 sums are not checked,
-    because the same files, packed again, have other sums. Headers and lengths are checked, and gzip
-    checks its own checksum.
+    If `root` is None, the files may also be in the folder of Debian's package. MD5 sums are not
+    checked, because a file that is packed again has another sum. Headers and lengths are checked,
+    and gzip checks its own checksum.
     """
 
     class_count = 10
@@ -59,7 +59,7 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """Return paths by file name in the first complete folder; None if all are incomplete."""
+        """Return all paths by file name, from the first folder with all files; None without one."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)

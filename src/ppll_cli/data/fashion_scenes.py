@@ -16,12 +16,12 @@ from ppll_cli.data.scenes.dataset import DetectionDataset
 from ppll_cli.data.scenes.index import Found, Objects, Scenes, read_objects
 from ppll_cli.data.source import EvaluationForm
 
-_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of the first scene
+_SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of each part's first scene
 PAINTER = 1
 """Version of the painting code. Increase it with each change of painted scenes, so that older
 scenes in the cache folder are not used."""
 
-Number = Annotated[int, Field(ge=1, le=1_000_000)]  # of scenes of a part
+Number = Annotated[int, Field(ge=1, le=1_000_000)]  # type of a part's number of scenes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class FashionScenes(DetectionDataset):
     """Scenes painted with items of Fashion-MNIST, equal on every machine.
 
     The scenes are painted once and stored in the cache folder. Training scenes contain only
-    training items, test scenes only test items. `ppll_cli.data.fashion_mnist` finds or downloads
-    the items' files.
+    training items of Fashion-MNIST, test scenes only test items. `ppll_cli.data.fashion_mnist`
+    finds or downloads the files of the items.
 
     Attributes:
         pictures: Number of training scenes.

@@ -20,12 +20,12 @@ PARTS: tuple[Part, ...] = ("train", "test")
 PUBLISHED = "put the published file there"
 """What a message advises if a file of a published data set is missing or wrong."""
 
-_LONGEST_STEM = 50  # a character has up to 4 bytes, and a file's name up to 255
+_LONGEST_STEM = 50  # in characters of up to 4 bytes; a file's name may have 255 bytes
 _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data, which is the root if `data.root` is null.
+    """Return the cache folder for data, which is the data root if `data.root` is null.
 
     The folder may not exist yet.
     """
@@ -88,11 +88,11 @@ def fixed_random(seed: int) -> np.random.RandomState:
 def hold_out(
     samples: int, fraction: float, needed: bool = False
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices of kept training samples, and of those that are held out as `val`.
+    """Return the indices of kept training samples, and of training samples to hold out as `val`.
 
     The choice is the same in every run. Kept indices are in ascending order. Held-out indices are
     in random order, so that the first n of them are a random sample, for every n. `needed` says
-    that there must be held-out samples, because there is no other test set.
+    that held-out samples are the only test set; then the error message does not suggest 0.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.
@@ -108,7 +108,10 @@ def hold_out(
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return a unique name in the folder samples/ for test picture `number`, read from `file`."""
+    """Return the name, in the folder samples/, of the drawing of test picture `number`.
+
+    `file` is the file of the test picture, or None.
+    """
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
     return f"{number}-{clean}.png" if clean else f"{number}.png"

@@ -28,11 +28,12 @@ SOLUTION = "LOC_val_solution.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNet(LabelledPictures):
-    """ImageNet from `train` and `val` under the root, with a folder per class, or Kaggle's archive.
+    """ImageNet from folders `train` and `val` with a folder per class, or from Kaggle's archive.
 
     `val` is the test set. Training uses random pieces of the pictures, unless `augment=none`.
-    Evaluation uses squares from their middle. Both are resized. Separate processes (loaders) decode
-    the pictures. Classes are named by WordNet's ids; a subset of them is allowed.
+    Evaluation uses the square in the middle of each picture. Pieces and squares are resized.
+    Separate processes (loaders) decode the pictures. Classes are named by WordNet's ids; a subset
+    of the classes is allowed.
 
     Attributes:
         crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.
@@ -53,7 +54,7 @@ class ImageNet(LabelledPictures):
 
     @property
     def resident(self) -> bool:
-        """False: each epoch uses other pieces of the pictures, so images are not stored."""
+        """False: images are not stored, because each epoch may use other pieces of the pictures."""
         return False
 
     @property
@@ -78,7 +79,7 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return file and class for a picture with boxes `CLASS LEFT TOP RIGHT BOTTOM ...`."""
+    """Return the file and the class of a picture; `boxes` begins with the class, before a space."""
     return f"{name}.JPEG", boxes.split()[0]
 
 

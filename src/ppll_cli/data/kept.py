@@ -40,9 +40,10 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 @contextmanager
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
-    """Create a .npy file for the pixels of a uint8 array of this shape; np.load can map it.
+    """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels.
 
-    Writing to a mapped file instead would crash the process if the disk is full.
+    The file is not mapped into memory, because writing to a mapped file crashes the process if the
+    disk is full.
     """
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -125,7 +126,7 @@ def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -
     if os.path.lexists(folder):
         try:
             read(folder)
-        except Exception:  # no other run has repaired it
+        except Exception:  # the folder is damaged, and no other run has replaced it yet
             os.replace(folder, aside)
         else:
             return

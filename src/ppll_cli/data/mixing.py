@@ -27,8 +27,9 @@ def mixed(
     """Mix a training batch by Mixup or CutMix; its images are changed in place.
 
     `mixup` and `cutmix` are the methods' alphas: the share of an image in its mixture is drawn from
-    Beta(alpha, alpha). 0 turns a method off. If both are on, one of them is chosen with probability
-    1/2. The batch has normalised images float32 [B, C, H, W] and labels int64 [B], by name.
+    Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by one of them,
+    with probability 1/2. The batch has normalised images float32 [B, C, H, W] and labels int64 [B],
+    by name.
 
     Returns:
         The mixed images, and for each of them the label with the larger share, the other label, and
@@ -87,7 +88,10 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
 
 def _within(side: int, share: float, centre: float) -> slice:
-    """Return the range of pixels along one side of an image that a box covers."""
+    """Return the range of pixels that a box covers along one side of an image.
+
+    `side` is the length of the side in pixels, and `centre` the box's centre as a fraction of it.
+    """
     middle, half = int(centre * side), int(side * sqrt(1 - share)) // 2
     return slice(max(0, middle - half), min(side, middle + half))
 

@@ -21,7 +21,7 @@ Content = tuple[NDArray[Any], NDArray[Any]]
 
 
 class Published(ImageDataset):
-    """A data set for which torchvision has a class, `original` in `torchvision.datasets`."""
+    """A data set of torchvision; `original` is the name of its class in `torchvision.datasets`."""
 
     original: ClassVar[str]
     remedy = PUBLISHED
@@ -40,7 +40,7 @@ class Published(ImageDataset):
 
     @abstractmethod
     def files(self, part: Part) -> Mapping[str, str]:
-        """Return the MD5 sum of each file of a part, by the file's path under the root."""
+        """Return the MD5 sum of each file of a part, by the file's path relative to the root."""
 
     @abstractmethod
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:

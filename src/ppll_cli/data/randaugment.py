@@ -54,8 +54,8 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
     """Apply one operation to each image.
 
-    `drawn` is the number of each image's operation, and `signs` is its direction, 1 or -1; both are
-    int64 [B] on the CPU.
+    `drawn` has the number of each image's operation, and `signs` the operation's direction, 1 or
+    -1. Both are int64 [B] on the CPU.
     """
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
@@ -104,8 +104,9 @@ GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
     lambda sign, height, width: _map(1, 0, 0, 0, 1, sign * int(SHIFT * height)),
     _rotation,
 )
-"""Geometric operations: functions of the direction, the height and the width. They are shears of
-rows and columns, shifts of columns and rows, and a rotation."""
+"""Geometric operations: functions that return the map for a direction (1 or -1), and for the height
+and width of an image. They are horizontal and vertical shear, horizontal and vertical shift, and
+rotation."""
 
 
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
@@ -115,7 +116,7 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
     """
     height, width = images.shape[2:]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
-    x = 2 * torch.arange(width, device=images.device) + 1  # twice the centre of a pixel
+    x = 2 * torch.arange(width, device=images.device) + 1  # twice the position of pixels' centres
     y = 2 * torch.arange(height, device=images.device)[:, None] + 1
     columns = torch.div(a * x + b * y + 2 * c, 2 * _ONE, rounding_mode="floor")
     rows = torch.div(d * x + e * y + 2 * f, 2 * _ONE, rounding_mode="floor")
@@ -139,7 +140,7 @@ def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """Blend with another image: towards it for factors below 1, away from it above 1."""
+    """Return `other` + factor * (pixels - `other`), rounded, for each image's factor."""
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
 
@@ -203,7 +204,7 @@ def equalise(pixels: Tensor, _: Tensor) -> Tensor:
     flat = pixels.flatten(2)
     values = torch.arange(256, dtype=flat.dtype, device=flat.device).expand(*flat.shape[:2], 256)
     in_order = flat.sort(dim=2).values.contiguous()
-    below = torch.searchsorted(in_order, values.contiguous())  # number of smaller pixels
+    below = torch.searchsorted(in_order, values.contiguous())  # numbers of pixels below each value
     largest = (flat == flat.amax(2, keepdim=True)).sum(2, keepdim=True)
     step = torch.div(flat.shape[2] - largest, 255, rounding_mode="floor")
     divisor = step.clamp(min=1)

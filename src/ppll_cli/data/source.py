@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL import Image
     from torch import Tensor
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused
     from ppll_cli.tasks.task import Task
 
 Predict = Callable[["Tensor"], "Tensor"]
-"""A function that applies a model to images, and returns its prediction."""
+"""A function that applies a model to images and returns the model's prediction."""
 
 Tensors = dict[str, "Tensor"]
 """The tensors of a batch, by name."""
@@ -61,9 +61,9 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
-        A separate thread calls this, on CUDA with its own stream. Copy tensors to the device with
-        `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and the
-        batch within it, are counted from 0.
+        A separate thread calls this method, on CUDA with its own stream. Copy tensors to the device
+        with `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and
+        the batch within the epoch, are counted from 0.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
@@ -79,7 +79,7 @@ class Dataset(Protocol):
 
     `ppll_cli.data.dataset.ImageDataset` implements all of it for labelled images of one size.
     `load` returns a mapping with the splits `train`, `test`, and `val` if samples are held out. The
-    runner reads only the length of each split, its number of samples.
+    runner reads only the length of each split, which is the number of samples.
 
     A data set may also have these members:
 
@@ -87,8 +87,8 @@ class Dataset(Protocol):
       pictures there that show the model's predictions for the test set. `predict` takes images and
       returns the model's prediction.
     - `mixed`: the keys that turn on the mixing of training images in pairs, with their values (see
-      `ppll_cli.data.mixing`). If it is not empty, batches have the targets of a mixed
-      `ppll_cli.tasks.classification.Classification`.
+      `ppll_cli.data.mixing`). If there are such keys, batches have the targets of a
+      `ppll_cli.tasks.classification.Classification` with `mixed=True`.
     - `identity(splits)`: entries that identify the data, independently of the folder of the files
       (see `ppll_cli.data.identity`). A run is not resumed on data with another identity. Without
       this method the data are not compared.

@@ -59,8 +59,8 @@ class SideStream:
     def hand_over(self, tensors: dict[str, Tensor], made: torch.cuda.Event | None) -> None:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
-        When the tensors are freed, the allocator would let the side stream reuse their memory at
-        once. So this method records that the current stream uses the tensors too.
+        The method also records that the current stream uses the tensors. Otherwise the side stream
+        could reuse their memory while the current stream still reads it.
 
         `made` is the event that `mark` returned after the tensors were made; None on CPU.
         """

@@ -9,7 +9,7 @@ from ppll_cli.data.published import Content, Published
 
 
 class Stl10(Published):
-    """STL-10 from the binary files in `stl10_binary` under the root, without unlabelled images."""
+    """STL-10 from the data root's folder `stl10_binary`, without the unlabelled images."""
 
     original = "STL10"
     class_count = 10
@@ -33,6 +33,6 @@ class Stl10(Published):
         return data.data, data.labels
 
     def _listed(self, part: Part) -> Sequence[tuple[str, str]]:
-        """Return name and MD5 sum of a part's files, without the file of unlabelled images."""
+        """Return the name and MD5 sum of each file of a part, without unlabelled images."""
         listed: Sequence[tuple[str, str]] = getattr(self.published, f"{part}_list")
         return listed[:2]

@@ -8,7 +8,7 @@ from ppll_cli.data.published import Content, Published
 
 
 class Svhn(Published):
-    """SVHN from `train_32x32.mat` and `test_32x32.mat` in the root, without the `extra` images."""
+    """SVHN from train_32x32.mat and test_32x32.mat in the data root, without the `extra` images."""
 
     original = "SVHN"
     class_count = 10

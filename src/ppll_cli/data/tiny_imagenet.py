@@ -16,9 +16,10 @@ ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNet(LabelledPictures):
-    """Tiny ImageNet from its archive, unpacked in the root; the root may be the unpacked folder.
+    """Tiny ImageNet from its unpacked archive.
 
-    The archive's `val` is the test set, because the labels of its `test` were never published.
+    The data root contains the archive's folder, or is itself this folder. The archive's `val` is
+    the test set, because the labels of the archive's `test` were never published.
     Classes are named by WordNet's ids.
     """
 

@@ -36,15 +36,15 @@ CLASSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Voc(DetectionDataset):
-    """Pascal VOC from VOCdevkit/VOC2007 and VOCdevkit/VOC2012 in the root.
+    """Pascal VOC from VOCdevkit/VOC2007 and VOCdevkit/VOC2012 in the data root.
 
     Each of these folders contains Annotations, JPEGImages and ImageSets/Main. Objects that are
     marked as difficult are ignored.
 
     Attributes:
-        years: Which lists are used. `07` trains on trainval of 2007 and tests on test of 2007;
-            `07+12` also trains on trainval of 2012; `12` trains on train of 2012 and tests on val
-            of 2012. A number means its two-digit text, because YAML reads 07 as 7.
+        years: Which lists of pictures are used. `07` trains on trainval of 2007 and tests on test
+            of 2007. `07+12` trains on trainval of 2012 too. `12` trains on train of 2012 and tests
+            on val of 2012. YAML reads 07 as the number 7, so 7 is accepted and means `07`.
     """
 
     years: str | int
@@ -143,7 +143,7 @@ def parse(path: Path) -> Found:
     tree = ElementTree.parse(path).getroot()
     height, width = (_number(tree, f"size/{side}") for side in ("height", "width"))
     if not (height >= 1 and width >= 1 and height.is_integer() and width.is_integer()):
-        raise ValueError(f"its picture has the size {width:g} x {height:g}")
+        raise ValueError(f"its picture has the size {width:g} x {height:g}, not whole pixels")
     objects = []
     for number, element in enumerate(tree.iterfind("object"), start=1):
         try:
@@ -161,7 +161,8 @@ def _object(element: ElementTree.Element) -> tuple[float, float, float, float, i
         _number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")
     )
     if right < left - 1 or bottom < top - 1:
-        raise ValueError(f"its box ends before it begins, at {right:g}, {bottom:g}")
+        ends = f"{right:g}, {bottom:g}"
+        raise ValueError(f"its box begins at {left:g}, {top:g}, but ends at {ends}")
     difficult = element.findtext("difficult", "0").strip()
     if difficult not in ("", "0", "1"):
         raise ValueError(f"difficult is {difficult!r}, not 0 or 1")
@@ -173,16 +174,16 @@ def _number(element: ElementTree.Element, path: str) -> float:
     if text is None:
         raise ValueError(f"it has no {path}")
     value = float(text)
-    if not abs(value) <= MOST_PIXELS:  # NaN is refused too
-        raise ValueError(f"{path} is {text.strip()}")
+    if not abs(value) <= MOST_PIXELS:  # also true for NaN
+        raise ValueError(f"{path} is {text.strip()}, not a possible number of pixels")
     return value
 
 
 def _devkit(year: str) -> str:
-    """Return the folder of a year, relative to the root."""
+    """Return the path of a year's folder, relative to the data root."""
     return f"VOCdevkit/VOC{year}"
 
 
 def _list(year: str, name: str) -> str:
-    """Return the file with a list of pictures, relative to the root."""
+    """Return the path of the file with a list of pictures, relative to the data root."""
     return f"{_devkit(year)}/ImageSets/Main/{name}.txt"

@@ -31,8 +31,7 @@ MOST_LINES_BYTES = 1 << 30
 def write_text(path: Path, text: str) -> None:
     """Write or replace a text file; after a crash it has the old or the new text, never a part.
 
-    Bytes of file names that are not UTF-8, which Python reads as surrogates, are written as
-    escapes.
+    If a file name in the text has bytes that are not UTF-8, these bytes are written as escapes.
 
     Raises:
         OSError: The file cannot be written; its old content is still there.
@@ -45,7 +44,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.unlink(missing_ok=True)  # left by a killed process that had the same process ID
-        with unfinished.open("xb") as file:  # "x" follows no link
+        with unfinished.open("xb") as file:  # mode "x" does not follow a link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -60,16 +59,18 @@ def write_bytes(path: Path, content: bytes) -> None:
 def open_regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file, or a link to it, for reading.
 
-    The function refuses a FIFO or a device without opening it: opening could wait for ever or have
-    side effects.
+    A FIFO or a device is refused without opening it: opening could wait for ever or have side
+    effects.
 
     Raises:
-        OSError: The file is missing, is no regular file, is too large, or cannot be read.
+        OSError: The file is missing, is no regular file, has more than `most_bytes` bytes, or
+            cannot be read.
     """
     _check_regular(path, os.stat(path), most_bytes)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
-        _check_regular(path, os.fstat(descriptor), most_bytes)  # it may have been replaced
+        # Another process may have replaced the file after the first check.
+        _check_regular(path, os.fstat(descriptor), most_bytes)
         yield file
 
 

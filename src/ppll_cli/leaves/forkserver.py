@@ -34,7 +34,10 @@ SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
 
 
 def context() -> ForkServerContext:
-    """Return the context that starts workers. Plain `fork` would copy locks that threads hold."""
+    """Return multiprocessing's context for starting workers.
+
+    Plain `fork` is not used, because it would copy locks that threads hold.
+    """
     return multiprocessing.get_context("forkserver")
 
 
@@ -58,7 +61,7 @@ def start() -> None:
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # the server inherits the block, until `preload` ignores them
+        with _blocked(*STOPPING):  # the server inherits this block, and `launch.preload` ends it
             forkserver.ensure_running()
 
 
@@ -112,7 +115,7 @@ def begin(worker: ForkServerProcess) -> None:
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
     """Kill the fork server if it does not answer, so that `begin` stops waiting.
 
-    Time in which this process itself was stopped, as by Ctrl-Z, does not count.
+    Time in which this process itself was stopped, for example by Ctrl-Z, does not count.
     """
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
@@ -163,7 +166,7 @@ def ending_signals() -> list[signal.Signals]:
 
 def stop() -> None:
     """End the fork server immediately. Call this when no more workers are needed."""
-    server: Any = forkserver._forkserver  # the library offers no way to end it
+    server: Any = forkserver._forkserver  # multiprocessing offers no public way to end it
     if server._forkserver_pid is not None:
         kill()
         server._stop()  # waits for the ended process
@@ -180,7 +183,7 @@ def kill() -> None:
 def helpers() -> dict[int, str]:
     """Return the names of multiprocessing's helper processes, by file descriptor.
 
-    Each descriptor is our end of a pipe to a helper process. When the helper process has ended,
+    Each descriptor is this process's end of a pipe to a helper. When the helper has ended,
     `wait` reports the descriptor as ready.
     """
     server: Any = forkserver._forkserver

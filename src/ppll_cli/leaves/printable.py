@@ -34,7 +34,7 @@ def error_text(error: BaseException) -> str:
 
 
 def lines(text: str) -> str:
-    """Return a text of several lines, with other control characters escaped and tabs expanded."""
+    """Expand tabs and escape all other control characters in a text, except line breaks."""
     return "\n".join(printable(line.expandtabs()) for line in text.split("\n"))
 
 

@@ -42,12 +42,12 @@ class _Own:
     """A folder that this process owns."""
 
     folder: Path
-    descriptor: int  # of the open lock file
-    process_id: int  # of the owner, because a forked child must not remove the folder
+    descriptor: int  # file descriptor of the open lock file
+    process_id: int  # process ID of the owner; a forked child must not remove the folder
 
     @property
     def lock(self) -> Path:
-        """The lock file."""
+        """The path of the lock file."""
         return self.folder.with_name(f"{self.folder.name}.lock")
 
 
@@ -84,7 +84,8 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
-    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")  # few processes call `_claim` for this place
+    # `_claim` also removes leftovers, but few processes call it for shared memory.
+    _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
             continue
@@ -130,7 +131,7 @@ def _own(place: Path) -> Path:
             problem = f"no temporary folder can be made there: {error.strerror or error}"
             raise ConfigError("TMPDIR", place, problem, "set TMPDIR to another folder") from None
         if not _OWN:
-            # Runs after multiprocessing has removed its own sockets.
+            # At the exit, `remove` runs after multiprocessing has removed its own sockets.
             Finalize(None, remove, exitpriority=-100)
         _OWN[place] = own
     return own.folder
@@ -161,7 +162,7 @@ def _claim(place: Path) -> _Own:
         lock = folder.with_name(f"{folder.name}.lock")
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        except (FileExistsError, FileNotFoundError):  # in use, or the last owner removed the base
+        except (FileExistsError, FileNotFoundError):  # the name is in use, or the base was removed
             continue
         with suppress(FileNotFoundError):  # another process removed the file before it was locked
             if _locked(descriptor) is not False and os.path.samestat(

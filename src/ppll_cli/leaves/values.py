@@ -34,7 +34,7 @@ class InputSpec(Protocol):
 
 
 def empty(spec: ValueSpec, samples: int = 1) -> Tensor:
-    """Return a batch on the meta device, which stores no data."""
+    """Return a batch of `samples` samples as a tensor on the meta device, which stores no data."""
     return torch.empty(samples, *spec.shape, dtype=spec.dtype, device="meta")
 
 
@@ -44,7 +44,7 @@ def spec_of(tensor: Tensor) -> ValueSpec:
 
 
 def dense_strides(tensor: Tensor) -> tuple[int, ...]:
-    """Return strides for a copy of a tensor whose elements lie without gaps and overlaps."""
+    """Return strides for a dense copy of a tensor: no gaps and no overlaps between elements."""
     channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     if channels_last or tensor.is_contiguous():
         return tuple(tensor.stride())

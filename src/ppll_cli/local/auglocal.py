@@ -20,8 +20,8 @@ class AugLocal(LocalMethod):
     last unit and L the last unit before the head, units round(j + i (L - j) / d) are copied, for i
     from 1 to d. Halves are rounded to the even index. If there are at most d units between the
     module and the head, all of them are copied. If d is 1, BatchNorm is placed between the pooled
-    vector and the Linear layer. All this, and He's rule for convolutions, follows the paper's code
-    (github.com/ChenxiangMA/AugLocal).
+    vector and the Linear layer. All this, and initial weights of convolutions by He's rule, follows
+    the paper's code (github.com/ChenxiangMA/AugLocal).
 
     The paper's head is a mean over positions and a Linear layer. For a model with another head,
     that head is copied, and for tokens no BatchNorm is added (both are our choice). In the paper's
@@ -30,11 +30,11 @@ class AugLocal(LocalMethod):
 
     Attributes:
         depth: d of the first module.
-        tau: How far d falls from `depth` towards 1, as a fraction. From the first to the last
-            module with an auxiliary network, d falls linearly and is rounded. If tau is 0, all
-            modules have the same d.
-        detection_head: For detectors, the pyramid levels on which a module is trained. `level`
-            means the levels for the stride of the last copied unit's output.
+        tau: How far d falls from `depth` (tau = 0) towards 1 (tau = 1). From the first to the last
+            module with an auxiliary network, d falls linearly and is rounded.
+        detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
+            and None mean all levels, `level` the levels for the stride of the last copied unit's
+            output.
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"

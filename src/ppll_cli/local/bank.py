@@ -43,7 +43,7 @@ class Bank:
         return CopiedNetwork(copies.units, head)
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return the head extended by inputs for banked features."""
+        """Return the model's head, extended by inputs for banked features."""
         own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank)
@@ -65,7 +65,7 @@ class MapBank(Bank):
         return nn.Identity()
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return the head extended by inputs for banked maps, a `FusedPictureHead`."""
+        """Return the model's head, extended by inputs for banked maps."""
         own = head_of(head, PictureHead, ("fba", "on"), "use fba=off")
         channels = [shape[0] for shape in banked]
         return FusedPictureHead(own, channels, bank)
@@ -133,10 +133,11 @@ class FusedPictureHead(nn.Module):
     """A head that fuses its map with a feature bank (arXiv 2406.00446; details are our choice).
 
     Our reading of the paper: the bank holds x_0, the output of the model's first unit. The
-    backbone's long skip also carries x_0. Module j is trained through Upsampler(SLM_j(x_j) +
-    stop-gradient(x_0)), where SLM is the Simple Local Module. The public code of Local-SR also
-    passes the detached x_0 to its local networks, but does not use the sum with x_0. With other
-    values of `fba.features`, the bank holds maps of earlier modules instead of x_0 (our choice).
+    backbone's long skip also carries x_0. Module j, whose output is x_j, is trained through
+    Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where SLM is the Simple Local Module. The public
+    code of Local-SR also passes the detached x_0 to its local networks, but does not use the sum
+    with x_0. With values of `fba.features` other than `first`, the bank holds maps of earlier
+    modules instead of x_0 (our choice).
 
     If a banked map and the head's map differ in the number of channels, a 1x1 convolution projects
     the banked map to the head's number of channels. `add` sums the banked maps and the head's own
@@ -165,7 +166,7 @@ class FusedPictureHead(nn.Module):
             head.upsampler = Upsampler(joined, old.scale, old.mean)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return pictures [B, 3, sH, sW] for features and banked maps [B, C', H, W]."""
+        """Return pictures [B, 3, sH, sW], for features and for banked maps [B, channels, H, W]."""
         maps = [self.head.mapped(x)]
         # The module itself may have computed the output of the first unit, so it is detached here.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]

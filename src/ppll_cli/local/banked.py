@@ -1,4 +1,4 @@
-"""Losses of modules with a feature bank, and the further predictions that evaluations measure."""
+"""Losses of modules with a feature bank, and the predictions that only evaluations measure."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,8 +11,8 @@ from ppll_cli.tasks.classification import ClassifierHead
 from ppll_cli.tasks.task import Task
 
 PROBE, ZEROED = "probe", "bank_zeroed"
-"""Names of further predictions: `PROBE` is made by the probe, `ZEROED` by the network that reads
-the bank, with zeros as banked features."""
+"""Names of predictions that only evaluations measure: `PROBE` is the probe's prediction, `ZEROED`
+the prediction of the network that reads the bank, with zeros in place of banked features."""
 
 
 class BankedCriterion(Criterion):
@@ -39,10 +39,11 @@ class BankedCriterion(Criterion):
 class ProbedCriterion(Criterion):
     """Trains a module without a bank, and a probe that reads the bank (our choice).
 
-    The Simple Local Module and its head are trained by the task's loss, as without a bank. The
-    probe reads banked features, and the pooled vector of this head (a `ClassifierHead`), detached.
-    The criterion's loss is the sum of both losses; the prediction is made by the head without a
-    bank. With `measure_zeroed`, evaluations also measure the probe with a bank of zeros.
+    The Simple Local Module, with its head (a `ClassifierHead`), is trained by the task's loss on
+    the head's prediction, as without a bank. The probe is trained by the task's loss on its own
+    prediction. It reads banked features and the head's pooled vector, detached. The criterion's
+    loss is the sum of both losses, and its prediction is the head's. With `measure_zeroed`,
+    evaluations also measure the probe with a bank of zeros.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 
     Each copy reads the output of the previous copy. If this output has another shape than the
     original unit's input, the unit's `adapt` makes the copy. The copied head has the input shape of
-    the model's head. A unit that cannot be copied for these features is refused.
+    the model's head. A unit that cannot be copied for the features that it would read is refused.
     """
     units: list[nn.Module] = []
     shapes = [site.spec.shape]

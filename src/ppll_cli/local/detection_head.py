@@ -9,16 +9,16 @@ from ppll_cli.local.method import Site
 from ppll_cli.local.parts import head_of
 
 DetectionHead = Literal["pyramid", "level"]
-"""The levels on which a module is trained: `pyramid` means all levels, `level` only the levels for
-the stride of the head's input."""
+"""The pyramid levels on which a detector's module is trained: `pyramid` means all levels, `level`
+only the levels for the stride of the local head's input."""
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """Return the site with a task whose local heads are of the chosen kind.
 
     For None and `pyramid`, the site is returned unchanged. For `pyramid` and `level`, tasks other
-    than detection are refused. For `level`, a user's own head that is not derived from
-    `PyramidHead` is refused too, because the width of local heads would be unknown.
+    than detection are refused. For `level`, the model's head must be a `PyramidHead`, because local
+    heads get the width of the model's head.
     """
     if chosen is None:
         return site

@@ -16,7 +16,8 @@ from ppll_cli.tasks.classification import classes_of
 class AdaptivePool(nn.Module):
     """Average pooling of maps to a smaller size.
 
-    Height and width are divided by the divisor and rounded up, but are `size` at most.
+    Height and width become those of the input divided by `divisor`, rounded up, or `size` if this
+    is smaller.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:
@@ -63,10 +64,7 @@ class DGL(LocalMethod):
     code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,
     but they make the number of parameters equal to the authors' number. A map of one pixel is not
     enlarged (our choice; the authors' code copies the pixel to 2x2). Other papers use other
-    networks under the name DGL: the network in AugLocal's code has two hidden layers, and He's rule
-    for convolutions; the network in MAN++'s code pools to 8x8, has 128 channels, pools to one
-    pixel, and has hidden layers of width 512. InfoPro's comparison with DGL was published without
-    code.
+    networks under the name DGL. The network of MAN++'s code is `loss=dgl` of `MAN`.
 
     Attributes:
         hidden: Width of the perceptron's hidden layers. None means the width of the perceptron's

@@ -47,8 +47,9 @@ class FBA(LocalMethod):
         depth: Number of units copied from each later resolution stage. If the model has only one
             resolution stage, `depth` is the total number of copied units.
         bank: The settings of the bank: which features it holds, and how they are fused.
-        detection_head: For detectors, the pyramid levels on which a module is trained. With
-            `level`, units whose maps are coarser than the finest of these levels are not copied.
+        detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
+            and None mean all levels. `level` means the levels for the stride of the module's map,
+            or for stride 8 if the map is finer; units with coarser maps are not copied.
     """
 
     bank: FeatureBank
@@ -73,7 +74,7 @@ class FBA(LocalMethod):
         return ProbedCriterion(alone, probe, features, site.task, bank.measure_zeroed)
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return a unit that makes the module's banked features, if a later module reads them."""
+        """Return the unit that makes the module's banked features; empty if nothing reads them."""
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()
@@ -151,7 +152,10 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return the shapes of the head's long skips that modules up to this one compute, by name."""
+    """Return the shapes, by name, of the long skips that exist at the module's end.
+
+    A long skip is an output of an earlier unit that the model's head reads.
+    """
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

@@ -13,7 +13,8 @@ class Greedy(LocalMethod):
     For classification this head consists of a pool and a Linear layer.
 
     Attributes:
-        detection_head: For detectors, the pyramid levels on which a module is trained.
+        detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
+            and None mean all levels, `level` the levels for the stride of the module's map.
     """
 
     detection_head: DetectionHead | None = None

@@ -23,7 +23,7 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # our choice: as for 4, because 2 modules have one auxiliary network
+    3: (6.0, 0.0, 1.0, 2.0),  # our choice: as for 4 (2 modules have only one auxiliary network)
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
@@ -88,7 +88,7 @@ class InfoPro(LocalMethod):
         weights = self.weights_at(site)
         if not any(weights):
             problem = f"are both 0 at module {site.module}, so nothing would train it"
-            remedy = "give at least one above 0 at each end"
+            remedy = "make l1 or l2 greater than 0 for the first and for the last auxiliary network"
             raise ConfigError("local.weights", self.weights, problem, remedy)
         channels, _, _ = map_shape(site.spec.shape)
         decoder = Decoder(channels, _images(site), self.decoder_width) if weights[0] else None
@@ -205,7 +205,7 @@ class InfoProCriterion(Criterion):
 class ContrastiveCriterion(InfoProCriterion):
     """InfoPro's loss with reconstruction and the contrastive loss.
 
-    The head makes vectors from features, and the probe logits from vectors.
+    The head converts features to vectors, and the probe converts vectors to logits.
     """
 
     def __init__(

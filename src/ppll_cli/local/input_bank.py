@@ -26,7 +26,7 @@ class InputBank(Bank):
         return nn.Identity()
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return copied units and head as one network that reads features joined with the bank."""
+        """Return a network of copied units and head that fuses its input with banked features."""
         if not banked:
             return CopiedNetwork(copies.units, copies.head)
         return JoinedAtInput(copies, banked, bank.joined)
@@ -66,7 +66,7 @@ class JoinedAtInput(CopiedNetwork):
 
     def joined(self, x: Tensor, bank: Sequence[Tensor]) -> Tensor:
         """Fuse banked features into a module's features, whose shape does not change."""
-        if self.maps:  # the pool's backward, not deterministic on CUDA, never runs on detached maps
+        if self.maps:  # detached, because the pool's backward is not deterministic on CUDA
             size = x.shape[2], x.shape[3]
             bank = [F.adaptive_avg_pool2d(b.detach(), size) for b in bank]
         projected = (F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True))

@@ -36,12 +36,12 @@ class LevelHead(nn.Module):
     The following is our choice. The width, and the norms between the convolutions, are taken from
     the model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to
     the stride of the map; coarser banked maps are not used. `concatenate` concatenates the map and
-    banked maps. `add` sums the map and those banked maps that have as many channels.
+    banked maps. `add` sums the map and those banked maps that have as many channels as the map.
 
     Args:
         maps: Stride and channels of the module's map, then of banked maps of earlier modules.
-        style: The style of the model's head.
-        classes: C.
+        style: Settings of the model's head.
+        classes: Number of classes, C.
         anchor: Side in pixels of the smallest anchors of the whole pyramid.
         fusion: `concatenate` or `add`.
 
@@ -92,10 +92,10 @@ class LevelHead(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LevelDetection(Detection):
-    """A detection task whose modules are trained only on the levels for their own maps' strides."""
+    """A detection task whose modules train only on the levels for the strides of their own maps."""
 
-    style: HeadStyle  # of the model's head
-    forced = False  # other modules find the boxes that fit no level of this module
+    style: HeadStyle  # settings of the model's head
+    forced = False  # boxes that fit none of the module's levels are left to other modules
 
     def smallest_head(self, shape: Shape) -> LevelHead:
         """Return a `LevelHead` for a map of this shape."""
@@ -105,7 +105,8 @@ class LevelDetection(Detection):
         """Return a head for the levels of the first map's stride; refuse a stride above 32."""
         if maps[0][0] > STRIDES[-1]:
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
-            raise ConfigError("local.detection_head", "level", problem, "use pyramid")
+            key = "local.detection_head"
+            raise ConfigError(key, "level", problem, f"use {key}=pyramid")
         return LevelHead(maps, self.style, len(self.classes), self.anchor, fusion)
 
 

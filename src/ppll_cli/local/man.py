@@ -84,11 +84,17 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return default weights of InfoPro's loss; None for `InfoPro`'s defaults (our choice)."""
+        """Return the weights of InfoPro's loss if the user gives none.
+
+        None means the defaults of `InfoPro` (our choice).
+        """
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y. In the site `there`, the features have the shape of y."""
+        """Return the loss that reads y.
+
+        `there` is the module's site, but with the shape of y as the shape of the module's output.
+        """
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2
@@ -174,7 +180,7 @@ class Mixture(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute y, which has the shape of the next unit's output, from the module's features."""
+        """Return the sum of both networks' outputs, multiplied by their scales if `scaled`."""
         learned: Tensor = self.learned(x)
         average: Tensor = self.average(x)
         if self.scale is None:
@@ -190,7 +196,7 @@ class Mixture(nn.Module):
 
 
 class MomentumCriterion(Criterion):
-    """A local loss, `base`, that reads the output y of a `Mixture` instead of the features.
+    """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
 
     The averages in the mixture follow the weights of the watched unit.
     """
@@ -202,7 +208,7 @@ class MomentumCriterion(Criterion):
 
     @property
     def mixture(self) -> Mixture:
-        """The network that computes y from the features."""
+        """The network whose output the local loss reads."""
         assert isinstance(self.head, Mixture)
         return self.head
 
@@ -213,6 +219,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, unless `steps` is below 0, as in the first lag - 1 batches."""
+        """Update the averages; do nothing in the first lag - 1 batches (`steps` is below 0)."""
         if steps >= 0:
             self.mixture.update(weights)

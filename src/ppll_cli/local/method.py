@@ -15,7 +15,7 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 Lag = Annotated[int, Field(ge=1, le=4096, strict=True)]
-"""Lag in batches. A lag of n keeps n versions of weights; no method needs more than this limit."""
+"""Lag in batches. A lag of n keeps n versions of weights; no method needs more than 4096."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Site:
         module: Number of the module, from 0.
         modules: For each module, the indices of its units.
         units: All units of the model, in order.
-        features: Shape and dtype of the first output of each unit.
+        features: Shape (without the batch dimension) and dtype of the first output of each unit.
         input_spec: Describes the tensors of a batch that the model reads; for images an
             `ImageSpec`.
         task: The task that the model learns.
@@ -51,7 +51,7 @@ class Site:
 
     @property
     def spec(self) -> ValueSpec:
-        """Shape and dtype of the module's output."""
+        """Shape (without the batch dimension) and dtype of the module's output."""
         return self.features[self.stop - 1]
 
     @property
@@ -101,7 +101,7 @@ class Criterion(nn.Module):
         return self.task.loss(prediction, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return further predictions by name. Evaluations measure them too.
+        """Return predictions by name that evaluations measure in addition to that of `forward`.
 
         The metric of the prediction NAME is reported as METRIC_NAME, such as `accuracy_probe`.
         """
@@ -136,7 +136,7 @@ class LocalMethod(ABC):
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module other than the model's last one.
+        """Return the auxiliary network and local loss of a module; not called for the last one.
 
         Raises:
             ConfigError: The method does not apply to this model or task.

@@ -20,10 +20,10 @@ Head = TypeVar("Head", bound=nn.Module)
 class AsMap(nn.Module):
     """Converts features to maps [B, C, H, W].
 
-    For transformers (our reading), patch tokens [B, T, D] are arranged in a square, in the order of
-    the patches in the image. A class token in front is added to each patch token, because otherwise
-    the class token would not be trained. If the number of tokens fits no square, the tokens become
-    a map with one column. Vectors [B, D] become maps of one pixel.
+    Maps are not changed. For transformers (our reading), patch tokens [B, T, D] are arranged in a
+    square, in the order of the patches in the image. A class token in front is added to each patch
+    token, because otherwise the class token would not be trained. If the number of tokens fits no
+    square, the tokens become a map with one column. Vectors [B, D] become maps of one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def map_shape(shape: Shape) -> tuple[int, int, int]:
 class Probe(nn.Module):
     """A network that is trained on a module's features but does not train the module.
 
-    If a local loss makes no prediction, or if its prediction does not train the module, a probe
-    makes the predictions from which the module's accuracy is computed.
+    A probe makes the predictions from which a module's accuracy is computed, if the local loss
+    makes no prediction or gives it the weight 0.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -85,7 +85,8 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 def head_of(head: nn.Module, kind: type[Head], setting: tuple[str, object], other: str) -> Head:
     """Return the model's head if it belongs to the class that a setting requires.
 
-    Otherwise raise a ConfigError that names the setting, and `other`, an alternative to it.
+    Otherwise raise a ConfigError that names the setting (its key and value). `other` is the end of
+    the error message: what the user can do instead.
     """
     if isinstance(head, kind):
         return head

@@ -32,9 +32,9 @@ class PredSim(LocalMethod):
     Attributes:
         similarity: Weight of the similarity loss. With 0 there is no convolution. With 1 the
             classifier is a `Probe`, which only measures the module's accuracy (our choice).
-        width: Largest number of inputs of the Linear layer. The longer side of the map is halved,
-            rounded up, until the number of values is at most `width`, or one value per channel is
-            left. The paper's commands for CIFAR-10 use 2048.
+        width: Largest number of inputs of the Linear layer. The pool halves the longer side of the
+            map, rounded up, until the map has at most `width` values, or one value per channel. The
+            paper's commands for CIFAR-10 use 2048.
     """
 
     similarity: Share = 0.99
@@ -45,7 +45,7 @@ class PredSim(LocalMethod):
         channels, height, width = map_shape(site.spec.shape)
         kernel = pool_kernel(height, width, self.width // channels)
         pooled = channels * _windows(height, kernel[0]) * _windows(width, kernel[1])
-        # Unlike adaptive pooling, this has a deterministic backward on CUDA.
+        # The backward of adaptive pooling is not deterministic on CUDA.
         pool = nn.AvgPool2d(kernel, ceil_mode=True)
         head: nn.Module = nn.Sequential(AsMap(), pool, nn.Flatten(), nn.Linear(pooled, classes))
         if self.similarity == 0:

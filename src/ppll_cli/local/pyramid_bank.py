@@ -42,7 +42,7 @@ class PyramidBank(Bank):
         if not isinstance(self.task, LevelDetection):
             return BankedPyramid(copies.units, head, own, earlier, bank.joined)
         coarsest = max(STRIDES[0], own[0][0])
-        last = sum(stride <= coarsest for stride, _ in own) - 1  # strides never decrease
+        last = sum(stride <= coarsest for stride, _ in own) - 1  # later strides are never smaller
         level = self.task.level_head([own[last], *earlier], bank.joined)
         return CopiedNetwork(copies.units[:last], level)
 
@@ -62,13 +62,13 @@ class BankedPyramid(nn.Module):
 
     Args:
         units: Copies of later units, in order.
-        head: A copy of the model's head, which gives the settings of the new head for these maps.
+        head: A copy of the model's head; the new head for these maps gets the copy's settings.
         own: Stride and channels of the module's map and of each copy's output.
         banked: Stride and channels of the maps of earlier modules.
         fusion: `concatenate` or `add`.
 
     Attributes:
-        plan: The indices of the maps to fuse, by their stride. Banked maps are counted first.
+        plan: For each stride, the maps to fuse, as indices in a list of banked, then own maps.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self._rate = rate  # private, so that units with different rates are measured only once
+        # Units that differ only in private attributes take the same time and are measured once.
+        self._rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a batch of the shape of `x`, [B, ...]."""

@@ -40,7 +40,7 @@ class First(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Two 3x3 convolutions without norms, whose result is multiplied by `scale`, and a skip."""
+    """Adds to its input `scale` times the result of two 3x3 convolutions without norms."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()

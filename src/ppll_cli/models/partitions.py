@@ -35,9 +35,10 @@ _AUGLOCAL_DEPTHS = range(1, 7)
 
 
 def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
-    """Return the partitions of InfoPro, AugLocal and MAN, each by its name.
+    """Return the partitions of InfoPro, AugLocal and MAN for a ResNet of this depth, by name.
 
-    A partition is a list: the first unit of each module except module 0.
+    A partition is a list: the first unit of each module except module 0. For depths other than 32
+    and 110 there are no partitions.
 
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
     modules, except that the last d + 1 units form one module. MAN's code (arXiv 2507.16279) adds

@@ -10,7 +10,7 @@ from ppll_cli.models.unit import Unit, build_unit, check_names
 class PlainModel(nn.Module):
     """All units of a model in one module; its `state_dict()` has the keys of `model.safetensors`.
 
-    A run with the same seed has the same initial weights.
+    The initial weights are equal to those of a run with this seed.
     """
 
     def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:

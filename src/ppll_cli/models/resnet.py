@@ -48,7 +48,7 @@ class Stem(nn.Module):
 
 
 class BasicUnit(nn.Module):
-    """Two 3x3 convolutions with a skip around them; see `DropPath` for the rate."""
+    """Two 3x3 convolutions with a skip around them; `rate` is the rate of `DropPath`."""
 
     expansion: ClassVar[int] = 1
 
@@ -70,7 +70,8 @@ class BasicUnit(nn.Module):
 class BottleneckUnit(nn.Module):
     """A strided 3x3 convolution between two 1x1 convolutions, with a skip around them.
 
-    `width` is C between the convolutions; the output has four times as many channels.
+    `width` is the number of channels between the convolutions; the output has four times as many.
+    `rate` is the rate of `DropPath`.
     """
 
     expansion: ClassVar[int] = 4
@@ -113,7 +114,10 @@ def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.
 
 
 def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
-    """Return a unit's skip: a 1x1 convolution and BatchNorm; None if the shape is unchanged."""
+    """Return the layers of a unit's skip, a 1x1 convolution and BatchNorm, or None.
+
+    None means that the unit does not change the shape, so that its input itself is added.
+    """
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
@@ -230,7 +234,7 @@ class ResNet:
     Attributes:
         depth: Number of layers.
         stem: `imagenet` divides H and W by 4 before the first residual unit; `cifar` keeps H and W.
-        drop_path: As in `CifarResNet`.
+        drop_path: Probability of stochastic depth in the last residual unit, as in `CifarResNet`.
     """
 
     depth: FamilyDepth
@@ -252,7 +256,8 @@ class ResNet:
         """Return the units without the head."""
         size = min(image.height, image.width)
         if self.stem == "imagenet" and size < 32:
-            raise _too_small("model.stem", self.stem, image, 32, "model.stem=cifar needs 8 x 8")
+            remedy = "use model.stem=cifar, which needs only 8 x 8"
+            raise _too_small("model.stem", self.stem, image, 32, remedy)
         if size < 8:
             remedy = "choose a data set with larger images"
             raise _too_small("model", f"resnet{self.depth}", image, 8, remedy)

@@ -17,8 +17,7 @@ from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Shape, Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
-"""For each stride, the name of the map at the end of the ResNet's group with this stride. The unit
-`head` reads these maps."""
+"""Names of the maps that the unit `head` reads, the last map of each stride in the ResNet."""
 
 Norm = Literal["none", "group"]
 GROUPS = 32
@@ -39,7 +38,7 @@ class RetinaNet:
         width: Number of channels of the pyramid and of the branches.
         norm: The norms between the branches' convolutions: `none`, as in the paper, or `group` for
             GroupNorm with 32 groups, as in torchvision's second version.
-        drop_path: As in `CifarResNet`.
+        drop_path: Probability of stochastic depth in the last residual unit, as in `CifarResNet`.
     """
 
     depth: FamilyDepth = 18

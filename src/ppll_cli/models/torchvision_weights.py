@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 PREFIXES = {
-    # ResNet; residual units have the same names in this program
+    # ResNet, whose residual units keep their names
     "conv1.": "stem.conv1.",
     "bn1.": "stem.bn1.",
     "fc.": "head.fc.",

@@ -37,7 +37,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class TracedUnit:
-    """What a unit does with a sample.
+    """The outputs and cost of a unit for one sample, and how it treats its inputs.
 
     Attributes:
         outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
@@ -127,7 +127,7 @@ def measure(
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Add a note to an exception that a user's code can only raise on the meta device."""
+    """Add a note to exceptions of a user's code whose message mentions the meta device."""
     try:
         yield
     except Exception as error:
@@ -159,7 +159,7 @@ def _drawing_with_torch() -> Iterator[None]:
 
 
 def _check_network(module: object) -> None:
-    """Refuse what is not a network, and networks that cannot be trained or cannot be saved."""
+    """Refuse an object that is not a network, or a network that cannot be trained or saved."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{type(module).__name__} was built instead of an nn.Module")
     for name, parameter in module.named_parameters():
@@ -243,9 +243,9 @@ def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[
 def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
-    The program relies on this: each call of `build` makes new weights, and the first dimension of
-    each output is the batch, and no other dimension is. The trace of one sample (`traced`) shows
-    neither.
+    Each call of `build` must make new weights. The number of samples must be the size of the first
+    dimension of each output, and must not change any other dimension. `traced`, the trace of one
+    sample, shows neither.
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()

@@ -89,11 +89,11 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body with this seed of torch, Python and NumPy, and then restore their states.
+    """Seed torch's CPU generator, Python and NumPy while the body runs; then restore their states.
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """
-    pythons, numpys = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
@@ -101,14 +101,14 @@ def seeded(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(pythons)
-            np.random.set_state(numpys)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def other_random_states() -> dict[str, object]:
-    """Return the states of Python's and NumPy's random numbers, to compare them, by module name."""
-    numpys: Any = np.random.get_state()
-    _, keys, *rest = numpys
+    """Return states of Python's and NumPy's generators that can be compared, by module name."""
+    numpy_state: Any = np.random.get_state()
+    _, keys, *rest = numpy_state
     return {"random": random.getstate(), "numpy.random": (bytes(keys), rest)}
 
 
@@ -120,7 +120,7 @@ def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
 
 @contextmanager
 def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
-    """Make a model. Random numbers of its constructor and of the body depend only on the seed."""
+    """Make a model. Random numbers in its constructor and the `with` body depend only on `seed`."""
     with seeded(seeding.constructor(seed, "model")):
         yield make("model", config)
 
@@ -128,7 +128,7 @@ def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
 def units_seeded(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Unit, ...]:
-    """Make a model, and return its units. All their random numbers depend only on the seed."""
+    """Make a model and return its units. Random numbers drawn for this depend only on the seed."""
     with seeded_model(config, seed) as model:
         return tuple(model.units(input_spec, task))
 
@@ -147,9 +147,9 @@ def check_images(input_spec: object, model: str) -> None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that no submodule can have: `train` is already an attribute of nn.Module.
+    """Refuse names of units that no submodule can have, such as `train`, a method of nn.Module.
 
-    Refuse also equal names, and a name that is a prefix of another (`a` and `a.b`), because then
+    Also refuse equal names, and a name that is a prefix of another (`a` and `a.b`), because then
     parameters of two units could have the same name in a file.
     """
     attributes = {*dir(nn.Module())}

@@ -175,11 +175,11 @@ class ViT:
         check_options("model", self)
         if not (math.isfinite(self.mlp_ratio) and self.hidden >= 1):
             raise ConfigError(
-                "model.mlp_ratio", self.mlp_ratio, "leaves no width", "give a positive number"
+                "model.mlp_ratio", self.mlp_ratio, "leaves no hidden layer", "use 4, for example"
             )
         if self.hidden > MOST_SIZE:
             problem = f"makes layers wider than {MOST_SIZE}"
-            raise ConfigError("model.mlp_ratio", self.mlp_ratio, problem, "use a smaller one")
+            raise ConfigError("model.mlp_ratio", self.mlp_ratio, problem, "use a smaller ratio")
         if self.dim % self.heads:
             problem = f"does not divide model.dim={self.dim}"
             raise ConfigError("model.heads", self.heads, problem, _possible(_divisors(self.dim)))
@@ -221,7 +221,6 @@ class ViT:
         ]
 
     def _patches(self, image: ImageSpec) -> int:
-        """Return the number of patches in an image."""
         if image.height % self.patch or image.width % self.patch:
             problem = f"does not divide the image's {image.height} x {image.width} pixels"
             remedy = _possible(_divisors(math.gcd(image.height, image.width)))

@@ -74,7 +74,10 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return intersections over unions, [..., N, A]. In-place operations save memory."""
+    """Return the intersection over union of each box with each anchor, [..., N, A].
+
+    In-place operations save memory.
+    """
     first = torch.maximum(boxes[..., None, :2], anchors[..., None, :, :2])
     sides = torch.minimum(boxes[..., None, 2:], anchors[..., None, :, 2:]).sub_(first).clamp_(min=0)
     shared = sides[..., 0] * sides[..., 1]

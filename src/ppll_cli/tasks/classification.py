@@ -109,8 +109,9 @@ class Classification:
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean cross-entropy, in float32 also under autocast.
 
-        In training the targets are smoothed, and are class shares if images are mixed. In
-        evaluation they are plain labels, so that losses of all runs can be compared.
+        In training the targets are smoothed by `label_smoothing`; they are class shares if images
+        are mixed, else labels. In evaluation they are always plain labels, so that the losses of
+        all runs can be compared.
 
         Raises:
             ValueError: The prediction does not have one logit for each class.

@@ -39,8 +39,8 @@ IGNORED = "ignored"
 which are crowds in COCO and difficult objects in VOC."""
 
 COUNT = "count"
-"""Name of the number of boxes in each picture, int64 [B]. The later elements of `BOXES` are
-padding."""
+"""Name of the number of boxes in each picture, int64 [B]. The elements of `BOXES`, `LABELS` and
+`IGNORED` after this number are padding."""
 
 NUMBER = "number"
 """Name of the index of each picture within its split, int64 [B]."""
@@ -223,7 +223,10 @@ def _sums(rows: Tensor, counted: Tensor) -> Tensor:
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row for each box, as `precision` describes it. `last` is the last column."""
+    """Return a row for each box, in the form that the module `precision` describes.
+
+    `last` has the values of the last column.
+    """
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes

@@ -25,14 +25,14 @@ class _Levels(nn.Module):
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # The buffer has dimensions. With a scalar, results under autocast would be bfloat16.
+        # This is no scalar, because with a scalar, results under autocast would be bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
         self.register_buffer("mean", values, persistent=False)
 
 
 class ToLevels(_Levels):
-    """Converts pictures to levels."""
+    """Converts pictures to levels, 255 * (picture - mean)."""
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Convert pictures, [B, 3, H, W] in [0, 1], to levels [B, 3, H, W]."""
@@ -40,7 +40,7 @@ class ToLevels(_Levels):
 
 
 class ToPictures(_Levels):
-    """Converts levels to pictures."""
+    """Converts levels, 255 * (picture - mean), to pictures."""
 
     def forward(self, levels: Tensor) -> Tensor:
         """Convert levels [B, 3, H, W] to pictures [B, 3, H, W], not clamped to [0, 1]."""

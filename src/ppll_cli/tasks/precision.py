@@ -79,8 +79,8 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
             "image_id": int(picture),
             "category_id": int(label) + 1,
             "bbox": [left, top, width, height],
-            # With an area outside of all ranges, pycocotools does not expect this box to be found,
-            # and ignores one detection that matches it.
+            # An area outside of all ranges makes pycocotools ignore this box, and one detection
+            # that matches the box.
             "area": -1.0 if ignored and not crowds else width * height,
             "iscrowd": int(ignored and crowds),
             "score": last,
@@ -96,7 +96,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
-    precision: Floats = evaluation.eval["precision"][..., 0, -1]  # overlap, recall, class
+    precision: Floats = evaluation.eval["precision"][..., 0, -1]  # [overlaps, recalls, classes]
     return precision
 
 

@@ -25,7 +25,7 @@ ANCHORS = 9
 """Number of anchors at each position of a map: three sizes, each in three shapes."""
 
 _COLUMNS = 9
-"""Number of columns of a prediction before the logits: level, anchor, deltas."""
+"""Number of columns of a prediction before the logits: 1 level, 4 of the anchor, 4 deltas."""
 
 
 def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,8 +57,8 @@ class Anchors(nn.Module):
         ]
         shapes = ((0.5, 1.0, 2.0),) * len(levels)
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
-        # The cells are a buffer, and steps are plain numbers, so that data need not be copied to
-        # the device for each batch.
+        # The anchors of one position are a buffer, and the steps in `forward` are plain numbers, so
+        # that nothing is copied to the device for each batch.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Anchors(nn.Module):
 class HeadStyle:
     """The settings of a model's head that are also used for heads of auxiliary networks."""
 
-    width: int  # W
+    width: int  # number of channels, W
     groups: int = 0  # number of groups of each GroupNorm in the branches; 0 for no norms
 
     def branches(self, classes: int) -> RetinaNetHead:
@@ -107,8 +107,8 @@ class PyramidHead(nn.Module):
     Args:
         channels: Number of channels of each given map, by its stride, which is one of `STRIDES`. At
             least one map is given.
-        width: W.
-        classes: C.
+        width: Number of channels of the pyramid, W.
+        classes: Number of classes, C.
         anchor: Side in pixels of the smallest anchors.
         groups: Number of groups of each GroupNorm in the branches; 0 for no norms.
     """

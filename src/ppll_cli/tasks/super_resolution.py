@@ -160,7 +160,7 @@ def _by_picture(rows: Tensor) -> dict[int, list[float]]:
 
 
 def _shaved(tile: Tensor) -> Tensor:
-    """Return the bounds of the pixels that `rgb_psnr` counts, in the form of `TILE`, int64 [B, 4].
+    """Return the bounds of the pixels that `rgb_psnr` counts, as `TILE` has them, int64 [B, 4].
 
     The border for `rgb_psnr` is one pixel wider than the border for SSIM. A tile has these borders
     only at the edges of the picture, where the bounds for PSNR and SSIM differ.

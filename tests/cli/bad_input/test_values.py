@@ -144,7 +144,7 @@ model.drop_path=often | valid number
 model.drop_path=null | valid number
 model.drop_path=true | valid number
 model.pooling=max | 'cls' or 'mean'
-model.mlp_ratio=nan | give a positive number
+model.mlp_ratio=nan | use 4, for example
 model=resnet32 data=synthetic model.depth=33 | nearest: 32, 38
 model=resnet18 model.depth=19 data=synthetic | model.depth=19 | must be 18, 34, 50, 101 or 152
 model=resnet18 model.stem=big | 'cifar' or 'imagenet'

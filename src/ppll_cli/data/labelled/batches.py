@@ -1,4 +1,4 @@
-"""Makes batches of pictures that loaders (child processes) decode during earlier batches.
+"""Makes batches of pictures. Loaders (child processes) decode the next batches in advance.
 
 Legend: B batch, C channels, H height, W width (pixels of the images).
 """

@@ -26,7 +26,7 @@ from ppll_cli.leaves.images import ImageSpec
 from ppll_cli.leaves.limits import Count, Natural
 from ppll_cli.leaves.machine import memory_bytes
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -113,7 +113,10 @@ class LabelledPictures(Classified):
         return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
-        """Make the images; if loaders decode the pictures later, only decode some as a test."""
+        """Check that no picture is in two splits or two classes, and make the images.
+
+        If loaders decode the pictures during training, only decode some of them here, as a test.
+        """
         self._check_apart()
         if self.resident:
             self.load()
@@ -139,7 +142,7 @@ class LabelledPictures(Classified):
 
     @property
     def resident(self) -> bool:
-        """Whether images are made once and kept in memory on the device of the first stage."""
+        """Whether images are made once and kept in the memory of the first stage's device."""
         if self.loaders is not None:
             return self.loaders == 0
         needed = 3 * self.size**2 * sum(map(len, self._splits.values()))
@@ -151,7 +154,7 @@ class LabelledPictures(Classified):
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":
-        """Return, for each split, one digest per class, of the names and sizes of its files."""
+        """Return, for each class of each split, a digest of the names and sizes of its files."""
         return {name: self._entries(listing) for name, listing in self._splits.items()}
 
     def batches(
@@ -161,7 +164,7 @@ class LabelledPictures(Classified):
         seed: int,
         device: "torch.device",
     ) -> "Batches | LoadedBatches":
-        """Return a maker of batches of images in memory, or of pictures that loaders decode."""
+        """Return an object that makes batches, from images in memory or with loaders."""
         from ppll_cli.data.batches import Batches, Split
         from ppll_cli.data.labelled.batches import LoadedBatches
 
@@ -181,14 +184,14 @@ class LabelledPictures(Classified):
             found = self.find()
             for part, listing in found.parts.items():
                 if not len(listing):
-                    raise ListingError(self.folder, f"has no pictures for {part}", "add some")
+                    raise ListingError(self.folder, f"has no pictures for {part}", "add pictures")
         except ListingError as error:
             raise self.fault(error.source, error.problem, error.remedy) from error
         return found
 
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
-        """The pictures of `train`, `test` and, if it exists, `val`, the same in every run."""
+        """The pictures of `train`, `test` and, if it exists, `val`; they are equal in every run."""
         parts = self._found.parts
         train, test, val = parts["train"], self._limited("test"), self._limited("val")
         if val is not None and test is not None and self.val_fraction:
@@ -213,7 +216,7 @@ class LabelledPictures(Classified):
     def _limited(self, part: str) -> Listing | None:
         """Return at most `eval_limit` pictures of a part; None if the part does not exist.
 
-        They are a random sample, because the first pictures may all be of one class.
+        The pictures are a random sample, because the first pictures may all be of one class.
         """
         listing = self._found.parts.get(part)
         if listing is None or self.eval_limit is None:

@@ -60,9 +60,9 @@ def images_of(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield arrays with the images of pictures. Each array is valid until the next one is yielded.
 
-    This process itself decodes up to `_FEW` pictures, and yields each image, uint8 [3, side, side].
-    If there are more pictures, loaders decode them, and each array holds up to `AT_ONCE` images,
-    uint8 [n, 3, side, side].
+    If there are at most `_FEW` pictures, this process itself decodes them, and each array is one
+    image, uint8 [3, side, side]. Otherwise loaders decode the pictures, and each array has up to
+    `AT_ONCE` images, uint8 [n, 3, side, side].
     """
     if len(wanted) <= _FEW:
         yield from (image_of(each, side) for each in wanted)

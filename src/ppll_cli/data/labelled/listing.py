@@ -65,12 +65,13 @@ class Found:
 
 
 def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
-    """Number the classes of the training pictures, and check that the other parts match them.
+    """Number the classes of the training pictures, and check the classes of the other parts.
 
     `parts` has, for each part, its folder or CSV file, and its pictures by class.
 
     Raises:
-        ListingError: The classes of two parts differ, or there are fewer than two classes.
+        ListingError: A part has a class without training pictures, a folder lacks a class, or there
+            are fewer than two classes.
     """
     source, train = parts["train"]
     classes = in_order(train)
@@ -107,8 +108,10 @@ def class_folders(folder: Path) -> list[Path]:
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
     """Find the pictures in a folder that has a folder for each class, with or without subfolders.
 
+    If `empty`, classes without pictures are allowed.
+
     Raises:
-        ListingError: There are no classes, or a class has no pictures although `empty` is False.
+        ListingError: There are no classes, or a class has no pictures and `empty` is False.
     """
     found: dict[str, Sequence[str]] = {}
     for inner in class_folders(folder):
@@ -219,7 +222,7 @@ def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV file that are not empty, each with its line number, from 1."""
+    """Yield each row of a CSV file with its line number, from 1; skip empty rows."""
     with _reading(file), open_regular(file, _MOST_CSV_BYTES) as opened:
         lines = opened.read().decode("utf-8-sig").splitlines()
     first = next((line for line in lines if line.strip()), "")
@@ -231,4 +234,5 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
             if any(stripped):
                 yield rows.line_num, stripped
     except csv.Error as error:
-        raise ListingError(f"{file}, line {rows.line_num}", str(error), "correct it") from error
+        where = f"{file}, line {rows.line_num}"
+        raise ListingError(where, str(error), "correct the line") from error

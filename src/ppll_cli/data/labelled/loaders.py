@@ -169,7 +169,10 @@ class SharedMemory:
 
 
 class _Loader:
-    """Starts the process of a loader with the descriptor `memory`, and communicates with it."""
+    """Starts the process of a loader, and communicates with it.
+
+    `memory` is the file descriptor of the memory into which the loader writes images.
+    """
 
     def __init__(self, memory: int) -> None:
         self._connection, there = Pipe()

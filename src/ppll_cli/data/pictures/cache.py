@@ -1,4 +1,4 @@
-"""Decodes pictures once, keeps their pixels in files, and maps these into memory.
+"""Decodes pictures once, keeps their pixels in files, and maps these files into memory.
 
 Legend: H height, W width (pixels of the large picture), s scale.
 """
@@ -48,15 +48,15 @@ def kept(
     """Return pictures from files of decoded pixels; make these files first if they are missing.
 
     Large pictures are cropped so that their sides are multiples of the scale. If a small picture
-    has no file, it is made from the large picture with PIL's bicubic filter, which is antialiased
-    like MATLAB's imresize, and computes with 8 bits per channel.
+    has no file, it is made from the large picture with PIL's bicubic filter. The filter is
+    antialiased, as in MATLAB's imresize, and computes with 8 bits per channel.
 
     Args:
         folder: Folder for the files of decoded pixels; it may not exist yet.
         sources: The files of the pictures.
         scale: The scale s.
-        longest: Limit for the longer side of large pictures, in pixels, to which larger pictures
-            are reduced; None for no limit.
+        longest: Limit for the longer side of large pictures, in pixels; None for no limit. Larger
+            pictures are reduced to it.
         measured: Whether the quality of bicubic enlargement is measured.
     """
 
@@ -118,7 +118,9 @@ def _pair(
     low = decoded(source.low)
     if low.size[0] < size[0] or low.size[1] < size[1]:
         problem = f"measures {low.size}, but {source.high.name} divided by {scale} measures {size}"
-        raise ConfigError("data.scale", scale, f"{source.low} {problem}")
+        raise ConfigError(
+            "data.scale", scale, f"{source.low} {problem}", "give the scale of the small pictures"
+        )
     return high, low.crop((0, 0, *size))
 
 

@@ -17,7 +17,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Count, Natural, Share
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -80,7 +80,7 @@ class PictureDataset(Files, ABC):
     def load(self) -> "dict[str, PictureSplit]":
         """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
 
-        They are the same in every run.
+        The splits are the same in every run.
         """
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
@@ -118,7 +118,10 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: "Iterable[Sequence[Source]]") -> None:
-        """Check that no picture occurs twice in all parts, for example through a link."""
+        """Check that no file is a picture of both parts, or occurs twice in one part.
+
+        Two names may belong to one file, for example through a link.
+        """
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:
@@ -198,13 +201,13 @@ class PictureDataset(Files, ABC):
         return tuple(source.high.name for source in self._divided()[split])
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Return the pixels of a picture of the user in [0, 1], float32 [1, 3, H, W]."""
+        """Return the pixels of a user's picture in [0, 1], float32 [1, 3, H, W]."""
         from ppll_cli.data.pictures.patches import as_images
 
         return {IMAGE: as_images([np.asarray(picture.convert("RGB"))], device)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
-        """Enlarge a picture of the user tile by tile, as in the evaluation of test pictures."""
+        """Enlarge a user's picture tile by tile, as in the evaluation of test pictures."""
         from ppll_cli.data.pictures.samples import enlarged
 
         made = enlarged(inputs[IMAGE], self._tiles([(picture.height, picture.width, 3)]), predict)
@@ -226,7 +229,7 @@ class PictureDataset(Files, ABC):
         seed: int,
         device: "torch.device",
     ) -> "PatchBatches":
-        """Return a maker of batches of patches or tiles."""
+        """Return an object that makes batches of patches and of tiles."""
         from ppll_cli.data.pictures.patches import PatchBatches
 
         return PatchBatches(self, splits, batch_size, seed, device)

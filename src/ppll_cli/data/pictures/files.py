@@ -31,7 +31,7 @@ _GAP = 2.0
 """The reduced size at which a JPEG is decoded is at least this many times the needed size."""
 
 _MOST_16_BIT = 0xFFFF
-_QUIET = Lock()  # warning filters belong to the process, so one thread changes them at a time
+_QUIET = Lock()  # all threads share the warning filters, so one thread at a time changes them
 
 
 class Header(NamedTuple):
@@ -140,5 +140,5 @@ def _in_colour(image: Image.Image) -> Image.Image:
         return Image.fromarray((greys >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("its grey values are floating-point numbers, whose range is not known")
-    image.info.pop("transparency", None)  # for a palette, convert() would warn and drop it
+    image.info.pop("transparency", None)  # convert() would drop it with a warning
     return image.convert("RGB")

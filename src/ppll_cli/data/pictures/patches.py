@@ -77,10 +77,8 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
         """Make a batch of one tile (`size` must be 1), because tiles have different shapes.
 
         Returns:
-            Small [1, 3, H, W] and large [1, 3, sH, sW] tile, float32 in [0, 1], the description of
-            the tile, int64 [1, 9], and the quality of bicubic enlargement, float64 [1, 2], by name.
-            Quality is measured for the whole picture. The picture's first tile has these values;
-            all other tiles have zeros.
+            The small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32 in [0, 1]; `TILE`
+            and `BICUBIC`, as `ppll_cli.tasks.super_resolution` defines them; all by name.
         """
         here = self.splits[split]
         assert size == 1
@@ -131,10 +129,11 @@ def _turned(patch: Bytes, turn: int) -> Bytes:
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return the range of evaluated pixels along a side of a large tile, from the tile's start.
+    """Return the range of evaluated pixels along a side of a large tile.
 
-    Pixels closer than `border` to the edge of the large picture are not evaluated. The span of the
-    tile, and `side`, the length of the picture, are in pixels of the small picture.
+    The range is the first pixel and the pixel after the last, counted from the tile's start. Pixels
+    closer than `border` pixels to the edge of the large picture are not evaluated. `span`, the
+    tile's span, and `side`, the length of the picture, are in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)

@@ -76,7 +76,7 @@ def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -
 
 
 def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.Image:
-    """Enlarge a whole picture tile by tile, and join the counted pixels of the enlarged tiles.
+    """Enlarge a whole picture tile by tile, and join the pixels of each tile that count (`Span`).
 
     The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to
     [1, 3, sh, sw], all in [0, 1]. The tiles are ordered by rows, and from left to right in a row.
@@ -95,7 +95,7 @@ def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.I
 
 
 def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
-    """Return PSNR in dB without a border; None if no pixel is left."""
+    """Return the PSNR, in dB, of two pictures without their borders; None if no pixel is left."""
     one, other = (inner_luma(torch.from_numpy(np.array(each)), border) for each in (made, wanted))
     if not one.numel():
         return None

@@ -125,7 +125,6 @@ def decode(pixels: Path | Bytes) -> Image.Image:
 
 
 def _without_ignored(scene: Scene) -> Scene:
-    """Return a scene without its ignored boxes."""
     kept = ~scene.ignored
     return Scene(scene.pixels, scene.boxes[kept], scene.labels[kept], scene.ignored[kept])
 

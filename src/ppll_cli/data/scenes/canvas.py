@@ -24,7 +24,7 @@ VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
 
 MOST_COMMON = 0.4
-"""Largest intersection over union of two boxes; above it, a detector may drop one of them."""
+"""Largest intersection over union of two boxes. A detector may drop a box that overlaps more."""
 
 CONTRAST = 55.0
 """Wanted distance between the mean colours of an item and its background (from 0 to 255)."""
@@ -60,7 +60,7 @@ def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: in
     canvas = _background(random, side)
     for _ in range(random.randint(3, 9)):
         _paint_fragment(random, canvas, items[random.randint(len(items))])
-    owner = np.full((side, side), -1)  # index of the item that a pixel shows; -1 for background
+    owner = np.full((side, side), -1)  # for each pixel the item that it shows; -1 for background
     areas: list[int] = []
     objects: list[tuple[float, float, float, float, int, bool]] = []
     count = random.randint(1, MOST + 1)
@@ -113,7 +113,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item, too small to be recognised, which is therefore not an object."""
+    """Paint a fragment of an item. It is too small to be recognised, so it is not an object."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])
@@ -192,7 +192,10 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Draw 8 colours; return the first with enough contrast, or the one with the most, [3]."""
+    """Return a random colour for an item, float32 [3]: of 8, the first with enough contrast.
+
+    If no colour has the wanted contrast to the background, return the one with the most contrast.
+    """
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

@@ -21,7 +21,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
 from ppll_cli.leaves.limits import Count, Positive
 
-if TYPE_CHECKING:  # importing torch takes seconds, so wrong options are refused before it
+if TYPE_CHECKING:  # at run time, wrong options are refused before torch is imported
     import torch
     from PIL.Image import Image
 
@@ -121,7 +121,7 @@ class DetectionDataset(Files, ABC):
     def load(self) -> dict[str, Scenes]:
         """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
 
-        They are the same in every run.
+        The splits are the same in every run.
         """
         return self._splits
 
@@ -141,7 +141,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice, in one part or in two, as through a linked folder."""
+        """Check that no file occurs twice, in one part or in two, for example through a link."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
@@ -202,13 +202,13 @@ class DetectionDataset(Files, ABC):
     def batches(
         self, splits: Mapping[str, Scenes], batch_size: int, seed: int, device: "torch.device"
     ) -> "SceneBatches":
-        """Return a maker of batches of resized pictures with their boxes."""
+        """Return an object that makes batches of resized pictures with their boxes."""
         from ppll_cli.data.scenes.batches import SceneBatches
 
         return SceneBatches(self, splits, batch_size, seed, device)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Write the first test pictures with their true boxes and the detected boxes."""
+        """Write the first test pictures, with true and detected boxes on them, to a folder."""
         import torch
 
         from ppll_cli.data.scenes.samples import write_samples
@@ -218,7 +218,7 @@ class DetectionDataset(Files, ABC):
         write_samples(splits["test"], batches, self.task, predict, folder)
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Return a resized, normalised and padded picture, float32 [1, 3, H, W], and its frame."""
+        """Return a resized, normalised, padded picture, float32 [1, 3, H, W], and its `FRAME`."""
         from ppll_cli.tasks.detection import FRAME
 
         pixels = np.asarray(picture.convert("RGB"))[None]

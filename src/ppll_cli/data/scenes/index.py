@@ -22,7 +22,7 @@ MOST_PIXELS = 1e6
 """Largest number in an annotation that is accepted as a position or a size, in pixels."""
 
 _LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; smaller boxes are dropped
-_LEAST_PART = 0.5  # fraction of a box's area that should be inside its picture
+_LEAST_PART = 0.5  # smallest fraction of a box's area that should be inside its picture
 
 
 class Found(NamedTuple):
@@ -75,7 +75,7 @@ class Index:
     """The content of all annotations of P pictures."""
 
     classes: tuple[str, ...]  # names of the classes, in the order of their labels
-    files: tuple[str, ...]  # of the pictures, relative to the data set's folder of pictures
+    files: tuple[str, ...]  # paths of the pictures, relative to the data set's folder of pictures
     sizes: NDArray[np.int64]  # width and height in the annotations, in pixels, [P, 2]
     objects: Objects
     remark: str = ""  # a warning for the user about boxes that are dropped or clipped
@@ -108,20 +108,20 @@ class Scenes:
     """A split: some of the P pictures of a part, in order."""
 
     pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
-    objects: Objects  # of the P pictures
+    objects: Objects  # objects of the P pictures
     chosen: NDArray[np.intp]  # indices of the pictures in the split
-    sizes: NDArray[np.int64] | None = None  # as in `Index`; None if pictures are not compared
+    sizes: NDArray[np.int64] | None = None  # as in `Index`; None if sizes need not be checked
     remark: str = ""
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Return a split of all pictures, which are not compared with annotations."""
+        """Return a split of all pictures, whose sizes need not be checked."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
 
     @classmethod
     def indexed(cls, folder: Path, index: Index) -> "Scenes":
-        """Return a split of all pictures of an index, whose files are relative to `folder`."""
+        """Return a split of all pictures of an index; their files are in `folder`."""
         files, order = [folder / name for name in index.files], np.arange(len(index.files))
         return cls(files, index.objects, order, index.sizes, index.remark)
 
@@ -189,10 +189,12 @@ def _read(path: Path) -> Index:
 
 
 def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) -> Objects:
-    """Return the objects from the arrays of a file of the cache, which may contain other arrays.
+    """Return the objects from the arrays in a file of the cache, which may have further arrays.
+
+    `pictures` and `classes` are the expected numbers of pictures and of classes.
 
     Raises:
-        ValueError: The arrays do not match the number of pictures or classes, or each other.
+        ValueError: The arrays do not match these numbers, or each other.
     """
     objects = Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
     starts, labels, count = objects.starts, objects.labels, len(objects.labels)
@@ -213,7 +215,10 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures, if any."""
+    """Return a warning about boxes that are dropped or mostly outside of their pictures.
+
+    The text is empty if there are no such boxes. Raise ValueError if most boxes are such boxes.
+    """
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)
     if total and all(max(right, bottom) <= 1 for _, _, _, right, bottom in boxes):

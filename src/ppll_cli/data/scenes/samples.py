@@ -51,7 +51,7 @@ integer factor."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # for the legend; in pictures, colours depend on classes
+_EXAMPLE: Colour = (255, 170, 60)  # of a box in the legend; in pictures, colours depend on classes
 
 
 class Mark(NamedTuple):
@@ -59,9 +59,9 @@ class Mark(NamedTuple):
 
     box: Rectangle  # outer border of the box, in pixels of the enlarged picture
     text: str
-    colour: Colour | None  # of a found box and its label; None for a true box, which is dashed
+    colour: Colour | None  # colour of a found box; None for a true box, which is dashed
     ignored: bool = False  # whether training and scoring leave out the (true) box
-    place: Rectangle | None = None  # of the label; None if not chosen yet, or if no place is free
+    place: Rectangle | None = None  # place of the label; None if not chosen yet or none is free
 
     @property
     def ground(self) -> Colour:
@@ -147,9 +147,8 @@ def marks(
 ) -> list[Mark]:
     """Return the boxes to draw: found boxes in order of falling score, then all true boxes.
 
-    Found boxes are detections with scores of at least `LEAST_SCORE`, at most `MOST_DETECTIONS`.
-
-    `size` is width and height of the picture, which was enlarged by `factor`, in pixels.
+    Found boxes are the best detections, up to `MOST_DETECTIONS`, with scores of `LEAST_SCORE` or
+    more. `size` is width and height of the picture, which was enlarged by `factor`, in pixels.
     """
     names = [printable(name) for name in classes]
     rows = zip(*(each.tolist() for each in found), strict=True)
@@ -181,7 +180,7 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """Return the entries of the legend: the kind of box that is drawn as an example, and a text."""
+    """Return the entries of the legend: the kind of an example box (empty: no box), and a text."""
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that evaluation ignores"))
