@@ -135,7 +135,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/live_picture", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/pictures/live.svg"))
     parser.add_argument("--columns", type=int, default=100)
-    parser.add_argument("--at", type=float, default=0.6, help="share of the steps that are done")
+    parser.add_argument("--at", type=float, default=0.6, help="draw when this share is done")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     command = [sys.executable, "-m", "ppll_cli", *options.overrides]

@@ -73,7 +73,7 @@ Clock = Callable[[], float]
 def main(arguments: Sequence[str]) -> None:
     """Measure all optimizers, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark host", description=__doc__)
-    parser.add_argument("--long", action="store_true", help="60 blocks of each instead of 12")
+    parser.add_argument("--long", action="store_true", help="time 60 blocks of steps, not 12")
     parser.add_argument("overrides", nargs="*", help="for example device=cuda")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

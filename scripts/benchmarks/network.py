@@ -70,11 +70,11 @@ Speeds = dict[str, list[float]]
 def main(arguments: Sequence[str]) -> None:
     """Measure all rows, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark network", description=__doc__)
-    parser.add_argument("--long", action="store_true", help="every model and row")
+    parser.add_argument("--long", action="store_true", help="measure every model and row")
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--rounds", type=int, default=1, help="number of runs of each case")
-    parser.add_argument("--steps", type=int, default=25, help="steps of each run")
+    parser.add_argument("--steps", type=int, default=25, help="optimizer steps of each run")
     parser.add_argument(
         "--accuracy",
         nargs="+",

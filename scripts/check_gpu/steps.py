@@ -294,7 +294,7 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names, and the groups that belong to them."""
+    """Return the groups that `--only` names; runs and their comparisons come together."""
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:
         names |= {"numbers", "equal numbers"}

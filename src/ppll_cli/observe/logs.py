@@ -81,9 +81,9 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def only_warn(problem: str) -> Iterator[None]:
-    """Log an exception of the body instead of raising it, for work that the run does not need.
+    """In the `with` block, log an exception instead of raising it; the run does not need the block.
 
-    The warning is `problem` and then the exception.
+    The logged warning is `problem`, followed by the exception.
     """
     try:
         yield

@@ -214,7 +214,7 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward pass, in two halves if `weights` are given; mark start and end of each.
+    """Run a unit's backward pass, as two halves if `weights` are given, and time it with `watch`.
 
     `gradients` has the gradients of the unit's outputs by name, from later units. Random numbers
     replace a missing gradient. The function adds the gradients of the unit's inputs, `leaves`, to

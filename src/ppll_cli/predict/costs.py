@@ -1,4 +1,4 @@
-"""Computes from a profile the times of a job's instructions, and of the transfers they start."""
+"""Computes from a profile how long a job's instructions take, and the transfers that they start."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -186,7 +186,7 @@ class _ChunkTimes:
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
-    """Return the cost of the loss after a chunk, or zeros if the chunk does not end a module."""
+    """Return the cost of the loss at the end of a chunk; zeros if the chunk ends no module."""
     if not chunk.ends_module:
         return Measured(0.0, 0.0, 0, 0)
     return profile.auxiliary(job.layout.modules, chunk.module)

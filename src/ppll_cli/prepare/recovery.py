@@ -18,8 +18,8 @@ from ppll_cli.transport.ring import RingTransport
 
 USUAL, MOST, FEWEST = 16, 64, 2
 """How many messages a stage may handle between two snapshots, if the program chooses the number.
-`MOST` is for messages that are small compared with the state, and `FEWEST` for a machine whose
-shared memory is short."""
+`MOST` is for messages that are small compared with the state, and `FEWEST` for a machine with
+little shared memory."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which another process sees stores in the order in which they were made."""
