@@ -217,7 +217,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
     )
-    parser.add_argument("--short", action="store_true", help="a tenth of the training")
+    parser.add_argument("--short", action="store_true", help="train on a tenth of the samples")
     add_options(parser, EVERY, NUMBERS, seeds=[0])
     options = parser.parse_args(arguments)
     console = Console()

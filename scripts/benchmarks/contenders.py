@@ -166,7 +166,7 @@ class Case:
             return f"a batch of {batch_size} cannot be shared evenly"
         if name == "torch_zero_bubble_m4" and len(self.job("ppll").features[0].shape) == 3:
             # torch detaches the outputs of a stage in place. Channels-last maps are sent as views.
-            return "torch's split backward fails for views, as which feature maps are sent"
+            return "torch's split backward fails for views, and feature maps are sent as views"
         return None
 
     def _contender(self, name: str) -> Contender:

@@ -150,7 +150,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
 
 
 def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> Step:
-    """Return a training step of the stage, written by hand, with networks of its own."""
+    """Return a function that makes a training step of the stage, with networks of its own."""
     chunk = HeldChunk(job, CHUNK, job.site(job.units()), device)
     assert chunk.criterion is not None
     criterion, optim = chunk.criterion, job.settings.optim

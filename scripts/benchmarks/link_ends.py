@@ -52,7 +52,7 @@ class Once:
 
 
 def ddp(rank: int, store: str, warm_up: int, steps: int, overrides: Sequence[str]) -> float:
-    """Train a warm-up, then timed steps, and return the speed in samples per second."""
+    """Train warm-up steps, then timed steps, and return the speed in samples per second."""
     job = prepare(compose_settings(overrides), run_dir="").job
     orders = Once((warm_up, steps))
     serve(DataParallelTrainer, replace(job, devices=("cpu", "cpu")), rank, store, orders)

@@ -21,7 +21,7 @@ def unit_weights(seed: int, unit: str) -> int:
 
 
 def auxiliary_weights(seed: int, module: int) -> int:
-    """Return the seed for a module's exports and the initial weights of its auxiliary network."""
+    """Return the seed for the initial weights of a module's exports and auxiliary network."""
     return _seed("auxiliary weights", seed, module)
 
 

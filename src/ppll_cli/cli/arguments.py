@@ -64,7 +64,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def existing_folder(text: str) -> Path:
-    """Return the folder that an argument names; refuse one that does not exist, for argparse."""
+    """Return the folder with the path `text`; raise argparse's error if there is none."""
     folder = Path(text).expanduser()
     if not os.path.isdir(folder):
         raise argparse.ArgumentTypeError(f"there is no folder {text}")
@@ -72,7 +72,7 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override that adds `config_dir` to Hydra's search path; nothing for None."""
+    """Return the override that adds `config_dir` to Hydra's search path; an empty list for None."""
     if config_dir is None:
         return []
     return [search_path([config_dir])]

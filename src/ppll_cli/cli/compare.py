@@ -51,9 +51,9 @@ def _main(arguments: Sequence[str]) -> None:
         metavar="RUN_OR_SWEEP_DIR",
         help="run directories, or folders that hold runs at any depth",
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the files")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for comparison.*")
     parser.add_argument(
-        "--each", action="store_true", help="show each run in a row, not groups that differ in seed"
+        "--each", action="store_true", help="a row for each run, even if runs differ only in seed"
     )
     options = parser.parse_args(arguments)
     folders = [Path(folder) for folder in options.folders]

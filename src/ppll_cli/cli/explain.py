@@ -31,8 +31,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
     """Return the error that the user sees when the configuration cannot be composed.
 
     Args:
-        error: The exception. A ConfigError is returned unchanged. Of another exception that has a
-            cause, the cause is explained.
+        error: The exception. A ConfigError is returned unchanged. If any other exception has a
+            cause, the returned error describes the cause.
         arguments: The arguments of the command line, or the overrides of a job.
         program: Name of the program whose `--help` the message suggests.
     """
@@ -103,7 +103,7 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
     """
     remedy = f"give {usual}=FOLDER with a folder that you can write to"
     if error.filename is None:  # a write failed, for example because the disk is full
-        problem = f"Hydra cannot write into it: {error.strerror}"
+        problem = f"Hydra cannot write into this folder: {error.strerror}"
         return ConfigError(usual, given.get(usual, ""), problem, remedy)
     place = str(error.filename)
     key = next((key for key, value in given.items() if value == place), usual)
@@ -149,7 +149,7 @@ class _Options:
         """Return the names of the options of a group."""
         return sorted({path.stem for at in self.places for path in (at / group).glob("*.yaml")})
 
-    def having(self, group: str, key: str) -> list[str]:
+    def with_key(self, group: str, key: str) -> list[str]:
         """Return the names of those options of a group that have the key `key`."""
         found = []
         for path in (path for at in self.places for path in sorted((at / group).glob("*.yaml"))):
@@ -197,7 +197,7 @@ def _no_key(key: str, options: _Options) -> ConfigError:
     elsewhere = [k for k in keys if k.endswith(f".{name}")]
     remedy = f"{command('ppll-run', '--cfg', 'job')} shows all keys"
     has = f"{group} has {', '.join(beside)}"
-    if beside and group and (others := options.having(group, name)):
+    if beside and group and (others := options.with_key(group, name)):
         remedy = f"it is a key of {', '.join(f'{group}={each}' for each in others)}; {has}"
     elif near := meant(name, beside):
         remedy = near.replace("mean ", f"mean {group}." if group else "mean ", 1) + remedy

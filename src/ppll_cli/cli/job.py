@@ -35,8 +35,8 @@ If Hydra's launcher runs jobs of a sweep in other processes, each process has it
 
 
 _stopped: list[Interrupted] = []
-"""Interrupts of this process's jobs. If it is not empty, this process skips all further jobs. Only
-processes that Hydra's launcher has started to run jobs of a sweep fill it."""
+"""Interrupts of this process's jobs. If the list is not empty, this process skips all further jobs.
+The list is only filled in processes that Hydra's launcher has started to run jobs of a sweep."""
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Jobs:
         from ppll_cli.launch.run import Run
 
         if not gc.isenabled():  # the first job of this process
-            gc.freeze()  # imported modules live to the end: no garbage collection need visit them
+            gc.freeze()  # garbage collection need not visit imported modules: they live to the end
             gc.enable()
         changed = partial(changes, config, choices)
         options = options_given()

@@ -40,9 +40,10 @@ def expand_home(override: str) -> str:
 
 
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """Return the overrides without `resume=auto`; if `hydra.run.dir` has a run, resume it.
+    """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
 
-    With `resume=auto`, a batch system can start the same command again and again.
+    Otherwise drop `resume=auto`, so that the run begins there. With `resume=auto`, a batch system
+    can start the same command again and again.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
@@ -104,7 +105,7 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 
     A folder is accepted if it holds only files of a start-up that ended before any training. Return
     the folders that Hydra will make. Return None if the command line does not name the directory,
-    or if an interpolation in its name cannot be resolved here.
+    or if an interpolation in its name cannot be resolved before Hydra starts.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.

@@ -73,7 +73,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="as for ppll-run; gpus, schedule and replicas may have several values: gpus=1,2,4",
     )
     between_devices = "bytes per second of the link between two devices, in each direction "
-    between_devices += "(default: messages take as long as copies measured here)"
+    between_devices += "(default: messages take as long as copies on this machine)"
     between_machines = "bytes per second of a machine's link to other machines, in each direction"
     for name, kind, metavar, text in (
         ("--bandwidth", _positive, "BYTES", between_devices),

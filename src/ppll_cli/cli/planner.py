@@ -148,8 +148,8 @@ class Planner:
         if max(self.replicas or gpus) > 1:
             lines.append(
                 "replicas share each batch, so BatchNorm, if the model has any, normalizes each "
-                "share alone; the predicted all-reduce takes as long as copying the bytes that a "
-                "ring sends, or, if a link's bandwidth is given, overlaps with the backward"
+                "share alone; the all-reduce of gradients is predicted to take as long as a copy "
+                "of the sent bytes or, if a link's bandwidth is given, to overlap with the backward"
             )
         if local := [name for name in self.schedules if self._schedule(name).local]:
             lines.append(f"schedules that train modules by local losses: {', '.join(local)}")
@@ -164,7 +164,7 @@ class Planner:
         ]
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes that say how costly auxiliary networks may be for ppll to be faster."""
+        """Return notes that say how costly auxiliary networks may be before ppll is slower."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

@@ -64,7 +64,7 @@ class BasicSweeper(Sweeper):
         params: The setting `hydra.sweeper.params`: by key, the values to sweep over, as text.
     """
 
-    course: ClassVar[Sweep]
+    current: ClassVar[Sweep]
 
     def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None = None) -> None:
         self._size, self._params = max_batch_size, params or {}
@@ -79,9 +79,9 @@ class BasicSweeper(Sweeper):
         )
 
     @classmethod
-    def install(cls, course: Sweep) -> None:
+    def install(cls, current: Sweep) -> None:
         """Have Hydra use this class in this process."""
-        cls.course = course
+        cls.current = current
         # Hydra takes plugins only from its own packages, but it looks up each class by this name.
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
 
@@ -91,9 +91,9 @@ class BasicSweeper(Sweeper):
         The arguments are the overrides on the command line, except overrides of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
-        if self.course.before is not None:
+        if self.current.before is not None:
             with locked_sweep(folder, begins=False):
-                return self._launch(self._left(self.course.before))
+                return self._launch(self._left(self.current.before))
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
         record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
@@ -103,14 +103,14 @@ class BasicSweeper(Sweeper):
             _check_new(folder, configs)
             _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self._config, folder / "multirun.yaml")
-            self.course.resume_command = resume_command
+            self.current.resume_command = resume_command
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
         """Return the overrides of each job, in Hydra's order."""
         params = [f"{key}={value}" for key, value in self._params.items()]
         # Hydra drops quotes inside `choice()`, so jobs get the overrides as the user wrote them.
-        given = self.course.overrides
+        given = self.current.overrides
         typed = dict(zip(for_each_job(given), given, strict=True))
         parser = OverridesParser.create(config_loader=self._hydra.config_loader)
         overrides = parser.parse_overrides([*params, *(typed.get(a, a) for a in arguments)])
@@ -167,8 +167,8 @@ class BasicSweeper(Sweeper):
         remove(sweep.folder / REFUSED_FILE)  # jobs that are refused again are recorded again
         with _hydra_config(self._config):
             options = options_given()
-        given = [o for o in self.course.overrides if not o.startswith(f"{SEARCH_PATH}=")]
-        self.course.resume_command = command("ppll-run", "--multirun", *options, *given)
+        given = [o for o in self.current.overrides if not o.startswith(f"{SEARCH_PATH}=")]
+        self.current.resume_command = command("ppll-run", "--multirun", *options, *given)
         done, begins = len(sweep.jobs) - len(left), len(left) - len(going_on)
         told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"
         log.info(told, done, len(sweep.jobs), len(going_on), begins)

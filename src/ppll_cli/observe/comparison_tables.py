@@ -52,7 +52,7 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
 }
-"""Columns of CSV that are not measured are `FACTS` and, further right, `GIVEN`."""
+"""Columns of CSV with what users gave to runs. Like the columns `FACTS`, they are not measured."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def cell(
     if found.deviation is not None:
         said += f" ± {format(found.deviation / scale, form)}"
         said += f" ({found.count})" if counted else ""
-    return said + unit + (f" {NOISE}" if group.like(against, judged or measure) else "")
+    noisy = group.within_noise_of(against, judged or measure)
+    return said + unit + (f" {NOISE}" if noisy else "")
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:

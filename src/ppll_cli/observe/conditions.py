@@ -98,7 +98,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     found = {
         key: both
         for key, both in found.items()
-        if "." not in key or key.partition(".")[0] not in found  # the options differ already
+        if "." not in key or key.partition(".")[0] not in found  # else the options differ
     }
     if len(found) > 1:
         found.pop("steps", None)

@@ -31,7 +31,7 @@ P = ParamSpec("P")
 Line = Mapping[str, Any]
 
 REFRESH_S, PLAIN_S = 0.5, 10.0
-"""Seconds between two updates of a live display, and between two lines on outputs without one."""
+"""Seconds between two updates of a live display, and between two lines if there is no display."""
 
 PLAIN_WIDTH = 120
 """Width, in characters, of tables that are not printed to a terminal."""
@@ -49,8 +49,8 @@ NO_CURSOR = ("", "dumb", "unknown")
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
     """Return a rich console that writes to stdout.
 
-    Unless stdout is a terminal that is `NARROWEST` wide or wider, tables have `plain_width`
-    characters.
+    If stdout is no terminal, or a terminal narrower than `NARROWEST`, tables are `plain_width`
+    characters wide.
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:

@@ -145,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--name", default="ppll-run: speed")
     parser.add_argument("--metric", help=f"the metric to show (default: {', '.join(METRICS)})")
     parser.add_argument(
-        "--baseline", metavar="RUN_ID", help="the wandb run with which the others are compared"
+        "--baseline", metavar="RUN_ID", help="the wandb run with which all others are compared"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the page as JSON")
     given = parser.parse_args(arguments)

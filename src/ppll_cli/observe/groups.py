@@ -189,7 +189,7 @@ class Group:
         """Return whether another object represents the same group of runs."""
         return self.first.run is other.first.run
 
-    def like(self, other: "Group | None", measure: Measure) -> bool | None:
+    def within_noise_of(self, other: "Group | None", measure: Measure) -> bool | None:
         """Return whether noise can explain the difference between two groups in a measure.
 
         Return None if there is no other group, if it is this group, or if the noise cannot be

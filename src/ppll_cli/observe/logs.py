@@ -81,9 +81,9 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def only_warn(problem: str) -> Iterator[None]:
-    """In the `with` block, log an exception instead of raising it; the run does not need the block.
+    """In the `with` block, log an exception as a warning instead of raising it.
 
-    The logged warning is `problem`, followed by the exception.
+    This is for work that a run does not need. The warning is `problem`, followed by the exception.
     """
     try:
         yield

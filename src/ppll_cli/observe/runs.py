@@ -173,7 +173,7 @@ def read_run(folder: Path) -> FoundRun | None:
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
-        config["choices"] = named  # options of another type are damaged
+        config["choices"] = named  # an option that is no text is damaged
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))

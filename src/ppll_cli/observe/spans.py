@@ -54,9 +54,10 @@ class Restart(NamedTuple):
     Attributes:
         worker: Index of the worker in the list of lanes.
         start_s: When the launcher detected the failure, in seconds on the clock of the spans.
-        end_s: When the new worker continued the work, or failed too.
+        end_s: When the new worker continued the work or failed, on the same clock.
         phase: What the worker did when it failed.
-        batch: The batch or mark (see `job.course`) at which it failed; None if it was starting.
+        batch: Text that names the batch, evaluation or checkpoint at which the worker failed; None
+            if the worker was starting.
     """
 
     worker: int

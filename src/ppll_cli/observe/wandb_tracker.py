@@ -116,7 +116,7 @@ class WandbTracker:
             group=self.group or run.sweep,
             job_type=run.choices["schedule"],
         )
-        # Panels can use both as their x axis; steps are the default.
+        # The x axis of a panel is `step` by default, and can be `train_seconds`.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("train_seconds", hidden=True)
         self._run.define_metric("*", step_metric="step")
@@ -236,7 +236,7 @@ class WandbTracker:
                     silent=True,
                     x_disable_stats=True,
                     x_save_requirements=False,
-                    x_transaction_log_flush_interval=1.0,  # 15 s by default, which a kill loses
+                    x_transaction_log_flush_interval=1.0,  # a kill loses the last 15 s by default
                 ),
                 **of_run,
             )
@@ -247,7 +247,7 @@ class WandbTracker:
                 if wandb.login(prompt=False):
                     return init("online")
                 login = command("wandb", "login")
-                why = f"no key is configured ({login}, or WANDB_API_KEY)"
+                why = f"no key is configured; use {login}, or set WANDB_API_KEY"
             except Exception as error:
                 why = " ".join(str(error).split())
                 wandb.teardown()  # ends wandb's process, which regards the run as still running

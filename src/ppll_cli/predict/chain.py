@@ -61,7 +61,7 @@ class Setup:
         threads: CPU threads, as many as a worker has.
         compiled: Whether networks are compiled by torch.compile.
         recompute: Whether the backward pass of a unit first runs the forward pass again.
-        seed: Seed for random numbers that the model or the local method draws as it is made.
+        seed: Seed for random numbers that the model or the local method draws when it is made.
     """
 
     model: Mapping[str, Any]

@@ -46,10 +46,10 @@ class Source(Protocol):
 def instruction_times(
     job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> list[Times]:
-    """Return the seconds of each stage's instructions; instructions without time are left out.
+    """Return the seconds of each stage's instructions; instructions that take no time are left out.
 
-    Receiving counts as 0 seconds, because stages read messages in place. Loading the next batch
-    counts as 0 seconds, because a separate thread loads it.
+    Receiving takes no time, because stages read messages in place. Loading the next batch takes no
+    time, because a separate thread loads it.
 
     `sizes` has the number of samples of each micro-batch. The profile has times for the first
     micro-batch, which is the largest. Times of smaller micro-batches are assumed to be proportional

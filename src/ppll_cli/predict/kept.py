@@ -16,7 +16,7 @@ from ppll_cli.leaves.files import problem_of, read_json, write_json
 log = logging.getLogger(__name__)
 
 Record = dict[str, float]
-"""What was measured in one measurement, such as that of a unit: seconds, bytes, counts by name."""
+"""The values of one measurement, such as that of a unit: seconds, bytes and counts, by name."""
 
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},

@@ -88,7 +88,7 @@ class Pipeline:
         )
 
     def _batches_held(self) -> int:
-        """Return the largest number of batches whose messages a channel can hold together.
+        """Return the largest number of batches whose messages a channel can hold at a time.
 
         If transfers take long, batches arrive in groups of this size.
         """

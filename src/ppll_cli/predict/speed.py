@@ -34,7 +34,7 @@ class EdgeLoad:
 
     Attributes:
         stages: The two stages, the lower one first.
-        between_machines: Whether the two workers of any replica are on different machines.
+        between_machines: Whether, in any replica, the two workers are on different machines.
         busy_fraction: Fraction of time in which the connection is in use, in the direction with
             more bytes; None if senders copy messages themselves.
     """
@@ -131,7 +131,7 @@ def predict(
 
 
 def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
-    """Return for each stage how many replicas are on each machine; on one machine if `together`."""
+    """Return for each stage how many replicas are on each machine; `together`: on machine 0."""
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
         for stage in range(job.stages)

@@ -88,7 +88,7 @@ def weights(
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
     """Return costs in seconds for the number of samples that the profile measures.
 
-    The optimizer makes one step per batch. Of its time, the costs include the share of the samples.
+    The optimizer makes one step per batch, and the costs include these samples' share of its time.
     """
 
     def seconds(part: Measured) -> float:

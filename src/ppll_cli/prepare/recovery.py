@@ -61,7 +61,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job with `snapshot_every` set for a prediction, and why it cannot be set.
+    """Return the job with `snapshot_every` set for a prediction, or the job and why it is not set.
 
     The text is empty if `snapshot_every` is set, and with `recover=off`. The run may use other
     machines than this one, so shared memory is not checked.
@@ -117,9 +117,8 @@ class _Room(NamedTuple):
     def wished(self) -> int:
         """Return how many messages to allow between two snapshots, if there is room for them.
 
-        The result is the usual number. If the snapshots take more memory than this number of
-        messages, the result is the number of messages that take as much memory as the snapshots,
-        but not more than `MOST`.
+        The result is `USUAL`. If snapshots take more memory than `USUAL` messages, the result is
+        the number of messages that take as much memory as snapshots, but not more than `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
