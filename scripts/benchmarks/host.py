@@ -178,7 +178,7 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
 
 
 def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) -> Step:
-    """Return the optimizer's step, which calls torch's fused kernel."""
+    """Return a function that makes the optimizer's step with torch's fused kernel."""
     state = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     count = torch.zeros(len(parameters), device=device)
     counts = list(count.unbind())

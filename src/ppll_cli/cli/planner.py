@@ -164,7 +164,7 @@ class Planner:
         ]
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes that say how costly auxiliary networks may be before ppll is slower."""
+        """Return notes on how costly auxiliary networks may be before ppll is not the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

@@ -102,7 +102,7 @@ def _row(
 
 
 def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
-    """Add to a run's row its baselines; a refused run has none."""
+    """Return a run's row with its baselines; a refused run has none."""
     if not row.conditions:
         return row
 
@@ -262,5 +262,5 @@ def _size(group: Group) -> str:
 
 
 def _threads(run: FoundRun) -> int:
-    """Return the number of threads of each worker."""
+    """Return the number of threads of each worker; 1 if unknown."""
     return int(number(run.get("threads")) or 1)
