@@ -164,7 +164,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
     restarts = json.loads((run_dir / "summary.json").read_text())["restarts"]
     outcome.restarts = [each["seconds"] for each in restarts]
     if {each["stage"] for each in restarts} - {*plan.stages}:
-        outcome.notes.append("another stage started again")
+        outcome.notes.append("a stage without a fault was restarted")
     if len(seen) > workers + len(restarts):
         outcome.notes.append(f"{len(seen)} processes for {len(restarts)} restarts")
     if weights(folder) != reference:

@@ -135,7 +135,7 @@ class Group:
 
     @property
     def names(self) -> str:
-        """The names of the group's runs; if too long, the first name and the number of others."""
+        """The names of the group's runs; the first name and a count if they are too long."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES

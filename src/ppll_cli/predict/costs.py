@@ -111,7 +111,7 @@ def journeys_of(
                     if whole is None:
                         continue
                     shares = _completed_after(job, place, profile)
-                    kinds = Loss | Backward | BackwardWeight  # these make the gradients
+                    kinds = Loss | Backward | BackwardWeight  # they compute gradients of parameters
                     own = [i for i in stream[number:] if isinstance(i, kinds) and i.chunk == chunk]
                     backward_s = sum(times[stage].get(i, 0.0) for i in own)
                     bucket_s, end_s = whole.carried_s / len(shares), 0.0

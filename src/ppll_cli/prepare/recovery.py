@@ -33,7 +33,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
     other machines is not checked.
 
     Raises:
-        ConfigError: The configuration says `recover=stage`, which is not possible.
+        ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone.
     """
     asked = job.settings.recover
     if asked.name == "off":
