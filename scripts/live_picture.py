@@ -135,14 +135,16 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="scripts/live_picture", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("docs/pictures/live.svg"))
     parser.add_argument("--columns", type=int, default=100)
-    parser.add_argument("--at", type=float, default=0.6, help="share of the steps that are done")
+    parser.add_argument(
+        "--at", type=float, default=0.6, help="fraction of steps done in the picture"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     command = [sys.executable, "-m", "ppll_cli", *options.overrides]
     status, screen, written = record(command, options.columns)
     if status or not screen.frames:
         sys.stderr.write(
-            f"{written}\nthe run ended with {status} and {len(screen.frames)} frames\n"
+            f"{written}\nthe run ended with status {status}; live displays: {len(screen.frames)}\n"
         )
         return 1
     title = " ".join(["ppll-run", *options.overrides])

@@ -97,9 +97,9 @@ class Case:
 def super_resolution(scale: int, patch: int) -> Case:
     """Return the case of EDSR with 8 residual units of 32 channels.
 
-    Back-propagation with 2,000 steps takes about five minutes on one thread. For x2, its PSNR is
-    then 1.8 dB above the PSNR of bicubic enlargement. Patches for x4 are smaller, because in the
-    same time many small patches gave a better PSNR than few large patches.
+    Back-propagation with 2,000 steps takes about five minutes on one thread. After these steps, the
+    PSNR for x2 is 1.8 dB above that of bicubic enlargement. Patches for x4 are smaller, because
+    many small patches gave a better PSNR than few large patches that took equally long.
     """
     return Case(
         title=f"Super-resolution x{scale}",
@@ -112,7 +112,7 @@ def super_resolution(scale: int, patch: int) -> Case:
         cuts={2: ("body.4",), 4: ("body.2", "body.4", "body.6")},
         metrics={"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".4f")},
         reference=("bicubic", {"psnr": "bicubic_psnr", "ssim": "bicubic_ssim"}),
-        # A tile has as many pixels as a batch of patches. Network and SSIM need an overlap of 23.
+        # A tile has as many pixels as a batch of patches. EDSR and SSIM need 23 pixels of overlap.
         brief=("data.eval_limit=1", "data.overlap=23", "data.tile=68"),
     )
 
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
     )
-    parser.add_argument("--short", action="store_true", help="a tenth of the training")
+    parser.add_argument("--short", action="store_true", help="train on a tenth of the samples")
     add_options(parser, EVERY, NUMBERS, seeds=[0])
     options = parser.parse_args(arguments)
     console = Console()

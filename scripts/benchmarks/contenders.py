@@ -74,8 +74,8 @@ TORCH: dict[str, tuple[str, MakeTrainer]] = {
     ),
     "ddp": ("bp", DataParallelTrainer),
 }
-"""Rows of torch: for each name, the row of `OURS` with the same stages and batches, and what
-makes the trainer of a rank."""
+"""Rows of torch: for each name, the row of `OURS` with the same stages and batches, and a function
+or class that makes the trainer of a rank."""
 
 UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
 """Rows that train the stages of `ppll` without channels: for each name, the class that measures the
@@ -159,14 +159,14 @@ class Case:
         """Return why a row cannot be measured on this machine; None if it can."""
         on_gpus, batch_size = self.devices[0] != "cpu", self.job("ppll").course.batch_size
         if name == "bp_all_threads" and on_gpus:
-            return "it is for CPUs"
+            return "this row is for CPUs"
         if name in TORCH and on_gpus and len(set(self.devices)) < self.gpus:
             return "NCCL refuses two ranks on one GPU"
         if name == "ddp" and batch_size % self.gpus:
             return f"a batch of {batch_size} cannot be shared evenly"
         if name == "torch_zero_bubble_m4" and len(self.job("ppll").features[0].shape) == 3:
-            # It detaches the outputs of a stage in place. Channels-last maps are sent as views.
-            return "torch's split backward fails for views, and maps are views here"
+            # torch detaches the outputs of a stage in place. Channels-last maps are sent as views.
+            return "torch's split backward fails for views, and feature maps are sent as views"
         return None
 
     def _contender(self, name: str) -> Contender:

@@ -73,7 +73,7 @@ Clock = Callable[[], float]
 def main(arguments: Sequence[str]) -> None:
     """Measure all optimizers, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark host", description=__doc__)
-    parser.add_argument("--long", action="store_true", help="60 blocks of each instead of 12")
+    parser.add_argument("--long", action="store_true", help="time 60 blocks of steps, not 12")
     parser.add_argument("overrides", nargs="*", help="for example device=cuda")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -150,7 +150,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
 
 
 def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> Step:
-    """Return a training step of the stage, written by hand, with networks of its own."""
+    """Return a function that makes a training step of the stage, with networks of its own."""
     chunk = HeldChunk(job, CHUNK, job.site(job.units()), device)
     assert chunk.criterion is not None
     criterion, optim = chunk.criterion, job.settings.optim
@@ -178,7 +178,7 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
 
 
 def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) -> Step:
-    """Return the optimizer's step, which calls torch's fused kernel."""
+    """Return a function that makes the optimizer's step with torch's fused kernel."""
     state = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     count = torch.zeros(len(parameters), device=device)
     counts = list(count.unbind())

@@ -52,7 +52,7 @@ class Once:
 
 
 def ddp(rank: int, store: str, warm_up: int, steps: int, overrides: Sequence[str]) -> float:
-    """Train a warm-up, then timed steps, and return the speed in samples per second."""
+    """Train warm-up steps, then timed steps, and return the speed in samples per second."""
     job = prepare(compose_settings(overrides), run_dir="").job
     orders = Once((warm_up, steps))
     serve(DataParallelTrainer, replace(job, devices=("cpu", "cpu")), rank, store, orders)
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> None:
     if rank == "0":
         sys.stdout.write(f"{json.dumps(found)}\n")
         sys.stdout.flush()
-    os._exit(0)  # threads of channels are still waiting
+    os._exit(0)  # a normal exit would wait for threads of channels, which wait for messages
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def namespaces() -> Iterator[Namespaces]:
     """
     made = Namespaces()
     if shutil.which("ip") is None or shutil.which("tc") is None:
-        raise NamespaceError("there are no programs `ip` and `tc` (Debian: iproute2)")
+        raise NamespaceError("install the programs `ip` and `tc` (Debian: iproute2)")
     try:
         for name in made.names:
             _do(["ip", "netns", "add", name])

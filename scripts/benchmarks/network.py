@@ -70,11 +70,11 @@ Speeds = dict[str, list[float]]
 def main(arguments: Sequence[str]) -> None:
     """Measure all rows, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark network", description=__doc__)
-    parser.add_argument("--long", action="store_true", help="every model and row")
+    parser.add_argument("--long", action="store_true", help="measure every model and row")
     parser.add_argument("--models", nargs="+", choices=MODELS)
     parser.add_argument("--rows", nargs="+", choices=ROWS)
     parser.add_argument("--rounds", type=int, default=1, help="number of runs of each case")
-    parser.add_argument("--steps", type=int, default=25, help="steps of each run")
+    parser.add_argument("--steps", type=int, default=25, help="optimizer steps of each run")
     parser.add_argument(
         "--accuracy",
         nargs="+",
@@ -229,7 +229,7 @@ def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple
 def _learn(
     both: Namespaces, overrides: Sequence[str], rounds: int, console: Console
 ) -> dict[str, list[float]]:
-    """Train over the link without a limit; return the test accuracies by row, one per seed."""
+    """Train over the link without a limited rate; return the test accuracy of each seed by row."""
     both.shape(None)
     found: dict[str, list[float]] = {name: [] for name in LEARNT}
     for seed in range(rounds):
@@ -297,5 +297,5 @@ def _side_by_side(
             failed = any(program.returncode for program in programs)
             if failed or monotonic() > until_s:
                 text = "".join(part for each in said for part in each)
-                raise RunFailedError(f"{' '.join(commands[0])} failed over two machines:\n{text}")
+                raise RunFailedError(f"{' '.join(commands[0])} failed or is too slow:\n{text}")
     return [out for out, _ in said]

@@ -3,8 +3,8 @@
 The course of such a job waits on a pipe for orders. An order is a list of spans: each span is a
 number of training batches. After each span the course sends a mark: an item that follows the
 batches through the pipeline and makes each stage report. The pipeline is not drained for a mark. So
-the time between the reports of the last stage for two marks is the time of the batches between them
-in the running pipeline, whichever stage is the slowest.
+the time between two reports of the last stage is the time that the running pipeline needs for the
+batches between the two marks, even if another stage is the slowest.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +33,8 @@ EPOCH = 50
 makes workers report."""
 
 WARM_UP = (3, 3)
-"""Lengths of two spans before the measurements: in the first one memory is allocated, in the second
-one the time of a step is estimated."""
+"""Numbers of batches in two spans before the measurements: memory is allocated during the first
+span, and the time of a step is estimated from the second span."""
 
 LEAST_STEPS = 3
 """Smallest number of steps of a measurement."""
@@ -99,8 +99,8 @@ class Line:
         """Order spans of batches, and return the number of steps done at the end of each span."""
         lengths, ends = [], []
         for batches in spans:
-            # At the end of an epoch a worker reports before the mark, so the span gets another
-            # batch.
+            # If a span ended together with an epoch, a worker would report before the mark. So such
+            # a span gets one more batch.
             length = batches + ((self.steps + batches) % EPOCH == 0)
             self.steps += length
             lengths.append(length)
@@ -147,8 +147,8 @@ class Workers:
         """Return an order whose second span takes about `seconds` and keeps the pipeline full."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
-        # Without a tail, the first stages would run out of work before the last stages, at the
-        # end of the second span.
+        # Without a third span, the first stages would have no work left while the last stages still
+        # compute the second span.
         tail = self.job.depth * (self.job.stages - 1) if self.job.local_learning else 0
         return [fill, steps, tail] if tail else [fill, steps]
 

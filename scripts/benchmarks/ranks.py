@@ -64,7 +64,7 @@ class Ranks:
 
     Args:
         name: The name of the contender in errors.
-        make_trainer: Makes the trainer of a rank. It is called in the process of the rank.
+        make_trainer: Function that makes the trainer of a rank, called in the rank's process.
     """
 
     def __init__(self, name: str, job: Job, make_trainer: MakeTrainer) -> None:

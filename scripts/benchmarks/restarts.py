@@ -46,7 +46,7 @@ class Plan:
 
     Attributes:
         case: A key of `soak.CASES`.
-        number: The signal.
+        number: The signal that the stages get.
         moment: One of `MOMENTS`.
         stages: The stages that are hit.
         step: Number of optimizer steps after which the first fault is injected.
@@ -159,12 +159,12 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
         status = session.status
         outcome.notes += [f"left: {each}" for each in session.left()]
     if status != 0:
-        outcome.notes.append(f"it ended with {status}")
+        outcome.notes.append(f"the run ended with status {status}")
         return outcome
     restarts = json.loads((run_dir / "summary.json").read_text())["restarts"]
     outcome.restarts = [each["seconds"] for each in restarts]
     if {each["stage"] for each in restarts} - {*plan.stages}:
-        outcome.notes.append("another stage started again")
+        outcome.notes.append("a stage without a fault was restarted")
     if len(seen) > workers + len(restarts):
         outcome.notes.append(f"{len(seen)} processes for {len(restarts)} restarts")
     if weights(folder) != reference:

@@ -36,7 +36,7 @@ Rows = list[dict[str, Any]]
 def main(arguments: Sequence[str]) -> None:
     """Measure and predict all rows, write the results, and print them."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark scaling", description=__doc__)
-    parser.add_argument("--long", action="store_true", help="measure every schedule, and more")
+    parser.add_argument("--long", action="store_true", help="every schedule, on up to 8 stages")
     options = parser.parse_args(arguments)
     here = machine()
     room = len(here["gpus"]) or here["cores"]

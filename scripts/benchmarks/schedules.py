@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--long", action="store_true", help="every row, and four times as long")
+    parser.add_argument("--long", action="store_true", help="every row, for four times as long")
     parser.add_argument("--gpus", type=int, nargs="+", help="numbers of stages (default 2)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rows", nargs="+", choices=LONG, help="only these rows")

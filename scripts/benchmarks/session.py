@@ -137,7 +137,7 @@ class Session:
         return False
 
     def left(self) -> list[str]:
-        """Return processes and names in shared memory that remain `LEAVE_S` seconds later."""
+        """Return processes and names in shared memory that still exist after `LEAVE_S` seconds."""
         end_s = monotonic() + LEAVE_S
         while True:
             left = [f"process {each.pid}: {each.command}" for each in self.processes()]

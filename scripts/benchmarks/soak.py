@@ -246,7 +246,7 @@ def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[st
             wrong.append("there is no checkpoint")
         told = run_dir / "summary.json"
         if not told.exists() or json.loads(told.read_text())["status"] != "interrupted":
-            wrong.append("no summary has the status interrupted")
+            wrong.append("summary.json is missing, or its status is not interrupted")
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""Trains the same units with torch's own pipeline schedules and DDP.
+"""Trains the units of a job with torch's own pipeline schedules and with DDP.
 
 Each rank has a trainer. The trainer gets its networks and its optimizer from `HeldChunk`, and its
 batches from `BatchMaker`, as the workers of this program do.
@@ -59,8 +59,8 @@ class BetweenRanks(nn.Module):
     their order in memory where convolutions keep channels last, so no copy is needed.
 
     Args:
-        receives: Whether its inputs come from another rank.
-        sends: Whether its outputs go to another rank.
+        receives: Whether the inputs come from another rank.
+        sends: Whether the outputs go to another rank.
     """
 
     def __init__(self, module: nn.Module, receives: bool, sends: bool) -> None:

@@ -5,8 +5,8 @@ Another process sends a tensor to this process. The time is measured from before
 computes, as a stage does. For comparison, the time to copy the same tensor within one process is
 measured. The results are medians of alternating repetitions.
 
-With CUDA devices, messages from the first device to the last one are measured too. Of these, only
-one is sent at a time, and its time ends when the tensor is on the device. In the row "bulk", many
+If there are CUDA devices, messages from the first device to the last one are measured as well. Such
+a message is sent alone, and its time ends when the tensor is on the device. In the row "bulk", many
 messages follow one another without a pause, and are compared with copies.
 """
 
@@ -189,7 +189,7 @@ def _produce_edge(
             for _ in range(repetitions):
                 _synchronize(device)
                 _send(sender, tensor)
-                _wait(sender)  # until the only slot is free, when the tensor has arrived
+                _wait(sender)  # the only slot is free again when the tensor has arrived
     tensor = torch.ones(bulk, dtype=torch.uint8, device=device)
     for sender in steady.values():
         _wait_for_word(go)

@@ -20,7 +20,7 @@ Found = Mapping[str, Any]
 """The results kept from a run."""
 
 Reader = Callable[[Summary, Path], dict[str, Any]]
-"""Returns the results to keep, given a run's summary and its run directory."""
+"""A function that returns the results to keep, given a run's summary and its run directory."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def add_options(
 ) -> None:
     """Add options that select trials. By default, all `methods`, `modules` and `seeds` are used."""
     parser.add_argument(
-        "--jobs", type=int, help="rows trained at the same time (default: the number of cores)"
+        "--jobs", type=int, help="rows trained at the same time (default: one per core; 1 on a GPU)"
     )
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=seeds, help="seeds of the trainings"

@@ -153,7 +153,7 @@ def unlinked(name: str, job: Job, kind: type[Workers] = Workers) -> Workers:
 
 
 def random_values(spec: ValueSpec, samples: int) -> Tensor:
-    """Return random values for a number of samples, on the CPU."""
+    """Return a tensor [samples, *spec.shape] of random values, on the CPU."""
     shape = (samples, *spec.shape)
     if spec.dtype.is_floating_point:
         return torch.rand(shape, dtype=spec.dtype)

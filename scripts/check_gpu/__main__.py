@@ -1,4 +1,4 @@
-"""`scripts/check-gpu [options]`: run the steps, print the table, exit with 1 if one failed."""
+"""`scripts/check-gpu [options]`: run the steps, print a table, and exit with 1 if a step failed."""
 
 import argparse
 import os
@@ -56,7 +56,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the check itself")
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="time limit in seconds (525)")
-    parser.add_argument("--patience", type=float, default=1.0, help="multiplies each step's limit")
+    parser.add_argument("--patience", type=float, default=1.0, help="factor for each step's limit")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results")
     options = parser.parse_args(arguments)
     known = GROUPS.split(", ")

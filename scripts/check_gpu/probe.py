@@ -255,7 +255,7 @@ def say(fact: str, **found: object) -> None:
 def _stage_step(
     dim: int, heads: int, depth: int, tokens: int, samples: int, device: torch.device
 ) -> Callable[[], None]:
-    """Return a training step of transformer blocks and a head, under bf16 autocast."""
+    """Return a function that trains transformer blocks and a head for one step, with bf16."""
     blocks = nn.Sequential(*[Block(dim, heads, 4 * dim, 0.0, 0.0) for _ in range(depth)]).to(device)
     head = nn.Linear(dim, 10).to(device)
     parameters = [*blocks.parameters(), *head.parameters()]

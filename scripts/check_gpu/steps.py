@@ -212,7 +212,7 @@ def numbers(check: Check) -> list[Step]:
             [*base, few, "schedule=gpipe", "gpus=2", "optim.clip_norm=0.5", "optim.nonfinite=skip"],
         ),
     ]
-    if check.cuda:  # refused elsewhere
+    if check.cuda:  # tf32 is refused on the CPU
         steps.insert(
             2, Train("tf32", [*base, *TWO, few, "schedule=ppll", "gpus=2", "precision=tf32"])
         )
@@ -294,7 +294,7 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names, and the groups that belong to them."""
+    """Return the groups that `--only` names; runs and the groups that compare them go together."""
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:
         names |= {"numbers", "equal numbers"}

@@ -51,7 +51,7 @@ class DeadlockError(PpllError):
     """Raised when every stage of a simulated pipeline waits for another stage.
 
     Args:
-        report: What each stage waits for.
+        report: Text that says what each stage waits for.
         full: The channels in which a stage waits for a free slot.
     """
 
@@ -65,8 +65,8 @@ class SchemaError(PpllError):
 
     Args:
         channel: Name of the channel.
-        theirs: The tensors that the sender is going to send.
-        ours: The tensors that the receiver expects.
+        theirs: Text that lists the tensors that the sender is going to send.
+        ours: Text that lists the tensors that the receiver expects.
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
@@ -95,9 +95,9 @@ class ReplayError(PpllError):
     """Raised when a restarted worker computes other values than the worker before it.
 
     Args:
-        tensor: What differs: a text that names one tensor or, if the form of the message differs,
-            all its tensors.
-        message: The message to the next stage that was sent before the restart.
+        tensor: Text that names the tensor whose values differ or, if the header or the layout of
+            the message differs, all tensors of the message.
+        message: Text that names the message as it was sent before the restart.
     """
 
     def __init__(self, tensor: str, message: str) -> None:

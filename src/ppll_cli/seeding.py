@@ -21,7 +21,7 @@ def unit_weights(seed: int, unit: str) -> int:
 
 
 def auxiliary_weights(seed: int, module: int) -> int:
-    """Return the seed for a module's exports and the initial weights of its auxiliary network."""
+    """Return the seed for the initial weights of a module's exports and auxiliary network."""
     return _seed("auxiliary weights", seed, module)
 
 
@@ -41,8 +41,8 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
 def constructor(seed: int, group: str) -> int:
     """Return the seed for random numbers that the class of a configuration group draws.
 
-    For `model` these are the numbers of its constructor and of its `units`, for `local` those of
-    its constructor.
+    The constructors of the classes for `model` and `local` may draw numbers, and so may the method
+    `units` of a model.
     """
     return _seed("constructor", seed, group)
 
@@ -50,7 +50,7 @@ def constructor(seed: int, group: str) -> int:
 def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
     """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
 
-    They are the weights after `step` optimizer steps. `micro_batch` is always 0.
+    `step` is the number of optimizer steps that made these weights; `micro_batch` is always 0.
     """
     return _seed("watching", seed, module, step, micro_batch)
 

@@ -24,7 +24,7 @@ def test_the_folder_of_a_sweep_is_named() -> None:
     [
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            "hydra.run.dir=there: Hydra cannot write into it: No space left on device; give",
+            "hydra.run.dir=there: Hydra cannot write into this folder: No space left on device; ",
         ),
         (
             OSError(errno.EROFS, "Read-only file system", "there"),

@@ -73,7 +73,7 @@ def test_a_narrow_terminal_cuts_off_no_digits() -> None:
         (["gpus=2,0"], "gpus=2,0: must be whole numbers above 0"),
         (["replicas=2,x"], "replicas=2,x: must be whole numbers above 0"),
         (["replicas=3"], "replicas=3: gpus=1 cannot be divided evenly"),
-        (["gpus=1,"], "gpus=1,: Hydra cannot read this: mismatched input"),
+        (["gpus=1,"], "gpus=1,: Hydra cannot parse this override: mismatched input"),
         (["model=vit,resnet32"], "model=vit,resnet32: ppll-plan takes several values only"),
         (["gpus=[]"], "gpus=[]: has no value; give one value or several"),
         (["schedule=[]"], "schedule=[]: has no value"),
@@ -84,7 +84,7 @@ def test_a_narrow_terminal_cuts_off_no_digits() -> None:
         (
             ["schedule._target_=my.Own"],
             "schedule._target_=my.Own: ppll-plan compares bp, ll, pp, gpipe, 1f1b, interleaved, "
-            "zb_h1, ppll, and this class would replace each of them; give it a YAML file, or name ",
+            "zb_h1, ppll, and this class would replace each of them; give the class a YAML file, ",
         ),
         (
             ["schedule=1f1b,gpipe", "schedule._target_=my.Own"],

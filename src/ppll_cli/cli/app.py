@@ -45,15 +45,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _running: "list[Sweep]" = []
-"""Holds the `Sweep` of this process while its jobs run; empty at other times. A single run has a
-`Sweep` too."""
+"""Holds one `Sweep` while this process runs jobs, for a single run as well; otherwise empty."""
 
 
 def main() -> NoReturn:
     """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. The status of a
-    run does not depend on whether its output can be written; that of `--cfg job` does.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If the output
+    cannot be written, `--help` and `--cfg job` fail, but a run keeps its status.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
@@ -76,7 +75,7 @@ def main() -> NoReturn:
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:
-    """End the process immediately. This function handles signals while there are no workers.
+    """Handle a signal that arrives while there are no workers: end the process at once.
 
     A signal can arrive at any line, even in an import. If this function raised an exception, that
     line could swallow or print it. Therefore the function ends the process itself.
@@ -86,7 +85,7 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
     with suppress(Exception):
         sys.stdout.flush()
     told = "".join(f"{how_to_resume(s.resume_command)}\n" for s in _running if s.resume_command)
-    with suppress(OSError):  # nobody may be reading standard error
+    with suppress(OSError):  # standard error may be closed
         os.write(2, f"{told}ppll-run: {Interrupted(number)}\n".encode())
     os._exit(128 + number)
 
@@ -98,11 +97,11 @@ def _main(arguments: list[str]) -> None:
         streams.leave("ppll-run")
     overrides = [expand_home(a) for a in arguments if is_override(a)]
     options = [a for a in arguments if not is_override(a)]
-    # Hydra's parser needs all overrides together; users write them on both sides of an option.
+    # Users write overrides before and after an option, but Hydra's parser needs them together.
     sys.argv[1:] = overrides + options
 
     where = Rendezvous.of(os.environ)
-    if where is not None:  # otherwise torch prints C++ stack traces when a machine is lost
+    if where is not None:  # keeps torch from printing C++ stack traces when a machine is lost
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if {*options} <= {"-m", "--multirun"}:
         forkserver.start()  # imports torch while this process composes and checks the configuration
@@ -184,7 +183,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     finally:
         _running.clear()
         remove_sweep(CompareRuns.folder, CompareRuns.made)
-    if not jobs.began and not is_sweep(arguments):  # the output is all that the user asked for
+    if not jobs.began and not is_sweep(arguments):  # Hydra has only printed text, as for `--help`
         streams.leave("ppll-run")
     _raise_first(jobs.failures, sweep)
 
@@ -219,7 +218,7 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
 
 
 def _of_disk(error: Exception, folder: Path) -> RunFailedError:
-    """Log that results cannot be written, and return this failure; raise any other error again."""
+    """Log and return the failure if results in `folder` cannot be written; else raise `error`."""
     from ppll_cli.launch.failure import is_of_disk, run_failed
 
     if not isinstance(error, OSError) or not is_of_disk(error, folder):

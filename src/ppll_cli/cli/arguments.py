@@ -1,4 +1,7 @@
-"""Parses command lines and runs the programs other than ppll-run. Imports no torch."""
+"""What ppll-compare, ppll-eval and ppll-plan share: parsing a command line, and the exit status.
+
+This module does not import torch.
+"""
 
 import argparse
 import os
@@ -14,9 +17,9 @@ from ppll_cli.observe import streams
 
 
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a program that prints its result, and exit with a status: 0, 1, 2, or 130 on Ctrl-C.
+    """Run a program, and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C.
 
-    Error messages begin with the name of the program.
+    `main` gets the arguments of the command line. Error messages begin with `program`.
     """
     streams.guard()
     try:
@@ -52,7 +55,7 @@ def check_surroundings() -> None:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn an OSError of the body, which writes results, into a ConfigError about `--output`."""
+    """Raise a ConfigError about `--output` if the `with` block fails to write into `folder`."""
     try:
         yield
     except OSError as error:
@@ -61,7 +64,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def existing_folder(text: str) -> Path:
-    """Return an argument that must name an existing folder; a type for argparse."""
+    """Return the folder with the path `text`; raise argparse's error if there is none."""
     folder = Path(text).expanduser()
     if not os.path.isdir(folder):
         raise argparse.ArgumentTypeError(f"there is no folder {text}")
@@ -69,7 +72,7 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override that adds a user's folder, if given, to Hydra's search path."""
+    """Return the override that adds `config_dir` to Hydra's search path; an empty list for None."""
     if config_dir is None:
         return []
     return [search_path([config_dir])]
@@ -86,7 +89,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, usage, description, epilog, formatter_class=plain)
 
     def add_config_dir(self) -> None:
-        """Add the option `--config-dir`, whose value `searched` turns into an override."""
+        """Add the option `--config-dir`. The function `searched` turns its value into overrides."""
         self.add_argument(
             "--config-dir",
             type=existing_folder,

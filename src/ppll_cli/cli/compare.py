@@ -34,7 +34,7 @@ Writes comparison.csv (each run), comparison_groups.csv, comparison.md and compa
 the given folder, if it is a single folder that holds runs; else into the current directory. The
 last line of the output says where they are.
 
-Exit status: 0 done; 2 the input is wrong (one line says how); 1 the table could not be printed.
+Exit status: 0 done; 2 wrong input (one line says what is wrong); 1 the table could not be printed.
 """
 
 
@@ -51,9 +51,9 @@ def _main(arguments: Sequence[str]) -> None:
         metavar="RUN_OR_SWEEP_DIR",
         help="run directories, or folders that hold runs at any depth",
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for the files")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for comparison.*")
     parser.add_argument(
-        "--each", action="store_true", help="a row for each run, not for each group of seeds"
+        "--each", action="store_true", help="a row for each run, even if runs differ only in seed"
     )
     options = parser.parse_args(arguments)
     folders = [Path(folder) for folder in options.folders]
@@ -81,9 +81,9 @@ def _refused(folder: str, problem: str) -> ConfigError:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """Return the folder for the files: a single given folder of runs, else the current directory.
+    """Return the only given folder if it holds run directories, else the current directory.
 
-    A run directory is not used, because it holds only the files of its own run.
+    A run directory itself is not used, because it holds only the files of its own run.
     """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)

@@ -43,7 +43,7 @@ batch_size can be set. If the run used a class of your own, name it again, as fo
   ppll-eval outputs/DATE/TIME data=svhn device=cpu
   ppll-eval outputs/DATE/TIME --predict cat.jpg dog.jpg
 
-Exit status: 0 done; 2 the input is wrong (one line says how); 1 failed.
+Exit status: 0 done; 2 wrong input (one line says what is wrong); 1 failed.
 """
 
 
@@ -53,13 +53,13 @@ class EvaluationRequest:
 
     Attributes:
         config: The run's configuration, with the evaluation's changes.
-        settings: The same configuration as typed settings.
+        settings: `config` as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
         data: Name of the chosen option of the group `data`.
-        other_data: The value of `data` if the run was trained on other data, else None.
+        other_data: The same as `data` if the run was trained on other data, else None.
         batch_size: Samples per evaluation batch; None if not given.
-        pictures: Files to predict from.
+        pictures: Files of pictures for which the model predicts.
         classes: Names of the classes that the run learnt; empty if the run recorded no names.
     """
 
@@ -152,7 +152,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--split",
         choices=("test", "val", "train"),
-        help="the data that are evaluated (default: test; with --predict none)",
+        help="the split to evaluate (default: test, or none with --predict)",
     )
     parser.add_argument(
         "--output",
@@ -183,7 +183,7 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data are preprocessed as the run's own data were. The command line can override this.
+    Other data get the preprocessing of the run's own data, except where the command line sets it.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that
@@ -222,7 +222,11 @@ def _configured(
 def _check_held_out(
     before: dict[str, Any], now: dict[str, Any], split: str | None, dataset: Any
 ) -> None:
-    """Refuse held-out samples if the run held out fewer, and so was trained on some of these."""
+    """Refuse a split that contains samples on which the run was trained.
+
+    `before` and `now` are the configuration `data` of the run and of the evaluation. Where `now`
+    has the larger `val_fraction`, it holds out samples that the run did not hold out.
+    """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if not same or fraction <= most:

@@ -32,8 +32,8 @@ MOST_ROWS = 20
 the rows with the worst metric."""
 
 MOST_LABELS = 3
-"""Number of labels or boxes that are printed for a picture, the most probable first. The file
-`evaluation.json` lists all."""
+"""Largest number of labels or boxes that are printed for a picture, the most probable first. The
+file `evaluation.json` lists all."""
 
 
 def report(asked: "EvaluationRequest") -> None:
@@ -73,7 +73,7 @@ def report(asked: "EvaluationRequest") -> None:
 def _as_json(found: Evaluated) -> dict[str, Any]:
     """Return an evaluation as plain data.
 
-    The keys are those of `summary.json`, but averaged weights do not add `_ema` to a key.
+    The keys are those of `summary.json`, but keys of averaged weights do not end with `_ema`.
     """
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
@@ -106,7 +106,7 @@ def _predictions(
 
 
 def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
-    """Draw the confusion matrix, if there is one; only log a failure."""
+    """Draw the confusion matrix, if there is one; if drawing fails, log a warning."""
     if found.details is None or found.details.confusion is None:
         return
     with only_warn("confusion.png could not be drawn"):
@@ -153,9 +153,9 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
-    """Return a table of the entries; of more than `MOST_ROWS`, those with the worst metric.
+    """Return a table of entries: of all, or of the `MOST_ROWS` with the worst metric.
 
-    `kind` is what an entry describes, such as "class", and the key of its name.
+    `kind` says what an entry describes, such as "class". It is also the key of an entry's name.
     """
     from rich.table import Table
 
@@ -178,7 +178,7 @@ def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Tabl
 
 
 def _number(value: Any) -> str:
-    """Return an integer as it is, another number with four decimals, and a dash for None."""
+    """Return a number as text, with four decimals if it is no integer; a dash for None."""
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"

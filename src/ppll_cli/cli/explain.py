@@ -30,9 +30,11 @@ SWEEP_DIR = "hydra.sweep.dir"
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
     """Return the error that the user sees when the configuration cannot be composed.
 
-    If the exception has a cause, the cause is explained. A ConfigError is returned as it is. The
-    arguments may name folders with options of the user. The message refers to `--help` of the
-    program.
+    Args:
+        error: The exception. A ConfigError is returned unchanged. If any other exception has a
+            cause, the returned error describes the cause.
+        arguments: The arguments of the command line, or the overrides of a job.
+        program: Name of the program whose `--help` the message suggests.
     """
     if isinstance(error, ConfigError):
         return error
@@ -86,7 +88,7 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
     found = re.search(
         r"(mismatched|extraneous|no viable).* input '[^']*'|missing EQUAL", str(error.message)
     )
-    problem = "Hydra cannot read this" + (f": {found[0]}" if found else "")
+    problem = "Hydra cannot parse this override" + (f": {found[0]}" if found else "")
     if not key or not value or value.startswith(("[", "{")):
         return ConfigError("arguments", error.override, problem, f"see {ask_help}")
     example = word(setting(key, value))
@@ -97,11 +99,11 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
 def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigError:
     """Return the error for a folder or file of results that Hydra could not create or write to.
 
-    `usual` is the key of the folder for results.
+    `usual` is the key that sets the folder for results: `hydra.run.dir` or `hydra.sweep.dir`.
     """
     remedy = f"give {usual}=FOLDER with a folder that you can write to"
     if error.filename is None:  # a write failed, for example because the disk is full
-        problem = f"Hydra cannot write into it: {error.strerror}"
+        problem = f"Hydra cannot write into this folder: {error.strerror}"
         return ConfigError(usual, given.get(usual, ""), problem, remedy)
     place = str(error.filename)
     key = next((key for key, value in given.items() if value == place), usual)
@@ -114,7 +116,7 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
 class _Options:
     """The options of all groups: those of the program, and those in the user's own folders.
 
-    `given` has the overrides of the command line by key, and `folders` the user's folders.
+    `given` has the value of each override by its key, and `folders` has the user's folders.
     """
 
     given: Mapping[str, str]
@@ -147,8 +149,8 @@ class _Options:
         """Return the names of the options of a group."""
         return sorted({path.stem for at in self.places for path in (at / group).glob("*.yaml")})
 
-    def having(self, group: str, key: str) -> list[str]:
-        """Return the options of a group that have this key."""
+    def with_key(self, group: str, key: str) -> list[str]:
+        """Return the names of those options of a group that have the key `key`."""
         found = []
         for path in (path for at in self.places for path in sorted((at / group).glob("*.yaml"))):
             text = path.read_text("utf-8", errors="replace")
@@ -195,7 +197,7 @@ def _no_key(key: str, options: _Options) -> ConfigError:
     elsewhere = [k for k in keys if k.endswith(f".{name}")]
     remedy = f"{command('ppll-run', '--cfg', 'job')} shows all keys"
     has = f"{group} has {', '.join(beside)}"
-    if beside and group and (others := options.having(group, name)):
+    if beside and group and (others := options.with_key(group, name)):
         remedy = f"it is a key of {', '.join(f'{group}={each}' for each in others)}; {has}"
     elif near := meant(name, beside):
         remedy = near.replace("mean ", f"mean {group}." if group else "mean ", 1) + remedy

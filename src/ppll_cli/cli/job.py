@@ -35,13 +35,13 @@ If Hydra's launcher runs jobs of a sweep in other processes, each process has it
 
 
 _stopped: list[Interrupted] = []
-"""Interrupts of jobs in this process, if Hydra's launcher runs a sweep's jobs in processes other
-than the sweep's own. After an interrupt, this process skips all further jobs."""
+"""Interrupts of this process's jobs. If the list is not empty, this process skips all further jobs.
+The list is only filled in processes that Hydra's launcher has started to run jobs of a sweep."""
 
 
 @dataclass
 class Jobs:
-    """Runs the jobs of a command: one job, or the jobs of a sweep.
+    """Runs the jobs of a command: the only job of a single run, or all jobs of a sweep.
 
     Attributes:
         before: The record of the run to be resumed; None for a new run and for a sweep.
@@ -59,9 +59,10 @@ class Jobs:
     failures: list[PpllError] = field(default_factory=list)
 
     def run(self, cfg: "DictConfig") -> float | None:
-        """Run a job, and return its objective for a sweeper; keep its error, if it fails.
+        """Run a job, and return the value of its objective, which a sweeper may read.
 
-        If Hydra caught an error, it would print its own message, and drop the results of a sweep.
+        If the job fails, add the error to `failures` and return None. If Hydra caught the error, it
+        would print its own message, and drop the results of a sweep.
         """
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -113,7 +114,7 @@ class Jobs:
         except Interrupted:
             if hydra_config.mode is RunMode.MULTIRUN:
                 folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
-                log.info("  to compare its runs so far: %s", command("ppll-compare", folder))
+                log.info("  to compare the runs so far: %s", command("ppll-compare", folder))
                 if sweep.resume_command is not None:
                     log.info(how_to_resume(sweep.resume_command))
             raise
@@ -148,7 +149,7 @@ class Jobs:
         from ppll_cli.launch.run import Run
 
         if not gc.isenabled():  # the first job of this process
-            gc.freeze()  # modules stay to the end: the garbage collector need not visit them
+            gc.freeze()  # garbage collection need not visit imported modules: they live to the end
             gc.enable()
         changed = partial(changes, config, choices)
         options = options_given()

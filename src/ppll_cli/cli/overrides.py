@@ -40,9 +40,10 @@ def expand_home(override: str) -> str:
 
 
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """Replace `resume=auto`: resume the run in `hydra.run.dir`, or begin it if it does not exist.
+    """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
 
-    With `resume=auto` a batch system can start the same command again and again.
+    Otherwise drop `resume=auto`, so that the run begins there. With `resume=auto`, a batch system
+    can start the same command again and again.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
@@ -73,13 +74,12 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def for_each_job(overrides: Sequence[str]) -> list[str]:
-    """Change a sweep's overrides so that Hydra checks the keys of swept groups only in the jobs.
+    """Return a sweep's overrides such that Hydra checks keys of swept groups only in the jobs.
 
     Before the jobs, Hydra composes the overrides that have one value, without those that have
     several. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
-    refuse this key, because the default option of `local` has no such key. So this function turns
-    the value into a choice of one value, which Hydra applies only in the jobs. From it,
-    Hydra's `BasicSweeper` makes the user's override again for each job.
+    refuse this key, because the default option of `local` has no such key. So this function writes
+    `local.hidden=choice(64)`, which Hydra composes only for the jobs.
     """
     from hydra.errors import OverrideParseException
 
@@ -94,7 +94,7 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
         fixed = each.is_delete() or each.is_sweep_override()
         if fixed or group in ("hydra", each.key_or_group) or not swept & {group, *PRESETS}:
             continue
-        with suppress(OverrideParseException):  # the value is empty
+        with suppress(OverrideParseException):  # raised if the value is empty
             (chosen,) = parsed([f"{key}=choice({value})"])
             given[place] = text(chosen)
     return given
@@ -105,7 +105,7 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 
     A folder is accepted if it holds only files of a start-up that ended before any training. Return
     the folders that Hydra will make. Return None if the command line does not name the directory,
-    or if an interpolation in its name cannot be resolved here.
+    or if an interpolation in its name cannot be resolved before Hydra starts.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
@@ -134,7 +134,7 @@ def check_links(run_dir: Path) -> None:
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():
-            problem = f"{name} is a symbolic link, and the run would write to the file behind it"
+            problem = f"{name} is a symbolic link, so the run would write to another file"
             raise ConfigError("resume", run_dir, problem, "remove the link")
 
 
@@ -151,14 +151,14 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
 
 
 def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Resolve the interpolations in `hydra.run.dir`; return None if this is not possible here."""
+    """Resolve the interpolations in `hydra.run.dir`; return None if Hydra cannot compose it."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # This does not find options in a user's folder. If it fails, try again with `run_dir`
-        # alone: most names of folders do not depend on other overrides.
+        # Hydra does not know the user's folders here, so it may refuse the user's own options. Then
+        # compose `run_dir` alone: most names of run directories use no other override.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

@@ -50,7 +50,7 @@ Several machines, of 8 devices each, on a network of 25 Gbit/s:
 
   ppll-plan gpus=8,64 --bandwidth=50e9 --per-machine=8 --network=3.1e9 --network-latency=2e-5
 
-Exit status: 0 done; 2 the configuration or input is wrong (one line says how); 1 failed.
+Exit status: 0 done; 2 wrong input (one line says what is wrong); 1 failed.
 """
 
 
@@ -73,14 +73,14 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="as for ppll-run; gpus, schedule and replicas may have several values: gpus=1,2,4",
     )
     between_devices = "bytes per second of the link between two devices, in each direction "
-    between_devices += "(default: messages take as long as copies measured here)"
-    between_machines = "bytes per second of a machine's link to the others, in each direction"
+    between_devices += "(default: messages take as long as copies on this machine)"
+    between_machines = "bytes per second of a machine's link to other machines, in each direction"
     for name, kind, metavar, text in (
         ("--bandwidth", _positive, "BYTES", between_devices),
-        ("--latency", _positive, "SECONDS", "latency of a message on that link"),
-        ("--per-machine", _count, "N", "devices of each machine (default: all devices)"),
+        ("--latency", _positive, "SECONDS", "latency of a message between two devices"),
+        ("--per-machine", _count, "N", "number of devices of each machine (default: all)"),
         ("--network", _positive, "BYTES", between_machines),
-        ("--network-latency", _positive, "SECONDS", "latency of a message on that link"),
+        ("--network-latency", _positive, "SECONDS", "latency of a message between two machines"),
     ):
         parser.add_argument(name, type=kind, metavar=metavar, help=text)
     parser.add_config_dir()
@@ -112,7 +112,7 @@ def _count(text: str) -> int:
 class Plan:
     """What the command line asks for: numbers of devices, and the configuration of each schedule.
 
-    `replicas` are the numbers of replicas of each stage to plan for; None to find the fastest.
+    `replicas` lists the numbers of replicas of each stage to plan for; None to find the fastest.
     """
 
     gpus: tuple[int, ...]
@@ -181,9 +181,9 @@ class Plan:
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run, with the same number of threads for every `gpus`.
 
-        If the configuration gives no `threads`, each device gets `cores // n` of them, at least 1;
-        n is the largest planned number of devices that is not larger than `cores`. More devices
-        are simulated with the same number of threads per device.
+        If the configuration gives no `threads`, each worker gets max(1, cores // n) threads, where
+        `cores` is the number of usable CPU cores, and n is the largest number of devices in the
+        plan that is not larger than `cores`.
         """
         config = self.configs[name]
         cores = usable_cores()
@@ -198,7 +198,7 @@ def _check_class(overrides: Sequence["Override"], schedules: Sequence[Any]) -> N
         if override.key_or_group == "schedule._target_" and len(schedules) > 1:
             compared = ", ".join(map(str, schedules))
             problem = f"ppll-plan compares {compared}, and this class would replace each of them"
-            remedy = "give it a YAML file, or name one schedule, as in schedule=1f1b"
+            remedy = "give the class a YAML file, or name one schedule, as in schedule=1f1b"
             raise ConfigError(override.key_or_group, override.value(), problem, remedy)
 
 

@@ -93,7 +93,7 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Write and show the comparison; if all jobs were refused, only return False."""
+        """Write and show the comparison; return False, without one, if all jobs were refused."""
         comparison = compare([folder])
         ends = _ends(folder)
         type(self).failed = len(comparison.failed) if ends is None else len(ends)
@@ -104,7 +104,7 @@ class CompareRuns(Callback):
         with only_warn("the comparison could not be written"):
             written = write(comparison, folder)
         with only_warn("the comparison could not be shown"):
-            # A user who adds another run or sweep to this command compares the sweep with it.
+            # The user can add other runs and sweeps to this command.
             then = command("ppll-compare", short_path(folder.absolute()))
             show(comparison, folder, written, then)
         return True

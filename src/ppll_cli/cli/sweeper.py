@@ -1,4 +1,4 @@
-"""Replaces Hydra's basic sweeper by a sweeper that records its jobs, so that sweeps can resume.
+"""Replaces Hydra's basic sweeper by one that records its jobs, so that a sweep can be resumed.
 
 In this module, a launcher is Hydra's plugin that runs the jobs of a sweep.
 """
@@ -61,10 +61,10 @@ class BasicSweeper(Sweeper):
 
     Args:
         max_batch_size: How many jobs a launcher gets at a time; None for all.
-        params: The values of each key that `hydra.sweeper.params` in the configuration sweeps over.
+        params: The setting `hydra.sweeper.params`: by key, the values to sweep over, as text.
     """
 
-    course: ClassVar[Sweep]
+    current: ClassVar[Sweep]
 
     def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None = None) -> None:
         self._size, self._params = max_batch_size, params or {}
@@ -79,10 +79,10 @@ class BasicSweeper(Sweeper):
         )
 
     @classmethod
-    def install(cls, course: Sweep) -> None:
+    def install(cls, current: Sweep) -> None:
         """Have Hydra use this class in this process."""
-        cls.course = course
-        # Hydra takes plugins only from its own packages, and finds each by its name.
+        cls.current = current
+        # Hydra takes plugins only from its own packages, but it looks up each class by this name.
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -91,9 +91,9 @@ class BasicSweeper(Sweeper):
         The arguments are the overrides on the command line, except overrides of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
-        if self.course.before is not None:
+        if self.current.before is not None:
             with locked_sweep(folder, begins=False):
-                return self._launch(self._left(self.course.before))
+                return self._launch(self._left(self.current.before))
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
         record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
@@ -103,14 +103,14 @@ class BasicSweeper(Sweeper):
             _check_new(folder, configs)
             _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self._config, folder / "multirun.yaml")
-            self.course.resume_command = resume_command
+            self.current.resume_command = resume_command
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
         """Return the overrides of each job, in Hydra's order."""
         params = [f"{key}={value}" for key, value in self._params.items()]
         # Hydra drops quotes inside `choice()`, so jobs get the overrides as the user wrote them.
-        given = self.course.overrides
+        given = self.current.overrides
         typed = dict(zip(for_each_job(given), given, strict=True))
         parser = OverridesParser.create(config_loader=self._hydra.config_loader)
         overrides = parser.parse_overrides([*params, *(typed.get(a, a) for a in arguments)])
@@ -127,7 +127,7 @@ class BasicSweeper(Sweeper):
         try:
             config: DictConfig = load(self._config, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            # `overrides` are the job's own: the command line has the values of all jobs.
+            # Explain the job's own overrides: the command line has the values of all jobs.
             path = self._hydra.config_loader.get_search_path().get_path()
             own = [at.path for at in path if "command-line" in at.provider]
             why = explain(error, [setting(SEARCH_PATH, own), *overrides])
@@ -167,8 +167,8 @@ class BasicSweeper(Sweeper):
         remove(sweep.folder / REFUSED_FILE)  # jobs that are refused again are recorded again
         with _hydra_config(self._config):
             options = options_given()
-        given = [o for o in self.course.overrides if not o.startswith(f"{SEARCH_PATH}=")]
-        self.course.resume_command = command("ppll-run", "--multirun", *options, *given)
+        given = [o for o in self.current.overrides if not o.startswith(f"{SEARCH_PATH}=")]
+        self.current.resume_command = command("ppll-run", "--multirun", *options, *given)
         done, begins = len(sweep.jobs) - len(left), len(left) - len(going_on)
         told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"
         log.info(told, done, len(sweep.jobs), len(going_on), begins)
@@ -191,8 +191,8 @@ class BasicSweeper(Sweeper):
     ) -> str:
         """Return the command that resumes this sweep.
 
-        The command repeats what `resume` does not accept from a folder: classes of the user, a
-        tracker, and settings of a launcher that may contain a shell command.
+        The command repeats what `resume` does not take from the sweep's record: classes of the
+        user, a tracker, and settings of a launcher that may contain a shell command.
         """
         with _hydra_config(self._config):
             options = options_given()
@@ -226,7 +226,7 @@ class _Numbers(int):
 
 @contextmanager
 def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """Make `${hydra:KEY}` work, while the body runs, for a job that has not started yet."""
+    """In the `with` block, let `${hydra:KEY}` return values of a job that has not started yet."""
     known = HydraConfig.instance()
     before = known.cfg
     known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only
@@ -259,7 +259,7 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
     for number, config in enumerate(configs):
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
-            problem = f"job {number} of another sweep has run there, in {name}"
+            problem = f"job {number} of another sweep has run in its subfolder {name}"
             resume = command("ppll-run", "--multirun", setting("resume", str(folder)))
             remedy = f"choose a new folder, or continue that sweep: {resume}"
             raise ConfigError("hydra.sweep.dir", folder, problem, remedy)
@@ -269,7 +269,7 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
     """Refuse a recorded option whose name may lead to a file outside the configuration folders."""
     for group, name in config.hydra.runtime.choices.items():
         if name is not None and not OPTION.fullmatch(str(name)):
-            problem = f"its job {number} has {group}={name}, which is not an option"
+            problem = f"job {number} of this sweep has {group}={name}, which is not an option"
             raise ConfigError("resume", folder, problem, "start a new sweep")
 
 

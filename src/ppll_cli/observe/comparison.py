@@ -30,12 +30,12 @@ class Comparison:
         rows: All runs, with their measured numbers.
         groups: The lines of the table: groups of runs that differ only in their seed, or single
             runs.
-        metric: Name of the task's metric and its split, as most runs have it.
+        metric: The split and metric that most runs have, such as "test accuracy".
         target: The value of the metric at which the timing of a run's training stops; None if
             unknown. It is the worst final value of all comparable completed runs, so each of these
             runs reaches it. This is our reading of "time to the final metric". If each run were
             timed until its own final value, runs with a bad final value would look fast.
-        notes: What a reader must know to understand the table.
+        notes: Lines below the table that explain it.
     """
 
     rows: Sequence[Row]
@@ -102,12 +102,12 @@ def _row(
 
 
 def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
-    """Add to a run's row its baselines; a refused run has none."""
+    """Return a run's row with its baselines; a refused run has none."""
     if not row.conditions:
         return row
 
     def baselines(schedule: str) -> list[Group]:
-        """Return comparable groups of a schedule: completed groups first, then by speed."""
+        """Return comparable groups of a schedule, completed ones first, then the faster first."""
         local = schedule == "ll" and row.run.schedule in LOCAL
         comparable = [
             group
@@ -124,9 +124,9 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return a group's reference: back-propagation, or else the comparable group that is best.
+    """Return a group's reference: its baseline `bp` or, without one, the best comparable group.
 
-    Each run counts with its best evaluation, and each group with the mean over its runs.
+    The best group has the best mean over its runs, of which each counts with its best evaluation.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
@@ -140,9 +140,9 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 
 
 def _seconds(row: Row, target: float | None) -> float | None:
-    """Return the time in seconds in which a run reached the target; None if it did not.
+    """Return the training time in seconds until a run reached the target; None if it did not.
 
-    The target does not apply to a run with other data.
+    For a run on other data than most runs, the target means nothing, and the result is None.
     """
     run = row.run
     if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):
@@ -262,5 +262,5 @@ def _size(group: Group) -> str:
 
 
 def _threads(run: FoundRun) -> int:
-    """Return the number of threads of each worker."""
+    """Return the number of threads of each worker; 1 if unknown."""
     return int(number(run.get("threads")) or 1)

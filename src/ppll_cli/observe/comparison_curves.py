@@ -87,7 +87,7 @@ def draw(
 
 
 def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
-    """Draw the mean of a group. With a marker, also draw the standard deviation as a band."""
+    """Draw a group's mean metric over time. With a marker, add a band of standard deviation."""
     seconds, values, deviations = zip(*points(group), strict=True)
     colour = style.colour(group)
     (line,) = axes.plot(
@@ -110,7 +110,10 @@ def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
 def _entries(
     groups: Sequence[Group], names: Sequence[str], style: Style, curves: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Return the legend's symbols by text: for each group or, if many, each schedule and method."""
+    """Return the symbols of the legend, each by its text.
+
+    There is one for each group or, for many groups, one for each schedule and local method.
+    """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

@@ -112,12 +112,12 @@ def notes(comparison: Comparison) -> Iterator[str]:
     if any(group.seeds > 1 for group in comparison.groups):
         yield (
             "bar or large point: mean of a group's seeds; line: ± standard deviation; small "
-            "points: its runs"
+            "points: single runs"
         )
     if any(note.startswith(NOISE) for note in comparison.notes):
         yield f"{NOISE}: within noise of the reference that comparison.md names"
     if any(group.first.unequal for group in comparison.groups):
-        yield "* is not comparable to most runs, comparison.md says why"
+        yield "*: not comparable to most runs; comparison.md says why"
     if any(note.startswith("x bp is too high") for note in comparison.notes):
         yield "some runs have more threads than back-propagation, see comparison.md"
     refused = sum(row.run.status == "refused" for row in comparison.rows)

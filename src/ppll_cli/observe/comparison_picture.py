@@ -147,7 +147,7 @@ class _Panel:
         )
 
     def _marks(self, place: float, group: Group, measure: Measure, scale: float = 1.0) -> None:
-        """Draw a group's standard deviation as a line and its runs as points, if it has several."""
+        """For a group with several seeds, draw the standard deviation as a line, runs as points."""
         from matplotlib.patheffects import withStroke
 
         found = group.spread(measure)

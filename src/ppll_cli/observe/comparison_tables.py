@@ -38,7 +38,7 @@ MEASURES: dict[str, Measure] = {
         sum(found) / len(found) if (found := row.of_stages("aux_fraction")) else None
     ),
 }
-"""The measured values of a run. For a group, tables show their mean and deviation over seeds."""
+"""Columns of CSV that are measured, each with a function that returns the value for a run."""
 
 FACTS: dict[str, Callable[[Group], Any]] = {
     "status": lambda group: group.status,
@@ -52,7 +52,7 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
 }
-"""Columns of CSV that are not measured, for a group or a single run."""
+"""Columns of CSV with what users gave to runs. Like the columns `FACTS`, they are not measured."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def cell(
     if found.deviation is not None:
         said += f" ± {format(found.deviation / scale, form)}"
         said += f" ({found.count})" if counted else ""
-    return said + unit + (f" {NOISE}" if group.like(against, judged or measure) else "")
+    noisy = group.within_noise_of(against, judged or measure)
+    return said + unit + (f" {NOISE}" if noisy else "")
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
@@ -223,8 +224,7 @@ def _mean(name: str, key: str) -> Column:
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
     """Return a column of means. `NOISE` follows a mean if noise can explain its difference.
 
-    The difference of a speed-up is that from its baseline; any other number is compared with the
-    group's reference.
+    A speed-up is compared with its baseline, any other number with the group's reference.
     """
 
     def text(group: Group) -> str:

@@ -62,8 +62,8 @@ def conditions(run: FoundRun) -> Conditions:
 def locality(run: FoundRun) -> Conditions:
     """Return the settings of a run's local learning.
 
-    Two runs with local losses must agree in these settings, too, before one can be the baseline
-    `ll` of the other, or both can be in a group of runs that differ only in their seed.
+    One of two runs with local losses can be the baseline `ll` of the other only if both agree in
+    these settings. A group of runs that differ only in their seed agrees in them as well.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -98,7 +98,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     found = {
         key: both
         for key, both in found.items()
-        if "." not in key or key.partition(".")[0] not in found  # the options differ already
+        if "." not in key or key.partition(".")[0] not in found  # else the options differ
     }
     if len(found) > 1:
         found.pop("steps", None)

@@ -23,7 +23,7 @@ def picture(
 ) -> None:
     """Draw a matrix with true classes as rows and predicted ones as columns.
 
-    Cells are shaded by the fraction of each row's samples.
+    The shade of a cell shows its fraction of the samples in its row.
     """
     counts = np.array(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

@@ -31,10 +31,10 @@ P = ParamSpec("P")
 Line = Mapping[str, Any]
 
 REFRESH_S, PLAIN_S = 0.5, 10.0
-"""Seconds between two updates of a live display, and between two lines on other outputs."""
+"""Seconds between two updates of a live display, and between two lines if there is no display."""
 
 PLAIN_WIDTH = 120
-"""Width of tables without a terminal, in characters."""
+"""Width, in characters, of tables that are not printed to a terminal."""
 
 TOO_SHORT = "too short for a steady state"
 """Printed instead of the speed and the bubble if a run was too short to measure them."""
@@ -49,7 +49,8 @@ NO_CURSOR = ("", "dumb", "unknown")
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
     """Return a rich console that writes to stdout.
 
-    If stdout is not a terminal, or a very narrow one, tables are `plain_width` characters wide.
+    If stdout is no terminal, or a terminal narrower than `NARROWEST`, tables are `plain_width`
+    characters wide.
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
@@ -97,7 +98,7 @@ class Console:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Log an exception of the body instead of raising it, and print nothing more."""
+        """In the `with` block, log an exception instead of raising it, and print nothing more."""
         try:
             yield
         except Interrupted:  # a signal can interrupt any line
@@ -213,7 +214,7 @@ class Console:
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
         """Print the summary of a run. The last line has the metric and the run directory.
 
-        `then` is a command to suggest next.
+        `then` is a command that the user may run next; it is printed.
         """
         for table in self._tables(summary):
             self._print(table)
@@ -286,7 +287,7 @@ class Console:
         """Print to stdout, and write the same as plain text to the log file."""
         text = _plain(what) if isinstance(what, Table) else what
         if isinstance(what, Table) and _least_width(self._out, what) > self._out.width:
-            what, soft_wrap = text, True  # fitted to the terminal, it would have to break words
+            what, soft_wrap = text, True  # a table as wide as the terminal would break words
         self._out.print(what, soft_wrap=soft_wrap)
         to_file(text)
 

@@ -1,7 +1,7 @@
 """`scripts/wandb_dashboard`: a page of wandb that compares the speed of runs.
 
-The panels read what `tracker=wandb` records. A panel cannot divide the speed of one run by the
-speed of another, so the speed-up is read from the table that a finished sweep logs.
+The panels show values that `tracker=wandb` records. A panel cannot divide the speed of one run by
+the speed of another, so it takes the speed-up from the table that a finished sweep logs.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def _panels(metrics: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _of_stages(key: str) -> list[str]:
-    """Return `key` for each stage, with the stage's number in place of `{}`."""
+    """Return a key for each shown stage: `key` with the stage's number in place of `{}`."""
     return [key.format(stage) for stage in range(STAGES_SHOWN)]
 
 
@@ -117,7 +117,10 @@ def _over_time(title: str, keys: list[str]) -> Any:
 
 
 def _bars(key: str, title: str, summary: str) -> Any:
-    """Return a panel with a bar for each value of `key`: the mean of `summary` over its runs."""
+    """Return a panel with a bar for each value of the configuration key `key`.
+
+    The bar shows the mean of the summary's value `summary` over the runs that have this value.
+    """
     import wandb_workspaces.reports.v2 as wr
 
     return wr.BarPlot(
@@ -142,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--name", default="ppll-run: speed")
     parser.add_argument("--metric", help=f"the metric to show (default: {', '.join(METRICS)})")
     parser.add_argument(
-        "--baseline", metavar="RUN_ID", help="the wandb run with which the others are compared"
+        "--baseline", metavar="RUN_ID", help="the wandb run with which all others are compared"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the page as JSON")
     given = parser.parse_args(arguments)
@@ -155,13 +158,13 @@ def main(arguments: Sequence[str]) -> None:
     if not given.dry_run:
         if not wandb.login(prompt=False):
             login = command("wandb", "login")
-            remedy = f"{login}, or set WANDB_API_KEY; --dry-run needs none"
+            remedy = f"{login}, or set WANDB_API_KEY; --dry-run needs no key"
             raise ConfigError("wandb_dashboard", "", "no API key of wandb is configured", remedy)
         given.entity = given.entity or wandb.Api().default_entity
     metrics = [given.metric] if given.metric else METRICS
     page = workspace(given.entity, given.project, given.name, metrics, given.baseline)
     if given.dry_run:
-        spec = page._to_model().spec  # as it would be sent
+        spec = page._to_model().spec  # what `page.save` would send
         sys.stdout.write(spec.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n")
         return
     try:

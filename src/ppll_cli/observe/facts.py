@@ -41,7 +41,7 @@ class RunFacts:
     Attributes:
         start: Number of optimizer steps done before the run was resumed; 0 for a new run.
         steps: Number of optimizer steps at the end of the run.
-        stages: The stages, or all replicas of the stages.
+        stages: Facts about each stage or, if stages have replicas, about each replica.
         reference: Name of a method without training whose metric is shown for comparison, such as
             bicubic enlargement; None if there is none.
     """

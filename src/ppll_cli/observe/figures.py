@@ -30,9 +30,9 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
     Raises:
         OSError: The file cannot be written.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs about its caches
-    # matplotlib cannot be imported if MPLBACKEND names an unknown backend. This code does not use
-    # the backend that MPLBACKEND names.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no messages about its caches
+    # The import of matplotlib fails if MPLBACKEND names an unknown backend, although figures here
+    # do not use that backend.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

@@ -16,7 +16,7 @@ LONGEST_NAMES = 24
 name and the number of other names, such as "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
-"""Returns a measured value of a run, such as its speed; None if unknown."""
+"""A function that returns a measured value of a run, such as its speed; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Row:
         return gpus if isinstance(gpus, int) else None
 
     def of_stages(self, key: str) -> list[float]:
-        """Return the known numbers that the summary has for the stages under a key."""
+        """Return the number that the summary has under `key`, for each stage that has one."""
         stages = self.run.get("stages")
         known = stages if isinstance(stages, list) else []
         found = [number(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
@@ -135,7 +135,7 @@ class Group:
 
     @property
     def names(self) -> str:
-        """The names of the group's runs; if too long, the first name and the number of others."""
+        """The names of the group's runs; the first name and a count if they are too long."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES
@@ -189,8 +189,8 @@ class Group:
         """Return whether another object represents the same group of runs."""
         return self.first.run is other.first.run
 
-    def like(self, other: "Group | None", measure: Measure) -> bool | None:
-        """Return whether a measure of two groups differs by no more than noise.
+    def within_noise_of(self, other: "Group | None", measure: Measure) -> bool | None:
+        """Return whether noise can explain the difference between two groups in a measure.
 
         Return None if there is no other group, if it is this group, or if the noise cannot be
         estimated.

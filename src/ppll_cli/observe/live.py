@@ -117,7 +117,7 @@ def line(facts: RunFacts, now: Now) -> str:
 
 
 def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
-    """Return the cells for which a window of this width has enough room."""
+    """Return the cells for which a window of `width` characters has enough room."""
     cells = [units] if width >= UNITS_FROM else []
     return cells + ([queue, memory] if width >= QUEUE_FROM else [])
 

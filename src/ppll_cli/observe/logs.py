@@ -81,9 +81,9 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def only_warn(problem: str) -> Iterator[None]:
-    """Log an exception of the body instead of raising it, for work that the run does not need.
+    """In the `with` block, log an exception as a warning instead of raising it.
 
-    The warning is `problem` and then the exception.
+    This is for work that a run does not need. The warning is `problem`, followed by the exception.
     """
     try:
         yield

@@ -72,10 +72,10 @@ class Metrics:
             self._file.close()
 
     def check(self) -> None:
-        """Check that the file is still in its place, with the rest of the run directory.
+        """Check that the metrics file still exists; otherwise later lines would be lost unnoticed.
 
         Raises:
-            OSError: Something removed or moved it; later lines would be lost unnoticed.
+            OSError: The file, or the whole run directory, has been removed or moved.
         """
         self.path.stat()
 
@@ -120,8 +120,8 @@ class Metrics:
 
         Step 0 removes all results. `state` is the result of the method `state` after that step.
         Without `evaluated`, an evaluation at that step is removed, and will be repeated. With
-        `incomplete`, the training lines at that step come from incomplete reports: they are removed
-        too, because the next training line will include their steps.
+        `incomplete`, training lines at that step are removed, because they come from incomplete
+        reports: the next training line will include their steps.
         """
 
         def stays(line: Line) -> bool:

@@ -104,7 +104,7 @@ class Progress:
     def update(self, now_s: float, looks: Sequence[Look]) -> Now:
         """Return the progress of the run, given the current states of all workers.
 
-        `now_s` is on any clock that does not go back.
+        `now_s` is the time of a monotonic clock, in seconds.
         """
         step = max(self._start, looks[-1].step)
         if self._began_s is None and step > self._start:

@@ -28,7 +28,7 @@ SWEEP_FILE = "sweep.json"
 LOG_FILE = "ppll-run.log"
 
 STARTED = frozenset({".hydra", LOG_FILE})
-"""Files that a run directory may contain before `config.json` is written."""
+"""Names of files and folders that a run directory may have before `config.json` is written."""
 
 SPLITS = ("val", "test")
 """The splits that are evaluated, by precedence: results on `val` are used if there are any."""
@@ -173,7 +173,7 @@ def read_run(folder: Path) -> FoundRun | None:
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
-        config["choices"] = named  # options of another type are damaged
+        config["choices"] = named  # an option that is no text is damaged
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))
@@ -232,7 +232,7 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a number of a JSON file; None if it is no finite number, or too large for a float."""
+    """Return a value from a JSON file if it is a finite number that a float can hold, else None."""
     fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return value if fits else None
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
 
 SHOWN = 4
-"""Number of batches after which the picture ends, counted in the slowest stage. The file has all
-traced batches."""
+"""`timeline.png` ends when the slowest stage has computed this number of batches. `timeline.json`
+has all traced batches."""
 
 
 class Span(NamedTuple):
@@ -18,7 +18,7 @@ class Span(NamedTuple):
         end_s: End of the interval, on the same clock.
         kind: What the stage did, one of `progress.KINDS`.
         instruction: The instruction that the stage executed; None for an interval without one.
-        step: Number of the batch: optimizer steps before it.
+        step: Number of optimizer steps before the batch.
     """
 
     start_s: float
@@ -54,9 +54,10 @@ class Restart(NamedTuple):
     Attributes:
         worker: Index of the worker in the list of lanes.
         start_s: When the launcher detected the failure, in seconds on the clock of the spans.
-        end_s: When the new worker continued the work, or failed too.
+        end_s: When the new worker continued the work or failed, on the same clock.
         phase: What the worker did when it failed.
-        batch: The batch or mark (see `job.course`) at which it failed; None if it was starting.
+        batch: Text that names the batch, evaluation or checkpoint at which the worker failed; None
+            if the worker was starting.
     """
 
     worker: int

@@ -19,7 +19,7 @@ NAMES = ("stdout", "stderr")
 class Shown:
     """A text stream that never raises. After its first failure it drops all text.
 
-    `failure` is that failure, which may be known from the start; None if the stream works.
+    `failure` is the first failure; None if the stream works. A stream may be made with a failure.
     """
 
     def __init__(self, stream: TextIO, name: str, failure: Exception | None = None) -> None:

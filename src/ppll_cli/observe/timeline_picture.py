@@ -46,16 +46,16 @@ TITLE_WIDTH = 92
 """Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
-"""Width of a digit of a batch's number, as a fraction of the picture's width. A bar shows the
-number if it is wide enough."""
+"""Width of a digit, as a fraction of the picture's width. A bar that is wide enough shows the
+number of its batch."""
 
 
 def window(lanes: Lanes) -> tuple[float, float]:
-    """Return start and end of the time that the picture shows.
+    """Return start and end, in seconds, of the time that the picture shows.
 
-    It is the time in which all stages were traced, up to the end of the `SHOWN`th batch of the
-    slowest stage. The traces of stages begin and end at different times.
-    If there is no such time, it is the time in which any stage was traced.
+    The traces of stages begin and end at different times. The picture shows the time in which all
+    stages were traced, up to the end of the `SHOWN`th batch of the slowest stage. If the traces
+    have no time in common, it shows the whole time of all traces.
     """
     starts = [min(span.start_s for span in spans) for spans in lanes if spans]
     ends = [max(span.end_s for span in spans) for spans in lanes if spans]
@@ -96,7 +96,7 @@ def picture(path: Path, traced: Traced) -> None:
         places = [f"stage {name}\n{device}" for name, device in workers]
         axes.set_yticks(range(len(lanes)), places, fontsize=9, parse_math=False)
         axes.tick_params(axis="x", labelsize=9)
-        axes.set_xlabel("time in ms; numbers are those of batches (optimizer steps)", fontsize=9)
+        axes.set_xlabel("time in ms; numbers: optimizer steps before the batch", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         text = fill(printable(traced.title), TITLE_WIDTH)
         axes.set_title(text, loc="left", fontsize=10, parse_math=False)

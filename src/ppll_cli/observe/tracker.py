@@ -21,9 +21,8 @@ from ppll_cli.observe.conditions import LOCAL
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""Seconds that training waits for a tracker to start. Without waiting, the tracker's imports would
-slow down the first training steps, and so the measured speed of a short run (by a fifth over 9 s on
-two cores)."""
+"""Largest number of seconds that training waits for a tracker to start. Otherwise the tracker's
+imports would slow down the first steps: on two cores, a run of 9 s was measured a fifth slower."""
 
 END_LIMIT_S = 60.0
 """Seconds that a tracker without `limit_s` may take to finish at the end of a run."""
@@ -106,7 +105,7 @@ class Moment:
 
 
 class Tracker(Protocol):
-    """Receives the progress of a run. A separate thread calls the methods, in the order below.
+    """Receives the progress of a run: a separate thread calls `start` first, and `end` last.
 
     A tracker is constructed from the keys of its configuration group before the run starts, and
     raises a ConfigError for wrong values. It must not open or send anything before `start`. If it
@@ -136,7 +135,7 @@ class Tracker(Protocol):
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Finish tracking. The run completed, failed or was interrupted; all its files exist."""
+        """Finish tracking. The run has completed, failed or been interrupted; its files exist."""
 
     def sweep(self, folder: Path, name: str) -> None:
         """Receive the comparison of a finished sweep. A tracker for a sweep gets no other call.

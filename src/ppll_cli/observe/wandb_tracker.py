@@ -47,7 +47,7 @@ OlderMode = Literal["run", "dryrun"]
 """Older names of the modes online and offline, which are still possible values of `WANDB_MODE`."""
 
 Seconds = Annotated[FiniteFloat, Field(gt=0, le=threading.TIMEOUT_MAX / 4)]
-"""A time limit; wandb would take 0 for no limit."""
+"""A time limit in seconds. It is above 0, because wandb would understand 0 as "no limit"."""
 
 OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
 
@@ -116,7 +116,7 @@ class WandbTracker:
             group=self.group or run.sweep,
             job_type=run.choices["schedule"],
         )
-        # Panels can use either axis; steps are the default.
+        # The x axis of a panel is `step` by default, and can be `train_seconds`.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("train_seconds", hidden=True)
         self._run.define_metric("*", step_metric="step")
@@ -124,7 +124,7 @@ class WandbTracker:
             self._best_counts(f"{split}/{run.metric}")
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
-        """Log a line of `metrics.jsonl` as a separate row."""
+        """Log the numbers of a line of `metrics.jsonl` to wandb."""
         values = line_scalars(line)
         for key in values:
             if line["split"] != "train" and key.endswith(f"/{self._tracked.metric}"):
@@ -209,8 +209,8 @@ class WandbTracker:
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
         """Begin a wandb run; begin it offline if the server does not answer in time."""
-        # Otherwise wandb sends reports of its errors, even offline, and without a network the exit
-        # of the program waits for them (10 to 20 s). It also prints where it found the key.
+        # By default, wandb sends reports of its errors, even offline: without a network, this
+        # delays the exit of the program by 10 to 20 s. It also prints where it found the key.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -236,7 +236,7 @@ class WandbTracker:
                     silent=True,
                     x_disable_stats=True,
                     x_save_requirements=False,
-                    x_transaction_log_flush_interval=1.0,  # default 15 s; a kill loses the rest
+                    x_transaction_log_flush_interval=1.0,  # a kill loses the last 15 s by default
                 ),
                 **of_run,
             )
@@ -247,7 +247,7 @@ class WandbTracker:
                 if wandb.login(prompt=False):
                     return init("online")
                 login = command("wandb", "login")
-                why = f"no key is configured ({login}, or WANDB_API_KEY)"
+                why = f"no key is configured; use {login}, or set WANDB_API_KEY"
             except Exception as error:
                 why = " ".join(str(error).split())
                 wandb.teardown()  # ends wandb's process, which regards the run as still running

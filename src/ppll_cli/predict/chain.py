@@ -61,7 +61,7 @@ class Setup:
         threads: CPU threads, as many as a worker has.
         compiled: Whether networks are compiled by torch.compile.
         recompute: Whether the backward pass of a unit first runs the forward pass again.
-        seed: Seed for random numbers that the model or the local method draws as it is made.
+        seed: Seed for random numbers that the model or the local method draws when it is made.
     """
 
     model: Mapping[str, Any]
@@ -214,7 +214,7 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward pass, in two halves if `weights` are given; mark start and end of each.
+    """Run a unit's backward pass, as two halves if `weights` are given, and time it with `watch`.
 
     `gradients` has the gradients of the unit's outputs by name, from later units. Random numbers
     replace a missing gradient. The function adds the gradients of the unit's inputs, `leaves`, to

@@ -1,4 +1,4 @@
-"""Computes from a profile the times of a job's instructions, and of the transfers they start."""
+"""Computes from a profile how long a job's instructions take, and the transfers that they start."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -46,10 +46,10 @@ class Source(Protocol):
 def instruction_times(
     job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> list[Times]:
-    """Return the seconds of each stage's instructions; instructions without time are left out.
+    """Return the seconds of each stage's instructions; instructions that take no time are left out.
 
-    Receiving counts as 0 seconds, because stages read messages in place. Loading the next batch
-    counts as 0 seconds, because a separate thread loads it.
+    Receiving takes no time, because stages read messages in place. Loading the next batch takes no
+    time, because a separate thread loads it.
 
     `sizes` has the number of samples of each micro-batch. The profile has times for the first
     micro-batch, which is the largest. Times of smaller micro-batches are assumed to be proportional
@@ -111,7 +111,7 @@ def journeys_of(
                     if whole is None:
                         continue
                     shares = _completed_after(job, place, profile)
-                    kinds = Loss | Backward | BackwardWeight  # these make the gradients
+                    kinds = Loss | Backward | BackwardWeight  # they compute gradients of parameters
                     own = [i for i in stream[number:] if isinstance(i, kinds) and i.chunk == chunk]
                     backward_s = sum(times[stage].get(i, 0.0) for i in own)
                     bucket_s, end_s = whole.carried_s / len(shares), 0.0
@@ -186,7 +186,7 @@ class _ChunkTimes:
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:
-    """Return the cost of the loss after a chunk, or zeros if the chunk does not end a module."""
+    """Return the cost of the loss at the end of a chunk; zeros if the chunk ends no module."""
     if not chunk.ends_module:
         return Measured(0.0, 0.0, 0, 0)
     return profile.auxiliary(job.layout.modules, chunk.module)

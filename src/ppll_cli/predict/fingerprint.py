@@ -49,7 +49,7 @@ def criterion_kind(
     """Return a text for a module's auxiliary network.
 
     Networks with equal texts take the same time and memory. `with_gradient` has the names of the
-    tensors that take gradients.
+    input tensors for which gradients are computed.
     """
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):

@@ -23,7 +23,7 @@ class Interconnect:
         within: The connection between two devices of a machine, which carries messages while the
             devices compute. None if the senders themselves copy messages, in the machine's memory.
         between: The connection of a machine to other machines, shared by all messages that leave
-            the machine; None if `within` describes it too.
+            the machine; None if it equals `within`.
         bf16: Whether float32 tensors travel as bfloat16 between machines.
     """
 
@@ -42,7 +42,7 @@ def ring_bytes(size: int, replicas: int) -> int:
 
 
 class Carriers:
-    """Finds the connections that carry a job's messages, and its replicas' averages of gradients.
+    """Finds the connections over which a job sends messages and averages gradients of replicas.
 
     `homes` of the job gives the machine of each worker.
     """

@@ -16,7 +16,7 @@ from ppll_cli.leaves.files import problem_of, read_json, write_json
 log = logging.getLogger(__name__)
 
 Record = dict[str, float]
-"""The measurements of one unit, network or copy: seconds, bytes or counts by name."""
+"""The values of one measurement, such as that of a unit: seconds, bytes and counts, by name."""
 
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
@@ -25,7 +25,7 @@ FIELDS = {
     "copy": {"seconds"},
     "parameter": {"step_s", "bytes"},
 }
-"""The fields of a record, by the first word of its key."""
+"""The names of a record's fields, by the first word of the record's key in the file."""
 
 MOST = 1e15
 """Largest value that a field can have; a file with a larger value is damaged."""

@@ -23,7 +23,7 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
 
 LIMIT_S = 1800.0
-"""Seconds that an answer may take; the process may have to compile networks for it."""
+"""Largest number of seconds for one request: the process may have to compile networks first."""
 
 LEAVE_S = 5.0
 """Seconds to wait for the end of a process that was killed."""
@@ -43,7 +43,7 @@ class Meter:
     def ask(
         self, threads: int, measure: Callable[P, Found], *args: P.args, **kwargs: P.kwargs
     ) -> Found:
-        """Call a function in the process, with this number of threads, and return the result.
+        """Call `measure` in the measuring process with `threads` CPU threads; return its result.
 
         Raises:
             WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.

@@ -23,7 +23,7 @@ START_S = 300.0
 
 @contextmanager
 def neighbours(work: Work, count: int) -> Iterator[None]:
-    """Run `count` processes, each of which trains its own chain, until the body ends.
+    """Run `count` processes, each of which trains its own chain, until the `with` block ends.
 
     Raises:
         WorkerFailedError: A process failed.

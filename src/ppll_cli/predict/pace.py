@@ -14,8 +14,8 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline. Then as many batches are simulated to find
-the pace: the time from one batch to the next.
+"""Number of simulated batches that fill the pipeline. After them, the same number of batches is
+simulated to find the pace: the time from one batch to the next.
 
 For any costs of instructions, the pace does not change after the second batch. If each channel has
 two slots or more, the slowest stage determines the pace. If the pipeline is drained after each
@@ -57,7 +57,7 @@ class Steady:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline, described by the instructions of all stages for one training batch."""
+    """A pipeline: the instructions of each stage for one training batch, and slots by channel."""
 
     streams: Sequence[Sequence[Instruction]]
     slots: Mapping[Channel, int]
@@ -88,7 +88,7 @@ class Pipeline:
         )
 
     def _batches_held(self) -> int:
-        """Return the largest number of batches whose messages a channel can hold together.
+        """Return the largest number of batches whose messages a channel can hold at a time.
 
         If transfers take long, batches arrive in groups of this size.
         """

@@ -28,8 +28,8 @@ FORMAT = 4
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured: the first ones of the model. They are enough to
-fill caches as a stage does, and few enough to measure very deep models quickly."""
+"""Largest number of equal units that are measured. This number is enough to fill caches as a stage
+does, and small enough to measure very deep models quickly."""
 
 LEAST_S = 1e-9
 """Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a
@@ -107,8 +107,8 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        With `first`, it is the first unit of a module with a local loss: its inputs take no
-        gradients.
+        With `first`, the unit is the first one of a module with a local loss, so no gradients of
+        its inputs are computed.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -151,7 +151,7 @@ class Profile:
 
     @property
     def _way(self) -> str:
-        """The route of a copied message, as a suffix of the record's key; empty inside a device."""
+        """How messages reach `receiver`, as the end of a record's key; empty inside a device."""
         to = f" to {model_of(self.receiver)}" if self.receiver != self.setup.device else ""
         return to + (" by the host" if self._by_host else "")
 
@@ -219,9 +219,9 @@ class Profile:
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record. `first` is as in `unit`.
+        """Return the key of a unit's record. `first` has the meaning that `unit` describes.
 
-        `first` does not change the key of a unit that reads only the data of a batch.
+        A unit that reads only the data of a batch has one key for both values of `first`.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)

@@ -72,7 +72,7 @@ def time_loss(
         modules: For each module, the indices of its units.
         module: Number of the module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
-        with_gradient: Names of the tensors that the module makes, which take gradients.
+        with_gradient: Names of the module's own tensors, for which gradients are computed.
     """
     device, units = torch.device(setup.device), setup.units()
     method: LocalMethod = make_seeded("local", local, setup.seed)
@@ -110,7 +110,7 @@ def time_copy(size: int, source: str, target: str, by_host: bool) -> float:
         if between is not None:
             arriving = torch.cuda.current_stream(there)
             arriving.wait_stream(torch.cuda.current_stream(here))
-            with torch.cuda.device(there):  # its events must be recorded on its own device
+            with torch.cuda.device(there):  # events of a stream must be recorded on its device
                 watch.mark()
                 landed.copy_(between, non_blocking=True)
                 watch.mark()

@@ -34,7 +34,7 @@ class EdgeLoad:
 
     Attributes:
         stages: The two stages, the lower one first.
-        between_machines: Whether the two workers of any replica are on different machines.
+        between_machines: Whether, in any replica, the two workers are on different machines.
         busy_fraction: Fraction of time in which the connection is in use, in the direction with
             more bytes; None if senders copy messages themselves.
     """
@@ -131,7 +131,7 @@ def predict(
 
 
 def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
-    """Return for each stage how many replicas are on each machine; on one machine if `together`."""
+    """Return, for each stage, the number of replicas by machine: all on machine 0 if `together`."""
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
         for stage in range(job.stages)
@@ -210,7 +210,7 @@ def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
 
 
 def _parameter_bytes(job: Job, profile: Source) -> list[int]:
-    """Return for each stage the bytes of `Prediction.parameter_bytes`."""
+    """Return the value of `Prediction.parameter_bytes`."""
     result = []
     for stage in range(job.stages):
         params = params_of(job, stage, profile)

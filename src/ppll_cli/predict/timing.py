@@ -20,7 +20,7 @@ WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 Timing ends after `REPETITIONS` steps or, if at least three were timed, after `BUDGET_S` seconds."""
 
 CUDA_WARMUP_S = 0.5
-"""Seconds for which a CUDA device is kept busy before timing: it is slow after an idle time."""
+"""Seconds for which a CUDA device is kept busy before timing, because it is slow after a pause."""
 
 
 class Stopwatch:
@@ -88,9 +88,9 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the storages that autograd saves while the body runs; leave out tensors of `others`.
+    """Collect the storages that autograd saves in the `with` block; leave out tensors of `others`.
 
-    The dictionary, filled while the body runs, has the bytes of each storage by address.
+    The dictionary, which the block fills, has the bytes of each storage by its address in memory.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice

@@ -97,7 +97,7 @@ def check_inputs(job: Job, subject: Subject) -> None:
 
     Torch does not allow this if a gradient of the input is sent back. Without gradients, the values
     of other tensors would depend on the stages: on one stage, two tensors may share memory, and the
-    change affects both. If they are sent to another stage, each has a slot of its own.
+    change affects both; between two stages each tensor has a slot, and the change affects only one.
     """
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):

@@ -37,8 +37,8 @@ STEP_FLOPS = 10
 """Approximate number of floating point operations of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""Returns the cost of a module's auxiliary network, given the units of all modules and the module's
-number."""
+"""A function that returns the cost of a module's auxiliary network, given the units of all modules
+and the number of the module."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def weights(
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
     """Return costs in seconds for the number of samples that the profile measures.
 
-    The optimizer makes one step per batch. The costs include these samples' share of its time.
+    The optimizer makes one step per batch, and the costs include these samples' share of its time.
     """
 
     def seconds(part: Measured) -> float:

@@ -100,7 +100,7 @@ def prepare(
         (devices, homes), emulated = spread(settings, workers, machines), False
         threads = threads_of(settings, machines, homes)
         if "cpu" in devices and settings.device == "auto":
-            notes.append(f"there are too few CUDA devices: {workers} worker(s) on CPU")
+            notes.append(f"there are too few CUDA devices, so {workers} worker(s) run on CPU")
     else:
         devices, emulated = devices_here(settings, workers, notes)
         threads = settings.threads_per_worker

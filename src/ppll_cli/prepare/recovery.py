@@ -18,8 +18,8 @@ from ppll_cli.transport.ring import RingTransport
 
 USUAL, MOST, FEWEST = 16, 64, 2
 """How many messages a stage may handle between two snapshots, if the program chooses the number.
-`MOST` is for messages that are small compared with the state, and `FEWEST` for a machine whose
-shared memory is short."""
+`MOST` is for messages that are small compared with the state, and `FEWEST` for a machine with
+little shared memory."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which another process sees stores in the order in which they were made."""
@@ -33,7 +33,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
     other machines is not checked.
 
     Raises:
-        ConfigError: The configuration says `recover=stage`, which is not possible.
+        ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -61,7 +61,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job with `snapshot_every` set for a prediction, and why it cannot be set.
+    """Return the job with `snapshot_every` set for a prediction, or the job and why it is not set.
 
     The text is empty if `snapshot_every` is set, and with `recover=off`. The run may use other
     machines than this one, so shared memory is not checked.
@@ -117,9 +117,8 @@ class _Room(NamedTuple):
     def wished(self) -> int:
         """Return how many messages to allow between two snapshots, if there is room for them.
 
-        The result is the usual number. If the snapshots take more memory than this number of
-        messages, the result is the number of messages that take as much memory as the snapshots,
-        but not more than `MOST`.
+        The result is `USUAL`. If snapshots take more memory than `USUAL` messages, the result is
+        the number of messages that take as much memory as snapshots, but not more than `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 

@@ -1,4 +1,4 @@
-"""Distributes workers over several machines, in the order of workers and machines."""
+"""Distributes workers over several machines: the first workers get the first machine."""
 
 import platform
 import socket

@@ -239,7 +239,7 @@ def _check_units(
     known = {*input_spec.specs}
     for unit in units:
         if isinstance(unit.build, nn.Module) or not callable(unit.build):
-            problem = f"the build of unit {unit.name!r} is no function that builds its network"
+            problem = f"`build` of unit {unit.name!r} is no function that returns a network"
             raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")
         if isinstance(unit.reads, str) or isinstance(unit.writes, str):
             problem = f"reads and writes of unit {unit.name!r} must be tuples of names"

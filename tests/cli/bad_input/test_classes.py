@@ -242,7 +242,7 @@ model ppll_cli.__version__ | is not a class
 model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
-model HERE.NoFunction | the build of unit 'second' is no function that builds its network
+model HERE.NoFunction | `build` of unit 'second' is no function that returns a network
 model HERE.OneString | reads and writes of unit 'second' must be tuples of names
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension

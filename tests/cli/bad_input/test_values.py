@@ -60,7 +60,7 @@ gpus=${no} | Interpolation key 'no' not found
 COMMAND_LINES = """
 --gpus=2 | arguments=--gpus=2 | keys are given as KEY=VALUE
 gpus | arguments=gpus | missing EQUAL
-gpus=1=2 | gpus=1=2: Hydra cannot read | for the shell: 'gpus="1=2"'
+gpus=1=2 | gpus=1=2: Hydra cannot parse this override | for the shell: 'gpus="1=2"'
 hydra.run.dir=/a=b | 'hydra.run.dir="/a=b"'
 data.root=it's | such characters twice
 gpus=[1 | arguments=gpus=[1 | ppll-run --help

@@ -138,7 +138,7 @@ def test_a_silent_worker_ends_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> 
     ("name", "devices", "reason"),
     [
         ("ddp", ("cuda:0", "cuda:0"), "NCCL refuses two ranks on one GPU"),
-        ("bp_all_threads", ("cuda:0", "cuda:1"), "it is for CPUs"),
+        ("bp_all_threads", ("cuda:0", "cuda:1"), "this row is for CPUs"),
     ],
 )
 def test_rows_that_cannot_be_measured_are_left_out(
