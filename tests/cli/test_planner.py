@@ -113,7 +113,7 @@ def test_replicas_have_their_own_rows(planner: Make) -> None:
         "",
         "the devices cannot be divided evenly among the replicas",
     }
-    assert "all-reduce takes as long as" in "\n".join(found.notes([2]))
+    assert "all-reduce is predicted to take as long as" in "\n".join(found.notes([2]))
 
 
 def test_the_fastest_layout_depends_on_the_network(cache: Path) -> None:
@@ -187,7 +187,7 @@ def test_notes_explain_the_tables(planner: Make) -> None:
     found.rows(1)
     notes = "\n".join(found.notes([1, 4096]))
     assert "gpus=4096: simulated as equal devices" in notes
-    assert "some schedules split each batch (gpipe into 4): BatchNorm" in notes
+    assert "some schedules split each batch (gpipe into 4 micro-batches)" in notes
     assert "local losses" not in notes
 
 

@@ -141,15 +141,16 @@ class Planner:
         }
         if split:
             lines.append(
-                f"some schedules split each batch ({', '.join(sorted(split))}): BatchNorm, if the "
-                "model has any, then sees micro-batches, so these schedules do not train the same "
-                "model as the others"
+                f"some schedules split each batch ({', '.join(sorted(split))} micro-batches); if "
+                "the model has BatchNorm, it uses the statistics of each micro-batch alone, so "
+                "these schedules do not train the same model as the others"
             )
         if max(self.replicas or gpus) > 1:
             lines.append(
-                "replicas share each batch, so BatchNorm, if the model has any, normalizes each "
-                "share alone; the predicted all-reduce takes as long as copying the bytes that a "
-                "ring sends, or, if a link's bandwidth is given, overlaps with the backward"
+                "each replica trains on its share of a batch, and BatchNorm, if the model has any, "
+                "uses the statistics of this share alone; a ring all-reduce is predicted to take "
+                "as long as a copy of the bytes that it sends, or, if a link's bandwidth is given, "
+                "to overlap with the backward"
             )
         if local := [name for name in self.schedules if self._schedule(name).local]:
             lines.append(f"schedules that train modules by local losses: {', '.join(local)}")
