@@ -91,8 +91,8 @@ def test_a_schedule_that_cannot_run_is_refused(planner: Make) -> None:
     """Without a check, the simulation of a deadlock ended with a traceback."""
     stuck = ["schedule._target_=tests.cli.bad_input.test_classes.Stuck", "schedule.microbatches=8"]
     found = planner("schedule=gpipe", *stuck)
-    assert found.rows(2)["gpipe"].obstacle.startswith("the stages wait for each other: stage 0:")
-    with pytest.raises(ConfigError, match=r"Stuck: the stages wait for each other"):
+    assert found.rows(2)["gpipe"].obstacle.startswith("every stage waits for another one: stage 0:")
+    with pytest.raises(ConfigError, match=r"Stuck: every stage waits for another one"):
         found.check()
 
 
@@ -113,7 +113,7 @@ def test_replicas_have_their_own_rows(planner: Make) -> None:
         "",
         "the devices cannot be divided evenly among the replicas",
     }
-    assert "is predicted to take as long as a copy" in "\n".join(found.notes([2]))
+    assert "all-reduce is predicted to take as long as" in "\n".join(found.notes([2]))
 
 
 def test_the_fastest_layout_depends_on_the_network(cache: Path) -> None:
@@ -187,7 +187,7 @@ def test_notes_explain_the_tables(planner: Make) -> None:
     found.rows(1)
     notes = "\n".join(found.notes([1, 4096]))
     assert "gpus=4096: simulated as equal devices" in notes
-    assert "some schedules split each batch (gpipe into 4): BatchNorm" in notes
+    assert "some schedules split each batch (gpipe into 4 micro-batches)" in notes
     assert "local losses" not in notes
 
 

@@ -1,4 +1,4 @@
-"""Predicts each schedule on each number of devices from one profile of a model."""
+"""Predicts many schedules on many numbers of devices from one profile."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,8 +25,8 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: The predicted speed divided by the speed of back-propagation on one device with
-            the threads of one worker.
+        speed_up: Speed relative to back-propagation on one device, with a worker's number of
+            threads.
     """
 
     schedule: str
@@ -45,8 +45,8 @@ class Planner:
     A planner is a context manager. At the end of a with block, it ends the measuring process.
 
     Attributes:
-        settings: Function that returns the settings of a run, given the name of a schedule, the
-            number of devices and the number of replicas.
+        settings: Returns the settings of a run, given the name of a schedule, the number of devices
+            and the number of replicas.
         replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have
             one replica, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all devices.
@@ -105,7 +105,7 @@ class Planner:
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """If nothing could be predicted, raise the first error."""
+        """If nothing could be predicted, raise the error of the first schedule."""
         if self._errors and not self._found:
             raise self._errors[0]
 
@@ -141,22 +141,23 @@ class Planner:
         }
         if split:
             lines.append(
-                f"some schedules split each batch ({', '.join(sorted(split))}): BatchNorm, if the "
-                "model has any, then sees micro-batches, so these schedules do not train the same "
-                "model as the others"
+                f"some schedules split each batch ({', '.join(sorted(split))} micro-batches); if "
+                "the model has BatchNorm, it uses the statistics of each micro-batch alone, so "
+                "these schedules do not train the same model as the others"
             )
         if max(self.replicas or gpus) > 1:
             lines.append(
-                "replicas share each batch, so BatchNorm, if the model has any, normalizes each "
-                "share alone; the all-reduce of gradients is predicted to take as long as a copy "
-                "of the sent bytes or, if a link's bandwidth is given, to overlap with the backward"
+                "each replica trains on its share of a batch, and BatchNorm, if the model has any, "
+                "uses the statistics of this share alone; a ring all-reduce is predicted to take "
+                "as long as a copy of the bytes that it sends, or, if a link's bandwidth is given, "
+                "to overlap with the backward"
             )
         if local := [name for name in self.schedules if self._schedule(name).local]:
             lines.append(f"schedules that train modules by local losses: {', '.join(local)}")
         return lines + self._without_recovery() + self._bounds(gpus)
 
     def _without_recovery(self) -> list[str]:
-        """Return notes that name the rows of local learning predicted without `recover`."""
+        """Return notes on rows of local learning that are predicted without `recover`."""
         return [
             f"{_title(name, replicas)} for gpus={','.join(map(str, gpus))} is predicted without "
             f"recover={self.base.recover.name}: {obstacle}"
@@ -164,7 +165,7 @@ class Planner:
         ]
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on how costly auxiliary networks may be before ppll is not the fastest."""
+        """Return notes on the largest cost of auxiliary networks at which ppll is the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

@@ -190,8 +190,8 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
         if group.over_bp is not None
     }
     if baselines:
-        named = ", ".join(f"{bp.name} ({_size(bp)})" for bp in baselines.values())
-        yield f"x bp: speed-up over the fastest back-propagation under the same conditions, {named}"
+        named = "; ".join(f"{bp.name} ({_size(bp)})" for bp in baselines.values())
+        yield f"x bp: speed-up over the fastest back-propagation under the same conditions: {named}"
     short = []
     for group in groups:
         if group.over_bp is None or group.first.run.get("device") != "cpu":
@@ -201,7 +201,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
             short.append(f"{group.names} ({counted(wanted, 'thread')} against {most})")
     if short:
         yield (
-            f"x bp is too high for {', '.join(short)}: for a fair comparison on a CPU, add "
+            f"x bp is too high for {'; '.join(short)}. For a fair comparison on a CPU, add "
             "back-propagation with all the threads: schedule=bp gpus=1"
         )
     if any(group.over_ll is not None for group in groups):
@@ -222,8 +222,8 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
     )
     if names:
         yield (
-            f"{NOISE} marks a difference from {' or '.join(names)} that noise can explain (Welch's "
-            "t-test, 5 %); in x bp and x ll, a difference from their baselines"
+            f"{NOISE} marks values that differ from {' or '.join(names)} by no more than noise can "
+            "explain (Welch's t-test, 5 %); x bp and x ll are compared with their own baselines"
         )
     alone = [group.names for group in ran if group.seeds == 1]
     if len(ran) > 1 and len(alone) == len(ran):

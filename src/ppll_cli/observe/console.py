@@ -236,7 +236,8 @@ class Console:
     def nothing_to_do(self, summary: Line, run_dir: Path) -> None:
         """Print that the run is complete and that nothing is left to do."""
         done = f"the run is complete after {summary['steps']} steps: there is nothing to do"
-        self._say(f"{done}; to train longer, give more epochs or a larger max_steps")
+        more = "a larger max_steps, or more epochs if the learning rate does not depend on them"
+        self._say(f"{done}; to train longer, give {more}")
         self._result(summary, run_dir)
 
     def _result(self, summary: Line, run_dir: Path) -> None:

@@ -308,5 +308,5 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
     )
     if stages_are_modules and len(job.layout.modules) > 1:
         cuts = setting("local.cuts", [names[module.start] for module in job.layout.modules[1:]])
-        lines.append(f"  the training depends on these cuts; {word(cuts)} pins them")
+        lines.append(f"  the training depends on these cuts; {word(cuts)} keeps them")
     return lines

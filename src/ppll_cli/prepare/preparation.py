@@ -286,10 +286,10 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
             f"gpus={settings.devices_asked}: this schedule uses {where}" + (what and f"; {what}")
         )
     if replicas > 1:
-        norm = "" if settings.sync_batchnorm else "BatchNorm, if the model has any, and "
+        norm = "" if settings.sync_batchnorm else ", and BatchNorm if the model has any,"
         notes.append(
-            f"replicas={replicas}: {norm}losses that compare the samples of a batch see only "
-            "their own replica's share"
+            f"replicas={replicas}: each replica trains on its share of a batch; losses that "
+            f"compare the samples of a batch{norm} see only this share"
         )
     stages = settings.stages_asked
     if len(placed(schedule, stages)) > stages > schedule.microbatches:
@@ -299,6 +299,6 @@ def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> 
         )
     if schedule.microbatches > 1:
         notes.append(
-            f"BatchNorm, if the model has any, sees micro-batches: each batch is split into "
-            f"{schedule.microbatches}"
+            f"each batch is split into {schedule.microbatches} micro-batches; BatchNorm, if the "
+            "model has any, uses the statistics of each micro-batch alone"
         )
