@@ -87,7 +87,8 @@ class NonFiniteError(PpllError):
         seen = "" if norm is None else f"; its largest gradient norm is {norm:.3g}"
         super().__init__(
             f"the loss of module {module} {when} is not finite{seen}; try a smaller optim.lr,"
-            " optim.warmup_epochs, optim.clip_norm=1 or optim.nonfinite=skip"
+            " optim.warmup_epochs, optim.clip_norm=1, precision=fp32 if it is bf16, or"
+            " optim.nonfinite=skip"
         )
 
 
@@ -126,6 +127,11 @@ class WorkerFailedError(PpllError):
             name = f"stage {seat_name(*seat)}"
         where = f"{report['device']} of {report['machine']}" if "machine" in report else None
         super().__init__(f"{name} ({where or report['device']}): {report['error']}")
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a resumed run would fail in the same way."""
+        return bool(self.report.get("repeats", False))
 
 
 class RunFailedError(PpllError):

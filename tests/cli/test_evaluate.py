@@ -1,6 +1,7 @@
 """ppll-eval as a user sees it."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ import pytest
 from PIL import Image
 
 from ppll_cli import load_run
+from ppll_cli.cli import evaluate
 from ppll_cli.cli.evaluate import main
-from tests.conftest import own_model
+from ppll_cli.config.targets import make
+from ppll_cli.errors import ConfigError
+from tests.conftest import compose_config, own_model
 from tests.data.class_pictures import write_classes
 from tests.data.scene_files import write_fashion
 from tests.finished import Finished, finished_run
@@ -217,6 +221,36 @@ def test_a_held_out_test_set_must_not_be_larger_than_the_runs(
     assert "the run held out 0.2, so it was trained on some of these samples" in said
     assert said.endswith("; give at most 0.2, or evaluate on other data\n")
     assert run_main(monkeypatch, run.folder, "data.val_fraction=0.4", "--split=train") == 0
+
+    Image.new("RGB", (16, 16)).save(tmp_path / "root" / "train" / "b" / "new.png")
+    assert run_main(monkeypatch, run.folder) == 2
+    said = capsys.readouterr().err
+    assert "these are not the data that the run was started with: b in train has changed" in said
+    assert said.endswith("or evaluate another split or other data\n")
+    assert run_main(monkeypatch, run.folder, "--split=train") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "split", "problem"),
+    [
+        ({"years": "12"}, "test", "data.years=12: the run had 07+12, so it was trained on some"),
+        ({"years": "12"}, "val", "data.years=12: the run had 07+12"),
+        ({"years": "07"}, "test", None),
+        ({"years": "12"}, "train", None),
+        ({"years": "12", "root": "/"}, "test", None),  # other files
+    ],
+)
+def test_pictures_of_the_runs_training_set_are_no_test_set(
+    changes: dict[str, Any], split: str, problem: str | None
+) -> None:
+    """Those of 2012 that `data.years=12` tests on are in the training set of 07+12."""
+    config, _ = compose_config(["data=voc", "data.val_fraction=0.1"])
+    before: dict[str, Any] = config["data"]
+    now = before | changes
+    with nullcontext() if problem is None else pytest.raises(ConfigError) as caught:
+        evaluate._check_unseen(before, now, split, split == "val", make("data", now))
+    if problem is not None:
+        assert str(caught.value).startswith(problem)
 
 
 @pytest.mark.parametrize(

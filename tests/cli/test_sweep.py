@@ -1,6 +1,7 @@
 """A sweep ends with the comparison of its runs, wherever they ran."""
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ppll_cli.cli.sweep import CompareRuns, refuse, warn_of_tuning
+from ppll_cli.cli.sweep import CompareRuns, direction_of, refuse, warn_of_tuning
 from ppll_cli.config.commands import command
 from ppll_cli.errors import ConfigError
 from ppll_cli.launch.sweeps import record_of, recorded_sweep
@@ -127,6 +128,29 @@ def test_a_full_disk_does_not_hide_the_comparison(
     CompareRuns()._compare(folder)
     assert "0    completed  bp" in capsys.readouterr().out
     assert "the comparison could not be written" in caplog.text
+
+
+class Direction(Enum):
+    """As in the schema of Hydra's plugin for Optuna."""
+
+    minimize = 1
+    maximize = 2
+
+
+@pytest.mark.parametrize(
+    ("sweeper", "settings", "direction"),
+    [
+        ("optuna", {"direction": Direction.maximize}, "maximize"),
+        ("optuna", {"direction": "minimize"}, "minimize"),
+        ("optuna", {"direction": ["minimize", "maximize"]}, None),
+        ("nevergrad", {"budget": 3}, None),
+        ("basic", {"direction": "minimize"}, None),
+    ],
+)
+def test_the_direction_of_a_search(sweeper: str, settings: Any, direction: str | None) -> None:
+    config = {"choices": {"hydra/sweeper": sweeper}}
+    made = {"runtime": config, "mode": RunMode.MULTIRUN, "sweeper": settings}
+    assert direction_of(OmegaConf.create(made)) == direction
 
 
 @pytest.mark.parametrize(

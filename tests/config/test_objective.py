@@ -1,10 +1,11 @@
 """The objective that a run returns to a sweeper."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
-from ppll_cli.config.objective import chosen, value
+from ppll_cli.config.objective import check_direction, chosen, value
 from ppll_cli.errors import ConfigError
 
 SUMMARY: dict[str, Any] = {
@@ -61,3 +62,26 @@ def test_keys_that_have_no_number_are_refused(key: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         chosen(key, BEFORE, "accuracy")
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("key", "direction", "metric", "lower", "remedy"),
+    [
+        ("val.accuracy", "minimize", "accuracy", False, "maximize"),
+        ("test_ema.perplexity", "maximize", "perplexity", True, "minimize"),
+        ("per_module.0.test.loss", "maximize", "accuracy", False, "minimize"),
+        ("val.accuracy", "maximize", "accuracy", False, None),
+        ("val.perplexity", "minimize", "perplexity", True, None),
+        ("val.accuracy", None, "accuracy", False, None),
+        ("train.seconds", "maximize", "accuracy", False, None),
+    ],
+)
+def test_a_search_for_the_worst_result_is_refused(
+    key: str, direction: str | None, metric: str, lower: bool, remedy: str | None
+) -> None:
+    """Optuna minimizes unless told otherwise, so it searched for the worst accuracy."""
+    with nullcontext() if remedy is None else pytest.raises(ConfigError) as caught:
+        check_direction(key, direction, metric, lower)
+    if remedy is not None:
+        assert str(caught.value).startswith(f"hydra.sweeper.direction={direction}: with the objec")
+        assert str(caught.value).endswith(f"; give hydra.sweeper.direction={remedy}")

@@ -19,6 +19,7 @@ from ppll_cli.job.manifest import Manifest
 from ppll_cli.launch import failure, results, run
 from ppll_cli.launch.launcher import Ending
 from ppll_cli.launch.run import Run
+from ppll_cli.observe.runs import CONFIG_FILE
 from tests.conftest import compose_config
 
 TINY = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=6"]
@@ -170,6 +171,18 @@ def test_a_workers_error_about_a_full_disk_comes_with_a_remedy(tmp_path: Path, c
     told = f"  a disk is full: free some space; `df -h {tmp_path} /dev/shm` shows which disk"
     assert told in caplog.text
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_resume_is_recommended_only_if_it_can_help(
+    repeats: bool, tmp_path: Path, caplog: Log
+) -> None:
+    """A resumed run computes a loss that is not finite again, bit for bit."""
+    (tmp_path / CONFIG_FILE).touch()
+    report = {"stage": 0, "device": "cpu", "error": "NonFiniteError: a loss is not finite"}
+    failure.tell(WorkerFailedError(report | {"repeats": repeats}), tmp_path, "ppll-run resume=x")
+    assert ("to continue: ppll-run resume=x" in caplog.text) != repeats
+    assert ("start a new run instead" in caplog.text) == repeats
 
 
 @pytest.mark.parametrize("on_purpose", [False, True])

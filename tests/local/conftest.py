@@ -28,6 +28,12 @@ SHAPES = {
 }
 
 
+class TokenSpec:
+    """Describes data without images."""
+
+    specs: Mapping[str, ValueSpec] = {"tokens": ValueSpec((5,), torch.int64)}
+
+
 @pytest.fixture(params=SHAPES.values(), ids=list(SHAPES))
 def shape(request: pytest.FixtureRequest) -> tuple[int, ...]:
     """Return the shape of a feature, without the batch dimension."""

@@ -16,7 +16,7 @@ from ppll_cli.local.method import Watch
 from ppll_cli.models.resnet import CifarResNet
 from ppll_cli.models.unit import IMAGE, Model
 from ppll_cli.tasks.classification import LABEL
-from tests.local.conftest import CLASSES, assert_trained, batch_at
+from tests.local.conftest import CLASSES, TokenSpec, assert_trained, batch_at
 from tests.local.watched_units import RESNET, VIT, site_of, weights_of
 from tests.other_task import OtherTask
 from tests.worker.inside import run_inside
@@ -156,6 +156,14 @@ def test_other_tasks_are_refused() -> None:
     for method, name in ((MAN, "man"), (MANPlus, "manpp")):
         with pytest.raises(ConfigError, match=f"^local={name}: "):
             method().criterion(site)
+
+
+def test_infopros_loss_refuses_data_without_images() -> None:
+    """The message named `local=infopro`, which the user had not given."""
+    site = replace(site_of(RESNET, [1]), input_spec=TokenSpec())
+    with pytest.raises(ConfigError, match=r"^local\.loss=infopro: reconstructs images, but"):
+        MAN(loss="infopro").criterion(site)
+    MAN(loss="infopro", weights=[0, 1, 0, 1]).criterion(site)  # what the message recommends
 
 
 def test_in_a_run_the_average_has_seen_each_version_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from ppll_cli.errors import ConfigError
 from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import Unit
 from ppll_cli.prepare import subject
@@ -49,3 +50,12 @@ def test_units_of_a_user_are_traced_each_time(traced: list[str]) -> None:
     assert names
     prepared(*case)
     assert traced == names * 2
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix"])
+def test_a_batch_of_one_image_cannot_be_mixed(key: str) -> None:
+    """Each image would be mixed with itself."""
+    case = [*DATA, "model.dim=16", "model.heads=2", "model.depth=2", f"data.{key}=0.5"]
+    prepared(*case)
+    with pytest.raises(ConfigError, match=rf"^data\.{key}=0.5: mixes the images of a batch, but"):
+        prepared(*case, "batch_size=1")

@@ -229,11 +229,13 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """Raise the first failure, if any; if a sweep failed, first print how to continue it."""
+    """Raise the first failure, if any; if resuming could help a failed sweep, first print how."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
-    if failures[:1] == broken[:1] and sweep.resume_command and (broken or CompareRuns.failed):
+    repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
+    helps = len(broken) > len(repeat) or (CompareRuns.failed and not broken)
+    if failures[:1] == broken[:1] and sweep.resume_command and helps:
         sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
     if failures:
         raise failures[0]

@@ -52,29 +52,30 @@ class EvaluationRequest:
     """What the command line asks for, checked as far as possible without torch.
 
     Attributes:
+        run: The run as it was recorded.
         config: The run's configuration, with the evaluation's changes.
         settings: `config` as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
+        held_out: Whether the split is a part of the training set that was held out.
         data: Name of the chosen option of the group `data`.
         other_data: The same as `data` if the run was trained on other data, else None.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files of pictures for which the model predicts.
-        classes: Names of the classes that the run learnt; empty if the run recorded no names.
     """
 
-    run_dir: Path
+    run: "Recorded"
     config: dict[str, Any]
     settings: Settings
     checkpoint: str
     ema: bool
     split: str | None
+    held_out: bool
     data: str
     other_data: str | None
     batch_size: int | None
     pictures: Sequence[Path]
     output: Path
-    classes: Sequence[str]
 
 
 def main() -> NoReturn:
@@ -105,21 +106,23 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
     settings = parse(config)
     dataset = make("data", settings.data)  # the class checks its arguments without torch
     split = options.split if options.predict else options.split or "test"
-    _check_held_out(run.config["data"], config["data"], split, dataset)
+    is_test = split == "test" and getattr(dataset, "test_is_held_out", False)
+    held_out = split == "val" or is_test
+    _check_unseen(run.config["data"], config["data"], split, held_out, dataset)
     given = {key_of(each) for each in overrides}
     return EvaluationRequest(
-        run.run_dir,
+        run,
         config,
         settings,
         options.checkpoint,
         options.ema,
         split,
+        held_out,
         data,
         data if config["data"] != run.config["data"] else None,
         settings.batch_size if "batch_size" in given else None,
         options.predict,
         options.output or run.run_dir / "evaluation",
-        run.classes,
     )
 
 
@@ -219,24 +222,27 @@ def _configured(
     return config, chosen["data"]
 
 
-def _check_held_out(
-    before: dict[str, Any], now: dict[str, Any], split: str | None, dataset: Any
+def _check_unseen(
+    before: dict[str, Any], now: dict[str, Any], split: str | None, held_out: bool, dataset: Any
 ) -> None:
     """Refuse a split that contains samples on which the run was trained.
 
-    `before` and `now` are the configuration `data` of the run and of the evaluation. Where `now`
-    has the larger `val_fraction`, it holds out samples that the run did not hold out.
+    `before` and `now` are the configuration `data` of the run and of the evaluation.
     """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
-    fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
-    if not same or fraction <= most:
+    if not same or split not in ("test", "val"):
         return
-    if split == "val" or (split == "test" and getattr(dataset, "test_is_held_out", False)):
+    fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
+    if held_out and fraction > most:
         problem = f"the run held out {most}, so it was trained on some of these samples"
         remedy = "evaluate another split or other data"
         if most:
             remedy = f"give at most {most}, or evaluate on other data"
         raise ConfigError("data.val_fraction", fraction, problem, remedy)
+    seen = getattr(dataset, "seen", None)
+    if seen is not None and (key := seen(split, make("data", before))) is not None:
+        problem = f"the run had {before[key]}, so it was trained on some samples of this split"
+        raise ConfigError(f"data.{key}", now[key], problem, "evaluate another split or other data")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ppll_cli.data.files import sample_name
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import AVERAGED
 from ppll_cli.job.devices import devices_here
+from ppll_cli.launch.beginning import check_data
 from ppll_cli.launch.evaluation import Evaluated, evaluate
 from ppll_cli.launch.loaded import LoadedRun, loaded
 from ppll_cli.leaves.files import write_json
@@ -44,12 +45,13 @@ def report(asked: "EvaluationRequest") -> None:
             used.
     """
     (device,), _ = devices_here(asked.settings, 1, [])
-    where = asked.run_dir, asked.config, asked.checkpoint, torch.device(device)
+    where = asked.run.run_dir, asked.config, asked.checkpoint, torch.device(device)
     run = loaded(*where, asked.other_data, asked.ema)
+    _check_unchanged(asked, run)
     with writing_to(asked.output):
         asked.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
-        "run": str(asked.run_dir),
+        "run": str(asked.run.run_dir),
         "checkpoint": asked.checkpoint,
         "ema": asked.ema,
         "step": run.step,
@@ -68,6 +70,13 @@ def report(asked: "EvaluationRequest") -> None:
     if found is not None:
         _draw(found, run, asked)
     _show(asked, run, found, predictions)
+
+
+def _check_unchanged(asked: "EvaluationRequest", run: LoadedRun) -> None:
+    """Refuse a held-out split if the data have changed: other samples would be held out."""
+    if asked.held_out and asked.other_data is None:
+        otherwise = "evaluate another split or other data"
+        check_data(asked.run, asked.settings.data, run.data.identity, otherwise)
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:
@@ -124,7 +133,8 @@ def _show(
     predictions: Sequence[Mapping[str, Any]],
 ) -> None:
     console = rich_console()
-    other = [pair for pair in zip(asked.classes, run.classes, strict=False) if pair[0] != pair[1]]
+    pairs = zip(asked.run.classes, run.classes, strict=False)
+    other = [pair for pair in pairs if pair[0] != pair[1]]
     if other:
         said = (
             f"class names differ from those in the run: {other[0][1]!r} instead of {other[0][0]!r}"

@@ -97,7 +97,7 @@ class Jobs:
         from hydra.types import RunMode
         from omegaconf.errors import OmegaConfBaseException
 
-        from ppll_cli.cli.sweep import warn_of_tuning
+        from ppll_cli.cli.sweep import direction_of, warn_of_tuning
         from ppll_cli.config.objective import value
 
         hydra_config, sweep = HydraConfig.get(), self.sweep
@@ -110,6 +110,7 @@ class Jobs:
             raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
         try:
             run = self._checked(cfg, run_dir, own_choices(hydra_config.runtime.choices))
+            run.direction = direction_of(hydra_config)
             summary = run.execute()
         except Interrupted:
             if hydra_config.mode is RunMode.MULTIRUN:

@@ -44,11 +44,22 @@ def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None
         os.close(file)
 
 
+def _is_search(config: Any) -> bool:
+    """Return whether a sweeper chooses settings by the results of jobs."""
+    is_sweep = config.mode is RunMode.MULTIRUN
+    return is_sweep and "basic" not in config.runtime.choices["hydra/sweeper"]
+
+
+def direction_of(config: Any) -> str | None:
+    """Return "minimize" or "maximize" for a search as Optuna's; None if it has no such setting."""
+    value = OmegaConf.select(config, "sweeper.direction") if _is_search(config) else None
+    name = getattr(value, "name", value)  # the plugin's schema has an enum
+    return name if name in ("minimize", "maximize") else None
+
+
 def warn_of_tuning(config: Any, objective: str) -> None:
     """Log a warning if a sweeper chooses settings by results on the test set."""
-    tunes = "basic" not in config.runtime.choices["hydra/sweeper"]
-    on_test_set = objective.startswith(("test.", "test_ema."))
-    if tunes and on_test_set and config.mode is RunMode.MULTIRUN:
+    if _is_search(config) and objective.startswith(("test.", "test_ema.")):
         log.warning(
             "objective=%s: the sweeper tunes on the test set, so test results will be too good; "
             "data.val_fraction=0.1 holds out a part of the training set to tune on",

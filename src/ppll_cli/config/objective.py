@@ -41,6 +41,19 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
     return key
 
 
+def check_direction(key: str, direction: str | None, metric: str, lower_is_better: bool) -> None:
+    """Refuse a search for the worst loss or metric.
+
+    `direction` is "minimize", "maximize", or None if unknown; `key` is the objective.
+    """
+    best = {"loss": "minimize", metric: "minimize" if lower_is_better else "maximize"}
+    name = key.rpartition(".")[2]
+    if direction is not None and direction != best.get(name, direction):
+        problem = f"with the objective {key}, the search would look for the worst {name}"
+        remedy = f"give hydra.sweeper.direction={best[name]}"
+        raise ConfigError("hydra.sweeper.direction", direction, problem, remedy)
+
+
 def value(key: str, summary: Summary) -> float | None:
     """Return the value of the objective in a summary; None if it was not measured."""
     node: Any = summary

@@ -68,8 +68,16 @@ def remove_record(run_dir: Path) -> None:
         (run_dir / name).unlink(missing_ok=True)
 
 
-def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | None) -> None:
-    """Refuse to resume a run if the data have changed since it was started."""
+def check_data(
+    before: Recorded,
+    data: Mapping[str, Any],
+    identity: Identity | None,
+    otherwise: str = "start a new run",
+) -> None:
+    """Refuse data that have changed since the run was started.
+
+    The message tells the user to give the original data, or to do what `otherwise` says.
+    """
     if before.data_sha256 is None or identity is None:  # there is nothing to compare
         return
     if digest_of(identity) == before.data_sha256:
@@ -81,7 +89,7 @@ def check_data(before: Recorded, data: Mapping[str, Any], identity: Identity | N
     how = difference(identity, then) if then else "what differs is not recorded"
     key = next((name for name in ("folders", "root") if name in data), "_target_")
     problem = f"these are not the data that the run was started with: {how}"
-    remedy = "give the folder with the original data, or start a new run"
+    remedy = f"give the folder with the original data, or {otherwise}"
     if data.get("eval_limit") is not None:
         remedy += " (earlier versions chose other labelled pictures for data.eval_limit)"
     raise ConfigError(f"data.{key}", data.get(key), problem, remedy)

@@ -40,6 +40,8 @@ _QUOTED = (*_ELSEWHERE, errno.EFBIG)
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 
+NEW_RUN = "  resumed, this run would fail again in the same batch: start a new run instead"
+
 _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """Matches the operating system's error number in messages of safetensors and of Python."""
 
@@ -60,7 +62,8 @@ def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
         lines.append(f"  {remedy}")
     if (file := log_file()) is not None:
         lines.append(f"  log: {file}")
-    lines.append(_how_to_resume(run_dir, resume_command))
+    repeats = isinstance(error, WorkerFailedError) and error.repeats
+    lines.append(NEW_RUN if repeats else _how_to_resume(run_dir, resume_command))
     trace = report.get("traceback", "")
     explained = remedy is not None or report.get("on_purpose", False)
     log.error("\n".join(lines if explained else [*lines, trace]).rstrip())

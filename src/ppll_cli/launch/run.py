@@ -59,6 +59,8 @@ class Run:
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` counts, on the clock of `time.monotonic`. Usually
             this is the program's start; by default, the creation of this object.
+        direction: "minimize" or "maximize" if a sweeper searches for the best objective; None if
+            there is no search, or its direction is unknown.
         objective: The summary's key for the value that a sweeper optimizes; set once the run has
             been prepared.
     """
@@ -72,6 +74,7 @@ class Run:
     fleet: Fleet | None = None
     options: Sequence[str] = ()
     began_s: float = field(default_factory=time.monotonic)
+    direction: str | None = None
 
     def __post_init__(self) -> None:
         limit = self.settings.max_minutes
@@ -127,7 +130,9 @@ class Run:
         was = () if start is None else (start.manifest.parts, start.manifest.counted)
         self.parts = Parts(job, self.choices["transport"], self.prepared.units, *was)
         wanted = self.settings.objective
-        self.objective = objective.chosen(wanted, self._summarise(), job.task.metric)
+        metric, lower = job.task.metric, lower_is_better(job.task)
+        self.objective = objective.chosen(wanted, self._summarise(), metric)
+        objective.check_direction(self.objective, self.direction, metric, lower)
         if self.before is None:
             beginning.record(self.run_dir, self.config, self.choices, self.prepared)
             held.enter_context(locked(self.run_dir))

@@ -83,7 +83,8 @@ class InfoPro(LocalMethod):
     decoder_width: Size = 12
     temperature: Positive = 0.07
 
-    def criterion(self, site: Site) -> Criterion:  # noqa: D102
+    def criterion(self, site: Site, key: str = "local") -> Criterion:
+        """Return the loss of a module. An error about data without images names `key`."""
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
@@ -91,7 +92,9 @@ class InfoPro(LocalMethod):
             remedy = "make l1 or l2 greater than 0 for the first and for the last auxiliary network"
             raise ConfigError("local.weights", self.weights, problem, remedy)
         channels, _, _ = map_shape(site.spec.shape)
-        decoder = Decoder(channels, _images(site), self.decoder_width) if weights[0] else None
+        decoder: Decoder | None = None
+        if weights[0]:
+            decoder = Decoder(channels, _images(site, key), self.decoder_width)
         if self.loss == "softmax":
             return InfoProCriterion(self._head(channels, classes), decoder, site, weights)
         probe = Probe(nn.Linear(self.hidden, classes))
@@ -121,11 +124,12 @@ class InfoPro(LocalMethod):
         return drawn_by_he(nn.Sequential(*layers, Pool(3), *perceptron, last))
 
 
-def _images(site: Site) -> ImageSpec:
-    """Return the description of the images; refuse data without images."""
+def _images(site: Site, key: str) -> ImageSpec:
+    """Return the description of the images; refuse the setting `key=infopro` without images."""
     if not isinstance(site.input_spec, ImageSpec):
         problem = "reconstructs images, but the data set has none"
-        raise ConfigError("local", "infopro", problem, "choose another local method")
+        remedy = "choose another, or leave out the reconstruction: local.weights=[0,1,0,1]"
+        raise ConfigError(key, "infopro", problem, remedy)
     return site.input_spec
 
 

@@ -101,7 +101,7 @@ class MAN(LocalMethod):
         loss = self.loss or ("ce" if tokens else "infopro")
         if loss == "infopro":
             weights = self.weights or self.infopro_weights(site)
-            return InfoPro(weights=weights).criterion(there)
+            return InfoPro(weights=weights).criterion(there, key="local.loss")
         if loss == "dgl":
             pools = AdaptivePool(size=8), AdaptivePool(size=1)
             network = dgl_network(there, pools, channels=128, hidden=512)

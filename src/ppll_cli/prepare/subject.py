@@ -145,7 +145,9 @@ def examine(settings: Settings) -> Subject:
     """
     loaded = load_data(settings.data)
     input_spec, form = loaded.input_spec, loaded.form
-    task = with_mixing(loaded.task, getattr(loaded.dataset, "mixed", {}))
+    mixed = getattr(loaded.dataset, "mixed", {})
+    _check_mixing(mixed, settings.batch_size)
+    task = with_mixing(loaded.task, mixed)
     task = with_smoothing(task, settings.optim.label_smoothing)
     model, units = make_units(settings.model, input_spec, task, settings.seed)
     key, path = as_typed("model", settings.model.get("_target_"))
@@ -178,6 +180,17 @@ def examine(settings: Settings) -> Subject:
         classes=loaded.classes,
         evaluation=Evaluation(form.samples, ends(form.image, form.targets)) if form else None,
     )
+
+
+def _check_mixing(mixed: Mapping[str, float], batch_size: int) -> None:
+    """Refuse to mix images in pairs if each batch has only one image.
+
+    `mixed` has the values of the keys that turn mixing on.
+    """
+    if mixed and batch_size == 1:
+        key, value = next(iter(mixed.items()))
+        problem = "mixes the images of a batch, but batch_size=1 leaves no second image"
+        raise ConfigError(key, value, problem, f"give batch_size=2 or more, or {key}=0")
 
 
 def _traced(

@@ -15,7 +15,7 @@ from multiprocessing.connection import wait
 import numpy as np
 import torch
 
-from ppll_cli.errors import PpllError, RunFailedError
+from ppll_cli.errors import NonFiniteError, PpllError, RunFailedError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import Links
 from ppll_cli.job.placing import prepare_compiler
@@ -142,5 +142,6 @@ def _failure(
         "error": _said(error),
         "final": is_final(error),
         "on_purpose": isinstance(error, PpllError),
+        "repeats": isinstance(error, NonFiniteError),
         "traceback": shortened(traceback.format_exc(), LONGEST_TRACEBACK),
     }
