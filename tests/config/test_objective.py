@@ -82,6 +82,6 @@ def test_a_search_for_the_worst_result_is_refused(
     """Optuna minimizes unless told otherwise, so it searched for the worst accuracy."""
     with nullcontext() if remedy is None else pytest.raises(ConfigError) as caught:
         check_direction(key, direction, metric, lower)
-    if remedy is not None:
+    if caught is not None:
         assert str(caught.value).startswith(f"hydra.sweeper.direction={direction}: with the objec")
         assert str(caught.value).endswith(f"; give hydra.sweeper.direction={remedy}")
