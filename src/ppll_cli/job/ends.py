@@ -111,7 +111,7 @@ class Ends:
         return partial(module_criterion, self.method, here), specs
 
     def before(self, index: int) -> dict[str, ValueSpec]:
-        """Return shapes and dtypes of the tensors before unit `index` runs, without exports."""
+        """Return shapes and dtypes of all tensors, except exports, that unit `index` may read."""
         specs = dict(self.batch)
         for unit, made in zip(self.site.units[:index], self.traced, strict=False):
             specs.update(zip(unit.writes, made.outputs, strict=True))
@@ -145,7 +145,7 @@ class Ends:
 
 
 def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
-    """Check that an export of a local method has no parameters, and makes only new tensors."""
+    """Check that an export has no parameters, changes no input, and uses only new names."""
     problem = ""
     if made.cost.params:
         problem = f"its export {unit.name!r} has parameters, but exports are not trained"

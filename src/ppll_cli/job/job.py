@@ -267,7 +267,7 @@ class Job:
         return self.watched[self.routes.watches[watcher].unit].specs
 
     def _message_bytes(self, channel: Channel) -> int:
-        """Return the size in bytes of a channel's largest message in training and evaluation."""
+        """Return the size in bytes of the largest message that a channel carries."""
         samples = self.microbatch_size
         if channel.kind == "norms":
             return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)

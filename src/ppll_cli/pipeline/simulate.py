@@ -147,7 +147,7 @@ class _Stage:
         self.live = 0
         self.peak_live = 0
         self.replicas = _Carrier()  # the connection of the stage's replicas
-        self.averaged_s: dict[int, float] = {}  # by chunk: when its average arrives
+        self.averaged_s: dict[int, float] = {}  # for each chunk, when its average arrives
 
     def count_live(self, instruction: Instruction) -> None:
         if isinstance(instruction, Forward):

@@ -47,7 +47,7 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 
 
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
-    """Cut items into groups by `solve`; the cost of a group is the sum of its items' costs.
+    """Cut items into groups by `solve`; a group costs the sum of its items, plus its cut (`sent`).
 
     Args:
         costs: Cost of each item, not negative, in any unit.

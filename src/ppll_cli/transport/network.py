@@ -54,7 +54,7 @@ STAGED = 2
 """Number of slots of a sender: the worker fills one while the thread sends the other."""
 
 Encode = Callable[[Any], Any]
-"""Converts a header to data that JSON can hold, or back."""
+"""A function that converts headers to data that JSON can hold, or back."""
 
 _Message = tuple[Header, Layout, Sequence[torch.dtype]]
 """The header of a message, the layout of its tensors, and the tensors' dtypes at the sender."""

@@ -44,7 +44,7 @@ class _Lost(NamedTuple):
     """Replaces a message that could not be shared.
 
     Attributes:
-        reason: The feeder's exception, as text.
+        reason: The exception of the queue's feeder thread, as text.
     """
 
     reason: str

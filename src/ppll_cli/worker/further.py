@@ -23,7 +23,7 @@ from ppll_cli.worker.upstream import Upstream
 
 
 class Further:
-    """Executes the instructions of a stage that plain PPLL does not need."""
+    """Executes those of a stage's instructions that plain PPLL does not need."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Further:
                 raise AssertionError(f"no such instruction: {instruction}")
 
     def hand_gradients(self, number: int, micro_batch: int) -> None:
-        """Give a chunk the gradients of the next chunk's inputs, if both are on this stage.
+        """Give a chunk the gradients of the next chunk's inputs, if both chunks are on this stage.
 
         A chunk that ends a module (under PPLL, every chunk) gets the gradients of its outputs from
         its own loss. For such a chunk this method does nothing.
