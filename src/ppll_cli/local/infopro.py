@@ -23,7 +23,7 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # our choice: as for 4 (2 modules have only one auxiliary network)
+    3: (6.0, 0.0, 1.0, 2.0),  # our choice: the weights for 4 modules
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
