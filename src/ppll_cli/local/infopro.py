@@ -84,7 +84,7 @@ class InfoPro(LocalMethod):
     temperature: Positive = 0.07
 
     def criterion(self, site: Site, key: str = "local") -> Criterion:
-        """Return the loss of a module. An error about data without images names `key`."""
+        """Return the loss of a module; errors about data without images name the setting `key`."""
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
