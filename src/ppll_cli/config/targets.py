@@ -206,7 +206,7 @@ def _make_findable(package: str) -> None:
 
 def start_folder() -> Path:
     """Return the folder in which the program was started, even with hydra.job.chdir=true."""
-    if "hydra" in sys.modules:  # workers do not import it
+    if "hydra" in sys.modules:  # workers do not import Hydra
         from hydra.core.hydra_config import HydraConfig
 
         if HydraConfig.initialized():

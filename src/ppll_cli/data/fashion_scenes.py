@@ -65,7 +65,10 @@ class FashionScenes(DetectionDataset):
         )
 
     def seen(self, split: str, run: "FashionScenes") -> str | None:
-        """Return "pictures" if other scenes are held out than in a run with other `pictures`."""
+        """Return "pictures" if the split may have training scenes of `run`, otherwise None.
+
+        Which scenes are `val` depends on the number of scenes, `pictures`.
+        """
         return "pictures" if split == "val" and self.pictures != run.pictures else None
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:

@@ -80,7 +80,7 @@ class Voc(DetectionDataset):
                     (folder / data.filename).unlink()
 
     def seen(self, split: str, run: "Voc") -> str | None:
-        """Return "years" if a split has training pictures of a run on the same files."""
+        """Return "years" if the split has training pictures of `run`, otherwise None."""
         if split == "val" and self._years == run._years:
             return None
         found = _pieces(self._lists("test" if split == "test" else "train"))
@@ -187,7 +187,7 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 
 def _pieces(lists: Lists) -> set[tuple[str, str]]:
-    """Return year and name of lists without common pictures: trainval is train and val."""
+    """Replace each list `trainval` by `train` and `val`, so that no lists have common pictures."""
     parts = {"trainval": ("train", "val")}
     return {(year, piece) for year, name in lists for piece in parts.get(name, (name,))}
 

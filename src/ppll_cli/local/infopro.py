@@ -23,7 +23,7 @@ Loss = Literal["softmax", "contrastive"]
 
 WEIGHTS = {
     2: (5.0, 1.0, 0.0, 0.0),
-    3: (6.0, 0.0, 1.0, 2.0),  # our choice: as for 4 (2 modules have only one auxiliary network)
+    3: (6.0, 0.0, 1.0, 2.0),  # our choice: the weights for 4 modules
     4: (6.0, 0.0, 1.0, 2.0),
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
@@ -84,7 +84,7 @@ class InfoPro(LocalMethod):
     temperature: Positive = 0.07
 
     def criterion(self, site: Site, key: str = "local") -> Criterion:
-        """Return the loss of a module. An error about data without images names `key`."""
+        """Return the loss of a module; errors about data without images name the setting `key`."""
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):

@@ -55,7 +55,7 @@ class RetinaNet:
             raise ConfigError("model.width", self.width, problem, remedy)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return the units for these images, whose height and width must be multiples of 32."""
+        """Return the units for images whose height and width are multiples of 32."""
         wanted = detection_of(task, "retinanet")
         kind, counts = FAMILY[self.depth]
         trunk = ResNet(depth=self.depth, stem="imagenet", drop_path=self.drop_path)
