@@ -225,7 +225,7 @@ def _configured(
 def _check_unseen(
     before: dict[str, Any], now: dict[str, Any], split: str | None, held_out: bool, dataset: Any
 ) -> None:
-    """Refuse a split that contains samples on which the run was trained.
+    """Refuse to evaluate held-out samples that the run did not hold out, but was trained on.
 
     `before` and `now` are the configuration `data` of the run and of the evaluation.
     """
