@@ -225,9 +225,10 @@ def _configured(
 def _check_unseen(
     before: dict[str, Any], now: dict[str, Any], split: str | None, held_out: bool, dataset: Any
 ) -> None:
-    """Refuse a split that contains samples on which the run was trained.
+    """Refuse to evaluate a split with samples on which the run was trained, except for `train`.
 
-    `before` and `now` are the configuration `data` of the run and of the evaluation.
+    `before` and `now` are the configuration `data` of the run and of the evaluation. `held_out`
+    says whether the split is a part of the training set that was held out.
     """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     if not same or split not in ("test", "val"):

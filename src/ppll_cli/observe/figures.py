@@ -30,7 +30,7 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
     Raises:
         OSError: The file cannot be written.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # no messages about its caches
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # suppresses notes on its caches
     # The import of matplotlib fails if MPLBACKEND names an unknown backend, although figures here
     # do not use that backend.
     backend = os.environ.pop("MPLBACKEND", None)

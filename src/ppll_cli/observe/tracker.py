@@ -105,7 +105,7 @@ class Moment:
 
 
 class Tracker(Protocol):
-    """Receives the progress of a run: a separate thread calls `start` first, and `end` last.
+    """Receives the progress of a run; a separate thread calls `start` first, and `end` last.
 
     A tracker is constructed from the keys of its configuration group before the run starts, and
     raises a ConfigError for wrong values. It must not open or send anything before `start`. If it
