@@ -31,7 +31,7 @@ def limit() -> Iterator[None]:
     """Fail a test that does not end."""
 
     def end(*_: object) -> None:
-        pytest.fail(f"it goes on after {LIMIT_S} s")
+        pytest.fail(f"it continues after {LIMIT_S} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(LIMIT_S)

@@ -246,7 +246,7 @@ def test_a_stage_restarts_until_its_new_worker_goes_on(
     assert restarting(log) == [1]
     log.take(goes_on(1, 10.0, 13.0))
     assert not restarting(log)
-    assert "stage 2 goes on after 2.5 s" in caplog.messages
+    assert "stage 2 continues after 2.5 s" in caplog.messages
     assert [(each["stage"], each["seconds"]) for each in log.listed()] == [(2, 2.5), (1, 3.0)]
     assert log.listed()[0].keys() == {"stage", "phase", "batch", "error", "seconds"}
     assert log.drawn() == [

@@ -33,7 +33,7 @@ def test_a_note_says_that_bp_had_fewer_threads_on_cpu(tmp_path: Path) -> None:
     make(tmp_path / "ppll", "ppll", 120.0)
     notes = [note for note in compare([tmp_path]).notes if "is too high for" in note]
     assert notes == [
-        "x bp is too high for ppll (2 threads against 1). For a fair comparison on a CPU, add "
+        "x bp is too high for row ppll (2 threads against 1). For a fair comparison on a CPU, add "
         "back-propagation with all the threads: schedule=bp gpus=1"
     ]
 
@@ -43,7 +43,7 @@ def test_a_note_names_the_baseline(tmp_path: Path) -> None:
     make(tmp_path / "fast", "bp", 100.0, gpus=1, threads=2)
     make(tmp_path / "ppll", "ppll", 150.0)
     first = compare([tmp_path]).notes[0]
-    said = "x bp: speed-up over the fastest back-propagation under the same conditions: fast (2"
+    said = "x bp: speed-up over the fastest back-propagation under the same conditions: row fast (2"
     assert first == f"{said} threads)"
 
 

@@ -50,7 +50,7 @@ def test_the_baseline_is_the_mean_of_its_seeds(tmp_path: Path) -> None:
     found = compare([tmp_path])
     assert [row.over_bp for row in found.rows] == [0.8, 1.0, 1.2, 1.5]
     assert found.notes[0] == (
-        "x bp: speed-up over the fastest back-propagation under the same conditions: 0-2 "
+        "x bp: speed-up over the fastest back-propagation under the same conditions: row 0-2 "
         "(mean of 3 seeds, 1 thread)"
     )
     assert [row.over_bp for row in compare([tmp_path], each=True).rows] == [0.8, 1.0, 1.2, 1.5]
@@ -209,7 +209,7 @@ def test_differences_within_noise_are_marked(tmp_path: Path) -> None:
     assert cells(found, "s to test accuracy 0.7") == ["4.0 ± 2.0 (3)", *["4.0 ± 2.0 (3) ~"] * 2]
     assert [cell[-1] for cell in cells(found, "samples/s")] == [")", "~", ")"]
     assert [cell[-1] for cell in cells(found, "x bp")] == [")", "~", ")"]
-    assert any(note.startswith("~ marks values that differ from 0-2 by") for note in found.notes)
+    assert any(note.startswith("~ marks values that differ from row 0-2") for note in found.notes)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -228,7 +228,7 @@ def test_without_back_propagation_groups_are_compared_with_the_best(
             number += 1
     found = compare([tmp_path])
     assert [cell[-1] for cell in cells(found, "best test accuracy")] == [")", "~", ")"]
-    assert any(note.startswith("~ marks values that differ from 6-8 ") for note in found.notes)
+    assert any(note.startswith("~ marks values that differ from row 6-8 ") for note in found.notes)
     assert cells(found, "settings") == ["local=greedy", "local=dgl", "local=predsim"]
 
 
@@ -239,7 +239,7 @@ def test_a_note_says_that_one_seed_shows_no_noise(tmp_path: Path) -> None:
     assert alone.endswith("such as seed=0,1,2, give one")
     seeded(tmp_path / "2", "ppll", 1)
     (alone,) = [note for note in compare([tmp_path]).notes if note.startswith("one seed")]
-    assert alone.endswith("differences of 0 are not tested")
+    assert alone.endswith("differences of row 0 are not tested")
 
 
 def test_runs_can_be_shown_without_groups(tmp_path: Path) -> None:

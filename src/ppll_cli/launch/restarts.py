@@ -163,7 +163,7 @@ class RestartLog:
             self._reports.append({**report, "ended_s": None, "seconds": None})
             return
         seconds = report["ended_s"] - report["began_s"]
-        log.info("stage %d goes on after %.1f s", report["stage"], seconds)
+        log.info("stage %d continues after %.1f s", report["stage"], seconds)
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:

@@ -190,7 +190,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
         if group.over_bp is not None
     }
     if baselines:
-        named = "; ".join(f"{bp.name} ({_size(bp)})" for bp in baselines.values())
+        named = "; ".join(f"row {bp.name} ({_size(bp)})" for bp in baselines.values())
         yield f"x bp: speed-up over the fastest back-propagation under the same conditions: {named}"
     short = []
     for group in groups:
@@ -198,7 +198,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
             continue
         most = max(_threads(bp.first.run) for bp in group.first.bps)
         if (wanted := (group.first.gpus or 1) * _threads(group.first.run)) > most:
-            short.append(f"{group.names} ({counted(wanted, 'thread')} against {most})")
+            short.append(f"row {group.names} ({counted(wanted, 'thread')} against {most})")
     if short:
         yield (
             f"x bp is too high for {'; '.join(short)}. For a fair comparison on a CPU, add "
@@ -218,14 +218,14 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
         yield "± is the standard deviation over the seeds; brackets hold the number of seeds"
     judged = [g for g in ran if g.seeds > 1 and g.reference and g.reference.seeds > 1]
     names = dict.fromkeys(
-        g.reference.name for g in judged if g.reference and not g.is_same(g.reference)
+        f"row {g.reference.name}" for g in judged if g.reference and not g.is_same(g.reference)
     )
     if names:
         yield (
             f"{NOISE} marks values that differ from {' or '.join(names)} by no more than noise can "
             "explain (Welch's t-test, 5 %); x bp and x ll are compared with their own baselines"
         )
-    alone = [group.names for group in ran if group.seeds == 1]
+    alone = [f"row {group.names}" for group in ran if group.seeds == 1]
     if len(ran) > 1 and len(alone) == len(ran):
         yield (
             "one seed gives no estimate of noise, so small differences may mean nothing; "

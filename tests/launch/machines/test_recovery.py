@@ -65,7 +65,7 @@ def test_a_killed_stage_between_stages_of_its_machine_restarts_alone(
     where = f"stage {stage} (cpu of machine {stage // 2} ("
     assert told.count(f"ppll-run: {where}") == 1
     assert f"  stage {stage} restarts; the other stages wait for it" in told
-    assert f"stage {stage} goes on after " in told
+    assert f"stage {stage} continues after " in told
     assert sessions[1].printed() == ""
     events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
     bars = [event for event in events if event["ph"] == "X"]
