@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ppll_cli.config.settings import Settings
+from ppll_cli.errors import noted
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
@@ -219,12 +220,16 @@ class Job:
             ScheduleError: The schedule's instructions are wrong.
         """
         stages, schedule = range(self.stages), self.make_schedule()
-        counts = self.microbatch_counts()
-        kinds = [[passes.training(self.place(s, n), schedule) for s in stages] for n in counts]
-        for batches in self.course.evaluation_counts():
-            places = [Place(stage, self.routes, batches) for stage in stages]
-            kinds.append([passes.evaluation(place, schedule) for place in places])
-        slots = most(slots_needed(streams) for streams in kinds)
+        needed = []
+        for count in self.microbatch_counts():
+            with noted(f"for {count} micro-batch(es)"):
+                places = [self.place(stage, count) for stage in stages]
+                needed.append(slots_needed([passes.training(p, schedule) for p in places]))
+        for count in self.course.evaluation_counts():
+            with noted(f"for {count} evaluation batch(es)"):
+                places = [Place(stage, self.routes, count) for stage in stages]
+                needed.append(slots_needed([passes.evaluation(p, schedule) for p in places]))
+        slots = most(needed)
         return {
             c: Room(n + self.depth + self.kept(c), self._message_bytes(c)) for c, n in slots.items()
         }

@@ -136,7 +136,8 @@ def cut(
         raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if len(stage_of) > len(names):
         problem = f"needs {len(stage_of)} chunks, but the model has only {len(names)} units"
-        remedy = "use fewer gpus or a smaller schedule.chunks"
+        remedy = "use fewer gpus"
+        remedy += " or a smaller schedule.chunks" if "chunks" in settings.schedule else ""
         raise ConfigError(*as_typed("schedule", settings.schedule["_target_"]), problem, remedy)
     if asked > len(atoms):
         only = "there is only" if len(atoms) == 1 else "there are only"
