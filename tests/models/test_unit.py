@@ -1,12 +1,14 @@
 """What a unit's network takes and returns, by name."""
 
-from typing import Any
+import random
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ppll_cli.models.unit import Unit
+from ppll_cli.models.unit import Unit, build_unit
 
 ONE = torch.zeros(2)
 
@@ -35,3 +37,26 @@ def test_what_a_network_returns_is_named(returned: Any) -> None:
 def test_other_values_are_refused(writes: tuple[str, ...], returned: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         Unit("odd", nn.Identity, writes=writes).written(returned)
+
+
+class _Drawn(nn.Module):
+    """A network whose weights come from three generators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        drawn = [random.random(), np.random.rand(), torch.rand(()).item()]
+        self.weight = nn.Parameter(torch.tensor(drawn))
+
+
+def test_initial_weights_depend_on_seed_and_name_whatever_generator_makes_them() -> None:
+    """The numbers that other code draws stay the same."""
+    random.seed(7)
+    np.random.seed(7)
+    untouched = random.random(), np.random.rand()
+    random.seed(7)
+    np.random.seed(7)
+    one, other = (build_unit(Unit("drawn", _Drawn), seed=3).weight for _ in range(2))
+    assert torch.equal(cast(Tensor, one), cast(Tensor, other))
+    another = cast(Tensor, build_unit(Unit("another", _Drawn), seed=3).weight)
+    assert not (cast(Tensor, one) == another).any()
+    assert (random.random(), np.random.rand()) == untouched

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ppll_cli.config.settings import Settings
-from ppll_cli.errors import noted
+from ppll_cli.errors import ConfigError, noted
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
@@ -70,6 +70,7 @@ class Job:
     task: Task
     routes: Routes  # the chunks of the model on their stages, and what travels between them
     specs: tuple[Mapping[str, ValueSpec], ...]  # shapes and dtypes of each chunk's inputs, by name
+    names: tuple[str, ...]  # of the units
     features: tuple[ValueSpec, ...]  # shape and dtype of the first output of each unit
     devices: tuple[str, ...]  # of the workers, in the order of `seats`
     run_dir: str
@@ -294,9 +295,20 @@ class Job:
         return schedule_of(self.settings.schedule)
 
     def units(self) -> list[Unit]:
-        """Make the model from its configuration, and return its units."""
+        """Make the model from its configuration, and return its units.
+
+        Raises:
+            ConfigError: They are not the units that the model made before the start.
+        """
         settings = self.settings
-        return list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
+        units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
+        if (names := tuple(unit.name for unit in units)) != self.names:
+            made = (
+                f"its units() made {', '.join(names)}, and before the start {', '.join(self.names)}"
+            )
+            remedy = "it must always make the same units; for example, do not loop over a set"
+            raise ConfigError("model._target_", settings.model["_target_"], made, remedy)
+        return units
 
     def site(self, units: Sequence[Unit]) -> Site:
         """Return the site of the first module's auxiliary network, given the model's units."""

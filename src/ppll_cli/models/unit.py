@@ -1,10 +1,12 @@
 """Defines the interface of models: an ordered list of units that read and write named tensors."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,8 @@ class Unit:
 
     Attributes:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
-        build: Builds the network, with fresh weights from torch's global generator. The network
+        build: Builds the network, with fresh weights. It may draw them from the global random
+            generators of torch, NumPy and Python, because the program seeds these. The network
             takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
             `writes` has several names. It must not change its inputs in place, because other units
             may read them.
@@ -87,13 +90,21 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run the body with this seed of torch's CPU generator, and then restore its state.
+    """Run the body with this seed of the global generators, and then restore their states.
 
-    `torch.manual_seed` would also seed the devices, whose state would not be restored.
+    They are the generators of Python, of NumPy, and of torch on the CPU. `torch.manual_seed` would
+    also seed the devices, whose state would not be restored.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:
