@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from ppll_cli.errors import noted
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.unit import Unit
 
@@ -131,7 +132,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if re.search(r"\bmeta\b", str(error)):
+        if re.search(r"(\b|_)meta(\b|_)", str(error)):
             error.add_note(
                 "each network is first built and run on torch's meta device, which has shapes but "
                 "no values: build() must make its own parameters, and forward() must make tensors "
@@ -178,7 +179,7 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     for unit in units:
         inputs, outputs, cost = _run(unit, specs)
         made = {name: spec_of(tensor) for name, tensor in outputs.items()}
-        changed = sorted({*_changed(inputs), *_changed(_run_in_training(unit, specs))})
+        changed = sorted({*_changed(inputs), *_changed(_run_in_training(unit, specs)[0])})
         shared = _shared(inputs, outputs.values())
         traced.append(TracedUnit(tuple(made.values()), cost, tuple(changed), shared))
         specs.update(made)
@@ -195,18 +196,20 @@ def _run(
 
 
 @_without_compiler()
-def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> list[Tensor]:
-    """Run samples through a unit in training mode, and return its inputs.
+def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[Tensor], list[Any]]:
+    """Run samples through a unit in training mode; return its inputs, and a list of its result.
 
-    An in-place dropout, for example, changes its input only in training. Errors are ignored,
-    because a unit may read values in training, which the meta device does not have.
+    An in-place dropout, for example, changes its input only in training. If the unit raises an
+    error, the list is empty: a unit may read values in training, which the meta device does not
+    have.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
+    results = []
     with suppress(Exception), torch.no_grad():
         with torch.device("meta"):
             module = unit.build()
-        module.train()(*inputs)
-    return inputs
+        results.append(module.train()(*inputs))
+    return inputs, results
 
 
 def _changed(inputs: Iterable[Tensor]) -> list[int]:
@@ -224,9 +227,12 @@ def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[
 def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
-    The program relies on this: each call of `build` makes new weights, and the first dimension of
-    each output is the batch, and no other dimension is. The trace of one sample (`traced`) shows
-    neither.
+    The program relies on this: each call of `build` makes new weights; the first dimension of each
+    output is the batch, and no other dimension is; and outputs in training fit into the memory for
+    outputs in evaluation. The trace of one sample in evaluation (`traced`) shows none of this.
+
+    Raises:
+        TypeError: In training, the unit does not return the tensors of its `writes`.
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()
@@ -245,4 +251,22 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -
         if output.shape[1:] != one_sample.shape:
             shapes += f" and {[1, *one_sample.shape]} for one"
             return f"{shapes}; only the first dimension may depend on the number of samples"
+    for result in _run_in_training(unit, specs)[1]:
+        with noted("in training mode"):
+            trained = unit.written(result)
+        for (name, output), evaluated in zip(trained.items(), outputs.values(), strict=True):
+            if (
+                output.shape[:1] != (ODD,)
+                or output.dtype != evaluated.dtype
+                or output.numel() > evaluated.numel()
+            ):
+                return (
+                    f"writes {name!r} as {_form(output)} in training, and as {_form(evaluated)} in "
+                    f"evaluation, for {ODD} samples; in training a tensor may only be smaller, "
+                    "with the same dtype and number of samples"
+                )
     return ""
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

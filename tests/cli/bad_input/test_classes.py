@@ -64,6 +64,18 @@ class TwoNames(Chain):
     writes = ("x", "y")
 
 
+class NoName(Chain):
+    """A model whose second unit names no output."""
+
+    writes = ()
+
+
+class OneNameTwice(Chain):
+    """A model whose second unit gives two outputs the same name."""
+
+    writes = ("x", "x")
+
+
 class OneString(Chain):
     """A model whose second unit names its output by a string instead of a tuple."""
 
@@ -299,6 +311,8 @@ model ppll_cli.__version__ | is not a class
 model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
+model HERE.NoName | unit 'second' writes (): it must write at least one tensor; give each tensor
+model HERE.OneNameTwice | unit 'second' writes ('x', 'x'): it must write
 model HERE.NoFunction | the build of unit 'second' is no function that builds its network
 model HERE.OneString | reads and writes of unit 'second' must be tuples of names
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
