@@ -1,7 +1,8 @@
 """The exceptions that the program raises. Each class stands for one kind of failure."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ppll_cli.leaves.names import seat_name
@@ -20,6 +21,16 @@ class PpllError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # By default, pickle passes the message to the constructor, which takes other arguments.
         return type(self).__new__, (type(self), *self.args), vars(self)
+
+
+@contextmanager
+def noted(note: str) -> Iterator[None]:
+    """Add a note to an exception that the body raises."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(note)
+        raise
 
 
 class ConfigError(PpllError):

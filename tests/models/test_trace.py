@@ -1,6 +1,7 @@
 """Outputs and costs of units, compared with counts by hand."""
 
 import random
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from ppll_cli.leaves.values import ValueSpec, empty
 from ppll_cli.models.resnet import CifarResNet
-from ppll_cli.models.trace import Cost, measure, trace
+from ppll_cli.models.trace import Cost, measure, problem_of, trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit, build_unit
 from ppll_cli.models.vit import ViT
 from ppll_cli.tasks.classification import Classification
@@ -231,7 +232,49 @@ def test_only_random_numbers_of_torch_are_equal_under_each_schedule(
         trace([unit], {"x": ValueSpec((2,), torch.float32)})
 
 
-@pytest.mark.parametrize("run", [lambda x: x + torch.ones(2), lambda x: x * x.sum().item()])
+class _InTraining(nn.Module):
+    """A network that applies a function only in training."""
+
+    def __init__(self, act: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, x: Tensor) -> Any:
+        return self.act(x) if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("act", "problem"),
+    [
+        (lambda x: torch.cat([x, x], 1), r"float32 \[7, 4\] in training, and as .* \[7, 2\] in"),
+        (lambda x: x[1:], r"float32 \[6, 2\] in training"),
+        (lambda x: x.double(), r"writes 'x' as torch.float64 \[7, 2\] in training"),
+        (lambda x: x[:, :1], ""),
+        (lambda x: x * x.sum().item(), ""),  # reads a value
+    ],
+)
+def test_outputs_in_training_fit_into_those_of_evaluation(
+    act: Callable[[Tensor], Any], problem: str
+) -> None:
+    specs = {"x": ValueSpec((2,), torch.float32)}
+    unit = Unit("odd", partial(_InTraining, act))
+    found = problem_of(unit, specs, *trace([unit], specs))
+    assert re.search(problem, found)
+    assert bool(found) == bool(problem)
+
+
+def test_a_unit_returns_the_same_number_of_tensors_in_training() -> None:
+    specs = {"x": ValueSpec((2,), torch.float32)}
+    unit = Unit("odd", partial(_InTraining, lambda x: (x, x)))
+    with pytest.raises(TypeError, match="unit odd returned Tensor, Tensor instead of") as caught:
+        problem_of(unit, specs, *trace([unit], specs))
+    assert caught.value.__notes__ == ["in training mode"]
+
+
+@pytest.mark.parametrize(
+    "run",
+    [lambda x: x + torch.ones(2), lambda x: x * x.sum().item(), lambda x: x[x.sum(1) > 0]],
+)
 def test_errors_of_the_meta_device_say_what_it_is(run: Callable[[Tensor], Any]) -> None:
     """Users had not heard of this device when they read of it in a message."""
     with pytest.raises((RuntimeError, NotImplementedError)) as caught:

@@ -71,14 +71,22 @@ class Hooked(nn.Linear):
         return made
 
 
+class Unable(nn.Module):
+    """Refuses the random inputs of the test."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("no such values")
+
+
 @pytest.mark.parametrize(
     ("build", "why"),
     [
         (lambda: Own(_Counting), "gives different gradients"),
         (lambda: Own(_Freeing), "fails: nothing is kept any more"),
         (lambda: Hooked(3, 3), "gives different gradients"),
+        (Unable, "fails: no such values"),
     ],
-    ids=["counting", "freeing", "hooked"],
+    ids=["counting", "freeing", "hooked", "unable"],
 )
 def test_a_unit_whose_halves_differ_is_refused(build: Callable[[], nn.Module], why: str) -> None:
     units = [Unit("stem", lambda: nn.Linear(3, 3)), Unit("odd", build)]

@@ -52,6 +52,14 @@ def test_an_average_follows_the_weights() -> None:
     assert [tuple(buffer.shape) for buffer in ema.buffers] == [(3,), (3,)]
 
 
+def test_units_without_weights_have_no_averages() -> None:
+    """A chunk of such units also begins and updates its averages."""
+    ema = Ema([(Unit("flat", nn.Flatten), nn.Flatten())], 0.5)
+    ema.begin()
+    ema.update(0)
+    assert not list(ema.saved())
+
+
 def test_units_compute_with_averages_between_two_swaps() -> None:
     network, ema = averaged()
     parameters = list(network.parameters())

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ppll_cli.config.settings import Settings
+from ppll_cli.errors import ConfigError, noted
 from ppll_cli.job.course import Course, split_share
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
@@ -69,6 +70,7 @@ class Job:
     task: Task
     routes: Routes  # the chunks of the model, and the tensors sent between them
     specs: tuple[Mapping[str, ValueSpec], ...]  # shapes and dtypes of each chunk's inputs, by name
+    names: tuple[str, ...]  # of the units
     features: tuple[ValueSpec, ...]  # shape and dtype of the first output of each unit
     devices: tuple[str, ...]  # of the workers, in the order of `seats`
     run_dir: str
@@ -219,12 +221,16 @@ class Job:
             ScheduleError: The schedule's instructions are wrong.
         """
         stages, schedule = range(self.stages), self.make_schedule()
-        counts = self.microbatch_counts()
-        kinds = [[passes.training(self.place(s, n), schedule) for s in stages] for n in counts]
-        for batches in self.course.evaluation_counts():
-            places = [Place(stage, self.routes, batches) for stage in stages]
-            kinds.append([passes.evaluation(place, schedule) for place in places])
-        slots = most(slots_needed(streams) for streams in kinds)
+        needed = []
+        for count in self.microbatch_counts():
+            with noted(f"for {count} micro-batch(es)"):
+                places = [self.place(stage, count) for stage in stages]
+                needed.append(slots_needed([passes.training(p, schedule) for p in places]))
+        for count in self.course.evaluation_counts():
+            with noted(f"for {count} evaluation batch(es)"):
+                places = [Place(stage, self.routes, count) for stage in stages]
+                needed.append(slots_needed([passes.evaluation(p, schedule) for p in places]))
+        slots = most(needed)
         return {
             c: Room(n + self.depth + self.kept(c), self._message_bytes(c)) for c, n in slots.items()
         }
@@ -289,9 +295,20 @@ class Job:
         return schedule_of(self.settings.schedule)
 
     def units(self) -> list[Unit]:
-        """Make the model from its configuration, and return its units."""
+        """Make the model from its configuration, and return its units.
+
+        Raises:
+            ConfigError: They are not the units that the model made before the start.
+        """
         settings = self.settings
-        return list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
+        units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
+        if (names := tuple(unit.name for unit in units)) != self.names:
+            made = (
+                f"its units() made {', '.join(names)}, and before the start {', '.join(self.names)}"
+            )
+            remedy = "it must always make the same units; for example, do not loop over a set"
+            raise ConfigError("model._target_", settings.model["_target_"], made, remedy)
+        return units
 
     def site(self, units: Sequence[Unit]) -> Site:
         """Return what local methods need to know about module 0, given the model's units."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
+from ppll_cli.errors import noted
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.unit import Unit, other_random_states
 
@@ -131,7 +132,7 @@ def explained() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if re.search(r"\bmeta\b", str(error)):
+        if re.search(r"(\b|_)meta(\b|_)", str(error)):
             error.add_note(
                 "each network is first built and run on torch's meta device, which has shapes but "
                 "no values: build() must make its own parameters, and forward() must make tensors "
@@ -196,7 +197,7 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     for unit in units:
         inputs, outputs, cost = _run(unit, specs)
         made = {name: spec_of(tensor) for name, tensor in outputs.items()}
-        changed = sorted({*_changed(inputs), *_changed(_run_in_training(unit, specs))})
+        changed = sorted({*_changed(inputs), *_changed(_run_in_training(unit, specs)[0])})
         shared = _shared(inputs, outputs.values())
         traced.append(TracedUnit(tuple(made.values()), cost, tuple(changed), shared))
         specs.update(made)
@@ -213,19 +214,21 @@ def _run(
 
 
 @_without_compiler()
-def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> list[Tensor]:
-    """Run samples through a unit in training mode, and return its inputs.
+def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[Tensor], list[Any]]:
+    """Run samples through a unit in training mode; return its inputs, and a list of its result.
 
-    An in-place dropout, for example, changes its input only in training. Errors are ignored,
-    because a unit may read values in training, which the meta device does not have.
+    An in-place dropout, for example, changes its input only in training. If the unit raises an
+    error, the list is empty: a unit may read values in training, which the meta device does not
+    have.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
+    results = []
     with torch.no_grad():
         with torch.device("meta"):
             module = unit.build().train()
         with _drawing_with_torch(), suppress(Exception):
-            module(*inputs)
-    return inputs
+            results.append(module(*inputs))
+    return inputs, results
 
 
 def _changed(inputs: Iterable[Tensor]) -> list[int]:
@@ -244,8 +247,12 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -
     """Return why the program cannot train a unit, or an empty text.
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
-    dimension of each output, and must not change any other dimension. `traced`, the trace of one
-    sample, shows neither.
+    dimension of each output, and must not change any other dimension. Outputs in training must fit
+    into the memory for outputs in evaluation. `traced`, the trace of one sample in evaluation,
+    shows none of this.
+
+    Raises:
+        TypeError: In training, the unit does not return the tensors of its `writes`.
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()
@@ -264,4 +271,22 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -
         if output.shape[1:] != one_sample.shape:
             shapes += f" and {[1, *one_sample.shape]} for one"
             return f"{shapes}; only the first dimension may depend on the number of samples"
+    for result in _run_in_training(unit, specs)[1]:
+        with noted("in training mode"):
+            trained = unit.written(result)
+        for (name, output), evaluated in zip(trained.items(), outputs.values(), strict=True):
+            if (
+                output.shape[:1] != (ODD,)
+                or output.dtype != evaluated.dtype
+                or output.numel() > evaluated.numel()
+            ):
+                return (
+                    f"writes {name!r} as {_form(output)} in training, and as {_form(evaluated)} in "
+                    f"evaluation, for {ODD} samples; in training a tensor may only be smaller, "
+                    "with the same dtype and number of samples"
+                )
     return ""
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"

@@ -25,7 +25,8 @@ class Unit:
 
     Attributes:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
-        build: Builds the network, with fresh weights from torch's global generator. The network
+        build: Builds the network, with fresh weights. It may draw them from the global random
+            generators of torch, NumPy and Python, because the program seeds these. The network
             takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
             `writes` has several names. It must not change its inputs in place, because other units
             may read them.

@@ -65,7 +65,10 @@ class Schedule(ABC):
 
     @abstractmethod
     def batch(self, place: Place) -> Iterator[Compute]:
-        """Yield the compute instructions of one stage for one training batch, in order."""
+        """Yield the compute instructions of one stage for one training batch, in order.
+
+        Each worker calls this, so the instructions may depend only on the options and on `place`.
+        """
 
     def layout(self, stages: int) -> Sequence[int]:
         """Return the stage of each chunk; the length of the result is the number of chunks.

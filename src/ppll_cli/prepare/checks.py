@@ -4,12 +4,18 @@ from collections.abc import Sequence
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
-from ppll_cli.errors import ConfigError, DeadlockError, PpllError, ScheduleError
+from ppll_cli.errors import ConfigError, DeadlockError, PpllError, ScheduleError, noted
 from ppll_cli.job.course import Course
 from ppll_cli.job.job import Job
 from ppll_cli.models.trace import Cost
+from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
+from ppll_cli.pipeline.schedule import Place
+from ppll_cli.pipeline.validation import validate, validate_evaluation
 from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
+
+CALLS = 4
+"""How often a schedule is called for each number of micro-batches, to find random orders."""
 
 
 def check_equal_counts(job: Job) -> None:
@@ -68,8 +74,10 @@ def check_streams(job: Job) -> None:
         raise ConfigError(key, path, problem, "remove it, and yield only compute instructions")
     try:
         with blaming(key, path, "its instructions"):
+            _check_calls(job)
             _ = job.channels  # makes, checks and simulates all streams
             _ = job.halves
+            _check_averages(job)
     except (ScheduleError, DeadlockError) as error:
         raise ConfigError(key, path, in_one_line(error)) from None
 
@@ -77,7 +85,64 @@ def check_streams(job: Job) -> None:
 def in_one_line(error: PpllError) -> str:
     """Return an error's message in one line."""
     head, *lines = (" ".join(line.split()) for line in str(error).splitlines())
-    return f"{head} {'; '.join(lines)}" if lines else head
+    notes = getattr(error, "__notes__", ())
+    return "; ".join([f"{head} {'; '.join(lines)}" if lines else head, *notes])
+
+
+def _check_calls(job: Job) -> None:
+    """Refuse a schedule that yields other instructions when it is called again.
+
+    Every worker calls the schedule. If the workers' orders did not fit together, the workers would
+    wait for each other for ever.
+    """
+    for stage in range(job.stages):
+        for count in sorted(job.microbatch_counts()):
+            with noted(f"for {count} micro-batch(es)"):
+                place = job.place(stage, count)
+                calls = [validate(place, job.make_schedule().batch(place)) for _ in range(CALLS)]
+                _check_equal(stage, "batch", calls)
+        for count in sorted(job.course.evaluation_counts()):
+            with noted(f"for {count} evaluation batch(es)"):
+                at = Place(stage, job.routes, count)
+                made = (job.make_schedule().evaluation(at) for _ in range(CALLS))
+                _check_equal(stage, "evaluation", [validate_evaluation(at, each) for each in made])
+
+
+def _check_equal(stage: int, method: str, calls: Sequence[Sequence[Compute | Measure]]) -> None:
+    """Refuse calls of a schedule's method that returned different instructions."""
+    for other in calls[1:]:
+        for one, another in zip(calls[0], other, strict=False):
+            if one != another:
+                raise ScheduleError(
+                    f"{method}() yielded {one} for stage {stage}, and {another} when it was called "
+                    "again; it must always yield the same instructions, because each worker calls "
+                    "it"
+                )
+
+
+def _check_averages(job: Job) -> None:
+    """Refuse a schedule under which two replicas would average their chunks in different orders.
+
+    The order of a schedule may depend on the number of micro-batches, and replicas whose shares of
+    a batch differ in size may have different numbers. Each average needs all replicas of a stage.
+    """
+    for samples in {*job.course.batch_sizes()}:
+        counts = sorted({len(job.microbatches(samples, each)) for each in range(job.replicas)})
+        for stage in range(job.stages):
+            first, *others = ((_averaged(job, stage, count), count) for count in counts)
+            for order, count in others:
+                if order != first[0]:
+                    raise ScheduleError(
+                        f"stage {stage} ends the backwards of its chunks in the order {first[0]} "
+                        f"for {first[1]} micro-batch(es), and {order} for {count}; the replicas' "
+                        f"shares of a batch of {samples} samples have these numbers, and need one "
+                        "order, because replicas average the gradients of a chunk together"
+                    )
+
+
+def _averaged(job: Job, stage: int, count: int) -> list[int]:
+    """Return a stage's chunks in the order in which their averages over the replicas start."""
+    return [i.chunk for i in job.training(stage, count) if isinstance(i, StartAverage)]
 
 
 def check_backwards(job: Job) -> None:

@@ -130,13 +130,15 @@ def cut(
     if schedule.one_stage and (modules or not schedule.local):
         return Layout.contiguous(modules or [whole], [whole])
     stage_of = placed(schedule, asked)
+    there = f"the model has only {counted(len(names), 'unit')}"
     if asked > len(names):
-        problem = f"makes {asked} stages, but the model has only {len(names)} units"
+        problem = f"makes {asked} stages, but {there}"
         remedy = f"use gpus={len(names) * settings.replicas} at most"
         raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if len(stage_of) > len(names):
-        problem = f"needs {len(stage_of)} chunks, but the model has only {len(names)} units"
-        remedy = "use fewer gpus or a smaller schedule.chunks"
+        problem = f"needs {len(stage_of)} chunks, but {there}"
+        remedy = "use fewer gpus"
+        remedy += " or a smaller schedule.chunks" if "chunks" in settings.schedule else ""
         raise ConfigError(*as_typed("schedule", settings.schedule["_target_"]), problem, remedy)
     if asked > len(atoms):
         only = "there is only" if len(atoms) == 1 else "there are only"

@@ -211,6 +211,7 @@ def assemble(
         task=subject.task,
         routes=routes,
         specs=_specs(routes, specs),
+        names=subject.names,
         features=tuple(subject.ends.site.features),
         evaluation_specs=evaluated,
         devices=devices,

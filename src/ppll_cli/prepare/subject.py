@@ -257,6 +257,10 @@ def _check_units(
         if isinstance(unit.reads, str) or isinstance(unit.writes, str):
             problem = f"reads and writes of unit {unit.name!r} must be tuples of names"
             raise ConfigError(*model, problem, 'for example ("x",)')
+        if not unit.writes or len({*unit.writes}) < len(unit.writes):
+            names = f"({', '.join(map(repr, unit.writes))})"
+            problem = f"unit {unit.name!r} writes {names}: it must write at least one tensor"
+            raise ConfigError(*model, problem, "give each tensor a name of its own")
         missing = [name for name in unit.reads if name not in known]
         if missing:
             problem = f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes"

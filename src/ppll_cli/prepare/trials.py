@@ -80,8 +80,8 @@ def _first_unfit(
         try:
             if not _same(_gradients(unit, inputs, _whole), _gradients(unit, inputs, way)):
                 return unit.name, "gives different gradients"
-        except RuntimeError as error:
-            return unit.name, f"fails: {' '.join(str(error).split())}"
+        except Exception as error:  # of a user's unit
+            return unit.name, f"fails: {' '.join(str(error).split()) or type(error).__name__}"
     return None
 
 

@@ -37,14 +37,16 @@ class Ema:
 
     def begin(self) -> None:
         """Set the averages to the current weights of the units."""
-        with torch.no_grad():
-            torch._foreach_copy_([*self._averages.values()], [*self._averages])
+        if self._averages:  # torch refuses empty lists, for units without weights and buffers
+            with torch.no_grad():
+                torch._foreach_copy_([*self._averages.values()], [*self._averages])
 
     def update(self, step: int) -> None:
         """Move the averages towards the weights after optimizer step `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)
+        if self._averages:
+            with torch.no_grad():
+                torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)
 
     def swap(self) -> None:
         """Exchange averages and weights: the units compute with the averages until the next swap.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 import pytest
@@ -12,9 +13,19 @@ from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.files import Part
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
-from ppll_cli.pipeline.instructions import Backward, Compute, Forward, SendActivations, Step
-from ppll_cli.pipeline.schedule import Place, Schedule
+from ppll_cli.pipeline.instructions import (
+    Backward,
+    BackwardInput,
+    BackwardWeight,
+    Compute,
+    Forward,
+    Measure,
+    SendActivations,
+    Step,
+)
+from ppll_cli.pipeline.schedule import Place, Schedule, forward
 from ppll_cli.pipeline.schedules.gpipe import GPipe
+from ppll_cli.pipeline.schedules.interleaved import Interleaved
 from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.tasks.task import Task
 from tests.cli.bad_input.conftest import Refused, rows, write
@@ -51,6 +62,18 @@ class TwoNames(Chain):
     """A model whose second unit claims to return two tensors."""
 
     writes = ("x", "y")
+
+
+class NoName(Chain):
+    """A model whose second unit names no output."""
+
+    writes = ()
+
+
+class OneNameTwice(Chain):
+    """A model whose second unit gives two outputs the same name."""
+
+    writes = ("x", "x")
 
 
 class OneString(Chain):
@@ -200,6 +223,52 @@ class Words(Idle):
         yield "forward"  # type: ignore[misc]
 
 
+_calls = count()
+
+
+class Alternating(GPipe):
+    """A schedule with two legal orders, one for every second call."""
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        if next(_calls) % 2:
+            yield from super().batch(place)
+            return
+        (chunk,) = place.chunks
+        for micro_batch in range(place.microbatches):
+            yield from forward(place, chunk, micro_batch)
+            yield Backward(chunk, micro_batch)
+        yield Step(chunk)
+
+
+class AlternatingEvaluation(Interleaved):
+    """A schedule that measures after all forwards in every second call."""
+
+    def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
+        found = sorted(super().evaluation(place), key=str)
+        yield from (found if next(_calls) % 2 else super().evaluation(place))
+
+
+class Parity(Schedule):
+    """A schedule whose order of chunks depends on the number of micro-batches."""
+
+    splits = True
+
+    def layout(self, stages: int) -> list[int]:
+        return [0, 0, 0]
+
+    def batch(self, place: Place) -> Iterator[Compute]:
+        numbers = range(place.microbatches)
+        for micro_batch in numbers:
+            for chunk in (0, 1, 2):
+                yield from forward(place, chunk, micro_batch)
+            for chunk in (2, 1, 0):
+                yield BackwardInput(chunk, micro_batch)
+        for chunk in (0, 1, 2) if place.microbatches % 2 else (2, 1, 0):
+            for micro_batch in numbers:
+                yield BackwardWeight(chunk, micro_batch)
+            yield Step(chunk)
+
+
 class NoTransport:
     """A class with the constructor of a transport, but no transport."""
 
@@ -243,6 +312,8 @@ model HERE.NoModel | it has no 'units'; see ppll_cli.models.unit.Model
 model HERE.Wider | running a sample through 'second' raised RuntimeError:
 model HERE.TwoNames | unit second returned Tensor instead of a tensor for each name that it writes
 model HERE.NoFunction | `build` of unit 'second' is no function that returns a network
+model HERE.NoName | unit 'second' writes (): it must write at least one tensor; give each tensor
+model HERE.OneNameTwice | unit 'second' writes ('x', 'x'): it must write
 model HERE.OneString | reads and writes of unit 'second' must be tuples of names
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
@@ -260,6 +331,10 @@ local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
 schedule HERE.NoSchedule | derive it from ppll_cli.pipeline.schedule.Schedule
 schedule HERE.Idle | stage 0 never runs Step(chunk=0)
 schedule HERE.Stuck | the stages wait for each other
+schedule HERE.Stuck | there; for 8 micro-batch(es)
+schedule HERE.Alternating | batch() yielded Backward(chunk=0, micro_batch=0) for stage 0, and
+schedule HERE.AlternatingEvaluation | evaluation() yielded
+schedule HERE.Parity | in the order [0, 2, 1] for 14 micro-batch(es), and [0, 1, 2] for 15
 schedule HERE.Endless | stage 0 has more than 400 instructions for a batch
 schedule HERE.NoChunk | Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0
 schedule HERE.Sends | stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but
@@ -273,8 +348,13 @@ data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire
 def chosen(group: str, path: str) -> str:
     """Return the arguments that choose a class for a group of the configuration."""
     removed = own_model("")[1:] if group == "model" else []
-    several = ["schedule.microbatches=8"] if path.endswith("Stuck") else []
-    return " ".join([*removed, *several, f"{group}._target_={path}"])
+    needed = {
+        "Stuck": ["schedule.microbatches=8"],
+        "Alternating": ["schedule.microbatches=8"],
+        "Parity": ["schedule.microbatches=15", "replicas=2"],  # 29 = 15 + 14 samples
+    }
+    more = needed.get(path.rpartition(".")[2], [])
+    return " ".join([*removed, *more, f"{group}._target_={path}"])
 
 
 @pytest.mark.parametrize("row", rows(UNUSABLE.replace("HERE", __name__)), ids=lambda row: row[0])
