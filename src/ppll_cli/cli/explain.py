@@ -60,7 +60,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
         if key not in options.all_keys():
             return _no_key(key, options)
         return ConfigError(f"~{key}", "", "its value is null, so there is nothing to delete")
-    message = message.partition(" See https://")[0].partition(" Config search path:")[0]
+    for more in (" See https://", " Config search path:", " full_key:"):
+        message = message.partition(more)[0]
     for key, value in given.items():
         if key and key in message:
             return ConfigError(key, value, message)
