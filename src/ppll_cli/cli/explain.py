@@ -101,6 +101,8 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
     `usual` is the key of the folder for results.
     """
     remedy = f"give {usual}=FOLDER with a folder that you can write to"
+    if given.get("resume", "null") != "null":
+        usual, remedy = "resume", "make this folder writable, because the run continues there"
     if error.filename is None:  # a write failed, for example because the disk is full
         problem = f"Hydra cannot write into it: {error.strerror}"
         return ConfigError(usual, given.get(usual, ""), problem, remedy)
