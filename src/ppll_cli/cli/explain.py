@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppll_cli.cli.overrides import RUN_DIR, is_override, is_sweep
+from ppll_cli.cli.overrides import RUN_DIR, SWEEP_DIR, is_override, is_sweep
 from ppll_cli.config.commands import SEARCH_PATH, command, key_of, search_path, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.moved import OPTIONS
@@ -23,8 +23,6 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.config.overrides import parsed
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
-
-SWEEP_DIR = "hydra.sweep.dir"
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
