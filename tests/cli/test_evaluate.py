@@ -247,7 +247,8 @@ def test_pictures_of_the_runs_training_set_are_no_test_set(
     config, _ = compose_config(["data=voc", "data.val_fraction=0.1"])
     before: dict[str, Any] = config["data"]
     now = before | changes
-    with nullcontext() if problem is None else pytest.raises(ConfigError) as caught:
+    expected: Any = nullcontext() if problem is None else pytest.raises(ConfigError)
+    with expected as caught:
         evaluate._check_unseen(before, now, split, split == "val", make("data", now))
     if caught is not None:
         assert str(caught.value).startswith(str(problem))
@@ -285,6 +286,7 @@ def test_pictures_of_the_runs_training_set_are_no_test_set(
         (["RUN", "--split=val"], "--split=val: the data set has no such split"),
         (["RUN", "--split=dev"], "arguments="),
         (["RUN", "--predict", "no.png"], "--predict=no.png: there is no such file"),
+        (["RUN", "--predict", "empty"], "--predict=empty: is not a file; give pictures, such as"),
         (["RUN", "--predict", "text.png"], "--predict=text.png: cannot be read as a picture"),
         (["RUN", "--output", "text.png"], "--output=text.png: cannot be written to"),
         (["RUN", "--config-dir", "no"], "arguments="),

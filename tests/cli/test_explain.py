@@ -37,6 +37,14 @@ def test_a_folder_that_cannot_be_filled_is_named(error: OSError, line: str) -> N
     assert str(explain(error, ["device=cpu", "hydra.run.dir=there"])).startswith(line)
 
 
+def test_a_resumed_run_whose_folder_is_read_only_cannot_have_another_one() -> None:
+    error = OSError(errno.EROFS, "Read-only file system", "/home/me/there/ppll-run.log")
+    assert str(explain(error, ["resume=there"])) == (
+        "resume=there: /home/me/there/ppll-run.log: Read-only file system; "
+        "make this folder writable, because the run continues there"
+    )
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A folder with a local method that lacks the key `modules`."""

@@ -15,6 +15,7 @@ from hydra._internal.hydra import Hydra
 from hydra.core import utils
 
 from ppll_cli.cli import app
+from ppll_cli.cli.sweeper import BasicSweeper
 from ppll_cli.errors import ConfigError, Interrupted, WorkerFailedError
 from ppll_cli.launch.locks import locked_sweep
 from ppll_cli.launch.record import write_record
@@ -239,6 +240,24 @@ def test_a_disk_that_is_full_when_a_job_begins_ends_the_sweep_with_one_line(
     first, second = said.err.splitlines()
     assert first.startswith("ppll-run: results cannot be written: No space left on device: ")
     assert second.startswith("  to continue the sweep: ")
+
+
+def test_the_first_failure_of_a_job_is_shown_even_if_the_sweeper_fails_too(
+    main: Main, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Optuna's sweeper raises an error if all jobs failed. The command ended with its traceback."""
+    jobs.plan |= {"0": "refused", "1": "failed"}
+    launch = BasicSweeper._launch
+
+    def fail(*arguments: Any) -> None:
+        launch(*arguments)
+        raise ValueError("No trials are completed yet.")
+
+    monkeypatch.setattr(BasicSweeper, "_launch", fail)
+    said = main("-m", "seed=0,1", "hydra.sweep.dir=swept")
+    assert (said.status, said.err.splitlines()[-1]) == (2, "ppll-run: gpus=9: too many")
+    assert "ppll-run: the sweep ended early: ValueError: No trials are completed" in said.out
+    assert "Traceback" not in said.out + said.err
 
 
 def test_a_refusal_names_the_job(main: Main, jobs: Jobs) -> None:

@@ -80,7 +80,8 @@ def test_a_search_for_the_worst_result_is_refused(
     key: str, direction: str | None, metric: str, lower: bool, remedy: str | None
 ) -> None:
     """Optuna minimizes unless told otherwise, so it searched for the worst accuracy."""
-    with nullcontext() if remedy is None else pytest.raises(ConfigError) as caught:
+    expected: Any = nullcontext() if remedy is None else pytest.raises(ConfigError)
+    with expected as caught:
         check_direction(key, direction, metric, lower)
     if caught is not None:
         assert str(caught.value).startswith(f"hydra.sweeper.direction={direction}: with the objec")

@@ -114,6 +114,15 @@ def test_different_settings_are_shown(tmp_path: Path) -> None:
     assert differing(compare([tmp_path])) == ["optim.lr=0.1", "optim.lr=0.2"]
 
 
+def test_a_run_without_its_configuration_differs_in_no_setting(tmp_path: Path) -> None:
+    """Its file is lost. Each setting of the other runs was listed as a difference from nothing."""
+    for number in range(2):
+        make(tmp_path / str(number), "ppll", config={"optim": {"lr": number + 0.5}})
+    make(tmp_path / "2", "bp", gpus=1)
+    (tmp_path / "2" / "config.json").unlink()
+    assert differing(compare([tmp_path])) == ["optim.lr=0.5", "optim.lr=1.5", ""]
+
+
 def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> None:
     """Settings that change no result are not listed either.
 

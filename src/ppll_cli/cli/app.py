@@ -21,6 +21,7 @@ from ppll_cli.cli.job import Jobs, how_to_resume
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
+    check_place,
     check_run_dir,
     expand_home,
     for_each_job,
@@ -35,6 +36,7 @@ from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe import streams
+from ppll_cli.observe.logs import said
 from ppll_cli.observe.runs import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -179,7 +181,12 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     except Exception as error:  # raised by a check, Hydra, OmegaConf or the file system
         if not jobs.began:
             raise explain(error, arguments) from None
-        jobs.failures.append(_of_disk(error, CompareRuns.folder))  # Hydra could not begin a job
+        if (failed := _of_disk(error, CompareRuns.folder)) is not None:
+            jobs.failures.append(failed)  # Hydra could not begin a job
+        elif not jobs.failures:
+            raise
+        else:  # a search needs results, but its jobs failed
+            log.error("ppll-run: the sweep ended early: %s", said(error))
     finally:
         _running.clear()
         remove_sweep(CompareRuns.folder, CompareRuns.made)
@@ -199,6 +206,7 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     from ppll_cli.launch.sweeps import recorded_sweep
 
     options = sys.argv[1 + len(sweep.overrides) :]
+    check_place(sweep.overrides, sweep=is_sweep(arguments))
     sweep.overrides = overrides = without_auto(sweep.overrides, sweep=is_sweep(arguments))
     sys.argv[1:] = overrides + options
     if is_sweep(arguments):
@@ -217,12 +225,12 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     return before, None
 
 
-def _of_disk(error: Exception, folder: Path) -> RunFailedError:
-    """Log and return the failure if results in `folder` cannot be written; else raise `error`."""
+def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
+    """If results in `folder` cannot be written, log this and return the failure; else None."""
     from ppll_cli.launch.failure import is_of_disk, run_failed
 
     if not isinstance(error, OSError) or not is_of_disk(error, folder):
-        raise error
+        return None
     failed = run_failed(error, folder)
     log.error("ppll-run: %s", failed)
     return failed

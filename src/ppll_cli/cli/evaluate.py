@@ -100,7 +100,8 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
     run_dir: Path = options.run_dir.expanduser()
     for file in options.predict:
         if not os.path.isfile(file):
-            raise ConfigError("--predict", file, "there is no such file", "give pictures")
+            problem = "is not a file" if os.path.exists(file) else "there is no such file"
+            raise ConfigError("--predict", file, problem, "give pictures, such as folder/*.png")
     run = recorded_in(run_dir, "RUN_DIR")
     config, data = _configured(run, overrides, options.config_dir)
     settings = parse(config)

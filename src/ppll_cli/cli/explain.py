@@ -15,7 +15,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ppll_cli.cli.overrides import RUN_DIR, is_override, is_sweep
+from ppll_cli.cli.overrides import RUN_DIR, SWEEP_DIR, is_override, is_sweep
 from ppll_cli.config.commands import SEARCH_PATH, command, key_of, search_path, setting, word
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.moved import OPTIONS
@@ -23,8 +23,6 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.config.overrides import parsed
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
-
-SWEEP_DIR = "hydra.sweep.dir"
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
@@ -62,7 +60,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
         if key not in options.all_keys():
             return _no_key(key, options)
         return ConfigError(f"~{key}", "", "its value is null, so there is nothing to delete")
-    message = message.partition(" See https://")[0].partition(" Config search path:")[0]
+    for more in (" See https://", " Config search path:", " full_key:"):
+        message = message.partition(more)[0]
     for key, value in given.items():
         if key and key in message:
             return ConfigError(key, value, message)
@@ -102,6 +101,8 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
     `usual` is the key that sets the folder for results: `hydra.run.dir` or `hydra.sweep.dir`.
     """
     remedy = f"give {usual}=FOLDER with a folder that you can write to"
+    if given.get("resume", "null") != "null":
+        usual, remedy = "resume", "make this folder writable, because the run continues there"
     if error.filename is None:  # a write failed, for example because the disk is full
         problem = f"Hydra cannot write into this folder: {error.strerror}"
         return ConfigError(usual, given.get(usual, ""), problem, remedy)

@@ -20,7 +20,7 @@ from ppll_cli.observe.runs import CONFIG_FILE, LOG_FILE, METRICS_FILE, only_star
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-RUN_DIR = "hydra.run.dir"
+RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
 
 
 def is_override(argument: str) -> bool:
@@ -98,6 +98,23 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
             (chosen,) = parsed([f"{key}=choice({value})"])
             given[place] = text(chosen)
     return given
+
+
+def check_place(overrides: Sequence[str], *, sweep: bool) -> None:
+    """Refuse a folder for results that Hydra would ignore, because it is for sweeps or for runs.
+
+    A command that resumes has other checks of these keys.
+
+    Raises:
+        ConfigError: The command line names such a folder, and no folder that Hydra would use.
+    """
+    from ppll_cli.config.overrides import parsed, text
+
+    used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
+    given = {each.key_or_group: text(each).partition("=")[2] for each in parsed(overrides)}
+    if ignored in given and not {used, "resume"} & {*given}:
+        problem = f"has no effect {'with' if sweep else 'without'} --multirun"
+        raise ConfigError(ignored, given[ignored], problem, f"give {used}=FOLDER")
 
 
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:

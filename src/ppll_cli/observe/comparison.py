@@ -63,8 +63,8 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
     # The columns and axes show this metric, so values of other metrics are left out.
     runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
-    ran = [run for run in runs if run.status != "refused"]
-    differs = dict(zip(map(id, ran), settings(ran), strict=True))
+    recorded = [run for run in runs if run.config]  # refused jobs recorded no configuration
+    differs = dict(zip(map(id, recorded), settings(recorded), strict=True))
     measured = [
         _row(run, mine, differs.get(id(run)), most) for run, mine in zip(runs, known, strict=True)
     ]
