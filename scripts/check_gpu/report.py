@@ -43,8 +43,21 @@ class Outcome:
 
 
 def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -> Outcome:
-    """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED"."""
+    """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED".
+
+    A failed step without a fact `reason` gets the reason that its output gives.
+    """
+    if not right and not facts.get("reason"):
+        facts["reason"] = _reasons(output)
     return Outcome("ok" if right else "FAILED", facts, output, seconds)
+
+
+def _reasons(output: str) -> list[str]:
+    """Return pytest's lines on failed tests, or ppll-run's last message, or else the last line."""
+    lines = output.strip().splitlines()
+    tests = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    messages = [line for line in lines if line.startswith("ppll-run: ")]
+    return tests or messages[-1:] or lines[-1:]
 
 
 def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
@@ -54,6 +67,8 @@ def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
 
 class Report:
     """Writes outcomes to files, and prints each of them. Several threads may use it.
+
+    All files are complete after each outcome, because the check itself may be killed.
 
     Args:
         folder: The folder for `results.json`, `jobs.log` and `table.txt`.
@@ -81,6 +96,7 @@ class Report:
                 log.write(f"\n===== {name}: {outcome.state} {dict(outcome.facts)}\n{said}\n")
             results = {each: _plain(known) for each, known in self.outcomes.items()}
             (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            self.table()
             print(f"[{self.passed_s:4.0f} s] {_line(name, outcome)}", flush=True)  # noqa: T201
 
     def failed(self) -> list[str]:

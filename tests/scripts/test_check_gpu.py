@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from ppll_cli.config import settings
 from scripts.check_gpu import __main__ as program
 from scripts.check_gpu import running, steps
-from scripts.check_gpu.equal import Equal, compared
+from scripts.check_gpu.equal import Equal, compared, wrong
 from scripts.check_gpu.report import Outcome, Report, skipped, verdict
 from scripts.check_gpu.running import Check, Program, Train, figures, run_steps
-from tests.conftest import compose_config
+from tests.conftest import compose_config, pretend_devices
 
 ROOT = Path(__file__).parents[2]
 HEEDS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); "
@@ -103,6 +103,33 @@ def test_late_steps_are_skipped_and_an_exception_fails_a_step(check: Check) -> N
     assert check.report.failed() == ["broken"]
 
 
+def test_a_run_that_ends_wrongly_fails_its_step_unless_the_time_is_over(check: Check) -> None:
+    """The step then has not waited long enough, and once was counted as failed."""
+    assert wrong(check, "said", 1.0, status=None).state == "FAILED"
+    late = Check(report=check.report, cuda=False, quick=True, work=check.work, limit_s=0.0)
+    assert wrong(late, "said", 1.0, status=None).state == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("", []),
+        ("one\nValueError: two\n", ["ValueError: two"]),
+        ("ppll-run: first\nppll-run: stage 1: no\n  log: x\n", ["ppll-run: stage 1: no"]),
+        ("FAILED a.py::b\nERROR c.py\n2 failed", ["FAILED a.py::b", "ERROR c.py"]),
+    ],
+)
+def test_a_failed_step_tells_the_reason(check: Check, output: str, reason: list[str]) -> None:
+    """The table named the failed steps, but only the log said why."""
+    outcome = verdict(False, output)
+    assert outcome.facts == {"reason": reason}
+    assert verdict(False, output, reason="known").facts == {"reason": "known"}
+    check.report.add("wrong", outcome)
+    table = (check.report.folder / "table.txt").read_text()  # written before the check ends
+    assert all(each in table for each in reason)
+    assert table.endswith("failed: wrong\n")
+
+
 def test_the_table_counts_outcomes_and_names_failed_steps(check: Check) -> None:
     check.report.add("facts", verdict(True, facts=[{"fact": "start", "first_kernel_s": 3.25}]))
     check.report.add("run", verdict(True, samples_per_second=1234.56, peak_memory_bytes=[1 << 25]))
@@ -116,7 +143,8 @@ def test_the_table_counts_outcomes_and_names_failed_steps(check: Check) -> None:
     assert table.endswith("failed: wrong")
     assert (check.report.folder / "table.txt").read_text() == table + "\n"
     results = json.loads((check.report.folder / "results.json").read_text())
-    assert results["wrong"] == {"state": "FAILED", "seconds": 0.0, "different": 3}
+    assert results["wrong"]["different"] == 3
+    assert results["wrong"]["reason"] == ["the reason"]
     assert "the reason" in (check.report.folder / "jobs.log").read_text()
 
 
@@ -173,7 +201,7 @@ def test_a_missing_gpu_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pretend_devices(monkeypatch, 0)
     assert program.main(["--device=cuda", f"--output={tmp_path / 'found'}"]) == 2
     assert capsys.readouterr().err == (
         "check-gpu: there is no CUDA device; DEVICE=cpu tries the check itself on the CPU\n"
