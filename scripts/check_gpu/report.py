@@ -1,6 +1,7 @@
 """Records and prints the results of a check's steps."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,11 +54,19 @@ def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -
 
 
 def _reasons(output: str) -> list[str]:
-    """Return pytest's lines on failed tests, or ppll-run's last message, or else the last line."""
+    """Return the failed tests of pytest, or ppll-run's last message, or else the last line."""
     lines = output.strip().splitlines()
-    tests = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
     messages = [line for line in lines if line.startswith("ppll-run: ")]
-    return tests or messages[-1:] or lines[-1:]
+    return failed_tests(output) or messages[-1:] or lines[-1:]
+
+
+def failed_tests(output: str) -> list[str]:
+    """Return pytest's lines about failed tests: of its summary, or of its progress so far."""
+    summary, progress = re.compile(r"FAILED |ERROR "), re.compile(r"\[gw\d+\].*\] (FAILED |ERROR )")
+    lines = output.splitlines()
+    return [line for line in lines if summary.match(line)] or [
+        line for line in lines if progress.match(line)
+    ]
 
 
 def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:

@@ -57,8 +57,8 @@ class Machine:
     def act(self, check: Check) -> Outcome:
         """Collect the facts from torch and, if it is installed, nvidia-smi."""
         cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        compilers = [name for name in ("cc", "gcc", "g++", "nvcc") if shutil.which(name)]
+        asked = "--query-gpu=driver_version,compute_mode,mig.mode.current"
+        driver = _said("nvidia-smi", asked, "--format=csv,noheader")
         facts = {
             "cards": cards,
             "driver": driver.split("\n")[0],
@@ -66,7 +66,7 @@ class Machine:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "python": platform.python_version(),
-            "compilers": compilers,
+            "compilers": [name for name in ("cc", "gcc", "g++", "nvcc") if shutil.which(name)],
             "shared_memory_bytes": shutil.disk_usage("/dev/shm").total,
         }
         text = f"{', '.join(cards) or platform.processor() or platform.machine()}; torch "

@@ -91,6 +91,16 @@ def test_a_program_fails_by_its_status_and_its_output_is_kept(check: Check) -> N
     assert "3 failed" in (check.report.folder / "log").read_text()
 
 
+@pytest.mark.parametrize(("line", "state"), [("FAILED", "FAILED"), ("PASSED", "skipped")])
+def test_a_failed_test_counts_even_if_later_tests_take_too_long(
+    check: Check, line: str, state: str
+) -> None:
+    script = f"import time; print('[gw1] [ 50%] {line} a.py::b', flush=True); time.sleep(60)"
+    outcome = Program("tests", ["-c", script], 3.0).act(check)
+    assert outcome.state == state
+    assert ("a.py::b" in str(outcome.facts["reason"])) == (state == "FAILED")
+
+
 def test_late_steps_are_skipped_and_an_exception_fails_a_step(check: Check) -> None:
     def broken() -> Outcome:
         raise ValueError("a fault")
@@ -116,7 +126,10 @@ def test_a_run_that_ends_wrongly_fails_its_step_unless_the_time_is_over(check: C
         ("", []),
         ("one\nValueError: two\n", ["ValueError: two"]),
         ("ppll-run: first\nppll-run: stage 1: no\n  log: x\n", ["ppll-run: stage 1: no"]),
-        ("FAILED a.py::b\nERROR c.py\n2 failed", ["FAILED a.py::b", "ERROR c.py"]),
+        (
+            "[gw0] [ 9%] FAILED a.py::b \nFAILED a.py::b - no\nERROR c.py\n2 failed",
+            ["FAILED a.py::b - no", "ERROR c.py"],
+        ),
     ],
 )
 def test_a_failed_step_tells_the_reason(check: Check, output: str, reason: list[str]) -> None:
