@@ -81,7 +81,7 @@ def compute(chunks: Sequence[HeldChunk], training: bool) -> None:
 @pytest.mark.parametrize(("model", "choice"), CASES)
 def test_classification_stays_on_the_device(model: str, choice: list[str]) -> None:
     chunks = whole_model(model, choice, modules=4)
-    with FakeTensorMode(), NoWaiting(CUDA):  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), NoWaiting(CUDA):
         move(chunks)
         compute(chunks, training=True)
         compute(chunks, training=False)
