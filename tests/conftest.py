@@ -29,7 +29,7 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.job.job import Job
 from ppll_cli.launch.resume import recorded
 from ppll_cli.launch.run import Run
-from ppll_cli.leaves import forkserver
+from ppll_cli.leaves import cuda, forkserver
 from ppll_cli.prepare.preparation import Prepared, prepare
 from ppll_cli.transport import memory
 from tests import kept
@@ -274,3 +274,10 @@ def shared_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """Pretend that /dev/shm has 64 MiB, of which `free` bytes are free."""
     there = SimpleNamespace(total=64 << 20, free=free)
     monkeypatch.setattr(memory, "shutil", SimpleNamespace(disk_usage=lambda _: there))
+
+
+def pretend_devices(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Pretend that torch can use `count` CUDA devices of this machine."""
+    reason = "" if count else "there is no CUDA device"
+    monkeypatch.setattr(cuda, "device_count", lambda: count)
+    monkeypatch.setattr(cuda, "why_none", lambda: reason)

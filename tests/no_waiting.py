@@ -16,12 +16,16 @@ DEVICE = torch.device("meta")
 class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses copies from the host to the device, unless they are `staged`.
 
+    Args:
+        device: The device.
+
     Attributes:
         staged_copies: Number of copies that `staged` has made.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = DEVICE) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
         self.staged_copies = 0
         self._thread = get_ident()
         self._staging = False
@@ -48,7 +52,7 @@ class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Check an operation of torch; torch calls this for each operation."""
         made = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if name == "aten::lift_fresh" and made.device == DEVICE:
+        if name == "aten::lift_fresh" and made.device == self._device:
             raise AssertionError("torch.tensor(..., device=...) copies and waits")
         if name == "aten::_to_copy" and not self._staging and args[0].device != made.device:
             raise AssertionError(f"a copy from {args[0].device} to {made.device} waits")

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the check; return 0, or 1 if a step failed, or 2 if the check cannot run here."""
     options = _options(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="check-gpu-") as work:
+    with tempfile.TemporaryDirectory(prefix="check-gpu-", ignore_cleanup_errors=True) as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"  # uses no old profile, and leaves no file
         check = Check(
             report=Report(options.output),

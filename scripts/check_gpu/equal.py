@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -62,7 +63,7 @@ class LostWorker:
             found_s, left, output = monotonic() - hurt_s, session.left(), session.printed()
         facts = {"status": status, "found_s": round(found_s, 1), "left": left}
         if status != 1 or left or found_s > check.patience * FOUND_S:
-            return verdict(False, output, monotonic() - start_s, **facts)
+            return wrong(check, output, monotonic() - start_s, **facts)
         steps = _saved(folder) + 10
         again = ppll_run(f"resume={folder}", f"max_steps={steps}")
         whole = check.folder(f"{self.name} whole")
@@ -107,7 +108,7 @@ class Restarted:
             left, output = session.left(), session.printed()
         facts = {"status": status, "restarted": again, "left": left}
         if not again or status != 128 + signal.SIGTERM or left:
-            return verdict(False, output, monotonic() - start_s, **facts)
+            return wrong(check, output, monotonic() - start_s, **facts)
         unhurt = ppll_run(*self.overrides, f"max_steps={_saved(folder)}", f"hydra.run.dir={whole}")
         ended = check.command(f"{self.name} whole", unhurt, 80.0)
         if ended.late:
@@ -135,8 +136,19 @@ class Interrupted:
             session.signal(signal.SIGINT, session.pid)
             status = session.wait(check.limited(30.0))
             left, output = session.left(), session.printed()
-        right = status == 128 + signal.SIGINT and not left and (folder / "summary.json").exists()
-        return verdict(right, output, monotonic() - start_s, status=status, left=left)
+        if status != 128 + signal.SIGINT or left or not (folder / "summary.json").exists():
+            return wrong(check, output, monotonic() - start_s, status=status, left=left)
+        return verdict(True, output, monotonic() - start_s, status=status)
+
+
+def wrong(check: Check, output: str, seconds: float, **facts: Any) -> Outcome:
+    """Return the outcome of a step whose run did not end as it should.
+
+    If the time of the whole check is over, the step did not wait long enough to know.
+    """
+    if check.left_s() <= 0:
+        return skipped("no time left", output, seconds)
+    return verdict(False, output, seconds, **facts)
 
 
 def compared(one: Path, other: Path) -> Outcome:

@@ -1,6 +1,7 @@
 """Records and prints the results of a check's steps."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,8 +44,29 @@ class Outcome:
 
 
 def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -> Outcome:
-    """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED"."""
+    """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED".
+
+    A failed step without a fact `reason` gets the reason that its output gives.
+    """
+    if not right and not facts.get("reason"):
+        facts["reason"] = _reasons(output)
     return Outcome("ok" if right else "FAILED", facts, output, seconds)
+
+
+def _reasons(output: str) -> list[str]:
+    """Return the failed tests of pytest, or ppll-run's last message, or else the last line."""
+    lines = output.strip().splitlines()
+    messages = [line for line in lines if line.startswith("ppll-run: ")]
+    return failed_tests(output) or messages[-1:] or lines[-1:]
+
+
+def failed_tests(output: str) -> list[str]:
+    """Return pytest's lines about failed tests: of its summary, or of its progress so far."""
+    summary, progress = re.compile(r"FAILED |ERROR "), re.compile(r"\[gw\d+\].*\] (FAILED |ERROR )")
+    lines = output.splitlines()
+    return [line for line in lines if summary.match(line)] or [
+        line for line in lines if progress.match(line)
+    ]
 
 
 def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
@@ -54,6 +76,8 @@ def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
 
 class Report:
     """Writes outcomes to files, and prints each of them. Several threads may use it.
+
+    All files are complete after each outcome, because the check itself may be killed.
 
     Args:
         folder: The folder for `results.json`, `jobs.log` and `table.txt`.
@@ -81,6 +105,7 @@ class Report:
                 log.write(f"\n===== {name}: {outcome.state} {dict(outcome.facts)}\n{said}\n")
             results = {each: _plain(known) for each, known in self.outcomes.items()}
             (self.folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+            self.table()
             print(f"[{self.passed_s:4.0f} s] {_line(name, outcome)}", flush=True)  # noqa: T201
 
     def failed(self) -> list[str]:

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from scripts.benchmarks.session import Session, ppll_run
-from scripts.check_gpu.report import Outcome, Report, skipped, verdict
+from scripts.check_gpu.report import Outcome, Report, failed_tests, skipped, verdict
 
 STOP_S = 15.0
 """Seconds after SIGTERM within which a run must finish its batch, save a checkpoint and end."""
@@ -146,12 +146,12 @@ class Program:
     log: str = ""
 
     def act(self, check: Check) -> Outcome:
-        """Run the program. If it exceeds the time limit, the step is skipped."""
+        """Run the program. If it exceeds the time limit, and no test has failed, skip the step."""
         ended = check.command(self.name, [sys.executable, *self.arguments], self.limit_s)
         if self.log:
             with (check.report.folder / self.log).open("a") as log:
                 log.write(f"===== {self.name}\n{ended.output}\n")
-        if ended.late:
+        if ended.late and not failed_tests(ended.output):
             return skipped("out of time", ended.output, ended.seconds)
         last = (ended.output.strip().splitlines() or [""])[-1]
         return verdict(

@@ -4,24 +4,29 @@ If there are fewer devices than stages, workers share devices, and do not use NC
 """
 
 import json
+import os
 import platform
 import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ppll_cli.leaves import cuda
 from ppll_cli.leaves.files import write_json
 from scripts.check_gpu.equal import Equal, Interrupted, LostWorker, Restarted
 from scripts.check_gpu.report import Outcome, verdict
 from scripts.check_gpu.running import Check, Program, Step, Train, read_json, usable_width
 
-PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "-q", "-rfE"]
+PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "-v", "-rfE"]
+# A test that hangs must fail before the time limit of its step, or the step would name no test. A
+# thread ends the process of such a test: no signal handler runs while a call of CUDA hangs.
+PYTEST += ["--timeout=75", "--timeout-method=thread"]
 TWO = ["local.modules=2"]
 PINNED = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 """Environment of runs whose rings are in pinned host memory, because processes cannot share device
@@ -52,8 +57,8 @@ class Machine:
     def act(self, check: Check) -> Outcome:
         """Collect the facts from torch and, if it is installed, nvidia-smi."""
         cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        driver = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        compilers = [name for name in ("cc", "gcc", "g++", "nvcc") if shutil.which(name)]
+        asked = "--query-gpu=driver_version,compute_mode,mig.mode.current"
+        driver = _said("nvidia-smi", asked, "--format=csv,noheader")
         facts = {
             "cards": cards,
             "driver": driver.split("\n")[0],
@@ -61,7 +66,7 @@ class Machine:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
             "python": platform.python_version(),
-            "compilers": compilers,
+            "compilers": [name for name in ("cc", "gcc", "g++", "nvcc") if shutil.which(name)],
             "shared_memory_bytes": shutil.disk_usage("/dev/shm").total,
         }
         text = f"{', '.join(cards) or platform.processor() or platform.machine()}; torch "
@@ -84,7 +89,7 @@ class Facts:
         (check.report.folder / "probe.json").write_text(json.dumps(facts, indent=1) + "\n")
         wrong = [fact for fact in facts if fact["fact"] == "failed" or fact.get("right") is False]
         if outcome.state == "skipped":
-            return outcome
+            return replace(outcome, facts={**outcome.facts, "facts": facts})
         right = outcome.state == "ok" and bool(facts) and not wrong
         return verdict(right, outcome.output, outcome.seconds, facts=facts, reason=wrong)
 
@@ -143,7 +148,9 @@ def exact(check: Check) -> list[Step]:
         Train("zb_h1", [*base, "schedule=zb_h1", "gpus=3"]),
     ]
     if _several(check):
-        steps.append(Train("ppll on one device", ppll, environment={"CUDA_VISIBLE_DEVICES": "0"}))
+        first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        alone = {"CUDA_VISIBLE_DEVICES": first}
+        steps.append(Train("ppll on one device", ppll, environment=alone))
     return steps
 
 
@@ -236,7 +243,7 @@ def equal_numbers(check: Check) -> list[Step]:
 
 def tests(check: Check) -> list[Step]:
     """Return the test suite's CUDA tests. Tests that need more devices are skipped."""
-    several = ["--timeout=150", "-n", str(usable_width(check.cuda))]
+    several = ["-n", str(usable_width(check.cuda))]
     log = "pytest.log"
     channels = ["tests/transport", "-k", "cuda or Cuda or device or pinned or channel"]
     return [
@@ -305,8 +312,8 @@ def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
 
 def unavailable(check: Check) -> str | None:
     """Return why the check cannot run on this machine; None if it can."""
-    if check.cuda and not torch.cuda.is_available():
-        return "there is no CUDA device; DEVICE=cpu tries the check itself on the CPU"
+    if check.cuda and (reason := cuda.why_none()):
+        return f"{reason}; DEVICE=cpu tries the check itself on the CPU"
     return None
 
 

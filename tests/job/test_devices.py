@@ -4,13 +4,13 @@ import shutil
 from importlib.machinery import ModuleSpec
 
 import pytest
-import torch
 
 from ppll_cli.config.settings import Settings, parse
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import devices
-from ppll_cli.job.devices import check_processors, device_of
-from tests.conftest import compose_config, prepared
+from ppll_cli.job.devices import check_processors, device_of, devices_here
+from ppll_cli.leaves import cuda
+from tests.conftest import compose_config, prepared, pretend_devices
 
 
 def settings(*overrides: str) -> Settings:
@@ -69,7 +69,7 @@ def test_compile_on_cuda_is_refused_without_triton(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("device", ["cpu", "auto"])
 def test_tf32_is_refused_on_cpu(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """Both a run and a plan are refused."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    pretend_devices(monkeypatch, 0)
     for check in (prepared, lambda *overrides: device_of(settings(*overrides))):
         with pytest.raises(ConfigError, match="precision=tf32: is for CUDA devices") as caught:
             check("precision=tf32", f"device={device}")
@@ -78,3 +78,19 @@ def test_tf32_is_refused_on_cpu(monkeypatch: pytest.MonkeyPatch, device: str) ->
 
 def test_tf32_is_accepted_on_cuda() -> None:
     check_processors(settings("precision=tf32"), ("cuda:0", "cuda:1"), [])
+
+
+def test_devices_that_torch_cannot_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML counts a device although the driver is too old for torch.
+
+    The workers then failed one after the other, even with `device=auto`.
+    """
+    reason = "torch cannot use the CUDA device: the driver is too old"
+    pretend_devices(monkeypatch, 0)
+    monkeypatch.setattr(cuda, "why_none", lambda: reason)
+    with pytest.raises(ConfigError) as caught:
+        devices_here(settings("device=cuda"), 2, [])
+    assert str(caught.value) == f"device=cuda: {reason}; use device=cpu"
+    notes = list[str]()
+    assert devices_here(settings(), 2, notes) == (("cpu", "cpu"), False)
+    assert notes == [f"{reason}: 2 worker(s) on CPU"]

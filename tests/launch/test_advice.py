@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from hydra import initialize_config_dir
 
 from ppll_cli.config import settings
@@ -14,7 +13,7 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.launch import advice
 from ppll_cli.launch.resume import recorded
 from ppll_cli.prepare.preparation import prepare
-from tests.conftest import compose_config
+from tests.conftest import compose_config, pretend_devices
 from tests.launch.recorded_runs import write_config
 
 SMALL = ["data=synthetic", "data.size=8", "data.train_samples=40", "data.test_samples=8"]
@@ -74,13 +73,13 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 def test_each_job_of_the_comparison_command_can_start(
     monkeypatch: pytest.MonkeyPatch, devices: int, overrides: list[str], expected: list[str] | None
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    pretend_devices(monkeypatch, devices)
     line = offered(*overrides)
     assert (None if line is None else start_each(line)) == expected
 
 
 def test_the_comparison_command_keeps_settings_and_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    pretend_devices(monkeypatch, 1)
     line = offered("seed=7", "model.dropout=0.1")
     assert line is not None
     found = compose_config(arguments(line)[2:])[0]

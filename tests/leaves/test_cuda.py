@@ -1,5 +1,6 @@
 """Questions to the CUDA driver, answered by a fake driver."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -61,6 +62,35 @@ def test_torch_is_asked_without_the_driver(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda one, other: one < other)
     assert cuda.device_name("cuda:0") == "torch's cuda:0"
     assert cuda.can_access_peer("cuda:0", "cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("counted", "usable", "warned", "reason"),
+    [
+        (0, False, "", "there is no CUDA device"),
+        (2, True, "", ""),
+        (
+            2,
+            False,
+            "CUDA initialization: The driver is too old. (Triggered internally at file.cpp:1.)",
+            "torch cannot use the CUDA device: CUDA initialization: The driver is too old.",
+        ),
+        (1, False, "", "torch cannot use the CUDA device: no reason is known"),
+    ],
+)
+def test_only_devices_that_torch_can_use_count(
+    monkeypatch: pytest.MonkeyPatch, counted: int, usable: bool, warned: str, reason: str
+) -> None:
+    def available() -> bool:
+        if warned:
+            warnings.warn(warned, stacklevel=1)
+        return usable
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: counted)
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(cuda, "why_none", cuda.why_none.__wrapped__)  # without its cache
+    assert cuda.why_none() == reason
+    assert cuda.device_count() == (counted if usable else 0)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() == 0, reason="there is no CUDA device")

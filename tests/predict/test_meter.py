@@ -22,7 +22,7 @@ from ppll_cli.predict.chain import Saved
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.requests import UnitTimes, time_copy, time_loss, time_units
 from ppll_cli.transport.ring import RingTransport
-from tests.conftest import prepared
+from tests.conftest import prepared, pretend_devices
 from tests.predict.given import SMALL
 
 LIMIT_S = 30
@@ -161,7 +161,7 @@ def test_the_parent_creates_no_cuda_context(
 ) -> None:
     """A context would hold memory of the first device during the whole run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    pretend_devices(monkeypatch, 2)
 
     def never() -> None:
         raise AssertionError("CUDA would be initialised here")

@@ -12,7 +12,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.job import devices as machine_devices
 from ppll_cli.prepare import preparation as preparing
 from ppll_cli.prepare.preparation import Prepared
-from tests.conftest import own_model, prepared
+from tests.conftest import own_model, prepared, pretend_devices
 
 DATA = ["data=synthetic", "data.size=8", "data.train_samples=53", "data.test_samples=7"]
 SMALL = [*DATA, "batch_size=8", "model.dim=16", "model.depth=4", "model.heads=2", "device=cpu"]
@@ -68,7 +68,7 @@ def test_batch_norm_of_a_single_value_is_refused_before_training() -> None:
 def test_devices_are_chosen_from_those_that_exist(
     monkeypatch: pytest.MonkeyPatch, found: int, overrides: list[str], devices: list[str] | str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    pretend_devices(monkeypatch, found)
     arguments = [*SMALL, "device=auto", *overrides]
     if isinstance(devices, str):
         with pytest.raises(ConfigError, match=devices):

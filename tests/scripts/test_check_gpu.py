@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from ppll_cli.config import settings
 from scripts.check_gpu import __main__ as program
 from scripts.check_gpu import running, steps
-from scripts.check_gpu.equal import Equal, compared
+from scripts.check_gpu.equal import Equal, compared, wrong
 from scripts.check_gpu.report import Outcome, Report, skipped, verdict
 from scripts.check_gpu.running import Check, Program, Train, figures, run_steps
-from tests.conftest import compose_config
+from tests.conftest import compose_config, pretend_devices
 
 ROOT = Path(__file__).parents[2]
 HEEDS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); "
@@ -91,6 +91,16 @@ def test_a_program_fails_by_its_status_and_its_output_is_kept(check: Check) -> N
     assert "3 failed" in (check.report.folder / "log").read_text()
 
 
+@pytest.mark.parametrize(("line", "state"), [("FAILED", "FAILED"), ("PASSED", "skipped")])
+def test_a_failed_test_counts_even_if_later_tests_take_too_long(
+    check: Check, line: str, state: str
+) -> None:
+    script = f"import time; print('[gw1] [ 50%] {line} a.py::b', flush=True); time.sleep(60)"
+    outcome = Program("tests", ["-c", script], 3.0).act(check)
+    assert outcome.state == state
+    assert ("a.py::b" in str(outcome.facts["reason"])) == (state == "FAILED")
+
+
 def test_late_steps_are_skipped_and_an_exception_fails_a_step(check: Check) -> None:
     def broken() -> Outcome:
         raise ValueError("a fault")
@@ -101,6 +111,36 @@ def test_late_steps_are_skipped_and_an_exception_fails_a_step(check: Check) -> N
     states = {name: outcome.state for name, outcome in check.report.outcomes.items()}
     assert states == {"fine": "ok", "broken": "FAILED", "late": "skipped"}
     assert check.report.failed() == ["broken"]
+
+
+def test_a_run_that_ends_wrongly_fails_its_step_unless_the_time_is_over(check: Check) -> None:
+    """The step then has not waited long enough, and once was counted as failed."""
+    assert wrong(check, "said", 1.0, status=None).state == "FAILED"
+    late = Check(report=check.report, cuda=False, quick=True, work=check.work, limit_s=0.0)
+    assert wrong(late, "said", 1.0, status=None).state == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("", []),
+        ("one\nValueError: two\n", ["ValueError: two"]),
+        ("ppll-run: first\nppll-run: stage 1: no\n  log: x\n", ["ppll-run: stage 1: no"]),
+        (
+            "[gw0] [ 9%] FAILED a.py::b \nFAILED a.py::b - no\nERROR c.py\n2 failed",
+            ["FAILED a.py::b - no", "ERROR c.py"],
+        ),
+    ],
+)
+def test_a_failed_step_tells_the_reason(check: Check, output: str, reason: list[str]) -> None:
+    """The table named the failed steps, but only the log said why."""
+    outcome = verdict(False, output)
+    assert outcome.facts == {"reason": reason}
+    assert verdict(False, output, reason="known").facts == {"reason": "known"}
+    check.report.add("wrong", outcome)
+    table = (check.report.folder / "table.txt").read_text()  # written before the check ends
+    assert all(each in table for each in reason)
+    assert table.endswith("failed: wrong\n")
 
 
 def test_the_table_counts_outcomes_and_names_failed_steps(check: Check) -> None:
@@ -116,7 +156,8 @@ def test_the_table_counts_outcomes_and_names_failed_steps(check: Check) -> None:
     assert table.endswith("failed: wrong")
     assert (check.report.folder / "table.txt").read_text() == table + "\n"
     results = json.loads((check.report.folder / "results.json").read_text())
-    assert results["wrong"] == {"state": "FAILED", "seconds": 0.0, "different": 3}
+    assert results["wrong"]["different"] == 3
+    assert results["wrong"]["reason"] == ["the reason"]
     assert "the reason" in (check.report.folder / "jobs.log").read_text()
 
 
@@ -173,7 +214,7 @@ def test_a_missing_gpu_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    pretend_devices(monkeypatch, 0)
     assert program.main(["--device=cuda", f"--output={tmp_path / 'found'}"]) == 2
     assert capsys.readouterr().err == (
         "check-gpu: there is no CUDA device; DEVICE=cpu tries the check itself on the CPU\n"

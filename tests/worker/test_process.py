@@ -5,6 +5,7 @@ from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 import pytest
+import torch
 
 from ppll_cli.errors import ConfigError, NonFiniteError, ReplayError, RunFailedError
 from ppll_cli.job.job import Seat
@@ -29,6 +30,25 @@ from ppll_cli.worker import process
 def test_an_error_that_comes_again_is_final(error: Exception, final: bool) -> None:
     """A loader that was killed once ended a run with `recover=stage`."""
     assert process.is_final(error) == final
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (RuntimeError("CUDA error: out of memory"), True),  # for a context
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_an_error_for_lack_of_memory_suggests_what_needs_less(
+    error: Exception, advised: bool
+) -> None:
+    said = process._said(error)
+    assert said.startswith(type(error).__name__)
+    assert ("; out of memory: try a smaller batch_size" in said) == advised
 
 
 def test_a_worker_gives_a_sign_of_life_before_its_long_limit_applies(

@@ -4,12 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
-
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import device_of, model_of
 from ppll_cli.job.schedule import schedule_of
+from ppll_cli.leaves import cuda
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
@@ -120,7 +119,7 @@ class Planner:
     def notes(self, gpus: Sequence[int]) -> list[str]:
         """Return notes on how the tables were computed, and how to read them, a line each."""
         threads = self.base.threads_per_worker
-        here = usable_cores() // threads if self.device == "cpu" else torch.cuda.device_count()
+        here = usable_cores() // threads if self.device == "cpu" else cuda.device_count()
         lines = [f"bp on one device: {self.bp_samples_per_second:.0f} samples/s"]
         if self.device == "cpu" and usable_cores() > threads:
             cores = usable_cores()

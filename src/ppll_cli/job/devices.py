@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-import torch
-
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves import cuda
@@ -23,13 +21,13 @@ def devices_here(
     Raises:
         ConfigError: There are too few CUDA devices.
     """
-    found = torch.cuda.device_count() if settings.device != "cpu" else 0
+    found = cuda.device_count() if settings.device != "cpu" else 0
     if settings.device == "cuda" and found == 0:
-        raise ConfigError("device", "cuda", "there is no CUDA device", "use device=cpu")
+        raise ConfigError("device", "cuda", cuda.why_none(), "use device=cpu")
     left_open = settings.device == "auto" and settings.gpus is None
     if found == 0 or (left_open and found < workers):
         if settings.device == "auto":
-            reason = "there is no CUDA device" if found == 0 else f"there are {found} CUDA devices"
+            reason = f"there are {found} CUDA devices" if found else cuda.why_none()
             notes.append(f"{reason}: {workers} worker(s) on CPU")
         return ("cpu",) * workers, False
     if found < workers and not settings.oversubscribe:
@@ -52,7 +50,7 @@ def model_of(device: str) -> str:
 
 def receiver_of(device: str) -> str:
     """Return a device for measuring transfers from `device`: another CUDA device if possible."""
-    several = device == "cuda:0" and torch.cuda.device_count() > 1
+    several = device == "cuda:0" and cuda.device_count() > 1
     return "cuda:1" if several else device
 
 

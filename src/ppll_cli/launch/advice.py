@@ -5,14 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import command, key_of, setting
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import targets_in
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.devices import devices_here
+from ppll_cli.leaves import cuda
 from ppll_cli.leaves.names import class_path
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.schedules.bp import BackPropagation
@@ -84,7 +83,7 @@ def comparison(
     gpus = max(2, settings.devices_asked)
     job = prepared.job
     there = settings.model_copy(update={"gpus": gpus})
-    beside = settings.device == "auto" and {*job.devices} == {"cpu"} and torch.cuda.device_count()
+    beside = settings.device == "auto" and {*job.devices} == {"cpu"} and cuda.device_count()
     if beside:  # the run was on CPU; `auto` would give a schedule with one worker the GPU
         there = there.model_copy(update={"device": "cpu"})
     accepted = [name for name, one in COMPARED.items() if _accepts(there, prepared, one)]

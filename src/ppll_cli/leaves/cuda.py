@@ -2,16 +2,39 @@
 
 A context takes some hundred MiB of a device's memory as long as its process lives. The process that
 starts the workers computes nothing, so it should have no context: it must not call anything that
-initialises `torch.cuda`.
+initialises `torch.cuda`. (`torch.cuda.is_available` does not initialise it.)
 """
 
 import ctypes
+import warnings
 from functools import cache
 from typing import Any
 
 import torch
 
 NAME_BYTES = 256
+
+
+def device_count() -> int:
+    """Return the number of CUDA devices that torch can use."""
+    return 0 if why_none() else torch.cuda.device_count()
+
+
+@cache  # the CUDA runtime tells the reason only once
+def why_none() -> str:
+    """Return why torch can use no CUDA device; empty if it can use one.
+
+    `torch.cuda.device_count` also counts devices that torch cannot use, for example because the
+    driver is too old: it asks NVML, a library of the driver. The CUDA runtime knows the truth.
+    """
+    if torch.cuda.device_count() == 0:
+        return "there is no CUDA device"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if torch.cuda.is_available():
+            return ""
+    reasons = [str(warning.message).partition(" (Triggered")[0] for warning in caught]
+    return "torch cannot use the CUDA device: " + " ".join(reasons or ["no reason is known"])
 
 
 def device_name(device: str) -> str:

@@ -31,9 +31,11 @@ class Machine:
         """Describe this machine."""
         import torch
 
+        from ppll_cli.leaves import cuda
+
         versions = {"ppll-run": __version__, "torch": torch.__version__}
         versions["python"] = ".".join(platform.python_version_tuple()[:2])
-        return cls(socket.gethostname(), torch.cuda.device_count(), usable_cores(), versions)
+        return cls(socket.gethostname(), cuda.device_count(), usable_cores(), versions)
 
 
 def spread(

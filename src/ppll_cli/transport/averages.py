@@ -5,7 +5,8 @@ bucket are complete, an all-reduce sums the bucket over the replicas, while the 
 Each replica weights its loss by its share of the batch, so the sum of the replicas' gradients is
 the gradient of the whole batch.
 
-On CUDA the host waits for the device in only one case; see `Average.finish`.
+With NCCL the host waits for the device in only one case; see `Average.finish`. With gloo, which
+replicas use on the CPU or on a shared device, it waits for every sum.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -74,7 +75,7 @@ class _Bucket:
         self._work = replicas.add(flat)
 
     def wait(self) -> Tensor:
-        """Wait for the sums over all replicas; on CUDA the current stream waits, not the host.
+        """Wait for the sums over all replicas; with NCCL the current stream waits, not the host.
 
         Returns:
             [parameters + 1], in the gradients' dtype: for each parameter, how many replicas have a

@@ -36,7 +36,7 @@ class Replicas:
         """Start an all-reduce that replaces a tensor by the sum over all replicas.
 
         The tensor has the same shape and dtype in each replica. The result's method `wait` waits
-        for the sum; on CUDA, only the current stream waits.
+        for the sum; with NCCL, only the current stream waits.
         """
         work = dist.all_reduce(tensor, group=self._group, async_op=True)
         assert work is not None

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -29,6 +30,12 @@ from ppll_cli.worker.worker import Worker
 
 LONGEST_TRACEBACK = 20_000
 """Largest number of characters of a traceback in a report."""
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED")
+"""Matches the messages of exceptions that are raised when memory runs out.
+
+torch raises its `OutOfMemoryError` only for tensors on CUDA. When memory on CUDA runs out otherwise
+(for a context, in cuBLAS or in cuDNN), or memory of the CPU runs out, it raises a RuntimeError."""
 
 
 class _ReportHandler(logging.Handler):
@@ -113,9 +120,7 @@ def is_final(error: BaseException) -> bool:
 def _said(error: BaseException) -> str:
     """Return the text of an exception, with advice if memory ran out."""
     said = error_text(error)
-    # On CPU torch raises a RuntimeError with the words "can't allocate memory".
-    out_of_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    if out_of_memory or "can't allocate memory" in said:
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(said):
         said += (
             "; out of memory: try a smaller batch_size, more schedule.microbatches where the "
             "schedule splits batches, precision=bf16 or more gpus"

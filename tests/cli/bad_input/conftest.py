@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 from hydra._internal.hydra import Hydra
 
 from ppll_cli.cli import app
 from ppll_cli.launch import run as running
 from ppll_cli.leaves import forkserver
+from tests.conftest import pretend_devices
 from tests.program import restored
 
 Refusal = Callable[[Sequence[str]], str]
@@ -40,7 +40,7 @@ def refusal(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it too; undo it after the test
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    pretend_devices(monkeypatch, 0)
     monkeypatch.setattr(forkserver, "start", lambda: None)
     monkeypatch.setattr(forkserver, "stop", lambda: None)
     monkeypatch.setattr(running, "launch", lambda *_: pytest.fail("workers were started"))

@@ -6,9 +6,9 @@ argument or with START, and has WORDS in its rest.
 """
 
 import pytest
-import torch
 
 from tests.cli.bad_input.conftest import Refusal, Refused, rows
+from tests.conftest import pretend_devices
 
 OPTIONS = """
 model=vti | did you mean vit? there are edsr, resnet,
@@ -239,5 +239,5 @@ def test_a_value_of_two_lines_is_shown_on_one_line(refusal: Refusal) -> None:
 def test_too_few_cuda_devices_are_refused(
     refusal: Refusal, monkeypatch: pytest.MonkeyPatch, found: int, arguments: list[str], line: str
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    pretend_devices(monkeypatch, found)
     assert refusal(arguments).startswith(line)
