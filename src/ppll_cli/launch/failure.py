@@ -40,14 +40,14 @@ _QUOTED = (*_ELSEWHERE, errno.EFBIG)
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 
-NEW_RUN = "  resumed, this run would fail again in the same batch: start a new run instead"
+NEW_RUN = "  if you resumed this run, it would fail again at this batch: start a new run instead"
 
 _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 """Matches the operating system's error number in messages of safetensors and of Python."""
 
 
 def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
-    """Log why a run ended early, and the command that resumes it."""
+    """Log why a run ended early, and the command that resumes it, unless it would fail again."""
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal shows this line when the program ends
         log.info(_how_to_resume(run_dir, resume_command))
