@@ -51,6 +51,8 @@ INPUTS: dict[str, Any] = {
 TASKS = {
     "usual": Classification(2),
     "unclear": SimpleNamespace(targets={}, lower_is_better="yes"),
+    "names only": SimpleNamespace(targets=["label"]),
+    "shapes": SimpleNamespace(targets={"label": (3,)}),
 }
 GOOD = {
     "splits": {"train": [1], "test": [1]},
@@ -86,6 +88,11 @@ GOOD = {
             "its image_spec() describes inputs by 'label' with another shape or dtype than that of",
         ),
         ({"form": "tuple"}, "its evaluation_form() describes inputs by tuple; it must be"),
+        (
+            {"task": "names only"},
+            "its task has ['label'] as `targets`; give a mapping from the name",
+        ),
+        ({"task": "shapes"}, "its task has 'label' with tuple in `targets`; give a mapping"),
         ({"task": "unclear"}, "its task's lower_is_better is not a bool; give True or False"),
         ({"names": ["a"]}, "its class_names are 1, but its task has 2 classes; give each class"),
     ],

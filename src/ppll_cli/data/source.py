@@ -61,9 +61,10 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
-        A separate thread calls this method, on CUDA with its own stream. Copy tensors to the device
-        with `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and
-        the batch within the epoch, are counted from 0.
+        A separate thread calls this method, on CUDA with its own stream, while the run still reads
+        earlier batches. So do not write into their tensors. Copy tensors to the device with
+        `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and the
+        batch within the epoch, are counted from 0.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":

@@ -134,9 +134,10 @@ def explained() -> Iterator[None]:
     except Exception as error:
         if re.search(r"(\b|_)meta(\b|_)", str(error)):
             error.add_note(
-                "each network is first built and run on torch's meta device, which has shapes but "
-                "no values: build() must make its own parameters, and forward() must make tensors "
-                "on the device of an input, and not read values"
+                "each network is first built and run, with its loss, on torch's meta device, which "
+                "has shapes but no values: build() must make its own parameters; forward() and the "
+                "loss must make tensors on the device of an input, must not read values, and must "
+                "not make shapes that depend on values"
             )
         raise
 

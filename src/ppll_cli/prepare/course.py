@@ -3,6 +3,7 @@
 from ppll_cli.config.settings import Settings
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import Course, split_share
+from ppll_cli.leaves.names import counted
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.cutting import placed
 from ppll_cli.prepare.subject import Subject
@@ -32,7 +33,7 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
     """
     samples, size, parts = subject.samples, settings.batch_size, schedule.microbatches
     if size > samples["train"]:
-        problem = f"the training set has {samples['train']} samples"
+        problem = f"the training set has {counted(samples['train'], 'sample')}"
         raise ConfigError("batch_size", size, problem, f"use at most {samples['train']}")
     if parts > size:
         problem = f"a batch of {size} samples cannot be split into so many micro-batches"

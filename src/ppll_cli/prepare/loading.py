@@ -85,6 +85,9 @@ def _fault_of(data: LoadedData) -> tuple[str, str]:
         return f"its load() returned {found or 'nothing'}", remedy
     if empty := [name for name, split in splits.items() if not len(split)]:
         return f"its split {empty[0]!r} is empty", "each split needs at least one sample"
+    if problem := _fault_of_specs(data.task.targets, "targets"):
+        remedy = f"give a mapping from the name of each tensor to its {class_path(ValueSpec)}"
+        return f"its task has {problem}", remedy
     described = [("image_spec", data.input_spec, data.task.targets)]
     if data.form is not None:
         described.append(("evaluation_form", data.form.image, data.form.targets))
@@ -109,11 +112,21 @@ def _fault_of_inputs(input_spec: InputSpec, targets: Mapping[str, ValueSpec]) ->
     if getattr_static(input_spec, "specs", None) is None:
         return type(input_spec).__name__
     specs: object = input_spec.specs
-    if not isinstance(specs, Mapping) or not specs:
+    if not specs:
         return f"{specs!r} as `specs`"
-    for name, spec in specs.items():
-        if not isinstance(name, str) or not isinstance(spec, ValueSpec):
-            return f"{name!r} with {type(spec).__name__} in `specs`"
+    if problem := _fault_of_specs(specs, "specs"):
+        return problem
+    for name, spec in input_spec.specs.items():
         if targets.get(name, spec) != spec:
             return f"{name!r} with another shape or dtype than that of the target"
+    return ""
+
+
+def _fault_of_specs(specs: object, called: str) -> str:
+    """Return what is wrong with shapes and dtypes by name, or an empty text."""
+    if not isinstance(specs, Mapping):
+        return f"{specs!r} as `{called}`"
+    for name, spec in specs.items():
+        if not isinstance(name, str) or not isinstance(spec, ValueSpec):
+            return f"{name!r} with {type(spec).__name__} in `{called}`"
     return ""
