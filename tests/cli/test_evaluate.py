@@ -223,7 +223,7 @@ def test_a_held_out_test_set_must_not_be_larger_than_the_runs(
     assert run_main(monkeypatch, run.folder, "data.val_fraction=0.4", "--split=train") == 0
 
     Image.new("RGB", (16, 16)).save(tmp_path / "root" / "train" / "b" / "new.png")
-    assert run_main(monkeypatch, run.folder) == 2
+    assert run_main(monkeypatch, run.folder, "data.loaders=0") == 2
     said = capsys.readouterr().err
     assert "these are not the data that the run was started with: b in train has changed" in said
     assert said.endswith("or evaluate another split or other data\n")

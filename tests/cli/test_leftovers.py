@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.cli.leftovers import remove_refused, remove_sweep
+from ppll_cli.launch.locks import locked_sweep
 
 
 @pytest.fixture
@@ -32,6 +33,13 @@ def test_a_sweep_in_which_a_job_ran_stays(sweep: Path) -> None:
 
 def test_a_folder_that_existed_before_stays(sweep: Path) -> None:
     remove_sweep(sweep, {sweep / "0"})
+    assert len(list(sweep.iterdir())) == 3
+
+
+def test_the_folder_of_another_sweep_that_has_just_begun_stays(sweep: Path) -> None:
+    """Of two sweeps that began at the same time, the refused one removed the files of the other."""
+    with locked_sweep(sweep, begins=True):
+        remove_sweep(sweep, {sweep})
     assert len(list(sweep.iterdir())) == 3
 
 

@@ -11,7 +11,8 @@ from ppll_cli.observe.comparison_tables import as_csv
 
 CONFIG: dict[str, Any] = {
     "model": {"_target_": "m.M", "depth": 4},
-    "data": {"_target_": "d.D", "root": "/here"},
+    "data": {"_target_": "d.D", "root": "/here", "pad": 4},
+    "data_sha256": "a" * 64,
     "local": {"_target_": "l.L", "modules": None},
     "fba": {"enabled": False},
     "optim": {"lr": 0.1},

@@ -49,6 +49,8 @@ def test_modules_are_compared_by_their_cuts(tmp_path: Path) -> None:
         ({"config": {"precision": "bf16"}}, "precision is bf16 instead of fp32"),
         ({"config": {"model": {"depth": 8}}}, "model.depth is 8 instead of 4"),
         ({"choices": {"data": "svhn"}}, "data is svhn instead of digits"),
+        ({"config": {"data_sha256": "b" * 64}}, "data.digest is bbbbbbbb instead of aaaaaaaa"),
+        ({"config": {"data_sha256": "b" * 64, "data": {"pad": 2}}}, "data.pad is 2 instead of 4"),
         ({"device": "cuda"}, "device is cuda instead of cpu"),
         ({"emulated": True}, "emulated is true instead of false"),
         ({"config": {"compile": True}}, "compile is true instead of false"),
@@ -123,6 +125,17 @@ def test_a_run_without_its_configuration_differs_in_no_setting(tmp_path: Path) -
     assert differing(compare([tmp_path])) == ["optim.lr=0.5", "optim.lr=1.5", ""]
 
 
+def test_runs_on_other_pictures_differ_in_their_folder(tmp_path: Path) -> None:
+    """A sweep over folders of pictures showed no difference, and its runs were averaged."""
+    for number in range(4):
+        data = {"root": f"/{number % 2}"}
+        digest = str(number % 2) * 64
+        make(tmp_path / str(number), "ppll", config={"data": data, "data_sha256": digest})
+    found = compare([tmp_path])
+    assert differing(found) == ["data.root=/0", "data.root=/1"] * 2
+    assert [group.names for group in found.groups] == ["0, 2", "1, 3"]
+
+
 def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> None:
     """Settings that change no result are not listed either.
 
@@ -132,7 +145,6 @@ def test_recorded_values_that_are_not_settings_are_not_shown(tmp_path: Path) -> 
         recorded = {
             "classes": [str(number)],
             "weights_used": {"sha256": str(number)},
-            "data_sha256": str(number),
             "sha256": str(number),
             "max_minutes": 5 + number,
             "objective": str(number),

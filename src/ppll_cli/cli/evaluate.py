@@ -23,6 +23,9 @@ from ppll_cli.errors import ConfigError
 if TYPE_CHECKING:
     from ppll_cli.launch.resume import Recorded
 
+READING = {"download", "cache", "loaders"}
+"""Keys of `data` that only say how samples are read."""
+
 FREE = ("batch_size", "data", "device", "threads")
 """Keys, and groups of keys, of the run's configuration that an evaluation may change."""
 
@@ -57,7 +60,8 @@ class EvaluationRequest:
         settings: `config` as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
-        held_out: Whether the split is a part of the training set that was held out.
+        compares_data: Whether to refuse data that have changed since the run. This is True for a
+            split that the run held out from its training set.
         data: Name of the chosen option of the group `data`.
         other_data: The same as `data` if the run was trained on other data, else None.
         batch_size: Samples per evaluation batch; None if not given.
@@ -70,7 +74,7 @@ class EvaluationRequest:
     checkpoint: str
     ema: bool
     split: str | None
-    held_out: bool
+    compares_data: bool
     data: str
     other_data: str | None
     batch_size: int | None
@@ -107,9 +111,9 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
     settings = parse(config)
     dataset = make("data", settings.data)  # the class checks its arguments without torch
     split = options.split if options.predict else options.split or "test"
-    is_test = split == "test" and getattr(dataset, "test_is_held_out", False)
-    held_out = split == "val" or is_test
-    _check_unseen(run.config["data"], config["data"], split, held_out, dataset)
+    held_out = split == "val" or (split == "test" and getattr(dataset, "test_is_held_out", False))
+    before, now = run.config["data"], config["data"]
+    _check_unseen(before, now, split, held_out, dataset)
     given = {key_of(each) for each in overrides}
     return EvaluationRequest(
         run,
@@ -118,9 +122,9 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
         options.checkpoint,
         options.ema,
         split,
-        held_out,
+        held_out and all(before.get(key) == now.get(key) for key in {*before, *now} - READING),
         data,
-        data if config["data"] != run.config["data"] else None,
+        data if now != before else None,
         settings.batch_size if "batch_size" in given else None,
         options.predict,
         options.output or run.run_dir / "evaluation",

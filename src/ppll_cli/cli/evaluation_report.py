@@ -74,7 +74,7 @@ def report(asked: "EvaluationRequest") -> None:
 
 def _check_unchanged(asked: "EvaluationRequest", run: LoadedRun) -> None:
     """Refuse a held-out split if the data have changed: other samples would be held out."""
-    if asked.held_out and asked.other_data is None:
+    if asked.compares_data:
         otherwise = "evaluate another split or other data"
         check_data(asked.run, asked.settings.data, run.data.identity, otherwise)
 

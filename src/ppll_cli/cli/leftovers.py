@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from ppll_cli.config.targets import start_folder
+from ppll_cli.launch.locks import sweep_runs
 from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 
 
@@ -22,9 +23,9 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
 def remove_sweep(folder: Path, made: set[Path]) -> None:
     """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
 
-    The folder is only removed if it was made for the sweep.
+    The folder is only removed if it was made for the sweep, and if no other sweep runs there.
     """
-    if folder not in made or not folder.is_dir():
+    if folder not in made or not folder.is_dir() or sweep_runs(folder):
         return
     left = {path.name for path in folder.iterdir()}
     if left <= {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}:

@@ -48,6 +48,17 @@ def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
         os.close(file)
 
 
+def sweep_runs(folder: Path) -> bool:
+    """Return whether another process runs a sweep in a folder."""
+    try:
+        with locked_sweep(folder, begins=False):
+            return False
+    except ConfigError:
+        return True
+    except OSError:  # there is no sweep
+        return False
+
+
 def _lock(file: int, key: str, folder: Path, problem: str) -> None:
     """Lock an open file until it is closed or the process ends; errors name `key` and `folder`."""
     try:

@@ -25,6 +25,9 @@ LONGEST_VALUE = 200
 PLACES = {"root", "download", "cache"}
 """Keys that say where data are stored, which does not change results."""
 
+DIGEST = "data.digest"
+"""The condition that says whether two runs with equal settings have the same samples."""
+
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
 OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
 OWN |= {"format", "sha256", "choices", "cuts", "data_sha256", "weights_used", "classes"}
@@ -51,6 +54,7 @@ def conditions(run: FoundRun) -> Conditions:
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
         **_options(run, "model", PLACES),
         **_options(run, "data", PLACES),
+        DIGEST: _digest(run),
         "device": None if device == "auto" else device,
         "emulated": run.get("emulated"),
         "steps": run.get("steps") if run.status == "completed" else None,
@@ -87,8 +91,8 @@ def _first_unit(module: Any) -> str | None:
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     """Return the conditions that differ, with both values.
 
-    If two runs have different options of a group, the keys of this group are left out. `steps` is
-    left out if another condition differs.
+    If two runs have different options of a group, the keys of this group are left out. The digest
+    of the data is left out if another key of `data` differs, and `steps` if any condition differs.
     """
     found = {
         key: (value, theirs[key])
@@ -100,6 +104,8 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
         for key, both in found.items()
         if "." not in key or key.partition(".")[0] not in found  # else the options differ
     }
+    if any(key.startswith("data.") and key != DIGEST for key in found):
+        found.pop(DIGEST, None)
     if len(found) > 1:
         found.pop("steps", None)
     return found
@@ -178,9 +184,15 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     Settings that have a column of their own, or change no compared value, are left out. If the runs
     have different options of a group, such as `model`, the option is listed. A key of this group is
     listed only if all options have it, or if runs with the same option differ in it. For a run that
-    trains the whole model by one loss, settings of local methods are left out.
+    trains the whole model by one loss, settings of local methods are left out. The folder of the
+    data is listed if runs have different data.
     """
     flat = [_settings(run) for run in runs]
+    if len({_digest(run) for run in runs} - {None}) > 1:
+        flat = [
+            {**each, "data.root": run.configured("data", "root")}
+            for each, run in zip(flat, runs, strict=True)
+        ]
     chosen = [_choices(run) for run in runs]
     groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if g not in NAMED]
     split = {g for g in groups if len({str(c.get(g)) for c in chosen}) > 1}
@@ -230,6 +242,12 @@ def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
     return {group: choice} | {
         f"{group}.{key}": value for key, value in known.items() if key not in without
     }
+
+
+def _digest(run: FoundRun) -> str | None:
+    """Return the beginning of the digest of a run's data; None if unknown."""
+    found = run.configured("data_sha256")
+    return found[:8] if isinstance(found, str) else None
 
 
 def _first(*values: Any) -> Any:
