@@ -221,12 +221,12 @@ def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[
 
 
 @_without_compiler()
-def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -> str:
+def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[ValueSpec]) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
     The program relies on this: each call of `build` makes new weights, and the first dimension of
-    each output is the batch, and no other dimension is. The trace of one sample (`traced`) shows
-    neither.
+    each output is the batch, and no other dimension is. The outputs for one sample (`one_sample`)
+    show neither.
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()
@@ -238,11 +238,11 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -
                 "weights at each call, and units cannot share weights"
             )
     outputs = _run(unit, specs, samples=ODD)[1]
-    for (name, output), one_sample in zip(outputs.items(), traced.outputs, strict=True):
+    for (name, output), one_made in zip(outputs.items(), one_sample, strict=True):
         shapes = f"writes {name!r} with shape {list(output.shape)} for {ODD} samples"
         if output.shape[:1] != (ODD,):
             return f"{shapes}; the first dimension must be the batch, for example by expand()"
-        if output.shape[1:] != one_sample.shape:
-            shapes += f" and {[1, *one_sample.shape]} for one"
+        if output.shape[1:] != one_made.shape:
+            shapes += f" and {[1, *one_made.shape]} for one"
             return f"{shapes}; only the first dimension may depend on the number of samples"
     return ""
