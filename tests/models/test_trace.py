@@ -148,7 +148,7 @@ def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it() -> None:
         "from ppll_cli.models.unit import Unit\n"
         "specs = {'x': ValueSpec((3,), torch.float32)}\n"
         "unit = Unit('plain', plain)\n"
-        "assert not problem_of(unit, specs, *trace([unit], specs))\n"
+        "assert not problem_of(unit, specs, trace([unit], specs)[0].outputs)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
         "def compiling():\n"
         "    import torch._dynamo as early\n"
