@@ -1,9 +1,10 @@
 """What a local method exports and watches is checked before the start."""
 
+import re
 from functools import partial
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from ppll_cli.errors import ConfigError
 from ppll_cli.local.greedy import Greedy
@@ -47,18 +48,53 @@ class ExportsInPlace(_Exports):
     unit = Unit("more", partial(nn.ReLU, inplace=True), writes=("more",))
 
 
+class ExportsUnderOneName(_Exports):
+    """Exports units with the same name from all modules."""
+
+    def exports(self, site: Site) -> list[Unit]:
+        """Return a unit that writes another tensor for each module."""
+        return [Unit("more", partial(nn.Flatten, 1), writes=(f"more.{site.module}",))]
+
+
+class Mean(nn.Module):
+    """Returns the mean of the features of all samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((0, 1))
+
+
+class ExportsAMean(_Exports):
+    """Exports a tensor without a batch, whose size other stages could not know."""
+
+    unit = Unit("more", Mean, writes=("more",))
+
+
+class SharesItsHead(Greedy):
+    """Makes one head for all modules. On several stages, each module had a head of its own."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """Return the criterion of the first module again."""
+        if not hasattr(self, "_made"):
+            self._made = super().criterion(site)
+        return self._made
+
+
 @pytest.mark.parametrize(
     ("method", "problem"),
     [
-        (ExportsInPlace, "local=more: its export 'more' changes its input 'x' in place, but"),
-        (ExportsParameters, "local=more: its export 'more' has parameters"),
-        (ExportsTheFeature, "local=more: it exports 'x', but the model has this name already"),
-        (ExportsUnderAUnitsName, "local=blocks.0: it exports 'blocks.0', but the model has"),
+        (ExportsInPlace, "its export 'more' changes its input 'x' in place, but"),
+        (ExportsParameters, "its export 'more' has parameters, but exports"),
+        (ExportsTheFeature, "it exports 'x', a name that is taken already"),
+        (ExportsUnderAUnitsName, "it exports 'blocks.0', a name that is taken already"),
+        (ExportsUnderOneName, "it exports 'more', a name that is taken already"),
+        (ExportsAMean, "its export 'more' writes 'more' with shape [16] for 7 samples"),
+        (SharesItsHead, "its criterion() returns the same 'head.1.weight' for modules 0 and 1"),
     ],
 )
-def test_methods_that_export_the_wrong_things_are_refused(method: type, problem: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{problem}"):
-        prepared(*SMALL, f"local._target_={__name__}.{method.__name__}")
+def test_methods_that_make_the_wrong_things_are_refused(method: type, problem: str) -> None:
+    path = f"{__name__}.{method.__name__}"
+    with pytest.raises(ConfigError, match=f"^{re.escape(f'local._target_={path}: {problem}')}"):
+        prepared(*SMALL, f"local._target_={path}", "local.modules=3")
 
 
 class WatchesFraction(Watching):

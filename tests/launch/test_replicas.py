@@ -70,6 +70,19 @@ def test_ppll_is_sequential_local_learning(run: Runner, case: list[str]) -> None
     assert edge == whole  # together, the replicas send what one worker sends
 
 
+def test_replicas_remember_the_same(run: Runner) -> None:
+    """Training reads buffers, which checkpoints and evaluations took from the first replica.
+
+    So checkpoints and evaluations changed the training, and a resumed run trained something else.
+    """
+    method = "local._target_=tests.remembering.Remembering"
+    common = [REPLICAS, method, "local.modules=2", "eval_every=4", *VIT, *DATA[:-1]]
+    expected = run("schedule=ll", *common, "max_steps=4").tensors()
+    stopped = run("schedule=ppll", "gpus=4", *common, "max_steps=2")
+    found = resumed(stopped, method, "max_steps=4", "gpus=2", "eval_every=1")
+    assert_same(found.tensors(), expected)
+
+
 def test_weights_travel_upstream_in_each_replica(run: Runner) -> None:
     """Each replica of a stage watches its own next stage.
 

@@ -151,7 +151,7 @@ def test_tracing_imports_the_compiler_only_for_a_network_that_uses_it() -> None:
         "from ppll_cli.models.unit import Unit\n"
         "specs = {'x': ValueSpec((3,), torch.float32)}\n"
         "unit = Unit('plain', plain)\n"
-        "assert not problem_of(unit, specs, *trace([unit], specs))\n"
+        "assert not problem_of(unit, specs, trace([unit], specs)[0].outputs)\n"
         "assert 'torch._dynamo' not in sys.modules\n"
         "def compiling():\n"
         "    import torch._dynamo as early\n"
@@ -258,7 +258,7 @@ def test_outputs_in_training_fit_into_those_of_evaluation(
 ) -> None:
     specs = {"x": ValueSpec((2,), torch.float32)}
     unit = Unit("odd", partial(_InTraining, act))
-    found = problem_of(unit, specs, *trace([unit], specs))
+    found = problem_of(unit, specs, trace([unit], specs)[0].outputs)
     assert re.search(problem, found)
     assert bool(found) == bool(problem)
 
@@ -267,7 +267,7 @@ def test_a_unit_returns_the_same_number_of_tensors_in_training() -> None:
     specs = {"x": ValueSpec((2,), torch.float32)}
     unit = Unit("odd", partial(_InTraining, lambda x: (x, x)))
     with pytest.raises(TypeError, match="unit odd returned Tensor, Tensor instead of") as caught:
-        problem_of(unit, specs, *trace([unit], specs))
+        problem_of(unit, specs, trace([unit], specs)[0].outputs)
     assert caught.value.__notes__ == ["in training mode"]
 
 

@@ -1,13 +1,20 @@
 """A checkpoint holds everything with which a resumed run must continue."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ppll_cli.job.checkpoint import unfinished_folder
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.state import restore, tensors_of
+from tests.conftest import assert_same
+from tests.worker.inside import run_inside
 from tests.worker.test_chunk import whole_model
+
+SMALL = ["data=synthetic", "data.size=8", "data.train_samples=24", "data.test_samples=4"]
+SMALL += ["batch_size=4", "epochs=1"]
 
 
 class Saved(dict[str, Tensor]):
@@ -53,3 +60,15 @@ def test_a_buffer_that_two_networks_share_stays_shared() -> None:
     restore([chunk], Saved(tensors))
     assert inner.get_buffer("same") is first.get_buffer("seen")
     assert first.get_buffer("seen").tolist() == [3.0, 3.0]
+
+
+def test_buffers_of_exports_are_saved(tmp_path: Path) -> None:
+    """A resumed run began with their initial values, and so trained something else."""
+    case = ["local._target_=tests.remembering.Remembering", "+local.exports=true"]
+    case += ["local.modules=3", "model.dim=16", "model.depth=3", "model.heads=2", *SMALL]
+    expected = run_inside(tmp_path / "whole", "schedule=ll", *case)
+    assert expected.tensors["transient.export.remembered.average"] != 0
+    run_inside(tmp_path / "first", "schedule=ppll", "gpus=3", *case, "max_steps=3")
+    kept = unfinished_folder(tmp_path / "first", 3)
+    found = run_inside(tmp_path / "then", "schedule=ll", *case, start=3, checkpoint=kept)
+    assert_same(found.tensors, expected.tensors)

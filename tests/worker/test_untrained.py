@@ -1,4 +1,4 @@
-"""A module whose loss has no gradient is not trained, which must not go unnoticed."""
+"""A loss that trains no module, or changes what others read, must not go unnoticed."""
 
 from collections.abc import Mapping
 
@@ -16,6 +16,15 @@ class Cut(Criterion):
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         loss, prediction = super().forward(values)
         return loss.detach(), prediction
+
+
+class Relabels(Criterion):
+    """A criterion that changes labels before its loss reads them. Autograd does not notice it."""
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.training:
+            values["label"].fill_(0)
+        return super().forward(values)
 
 
 @pytest.fixture
@@ -41,3 +50,11 @@ def test_a_module_may_be_frozen(cut: HeldChunk) -> None:
     cut.loss(0)
     cut.backward(0)
     assert all(parameter.grad is None for parameter in cut.parameters)
+
+
+def test_a_loss_that_changes_labels_in_training_is_refused(cut: HeldChunk) -> None:
+    """Modules on the same stage would have read other labels than modules on other stages."""
+    assert cut.criterion is not None
+    cut.criterion.__class__ = Relabels
+    with pytest.raises(RuntimeError, match="the loss of module 0 changes 'label' in place"):
+        cut.loss(0)

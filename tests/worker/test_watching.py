@@ -3,7 +3,7 @@
 The runs are inside the test, and the local method belongs to the tests.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from ppll_cli.local.method import Criterion, Site, Watch
 from ppll_cli.worker.versions import Versions
 from tests.conftest import assert_same
+from tests.watching import Watcher, Watching
 from tests.worker.inside import Outcome, run_inside
 
 DATA = ["data=synthetic", "data.size=8", "data.classes=5", "data.train_samples=29"]
@@ -150,6 +152,30 @@ def test_one_version_of_watched_weights_is_sent_per_batch(tmp_path: Path, steps:
         found.tensors[f"model.blocks.2.{name}"].nbytes for name in found.job.watched_specs(1)
     )
     assert sent == steps * size
+
+
+class Halving(Watcher):
+    """Halves the watched weights, which on one stage are those that are trained."""
+
+    def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        for weight in weights.values():
+            weight.mul_(0.5)
+
+
+class Halves(Watching):
+    """Makes losses that halve the watched weights."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """Return the criterion."""
+        return Halving(site, Watch(site.stop, self.lag))
+
+
+@pytest.mark.parametrize("cuts", [[], ["blocks.2"]], ids=["one stage", "two stages"])
+def test_watched_weights_must_not_be_changed(tmp_path: Path, cuts: Sequence[str]) -> None:
+    method = [f"local._target_={__name__}.Halves", *watching(1)[1:], "local.cuts=[blocks.2]"]
+    problem = r"see\(\) of module 0's criterion changes 'ln_1.weight' in place"
+    with pytest.raises(RuntimeError, match=problem):
+        grouped(tmp_path, cuts, *method)
 
 
 def test_versions_hold_the_weights_of_the_last_steps() -> None:

@@ -19,7 +19,7 @@ from ppll_cli.local.method import (
     module_criterion,
     module_exports,
 )
-from ppll_cli.models.trace import Cost, TracedUnit, explained, measure, trace
+from ppll_cli.models.trace import Cost, TracedUnit, explained, measure, problem_of, trace
 from ppll_cli.models.unit import Unit
 from ppll_cli.pipeline.routes import Access, Watch
 from ppll_cli.pipeline.validation import whole
@@ -59,10 +59,13 @@ class Ends:
         """
         specs = dict(self.batch)
         before: list[dict[str, ValueSpec]] = []
-        found = []
+        found: list[ModuleEnd] = []
+        owners: dict[int, int] = {}
         for here, exports in self._walk(modules, specs, before):
+            self._check_batches(exports, specs)
             build = partial(module_criterion, self.method, here)
             criterion, cost = self._measured(build, specs, here)
+            self._check_weights(criterion, here.module, owners)
             if criterion.watches is not None:
                 _check_watch(criterion.watches, here, self._method)
             found.append(ModuleEnd((*exports, criterion), cost, criterion.watches))
@@ -97,6 +100,26 @@ class Ends:
             _check_further(criterion, specs)
         return criterion, cost
 
+    def _check_batches(self, exports: Sequence[Unit], specs: Mapping[str, ValueSpec]) -> None:
+        """Check that the first dimension of each exported tensor is the batch."""
+        for unit in exports:
+            with blaming(*self._method, f"running samples through its export {unit.name!r}"):
+                problem = problem_of(unit, specs, [specs[name] for name in unit.writes])
+            if problem:
+                raise ConfigError(*self._method, f"its export {unit.name!r} {problem}")
+
+    def _check_weights(self, criterion: Criterion, module: int, owners: dict[int, int]) -> None:
+        """Check that a module's auxiliary network shares no weights with earlier modules.
+
+        On other stages they could not be shared. `owners` has the number of each parameter's
+        module, by the identity of the parameter.
+        """
+        for name, parameter in criterion.named_parameters():
+            if (owner := owners.setdefault(id(parameter), module)) != module:
+                problem = f"its criterion() returns the same {name!r} for modules {owner} and "
+                problem += f"{module}, but auxiliary networks cannot share weights"
+                raise ConfigError(*self._method, problem, "make new networks in each call")
+
     @property
     def _method(self) -> tuple[str, object]:
         """The configuration key and value by which the user chose the local method."""
@@ -130,6 +153,7 @@ class Ends:
         that exist before the unit runs.
         """
         units = self.site.units
+        names = [unit.name for unit in units]
         for module, indices in enumerate(modules):
             here = replace(self.site, module=module, modules=tuple(modules))
             for index in indices:
@@ -139,12 +163,15 @@ class Ends:
                 exports = module_exports(self.method, here)
                 made_of = trace(exports, specs)
             for unit, made in zip(exports, made_of, strict=True):
-                _check_export(unit, made, [*specs, *(unit.name for unit in units)])
+                _check_export(unit, made, [*specs, *names], self._method)
+                names.append(unit.name)
                 specs.update(zip(unit.writes, made.outputs, strict=True))
             yield here, exports
 
 
-def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
+def _check_export(
+    unit: Unit, made: TracedUnit, taken: Sequence[str], method: tuple[str, object]
+) -> None:
     """Check that an export has no parameters, changes no input, and uses only new names."""
     problem = ""
     if made.cost.params:
@@ -153,9 +180,9 @@ def _check_export(unit: Unit, made: TracedUnit, taken: Sequence[str]) -> None:
         name = unit.reads[made.changed[0]]
         problem = f"its export {unit.name!r} changes its input {name!r} in place, {MAY_BE_READ}"
     elif clash := [name for name in (unit.name, *unit.writes) if name in taken]:
-        problem = f"it exports {clash[0]!r}, but the model has this name already: use another"
+        problem = f"it exports {clash[0]!r}, a name that is taken already: use another"
     if problem:
-        raise ConfigError("local", unit.name, problem)
+        raise ConfigError(*method, problem)
 
 
 def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:

@@ -95,7 +95,7 @@ class Criterion(nn.Module):
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the mean loss over the batch, a scalar, and the prediction.
 
-        `values` has the tensors of `reads` by name.
+        `values` has the tensors of `reads` by name, which this method must not change in place.
         """
         prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
@@ -112,7 +112,7 @@ class Criterion(nn.Module):
 
         Args:
             weights: The watched unit's parameters by name. They are overwritten later, so this
-                method must read or copy them before it returns.
+                method must read or copy them before it returns. It must not change them.
             steps: Number of optimizer steps that had produced these weights; 0 or less for the
                 initial weights. It is below 0 in the first lag - 1 batches.
         """
@@ -146,8 +146,9 @@ class LocalMethod(ABC):
         """Return units that compute further tensors of a module, for criteria of later modules.
 
         These units have no parameters and run after the module's own units, without gradients.
-        Their outputs are sent forward up to the last criterion that reads them. This method is not
-        called for the model's last module.
+        They may have buffers. The first dimension of each output is the batch. The outputs are sent
+        forward up to the last criterion that reads them. This method is not called for the model's
+        last module.
         """
         return ()
 

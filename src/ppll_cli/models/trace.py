@@ -244,13 +244,13 @@ def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[
 
 
 @_without_compiler()
-def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -> str:
+def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[ValueSpec]) -> str:
     """Return why the program cannot train a unit, or an empty text.
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
     dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. `traced`, the trace of one sample in evaluation,
-    shows none of this.
+    into the memory for outputs in evaluation. `one_sample`, the outputs for one sample in
+    evaluation, shows none of this.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.
@@ -265,12 +265,12 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], traced: TracedUnit) -
                 "weights at each call, and units cannot share weights"
             )
     outputs = _run(unit, specs, samples=ODD)[1]
-    for (name, output), one_sample in zip(outputs.items(), traced.outputs, strict=True):
+    for (name, output), one_made in zip(outputs.items(), one_sample, strict=True):
         shapes = f"writes {name!r} with shape {list(output.shape)} for {ODD} samples"
         if output.shape[:1] != (ODD,):
             return f"{shapes}; the first dimension must be the batch, for example by expand()"
-        if output.shape[1:] != one_sample.shape:
-            shapes += f" and {[1, *one_sample.shape]} for one"
+        if output.shape[1:] != one_made.shape:
+            shapes += f" and {[1, *one_made.shape]} for one"
             return f"{shapes}; only the first dimension may depend on the number of samples"
     for result in _run_in_training(unit, specs)[1]:
         with noted("in training mode"):

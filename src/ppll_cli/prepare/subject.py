@@ -210,7 +210,7 @@ def _traced(
         if recipe not in found:
             with blaming(*model, f"running a sample through {unit.name!r}"):
                 (made,) = trace([unit], specs)
-                if not _is_own(unit) and (problem := problem_of(unit, specs, made)):
+                if not _is_own(unit) and (problem := problem_of(unit, specs, made.outputs)):
                     raise ConfigError(*model, f"unit {unit.name!r} {problem}")
             found[recipe] = made
         traced.append(found[recipe])

@@ -1,7 +1,6 @@
 """Collective operations between the replicas of a stage, by torch.distributed."""
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 
 import torch
 import torch.distributed as dist
@@ -43,15 +42,21 @@ class Replicas:
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with the first replica's values, by one broadcast per dtype."""
-        ordered = sorted(tensors, key=lambda tensor: str(tensor.dtype))
-        for _, same in groupby(ordered, key=lambda tensor: tensor.dtype):
-            group = list(same)
-            flat = torch.cat([tensor.reshape(-1) for tensor in group])
-            dist.broadcast(flat, self._ranks[0], group=self._group)
-            parts = torch.split(flat, [tensor.numel() for tensor in group])
-            views = [part.view(each.shape) for part, each in zip(parts, group, strict=True)]
-            torch._foreach_copy_(group, views)
+        """Overwrite tensors with the first replica's values, by one broadcast of their bytes.
+
+        gloo does not know every dtype, but it knows bytes.
+        """
+        # In this order, each part begins at a multiple of the size of its elements.
+        own = sorted(map(_distinct, tensors), key=Tensor.element_size, reverse=True)
+        if not own:
+            return
+        sizes = [tensor.nbytes for tensor in own]
+        flat = torch.empty(sum(sizes), dtype=torch.uint8, device=own[0].device)
+        parts = zip(torch.split(flat, sizes), own, strict=True)
+        views = [part.view(tensor.dtype).view(tensor.shape) for part, tensor in parts]
+        torch._foreach_copy_(views, own)
+        dist.broadcast(flat, self._ranks[0], group=self._group)
+        torch._foreach_copy_(own, views)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return the rows of all replicas, in the order of the replicas.
@@ -72,3 +77,8 @@ class Replicas:
         parts = [torch.empty_like(padded) for _ in self._ranks]
         dist.all_gather(parts, padded, group=self._group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def _distinct(tensor: Tensor) -> Tensor:
+    """Return a view without the elements that only repeat others, as `expand` makes them."""
+    return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]

@@ -26,7 +26,7 @@ from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
-from ppll_cli.worker.views import as_received, copy_gradients, storages, without_aliases
+from ppll_cli.worker.views import as_received, copy_gradients, storages, unchanged, without_aliases
 
 
 class HeldChunk(Networks):
@@ -107,7 +107,8 @@ class HeldChunk(Networks):
         with self.autocast():
             seed_of = seeding.auxiliary_forward
             self._generators.seed(seed_of, self.place.module, batch, micro_batch)
-            loss, prediction = self.criterion(values)
+            with unchanged(values, f"the loss of module {self.place.module}"):
+                loss, prediction = self.criterion(values)
             with torch.no_grad():
                 measures = measured(self.job.task, prediction, values, training=True)
         sums = self.sums.setdefault("train", Sums())

@@ -6,6 +6,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ppll_cli import seeding
 from ppll_cli.job.job import Job
@@ -125,6 +126,18 @@ class Networks:
         """Buffers of all networks, such as BatchNorm's running statistics, and their averages."""
         averages = [] if self.ema is None else self.ema.buffers
         return [buffer for network in self.networks for buffer in network.buffers()] + averages
+
+    @property
+    def memories(self) -> list[Tensor]:
+        """Buffers that training may read: all but the running statistics of normalising layers."""
+        return [buffer for layer in self._remembering for buffer in layer.buffers(recurse=False)]
+
+    @cached_property
+    def _remembering(self) -> list[nn.Module]:
+        """The layers whose own buffers training may read."""
+        layers = chain.from_iterable(network.modules() for network in self.networks)
+        own = [layer for layer in layers if any(True for _ in layer.buffers(recurse=False))]
+        return [layer for layer in own if not isinstance(layer, _NormBase)]
 
     @cached_property
     def auxiliary(self) -> bool:

@@ -3,13 +3,14 @@
 Names in a checkpoint begin with
 
 - `model.` and a unit's name, or `auxiliary.` and a module's number: parameters and buffers;
-- `transient.` and the name of a buffer: non-persistent buffers, which a resumed run also needs;
+- `transient.` and the name of a buffer: buffers that a resumed run also needs, although no
+  `state_dict()` has them: non-persistent buffers, and all buffers of exports;
 - `optimizer.` and the name of a parameter: the optimizer's state for that parameter;
 - `ema.` and a unit's name: averages of the unit's parameters and buffers;
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
                 state = chunk.optimizer.state.get(parameter, {}) if chunk.optimizer else {}
                 for key, value in state.items():
                     found[f"optimizer.{prefix}.{name}.{key}"] = value
-            for name, buffer in _transient(network, kept):
-                found[f"transient.{prefix}.{name}"] = buffer
+        found |= {name: buffer for name, _, buffer in _transient(chunk)}
         if chunk.ema is not None:
             found.update(chunk.ema.saved())
         for versions in chunk.versions.values():
@@ -44,16 +44,16 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
             network.load_state_dict({n: saved[f"{prefix}.{n}"] for n in kept})
-            for name, buffer in _transient(network, kept):
-                if (key := f"transient.{prefix}.{name}") in saved:  # not in older checkpoints
-                    # Do not copy into the buffer: it may be a view whose elements share memory.
-                    _replace(network, buffer, saved[key].to(buffer.device))
             for name, parameter in network.named_parameters():
                 start = f"optimizer.{prefix}.{name}."
                 keys = [n.removeprefix(start) for n in saved if n.startswith(start)]
                 state = {k: _like(parameter, saved[start + k]) for k in keys if "." not in k}
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
+        for name, network, buffer in [*_transient(chunk)]:
+            if name in saved:  # not in older checkpoints
+                # Do not copy into the buffer: it may be a view whose elements share memory.
+                _replace(network, buffer, saved[name].to(buffer.device))
         if chunk.ema is not None:
             chunk.ema.restore(saved)
         for versions in chunk.versions.values():
@@ -82,9 +82,16 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
         yield f"auxiliary.{chunk.place.module}", chunk.criterion
 
 
-def _transient(network: nn.Module, kept: Container[str]) -> list[tuple[str, Tensor]]:
-    """Return the buffers that the network's `state_dict()` (`kept`) lacks, with their names."""
-    return [(name, buffer) for name, buffer in network.named_buffers() if name not in kept]
+def _transient(chunk: Networks) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield the buffers that no `state_dict()` has: name in a checkpoint, network and buffer."""
+    for prefix, network in _named_networks(chunk):
+        kept = network.state_dict()
+        for name, buffer in network.named_buffers():
+            if name not in kept:
+                yield f"transient.{prefix}.{name}", network, buffer
+    for unit, network in chunk.exports:  # nothing calls their `state_dict()`
+        for name, buffer in network.named_buffers():
+            yield f"transient.export.{unit.name}.{name}", network, buffer
 
 
 def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:

@@ -14,6 +14,7 @@ from ppll_cli.worker.generators import Generators
 from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.recorder import Recorder
+from ppll_cli.worker.views import unchanged
 
 
 class Upstream:
@@ -72,7 +73,8 @@ class Upstream:
         assert chunk.criterion is not None
         generators = Generators(chunk.device, self._job.settings.seed)
         generators.seed(seeding.watching, chunk.place.module, Batch([], step=version.steps), 0)
-        with torch.no_grad():
+        method = f"the method see() of module {chunk.place.module}'s criterion"
+        with torch.no_grad(), unchanged(weights, method):
             chunk.criterion.see(weights, version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:

@@ -1,6 +1,10 @@
-"""Copies tensors if their memory may change before they are read, or if it has gaps."""
+"""Copies tensors if their memory may change before they are read, or if it has gaps.
 
-from collections.abc import Container, Iterable, Mapping
+Also finds code that changes tensors which it must not change.
+"""
+
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -24,6 +28,26 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
+
+
+@contextmanager
+def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
+    """Raise an error if the body changes one of the tensors in place.
+
+    `code` says in the message what the body runs. Other modules on the stage may read the same
+    tensors, while modules on other stages have copies. So a change would make the results depend on
+    the stages.
+
+    Raises:
+        RuntimeError: A tensor was changed.
+    """
+    before = {name: tensor._version for name, tensor in tensors.items()}
+    yield
+    if changed := [name for name, version in before.items() if tensors[name]._version != version]:
+        raise RuntimeError(
+            f"{code} changes {changed[0]!r} in place, which other modules may read: make a new "
+            "tensor"
+        )
 
 
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:

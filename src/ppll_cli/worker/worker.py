@@ -189,6 +189,9 @@ class Worker:
         first = sum(map(len, before)), sum(map(sum, before))
         batch = Batch(sizes, True, item.step, item.samples, *first)
         self.interpreter.run(self._stream(True, len(sizes)), batch)
+        if self.links.replicas is not None:
+            memories = [b for chunk in self.chunks.values() for b in chunk.memories]
+            self.links.replicas.take_from_first(memories)
         self.recorder.end_batch(sum(sizes))
         self._training = True
         done = item.step + 1
