@@ -58,7 +58,7 @@ def test_a_missing_key_is_reported_in_one_line() -> None:
     result = make()
     assert (result.returncode, result.stdout) == (2, "")
     (complaint,) = result.stderr.splitlines()
-    assert complaint.endswith("wandb login, or set WANDB_API_KEY; --dry-run needs none")
+    assert complaint.endswith("wandb login, or set WANDB_API_KEY; --dry-run needs no key")
 
 
 def test_a_missing_library_is_reported_with_the_command_to_install_it(

@@ -113,7 +113,7 @@ def test_a_run_that_ends_in_another_way_is_a_failure(tmp_path: Path) -> None:
         "it ended with 1 instead of 130",
         "a traceback was printed",
         "there is no checkpoint",
-        "no summary has the status interrupted",
+        "summary.json is missing, or its status is not interrupted",
     ]
     outcome = Outcome(plan("kill worker", "training"), status=1)
     assert soak._wrong(outcome.plan, outcome, tmp_path, "ppll-run: stage 1 (cpu): gone") == [
