@@ -106,8 +106,6 @@ class Dataset(Protocol):
       set needs this method if `load` prepares some split only for training.
     - `test_is_held_out`: whether the split `test` is a part of the training set, held out like
       `val`.
-    - `seen(split, run)`: the key because of which `split` contains samples with which a run was
-      trained, or None. `run` is the data set of the run, with other keys but the same files.
     """
 
     @property
