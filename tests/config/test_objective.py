@@ -56,6 +56,7 @@ def test_a_run_that_was_not_evaluated_has_no_metric() -> None:
         ("stages", "objective=stages: is not a number in summary.json"),
         ("emulated", "objective=emulated: is not a number in summary.json"),
         ("status", "objective=status: is not a number in summary.json"),
+        ("test", "objective=test: is not a number; give test.loss or test.accuracy"),
     ],
 )
 def test_keys_that_have_no_number_are_refused(key: str, message: str) -> None:

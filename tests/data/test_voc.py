@@ -255,21 +255,3 @@ def test_a_picture_that_occurs_twice_is_refused(make: Make, tmp_path: Path) -> N
         ):
             make(years="07").load()
         (lists / f"{name}.txt").write_text(before)
-
-
-@pytest.mark.parametrize(
-    ("run", "now", "split", "seen"),
-    [
-        ("07+12", "12", "test", True),  # val of 2012 is a part of its trainval
-        ("12", "12", "test", False),
-        ("12", "07+12", "test", False),
-        ("07", "12", "val", False),
-        ("07", "07+12", "val", True),  # more pictures: other ones are held out
-        ("07", "07", "val", False),
-        ("12", "12", "val", False),
-    ],
-)
-def test_a_split_with_training_pictures_of_a_run_is_known(
-    make: Make, run: str, now: str, split: str, seen: bool
-) -> None:
-    assert make(years=now).seen(split, make(years=run)) == ("years" if seen else None)

@@ -113,7 +113,8 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
     split = options.split if options.predict else options.split or "test"
     held_out = split == "val" or (split == "test" and getattr(dataset, "test_is_held_out", False))
     before, now = run.config["data"], config["data"]
-    _check_unseen(before, now, split, held_out, dataset)
+    if held_out:
+        _check_fraction(before, now)
     given = {key_of(each) for each in overrides}
     return EvaluationRequest(
         run,
@@ -227,28 +228,19 @@ def _configured(
     return config, chosen["data"]
 
 
-def _check_unseen(
-    before: dict[str, Any], now: dict[str, Any], split: str | None, held_out: bool, dataset: Any
-) -> None:
-    """Refuse to evaluate a split with samples on which the run was trained, except for `train`.
+def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse held-out samples if the run held out fewer, and so was trained on some of them.
 
-    `before` and `now` are the configuration `data` of the run and of the evaluation. `held_out`
-    says whether the split is a part of the training set that was held out.
+    `before` and `now` are the configuration `data` of the run and of the evaluation.
     """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
-    if not same or split not in ("test", "val"):
-        return
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
-    if held_out and fraction > most:
+    if same and fraction > most:
         problem = f"the run held out {most}, so it was trained on some of these samples"
         remedy = "evaluate another split or other data"
         if most:
             remedy = f"give at most {most}, or evaluate on other data"
         raise ConfigError("data.val_fraction", fraction, problem, remedy)
-    seen = getattr(dataset, "seen", None)
-    if seen is not None and (key := seen(split, make("data", before))) is not None:
-        problem = f"the run had {before[key]}, so it was trained on some samples of this split"
-        raise ConfigError(f"data.{key}", now[key], problem, "evaluate another split or other data")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ import torch
 from ppll_cli.cli.arguments import writing_to
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.files import sample_name
+from ppll_cli.data.identity import Identity, common_files
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import AVERAGED
 from ppll_cli.job.devices import devices_here
-from ppll_cli.launch.beginning import check_data
+from ppll_cli.launch.beginning import check_data, recorded_identity
 from ppll_cli.launch.evaluation import Evaluated, evaluate
 from ppll_cli.launch.loaded import LoadedRun, loaded
-from ppll_cli.leaves.files import write_json
+from ppll_cli.leaves.files import digest_of, write_json
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.console import rich_console
 from ppll_cli.observe.logs import only_warn
@@ -47,7 +48,7 @@ def report(asked: "EvaluationRequest") -> None:
     (device,), _ = devices_here(asked.settings, 1, [])
     where = asked.run.run_dir, asked.config, asked.checkpoint, torch.device(device)
     run = loaded(*where, asked.other_data, asked.ema)
-    _check_unchanged(asked, run)
+    _check_unseen(asked, run.data.identity)
     with writing_to(asked.output):
         asked.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
@@ -72,11 +73,22 @@ def report(asked: "EvaluationRequest") -> None:
     _show(asked, run, found, predictions)
 
 
-def _check_unchanged(asked: "EvaluationRequest", run: LoadedRun) -> None:
-    """Refuse a held-out split if the data have changed: other samples would be held out."""
+def _check_unseen(asked: "EvaluationRequest", identity: Identity | None) -> None:
+    """Refuse to test on samples with which the run was trained, as far as this is known.
+
+    `identity` identifies the data of the evaluation.
+    """
+    if identity is None or asked.split not in ("test", "val"):
+        return
     if asked.compares_data:
         otherwise = "evaluate another split or other data"
-        check_data(asked.run, asked.settings.data, run.data.identity, otherwise)
+        check_data(asked.run, asked.settings.data, identity, otherwise)
+    if digest_of(identity) == asked.run.data_sha256:
+        return
+    trained = recorded_identity(asked.run).get("train", ())
+    if files := common_files(identity.get(asked.split, ()), trained):
+        problem = f"the run was trained on {len(files)} of these pictures, such as {files[0]}"
+        raise ConfigError("--split", asked.split, problem, "evaluate other data")
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:

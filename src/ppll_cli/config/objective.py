@@ -8,6 +8,9 @@ from ppll_cli.errors import ConfigError
 
 Summary = Mapping[str, Any]
 
+SPLIT = re.compile(r"(test|val)(_ema)?")
+"""Matches the keys of results on a split."""
+
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
     """Return the key of the objective, after checking that the summary has this key.
@@ -23,10 +26,12 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
         return f"{'val' if 'val' in summary else 'test'}.{metric}"
     node: Any = summary
     names = key.split(".")
+    if SPLIT.fullmatch(names[-1]):  # null until it is measured
+        raise ConfigError("objective", key, "is not a number", f"give {key}.loss or {key}.{metric}")
     for depth, name in enumerate(names):
         items = range(len(node)) if isinstance(node, list) else ()
         there = [str(n) for n in (node if isinstance(node, Mapping) else items)]
-        if depth and re.fullmatch(r"(test|val)(_ema)?", names[depth - 1]) and not there:
+        if depth and SPLIT.fullmatch(names[depth - 1]) and not there:
             there = ["loss", metric]  # the results are null until they are measured
         if name not in there:
             remedy = f"there are {', '.join(there)}" if there else "it is not a group of keys"

@@ -64,13 +64,6 @@ class FashionScenes(DetectionDataset):
             lambda kept: self._painted(kept, count),
         )
 
-    def seen(self, split: str, run: "FashionScenes") -> str | None:
-        """Return "pictures" if the split may have training scenes of `run`, otherwise None.
-
-        Which scenes are `val` depends on the number of scenes, `pictures`.
-        """
-        return "pictures" if split == "val" and self.pictures != run.pictures else None
-
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
         """Return None, because scenes have the same size in training and in evaluation."""
         return None

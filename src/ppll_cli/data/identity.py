@@ -30,6 +30,14 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
     return [(name, _digest(array)) for name, array in arrays.items()]
 
 
+def common_files(one: Sequence[Entry], other: Sequence[Entry]) -> list[str]:
+    """Return the names of the files that two lists of entries have in common, with equal sizes."""
+    first, second = (
+        {(n, size) for n, size in each if isinstance(size, int)} for each in (one, other)
+    )
+    return sorted(name for name, _ in first & second)
+
+
 def difference(identity: Identity, before: Identity) -> str:
     """Describe in one line how data differ from the data with which a run was started."""
     for split in dict.fromkeys([*before, *identity]):

@@ -107,9 +107,6 @@ class Dataset(Protocol):
       set needs this method if `load` prepares some split only for training.
     - `test_is_held_out`: whether the split `test` is a part of the training set, held out like
       `val`.
-    - `seen(split, run)`: if `split` contains samples with which a run was trained, the key whose
-      value is the reason; otherwise None. `run` is the run's data set: it has the same files, but
-      keys may have other values.
     """
 
     @property

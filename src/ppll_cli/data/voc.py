@@ -79,13 +79,6 @@ class Voc(DetectionDataset):
                     data = VOCDetection(folder, year=year, image_set=name, download=True)
                     (folder / data.filename).unlink()
 
-    def seen(self, split: str, run: "Voc") -> str | None:
-        """Return "years" if the split has training pictures of `run`, otherwise None."""
-        if split == "val" and self._years == run._years:
-            return None
-        found = _pieces(self._lists("test" if split == "test" else "train"))
-        return None if found.isdisjoint(_pieces(run._lists("train"))) else "years"
-
     def _lists(self, part: Part) -> Lists:
         return YEARS[self._years][part]
 
@@ -184,12 +177,6 @@ def _number(element: ElementTree.Element, path: str) -> float:
     if not abs(value) <= MOST_PIXELS:  # also true for NaN
         raise ValueError(f"{path} is {text.strip()}, not a possible number of pixels")
     return value
-
-
-def _pieces(lists: Lists) -> set[tuple[str, str]]:
-    """Replace each list `trainval` by `train` and `val`, so that no lists have common pictures."""
-    parts = {"trainval": ("train", "val")}
-    return {(year, piece) for year, name in lists for piece in parts.get(name, (name,))}
 
 
 def _devkit(year: str) -> str:

@@ -82,10 +82,7 @@ def check_data(
         return
     if digest_of(identity) == before.data_sha256:
         return
-    then: Identity = {}
-    with suppress(OSError, ValueError):
-        found = read_json(before.run_dir / DATA_FILES)
-        then = found if digest_of(found) == before.data_sha256 else {}
+    then = recorded_identity(before)
     how = difference(identity, then) if then else "what differs is not recorded"
     key = next((name for name in ("folders", "root") if name in data), "_target_")
     problem = f"these are not the data that the run was started with: {how}"
@@ -93,6 +90,15 @@ def check_data(
     if data.get("eval_limit") is not None:
         remedy += " (earlier versions chose other labelled pictures for data.eval_limit)"
     raise ConfigError(f"data.{key}", data.get(key), problem, remedy)
+
+
+def recorded_identity(before: Recorded) -> Identity:
+    """Return the identity of the data with which a run was started; empty if unknown."""
+    with suppress(OSError, ValueError):
+        found: Identity = read_json(before.run_dir / DATA_FILES)
+        if digest_of(found) == before.data_sha256:
+            return found
+    return {}
 
 
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
