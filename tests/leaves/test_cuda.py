@@ -100,6 +100,7 @@ def test_driver_and_torch_agree() -> None:
         "import torch\n"
         "from ppll_cli.leaves import cuda\n"
         "found = [cuda.device_name(f'cuda:{n}') for n in range(torch.cuda.device_count())]\n"
+        "assert cuda.device_count() == len(found)\n"
         "assert not torch.cuda.is_initialized()\n"
         "assert found == [torch.cuda.get_device_name(n) for n in range(len(found))]\n"
     )
