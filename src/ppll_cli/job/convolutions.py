@@ -28,12 +28,12 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch; in float32 if it is a convolution with the fault."""
+        """Call a function of torch; use float32 if torch gets the function's gradients wrong."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
             dimensions is None
-            or not torch.is_autocast_enabled("cpu")  # autocast may be off in an inner block
+            or not torch.is_autocast_enabled("cpu")  # an inner block may have turned it off
             or _meets_whole_kernel(dimensions, *args, **named)
         ):
             return func(*args, **named)
@@ -61,7 +61,7 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each element of a kernel is multiplied by an input element, not only padding.
+    """Return whether each element of a kernel is multiplied by some element that is not padding.
 
     A dimension in which the input is too small for the kernel is not checked: torch reports it.
     """
@@ -85,7 +85,7 @@ def _meets_whole_kernel(
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument's value for each dimension; a single value counts for all dimensions."""
+    """Return an argument's value for each dimension; a single value is for all dimensions."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

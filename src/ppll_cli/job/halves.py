@@ -10,8 +10,9 @@ nothing that the first half has computed (except in the cases of `_Graph.repeate
                weights             weights                 WeightHalf.run
 
 The gradients are bit-identical to those of a whole backward, for two reasons. First, every
-operation gets the same numbers. Second, a whole backward sums all contributions to a parameter
-before it adds the sum to `.grad`, and the second half does so too: by one call of autograd.
+operation gets the same numbers as in a whole backward. Second, a whole backward sums all
+contributions to a parameter before it adds the sum to `.grad`, and the second half does so too: by
+one call of autograd.
 """
 
 from collections.abc import Iterable, Sequence
@@ -144,7 +145,7 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """Return the groups of weights. Groups nearest to the outputs come first."""
+        """Return the groups of weights. Groups that are nearer to the outputs come first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:

@@ -79,7 +79,7 @@ class Job:
     # Like `specs`, but for evaluation batches; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     homes: tuple[int, ...] = ()  # number of each worker's machine; empty if the run has one machine
-    weights: Weights | None = None  # initial weights from a file; None to draw all from the seed
+    weights: Weights | None = None  # file of initial weights; None: the seed determines all weights
     # The units whose weights are read by losses of earlier modules, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
@@ -151,7 +151,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return a worker's device for messages, with its machine if the run has several."""
+        """Return a worker's device as text for messages, with its machine if there are several."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:

@@ -50,7 +50,7 @@ class Numerics:
                 tf32_matmul=tf32,
                 tf32_convolution=tf32,
                 # A run has few input shapes, so let cuDNN try all its algorithms on each of them.
-                # Chance decides which algorithm is fastest, so the last bits of results vary.
+                # Timing noise can change its choice, and with it the last bits of results.
                 cudnn_benchmark=not self.deterministic,
             )
         _set(flags)

@@ -185,7 +185,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the entries of `restarts` in the last summary of a run that is resumed."""
+    """Return the list `restarts` of the summary that a run had written before it is resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged
@@ -209,4 +209,4 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # some may hold files of stages that the run no longer has
+    drop_unfinished(run_dir)  # they may have files of stages that the run no longer has

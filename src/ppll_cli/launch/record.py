@@ -105,7 +105,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which a result is of a wrong kind, such as a folder for a file.
+    """Refuse a run directory in which a result is of a wrong kind: a folder instead of a file.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail when it writes its results.

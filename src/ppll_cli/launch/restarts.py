@@ -2,7 +2,7 @@
 
 The other workers are blocked or starved meanwhile, as if the stage were slow. The new process of
 the worker continues from the stage's last snapshot (`worker.snapshots`), and reads again the
-messages that came after it (`transport.journal`).
+messages that came after the snapshot (`transport.journal`).
 """
 
 import logging
@@ -101,7 +101,7 @@ class Restarts:
         `handle` is called with the reports that a dead worker has left in its pipe.
 
         Raises:
-            RunFailedError: The fork server is gone, or is stopped.
+            RunFailedError: The fork server has ended, or is stopped.
         """
         now_s = time.perf_counter()
         by_seat = {watched.seat: watched for watched in workers}

@@ -1,7 +1,7 @@
 """`resume=RUN_DIR`: reads a run's configuration, and applies the changes that are allowed.
 
-The configuration comes from the run's `config.json` alone, and only keys on the command line count
-as changes. The name of a user's class in the folder is not enough to import this class: it must
+The configuration comes from the run's `config.json` alone, and only overrides on the command line
+change it. The name of a user's class in the folder is not enough to import this class: it must
 also be on the command line. Imports no torch.
 """
 

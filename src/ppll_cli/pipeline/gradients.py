@@ -1,4 +1,7 @@
-"""Passes about gradients: split backwards, averages over replicas, and gradient norms."""
+"""Passes for split backwards, averages of gradients over replicas, and gradient norms.
+
+A pass is a function that completes a schedule's instructions; see `passes.py`.
+"""
 
 from collections.abc import Iterable, Sequence
 

@@ -10,9 +10,9 @@ this schema with its own.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
-transfer by NCCL occupies both devices until it ends, so transfers of several channels could wait
-for each other in a circle. Therefore a transfer starts only when its bytes are complete at the
-sender and its slot is free at the receiver. The sender's thread waits for its device before it
+transfer by NCCL occupies both devices until it ends, so transfers of several channels could
+deadlock. Therefore a transfer starts only when its bytes are complete at the sender and its slot is
+free at the receiver. The sender's thread waits for its device before it
 sends the head. The receiver's thread waits for its device before it requests a head.
 """
 
@@ -152,7 +152,7 @@ class _End:
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to worker `end` (0 or 1) of a group, or receive from this worker, and wait."""
+        """Send bytes to worker `end` (0 or 1) of a group, or receive from it; wait for the end."""
         if len(tensor):
             transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
             Moment(tensor.device).wait()

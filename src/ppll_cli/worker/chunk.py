@@ -34,7 +34,7 @@ class HeldChunk(Networks):
 
     Attributes:
         tensors: The tensors of the current batch.
-        batch: Step, micro-batch sizes and more of the current batch.
+        batch: Describes the current batch, for example its step and its micro-batches' sizes.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
         sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
             additional prediction of a criterion, `split_of` returns the key.
@@ -140,9 +140,9 @@ class HeldChunk(Networks):
             copy_gradients([*leaves, *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
-        """Do one optimizer step; with `optim.clip_norm`, clip the gradients before it.
+        """Do one optimizer step; if `optim.clip_norm` is set, clip the gradients before the step.
 
-        Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
+        If `optim.nonfinite=skip`, the device skips the step when the gradient norm is not finite.
 
         Args:
             step: Number of optimizer steps done before this one.

@@ -53,7 +53,7 @@ class NonFinite:
             raise NonFiniteError(step, self._place.module, largest)
 
     def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
-        """Decide whether to skip a step, and report a skipped one.
+        """Decide whether to skip a step, and report a skipped step.
 
         `total` is the squared gradient norm, a scalar; None if nothing needs it.
 

@@ -96,8 +96,8 @@ class Worker:
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
         """Load the state of a snapshot, of a checkpoint or of a file of weights, if there is one.
 
-        Return the progress at the snapshot (None without snapshot), and the measurements in the
-        checkpoint that no report contains yet.
+        Return the progress at the snapshot (None if there is no snapshot), and the measurements in
+        the checkpoint that no report contains yet.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -212,7 +212,7 @@ class Worker:
             self._end_training()
 
     def _end_training(self) -> None:
-        """If training batches came last, stop measuring them, and give all replicas equal buffers.
+        """After a training batch, stop measuring training, and give all replicas equal buffers.
 
         The other replicas copy the buffers of the first replica.
         """
