@@ -2,7 +2,7 @@
 
 A data set may have a method `identity(splits)`, which returns an ordered list of entries for each
 split. An entry is a file's name and its size in bytes, or another name and a text, such as the
-digest of an array. Data sets with equal entries count as the same data.
+digest of an array. Data sets with equal entries are regarded as the same data.
 """
 
 import hashlib
