@@ -175,9 +175,9 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
-    """Return a table of entries: of all, or of the `MOST_ROWS` with the worst metric.
+    """Return a table with a row for each entry; at most the `MOST_ROWS` with the worst metric.
 
-    `kind` says what an entry describes, such as "class". It is also the key of an entry's name.
+    `kind` says what an entry describes, such as "class". An entry has its name under this key.
     """
     from rich.table import Table
 
