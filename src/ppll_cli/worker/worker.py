@@ -215,8 +215,9 @@ class Worker:
         Otherwise evaluations and checkpoints, which do this with all buffers, would change the
         training.
         """
-        memories = [buffer for chunk in self.chunks.values() for buffer in chunk.memories]
-        if self.links.replicas is not None and memories:
+        if self.links.replicas is None:
+            return
+        if memories := [buffer for chunk in self.chunks.values() for buffer in chunk.memories]:
             with self.recorder.waiting("average"):
                 self.links.replicas.take_from_first(memories)
 
