@@ -21,10 +21,10 @@ from ppll_cli.cli.job import Jobs, how_to_resume
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
-    check_place,
     check_run_dir,
     expand_home,
     for_each_job,
+    ignored_folder,
     is_override,
     is_sweep,
     without_auto,
@@ -208,7 +208,8 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     from ppll_cli.launch.sweeps import recorded_sweep
 
     options = sys.argv[1 + len(sweep.overrides) :]
-    check_place(sweep.overrides, sweep=is_sweep(arguments))
+    if (warning := ignored_folder(sweep.overrides, sweep=is_sweep(arguments))) is not None:
+        _complain(warning)
     sweep.overrides = overrides = without_auto(sweep.overrides, sweep=is_sweep(arguments))
     sys.argv[1:] = overrides + options
     if is_sweep(arguments):
