@@ -175,7 +175,7 @@ class _Graph:
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
-        met: dict[Node, int] = {}  # for each node, a bit for each group that it is in or leads to
+        met: dict[Node, int] = {}  # node -> bits, one for each group that it is in or leads to
         found = 0
         for node, following in self._next.items() if many else ():
             behind = 0

@@ -84,7 +84,7 @@ def comparison(
     job = prepared.job
     there = settings.model_copy(update={"gpus": gpus})
     beside = settings.device == "auto" and {*job.devices} == {"cpu"} and cuda.device_count()
-    if beside:  # the run was on CPU; `auto` would give a schedule with one worker the GPU
+    if beside:  # the run was on CPU, but `auto` would run one worker on a GPU
         there = there.model_copy(update={"device": "cpu"})
     accepted = [name for name, one in COMPARED.items() if _accepts(there, prepared, one)]
     if len(accepted) < 2:
@@ -105,7 +105,7 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # `cuts` may name a partition
+    if local.get("cuts") is not None and job.local_learning:  # names of units or of a partition
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

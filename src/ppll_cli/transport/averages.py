@@ -36,7 +36,7 @@ class _Bucket:
     had a loss that is not finite.
 
     In the bucket, each gradient has the strides of its parameter, so that `_foreach_copy_` can copy
-    all gradients at once.
+    all gradients in one call.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:

@@ -48,7 +48,7 @@ LARGEST_HEAD = 1 << 16
 _SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
 _LENGTH = struct.Struct("<I")  # the length of a head in bytes
-_DRAINED = 1 << 16  # largest number of bytes to read from a pipe at once
+_DRAINED = 1 << 16  # largest number of bytes to read from a pipe in one call
 
 
 class _Counters(ctypes.Structure):
@@ -209,7 +209,7 @@ class JournalReceiver(_End):
 
     Attributes:
         keeps: Whether slots of released messages are kept until `free` is called. Set this if the
-            stage takes snapshots; otherwise `release` frees each slot at once.
+            stage takes snapshots; otherwise `release` frees each slot immediately.
     """
 
     keeps = False

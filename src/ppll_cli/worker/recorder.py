@@ -135,7 +135,7 @@ class Recorder:
         self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
         self._trace: _Trace | None = None  # the trace of this segment
-        self._longest: _Trace | None = None  # `settle` converts its times to the host's clock
+        self._longest: _Trace | None = None  # until `settle` makes it `trace`
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
