@@ -252,7 +252,7 @@ class Job:
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """Map each pair (sending stage, receiving stage) to the names of the tensors it sends."""
+        """Map each pair (sending stage, receiving stage) to the names of the tensors sent."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):

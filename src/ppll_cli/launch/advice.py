@@ -94,7 +94,7 @@ def comparison(
     if beside:
         given.append("device=cpu")
     if resumed and job.local_learning and not settings.fixes_modules:
-        # A resumed run keeps its first modules, and may have begun with another number of stages.
+        # A resumed run keeps its modules, even if it began with another number of stages.
         given.append(setting("local.cuts", list(prepared.cuts)))
     found = command("ppll-run", "--multirun", *options, *given)
     return found if len(found) <= LONGEST else None

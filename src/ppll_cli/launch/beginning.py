@@ -153,7 +153,7 @@ def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...
 
 
 def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all units and criteria on the meta device, with the prefix of their tensors' names."""
+    """Yield all networks (units and criteria, on the meta device), each after its names' prefix."""
     site = job.site(job.units())
     with torch.device("meta"):
         for unit in site.units:
@@ -185,7 +185,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the list `restarts` of the summary that a run had written before it is resumed."""
+    """Return the list `restarts` of the summary that a run wrote before it was resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged

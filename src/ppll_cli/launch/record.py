@@ -41,7 +41,7 @@ OWN_FILES = (
     "wandb-run.json",
 )
 OWN_FOLDERS = ("checkpoints", "samples", "tensorboard")
-"""Files and folders that a run writes into its directory."""
+"""The folders that a run writes into its directory; `OWN_FILES` has the files."""
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

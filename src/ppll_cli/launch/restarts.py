@@ -137,7 +137,7 @@ class Restarts:
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 handle(watched, left)
-        # Set after these reports, so that a late "ready" of the dead process ends no restart.
+        # Set after these reports: a late "ready" of the dead process must not end the restart.
         history.began_s = report["began_s"]
         watched.clean_up()
         watched.pulse.start_again()

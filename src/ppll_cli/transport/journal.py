@@ -241,7 +241,7 @@ class JournalReceiver(_End):
         return view.to(self._device, non_blocking=True)
 
     def release(self) -> None:
-        """Count the oldest message in use as released; free its slot now if `keeps` is not set."""
+        """Release the oldest message in use; free its slot only if `keeps` is not set."""
         self._released += 1
         if not self.keeps:
             self._copied.wait()  # the sender must not fill the slot while it is being copied

@@ -206,9 +206,9 @@ class Fleet:
     def _meet(self) -> list[Machine]:
         """Agree on a session with the other machines, and return each machine's description.
 
-        The store may still hold entries of an earlier attempt. So machine 0 gives each session a
-        new name, and each machine sends a random word. The welcome of machine 0 repeats the words;
-        a machine accepts only a welcome that contains its own word.
+        The store may still hold entries of launchers that torchrun has restarted. So machine 0
+        gives each session a new name, and each machine sends a random word. The welcome of machine
+        0 repeats the words; a machine accepts only a welcome that contains its own word.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
