@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _running: "list[Sweep]" = []
-"""Holds one `Sweep` while this process runs jobs, for a single run as well; otherwise empty."""
+"""The `Sweep` that describes the jobs of this process, even for a single run; else empty."""
 
 
 def main() -> NoReturn:
     """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If the output
-    cannot be written, `--help` and `--cfg job` fail, but a run keeps its status.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If text cannot be
+    written to stdout, `--help` and `--cfg job` exit with 1, but a run exits as with working output.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
@@ -132,7 +132,9 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
             follow(fleet)
             return
         run_dir = fleet.remembered
-        if run_dir and not is_sweep(arguments):  # torchrun has restarted the launchers: resume
+        if run_dir and not is_sweep(
+            arguments
+        ):  # torchrun has restarted the launchers, so resume the run
             settled = ("hydra.run.dir=", "resume=")
             overrides = [each for each in overrides if not each.startswith(settled)]
             options = [each for each in arguments if not is_override(each)]
@@ -198,9 +200,9 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
-    Return the record of the run to be resumed, and the folders that Hydra will make. The record is
-    None for a sweep and for a new run. The folders are None for a sweep, for a resumed run, and if
-    they are unknown.
+    Return the record of the run to be resumed, and the folders that Hydra will make. For a sweep
+    and for a new run, the record is None. For a sweep, for a resumed run, and if the folders are
+    unknown, None is returned for them.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
@@ -217,7 +219,7 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     before = recorded(overrides)
     if before is None:
         return None, check_run_dir(overrides)
-    if {"-c", "--cfg"} & {*arguments}:  # Hydra knows the command line, not the run's record
+    if {"-c", "--cfg"} & {*arguments}:  # Hydra would not show the settings in the run's record
         problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
         raise ConfigError("resume", before.run_dir, problem, f"see {there}")
     check_links(before.run_dir)
@@ -226,7 +228,7 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
 
 
 def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
-    """If results in `folder` cannot be written, log this and return the failure; else None."""
+    """If `error` says that results cannot be written into `folder`, log and return the failure."""
     from ppll_cli.launch.failure import is_of_disk, run_failed
 
     if not isinstance(error, OSError) or not is_of_disk(error, folder):
@@ -237,7 +239,7 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """Raise the first failure, if any; if resuming could help a failed sweep, first print how."""
+    """Raise the first failure; before, print how to resume a failed sweep if this could help."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]

@@ -81,9 +81,10 @@ def _refused(folder: str, problem: str) -> ConfigError:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """Return the only given folder if it holds run directories, else the current directory.
+    """If one folder is given that contains run directories, return it; else the current directory.
 
-    A run directory itself is not used, because it holds only the files of its own run.
+    If the given folder is itself a run directory, it is not returned, because a run directory
+    holds only the files of its own run.
     """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)

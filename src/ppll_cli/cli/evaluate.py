@@ -63,7 +63,8 @@ class EvaluationRequest:
         compares_data: Whether to refuse data that have changed since the run. This is True for a
             split that the run held out from its training set.
         data: Name of the chosen option of the group `data`.
-        other_data: The same as `data` if the run was trained on other data, else None.
+        other_data: The value of `data` if the evaluation changes any setting of the run's data,
+            else None.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files of pictures for which the model predicts.
     """
@@ -229,9 +230,9 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse held-out samples if the run held out fewer, and so was trained on some of them.
+    """Refuse to hold out more samples than the run: some of them were used to train the run.
 
-    `before` and `now` are the configuration `data` of the run and of the evaluation.
+    `before` is the configuration `data` of the run, and `now` that of the evaluation.
     """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0

@@ -42,8 +42,8 @@ def expand_home(override: str) -> str:
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
 
-    Otherwise drop `resume=auto`, so that the run begins there. With `resume=auto`, a batch system
-    can start the same command again and again.
+    Otherwise drop `resume=auto`, so that a new run begins in this folder. With `resume=auto`, a
+    batch system can start the same command again and again.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
@@ -74,7 +74,7 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def for_each_job(overrides: Sequence[str]) -> list[str]:
-    """Return a sweep's overrides such that Hydra checks keys of swept groups only in the jobs.
+    """Rewrite a sweep's overrides so that Hydra checks keys of swept groups only in the jobs.
 
     Before the jobs, Hydra composes the overrides that have one value, without those that have
     several. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
@@ -101,12 +101,12 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 
 
 def check_place(overrides: Sequence[str], *, sweep: bool) -> None:
-    """Refuse a folder for results that Hydra would ignore, because it is for sweeps or for runs.
+    """Refuse `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run: Hydra ignores them.
 
-    A command that resumes has other checks of these keys.
+    This function accepts both keys for a command that resumes, because `resume` checks them.
 
     Raises:
-        ConfigError: The command line names such a folder, and no folder that Hydra would use.
+        ConfigError: The command line gives only the key that Hydra ignores.
     """
     from ppll_cli.config.overrides import parsed, text
 
@@ -156,7 +156,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """Return the folder that `hydra.run.dir` names; None if `_resolved` cannot resolve the name."""
+    """Return the folder that `hydra.run.dir` names; None if its interpolations are unknown."""
     from ppll_cli.config.overrides import text
 
     value = override.value()
@@ -168,7 +168,7 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
 
 
 def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Resolve the interpolations in `hydra.run.dir`; return None if Hydra cannot compose it."""
+    """Resolve the interpolations in `run_dir`; return None if Hydra cannot resolve them."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -104,7 +104,7 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Write and show the comparison; return False, without one, if all jobs were refused."""
+        """Write and show the comparison; if all jobs were refused, do neither and return False."""
         comparison = compare([folder])
         ends = _ends(folder)
         type(self).failed = len(comparison.failed) if ends is None else len(ends)

@@ -64,10 +64,10 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
     """Run code that a user may have written; turn its exceptions into errors about a setting.
 
-    `doing` says in the message what the code was doing. The message also has the exception's notes.
+    The message contains `doing`, which says what the code was doing, and the exception's notes.
 
     Raises:
-        ConfigError: The code raised an exception that is not this program's own, or `SystemExit`.
+        ConfigError: The code raised `SystemExit`, or an exception other than `PpllError`.
     """
     try:
         yield

@@ -20,9 +20,9 @@ TEXT_HEIGHT = 14
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Colours of background (`PAPER`) and text (`INK`) beside a picture, on light and dark pages."""
+"""Colours of background (`PAPER`) and text (`INK`) beside a picture; pages may be light or dark."""
 
-_MIDDLE = 125  # dark text is more readable on backgrounds brighter than this (0 to 255)
+_MIDDLE = 125  # from 0 to 255; on brighter backgrounds, dark text is more readable
 _STEP = 4  # distance in pixels between tried places, if no place at the box is free
 _ELLIPSIS = "..."
 

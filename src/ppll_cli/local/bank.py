@@ -44,7 +44,7 @@ class Bank:
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return the model's head, extended by inputs for banked features."""
-        own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
+        own = head_of(head, ClassifierHead, ("fba", "on"), "use fba.join=input or fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank)
 

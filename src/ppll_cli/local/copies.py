@@ -34,7 +34,7 @@ class CopiedNetwork(nn.Module):
 
 
 def later_units(site: Site) -> range:
-    """Return the indices of the units after a module, without the model's last unit, its head."""
+    """Return the indices of the units after a module, except the model's head (its last unit)."""
     return range(site.stop, len(site.units) - 1)
 
 

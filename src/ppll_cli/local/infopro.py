@@ -240,7 +240,7 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     For each sample, the dot products of its vector with all other vectors, divided by the
     temperature, are logits. The loss of the sample is the mean of -log softmax over the other
     samples of its class. The result is the mean over samples, without samples that are alone in
-    their class (InfoPro's code counts their loss as 0). If no sample remains, the result is 0.
+    their class (InfoPro's code includes them with loss 0). If no sample remains, the result is 0.
 
     For mixed images, the dot product of two images' rows of class shares is the weight of each
     image in the other's mean (our choice). For images that are not mixed this weight is 1 or 0. If

@@ -76,7 +76,8 @@ _COMPILER = "torch._dynamo"
 class _Uncompiled(ModuleType):
     """Stands in for torch's compiler.
 
-    Any use imports the compiler, except `disable` for functions of torch itself.
+    Each use of this object imports the compiler, except a call of `disable` with a function of
+    torch itself.
     """
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:

@@ -19,7 +19,7 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find, number
 
 NOISE = "~"
-"""The mark in tables for a value whose difference from the reference is within noise."""
+"""The mark in tables for a value if noise can explain its difference from the reference."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
 def _row(
     run: FoundRun, mine: Conditions, differs: Mapping[str, str] | None, most: Conditions
 ) -> Row:
-    """Return the measured numbers of a run. The settings of a refused run are its overrides."""
+    """Return a run with its measured numbers; a refused run has its overrides as settings."""
     asked = (override.partition("=") for override in run.overrides)
     return Row(
         run,
@@ -126,7 +126,7 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return a group's reference: its baseline `bp` or, without one, the best comparable group.
 
-    The best group has the best mean over its runs, of which each counts with its best evaluation.
+    To find the best group, the metric of each run's best evaluation is averaged over the group.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
@@ -142,7 +142,7 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 def _seconds(row: Row, target: float | None) -> float | None:
     """Return the training time in seconds until a run reached the target; None if it did not.
 
-    For a run on other data than most runs, the target means nothing, and the result is None.
+    If a run used other data than most runs, the result is None, because the target means nothing.
     """
     run = row.run
     if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):

@@ -14,7 +14,7 @@ Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
 
 A run that has just begun, or was written by an older program, may lack a value. The key is then
-missing, and the value counts as equal to any other.
+missing, and the run is comparable to runs with any value.
 """
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic", "recompute")
@@ -35,7 +35,7 @@ OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
 
 NAMED = OWN | {"schedule"}
-"""Groups of options that are not listed among the settings: `schedule` has its own column."""
+"""Keys and groups that are not listed as settings: `OWN` and `schedule`, which has a column."""
 
 LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
@@ -66,8 +66,8 @@ def conditions(run: FoundRun) -> Conditions:
 def locality(run: FoundRun) -> Conditions:
     """Return the settings of a run's local learning.
 
-    One of two runs with local losses can be the baseline `ll` of the other only if both agree in
-    these settings. A group of runs that differ only in their seed agrees in them as well.
+    A run with local losses has a run under `ll` as its baseline only if both have equal settings of
+    local learning. All runs of a group have equal ones, too.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -112,10 +112,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Sequence[Conditions]) -> Conditions:
-    """Return the conditions of the run that is comparable to the most other runs.
-
-    Of several such runs, the first one counts.
-    """
+    """Return the conditions of the run that is comparable to the most runs; of ties, the first."""
     return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
 
@@ -167,7 +164,7 @@ def tags(run: FoundRun) -> str | None:
 
 
 def method(run: FoundRun) -> str | None:
-    """Return a run's local method, with the option of `fba` if on; None without local losses."""
+    """Return a run's local method, and option of `fba` if not off; None without local losses."""
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")
@@ -222,7 +219,7 @@ def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return the options of a group for which runs with the same option have different values."""
+    """Return the options of a group whose runs differ in the value of `key`."""
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):
         values.setdefault(option, set()).add(json.dumps(each.get(key)))
@@ -255,7 +252,7 @@ def _first(*values: Any) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the option of each group; for older runs by its current name. Empty if unknown."""
+    """Return the option of each group, by its current name if it was renamed; empty if unknown."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

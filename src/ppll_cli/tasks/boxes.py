@@ -34,7 +34,7 @@ OVERLAP = 0.5
 the lower score is dropped."""
 
 MOST = 100
-"""Largest number of detections of a picture. COCO's metric counts no more than this number."""
+"""Largest number of detections of a picture. COCO's metric uses no more."""
 
 
 class Detections(NamedTuple):

@@ -189,9 +189,7 @@ class Worker:
         first = sum(map(len, before)), sum(map(sum, before))
         batch = Batch(sizes, True, item.step, item.samples, *first)
         self.interpreter.run(self._stream(True, len(sizes)), batch)
-        if self.links.replicas is not None:
-            memories = [b for chunk in self.chunks.values() for b in chunk.memories]
-            self.links.replicas.take_from_first(memories)
+        self._share_memories()
         self.recorder.end_batch(sum(sizes))
         self._training = True
         done = item.step + 1
@@ -210,6 +208,18 @@ class Worker:
             # all replicas arrive. Later the replicas evaluate different batches, and if they waited
             # for each other then, the stages could deadlock.
             self._end_training()
+
+    def _share_memories(self) -> None:
+        """Copy the first replica's buffers to the others, if training may read them.
+
+        Otherwise evaluations and checkpoints, which do this with all buffers, would change the
+        training.
+        """
+        if self.links.replicas is None:
+            return
+        if memories := [buffer for chunk in self.chunks.values() for buffer in chunk.memories]:
+            with self.recorder.waiting("average"):
+                self.links.replicas.take_from_first(memories)
 
     def _end_training(self) -> None:
         """After a training batch, stop measuring training, and give all replicas equal buffers.

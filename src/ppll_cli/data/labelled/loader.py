@@ -89,5 +89,5 @@ def main(requests: int, memory: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     try:
         serve(Connection(requests), memory)
-    except (BrokenPipeError, ConnectionError):  # the worker is gone
+    except (BrokenPipeError, ConnectionError):  # the worker has ended
         return

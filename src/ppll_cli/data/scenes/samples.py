@@ -51,7 +51,7 @@ integer factor."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # of a box in the legend; in pictures, colours depend on classes
+_EXAMPLE: Colour = (255, 170, 60)  # colour of the found box in the legend
 
 
 class Mark(NamedTuple):
