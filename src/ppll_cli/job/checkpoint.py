@@ -45,7 +45,7 @@ EMA = "ema."
 """Prefix of the names of averaged weights in a checkpoint. A unit's name follows the prefix."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
-"""Training measurements since the last report, as plain data, by the number of the module."""
+"""Maps a module's number to its training measurements since the last report, as plain data."""
 
 UNREPORTED = "unreported"
 """Key of the `Unreported` measurements, as JSON, in the metadata of a stage's file.

@@ -15,10 +15,10 @@ CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 class Convolutions(TorchFunctionMode):
     """Computes in float32 the convolutions whose gradients torch gets wrong under CPU autocast.
 
-    If an element of the kernel meets only padding, the gradient of that element is 0. On
-    processors with bfloat16 instructions, torch 2.14 leaves this part of the gradient unset, so it
-    has the values that the memory happened to have. An example is a kernel of width 3 with stride 2
-    and padding 1 on a map of width 1, as in the last levels of RetinaNet's pyramid.
+    If an element of the kernel meets only padding, its gradient should be 0. But on processors with
+    bfloat16 instructions, torch 2.14 does not write this part of the gradient, so it has the values
+    that the memory happened to have. An example is a kernel of width 3 with stride 2 and padding 1
+    on a map of width 1, as in the last levels of RetinaNet's pyramid.
     """
 
     def __torch_function__(

@@ -95,7 +95,7 @@ class Course:
     batch_size: int  # samples per training batch; the last batch of an epoch may have fewer
     drop_last: bool  # whether a last training batch with fewer samples is left out
     evaluation_size: int  # samples per evaluation batch; the last batch of a split may have fewer
-    epochs: int  # number of epochs; the learning rate's schedule ends with the last one
+    epochs: int  # number of epochs; the learning rate's schedule ends with the last epoch
     max_steps: int | None  # the run ends after this many optimizer steps; None for no limit
     eval_every: int  # epochs between evaluations
     checkpoint_every: int | None  # steps between checkpoints; None for one after each epoch

@@ -170,12 +170,12 @@ class _Graph:
         """Return the groups in which one operation leads to another operation of the group.
 
         This happens if a unit applies a layer several times. A backward that starts at one of the
-        operations also reaches the next operation. If calls started at both, a part of the gradient
+        operations also reaches the next operation. If calls started at both, part of the gradient
         would be counted twice. Therefore the call for such a group has to start at the outputs.
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
-        met: dict[Node, int] = {}  # for each node, a bit for each group that it is in or leads to
+        met: dict[Node, int] = {}  # node -> bits, one for each group that it is in or leads to
         found = 0
         for node, following in self._next.items() if many else ():
             behind = 0

@@ -252,7 +252,7 @@ class Job:
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """Return the names of the tensors that are sent, by sending and receiving stage."""
+        """Map each pair (sending stage, receiving stage) to the names of the tensors sent."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):
@@ -304,7 +304,8 @@ class Job:
         units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
         if (names := tuple(unit.name for unit in units)) != self.names:
             made = (
-                f"its units() made {', '.join(names)}, and before the start {', '.join(self.names)}"
+                f"its units() made {', '.join(names)}, but before the start it made "
+                f"{', '.join(self.names)}"
             )
             remedy = "it must always make the same units; for example, do not loop over a set"
             raise ConfigError("model._target_", settings.model["_target_"], made, remedy)

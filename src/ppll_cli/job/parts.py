@@ -30,7 +30,7 @@ Part = TypedDict(
     "Part",
     {
         "from": int,  # number of optimizer steps done before the part
-        "to": int,  # number of optimizer steps done at its end
+        "to": int,  # number of optimizer steps done at the part's end
         "seconds": float,  # including evaluations and checkpoints
         "samples": int,  # number of training samples
         "samples_per_second": float | None,  # in the part's steady state; None if there was none

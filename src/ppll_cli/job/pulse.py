@@ -41,7 +41,7 @@ SAVING_LIMIT_S = 900.0
 """Seconds that a worker may take to write its file of a checkpoint."""
 
 COMPILING_LIMIT_S = 3600.0
-"""Seconds that one instruction may take with `compile=true`, as it may compile a network."""
+"""Seconds that an instruction may take if `compile=true`: it may have to compile a network."""
 
 BEAT_S = 1.0
 """Seconds between two signs of life."""

@@ -1,4 +1,4 @@
-"""The size of snapshots with `recover=stage`, and how often a stage takes them."""
+"""Computes how large snapshots are under `recover=stage`, and how often a stage takes them."""
 
 from math import ceil
 

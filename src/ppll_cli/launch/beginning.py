@@ -50,7 +50,7 @@ def record(
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
     record["classes"] = list(prepared.classes)
     record["lower_is_better"] = lower_is_better(prepared.job.task)
-    if (bank := prepared.job.local.get("bank")) is not None:  # with defaults resolved
+    if (bank := prepared.job.local.get("bank")) is not None:  # the resolved defaults are recorded
         record |= {"fba": bank, "local": {**config["local"], "bank": bank}}
     if config.get("weights") is not None:
         record["weights"] = absolute_path(config["weights"])
@@ -153,7 +153,7 @@ def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...
 
 
 def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all units and criteria on the meta device, with the prefix of their tensors' names."""
+    """Yield all networks (units and criteria, on the meta device), each after its names' prefix."""
     site = job.site(job.units())
     with torch.device("meta"):
         for unit in site.units:
@@ -185,7 +185,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the list `restarts` of the summary that a run had written before it is resumed."""
+    """Return the list `restarts` of the summary that a run wrote before it was resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged
@@ -197,7 +197,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    Without a checkpoint the run starts again at step 0. `steps` is the number of steps of the whole
+    If `start` is None, the run starts again at step 0. `steps` is the number of steps of the whole
     run.
     """
     if start is None:

@@ -30,7 +30,7 @@ REMEDIES = {
 """What the user can do if results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Error numbers that mean, even for a file elsewhere, that results cannot be written.
+"""Error numbers that mean that results cannot be written, wherever the file is.
 
 The other keys of `REMEDIES` mean this only if the error names no file, or a file in the run
 directory."""

@@ -131,7 +131,7 @@ def _ending(
 
 
 def _let_leave(workers: Sequence[Watched]) -> None:
-    """Let the workers exit, because all workers of the run are done, and wait until they have."""
+    """Let the workers exit, because the whole run is done, and wait until they have exited."""
     for watched in workers:
         with suppress(OSError):  # somebody killed the worker after it was done
             watched.reports.send_bytes(b"leave")

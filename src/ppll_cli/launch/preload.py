@@ -19,7 +19,7 @@ def _end_with_parent(number: int) -> None:
 
 # When the fork server listens, it notices by itself when its parent ends. The imports below take
 # seconds; until they are done, the kernel ends this process with its parent. The last line of this
-# file ends this rule, because the thread that started this process may end before the program does.
+# file cancels this, because the thread that started this process may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals the whole process group, but only the parent handles signals:

@@ -132,12 +132,12 @@ class Restarts:
         self, watched: Watched, report: Report, handle: Callable[[Watched, Report], None]
     ) -> None:
         history = self._history[watched.seat]
-        watched.kill()  # it may be stopped, or hang
+        watched.kill()  # the process may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 handle(watched, left)
-        # Set only now, so that a late "ready" of the dead worker does not end the restart.
+        # Set after these reports: a late "ready" of the dead process must not end the restart.
         history.began_s = report["began_s"]
         watched.clean_up()
         watched.pulse.start_again()

@@ -238,7 +238,7 @@ def shown(value: Any) -> str:
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that `resume=` names; None without this override, or if it is null."""
+    """Return the folder that `resume=` names; None if there is no such override or it is null."""
     if resume is None or resume.value() is None:
         return None
     if resume.is_sweep_override():

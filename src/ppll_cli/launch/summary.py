@@ -126,7 +126,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
 
 
 def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
-    """Yield for each pair of stages the tensors and bytes that the first sends to the second."""
+    """Yield for each pair of stages the tensors and bytes that one sends to the other."""
     job = prepared.job
     for (source, target), names in job.crossing().items():
         own = workers[source * job.replicas : (source + 1) * job.replicas]

@@ -48,7 +48,7 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 
 
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
-    """Cut items into groups by `solve`; a group costs the sum of its items, plus its cut (`sent`).
+    """Cut items into groups by `solve`. The cost of a group includes the cut after it (`sent`).
 
     Args:
         costs: Cost of each item, not negative, in any unit.

@@ -36,7 +36,7 @@ class _Bucket:
     had a loss that is not finite.
 
     In the bucket, each gradient has the strides of its parameter, so that `_foreach_copy_` can copy
-    all gradients at once.
+    all gradients in one call.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -119,8 +119,8 @@ class Average:
         replicas: The replicas of the stage. All have the same parameters in the same order.
         units: The parameters of each unit or auxiliary network, in the order of the forward.
         nonfinite: Returns whether this replica had a loss that is not finite.
-        early: Whether the all-reduces start during the backward. Otherwise they start at its end,
-            so that they do not mix with the sums over replicas of synchronized BatchNorm layers.
+        early: Whether the all-reduces start during the backward. Otherwise they start when it has
+            ended, so that they do not mix with the all-reduces of synchronized BatchNorm layers.
     """
 
     def __init__(

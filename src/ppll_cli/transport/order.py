@@ -74,7 +74,7 @@ class Order:
     """
 
     def learn(self, handle: bytes) -> None:
-        """Store an event of the other end, for the first slot without such an event."""
+        """Store an event of the other end for the first slot that has no such event yet."""
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
@@ -118,7 +118,7 @@ class CudaOrder(Order):
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open and store an event of the other end, for the first slot without such an event."""
+        """Open and store an event of the other end for the first slot that has none yet."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:

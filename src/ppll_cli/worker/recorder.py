@@ -94,7 +94,7 @@ class _Queued(NamedTuple):
 
 
 class Recorder:
-    """Measures a stage's time without waiting for the device in the steady state.
+    """Measures a stage's time. In the steady state, it does not wait for the device.
 
     At the end of each batch, the recorder reads the moments that the device has reached. `settle`
     waits for all moments. The worker calls `settle` where it waits anyway: when it reports
@@ -135,7 +135,7 @@ class Recorder:
         self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
         self._trace: _Trace | None = None  # the trace of this segment
-        self._longest: _Trace | None = None  # `settle` converts its times to the host's clock
+        self._longest: _Trace | None = None  # the longest so far; `settle` sets `trace` from it
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:

@@ -193,7 +193,7 @@ class Worker:
         self.recorder.end_batch(sum(sizes))
         self._training = True
         done = item.step + 1
-        # A restarted worker does some steps again.
+        # A restarted worker does some steps again, but the number that it shows must not fall.
         self.links.pulse.step = max(done, self.links.pulse.step)
         self.links.pulse.started = True
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)

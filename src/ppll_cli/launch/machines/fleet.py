@@ -50,8 +50,8 @@ class Fleet:
         parcels: The file transfers of the current job, by the other machine's number. Machine 0
             has an entry for each machine that does not share the run directory; such a machine has
             an entry for machine 0.
-        remembered: On machine 0, the run directory of an earlier attempt; None if there was no
-            earlier attempt.
+        remembered: On machine 0, the run directory of the launchers that ran before torchrun
+            restarted them; None if there were no such launchers.
 
     Raises:
         ConfigError: A machine does not join in time, or its versions differ from machine 0's.
@@ -137,7 +137,7 @@ class Fleet:
         return None
 
     def remember(self, run_dir: str) -> None:
-        """Write the path of the run directory into the store, for a later attempt."""
+        """Write the run directory's path into the store, for launchers that torchrun restarts."""
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
@@ -206,9 +206,9 @@ class Fleet:
     def _meet(self) -> list[Machine]:
         """Agree on a session with the other machines, and return each machine's description.
 
-        The store may still hold entries of an earlier attempt. So machine 0 gives each session a
-        new name, and each machine sends a random word. The welcome of machine 0 repeats the words;
-        a machine accepts only a welcome that contains its own word.
+        The store may still hold entries of launchers that torchrun has restarted. So machine 0
+        gives each session a new name, and each machine sends a random word. The welcome of machine
+        0 repeats the words; a machine accepts only a welcome that contains its own word.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)

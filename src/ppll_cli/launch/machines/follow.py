@@ -63,7 +63,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait for all machines; send the checkpoint to those that do not share the run directory."""
+    """Wait until all machines are ready; send the checkpoint to those that lack the directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _checkpoint_files(job)]
     sent: list[Event] = []
@@ -136,8 +136,8 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: A job did not complete. The error is the last failure on this machine; without a
-            failure here, it is machine 0's first refusal of a job.
+        PpllError: A job did not complete. The error is the last failure on this machine; if nothing
+            failed here, it is machine 0's first refusal of a job.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":

@@ -53,7 +53,7 @@ class Parcels:
         self._thread.start()
 
     def send(self, path: Path, remove: bool = False) -> Event:
-        """Send a file; with `remove`, delete it afterwards.
+        """Send a file. If `remove` is true, delete the file afterwards.
 
         Return an event that is set when all pieces are in the store.
         """
