@@ -25,7 +25,7 @@ MODULES = {
 """The module of each program, for `python -m`."""
 
 SEARCH_PATH = "hydra.searchpath"
-"""The key for users' folders with options, which Hydra searches after this program's folder."""
+"""The key that lists users' folders of options. Hydra searches them after this program's folder."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
 """Matches texts that need no quotes in Hydra's grammar, and the words in `_OTHERS`."""

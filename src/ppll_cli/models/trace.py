@@ -250,8 +250,8 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
     dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. `one_sample`, the outputs for one sample in
-    evaluation, shows none of this.
+    into the memory for outputs in evaluation. Violations do not show in `one_sample`, the outputs
+    for one sample in evaluation.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.
@@ -284,8 +284,8 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
             ):
                 return (
                     f"writes {name!r} as {_form(output)} in training, and as {_form(evaluated)} in "
-                    f"evaluation, for {ODD} samples; in training a tensor may only be smaller, "
-                    "with the same dtype and number of samples"
+                    f"evaluation, for {ODD} samples; in training a tensor needs the same dtype "
+                    "and number of samples as in evaluation, and at most as many elements"
                 )
     return ""
 

@@ -36,7 +36,7 @@ class PictureSplit:
     """A split, whose samples are random patches of its pictures, or tiles."""
 
     pictures: Pictures
-    patches: int = 0  # number per epoch; 0 if the samples are tiles
+    patches: int = 0  # number of patches per epoch; 0 if the samples are tiles
     tiles: tuple[Tile, ...] = ()  # in order; empty if the samples are patches
 
     def __len__(self) -> int:
