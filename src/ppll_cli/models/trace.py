@@ -27,8 +27,8 @@ class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
     Floating-point operations are those for one sample, from torch's counter; a multiplication and
-    an addition count as two. `single_valued` has the names of the BatchNorm layers that get one
-    value per channel and sample, and therefore cannot be trained on one sample.
+    an addition are two operations. `single_valued` has the names of the BatchNorm layers that get
+    one value per channel and sample, and therefore cannot be trained on one sample.
     """
 
     params: int
@@ -217,7 +217,7 @@ def _run(
 
 @_without_compiler()
 def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[Tensor], list[Any]]:
-    """Run samples through a unit in training mode; return its inputs, and a list of its result.
+    """Run samples through a unit in training mode; return its inputs, and a list with its result.
 
     An in-place dropout, for example, changes its input only in training. If the unit raises an
     error, the list is empty: a unit may read values in training, which the meta device does not

@@ -46,7 +46,8 @@ class PictureSplit:
 class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
     """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
 
-    The data set defines the scale s, the side P of patches, and whether they are turned.
+    The data set defines the scale s, the side P of patches, and whether patches are mirrored and
+    rotated.
     """
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
