@@ -9,7 +9,7 @@ from ppll_cli.errors import ConfigError
 Summary = Mapping[str, Any]
 
 SPLIT = re.compile(r"(test|val)(_ema)?")
-"""Matches the keys of results on a split."""
+"""Matches the keys of a summary that contain the results on a split."""
 
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:

@@ -96,7 +96,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
 
 
 def _is_theirs(file: str) -> bool:
-    """Return whether a user wrote a source file: it is neither installed nor of this program."""
+    """Return whether a source file is the user's: neither installed nor part of this program."""
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
     return os.path.isabs(file) and not any(Path(file).is_relative_to(each) for each in elsewhere)
 

@@ -123,8 +123,8 @@ def parse(content: Any) -> Index:
 class _Entry(NamedTuple):
     """An entry of a list in the annotation file."""
 
-    name: str  # what messages call the entry
-    values: dict[str, Any]  # by key, not yet checked
+    name: str  # name of the entry in messages
+    values: dict[str, Any]  # values by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:
         """Return the error for a missing or wrong value."""

@@ -16,7 +16,7 @@ class Copies:
     """Copies of a model's parts, with fresh weights, from which an auxiliary network is made."""
 
     units: Sequence[nn.Module]  # copies of units after a module, in order; may be empty
-    shapes: Sequence[Shape]  # of the module's features and of each copy's output, in order
+    shapes: Sequence[Shape]  # shapes of the module's features and of each copy's output
     head: nn.Module  # a copy of the model's head, which reads the output of the last copy
 
 

@@ -66,9 +66,10 @@ class InfoPro(LocalMethod):
         weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
             entry of `WEIGHTS` with the nearest number of modules; if two numbers are equally near,
             the entry of the smaller number (our choice).
-        width: Largest number of channels. A convolution with fewer input channels has twice as many
-            output channels, but at most `width`, and stride 2. A convolution with `width` input
-            channels, or with more (our choice), has `width` output channels and stride 1.
+        width: Largest number of channels. A convolution with fewer than `width` input channels has
+            stride 2 and doubles the number of channels, but to at most `width`. A convolution with
+            `width` input channels, or with more (our choice), has `width` output channels and
+            stride 1.
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.

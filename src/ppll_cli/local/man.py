@@ -198,7 +198,7 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
 
-    The averages in the mixture follow the weights of the watched unit.
+    The averages in the mixture follow the weights of the unit `watches`.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch) -> None:

@@ -46,7 +46,8 @@ class Task(Protocol):
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over the samples of a batch, a scalar.
 
-        This is also called with tensors on the meta device, so no shape may depend on a value.
+        This is also called with tensors on the meta device, which have shapes but no values. So no
+        tensor's shape may depend on values in tensors.
         """
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:

@@ -32,7 +32,7 @@ CONTRAST = 55.0
 _ITEM = 28
 _THRESHOLD = 16  # smallest grey value of pixels that belong to an item
 _PLACES = 12  # number of places that are tried before an item is left out
-_NOISE = 9  # largest noise on a colour value (of 255)
+_NOISE = 9  # largest noise that is added to a colour value (0 to 255)
 
 Floats = NDArray[np.float32]
 
