@@ -200,7 +200,7 @@ class Workers:
         if isinstance(event, Ending) or event["kind"] != "metrics":
             return
         stage = event["stage"]
-        # A stage sends a report for each of its modules, in order; the last one counts.
+        # A stage sends a report for each of its modules, in order; only the last is used.
         if event["module"] == self.job.layout.modules_of(stage)[-1]:
             mark = event["heard_s"], event["loss"] / event["samples"]
             self._marks[stage, event["step"]] = mark

@@ -301,7 +301,10 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names; runs and the groups that compare them go together."""
+    """Return the groups that `--only` names, and the groups that these need or that compare them.
+
+    If `--only` names no group, return all groups.
+    """
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:
         names |= {"numbers", "equal numbers"}

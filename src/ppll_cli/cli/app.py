@@ -132,9 +132,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
             follow(fleet)
             return
         run_dir = fleet.remembered
-        if run_dir and not is_sweep(
-            arguments
-        ):  # torchrun has restarted the launchers, so resume the run
+        if run_dir and not is_sweep(arguments):  # torchrun has restarted the launchers: resume
             settled = ("hydra.run.dir=", "resume=")
             overrides = [each for each in overrides if not each.startswith(settled)]
             options = [each for each in arguments if not is_override(each)]

@@ -67,7 +67,7 @@ class Shown:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        if logging.getLogger().handlers:  # without logging, `tell_failures` is called later
+        if logging.getLogger().handlers:  # else `tell_failures` logs it, as soon as logging works
             self.tell()
 
 

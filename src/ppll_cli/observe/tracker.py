@@ -21,14 +21,14 @@ from ppll_cli.observe.conditions import LOCAL
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""Largest number of seconds that training waits for a tracker to start. Otherwise the tracker's
-imports would slow down the first steps: on two cores, a run of 9 s was measured a fifth slower."""
+"""Largest number of seconds that training waits for a tracker to start. Without the wait, the
+tracker's imports would slow down the first steps: a run of 9 s on two cores took a fifth longer."""
 
 END_LIMIT_S = 60.0
 """Seconds that a tracker without `limit_s` may take to finish at the end of a run."""
 
 ABANDONED_LIMIT_S = 5.0
-"""Seconds that an abandoned tracker may take to release resources for the next run's tracker."""
+"""Seconds that a tracker may take, after `abandon`, to free what the next run's tracker needs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Tracked:
     def name(self) -> str | None:
         """The user's name for the run; None if there is none.
 
-        In a sweep, the name of the job's folder follows.
+        In a sweep, the name of the job's folder is appended.
         """
         given = self.config.get("name")
         if given is None:

@@ -3,7 +3,7 @@
 A profile times the chain's units; other processes train the chain to keep other cores busy. Units
 are timed inside a training step of the whole chain. In such a step, tensors fill the caches, and
 memory is allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less
-time.
+time than in such a step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ from ppll_cli.tasks.task import Task
 class Part:
     """A unit of a chain, by its index in the model.
 
-    `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads;
-    `needs_gradient` says for each whether autograd must compute its gradient.
+    `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads.
+    For each of these tensors, `needs_gradient` says whether autograd must compute its gradient.
     """
 
     index: int
@@ -157,9 +157,9 @@ class Chain:
     def saved_bytes(self) -> list[Saved]:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        A unit leaves its outputs and the tensors that autograd saves. Parameters, buffers and
-        inputs do not count, and each storage counts once. With recomputation, a unit leaves only
-        its outputs.
+        A unit leaves its outputs and the tensors that autograd saves, without parameters, buffers
+        and inputs. A storage that several tensors share is counted once. With recomputation, a unit
+        leaves only its outputs.
         """
         values: dict[str, Tensor] = {}
         sizes = []

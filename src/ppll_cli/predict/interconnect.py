@@ -63,8 +63,8 @@ class Carriers:
     def of_edge(self, source: int, target: int) -> Link | None:
         """Return the connection between two stages; None if senders copy messages themselves.
 
-        If pairs of workers share a connection between machines, each gets an equal part of its
-        bandwidth.
+        If several pairs of workers share a connection between machines, each pair gets an equal
+        part of the bandwidth.
         """
         if not self.crosses(source, target) or self._interconnect.between is None:
             return self._interconnect.within
@@ -78,7 +78,7 @@ class Carriers:
         return link._replace(bytes_per_second=link.bytes_per_second / sharing)
 
     def of_average(self, stage: int) -> Link | None:
-        """Return the connection of a stage's replicas; None if they copy gradients themselves."""
+        """Return the connection between a stage's replicas; None if these copy gradients."""
         seats = [Seat(stage, replica) for replica in range(self._job.replicas)]
         apart = len({self._job.home(seat) for seat in seats}) > 1
         return (apart and self._interconnect.between) or self._interconnect.within

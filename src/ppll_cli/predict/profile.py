@@ -28,8 +28,8 @@ FORMAT = 4
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured. This number is enough to fill caches as a stage
-does, and small enough to measure very deep models quickly."""
+"""Largest number of equal units that are measured: enough to fill caches as a stage does, and few
+enough to measure very deep models quickly."""
 
 LEAST_S = 1e-9
 """Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a

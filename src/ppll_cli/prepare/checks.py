@@ -15,7 +15,7 @@ from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
 
 CALLS = 4
-"""How often a schedule is called for each number of micro-batches, to find random orders."""
+"""How often a schedule is called for each number of micro-batches, to detect random orders."""
 
 
 def check_equal_counts(job: Job) -> None:

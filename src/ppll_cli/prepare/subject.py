@@ -51,7 +51,7 @@ class Subject:
         samples: Number of samples of each split of the data set.
         drop_last: Whether a shorter last batch of an epoch is left out.
         local: Configuration of the local method's class.
-        ends: Finds the exports and loss after each module's last unit; holds the model's units.
+        ends: Has the model's units, and finds the exports and the loss of each module.
         identity: The identity of the data; None if the data set gives none.
         evaluation: Evaluation batches; None if they have the shapes of training batches.
         classes: Names of the classes in the order of their labels; empty if the data set gives
