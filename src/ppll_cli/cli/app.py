@@ -243,8 +243,9 @@ def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
-    helps = len(broken) > len(repeat) or (CompareRuns.failed and not broken)
-    if failures[:1] == broken[:1] and sweep.resume_command and helps:
+    helps = len(broken) > len(repeat) or (CompareRuns.failed and not failures)
+    told = any(isinstance(error, Interrupted) for error in failures)  # by the job
+    if sweep.resume_command and helps and not told:
         sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
     if failures:
         raise failures[0]

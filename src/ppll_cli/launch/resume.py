@@ -153,7 +153,8 @@ class Recorded:
                 if choices[key] == self.choices.get(key):
                     continue
                 if key not in GROUPS:  # other groups are presets, whose options set any key
-                    raise refused(key, given, self.choices.get(key))
+                    before = self.choices.get(key)
+                    raise refused(key, given, None if before == "None" else before)
                 chosen[key] = choices[key]
             for inner, _ in keys(key, given):
                 value, before = at(composed, inner), at(self.config, inner)
