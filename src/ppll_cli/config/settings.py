@@ -120,7 +120,7 @@ class Settings(Section):
         only_zero = optim.schedule == "cosine_by_epoch" and self.epochs == 1
         if only_zero and optim.warmup_epochs < 1:
             problem = (
-                "its last epoch has learning rate 0, and with epochs=1 there is no other epoch"
+                "its last epoch has learning rate 0, so a run with epochs=1 would train nothing"
             )
             remedy = "use optim.schedule=cosine, or more epochs"
             raise ConfigError("optim.schedule", optim.schedule, problem, remedy)

@@ -109,8 +109,8 @@ class EDSR:
         least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel
         if wanted.overlap < least:
             problem = (
-                f"edsr and SSIM use pixels up to {least} away, so pictures evaluated in tiles "
-                "would differ from whole pictures"
+                f"edsr and SSIM use pixels at distances up to {least}, so pictures evaluated in "
+                "tiles would differ from whole pictures"
             )
             raise ConfigError(
                 "data.overlap", wanted.overlap, problem, f"use data.overlap={least}, or more"

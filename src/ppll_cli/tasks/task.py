@@ -94,7 +94,7 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     scores = task.score(rows)
     problem = ""
     if not isinstance(scores, Mapping):
-        problem = f"returned {type(scores).__name__} instead of numbers by name"
+        problem = f"returned {type(scores).__name__} instead of a mapping of names to numbers"
     elif wrong := [name for name, value in scores.items() if not isinstance(value, int | float)]:
         kind = type(scores[wrong[0]]).__name__
         problem = f"returned {kind} for {wrong[0]!r} instead of an int or a float"
