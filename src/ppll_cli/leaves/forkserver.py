@@ -67,7 +67,7 @@ def start() -> None:
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals while the body runs, in this process and in processes that the body starts."""
+    """Block signals, in this process and in new processes, while the body of the `with` runs."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -77,7 +77,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Keep the current directory out of `sys.path` in processes that the body starts.
+    """Keep the current directory out of `sys.path` in processes that the body of the `with` starts.
 
     Otherwise these processes would import a user's `torch.py` in this directory instead of torch.
     """
@@ -173,7 +173,7 @@ def stop() -> None:
 
 
 def kill() -> None:
-    """Kill the fork server. A signal handler may call this if the program exits right after."""
+    """Kill the fork server. A signal handler may call this right before the program exits."""
     server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         with suppress(ProcessLookupError):

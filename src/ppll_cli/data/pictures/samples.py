@@ -18,7 +18,7 @@ SIDE = 96
 """Largest height and width, in pixels of the small picture, of the piece in a sample picture."""
 
 GAP = 6
-"""Space between panels, in pixels."""
+"""Space between the views in a sample picture, in pixels."""
 
 
 class View(NamedTuple):
