@@ -5,8 +5,8 @@ Another process sends a tensor to this process. The time is measured from before
 computes, as a stage does. For comparison, the time to copy the same tensor within one process is
 measured. The results are medians of alternating repetitions.
 
-If there are CUDA devices, messages from the first device to the last one are measured as well. Such
-a message is sent alone, and its time ends when the tensor is on the device. In the row "bulk", many
+If there are CUDA devices, messages from the first device to the last one are also measured. Such a
+message is sent alone, and its time ends when the tensor is on the device. In the row "bulk", many
 messages follow one another without a pause, and are compared with copies.
 """
 

@@ -79,8 +79,8 @@ class Trials:
         """Run the trainings of rows; each row has one trial per seed.
 
         One seed is trained after the other, so that a benchmark that was stopped has all rows of
-        the first seeds. Without `jobs`, as many trials run at the same time as there are cores, or
-        one if there is a GPU.
+        the first seeds. `jobs` trials run at the same time. If `jobs` is None, this is the number
+        of cores, or 1 if there is a GPU.
         """
         by_seed = zip(*(row for row in rows if row), strict=True)
         trials = [trial for seed in by_seed for trial in seed]

@@ -106,7 +106,7 @@ def _main(arguments: list[str]) -> None:
     if where is not None:  # keeps torch from printing C++ stack traces when a machine is lost
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if {*options} <= {"-m", "--multirun"}:
-        forkserver.start()  # imports torch while this process composes and checks the configuration
+        forkserver.start()  # the server imports torch while this process checks the configuration
     try:
         if where is None:
             _hydra_main(arguments, overrides)
@@ -185,7 +185,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             jobs.failures.append(failed)  # Hydra could not begin a job
         elif not jobs.failures:
             raise
-        else:  # a search needs results, but its jobs failed
+        else:  # a sweeper that searches for settings got no results, because jobs failed
             log.error("ppll-run: the sweep ended early: %s", said(error))
     finally:
         _running.clear()

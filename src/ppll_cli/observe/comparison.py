@@ -35,7 +35,7 @@ class Comparison:
             unknown. It is the worst final value of all comparable completed runs, so each of these
             runs reaches it. This is our reading of "time to the final metric". If each run were
             timed until its own final value, runs with a bad final value would look fast.
-        notes: Lines below the table that explain it.
+        notes: Lines below the table that explain the table.
     """
 
     rows: Sequence[Row]
@@ -53,8 +53,8 @@ class Comparison:
 def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
-    With `each`, every run is shown on its own. Otherwise runs that differ only in their seed are
-    shown as one group. A baseline is the mean over its seeds in both cases.
+    If `each` is True, every run is shown on its own. Otherwise runs that differ only in their seed
+    are shown as one group. In both cases, a baseline is the mean over its seeds.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]
@@ -107,7 +107,7 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
         return row
 
     def baselines(schedule: str) -> list[Group]:
-        """Return comparable groups of a schedule, completed ones first, then the faster first."""
+        """Return comparable groups of a schedule: completed ones first, and faster ones earlier."""
         local = schedule == "ll" and row.run.schedule in LOCAL
         comparable = [
             group
@@ -152,7 +152,7 @@ def _seconds(row: Row, target: float | None) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """Yield the notes below the table. With `each`, notes on noise are left out."""
+    """Yield the notes below the table of runs; if `each` is True, without notes on noise."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (

@@ -25,7 +25,7 @@ START_LIMIT_S = 5.0
 tracker's imports would slow down the first steps: a run of 9 s on two cores took a fifth longer."""
 
 END_LIMIT_S = 60.0
-"""Seconds that a tracker without `limit_s` may take to finish at the end of a run."""
+"""Seconds that a tracker may take to finish at the end of a run, unless it has a `limit_s`."""
 
 ABANDONED_LIMIT_S = 5.0
 """Seconds that a tracker may take, after `abandon`, to free what the next run's tracker needs."""

@@ -90,8 +90,8 @@ class Carriers:
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
         """Return the transfer of a message; None if the sender copies the message itself.
 
-        The size is in bytes. With `as_is`, the message keeps its dtype between machines, as weights
-        do.
+        `size` is in bytes. If `as_is` is True, the message keeps its dtype between machines. This
+        is so for weights.
         """
         link = self.of_edge(source, target)
         if link is None:

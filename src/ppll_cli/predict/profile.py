@@ -107,8 +107,8 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        With `first`, the unit is the first one of a module with a local loss, so no gradients of
-        its inputs are computed.
+        If `first` is True, the unit is the first one of a module with a local loss, so no gradients
+        of its inputs are computed.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
