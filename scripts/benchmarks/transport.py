@@ -259,7 +259,7 @@ def _synchronize(device: str) -> None:
 
 
 def _medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return medians without the first fifth, in which memory is used for the first time."""
+    """Return the median of each list without its first fifth, in which memory is first used."""
     return {name: median(seconds[len(seconds) // 5 :]) for name, seconds in times.items()}
 
 

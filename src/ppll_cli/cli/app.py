@@ -198,9 +198,9 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
-    Return the record of the run to be resumed, and the folders that Hydra will make. For a sweep
-    and for a new run, the record is None. For a sweep, for a resumed run, and if the folders are
-    unknown, None is returned for them.
+    Return the record of the run to be resumed, and the folders that Hydra will make. The record is
+    None for a sweep and for a new run. The folders are None if they are unknown, and always for a
+    sweep and for a resumed run.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
@@ -237,7 +237,7 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """Raise the first failure; before, print how to resume a failed sweep if this could help."""
+    """Print how to resume a failed sweep if this can help, then raise the first failure, if any."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]

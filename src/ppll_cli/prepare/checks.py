@@ -75,7 +75,7 @@ def check_streams(job: Job) -> None:
     try:
         with blaming(key, path, "its instructions"):
             _check_calls(job)
-            _ = job.channels  # makes, checks and simulates all streams
+            _ = job.channels  # makes, checks and simulates the instructions
             _ = job.halves
             _check_averages(job)
     except (ScheduleError, DeadlockError) as error:
