@@ -54,7 +54,7 @@ def main() -> NoReturn:
     """Run the console script.
 
     Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If text cannot be
-    written to stdout, `--help` and `--cfg job` exit with 1, but a run exits as with working output.
+    written to stdout, `--help` and `--cfg job` exit with 1, but the status of a run is unchanged.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()

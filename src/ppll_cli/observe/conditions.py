@@ -48,7 +48,7 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run, or its latest conditions if a resume changed them."""
+    """Return the conditions of a run; if a resume changed them, the latest ones."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
