@@ -15,7 +15,7 @@ def test_units_that_differ_from_those_before_the_start_are_refused(tmp_path: Pat
     job = job_inside(tmp_path, *own_model("Idle"))
     assert [unit.name for unit in job.units()] == ["flat", "linear", "out"]
     other = replace(job, names=("linear", "flat", "out"))
-    said = "units() made flat, linear, out, and before the start linear, flat, out; it must always"
+    said = "made flat, linear, out, but before the start it made linear, flat, out; it must always"
     with pytest.raises(ConfigError) as caught:
         other.units()
     assert said in str(caught.value)

@@ -21,10 +21,10 @@ from ppll_cli.cli.job import Jobs, how_to_resume
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
-    check_place,
     check_run_dir,
     expand_home,
     for_each_job,
+    ignored_folder,
     is_override,
     is_sweep,
     without_auto,
@@ -206,7 +206,8 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     from ppll_cli.launch.sweeps import recorded_sweep
 
     options = sys.argv[1 + len(sweep.overrides) :]
-    check_place(sweep.overrides, sweep=is_sweep(arguments))
+    if (warning := ignored_folder(sweep.overrides, sweep=is_sweep(arguments))) is not None:
+        _complain(warning)
     sweep.overrides = overrides = without_auto(sweep.overrides, sweep=is_sweep(arguments))
     sys.argv[1:] = overrides + options
     if is_sweep(arguments):
@@ -242,8 +243,9 @@ def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
-    helps = len(broken) > len(repeat) or (CompareRuns.failed and not broken)
-    if failures[:1] == broken[:1] and sweep.resume_command and helps:
+    helps = len(broken) > len(repeat) or (CompareRuns.failed and not failures)
+    told = any(isinstance(error, Interrupted) for error in failures)  # by the job
+    if sweep.resume_command and helps and not told:
         sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
     if failures:
         raise failures[0]

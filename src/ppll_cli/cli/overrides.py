@@ -100,21 +100,20 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
     return given
 
 
-def check_place(overrides: Sequence[str], *, sweep: bool) -> None:
-    """Refuse `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run: Hydra ignores them.
+def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
+    """Return a warning if the command line gives only the folder that Hydra ignores.
 
-    This function accepts both keys for a command that resumes, because `resume` checks them.
-
-    Raises:
-        ConfigError: The command line gives only the key that Hydra ignores.
+    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run. There is no warning
+    for a command that resumes, because `resume` checks both keys.
     """
     from ppll_cli.config.overrides import parsed, text
 
     used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
     given = {each.key_or_group: text(each).partition("=")[2] for each in parsed(overrides)}
-    if ignored in given and not {used, "resume"} & {*given}:
-        problem = f"has no effect {'with' if sweep else 'without'} --multirun"
-        raise ConfigError(ignored, given[ignored], problem, f"give {used}=FOLDER")
+    if ignored not in given or {used, "resume"} & {*given}:
+        return None
+    when = "with" if sweep else "without"
+    return f"{ignored}={given[ignored]} has no effect {when} --multirun; give {used}=FOLDER"
 
 
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:

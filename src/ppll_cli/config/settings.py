@@ -218,7 +218,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def _known(keys: list[str]) -> tuple[list[str], Any]:
-    """Find how far `keys`, from the outermost inwards, name fields of sections.
+    """Follow `keys` from the outermost key inwards as long as they name fields of sections.
 
     Return the keys up to the last such field, and the type of this field.
     """

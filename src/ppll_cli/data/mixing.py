@@ -53,9 +53,10 @@ def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
-    """Return the targets of a mixed batch by name: both labels, and the share of the first label.
+    """Return the targets of a mixed batch by name: `labels`, `others` and the share of `labels`.
 
-    Labels are int64 [B]; the share, in [0, 1], is the same for all images.
+    Labels are int64 [B]. In each mixture, the image with the label in `labels` has the share
+    `share`, in [0, 1].
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}

@@ -1,4 +1,4 @@
-"""Finds what each module runs after its last unit: exports for later losses, and its own loss."""
+"""Finds what each module runs after its last unit: exports that later losses read, and a loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Ends:
     """Finds what each module runs after its last unit. It builds networks on the meta device."""
 
     method: LocalMethod
-    site: Site  # describes the model; the modules in it are not used
+    site: Site  # describes the model; its field `modules` is not used
     traced: Sequence[TracedUnit]  # outputs and cost of each unit
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
 
@@ -111,8 +111,8 @@ class Ends:
     def _check_weights(self, criterion: Criterion, module: int, owners: dict[int, int]) -> None:
         """Check that a module's auxiliary network shares no weights with earlier modules.
 
-        On other stages they could not be shared. `owners` has the number of each parameter's
-        module, by the identity of the parameter.
+        Modules on different stages cannot share weights. `owners` maps the `id` of each parameter
+        of the earlier modules to the number of its module; this method adds the module's own.
         """
         for name, parameter in criterion.named_parameters():
             if (owner := owners.setdefault(id(parameter), module)) != module:
@@ -229,7 +229,7 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
 
 
 def _check_further(criterion: Criterion, specs: Mapping[str, ValueSpec]) -> None:
-    """Check the names of further predictions, which only evaluations compute."""
+    """Check the names of a criterion's further predictions, which only evaluations compute."""
     if not criterion.further:
         return
     with torch.no_grad(), explained():

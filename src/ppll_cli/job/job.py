@@ -79,7 +79,7 @@ class Job:
     # Like `specs`, but for evaluation batches; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     homes: tuple[int, ...] = ()  # number of each worker's machine; empty if the run has one machine
-    weights: Weights | None = None  # initial weights from a file; None to draw all from the seed
+    weights: Weights | None = None  # file of initial weights; None: the seed determines all weights
     # The units whose weights are read by losses of earlier modules, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
@@ -151,7 +151,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return a worker's device for messages, with its machine if the run has several."""
+        """Return a worker's device as text for messages, with its machine if there are several."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
@@ -252,7 +252,7 @@ class Job:
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """Return the names of the tensors that are sent, by sending and receiving stage."""
+        """Map each pair (sending stage, receiving stage) to the names of the tensors sent."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):
@@ -304,7 +304,8 @@ class Job:
         units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
         if (names := tuple(unit.name for unit in units)) != self.names:
             made = (
-                f"its units() made {', '.join(names)}, and before the start {', '.join(self.names)}"
+                f"its units() made {', '.join(names)}, but before the start it made "
+                f"{', '.join(self.names)}"
             )
             remedy = "it must always make the same units; for example, do not loop over a set"
             raise ConfigError("model._target_", settings.model["_target_"], made, remedy)

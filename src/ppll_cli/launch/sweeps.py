@@ -148,7 +148,7 @@ def record_of(
 
 
 def inside(name: str) -> bool:
-    """Return whether a path is relative and leads to a folder inside its base folder."""
+    """Return whether a path is relative, and leads into the folder to which it is relative."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

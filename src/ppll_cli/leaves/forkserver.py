@@ -61,7 +61,7 @@ def start() -> None:
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # the server inherits this block, and `launch.preload` ends it
+        with _blocked(*STOPPING):  # the server inherits this; `launch.preload` unblocks them
             forkserver.ensure_running()
 
 
@@ -97,7 +97,7 @@ def begin(worker: ForkServerProcess) -> None:
     """Make the fork server start a worker.
 
     Raises:
-        RunFailedError: The fork server is gone, or is stopped.
+        RunFailedError: The fork server has ended, or is stopped.
     """
     ended, problem = Event(), list[str]()
     watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
@@ -115,7 +115,7 @@ def begin(worker: ForkServerProcess) -> None:
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
     """Kill the fork server if it does not answer, so that `begin` stops waiting.
 
-    Time in which this process itself was stopped, for example by Ctrl-Z, does not count.
+    The time limit leaves out time in which this process itself was stopped, for example by Ctrl-Z.
     """
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
@@ -144,7 +144,7 @@ def is_stopped(process_id: int) -> bool:
 
 
 def lost_helper(name: str) -> RunFailedError:
-    """Return the error to raise when a helper process of multiprocessing is gone."""
+    """Return the error to raise when a helper process of multiprocessing has ended."""
     return RunFailedError(
         f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
     )

@@ -83,7 +83,7 @@ class EDSR:
 
     Attributes:
         depth: Number of residual units.
-        width: C of all maps.
+        width: Number of channels of all maps, C.
         res_scale: Factor by which the result of a residual unit's convolutions is multiplied before
             its input is added.
     """

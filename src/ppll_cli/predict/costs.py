@@ -199,7 +199,7 @@ def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
 
 
 def params_of(job: Job, stage: int, profile: Source) -> int:
-    """Return the number of parameters of a stage's units and auxiliary networks."""
+    """Return the number of trained parameters of a stage's units and auxiliary networks."""
     chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
     return sum(gradient_bytes(job, chunk, profile) for chunk in chunks) // 4
 

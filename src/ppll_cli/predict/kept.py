@@ -21,7 +21,7 @@ Record = dict[str, float]
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
     "halves": {"input_s", "weight_s"},
-    "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params"},
+    "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params", "frozen_bytes"},
     "copy": {"seconds"},
     "parameter": {"step_s", "bytes"},
 }

@@ -24,7 +24,7 @@ from ppll_cli.predict.neighbours import neighbours
 from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
-FORMAT = 4
+FORMAT = 5
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
@@ -41,7 +41,9 @@ class Measured(NamedTuple):
 
     Attributes:
         saved_bytes: Bytes kept in memory until the backward pass, without inputs.
+        params: Number of parameters; of an auxiliary network only those that are trained.
         recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
+        frozen_bytes: Bytes of an auxiliary network's parameters that are not trained.
     """
 
     forward_s: float
@@ -49,6 +51,7 @@ class Measured(NamedTuple):
     saved_bytes: int
     params: int
     recomputed_bytes: int = 0
+    frozen_bytes: int = 0
 
 
 @dataclass
@@ -265,8 +268,9 @@ class Profile:
     def _measured(self, key: str) -> Measured:
         known = self._known[key]
         saved, params = int(known["saved_bytes"]), int(known["params"])
-        again = int(known.get("recomputed_bytes", 0))
-        return Measured(max(LEAST_S, known["forward_s"]), known["backward_s"], saved, params, again)
+        others = [int(known.get(name, 0)) for name in ("recomputed_bytes", "frozen_bytes")]
+        forward_s = max(LEAST_S, known["forward_s"])
+        return Measured(forward_s, known["backward_s"], saved, params, *others)
 
     def _add(self, key: str, **record: float) -> None:
         self._known[key] = record

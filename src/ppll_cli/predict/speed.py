@@ -217,6 +217,8 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
     for stage in range(job.stages):
         params = params_of(job, stage, profile)
         kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
+        chunks = (job.layout.chunks[number] for number in job.layout.of(stage))
+        kept += sum(end_of(job, chunk, profile).frozen_bytes for chunk in chunks)
         if job.settings.optim.ema is not None:
             kept += 4 * sum(profile.unit(unit).params for unit in job.layout.units(stage))
         result.append(kept)

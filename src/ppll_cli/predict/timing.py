@@ -124,8 +124,8 @@ def time_criterion(
     """Measure the cost of an auxiliary network and its loss, including the task's metric.
 
     The criterion is on the device and in training mode. In `values`, the tensors that the module
-    makes require gradients. The result has `forward_s`, `backward_s`, `saved_bytes` and `params`,
-    as in `Measured`.
+    makes require gradients. The result has `forward_s`, `backward_s`, `saved_bytes`, `params` and
+    `frozen_bytes`, as in `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())
@@ -158,5 +158,6 @@ def time_criterion(
         "forward_s": forward_s,
         "backward_s": backward_s,
         "saved_bytes": sum(saved.values()),
-        "params": sum(parameter.numel() for parameter in parameters),
+        "params": sum(p.numel() for p in parameters if p.requires_grad),
+        "frozen_bytes": sum(p.nbytes for p in parameters if not p.requires_grad),
     }

@@ -251,16 +251,7 @@ def _check_units(
     check_names([unit.name for unit in units])
     known = {*input_spec.specs}
     for unit in units:
-        if isinstance(unit.build, nn.Module) or not callable(unit.build):
-            problem = f"`build` of unit {unit.name!r} is no function that returns a network"
-            raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")
-        if isinstance(unit.reads, str) or isinstance(unit.writes, str):
-            problem = f"reads and writes of unit {unit.name!r} must be tuples of names"
-            raise ConfigError(*model, problem, 'for example ("x",)')
-        if not unit.writes or len({*unit.writes}) < len(unit.writes):
-            names = f"({', '.join(map(repr, unit.writes))})"
-            problem = f"unit {unit.name!r} writes {names}: it must write at least one tensor"
-            raise ConfigError(*model, problem, "give each tensor a name of its own")
+        _check_form(unit, model)
         missing = [name for name in unit.reads if name not in known]
         if missing:
             problem = f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes"
@@ -272,3 +263,19 @@ def _check_units(
                 )
                 raise ConfigError(*model, problem, "use another name")
         known.update(unit.writes)
+
+
+def _check_form(unit: Unit, model: tuple[str, object]) -> None:
+    """Check that a unit has a function that builds its network, and proper names of tensors."""
+    if isinstance(unit.build, nn.Module) or not callable(unit.build):
+        problem = f"`build` of unit {unit.name!r} is no function that returns a network"
+        raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")
+    for names in (unit.reads, unit.writes):
+        # The order of a set differs between processes.
+        ordered = isinstance(names, tuple | list)
+        if not ordered or not all(isinstance(name, str) for name in names):
+            problem = f"reads and writes of unit {unit.name!r} must be tuples of names"
+            raise ConfigError(*model, f"{problem}, not {names!r}", 'for example ("x",)')
+    if not unit.writes or len({*unit.writes}) < len(unit.writes):
+        problem = f"unit {unit.name!r} writes {unit.writes}: it must write at least one tensor"
+        raise ConfigError(*model, problem, "give each tensor a name of its own")

@@ -108,8 +108,8 @@ class Detection:
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over pictures, a scalar.
 
-        No shape depends on a value, so the host never waits for the device. Pictures are processed
-        together as far as `LARGEST_TABLE` allows.
+        No tensor's shape depends on values in tensors, so the host never waits for the device.
+        Pictures are processed together as far as `LARGEST_TABLE` allows.
         """
         prediction = prediction.float()
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))

@@ -107,7 +107,7 @@ class QueueReceiver:
         self._next: _Message | None = None
 
     def open(self) -> None:
-        """Do nothing."""
+        """Do nothing: this end needs no setup."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one.

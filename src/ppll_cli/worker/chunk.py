@@ -6,6 +6,7 @@ chunk. `backward` continues from these gradients, and `step` updates the weights
 chunk are detached, so autograd stops at them.
 """
 
+import logging
 from collections.abc import Callable, Container
 from functools import partial
 from typing import Any
@@ -28,13 +29,21 @@ from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
 from ppll_cli.worker.views import as_received, copy_gradients, storages, unchanged, without_aliases
 
+log = logging.getLogger(__name__)
+
+UNTRAINED = (
+    "the loss of module %d does not train the module's units, because it does not depend on their "
+    "outputs: if this is not intended, look for detach() and no_grad() in the loss"
+)
+"""A warning; the argument is the number of the module."""
+
 
 class HeldChunk(Networks):
     """A chunk on a worker.
 
     Attributes:
         tensors: The tensors of the current batch.
-        batch: Step, micro-batch sizes and more of the current batch.
+        batch: Describes the current batch, for example its step and its micro-batches' sizes.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
         sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
             additional prediction of a criterion, `split_of` returns the key.
@@ -55,6 +64,7 @@ class HeldChunk(Networks):
         self.sums: dict[str, Sums] = {}
         self._sends_gradients = not job.make_schedule().local
         self._generators = Generators(device, job.settings.seed)
+        self._warned = False
 
     def begin(self, batch: Batch) -> None:
         """Prepare for a batch: set the networks' mode, and choose averaged or plain weights."""
@@ -118,6 +128,9 @@ class HeldChunk(Networks):
         if self.is_trained_by(loss):
             (loss if share == 1 else loss * share).backward()
         gradients = {n: t.grad for n, t in outputs.items() if t.grad is not None}
+        if outputs and not gradients and not self._warned:
+            self._warned = True
+            log.warning(UNTRAINED, self.place.module)
         self.tensors.store_gradients(micro_batch, gradients)
 
     def backward(self, micro_batch: int) -> None:
@@ -140,9 +153,9 @@ class HeldChunk(Networks):
             copy_gradients([*leaves, *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
-        """Do one optimizer step; with `optim.clip_norm`, clip the gradients before it.
+        """Do one optimizer step; if `optim.clip_norm` is set, clip the gradients before the step.
 
-        Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
+        If `optim.nonfinite=skip`, the device skips the step when the gradient norm is not finite.
 
         Args:
             step: Number of optimizer steps done before this one.

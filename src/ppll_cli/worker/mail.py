@@ -30,7 +30,7 @@ class Mail:
         """Wait until a message has arrived (`kind` "starved") or a slot is free (`kind` "blocked").
 
         The wait has no time limit, because this worker is not to blame if another stage hangs. If
-        another worker fails, the parent ends this process. If the parent is gone, another thread
+        another worker fails, the parent ends this process. If the parent ends, another thread
         of this process ends the process.
         """
         with self._recorder.waiting(kind):

@@ -104,7 +104,7 @@ class Networks:
 
     @cached_property
     def unit_weights(self) -> list[nn.Parameter]:
-        """The parameters of units with `requires_grad`; one that two units share is listed once."""
+        """The units' parameters with `requires_grad`; a parameter of two units is listed once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 

@@ -106,9 +106,9 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
-    """Find the pictures in a folder that has a folder for each class, with or without subfolders.
+    """Find the pictures in a folder that has a folder for each class.
 
-    If `empty`, classes without pictures are allowed.
+    Pictures may be in subfolders of a class. If `empty`, classes without pictures are allowed.
 
     Raises:
         ListingError: There are no classes, or a class has no pictures and `empty` is False.
