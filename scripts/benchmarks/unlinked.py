@@ -135,7 +135,7 @@ class InTurn(Workers):
     """Workers whose lines (see `paced.Line`) train one after another."""
 
     def measure(self, seconds: float) -> float:
-        """Train for about this time, one line after another; return their samples per second."""
+        """Train one line after another, for about `seconds` in all; return samples per second."""
         for line in self.lines:
             fill, steps, *_ = self.spans(line, seconds / len(self.lines))
             self.time([line], [[fill, steps]])

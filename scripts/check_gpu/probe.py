@@ -285,7 +285,7 @@ def _sleep(cycles: int) -> None:
 def _add_up(connection: Connection, device: str) -> None:
     """Run the other process of `shared_events`: in each turn, read the first shared number.
 
-    Then send the sum of these numbers.
+    After the last turn, send the sum of these numbers.
     """
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]

@@ -301,9 +301,9 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names, and the groups that these need or that compare them.
+    """Return the groups that `--only` names or, if it names none, all groups.
 
-    If `--only` names no group, return all groups.
+    A group of runs and the group that compares these runs are returned together.
     """
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:

@@ -54,7 +54,7 @@ def main() -> NoReturn:
     """Run the console script.
 
     Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If text cannot be
-    written to stdout, `--help` and `--cfg job` exit with 1, but a run exits as with working output.
+    written to stdout, `--help` and `--cfg job` exit with 1, but the status of a run is unchanged.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
@@ -106,7 +106,7 @@ def _main(arguments: list[str]) -> None:
     if where is not None:  # keeps torch from printing C++ stack traces when a machine is lost
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if {*options} <= {"-m", "--multirun"}:
-        forkserver.start()  # imports torch while this process composes and checks the configuration
+        forkserver.start()  # the server imports torch while this process checks the configuration
     try:
         if where is None:
             _hydra_main(arguments, overrides)
@@ -185,7 +185,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             jobs.failures.append(failed)  # Hydra could not begin a job
         elif not jobs.failures:
             raise
-        else:  # a search needs results, but its jobs failed
+        else:  # a sweeper that searches for settings got no results, because jobs failed
             log.error("ppll-run: the sweep ended early: %s", said(error))
     finally:
         _running.clear()
@@ -198,9 +198,9 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
-    Return the record of the run to be resumed, and the folders that Hydra will make. For a sweep
-    and for a new run, the record is None. For a sweep, for a resumed run, and if the folders are
-    unknown, None is returned for them.
+    Return the record of the run to be resumed, and the folders that Hydra will make. The record is
+    None for a sweep and for a new run. The folders are None if they are unknown, and always for a
+    sweep and for a resumed run.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
@@ -238,7 +238,7 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """Raise the first failure; before, print how to resume a failed sweep if this could help."""
+    """Print how to resume a failed sweep if this can help, then raise the first failure, if any."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]

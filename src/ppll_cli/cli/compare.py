@@ -25,9 +25,9 @@ from ppll_cli.observe.logs import only_warn
 
 DESCRIPTION = """\
 Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
-time to a metric, memory. Runs that differ only in seed are one group: mean, standard deviation
-and number of seeds. Interrupted and failed runs are listed with what is known of them; runs that
-differ in model, data, batch size, epochs, precision or device are marked.
+time to a metric, memory. Runs that differ only in seed are shown as one group, with mean, standard
+deviation and number of seeds. Interrupted and failed runs are listed with what is known of them;
+runs that differ in model, data, batch size, epochs, precision or device are marked.
 """
 EPILOG = """\
 Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: into

@@ -176,7 +176,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         default=(),
         type=Path,
         metavar="FILE",
-        help="predict from pictures of your own; with --split, the data set is evaluated as well",
+        help="predict from pictures of your own; with --split, the data set is also evaluated",
     )
     parser.add_config_dir()
     return parser.parse_args(arguments)
@@ -193,7 +193,8 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data get the preprocessing of the run's own data, except where the command line sets it.
+    If the command line chooses other data, these get the preprocessing of the run's own data, but
+    the command line may set another one.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that

@@ -94,7 +94,8 @@ def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
 def _as_json(found: Evaluated) -> dict[str, Any]:
     """Return an evaluation as plain data.
 
-    The keys are those of `summary.json`, but keys of averaged weights do not end with `_ema`.
+    The keys are those of `summary.json`, but keys of results with averaged weights have no `_ema`
+    at the end.
     """
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result

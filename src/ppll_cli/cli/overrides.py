@@ -76,10 +76,10 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 def for_each_job(overrides: Sequence[str]) -> list[str]:
     """Rewrite a sweep's overrides so that Hydra checks keys of swept groups only in the jobs.
 
-    Before the jobs, Hydra composes the overrides that have one value, without those that have
-    several. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
-    refuse this key, because the default option of `local` has no such key. So this function writes
-    `local.hidden=choice(64)`, which Hydra composes only for the jobs.
+    Before it starts jobs, Hydra composes the overrides that have one value, and leaves out those
+    that have several. From `local=dgl,infopro local.hidden=64` Hydra would compose only
+    `local.hidden=64`, and refuse this key, because the default option of `local` has no such key.
+    So this function writes `local.hidden=choice(64)`, which Hydra composes only for the jobs.
     """
     from hydra.errors import OverrideParseException
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def note_refusal(error: ConfigError) -> None:
-    """If the refused job belongs to a sweep, record it in the sweep's folder."""
+    """If this process runs a job of a sweep, record in the sweep's folder why it was refused."""
     config = HydraConfig.get()
     if config.mode is RunMode.MULTIRUN:
         refuse(Path(config.sweep.dir), config.job.num, overrides_of(config, "task"), str(error))

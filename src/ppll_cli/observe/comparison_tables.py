@@ -77,9 +77,9 @@ def cell(
 ) -> str:
     """Return a cell: a group's mean of a measure and, with several seeds, the standard deviation.
 
-    Numbers are divided by `scale`. `NOISE` follows if noise can explain the difference between this
-    group and `against`. The difference is tested in the measure `judged` or, if that is None, in
-    `measure`. `counted` says whether the number of seeds is written.
+    Numbers are divided by `scale`. `NOISE` follows the mean if noise can explain the difference
+    between `group` and `against`. The difference is tested in the measure `judged` or, if that is
+    None, in `measure`. `counted` says whether the number of seeds is written.
     """
     found = group.spread(measure)
     if found is None:
@@ -224,8 +224,8 @@ def _mean(name: str, key: str) -> Column:
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
     """Return a column of means, marked with `NOISE` where noise can explain a difference.
 
-    It is the difference of a speed-up from its baseline, or of any other mean from the mean of the
-    group's reference.
+    For a speed-up, this is the difference from the baseline. For any other mean, this is the
+    difference from the mean of the group's reference.
     """
 
     def text(group: Group) -> str:

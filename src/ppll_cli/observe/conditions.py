@@ -48,7 +48,7 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run, or its latest conditions if a resume changed them."""
+    """Return the conditions of a run; if a resume changed them, the latest ones."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -66,8 +66,8 @@ def conditions(run: FoundRun) -> Conditions:
 def locality(run: FoundRun) -> Conditions:
     """Return the settings of a run's local learning.
 
-    A run with local losses has a run under `ll` as its baseline only if both have equal settings of
-    local learning. All runs of a group have equal ones, too.
+    If these settings differ between two runs with local losses, neither run is the baseline of the
+    other, and the two runs are not in one group.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -112,7 +112,10 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Sequence[Conditions]) -> Conditions:
-    """Return the conditions of the run that is comparable to the most runs; of ties, the first."""
+    """Return the conditions of the run that is comparable to the largest number of runs.
+
+    If there are several such runs, return the conditions of the first.
+    """
     return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
 
@@ -219,7 +222,10 @@ def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return the options of a group whose runs differ in the value of `key`."""
+    """Return each option whose runs differ in the value of `key`.
+
+    `flat` has the settings of each run. `options` has the chosen option of each run.
+    """
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):
         values.setdefault(option, set()).add(json.dumps(each.get(key)))

@@ -43,7 +43,7 @@ NARROWEST = 20
 """Smallest width, in characters, of a terminal that gets a live display and tables that fit it."""
 
 NO_CURSOR = ("", "dumb", "unknown")
-"""Values of TERM for terminals that cannot move the cursor."""
+"""Values of the environment variable TERM for terminals that cannot move the cursor."""
 
 
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:

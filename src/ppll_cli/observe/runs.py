@@ -148,8 +148,8 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Return a name for each run: its relative path, with as many parents as make it unique.
 
-    `depths` has the number of parts of each relative path. With `above`, a name has at least one
-    parent.
+    `depths` has the number of parts of each relative path. If `above` is True, a name has at least
+    one parent.
     """
     for more in count(int(above)):
         names = {

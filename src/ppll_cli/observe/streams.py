@@ -19,7 +19,8 @@ NAMES = ("stdout", "stderr")
 class Shown:
     """A text stream that never raises. After its first failure it drops all text.
 
-    `failure` is the first failure; None if the stream works. A stream may be made with a failure.
+    `failure` is the first failure; None if the stream works. A stream that was closed when the
+    program began has a failure from the start.
     """
 
     def __init__(self, stream: TextIO, name: str, failure: Exception | None = None) -> None:

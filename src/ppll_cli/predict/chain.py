@@ -87,8 +87,8 @@ class Setup:
 class Work:
     """The description of a chain, which is sent to the process that makes the chain.
 
-    With `split`, each backward pass runs in two halves: gradients of the inputs, then of the
-    parameters.
+    If `split` is True, each backward pass runs in two halves: first for gradients of the inputs,
+    then for gradients of the parameters.
     """
 
     setup: Setup
@@ -121,8 +121,8 @@ class Chain:
 
         Returns:
             Seconds of each unit's forward pass, of each unit's backward pass from the last unit to
-            the first, and of the optimizer's step. With `split`, each backward pass has two times:
-            first of the half for the inputs, then of the half for the parameters.
+            the first, and of the optimizer's step. If backward passes are split, each has two
+            times: first of the half for the inputs, then of the half for the parameters.
         """
         watch = Stopwatch(self.device)
         values: dict[str, Tensor] = {}

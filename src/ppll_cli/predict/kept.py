@@ -38,7 +38,7 @@ class Kept:
         self._folder, self._writable = folder, True
 
     def read(self, name: str) -> dict[str, Record]:
-        """Return the records of a file by key; none if the file is missing or damaged."""
+        """Return the records of a file by key; {} if the file is missing or damaged."""
         path = self._folder / name
         try:
             return _records(path)

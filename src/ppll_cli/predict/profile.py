@@ -110,8 +110,8 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        With `first`, the unit is the first one of a module with a local loss, so no gradients of
-        its inputs are computed.
+        If `first` is True, the unit is the first one of a module with a local loss, so no gradients
+        of its inputs are computed.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -119,8 +119,8 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        The two are measured together, without neighbours. With neighbours, the times are multiplied
-        by `slowdown`.
+        The two are measured together, without neighbours. If the profile has neighbours, the
+        measured times are multiplied by `slowdown`.
         """
         key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:
@@ -154,7 +154,7 @@ class Profile:
 
     @property
     def _way(self) -> str:
-        """How messages reach `receiver`, as the end of a record's key; empty inside a device."""
+        """Part of a record's key that says how messages reach `receiver`; empty for one device."""
         to = f" to {model_of(self.receiver)}" if self.receiver != self.setup.device else ""
         return to + (" by the host" if self._by_host else "")
 
@@ -231,7 +231,7 @@ class Profile:
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """Choose units to measure: the index of each, and whether it is first in its module."""
+        """Return the units to measure: the index of each, and whether it is first in its module."""
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):

@@ -260,7 +260,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
         before, here = (job.layout.chunks[n].stage for n in (number - 1, number))
         directions[before, here] += sent.activations
         directions[here, before] += sent.gradients
-    weights: Counter[tuple[int, int]] = Counter()  # these do not depend on the batch's size
+    weights: Counter[tuple[int, int]] = Counter()  # bytes, for any size of a batch
     for watcher in job.routes.watches:
         ends = job.routes.watched(watcher), watcher
         source, target = (job.layout.chunks[n].stage for n in ends)

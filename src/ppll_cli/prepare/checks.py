@@ -75,7 +75,7 @@ def check_streams(job: Job) -> None:
     try:
         with blaming(key, path, "its instructions"):
             _check_calls(job)
-            _ = job.channels  # makes, checks and simulates all streams
+            _ = job.channels  # makes, checks and simulates the instructions
             _ = job.halves
             _check_averages(job)
     except (ScheduleError, DeadlockError) as error:
@@ -123,8 +123,9 @@ def _check_equal(stage: int, method: str, calls: Sequence[Sequence[Compute | Mea
 def _check_averages(job: Job) -> None:
     """Refuse a schedule under which two replicas would average their chunks in different orders.
 
-    The order of a schedule may depend on the number of micro-batches, and replicas whose shares of
-    a batch differ in size may have different numbers. Each average needs all replicas of a stage.
+    The order of a schedule may depend on the number of micro-batches. Replicas whose shares of a
+    batch differ in size may have different numbers of micro-batches, but all replicas of a stage
+    must average the same chunk at the same time.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = sorted({len(job.microbatches(samples, each)) for each in range(job.replicas)})
