@@ -193,7 +193,9 @@ def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> 
 def _reading(source: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ListingError(source, "is not text in UTF-8", "save it in this encoding") from error
+    except OSError as error:
         problem = f"cannot be read ({problem_of(error)})"
         raise ListingError(source, problem, "repair it, or make it readable") from error
 
