@@ -161,12 +161,27 @@ class Ends:
                 specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
             with blaming(*self._method, f"making the exports of module {module}"):
                 exports = module_exports(self.method, here)
+                _check_units(exports, specs, self._method)
                 made_of = trace(exports, specs)
             for unit, made in zip(exports, made_of, strict=True):
                 _check_export(unit, made, [*specs, *names], self._method)
                 names.append(unit.name)
                 specs.update(zip(unit.writes, made.outputs, strict=True))
             yield here, exports
+
+
+def _check_units(
+    exports: object, specs: Mapping[str, ValueSpec], method: tuple[str, object]
+) -> None:
+    """Check that a local method exports units, and that they read tensors that exist."""
+    if not isinstance(exports, Sequence) or not all(isinstance(each, Unit) for each in exports):
+        raise ConfigError(*method, "its exports() must return a list of Units")
+    known = [*specs]
+    for unit in exports:
+        if unknown := [name for name in unit.reads if name not in known]:
+            problem = f"its export {unit.name!r} reads {unknown[0]!r}, which does not exist there"
+            raise ConfigError(*method, problem, f"it can read {', '.join(known)}")
+        known += unit.writes
 
 
 def _check_export(

@@ -6,7 +6,6 @@ chunk. `backward` continues from these gradients, and `step` updates the weights
 chunk are detached, so autograd stops at them.
 """
 
-import logging
 from collections.abc import Callable, Container
 from functools import partial
 from typing import Any
@@ -28,14 +27,6 @@ from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
 from ppll_cli.worker.views import as_received, copy_gradients, storages, unchanged, without_aliases
-
-log = logging.getLogger(__name__)
-
-UNTRAINED = (
-    "the loss of module %d does not train the module's units, because it does not depend on their "
-    "outputs: if this is not intended, look for detach() and no_grad() in the loss"
-)
-"""A warning; the argument is the number of the module."""
 
 
 class HeldChunk(Networks):
@@ -64,7 +55,6 @@ class HeldChunk(Networks):
         self.sums: dict[str, Sums] = {}
         self._sends_gradients = not job.make_schedule().local
         self._generators = Generators(device, job.settings.seed)
-        self._warned = False
 
     def begin(self, batch: Batch) -> None:
         """Prepare for a batch: set the networks' mode, and choose averaged or plain weights."""
@@ -128,9 +118,7 @@ class HeldChunk(Networks):
         if self.is_trained_by(loss):
             (loss if share == 1 else loss * share).backward()
         gradients = {n: t.grad for n, t in outputs.items() if t.grad is not None}
-        if outputs and not gradients and not self._warned:
-            self._warned = True
-            log.warning(UNTRAINED, self.place.module)
+        self.tell_if_untrained(outputs, gradients)
         self.tensors.store_gradients(micro_batch, gradients)
 
     def backward(self, micro_batch: int) -> None:
