@@ -82,7 +82,7 @@ class CompareRuns(Callback):
     made: ClassVar[set[Path]] = set()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record the sweeper's name, so that `resume` can say why it cannot continue a search."""
+        """Record the sweeper's name, by which `resume` recognises a search and refuses it."""
         folder = Path(config.hydra.sweep.dir).absolute()
         places = (folder, *folder.parents)
         type(self).folder, type(self).made = folder, {p for p in places if not p.exists()}

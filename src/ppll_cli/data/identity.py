@@ -31,7 +31,7 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
 
 
 def files_in(entries: Sequence[Entry]) -> set[tuple[str, int]]:
-    """Return name and size of each file among entries."""
+    """Return the name and the size in bytes of each file that an identity lists."""
     return {(name, size) for name, size in entries if isinstance(size, int)}
 
 

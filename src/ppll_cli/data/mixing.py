@@ -75,7 +75,8 @@ def mix_up(images: Tensor, share: float) -> float:
 def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
     """Replace a box of each image by the same box of the previous image.
 
-    The box is sqrt(1 - share) times as high and wide as the image, rounded down to even numbers of
+    `share` is the fraction of an image that is outside of the box before the box is clipped. The
+    box is sqrt(1 - share) times as high and wide as the image, rounded down to even numbers of
     pixels, and clipped at the image's border. `place` is the box's centre, as fractions of height
     and width in [0, 1). Images, float32 [B, C, H, W], are changed in place. Return the fraction of
     an image that is outside of its clipped box.

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _Start = tuple[GradientEdge, Tensor]
-"""An edge of the graph at which a call of autograd starts, and the gradient that arrives there."""
+"""An edge of autograd's graph at which a backward starts, and the gradient of this edge."""
 
 
 class _Call(NamedTuple):

@@ -26,7 +26,9 @@ PATHS = ("root", "cache", "folders")
 """Keys of a data set's configuration whose values are folders; records have absolute paths."""
 
 DATA_FILES = "data-files.json"
-"""The file in a run directory that holds the identity of the data; see `data.identity`."""
+"""The file in a run directory with names and sizes, or digests, of the run's data files.
+
+A later command uses it to find out whether the data have changed; see `data.identity`."""
 
 OWN_FILES = (
     CONFIG_FILE,

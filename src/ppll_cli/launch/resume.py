@@ -182,7 +182,7 @@ class Recorded:
         given = override.partition("=")[2]
         if key == "epochs" and value is not ABSENT:
             if at(self.config, "optim.schedule") in ("cosine", "cosine_by_epoch"):
-                reason = "and its learning rate depends on it"
+                reason = "and its learning rate depends on the number of epochs"
                 raise refused(key, given, at(self.config, key), reason)
             return
         same_data = key not in COMPARED or self.data_sha256 is not None

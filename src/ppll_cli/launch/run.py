@@ -231,7 +231,11 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return a command that compares this run with other schedules; None if none is shown."""
+        """Return a command that compares this run with other schedules.
+
+        Return None for a sweep, for a run on several machines, and if the changes of the command
+        line are unknown.
+        """
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes

@@ -98,7 +98,7 @@ class RecordedSweep:
             before = recorded([setting("resume", str(run_dir))])
         else:
             parse(config)
-        # Classes that sweep.json names are checked like those in a run's config.json.
+        # Check the classes named in sweep.json in the same way as those in a run's config.json.
         known = before or Recorded(run_dir, config, choices)
         again = _for_job(overrides, known.config)
         found, chosen = known.changed(*composed(known.arguments(again)), again)

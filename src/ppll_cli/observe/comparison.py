@@ -156,9 +156,9 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
-            f"s to {comparison.metric} {comparison.target:.4g}: seconds of training, evaluation "
-            "included, until an evaluation reached this value, which is the worst final value of "
-            "the comparable completed runs"
+            f"s to {comparison.metric} {comparison.target:.4g}: seconds of training and evaluation "
+            "until an evaluation reached this value; it is the worst final value of all completed "
+            "runs that are comparable"
         )
     if not each:
         yield from _on_noise(groups)

@@ -208,7 +208,8 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
     """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
 
-    If any evaluation has no time, an older program began the run, and all times are set to None.
+    If any evaluation has no time, an older version of ppll-run began the run. Then all times are
+    None.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:

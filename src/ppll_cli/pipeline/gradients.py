@@ -1,6 +1,6 @@
 """Passes for split backwards, averages of gradients over replicas, and gradient norms.
 
-A pass is a function that completes a schedule's instructions; see `passes.py`.
+A pass is a function that adds what a schedule's list of instructions lacks; see `passes.py`.
 """
 
 from collections.abc import Iterable, Sequence

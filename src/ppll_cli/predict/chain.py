@@ -157,7 +157,7 @@ class Chain:
     def saved_bytes(self) -> list[Saved]:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        A unit leaves its outputs and the tensors that autograd saves, without parameters, buffers
+        A unit leaves its outputs and the tensors that autograd saves, except parameters, buffers
         and inputs. A storage that several tensors share is counted once. With recomputation, a unit
         leaves only its outputs.
         """

@@ -206,8 +206,8 @@ class Detection:
             if self.width == stride * shape[2] and stride & (stride - 1) == 0:
                 return stride
         problem = (
-            f"finds boxes in maps [C, H, W] whose stride in {self.height}x{self.width} pixels is a "
-            f"power of 2, but a module ends in {list(shape)}"
+            f"finds boxes in maps [C, H, W] with a stride that is a power of 2, for pictures of "
+            f"{self.height}x{self.width} pixels, but a module ends in {list(shape)}"
         )
         raise ConfigError(key, value, problem, "use model=retinanet")
 

@@ -97,7 +97,7 @@ class Worker:
         """Load the state of a snapshot, of a checkpoint or of a file of weights, if there is one.
 
         Return the progress at the snapshot (None if there is no snapshot), and the measurements in
-        the checkpoint that no report contains yet.
+        the checkpoint that have not yet been reported to the parent process.
         """
         job, links = self.job, self.links
         if links.recovery is not None:

@@ -159,7 +159,7 @@ class Fleet:
             self.parcels.popitem()[1].close()
 
     def close(self) -> None:
-        """Leave the fleet. Machine 0 leaves last, or after at most `LEAVING_S` seconds."""
+        """Leave the run. Machine 0 waits at most `LEAVING_S` seconds until all others have left."""
         self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
