@@ -56,7 +56,7 @@ def with_copies(
 
 
 def recovery_bytes(job: Job, profile: Source) -> list[int]:
-    """Return for each stage the size in bytes of its snapshots and of messages kept for a replay."""
+    """Return for each stage the bytes of its snapshots and of the messages kept for a replay."""
     result = [0] * job.stages
     for stage in job.restartable:
         result[stage] = BUFFERS * snapshot_bytes(job, stage, params_of(job, stage, profile))
