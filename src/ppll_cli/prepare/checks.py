@@ -14,7 +14,7 @@ from ppll_cli.pipeline.validation import validate, validate_evaluation
 from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
 
-CALLS = 4
+CALLS = 2
 """How often a schedule is called for each number of micro-batches, to detect random orders."""
 
 
@@ -92,8 +92,8 @@ def in_one_line(error: PpllError) -> str:
 def _check_calls(job: Job) -> None:
     """Refuse a schedule that yields other instructions when it is called again.
 
-    Every worker calls the schedule. If the workers' orders did not fit together, the workers would
-    wait for each other for ever.
+    Such a run could not be repeated, and machines that each call the schedule could wait for each
+    other for ever.
     """
     for stage in range(job.stages):
         for count in sorted(job.microbatch_counts()):
@@ -115,8 +115,8 @@ def _check_equal(stage: int, method: str, calls: Sequence[Sequence[Compute | Mea
             if one != another:
                 raise ScheduleError(
                     f"{method}() yielded {one} for stage {stage}, and {another} when it was called "
-                    "again; it must always yield the same instructions, because each worker calls "
-                    "it"
+                    "again; it must always yield the same instructions, so that a run can be "
+                    "repeated"
                 )
 
 
