@@ -105,14 +105,12 @@ class HeldChunk(Networks):
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self.autocast():
-            seed_of = seeding.auxiliary_forward
-            self._generators.seed(seed_of, self.place.module, batch, micro_batch)
+            self._generators.seed(seeding.auxiliary_forward, self.place.module, batch, micro_batch)
             with unchanged(values, f"the loss of module {self.place.module}"):
                 loss, prediction = self.criterion(values)
             with torch.no_grad():
                 measures = measured(self.job.task, prediction, values, training=True)
-        sums = self.sums.setdefault("train", Sums())
-        sums.add(loss, batch.sizes[micro_batch], measures)
+        self.sums.setdefault("train", Sums()).add(loss, batch.sizes[micro_batch], measures)
         self.nonfinite.check(loss)
         share = batch.share(micro_batch)
         if self.is_trained_by(loss):
