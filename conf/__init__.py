@@ -1,1 +1,1 @@
-"""The configuration groups of ppll-run, as `ppll_cli.conf` in an installed package."""
+"""The configuration groups of ppll-run. An installed package contains them as `ppll_cli.conf`."""

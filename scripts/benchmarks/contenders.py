@@ -94,7 +94,7 @@ SHORT = tuple(name for name in LONG if name not in ("torch_gpipe_m8", "torch_1f1
 
 
 Contender = Workers | Ranks
-"""Processes that train when they get an order, and rest in between."""
+"""Processes that train when they get an order, and are idle between orders."""
 
 
 class Case:

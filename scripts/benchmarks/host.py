@@ -96,8 +96,8 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
 
     Args:
         overrides: The overrides of the run.
-        blocks: Number of blocks of `BLOCK` steps to time of each loop, after two blocks that warm
-            up.
+        blocks: How many blocks of `BLOCK` steps to time in the worker, and how many in the bare
+            loop. Two more blocks of each warm up.
 
     Returns:
         Times per step in milliseconds: the medians `worker_ms` and `torch_ms`, their difference

@@ -141,7 +141,7 @@ def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -
 
     The result is empty for `ddp`. Both namespaces share this machine's cores and memory, so their
     workers slow each other down, unlike workers on two real machines. Therefore the prediction for
-    a link counts all workers as workers of one machine.
+    a link assumes that all workers share the cores of one machine.
     """
     if name == DDP:
         return {}
@@ -189,7 +189,7 @@ def _rows(
     cache = FOLDER / "network" / "cache"
     os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
     for model in models:
-        shutil.rmtree(cache, ignore_errors=True)  # an old profile may not fit any more
+        shutil.rmtree(cache, ignore_errors=True)  # old times may be wrong now
         for name in names:
             row = {"predicted": predicted(model, name, links)}
             row |= _measure(both, model, name, options.rounds, options.steps)

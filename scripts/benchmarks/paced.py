@@ -1,4 +1,4 @@
-"""Runs the real workers of a job, which train when they get an order, and rest in between.
+"""Runs the real workers of a job, which train when they get an order, else are idle.
 
 The course of such a job waits on a pipe for orders. An order is a list of spans: each span is a
 number of training batches. After each span the course sends a mark: an item that follows the
@@ -138,7 +138,7 @@ class Workers:
         return self.time(self.lines, [WARM_UP] * len(self.lines))
 
     def measure(self, seconds: float) -> float:
-        """Train for about this time, and return the samples per second of the slowest line."""
+        """Train for about `seconds`, and return the samples per second of the slowest line."""
         orders = [self.spans(line, seconds) for line in self.lines]
         self.time(self.lines, orders)
         return self.job.course.batch_size / max(line.step_s for line in self.lines)
@@ -200,7 +200,7 @@ class Workers:
         if isinstance(event, Ending) or event["kind"] != "metrics":
             return
         stage = event["stage"]
-        # A stage sends a report for each of its modules, in order; the last one counts.
+        # A stage sends a report for each of its modules, in order; only the last is used.
         if event["module"] == self.job.layout.modules_of(stage)[-1]:
             mark = event["heard_s"], event["loss"] / event["samples"]
             self._marks[stage, event["step"]] = mark

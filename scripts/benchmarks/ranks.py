@@ -1,4 +1,4 @@
-"""Runs processes of `torch.distributed`, which train when they get an order, and rest in between.
+"""Runs processes of `torch.distributed`, which train when they get an order, else are idle.
 
 The timed steps begin and end with a barrier of all ranks.
 """
@@ -95,7 +95,7 @@ class Ranks:
         return self._train(WARM_UP)
 
     def measure(self, seconds: float) -> float:
-        """Train for about this time, and return the speed in samples per second."""
+        """Train for about `seconds`, and return the speed in samples per second."""
         self._train((1, max(LEAST_STEPS, round(seconds / self._step_s))))
         return self.job.course.batch_size / self._step_s
 

@@ -49,7 +49,7 @@ class Results:
             self.rows = json.loads(path.read_text())["rows"]
 
     def find(self, name: str, overrides: Sequence[str]) -> dict[str, Any] | None:
-        """Return the row with this name; None if it is missing or has other conditions."""
+        """Return the row with this name; None if it is missing or must be measured again."""
         row = self.rows.get(name)
         wanted = {"overrides": list(overrides), **self.conditions}
         return row if row is not None and wanted.items() <= row.items() else None

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def measure(schedules: Sequence[str], numbers: Sequence[int]) -> Mapping[tuple[int, str], float]:
-    """Measure alternating runs; return the median speeds by number of stages and schedule."""
+    """Measure all rows several times; return median speeds by number of stages and schedule."""
     cases = [(gpus, schedule) for gpus in numbers for schedule in schedules]
     rates: dict[tuple[int, str], list[float]] = {case: [] for case in cases}
     for _ in range(REPETITIONS):

@@ -22,7 +22,7 @@ LIMIT_S = 120.0
 """Time limit in seconds for each event that is waited for."""
 
 LEAVE_S = 10.0
-"""Seconds after the end of a program within which its processes and shared memory must be gone."""
+"""Seconds after a program's end within which its processes must end and free shared memory."""
 
 LOOK_S = 0.005
 

@@ -69,7 +69,7 @@ FAULTS = [
     *[("terminate", moment) for moment in ("start-up", "training", "checkpoint")],
     *[(kind, "training") for kind in ("kill fork server", *DAMAGES)],
 ]
-"""Faults and moments. Of each `len(FAULTS)` successive runs, every run uses another pair."""
+"""Pairs of a fault and a moment. In `len(FAULTS)` successive runs, each pair occurs once."""
 
 DELAYS_S = {"start-up": 4.0, "training": 0.1, "evaluation": 0.05, "checkpoint": 0.0}
 """For each moment, the largest delay of the fault in seconds."""

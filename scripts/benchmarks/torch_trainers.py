@@ -196,7 +196,7 @@ def _example(job: Job, spec: ValueSpec, travels: bool) -> Tensor:
     if travels and len(shape) == 3:
         shape = (*shape[1:], shape[0])
     samples = job.microbatch_size
-    # torch sends gradients back for tensors that require them.
+    # torch sends gradients back for tensors that require gradients.
     return torch.empty((samples, *shape), dtype=spec.dtype, device="meta", requires_grad=travels)
 
 

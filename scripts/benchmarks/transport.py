@@ -5,8 +5,8 @@ Another process sends a tensor to this process. The time is measured from before
 computes, as a stage does. For comparison, the time to copy the same tensor within one process is
 measured. The results are medians of alternating repetitions.
 
-If there are CUDA devices, messages from the first device to the last one are measured as well. Such
-a message is sent alone, and its time ends when the tensor is on the device. In the row "bulk", many
+If there are CUDA devices, messages from the first device to the last one are also measured. Such a
+message is sent alone, and its time ends when the tensor is on the device. In the row "bulk", many
 messages follow one another without a pause, and are compared with copies.
 """
 
@@ -259,7 +259,7 @@ def _synchronize(device: str) -> None:
 
 
 def _medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return medians without the first fifth, in which memory is used for the first time."""
+    """Return the median of each list without its first fifth, in which memory is first used."""
     return {name: median(seconds[len(seconds) // 5 :]) for name, seconds in times.items()}
 
 

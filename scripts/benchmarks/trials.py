@@ -79,8 +79,8 @@ class Trials:
         """Run the trainings of rows; each row has one trial per seed.
 
         One seed is trained after the other, so that a benchmark that was stopped has all rows of
-        the first seeds. Without `jobs`, as many trials run at the same time as there are cores, or
-        one if there is a GPU.
+        the first seeds. `jobs` trials run at the same time. If `jobs` is None, this is the number
+        of cores, or 1 if there is a GPU.
         """
         by_seed = zip(*(row for row in rows if row), strict=True)
         trials = [trial for seed in by_seed for trial in seed]
@@ -177,5 +177,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def megabytes(sizes: Iterable[int | None]) -> str:
-    """Return a cell with the sizes of all stages in MB, given in bytes."""
+    """Return a cell with the sizes of all stages in MB; `sizes` are in bytes."""
     return " / ".join("?" if size is None else f"{size / 1e6:.0f}" for size in sizes)

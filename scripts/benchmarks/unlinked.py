@@ -44,7 +44,8 @@ class Endless:
         course: Yields the items of the messages. It waits for orders (see `paced`).
         specs: Shape and dtype of the tensors of a batch, by name.
         chunk: Number of the chunk that receives the messages.
-        slots: Number of different batches, which are received in turn, as from the slots of a ring.
+        slots: Number of different batches. They are received one after another, again and again, as
+            from the slots of a ring.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class InTurn(Workers):
     """Workers whose lines (see `paced.Line`) train one after another."""
 
     def measure(self, seconds: float) -> float:
-        """Train for about this time, and return the samples per second of all lines in turn."""
+        """Train one line after another, for about `seconds` in all; return samples per second."""
         for line in self.lines:
             fill, steps, *_ = self.spans(line, seconds / len(self.lines))
             self.time([line], [[fill, steps]])

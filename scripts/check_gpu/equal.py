@@ -144,7 +144,8 @@ class Interrupted:
 def wrong(check: Check, output: str, seconds: float, **facts: Any) -> Outcome:
     """Return the outcome of a step whose run did not end as it should.
 
-    If the time of the whole check is over, the step did not wait long enough to know.
+    The outcome is "FAILED". If no time is left for the whole check, it is "skipped", because then
+    the step may not have waited long enough.
     """
     if check.left_s() <= 0:
         return skipped("no time left", output, seconds)

@@ -2,7 +2,7 @@
 
 Call it as `python -m scripts.check_gpu.probe cuda`, or with `cpu` to test the probe itself. Names
 that end in `_s`, `_ms` and `_us` are times in seconds, milliseconds and microseconds. Times of the
-host are the times until a call returns to Python, not the times that the device works.
+host are the times until a call returns to Python, not the times for which the device works.
 """
 
 import json
@@ -75,7 +75,7 @@ class Probe:
         for step in steps:
             try:
                 step()
-            except Exception as error:  # the other facts are still wanted
+            except Exception as error:  # continue with the other facts
                 say("failed", step=step.__name__, error=repr(error)[:300])
 
     def start(self) -> None:
@@ -157,7 +157,10 @@ class Probe:
         say("full_queue", launches=4000, host_s=host_s, gil_gap_s=heartbeat.gap_s)
 
     def shared_events(self) -> None:
-        """Check that one event per direction, recorded in each turn, synchronises two processes."""
+        """Check that two CUDA events synchronise two processes, one event for each direction.
+
+        The same two events are recorded again in each turn.
+        """
         context = torch.multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         child = context.Process(target=_add_up, args=(theirs, str(self.device)))
@@ -186,7 +189,7 @@ class Probe:
         say("shared_events", right=total == TURNS * (TURNS + 1) / 2, turn_us=turn_us)
 
     def graphs(self) -> None:
-        """Measure a stage's step with and without a CUDA graph, to see if launches limit it."""
+        """Measure a stage's step with and without a CUDA graph, which saves kernel launches."""
         sizes = {"a stage of a small ViT": (128, 4, 4, 65, 64 if self.cuda else 1, 100)}
         if self.cuda:
             sizes["half of ViT-Base"] = (768, 12, 6, 197, 128, 15)
@@ -282,7 +285,7 @@ def _sleep(cycles: int) -> None:
 def _add_up(connection: Connection, device: str) -> None:
     """Run the other process of `shared_events`: in each turn, read the first shared number.
 
-    Then send the sum of these numbers.
+    After the last turn, send the sum of these numbers.
     """
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]

@@ -46,7 +46,7 @@ class Outcome:
 def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -> Outcome:
     """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED".
 
-    A failed step without a fact `reason` gets the reason that its output gives.
+    If a failed step has no fact `reason`, the reason is taken from `output`.
     """
     if not right and not facts.get("reason"):
         facts["reason"] = _reasons(output)
@@ -54,14 +54,14 @@ def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -
 
 
 def _reasons(output: str) -> list[str]:
-    """Return the failed tests of pytest, or ppll-run's last message, or else the last line."""
+    """Return why a step failed: failed tests, or ppll-run's last message, or else the last line."""
     lines = output.strip().splitlines()
     messages = [line for line in lines if line.startswith("ppll-run: ")]
     return failed_tests(output) or messages[-1:] or lines[-1:]
 
 
 def failed_tests(output: str) -> list[str]:
-    """Return pytest's lines about failed tests: of its summary, or of its progress so far."""
+    """Return the lines about failed tests in pytest's summary or, without one, in its progress."""
     summary, progress = re.compile(r"FAILED |ERROR "), re.compile(r"\[gw\d+\].*\] (FAILED |ERROR )")
     lines = output.splitlines()
     return [line for line in lines if summary.match(line)] or [
@@ -70,7 +70,7 @@ def failed_tests(output: str) -> list[str]:
 
 
 def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
-    """Return the outcome of a step that could not run or finish. This does not count as failure."""
+    """Return the outcome of a step that could not run or finish; the check does not fail by it."""
     return Outcome("skipped", {"reason": reason}, output, seconds)
 
 

@@ -3,14 +3,10 @@
 If there are fewer devices than stages, workers share devices, and do not use NCCL.
 """
 
-import json
 import os
-import platform
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +16,8 @@ from PIL import Image
 from ppll_cli.leaves import cuda
 from ppll_cli.leaves.files import write_json
 from scripts.check_gpu.equal import Equal, Interrupted, LostWorker, Restarted
-from scripts.check_gpu.report import Outcome, verdict
+from scripts.check_gpu.facts import Facts, Machine
+from scripts.check_gpu.report import Outcome
 from scripts.check_gpu.running import Check, Program, Step, Train, read_json, usable_width
 
 PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "-v", "-rfE"]
@@ -46,52 +43,6 @@ class Group:
     name: str
     steps: Sequence[Step]
     width: int = 1
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A step that records facts about this machine: GPUs, driver, versions and compilers."""
-
-    name: str = "machine"
-
-    def act(self, check: Check) -> Outcome:
-        """Collect the facts from torch and, if it is installed, nvidia-smi."""
-        cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        asked = "--query-gpu=driver_version,compute_mode,mig.mode.current"
-        driver = _said("nvidia-smi", asked, "--format=csv,noheader")
-        facts = {
-            "cards": cards,
-            "driver": driver.split("\n")[0],
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-            "python": platform.python_version(),
-            "compilers": [name for name in ("cc", "gcc", "g++", "nvcc") if shutil.which(name)],
-            "shared_memory_bytes": shutil.disk_usage("/dev/shm").total,
-        }
-        text = f"{', '.join(cards) or platform.processor() or platform.machine()}; torch "
-        text += f"{facts['torch']}, CUDA {facts['cuda']}, driver {facts['driver'] or 'none'}"
-        return verdict(bool(cards) or not check.cuda, text=text, **facts)
-
-
-@dataclass(frozen=True)
-class Facts:
-    """A step that measures facts about the CUDA runtime on which the program's design relies."""
-
-    name: str = "facts"
-
-    def act(self, check: Check) -> Outcome:
-        """Run `probe.py`, and write its facts to `probe.json`."""
-        program = Program(self.name, ["-m", "scripts.check_gpu.probe", _device(check)], 100.0)
-        outcome = program.act(check)
-        lines = [line for line in outcome.output.splitlines() if line.startswith('{"fact"')]
-        facts = [json.loads(line) for line in lines]
-        (check.report.folder / "probe.json").write_text(json.dumps(facts, indent=1) + "\n")
-        wrong = [fact for fact in facts if fact["fact"] == "failed" or fact.get("right") is False]
-        if outcome.state == "skipped":
-            return replace(outcome, facts={**outcome.facts, "facts": facts})
-        right = outcome.state == "ok" and bool(facts) and not wrong
-        return verdict(right, outcome.output, outcome.seconds, facts=facts, reason=wrong)
 
 
 @dataclass(frozen=True)
@@ -254,7 +205,7 @@ def tests(check: Check) -> list[Step]:
 
 def speed(check: Check) -> list[Step]:
     """Return steps that measure speed, to run one at a time."""
-    device = _device(check)
+    device = "cuda" if check.cuda else "cpu"
     steps: list[Step] = []
     if not check.quick:
         steps += [
@@ -301,7 +252,10 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names; runs and the groups that compare them go together."""
+    """Return the groups that `--only` names or, if it names none, all groups.
+
+    A group of runs and the group that compares these runs are returned together.
+    """
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:
         names |= {"numbers", "equal numbers"}
@@ -322,10 +276,6 @@ def _several(check: Check) -> bool:
     return check.cuda and torch.cuda.device_count() > 1
 
 
-def _device(check: Check) -> str:
-    return "cuda" if check.cuda else "cpu"
-
-
 def _base(check: Check) -> list[str]:
     shared = ["device=cuda", "oversubscribe=true"] if check.cuda else ["device=cpu"]
     return [*shared, "timeline=false", "threads=2" if check.cuda else "threads=1"]
@@ -339,12 +289,3 @@ def _exact(check: Check) -> list[str]:
 
 def _tiny() -> list[str]:
     return ["model.dim=16", "model.depth=4", "model.heads=1", "batch_size=32", "data.eval_limit=32"]
-
-
-def _said(*command: str) -> str:
-    """Return the output of a command; "" if the command is missing or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

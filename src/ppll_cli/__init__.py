@@ -17,8 +17,9 @@ __all__ = ["__version__", "load_run"]
 
 __version__ = "0.1.0"
 
-# `python -m ppll_cli` puts the current directory first on `sys.path`. A file `torch.py` in it would
-# be imported instead of torch. While Python looks for the module, `sys.argv[0]` is "-m".
+# `python -m ppll_cli` puts the current directory first on `sys.path`. A file `torch.py` in that
+# directory would be imported instead of torch, so the directory is removed from `sys.path`. While
+# Python looks for the module `ppll_cli`, `sys.argv[0]` is "-m".
 if (
     getattr(sys, "argv", [])[:1] == ["-m"]
     and not sys.flags.safe_path

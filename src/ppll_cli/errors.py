@@ -25,7 +25,7 @@ class PpllError(Exception):
 
 @contextmanager
 def noted(note: str) -> Iterator[None]:
-    """Add a note to an exception that the body raises."""
+    """Add a note to any exception that the `with` block raises."""
     try:
         yield
     except Exception as error:
@@ -85,10 +85,11 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
+    """Raised when a loss is infinite or NaN; on CUDA, perhaps some optimizer steps after the loss.
 
     Args:
-        step: Number of optimizer steps done before the batch; None if not known exactly.
+        step: Number of optimizer steps done before the batch of this loss; None if not known
+            exactly.
         module: Number of the module that computed the loss.
         norm: The largest gradient norm of a parameter of this module; None if unknown.
     """

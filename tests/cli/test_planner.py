@@ -203,12 +203,12 @@ def test_notes_say_where_recovery_is_not_predicted(planner: Make) -> None:
     )
 
 
-def test_notes_give_the_auxiliary_share_up_to_which_ppll_is_ahead(planner: Make) -> None:
+def test_notes_give_the_auxiliary_share_up_to_which_ppll_is_faster(planner: Make) -> None:
     """The bound is (K - 1) / M against 1F1B, and a third of that against ZB-H1."""
     found = planner("schedule=1f1b,zb_h1,ppll", "schedule.microbatches=6")
     against_1f1b, against_zb = found.notes([1, 2, 8])[-2:]
-    assert "ahead of 1f1b" in against_1f1b
+    assert "faster than 1f1b" in against_1f1b
     assert against_1f1b.endswith(": 0.17 for gpus=2, 1.17 for gpus=8")
-    assert "ahead of zb_h1" in against_zb
+    assert "faster than zb_h1" in against_zb
     assert against_zb.endswith(": 0.06 for gpus=2, 0.39 for gpus=8")
-    assert not [line for line in planner("schedule=1f1b").notes([2]) if "ahead" in line]
+    assert not [line for line in planner("schedule=1f1b").notes([2]) if "faster" in line]

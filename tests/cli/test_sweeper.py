@@ -257,6 +257,7 @@ def test_the_first_failure_of_a_job_is_shown_even_if_the_sweeper_fails_too(
     said = main("-m", "seed=0,1", "hydra.sweep.dir=swept")
     assert (said.status, said.err.splitlines()[-1]) == (2, "ppll-run: gpus=9: too many")
     assert "ppll-run: the sweep ended early: ValueError: No trials are completed" in said.out
+    assert "  to continue the sweep: " in said.err  # because of the job that failed
     assert "Traceback" not in said.out + said.err
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ppll_cli.config.targets import make
-from ppll_cli.data.identity import Entry, common_files, difference
+from ppll_cli.data.identity import Entry, difference, files_in
 from ppll_cli.leaves.files import digest_of
 from tests.conftest import compose_config
 from tests.data.picture_files import picture, write_photos
@@ -71,11 +71,9 @@ def test_an_added_picture_is_named(tmp_path: Path) -> None:
     assert difference(identity(photos, folder), before).startswith("3.png is new in train")
 
 
-def test_common_files_have_equal_names_and_sizes() -> None:
-    """Two VOC splits, for example: digests of boxes and the names of the classes are no files."""
-    trained: list[Entry] = [("boxes", "ab"), ("classes", "cat"), ("1.jpg", 10), ("2.jpg", 20)]
-    test: list[Entry] = [("boxes", "ab"), ("classes", "cat"), ("2.jpg", 20), ("1.jpg", 11)]
-    assert common_files(test, trained) == ["2.jpg"]
+def test_files_are_told_from_digests() -> None:
+    found: list[Entry] = [("boxes", "ab"), ("classes", "cat, dog"), ("1.jpg", 10), ("2.jpg", 20)]
+    assert files_in(found) == {("1.jpg", 10), ("2.jpg", 20)}
 
 
 def test_a_replaced_picture_is_named(tmp_path: Path) -> None:

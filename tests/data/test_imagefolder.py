@@ -206,7 +206,10 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (lambda root: listed(root, "x.png,"), "line 1: lacks a path or"),
     (lambda root: listed(root, "path,label\n"), "train.csv: lists no pictures"),
     (lambda root: listed(root, 'a,"b"c\n'), "train.csv, line 1: "),
-    (lambda root: broken(root, "train.csv", b"\xff\xfe,a"), "train.csv: cannot be r"),
+    (
+        lambda root: broken(root, "train.csv", b"\xff\xfe,a"),
+        "train.csv: is not text in UTF-8; save",
+    ),
     (
         lambda root: listed(root, "train/a/000.png,c", "test"),
         "test.csv: has the class c, which the training pictures do not have",

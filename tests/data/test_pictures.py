@@ -200,7 +200,7 @@ def test_missing_folders_are_refused_by_name(photos: Make, tmp_path: Path) -> No
     message = r"there is no folder .*nowhere.*apt-get install lomiri-wallpapers-16.04 mate-backgr"
     with pytest.raises(ConfigError, match=message):
         photos(folders=[str(tmp_path / "nowhere")]).load()
-    with pytest.raises(ConfigError, match=r"has 3 pictures .* the last 3 by name are for the test"):
+    with pytest.raises(ConfigError, match=r"has 3 pictures .* the last 3 by name are the test set"):
         photos(folders=[str(write_photos(tmp_path / "few", count=3))]).load()
 
 

@@ -48,6 +48,20 @@ class ExportsInPlace(_Exports):
     unit = Unit("more", partial(nn.ReLU, inplace=True), writes=("more",))
 
 
+class ExportsANetwork(_Exports):
+    """Exports a network instead of units."""
+
+    def exports(self, site: Site) -> list[Unit]:
+        """Return a network."""
+        return [nn.Identity()]  # type: ignore[list-item]
+
+
+class ExportsFromNowhere(_Exports):
+    """Exports a unit that reads a tensor which later units make."""
+
+    unit = Unit("more", nn.Identity, reads=("logits",), writes=("more",))
+
+
 class ExportsUnderOneName(_Exports):
     """Exports units with the same name from all modules."""
 
@@ -87,6 +101,8 @@ class SharesItsHead(Greedy):
         (ExportsTheFeature, "it exports 'x', a name that is taken already"),
         (ExportsUnderAUnitsName, "it exports 'blocks.0', a name that is taken already"),
         (ExportsUnderOneName, "it exports 'more', a name that is taken already"),
+        (ExportsANetwork, "its exports() must return a list of Units"),
+        (ExportsFromNowhere, "its export 'more' reads 'logits', which does not exist there; it "),
         (ExportsAMean, "its export 'more' writes 'more' with shape [16] for 7 samples"),
         (SharesItsHead, "its criterion() returns the same 'head.1.weight' for modules 0 and 1"),
     ],

@@ -199,7 +199,7 @@ def tiles(data: object) -> tuple[object, ...]:
         (["local=infopro"], "local=infopro: is for classification"),
         (["local=dgl"], "local=dgl: is for classification"),
         (["local=vit_blocks"], r"local=vit_blocks: needs tokens \[T, D\]"),
-        (["model.depth=8"], "data.overlap=13: edsr and SSIM use pixels up to 23 away"),
+        (["model.depth=8"], "data.overlap=13: edsr and SSIM use pixels at distances up to 23"),
         (["batch_size=11"], "batch_size=11: the training set has 10 samples"),
     ],
 )

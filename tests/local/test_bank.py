@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
-from ppll_cli.local.bank import FusedHead, FusedPictureHead
+from ppll_cli.local.bank import Bank, FusedHead, FusedPictureHead
 from ppll_cli.local.copies import CopiedNetwork, Copies
 from ppll_cli.local.fba import bank_of
 from ppll_cli.tasks.classification import Classification, ClassifierHead, Pool
@@ -150,3 +150,9 @@ def test_a_bank_of_maps_refuses_other_features_and_heads() -> None:
         bank_of(PICTURES).form((16, 8))
     with pytest.raises(ConfigError, match=r"derive it from .*PictureHead, or use fba=off"):
         bank_head(nn.Identity(), [(4, 5, 7)], BANK)
+
+
+def test_a_head_without_pooled_vectors_can_have_the_bank_at_the_input() -> None:
+    """The heads of users' tasks are of other classes."""
+    with pytest.raises(ConfigError, match=r"use fba\.join=input or fba=off$"):
+        Bank().head(nn.Identity(), [(4,)], BANK)

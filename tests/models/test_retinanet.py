@@ -123,7 +123,7 @@ def test_impossible_options_and_tasks_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.norm=batch: must be 'none' or 'group'"):
         RetinaNet(norm="batch")  # type: ignore[arg-type]
     for width in (32, 80):
-        with pytest.raises(ConfigError, match=f"model.width={width}: does not make 32 groups of"):
+        with pytest.raises(ConfigError, match=f"model.width={width}: cannot be divided into"):
             RetinaNet(width=width, norm="group")
     with pytest.raises(ConfigError, match="model=retinanet: is for detection"):
         RetinaNet().units(IMAGE, Classification(3))

@@ -140,10 +140,13 @@ def test_only_stages_on_the_same_machine_slow_each_other_down(
 
 
 def test_memory_includes_saved_tensors_and_parameters() -> None:
-    """Units save 100, 200, ... bytes per sample, and have 10, 20, ... parameters."""
+    """Units save 100, 200, ... bytes per sample, and have 10, 20, ... parameters.
+
+    Each loss has 3 trained parameters, and 20 bytes of parameters that are not trained.
+    """
     saved = [100 * (index + 1) for index in range(UNITS)]
     image, token = 3 * 8 * 8 * 4 + 8, TOKENS + 8
-    source = Source(loss=Measured(0.0, 0.0, 8 * 5, 3))
+    source = Source(loss=Measured(0.0, 0.0, 8 * 5, 3, frozen_bytes=20))
     pp, gpipe, one, ll, ppll = (
         predict(job(name, 2, modules=3), source) for name in ("pp", "gpipe", "1f1b", "ll", "ppll")
     )
@@ -157,8 +160,8 @@ def test_memory_includes_saved_tensors_and_parameters() -> None:
         8 * (max(modules[:2]) + image) + 40,
         8 * (modules[2] + token) + 40,
     ]
-    assert ppll.parameter_bytes == [16 * (10 + 20 + 30 + 40 + 6), 16 * (50 + 60 + 3)]
-    assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3)]
+    assert ppll.parameter_bytes == [16 * (10 + 20 + 30 + 40 + 6) + 40, 16 * (50 + 60 + 3) + 20]
+    assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3) + 20]
 
 
 def test_memory_is_lower_if_units_recompute() -> None:

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.local.method import Criterion
 from ppll_cli.predict import timing
+from ppll_cli.tasks.classification import Classification
 
 
 def test_times_are_medians_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,3 +24,15 @@ def test_each_tensor_that_autograd_saves_is_counted_once() -> None:
     with timing.saved_storages([x, *timing.held(network)]) as saved:
         network(x)
     assert sorted(saved.values()) == [2 * 4 * 4] * 2
+
+
+def test_parameters_that_are_not_trained_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have neither gradients nor states of the optimizer; the average of `man` is one."""
+    monkeypatch.setattr(timing, "repeat", lambda step, device: (1.0, 2.0))
+    frozen = nn.Linear(6, 4).requires_grad_(False)
+    task = Classification(3)
+    criterion = Criterion(nn.Sequential(frozen, nn.Linear(4, 3)), ("x",), task)
+    values = {"x": torch.rand(2, 6), "label": torch.tensor([0, 2])}
+    found = timing.time_criterion(criterion, values, task, Numerics("fp32", False))
+    assert found["params"] == 4 * 3 + 3
+    assert found["frozen_bytes"] == 4 * (6 * 4 + 4)

@@ -41,7 +41,7 @@ def test_measurements_are_float64() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        (0.5, "returned float instead of numbers by name"),
+        (0.5, "returned float instead of a mapping of names to numbers"),
         (
             {"distance": torch.ones(())},
             "returned Tensor for 'distance' instead of an int or a float",

@@ -18,6 +18,14 @@ class Cut(Criterion):
         return loss.detach(), prediction
 
 
+class OfDetached(Criterion):
+    """A criterion that trains its own head alone."""
+
+    def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        (feature,) = self.features
+        return super().forward({**values, feature: values[feature].detach()})
+
+
 class Relabels(Criterion):
     """A criterion that changes labels before its loss reads them. Autograd does not notice it."""
 
@@ -58,3 +66,16 @@ def test_a_loss_that_changes_labels_in_training_is_refused(cut: HeldChunk) -> No
     cut.criterion.__class__ = Relabels
     with pytest.raises(RuntimeError, match="the loss of module 0 changes 'label' in place"):
         cut.loss(0)
+
+
+def test_a_loss_that_trains_only_its_own_head_is_told_once(
+    cut: HeldChunk, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cut.criterion is not None
+    cut.criterion.__class__ = OfDetached
+    for _ in range(2):
+        cut.loss(0)
+    assert [record.getMessage()[:54] for record in caplog.records] == [
+        "the loss of module 0 does not train the module's units"
+    ]
+    assert all(parameter.grad is not None for parameter in cut.criterion.parameters())

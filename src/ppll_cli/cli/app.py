@@ -21,10 +21,10 @@ from ppll_cli.cli.job import Jobs, how_to_resume
 from ppll_cli.cli.leftovers import remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
-    check_place,
     check_run_dir,
     expand_home,
     for_each_job,
+    ignored_folder,
     is_override,
     is_sweep,
     without_auto,
@@ -47,14 +47,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _running: "list[Sweep]" = []
-"""Holds one `Sweep` while this process runs jobs, for a single run as well; otherwise empty."""
+"""The `Sweep` that describes the jobs of this process, even for a single run; else empty."""
 
 
 def main() -> NoReturn:
     """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If the output
-    cannot be written, `--help` and `--cfg job` fail, but a run keeps its status.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If text cannot be
+    written to stdout, `--help` and `--cfg job` exit with 1, but the status of a run is unchanged.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
@@ -106,7 +106,7 @@ def _main(arguments: list[str]) -> None:
     if where is not None:  # keeps torch from printing C++ stack traces when a machine is lost
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     if {*options} <= {"-m", "--multirun"}:
-        forkserver.start()  # imports torch while this process composes and checks the configuration
+        forkserver.start()  # the server imports torch while this process checks the configuration
     try:
         if where is None:
             _hydra_main(arguments, overrides)
@@ -185,7 +185,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
             jobs.failures.append(failed)  # Hydra could not begin a job
         elif not jobs.failures:
             raise
-        else:  # a search needs results, but its jobs failed
+        else:  # a sweeper that searches for settings got no results, because jobs failed
             log.error("ppll-run: the sweep ended early: %s", said(error))
     finally:
         _running.clear()
@@ -199,14 +199,15 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
     Return the record of the run to be resumed, and the folders that Hydra will make. The record is
-    None for a sweep and for a new run. The folders are None for a sweep, for a resumed run, and if
-    they are unknown.
+    None for a sweep and for a new run. The folders are None if they are unknown, and always for a
+    sweep and for a resumed run.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
 
     options = sys.argv[1 + len(sweep.overrides) :]
-    check_place(sweep.overrides, sweep=is_sweep(arguments))
+    if (warning := ignored_folder(sweep.overrides, sweep=is_sweep(arguments))) is not None:
+        _complain(warning)
     sweep.overrides = overrides = without_auto(sweep.overrides, sweep=is_sweep(arguments))
     sys.argv[1:] = overrides + options
     if is_sweep(arguments):
@@ -217,7 +218,7 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     before = recorded(overrides)
     if before is None:
         return None, check_run_dir(overrides)
-    if {"-c", "--cfg"} & {*arguments}:  # Hydra knows the command line, not the run's record
+    if {"-c", "--cfg"} & {*arguments}:  # Hydra would not show the settings in the run's record
         problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
         raise ConfigError("resume", before.run_dir, problem, f"see {there}")
     check_links(before.run_dir)
@@ -226,7 +227,7 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
 
 
 def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
-    """If results in `folder` cannot be written, log this and return the failure; else None."""
+    """If `error` says that results cannot be written into `folder`, log and return the failure."""
     from ppll_cli.launch.failure import is_of_disk, run_failed
 
     if not isinstance(error, OSError) or not is_of_disk(error, folder):
@@ -237,13 +238,14 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """Raise the first failure, if any; if resuming could help a failed sweep, first print how."""
+    """Print how to resume a failed sweep if this can help, then raise the first failure, if any."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
-    helps = len(broken) > len(repeat) or (CompareRuns.failed and not broken)
-    if failures[:1] == broken[:1] and sweep.resume_command and helps:
+    helps = len(broken) > len(repeat) or (CompareRuns.failed and not failures)
+    told = any(isinstance(error, Interrupted) for error in failures)  # by the job
+    if sweep.resume_command and helps and not told:
         sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
     if failures:
         raise failures[0]

@@ -25,9 +25,9 @@ from ppll_cli.observe.logs import only_warn
 
 DESCRIPTION = """\
 Compares runs: speed, speed-up over back-propagation and over sequential local learning, bubble,
-time to a metric, memory. Runs that differ only in seed are one group: mean, standard deviation
-and number of seeds. Interrupted and failed runs are listed with what is known of them; runs that
-differ in model, data, batch size, epochs, precision or device are marked.
+time to a metric, memory. Runs that differ only in seed are shown as one group, with mean, standard
+deviation and number of seeds. Interrupted and failed runs are listed with what is known of them;
+runs that differ in model, data, batch size, epochs, precision or device are marked.
 """
 EPILOG = """\
 Writes comparison.csv (each run), comparison_groups.csv, comparison.md and comparison.png: into
@@ -81,9 +81,10 @@ def _refused(folder: str, problem: str) -> ConfigError:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """Return the only given folder if it holds run directories, else the current directory.
+    """If one folder is given that contains run directories, return it; else the current directory.
 
-    A run directory itself is not used, because it holds only the files of its own run.
+    If the given folder is itself a run directory, it is not returned, because a run directory
+    holds only the files of its own run.
     """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)

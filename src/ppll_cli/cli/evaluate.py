@@ -63,7 +63,8 @@ class EvaluationRequest:
         compares_data: Whether to refuse data that have changed since the run. This is True for a
             split that the run held out from its training set.
         data: Name of the chosen option of the group `data`.
-        other_data: The same as `data` if the run was trained on other data, else None.
+        other_data: The value of `data` if the evaluation changes any setting of the run's data,
+            else None.
         batch_size: Samples per evaluation batch; None if not given.
         pictures: Files of pictures for which the model predicts.
     """
@@ -175,7 +176,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         default=(),
         type=Path,
         metavar="FILE",
-        help="predict from pictures of your own; with --split, the data set is evaluated as well",
+        help="predict from pictures of your own; with --split, the data set is also evaluated",
     )
     parser.add_config_dir()
     return parser.parse_args(arguments)
@@ -192,7 +193,8 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data get the preprocessing of the run's own data, except where the command line sets it.
+    If the command line chooses other data, these get the preprocessing of the run's own data, but
+    the command line may set another one.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that
@@ -229,9 +231,9 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse held-out samples if the run held out fewer, and so was trained on some of them.
+    """Refuse to hold out more samples than the run: some of them were used to train the run.
 
-    `before` and `now` are the configuration `data` of the run and of the evaluation.
+    `before` is the configuration `data` of the run, and `now` that of the evaluation.
     """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0

@@ -9,7 +9,7 @@ import torch
 from ppll_cli.cli.arguments import writing_to
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.files import sample_name
-from ppll_cli.data.identity import Identity, common_files
+from ppll_cli.data.identity import files_in
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.course import AVERAGED
 from ppll_cli.job.devices import devices_here
@@ -48,7 +48,7 @@ def report(asked: "EvaluationRequest") -> None:
     (device,), _ = devices_here(asked.settings, 1, [])
     where = asked.run.run_dir, asked.config, asked.checkpoint, torch.device(device)
     run = loaded(*where, asked.other_data, asked.ema)
-    _check_unseen(asked, run.data.identity)
+    _check_unseen(asked, run)
     with writing_to(asked.output):
         asked.output.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = {
@@ -73,28 +73,29 @@ def report(asked: "EvaluationRequest") -> None:
     _show(asked, run, found, predictions)
 
 
-def _check_unseen(asked: "EvaluationRequest", identity: Identity | None) -> None:
-    """Refuse to test on samples with which the run was trained, as far as this is known.
-
-    `identity` identifies the data of the evaluation.
-    """
-    if identity is None or asked.split not in ("test", "val"):
+def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
+    """Refuse to test on samples with which the run was trained, as far as this is known."""
+    if asked.split not in ("test", "val"):
         return
     if asked.compares_data:
         otherwise = "evaluate another split or other data"
-        check_data(asked.run, asked.settings.data, identity, otherwise)
-    if digest_of(identity) == asked.run.data_sha256:
+        check_data(asked.run, asked.settings.data, run.data.identity, otherwise)
+    trained = files_in(recorded_identity(asked.run).get("train", ()))
+    if not trained:  # do not ask for the sizes of all pictures
         return
-    trained = recorded_identity(asked.run).get("train", ())
-    if files := common_files(identity.get(asked.split, ()), trained):
-        problem = f"the run was trained on {len(files)} of these pictures, such as {files[0]}"
+    identity = run.data.identity
+    if identity is None or digest_of(identity) == asked.run.data_sha256:
+        return
+    if seen := sorted(files_in(identity.get(asked.split, ())) & trained):
+        problem = f"the run was trained on {len(seen)} of these pictures, such as {seen[0][0]}"
         raise ConfigError("--split", asked.split, problem, "evaluate other data")
 
 
 def _as_json(found: Evaluated) -> dict[str, Any]:
     """Return an evaluation as plain data.
 
-    The keys are those of `summary.json`, but keys of averaged weights do not end with `_ema`.
+    The keys are those of `summary.json`, but keys of results with averaged weights have no `_ema`
+    at the end.
     """
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
@@ -175,9 +176,9 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
-    """Return a table of entries: of all, or of the `MOST_ROWS` with the worst metric.
+    """Return a table with a row for each entry; at most the `MOST_ROWS` with the worst metric.
 
-    `kind` says what an entry describes, such as "class". It is also the key of an entry's name.
+    `kind` says what an entry describes, such as "class". An entry has its name under this key.
     """
     from rich.table import Table
 

@@ -83,7 +83,7 @@ class Jobs:
             self.failures.append(refusal)
         except Interrupted as error:
             if os.getpid() != self.sweep.process:
-                # An exception would not reach the sweep's process.
+                # An exception raised here would not reach the process that runs the sweep.
                 _stopped.append(error)
                 return None
             self.failures.insert(0, error)

@@ -42,8 +42,8 @@ def expand_home(override: str) -> str:
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
 
-    Otherwise drop `resume=auto`, so that the run begins there. With `resume=auto`, a batch system
-    can start the same command again and again.
+    Otherwise drop `resume=auto`, so that a new run begins in this folder. With `resume=auto`, a
+    batch system can start the same command again and again.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
@@ -74,12 +74,12 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def for_each_job(overrides: Sequence[str]) -> list[str]:
-    """Return a sweep's overrides such that Hydra checks keys of swept groups only in the jobs.
+    """Rewrite a sweep's overrides so that Hydra checks keys of swept groups only in the jobs.
 
-    Before the jobs, Hydra composes the overrides that have one value, without those that have
-    several. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
-    refuse this key, because the default option of `local` has no such key. So this function writes
-    `local.hidden=choice(64)`, which Hydra composes only for the jobs.
+    Before it starts jobs, Hydra composes the overrides that have one value, and leaves out those
+    that have several. From `local=dgl,infopro local.hidden=64` Hydra would compose only
+    `local.hidden=64`, and refuse this key, because the default option of `local` has no such key.
+    So this function writes `local.hidden=choice(64)`, which Hydra composes only for the jobs.
     """
     from hydra.errors import OverrideParseException
 
@@ -100,21 +100,20 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
     return given
 
 
-def check_place(overrides: Sequence[str], *, sweep: bool) -> None:
-    """Refuse a folder for results that Hydra would ignore, because it is for sweeps or for runs.
+def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
+    """Return a warning if the command line gives only the folder that Hydra ignores.
 
-    A command that resumes has other checks of these keys.
-
-    Raises:
-        ConfigError: The command line names such a folder, and no folder that Hydra would use.
+    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run. There is no warning
+    for a command that resumes, because `resume` checks both keys.
     """
     from ppll_cli.config.overrides import parsed, text
 
     used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
     given = {each.key_or_group: text(each).partition("=")[2] for each in parsed(overrides)}
-    if ignored in given and not {used, "resume"} & {*given}:
-        problem = f"has no effect {'with' if sweep else 'without'} --multirun"
-        raise ConfigError(ignored, given[ignored], problem, f"give {used}=FOLDER")
+    if ignored not in given or {used, "resume"} & {*given}:
+        return None
+    when = "with" if sweep else "without"
+    return f"{ignored}={given[ignored]} has no effect {when} --multirun; give {used}=FOLDER"
 
 
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
@@ -156,7 +155,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """Return the folder that `hydra.run.dir` names; None if `_resolved` cannot resolve the name."""
+    """Return the folder that `hydra.run.dir` names; None if its interpolations are unknown."""
     from ppll_cli.config.overrides import text
 
     value = override.value()
@@ -168,7 +167,7 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
 
 
 def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Resolve the interpolations in `hydra.run.dir`; return None if Hydra cannot compose it."""
+    """Resolve the interpolations in `run_dir`; return None if Hydra cannot resolve them."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

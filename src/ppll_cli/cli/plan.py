@@ -31,8 +31,8 @@ LISTED = 4
 """Largest number of edges (pairs of stages that exchange tensors) that get a line each."""
 
 FEW = 2
-"""Largest number of stages or edges for which each figure is shown. If there are more, only the
-largest figure is shown."""
+"""Largest number of stages or edges for which each value is shown. If there are more, only the
+largest value is shown."""
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
@@ -112,7 +112,8 @@ def _count(text: str) -> int:
 class Plan:
     """What the command line asks for: numbers of devices, and the configuration of each schedule.
 
-    `replicas` lists the numbers of replicas of each stage to plan for; None to find the fastest.
+    `replicas` lists the numbers of replicas of each stage to plan for; None to find the fastest
+    number.
     """
 
     gpus: tuple[int, ...]
@@ -193,7 +194,7 @@ class Plan:
 
 
 def _check_class(overrides: Sequence["Override"], schedules: Sequence[Any]) -> None:
-    """Refuse `schedule._target_` for several schedules, because it would replace each class."""
+    """Refuse `schedule._target_` for several schedules: it would replace the class of each."""
     for override in overrides:
         if override.key_or_group == "schedule._target_" and len(schedules) > 1:
             compared = ", ".join(map(str, schedules))
@@ -310,7 +311,7 @@ def _told(row: "Row") -> Iterator[str]:
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
-    """Return each stage's or edge's figure as text or, if there are many, only the largest."""
+    """Return each stage's or edge's value as text or, if there are many, only the largest."""
     if len(values) > FEW:
         return f"<= {text(max(values))}"
     return " / ".join(map(text, values))

@@ -24,8 +24,8 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: Speed relative to back-propagation on one device, with a worker's number of
-            threads.
+        speed_up: The predicted speed divided by the speed of back-propagation on one device with
+            as many threads as a worker.
     """
 
     schedule: str
@@ -46,11 +46,11 @@ class Planner:
     Attributes:
         settings: Returns the settings of a run, given the name of a schedule, the number of devices
             and the number of replicas.
-        replicas: The numbers of replicas of each stage to predict for. If None, rows of tables have
-            one replica, and `fastest` tries every divisor of the number of devices.
+        replicas: The numbers of replicas of each stage to predict for. If None, tables are for
+            stages without replicas, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all devices.
-        neighbours: Largest number of other workers that compute on a worker's CPU at the same time;
-            None for the result of `neighbours_of`.
+        neighbours: Largest number of other workers that compute on a worker's CPU at the same time.
+            If None, the result of `neighbours_of` is used.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -164,7 +164,7 @@ class Planner:
         ]
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on the largest cost of auxiliary networks at which ppll is the fastest."""
+        """Return notes on the cost of auxiliary networks up to which ppll is the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []
@@ -174,8 +174,9 @@ class Planner:
             shares = ", ".join(f"{(n - 1) / parts:.2f} for gpus={n}" for n in gpus if n > 1)
             if shares:
                 lines.append(
-                    f"with equal stages, ppll is ahead of {name} as long as auxiliary networks "
-                    f"take less than this share of a stage's other work: {shares}"
+                    f"if all stages take the same time, ppll is faster than {name} as long as the "
+                    f"time of auxiliary networks, divided by the time of a stage's other work, is "
+                    f"less than: {shares}"
                 )
         return lines
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def note_refusal(error: ConfigError) -> None:
-    """If the refused job belongs to a sweep, record it in the sweep's folder."""
+    """If this process runs a job of a sweep, record in the sweep's folder why it was refused."""
     config = HydraConfig.get()
     if config.mode is RunMode.MULTIRUN:
         refuse(Path(config.sweep.dir), config.job.num, overrides_of(config, "task"), str(error))
@@ -82,7 +82,7 @@ class CompareRuns(Callback):
     made: ClassVar[set[Path]] = set()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Record the sweeper's name, so that `resume` can say why it cannot continue a search."""
+        """Record the sweeper's name, by which `resume` recognises a search and refuses it."""
         folder = Path(config.hydra.sweep.dir).absolute()
         places = (folder, *folder.parents)
         type(self).folder, type(self).made = folder, {p for p in places if not p.exists()}
@@ -104,7 +104,7 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Write and show the comparison; return False, without one, if all jobs were refused."""
+        """Write and show the comparison; if all jobs were refused, do neither and return False."""
         comparison = compare([folder])
         ends = _ends(folder)
         type(self).failed = len(comparison.failed) if ends is None else len(ends)

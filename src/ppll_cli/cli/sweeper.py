@@ -191,8 +191,8 @@ class BasicSweeper(Sweeper):
     ) -> str:
         """Return the command that resumes this sweep.
 
-        The command repeats what `resume` does not take from the sweep's record: classes of the
-        user, a tracker, and settings of a launcher that may contain a shell command.
+        The command repeats what `resume` does not take from the sweep's record: the user's classes,
+        the tracker, and those settings of the launcher that may contain a shell command.
         """
         with _hydra_config(self._config):
             options = options_given()

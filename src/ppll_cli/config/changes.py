@@ -18,7 +18,7 @@ WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     """Return the overrides that turn the defaults into this resolved configuration.
 
-    `choices` has the option of each group with which the configuration was composed. The overrides
+    `choices` maps each group to the option with which the configuration was composed. The overrides
     are not quoted for a shell. Hydra must be initialised before the call.
     """
     given: list[str] = []

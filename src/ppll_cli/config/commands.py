@@ -25,7 +25,7 @@ MODULES = {
 """The module of each program, for `python -m`."""
 
 SEARCH_PATH = "hydra.searchpath"
-"""The key for users' folders with options, which Hydra searches after this program's folder."""
+"""The key that lists users' folders of options. Hydra searches them after this program's folder."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
 """Matches texts that need no quotes in Hydra's grammar, and the words in `_OTHERS`."""
@@ -135,7 +135,8 @@ def _hydra(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         is_plain = _PLAIN.fullmatch(value) and value.lower() not in _OTHERS
-        # OmegaConf reads the text after Hydra and would take `${` for an interpolation.
+        # OmegaConf reads the text after Hydra, and would read `${` as the start of an
+        # interpolation.
         return value if is_plain else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_hydra, value))}]"

@@ -110,7 +110,7 @@ def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
 def check_choices(choices: Mapping[str, str]) -> None:
     """Refuse a configuration in which a group of `GROUPS` has no option.
 
-    The group is refused even if the command line adds its keys one by one.
+    An option is needed even if the command line sets all keys of the group one by one.
     """
     for group in GROUPS:
         if group not in choices:

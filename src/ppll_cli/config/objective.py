@@ -9,15 +9,15 @@ from ppll_cli.errors import ConfigError
 Summary = Mapping[str, Any]
 
 SPLIT = re.compile(r"(test|val)(_ema)?")
-"""Matches the keys of results on a split."""
+"""Matches the keys of a summary that contain the results on a split."""
 
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
     """Return the key of the objective, after checking that the summary has this key.
 
-    The user's key has names of keys and indices of list items, joined by dots. None means the
-    metric of the split `val` or, if the run has no such split, of `test`. Numbers in the summary
-    may still be null.
+    `key` is what the user gave: names of keys and indices of list items, joined by dots. None means
+    the metric of the split `val` or, if the run has no such split, of `test`. Numbers that are not
+    measured yet may be null in the summary.
 
     Raises:
         ConfigError: The summary has no such key, or its value is not a number.

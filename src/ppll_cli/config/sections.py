@@ -95,8 +95,8 @@ class FeatureBank(Section):
             earlier module. `stage_ends`: the features of each earlier module that ends a resolution
             stage. A number n: the features of the n modules directly before the module. `first`:
             the model's first features, which the head reads through a long skip (only for
-            super-resolution). None: the default of the task, see `resolved`. A record without this
-            key means `every`.
+            super-resolution). None: the default of the task, see `resolved`. In the record of an
+            older run, a missing key means `every`.
         fusion: How these features are fused with the auxiliary network's own features; `none`: the
             bank is not used. None: `add` if `features` is `first` and `shared_head` is true, else
             `concatenate`.

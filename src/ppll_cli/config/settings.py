@@ -120,7 +120,7 @@ class Settings(Section):
         only_zero = optim.schedule == "cosine_by_epoch" and self.epochs == 1
         if only_zero and optim.warmup_epochs < 1:
             problem = (
-                "its last epoch has learning rate 0, and with epochs=1 there is no other epoch"
+                "its last epoch has learning rate 0, so a run with epochs=1 would train nothing"
             )
             remedy = "use optim.schedule=cosine, or more epochs"
             raise ConfigError("optim.schedule", optim.schedule, problem, remedy)
@@ -218,7 +218,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def _known(keys: list[str]) -> tuple[list[str], Any]:
-    """Find how far `keys`, from the outermost inwards, name fields of sections.
+    """Follow `keys` from the outermost key inwards as long as they name fields of sections.
 
     Return the keys up to the last such field, and the type of this field.
     """

@@ -64,10 +64,10 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
     """Run code that a user may have written; turn its exceptions into errors about a setting.
 
-    `doing` says in the message what the code was doing. The message also has the exception's notes.
+    The message contains `doing`, which says what the code was doing, and the exception's notes.
 
     Raises:
-        ConfigError: The code raised an exception that is not this program's own, or `SystemExit`.
+        ConfigError: The code raised `SystemExit`, or an exception other than `PpllError`.
     """
     try:
         yield
@@ -96,7 +96,7 @@ def require(key: str, path: object, made: object, names: tuple[str, ...], remedy
 
 
 def _is_theirs(file: str) -> bool:
-    """Return whether a user wrote a source file: it is neither installed nor of this program."""
+    """Return whether a source file is the user's: neither installed nor part of this program."""
     elsewhere = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix)
     return os.path.isabs(file) and not any(Path(file).is_relative_to(each) for each in elsewhere)
 

@@ -1,6 +1,6 @@
 """Augmentation and normalisation of whole batches.
 
-All random numbers are drawn on the CPU, so a batch is augmented equally on every device. Images
+All random numbers are drawn on the CPU, so a batch is augmented identically on every device. Images
 stay uint8 until they are normalised, which is the last step. Legend: B batch, C channels, H height,
 W width (pixels).
 """

@@ -129,8 +129,8 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
 
         Returns:
             Images float32 [B, C, H, W] and labels int64 [B], by name. If images are mixed in pairs,
-            the batch also has the second label of each image, and the share of the first label (see
-            `ppll_cli.data.mixing.targets`).
+            the batch also has the second label of each image, and the share of the first label's
+            image in the mixture (see `ppll_cli.data.mixing.targets`).
         """
         assert 0 <= batch < self.steps_per_epoch
         data, generator = self.dataset, generator_of(seeding.augmentation(self.seed, epoch, batch))

@@ -89,7 +89,8 @@ class Classified(Files, ABC):
     def check_pad(self, side: int) -> None:
         """Refuse a `pad` that is not less than the shorter side of an image, in pixels."""
         if self.pad >= side:
-            raise ConfigError("data.pad", self.pad, f"must be less than the images' {side} pixels")
+            problem = f"must be less than {side}, the images' side in pixels"
+            raise ConfigError("data.pad", self.pad, problem)
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
         """Fit a user's picture to the model's size and normalise it: float32 [1, C, H, W]."""

@@ -27,8 +27,8 @@ class Coco(DetectionDataset):
 
     The annotations are instances_train2017.json and instances_val2017.json. The folders may contain
     another data set in this format, because the classes are read from the annotations, in the order
-    of their ids. Boxes of crowds are not trained, and count as COCO's metric defines. The files (19
-    GB) are not downloaded.
+    of their ids. Training leaves out boxes of crowds; the score treats them as COCO's metric
+    defines. The files (19 GB) are not downloaded.
     """
 
     @property
@@ -123,8 +123,8 @@ def parse(content: Any) -> Index:
 class _Entry(NamedTuple):
     """An entry of a list in the annotation file."""
 
-    name: str  # what messages call the entry
-    values: dict[str, Any]  # by key, not yet checked
+    name: str  # name of the entry in messages
+    values: dict[str, Any]  # values by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:
         """Return the error for a missing or wrong value."""

@@ -153,6 +153,7 @@ def _split(arrays: Arrays) -> "Split":
 
     from ppll_cli.data.batches import Split
 
-    # from_numpy needs writable memory; samples are gathered fastest from contiguous memory.
+    # from_numpy needs writable memory; from contiguous memory, the samples of a batch are copied
+    # fastest.
     images = np.require(arrays.images, requirements=["C", "W"])
     return Split(torch.from_numpy(images), torch.from_numpy(arrays.labels.astype(np.int64)))

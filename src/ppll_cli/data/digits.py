@@ -16,9 +16,9 @@ _DARKEST = 16
 class Digits(ImageDataset):
     """The digits in scikit-learn's package. Users need no files and no download.
 
-    The package sorts the digits by writer. So they are permuted, always in the same way: then the
-    first 1437 are `train`, and the other 360 are `test`. Values from 0 to 16 are scaled to 0 to 255
-    and rounded.
+    The package sorts the digits by writer. So they are first permuted, always in the same way. The
+    first 1437 digits of the result are `train`, and the other 360 are `test`. Values from 0 to 16
+    are scaled to 0 to 255 and rounded.
     """
 
     class_count = 10

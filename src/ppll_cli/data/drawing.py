@@ -20,10 +20,10 @@ TEXT_HEIGHT = 14
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Colours of background (`PAPER`) and text (`INK`) beside a picture, on light and dark pages."""
+"""Colours of background (`PAPER`) and text (`INK`) beside a picture; pages may be light or dark."""
 
-_MIDDLE = 125  # dark text is more readable on backgrounds brighter than this (0 to 255)
-_STEP = 4  # distance in pixels between tried places, if no place at the box is free
+_MIDDLE = 125  # from 0 to 255; on brighter backgrounds, dark text is more readable
+_STEP = 4  # distance in pixels between places to try, if no place at the box is free
 _ELLIPSIS = "..."
 
 
@@ -90,7 +90,7 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Find a place for a label that overlaps no other label, at the label's box or near the box.
+    """Find a place where a label overlaps no other label, at the label's box or near the box.
 
     The place is inside the picture; it is None if no place is free.
 

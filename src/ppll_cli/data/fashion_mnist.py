@@ -59,7 +59,7 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """Return all paths by file name, from the first folder with all files; None without one."""
+        """Return all paths by file name, from the first folder with all files; else None."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)

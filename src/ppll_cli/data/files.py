@@ -20,7 +20,7 @@ PARTS: tuple[Part, ...] = ("train", "test")
 PUBLISHED = "put the published file there"
 """What a message advises if a file of a published data set is missing or wrong."""
 
-_LONGEST_STEM = 50  # in characters of up to 4 bytes; a file's name may have 255 bytes
+_LONGEST_STEM = 50  # in characters, each of up to 4 bytes; a file's name may have 255 bytes
 _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 

@@ -2,7 +2,7 @@
 
 A data set may have a method `identity(splits)`, which returns an ordered list of entries for each
 split. An entry is a file's name and its size in bytes, or another name and a text, such as the
-digest of an array. Data sets with equal entries count as the same data.
+digest of an array. Data sets with equal entries are regarded as the same data.
 """
 
 import hashlib
@@ -30,12 +30,9 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
     return [(name, _digest(array)) for name, array in arrays.items()]
 
 
-def common_files(one: Sequence[Entry], other: Sequence[Entry]) -> list[str]:
-    """Return the names of the files that two lists of entries have in common, with equal sizes."""
-    first, second = (
-        {(n, size) for n, size in each if isinstance(size, int)} for each in (one, other)
-    )
-    return sorted(name for name, _ in first & second)
+def files_in(entries: Sequence[Entry]) -> set[tuple[str, int]]:
+    """Return the name and the size in bytes of each file that an identity lists."""
+    return {(name, size) for name, size in entries if isinstance(size, int)}
 
 
 def difference(identity: Identity, before: Identity) -> str:

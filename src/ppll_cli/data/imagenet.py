@@ -54,7 +54,7 @@ class ImageNet(LabelledPictures):
 
     @property
     def resident(self) -> bool:
-        """False: images are not stored, because each epoch may use other pieces of the pictures."""
+        """False: images are not stored, because each epoch may cut different pieces."""
         return False
 
     @property

@@ -122,7 +122,7 @@ def kept_file(
 
 
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
-    """Move a new folder to its final path, unless another run has put a good folder there."""
+    """Move a new folder to its final path, unless an undamaged folder is there already."""
     if os.path.lexists(folder):
         try:
             read(folder)

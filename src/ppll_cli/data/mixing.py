@@ -53,9 +53,10 @@ def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
-    """Return the targets of a mixed batch by name: both labels, and the share of the first label.
+    """Return the targets of a mixed batch by name: `labels`, `others` and the share of `labels`.
 
-    Labels are int64 [B]; the share, in [0, 1], is the same for all images.
+    Labels are int64 [B]. In each mixture, the image with the label in `labels` has the share
+    `share`, in [0, 1].
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}
@@ -74,7 +75,8 @@ def mix_up(images: Tensor, share: float) -> float:
 def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
     """Replace a box of each image by the same box of the previous image.
 
-    The box is sqrt(1 - share) times as high and wide as the image, rounded down to even numbers of
+    `share` is the fraction of an image that is outside of the box before the box is clipped. The
+    box is sqrt(1 - share) times as high and wide as the image, rounded down to even numbers of
     pixels, and clipped at the image's border. `place` is the box's centre, as fractions of height
     and width in [0, 1). Images, float32 [B, C, H, W], are changed in place. Return the fraction of
     an image that is outside of its clipped box.

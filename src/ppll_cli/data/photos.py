@@ -47,7 +47,7 @@ class Photos(PictureDataset):
                 "data.folders",
                 self._given,
                 f"has {len(paths)} pictures ({', '.join(SUFFIXES)}), too few to train on: the last "
-                f"{TEST_PICTURES} by name are for the test",
+                f"{TEST_PICTURES} by name are the test set",
                 f"name folders with more, or install the default ones: {PACKAGES}",
             )
         chosen = paths[:-TEST_PICTURES] if part == "train" else paths[-TEST_PICTURES:]

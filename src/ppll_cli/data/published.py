@@ -76,7 +76,7 @@ class Published(ImageDataset):
         return f"{', '.join(self.files(part))} in {self.folder}"
 
     def _explained(self, part: Part, error: Exception) -> ConfigError:
-        """Return an error that names the bad file; torchvision's error does not name it."""
+        """Return an error that names the wrong file; torchvision's error does not name it."""
         from torchvision.datasets.utils import calculate_md5
 
         for name, published in self.files(part).items():

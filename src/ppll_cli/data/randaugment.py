@@ -38,7 +38,7 @@ KEPT_BITS = 8 - round(4 * STRENGTH)
 """Number of bits per pixel value that posterising keeps."""
 
 _LUMA = (19595, 38470, 7471)
-"""Weights of red, green and blue in a grey picture (ITU-R 601-2), in fixed point."""
+"""Weights of red, green and blue in a grey value (ITU-R 601-2), in fixed point."""
 
 
 def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,7 +140,7 @@ def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """Return `other` + factor * (pixels - `other`), rounded, for each image's factor."""
+    """Return `other` + factor * (pixels - `other`), rounded; each image has its own factor."""
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
 

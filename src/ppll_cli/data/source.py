@@ -63,15 +63,15 @@ class BatchMaker(Protocol):
 
         A separate thread calls this method, on CUDA with its own stream, while the run still reads
         earlier batches. So do not write into their tensors. Copy tensors to the device with
-        `ppll_cli.data.staging.to_device`, which does not wait for the device. The epoch, and the
-        batch within the epoch, are counted from 0.
+        `ppll_cli.data.staging.to_device`, which does not wait for the device. Epochs, and the
+        batches of an epoch, are numbered from 0.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch of samples in their order, without augmentation.
 
-        The tensors have the names and dtypes of those of a training batch. The batch within the
-        split is counted from 0. Only the last batch may have fewer than `size` samples.
+        The tensors have the same names and dtypes as in a training batch. Batches of the split are
+        numbered from 0. Only the last batch may have fewer than `size` samples.
         """
 
 

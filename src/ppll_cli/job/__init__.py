@@ -1,1 +1,1 @@
-"""Defines what parent and workers share: the job, its sequence of batches, and checkpoints."""
+"""Defines what the parent process and workers share: the job, its batches, and checkpoints."""

@@ -1,14 +1,14 @@
 """Saves and finds checkpoints.
 
 Each stage writes one file with its tensors. The names of tensors contain no stage number, so that
-every partition of the same model can read them. A checkpoint counts as finished when the parent has
-added the manifest and renamed the folder::
+every partition of the same model can read them. A checkpoint is finished as soon as the parent
+process has added the manifest and renamed the folder::
 
     checkpoints/step-40/stage-0.safetensors
                         stage-1.safetensors
                         manifest.json
     checkpoints/last -> step-40
-    checkpoints/best -> step-40     with checkpoint.best
+    checkpoints/best -> step-40     only if checkpoint.best=true
 """
 
 import hashlib
@@ -42,13 +42,16 @@ from ppll_cli.leaves.files import apply_umask, make_folder, remove
 log = logging.getLogger(__name__)
 
 EMA = "ema."
-"""Prefix of the names of averaged weights in a checkpoint; a unit's name follows."""
+"""Prefix of the names of averaged weights in a checkpoint. A unit's name follows the prefix."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
-"""Training measurements since the last report, as plain data, by the number of the module."""
+"""Maps a module's number to its training measurements since the last report, as plain data."""
 
 UNREPORTED = "unreported"
-"""Key of `Unreported`, as JSON, in the metadata of a stage's file; absent if there is none."""
+"""Key of the `Unreported` measurements, as JSON, in the metadata of a stage's file.
+
+A file without such measurements does not have this key.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Checkpoint:
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, from the files of all stages, inside a with statement.
+    """The tensors of a checkpoint by name, from the files of all stages; use it in a `with` block.
 
     If the folder has no manifest, because a user copied only the stages' files, all its files
     `stage-*.safetensors` are read. `unreported` has the training measurements that had not been
@@ -153,7 +156,7 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
-    if folder.is_dir():  # the run resumed here and did no step: keep the files
+    if folder.is_dir():  # the run resumed at this step and did no more: keep the files
         replace(manifest, files=read_manifest(folder).files).write(folder)
         shutil.rmtree(unfinished)
     else:
@@ -212,7 +215,7 @@ def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     """Remove all checkpoints that are later than `to`; if `to` is None, remove all checkpoints.
 
     These checkpoints are damaged (see `newest`), and the run will do their steps again. The
-    function also removes the links `last` and `best` if their checkpoint is gone.
+    function also removes the links `last` and `best` if they point to a removed checkpoint.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:

@@ -15,10 +15,10 @@ CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 class Convolutions(TorchFunctionMode):
     """Computes in float32 the convolutions whose gradients torch gets wrong under CPU autocast.
 
-    If an element of the kernel meets only padding, the gradient of that element is 0. On
-    processors with bfloat16 instructions, torch 2.14 leaves this part of the gradient unset, so it
-    has the values that the memory happened to have. An example is a kernel of width 3 with stride 2
-    and padding 1 on a map of width 1, as in the last levels of RetinaNet's pyramid.
+    If an element of the kernel meets only padding, its gradient should be 0. But on processors with
+    bfloat16 instructions, torch 2.14 does not write this part of the gradient, so it has the values
+    that the memory happened to have. An example is a kernel of width 3 with stride 2 and padding 1
+    on a map of width 1, as in the last levels of RetinaNet's pyramid.
     """
 
     def __torch_function__(
@@ -28,12 +28,12 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch; in float32 if it is a convolution with the fault."""
+        """Call a function of torch; use float32 if torch gets the function's gradients wrong."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
             dimensions is None
-            or not torch.is_autocast_enabled("cpu")  # autocast may be off in an inner block
+            or not torch.is_autocast_enabled("cpu")  # an inner block may have turned it off
             or _meets_whole_kernel(dimensions, *args, **named)
         ):
             return func(*args, **named)
@@ -61,7 +61,7 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each element of a kernel is multiplied by an input element, not only padding.
+    """Return whether each element of a kernel is multiplied by some element that is not padding.
 
     A dimension in which the input is too small for the kernel is not checked: torch reports it.
     """
@@ -85,7 +85,7 @@ def _meets_whole_kernel(
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument's value for each dimension; a single value counts for all dimensions."""
+    """Return an argument's value for each dimension; a single value is for all dimensions."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

@@ -21,7 +21,7 @@ class TrainBatch:
 
     step: int  # number of optimizer steps done before the batch
     epoch: int  # from 0
-    batch: int  # within the epoch, from 0
+    batch: int  # index of the batch within the epoch, from 0
     samples: int
 
 
@@ -76,7 +76,7 @@ class Batch:
     # In training, the number of micro-batches of the replicas with lower numbers. In evaluation,
     # each micro-batch is a batch of the split, and this is the index of the first of these batches.
     first_micro_batch: int = 0
-    first_sample: int = 0  # number of samples of the replicas with lower numbers
+    first_sample: int = 0  # number of samples in the shares of the replicas with lower numbers
     averaged: bool = False  # whether averaged weights are evaluated
 
     def share(self, micro_batch: int) -> float:
@@ -95,7 +95,7 @@ class Course:
     batch_size: int  # samples per training batch; the last batch of an epoch may have fewer
     drop_last: bool  # whether a last training batch with fewer samples is left out
     evaluation_size: int  # samples per evaluation batch; the last batch of a split may have fewer
-    epochs: int  # number of epochs; the learning rate's schedule ends with the last one
+    epochs: int  # number of epochs; the learning rate's schedule ends with the last epoch
     max_steps: int | None  # the run ends after this many optimizer steps; None for no limit
     eval_every: int  # epochs between evaluations
     checkpoint_every: int | None  # steps between checkpoints; None for one after each epoch
@@ -106,7 +106,7 @@ class Course:
 
     @property
     def evaluated(self) -> list[str]:
-        """Names of the splits to evaluate, in order; "_ema" is for averaged weights."""
+        """Names of the splits to evaluate, in order, with "_ema" added for averaged weights."""
         found = [split for split in SPLITS if split in self.samples]
         return found + [split + AVERAGED for split in found if self.averages]
 
@@ -123,7 +123,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Usual number of batches between two marks: an epoch, or `checkpoint_every` if smaller."""
+        """Usual number of batches between two marks: an epoch's, or `checkpoint_every` if lower."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:

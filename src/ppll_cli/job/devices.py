@@ -86,7 +86,7 @@ def _check_compiler(on_cpu: bool) -> None:
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
     )
     named = os.environ.get(variable)
-    # If CC is set, Triton uses that compiler and looks for no other.
+    # If the environment variable CC names a compiler, Triton looks for no other.
     sought = [named or usual, other] if on_cpu or not named else [named]
     if not any(map(shutil.which, sought)):
         where = "CPU" if on_cpu else "CUDA"

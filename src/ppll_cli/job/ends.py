@@ -1,4 +1,4 @@
-"""Finds what each module runs after its last unit: exports for later losses, and its own loss."""
+"""Finds what each module runs after its last unit: exports that later losses read, and a loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,7 +46,7 @@ class Ends:
     """Finds what each module runs after its last unit. It builds networks on the meta device."""
 
     method: LocalMethod
-    site: Site  # describes the model; the modules in it are not used
+    site: Site  # describes the model; its field `modules` is not used
     traced: Sequence[TracedUnit]  # outputs and cost of each unit
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
 
@@ -111,8 +111,8 @@ class Ends:
     def _check_weights(self, criterion: Criterion, module: int, owners: dict[int, int]) -> None:
         """Check that a module's auxiliary network shares no weights with earlier modules.
 
-        On other stages they could not be shared. `owners` has the number of each parameter's
-        module, by the identity of the parameter.
+        Modules on different stages cannot share weights. `owners` maps the `id` of each parameter
+        of the earlier modules to the number of its module; this method adds the module's own.
         """
         for name, parameter in criterion.named_parameters():
             if (owner := owners.setdefault(id(parameter), module)) != module:
@@ -161,12 +161,27 @@ class Ends:
                 specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
             with blaming(*self._method, f"making the exports of module {module}"):
                 exports = module_exports(self.method, here)
+                _check_units(exports, specs, self._method)
                 made_of = trace(exports, specs)
             for unit, made in zip(exports, made_of, strict=True):
                 _check_export(unit, made, [*specs, *names], self._method)
                 names.append(unit.name)
                 specs.update(zip(unit.writes, made.outputs, strict=True))
             yield here, exports
+
+
+def _check_units(
+    exports: object, specs: Mapping[str, ValueSpec], method: tuple[str, object]
+) -> None:
+    """Check that a local method exports units, and that they read tensors that exist."""
+    if not isinstance(exports, Sequence) or not all(isinstance(each, Unit) for each in exports):
+        raise ConfigError(*method, "its exports() must return a list of Units")
+    known = [*specs]
+    for unit in exports:
+        if unknown := [name for name in unit.reads if name not in known]:
+            problem = f"its export {unit.name!r} reads {unknown[0]!r}, which does not exist there"
+            raise ConfigError(*method, problem, f"it can read {', '.join(known)}")
+        known += unit.writes
 
 
 def _check_export(
@@ -229,7 +244,7 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
 
 
 def _check_further(criterion: Criterion, specs: Mapping[str, ValueSpec]) -> None:
-    """Check the names of further predictions, which only evaluations compute."""
+    """Check the names of a criterion's further predictions, which only evaluations compute."""
     if not criterion.further:
         return
     with torch.no_grad(), explained():

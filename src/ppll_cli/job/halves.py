@@ -10,8 +10,9 @@ nothing that the first half has computed (except in the cases of `_Graph.repeate
                weights             weights                 WeightHalf.run
 
 The gradients are bit-identical to those of a whole backward, for two reasons. First, every
-operation gets the same numbers. Second, a whole backward sums all contributions to a parameter
-before it adds the sum to `.grad`, and the second half does so too: by one call of autograd.
+operation gets the same numbers as in a whole backward. Second, a whole backward sums all
+contributions to a parameter before it adds the sum to `.grad`, and the second half does so too: by
+one call of autograd.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 _Start = tuple[GradientEdge, Tensor]
-"""An edge of the graph at which a call of autograd starts, and the gradient that arrives there."""
+"""An edge of autograd's graph at which a backward starts, and the gradient of this edge."""
 
 
 class _Call(NamedTuple):
@@ -144,7 +145,7 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """Return the groups of weights. Groups nearest to the outputs come first."""
+        """Return the groups of weights. Groups that are nearer to the outputs come first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:
@@ -169,12 +170,12 @@ class _Graph:
         """Return the groups in which one operation leads to another operation of the group.
 
         This happens if a unit applies a layer several times. A backward that starts at one of the
-        operations also reaches the next operation. If calls started at both, a part of the gradient
+        operations also reaches the next operation. If calls started at both, part of the gradient
         would be counted twice. Therefore the call for such a group has to start at the outputs.
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
-        met: dict[Node, int] = {}  # for each node, a bit for each group that it is in or leads to
+        met: dict[Node, int] = {}  # node -> bits, one for each group that it is in or leads to
         found = 0
         for node, following in self._next.items() if many else ():
             behind = 0

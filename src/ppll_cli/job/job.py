@@ -79,7 +79,7 @@ class Job:
     # Like `specs`, but for evaluation batches; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     homes: tuple[int, ...] = ()  # number of each worker's machine; empty if the run has one machine
-    weights: Weights | None = None  # initial weights from a file; None to draw all from the seed
+    weights: Weights | None = None  # file of initial weights; None: the seed determines all weights
     # The units whose weights are read by losses of earlier modules, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
@@ -151,7 +151,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return a worker's device for messages, with its machine if the run has several."""
+        """Return a worker's device as text for messages, with its machine if there are several."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
@@ -190,12 +190,40 @@ class Job:
         return Place(stage, self.routes, microbatches, norms, self.replicas)
 
     def training(self, stage: int, microbatches: int) -> list[Instruction]:
-        """Return the instructions of a stage for one training batch."""
-        return passes.training(self.place(stage, microbatches), self.make_schedule())
+        """Return the instructions of a stage for one training batch.
+
+        Raises:
+            ScheduleError: The schedule's instructions are wrong.
+        """
+        return self._training[microbatches][stage]
 
     def evaluation(self, stage: int, batches: int) -> list[Instruction]:
         """Return a stage's instructions for `batches` evaluation batches, computed together."""
-        return passes.evaluation(Place(stage, self.routes, batches), self.make_schedule())
+        return self._evaluation[batches][stage]
+
+    @cached_property
+    def _training(self) -> dict[int, list[list[Instruction]]]:
+        """The instructions of each stage, by number of micro-batches.
+
+        The parent process has made them when it pickles the job. So all workers execute what it has
+        checked, even if a user's schedule would yield something else in their processes.
+        """
+        found, schedule = {}, self.make_schedule()
+        for count in sorted(self.microbatch_counts()):
+            with noted(f"for {count} micro-batch(es)"):
+                places = [self.place(stage, count) for stage in range(self.stages)]
+                found[count] = [passes.training(place, schedule) for place in places]
+        return found
+
+    @cached_property
+    def _evaluation(self) -> dict[int, list[list[Instruction]]]:
+        """Like `_training`, by number of evaluation batches that are computed together."""
+        found, schedule = {}, self.make_schedule()
+        for count in sorted(self.course.evaluation_counts()):
+            with noted(f"for {count} evaluation batch(es)"):
+                places = [Place(stage, self.routes, count) for stage in range(self.stages)]
+                found[count] = [passes.evaluation(place, schedule) for place in places]
+        return found
 
     def streams(self) -> list[list[Instruction]]:
         """Return the instructions of each stage for a training batch of full size."""
@@ -220,16 +248,12 @@ class Job:
             DeadlockError: The stages would wait for one another for ever.
             ScheduleError: The schedule's instructions are wrong.
         """
-        stages, schedule = range(self.stages), self.make_schedule()
         needed = []
-        for count in self.microbatch_counts():
-            with noted(f"for {count} micro-batch(es)"):
-                places = [self.place(stage, count) for stage in stages]
-                needed.append(slots_needed([passes.training(p, schedule) for p in places]))
-        for count in self.course.evaluation_counts():
-            with noted(f"for {count} evaluation batch(es)"):
-                places = [Place(stage, self.routes, count) for stage in stages]
-                needed.append(slots_needed([passes.evaluation(p, schedule) for p in places]))
+        kinds = {"micro-batch(es)": self._training, "evaluation batch(es)": self._evaluation}
+        for kind, found in kinds.items():
+            for count, streams in found.items():
+                with noted(f"for {count} {kind}"):
+                    needed.append(slots_needed(streams))
         slots = most(needed)
         return {
             c: Room(n + self.depth + self.kept(c), self._message_bytes(c)) for c, n in slots.items()
@@ -252,7 +276,7 @@ class Job:
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
-        """Return the names of the tensors that are sent, by sending and receiving stage."""
+        """Map each pair (sending stage, receiving stage) to the names of the tensors sent."""
         found: dict[tuple[int, int], set[str]] = {}
         chunks = self.layout.chunks
         for number in range(1, len(chunks)):
@@ -304,7 +328,8 @@ class Job:
         units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
         if (names := tuple(unit.name for unit in units)) != self.names:
             made = (
-                f"its units() made {', '.join(names)}, and before the start {', '.join(self.names)}"
+                f"its units() made {', '.join(names)}, but before the start it made "
+                f"{', '.join(self.names)}"
             )
             remedy = "it must always make the same units; for example, do not loop over a set"
             raise ConfigError("model._target_", settings.model["_target_"], made, remedy)

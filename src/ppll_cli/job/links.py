@@ -48,7 +48,7 @@ class Links:
     """A worker's connections.
 
     Replica 0 of stage 0 leads the stage's other replicas. Its `followers` has a sender to each of
-    them, by replica number. In the other replicas, `leader` is the receiver of these messages.
+    them, by replica number. In the other replicas, `leader` receives what replica 0 sends.
     """
 
     senders: Mapping[Channel, Sender]  # ends of channels to other stages
@@ -73,7 +73,7 @@ class Header:
     """Identifies a message, so that the receiver can check that it is the expected message."""
 
     item: Item | Version  # the message's batch or mark, or the version of weights in it
-    micro_batch: int = 0  # within its batch, from 0
+    micro_batch: int = 0  # index of the micro-batch within its batch, from 0
     chunk: int = 0  # number of the chunk that receives the message
 
 
@@ -90,10 +90,10 @@ def upcoming(
     because all must stop after the same batch. A worker of another stage reads the item from the
     next message to its lowest chunk, without removing the message from the channel.
 
-    `wait` waits for an end of a channel. It gets the end and the kind of time to record: "blocked"
-    (no free slot) or "starved" (no message). `before` counts the items that an earlier process of
-    this worker has handled. They are not yielded again. The receivers of a restarted worker begin
-    after the messages of these items.
+    `wait` waits until an end of a channel is ready. It gets the end and the kind of time to record:
+    "blocked" (no free slot) or "starved" (no message). `before` counts the items that an earlier
+    process of this worker has handled. They are not yielded again. The receivers of a restarted
+    worker begin after the messages of these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):

@@ -40,15 +40,15 @@ class SavedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of a checkpoint's manifest; without `parts` and `counted` in old checkpoints."""
+    """The contents of a checkpoint's manifest. Old manifests lack `parts` and `counted`."""
 
     step: int  # number of optimizer steps done
-    epoch: int  # of the last step, counted from 1
+    epoch: int  # epoch of the last step; the first epoch is 1
     cuts: tuple[str, ...]  # names of the units that start modules 2 and later
-    metrics: dict[str, int | float | None]  # `Metrics.state` after the last stage saved its file
+    metrics: dict[str, int | float | None]  # `Metrics.state` when the model's last stage had saved
     files: tuple[SavedFile, ...]  # that the stages wrote
-    parts: tuple[Part, ...] = ()  # of the run until this step (see `parts.py`)
-    counted: tuple[Counted, ...] = ()  # workers' counts until this step, for each set of conditions
+    parts: tuple[Part, ...] = ()  # parts of the run until this step (see `parts.py`)
+    counted: tuple[Counted, ...] = ()  # workers' counts until this step, by `parts.Conditions`
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a checkpoint's folder."""

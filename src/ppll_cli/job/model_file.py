@@ -20,7 +20,8 @@ def has_ema(checkpoint: Path) -> bool:
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    With `ema`, averages are read. Integer buffers have no averages and are read as they are.
+    If `ema` is true, read the averages of these tensors. Integer buffers have no averages, so read
+    the buffers themselves.
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
     with SavedTensors(checkpoint) as saved:
@@ -31,7 +32,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
 def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
     """Write the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    With `ema`, averages are written (see `model_tensors`).
+    If `ema` is true, write averages (see `model_tensors`).
 
     Raises:
         DamagedError: The files of the checkpoint do not match its manifest.

@@ -12,7 +12,7 @@ import torch.utils.deterministic
 
 from ppll_cli.job.convolutions import mended_convolutions
 
-_memory: Any = torch.utils.deterministic  # type checkers do not know its property
+_memory: Any = torch.utils.deterministic  # type checkers do not know the property that `_set` sets
 
 
 class _Flags(NamedTuple):
@@ -29,8 +29,8 @@ class _Flags(NamedTuple):
 class Numerics:
     """The precision and determinism of a run's computations.
 
-    The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only with
-    "tf32". (torch's own default uses TF32 for convolutions, but not for matrix products.)
+    The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only if the
+    precision is "tf32". (torch's default uses TF32 for convolutions, but not for matrix products.)
     """
 
     precision: str
@@ -42,7 +42,7 @@ class Numerics:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         flags = _get()._replace(deterministic=self.deterministic)
         if self.deterministic:
-            # All memory is written before it is read, so torch need not fill it first.
+            # All memory is written before it is read, so torch need not fill new memory.
             flags = flags._replace(fill_memory=False)
         if device.type == "cuda":
             tf32 = self.precision == "tf32"
@@ -50,7 +50,7 @@ class Numerics:
                 tf32_matmul=tf32,
                 tf32_convolution=tf32,
                 # A run has few input shapes, so let cuDNN try all its algorithms on each of them.
-                # Chance decides which algorithm is fastest, so the last bits of results vary.
+                # Timing noise can change its choice, and with it the last bits of results.
                 cudnn_benchmark=not self.deterministic,
             )
         _set(flags)
@@ -115,9 +115,9 @@ def _set(flags: _Flags) -> None:
 def _without_warning() -> Iterator[None]:
     """Ignore torch's warning that `fp32_precision` will replace the `allow_tf32` switches.
 
-    Every version of torch has `allow_tf32`, and setting it sets `fp32_precision` as well. If
-    `fp32_precision` were set instead, code that still reads `allow_tf32` would fail, such as
-    torch.compile of torch 2.10.
+    Every version of torch has `allow_tf32`, and setting it also sets `fp32_precision`. If only
+    `fp32_precision` were set, code that still reads `allow_tf32` would fail, such as torch.compile
+    of torch 2.10.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")

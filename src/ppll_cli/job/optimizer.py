@@ -36,8 +36,8 @@ class _Group:
 class FusedOptimizer:
     """SGD or AdamW by torch's fused kernels. Parameters are updated independently of each other.
 
-    Weights and states are bit-identical to those of `torch.optim` with `fused=True`, and the names
-    of states are equal. This class calls the kernels directly, because `torch.optim` collects and
+    Weights and states are bit-identical to those of `torch.optim` with `fused=True`, and states
+    have the same names. This class calls the kernels directly, because `torch.optim` collects and
     groups its tensors in every step, which takes the host longer than the kernel itself. The kernel
     functions are private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
 
@@ -138,7 +138,7 @@ class FusedOptimizer:
             self.state.update({parameter: self._first_state(parameter) for parameter in parameters})
         states = [self.state[parameter] for parameter in parameters]
         counts = None
-        if self._optim.name == "adamw":  # with one vector of step counts, a step is one addition
+        if self._optim.name == "adamw":  # one addition to one vector updates all step counts
             counts = torch.stack([state["step"] for state in states])
             for state, count in zip(states, counts.unbind(), strict=True):
                 state["step"] = count

@@ -16,7 +16,7 @@ Number = TypeVar("Number", int, float)
 
 
 class Conditions(TypedDict):
-    """Conditions of a part. Times of two parts are added only if all conditions are equal."""
+    """How a part was computed. Times of two parts are added only if all these values are equal."""
 
     gpus: int
     devices: list[str]
@@ -30,7 +30,7 @@ Part = TypedDict(
     "Part",
     {
         "from": int,  # number of optimizer steps done before the part
-        "to": int,  # number of optimizer steps done at its end
+        "to": int,  # number of optimizer steps done at the part's end
         "seconds": float,  # including evaluations and checkpoints
         "samples": int,  # number of training samples
         "samples_per_second": float | None,  # in the part's steady state; None if there was none
@@ -63,7 +63,7 @@ class Worker(TypedDict):
 
 
 class Counted(TypedDict):
-    """The workers' counts and times, summed over parts of a run with equal conditions."""
+    """The workers' counts and times, summed over the parts of a run with equal `Conditions`."""
 
     conditions: Conditions
     workers: list[Worker]  # in the order of `Job.seats`
@@ -132,7 +132,7 @@ class Parts:
         return [*self._before, this]
 
     def alike(self, workers: Sequence[Worker]) -> list[Worker]:
-        """Return each worker's counts, summed over all parts with the current part's conditions.
+        """Return each worker's counts, summed over all parts with the current part's `Conditions`.
 
         `workers` has the counts in the current part, in the order of `Job.seats`; it is empty if
         they are unknown. The result is empty if no counts are known.
@@ -144,7 +144,7 @@ class Parts:
         return [_sum_of_parts(each) for each in zip(*counts, strict=True)]
 
     def counted(self, workers: Sequence[Worker]) -> list[Counted]:
-        """Return the counts of all parts, summed for each set of conditions; see `alike`."""
+        """Return the counts of all parts; parts with equal `Conditions` are summed. See `alike`."""
         alike: Counted = {"conditions": self._conditions, "workers": self.alike(workers)}
         return [*self._others, alike]
 

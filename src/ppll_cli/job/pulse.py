@@ -8,7 +8,8 @@ which all processes of a machine share.
 
 The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
 the memory of another device, the main thread can hold this lock for many seconds. All such work is
-done when the first batch has ended. Until then, the limit for signs of life is much longer.
+done when the first batch has ended. Until then, `STARTING_ALIVE_LIMIT_S` is the limit for signs of
+life, instead of the much shorter `ALIVE_LIMIT_S`.
 """
 
 import ctypes
@@ -40,7 +41,7 @@ SAVING_LIMIT_S = 900.0
 """Seconds that a worker may take to write its file of a checkpoint."""
 
 COMPILING_LIMIT_S = 3600.0
-"""Seconds that one instruction may take with `compile=true`, as it may compile a network."""
+"""Seconds that an instruction may take if `compile=true`: it may have to compile a network."""
 
 BEAT_S = 1.0
 """Seconds between two signs of life."""
@@ -101,7 +102,7 @@ class Pulse(ctypes.Structure):
         The activity may take `limit_s` seconds without progress; None for no limit.
         """
         self.doing = doing.encode()[: _TEXT - 1]
-        self.progress_s = monotonic()  # before the limit, which must not count earlier time
+        self.progress_s = monotonic()  # first, so that the limit begins now
         self.limit_s = limit_s or 0.0
 
     def start_again(self) -> None:
@@ -163,8 +164,9 @@ class Watchdog:
         stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # how long this process was stopped
         self._looked_s = now
         for worker, pulse in enumerate(self._pulses):
-            # Meanwhile the worker may begin another activity. So read its limit once, and before
-            # the time of its progress: the limit of the new activity does not count earlier time.
+            # Meanwhile the worker may begin another activity: it sets the time of its progress, and
+            # then the limit. So read the limit first, and once: a new limit must not be compared
+            # with an old time.
             progress_limit_s = pulse.limit_s
             turned_s = pulse.alive_s, pulse.progress_s
             alive_s, progress_s = (

@@ -27,7 +27,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # For the second forward, `checkpoint` restores autocast, but not mended convolutions.
+            # torch's `checkpoint` restores only autocast for the second forward.
             with mended_convolutions():
                 return functional_call(network, buffers, tensors)
         first = False

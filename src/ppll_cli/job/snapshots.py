@@ -1,4 +1,4 @@
-"""The size of snapshots with `recover=stage`, and how often a stage takes them."""
+"""Computes how large snapshots are under `recover=stage`, and how often a stage takes them."""
 
 from math import ceil
 
@@ -23,8 +23,8 @@ def snapshot_bytes(job: Job, stage: int, params: int) -> int:
     """Return the size of one snapshot of a stage, in bytes.
 
     `params` is the number of parameters of the units and auxiliary networks. A snapshot holds
-    float32 values: each parameter, what the optimizer keeps for it, its average with `optim.ema`,
-    and older versions of units whose weights other modules read. A few small tensors are not
+    float32 values: each parameter, what the optimizer keeps for it, its average if `optim.ema` is
+    set, and older versions of units whose weights other modules read. A few small tensors are not
     counted; see `MARGIN`.
     """
     optim = job.settings.optim

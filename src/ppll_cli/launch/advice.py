@@ -84,7 +84,7 @@ def comparison(
     job = prepared.job
     there = settings.model_copy(update={"gpus": gpus})
     beside = settings.device == "auto" and {*job.devices} == {"cpu"} and cuda.device_count()
-    if beside:  # the run was on CPU; `auto` would give a schedule with one worker the GPU
+    if beside:  # the run was on CPU, but `auto` would run one worker on a GPU
         there = there.model_copy(update={"device": "cpu"})
     accepted = [name for name, one in COMPARED.items() if _accepts(there, prepared, one)]
     if len(accepted) < 2:
@@ -94,7 +94,7 @@ def comparison(
     if beside:
         given.append("device=cpu")
     if resumed and job.local_learning and not settings.fixes_modules:
-        # The run may have begun with another number of stages, and keeps its modules.
+        # A resumed run keeps its modules, even if it began with another number of stages.
         given.append(setting("local.cuts", list(prepared.cuts)))
     found = command("ppll-run", "--multirun", *options, *given)
     return found if len(found) <= LONGEST else None
@@ -105,7 +105,7 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # `cuts` may name a partition
+    if local.get("cuts") is not None and job.local_learning:  # names of units or of a partition
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

@@ -50,7 +50,7 @@ def record(
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
     record["classes"] = list(prepared.classes)
     record["lower_is_better"] = lower_is_better(prepared.job.task)
-    if (bank := prepared.job.local.get("bank")) is not None:  # with defaults resolved
+    if (bank := prepared.job.local.get("bank")) is not None:  # the resolved defaults are recorded
         record |= {"fba": bank, "local": {**config["local"], "bank": bank}}
     if config.get("weights") is not None:
         record["weights"] = absolute_path(config["weights"])
@@ -153,7 +153,7 @@ def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...
 
 
 def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all units and criteria on the meta device, with the prefix of their tensors' names."""
+    """Yield all networks (units and criteria, on the meta device), each after its names' prefix."""
     site = job.site(job.units())
     with torch.device("meta"):
         for unit in site.units:
@@ -185,7 +185,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the entries of `restarts` in the last summary of a run that is resumed."""
+    """Return the list `restarts` of the summary that a run wrote before it was resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged
@@ -197,7 +197,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    Without a checkpoint the run starts again at step 0. `steps` is the number of steps of the whole
+    If `start` is None, the run starts again at step 0. `steps` is the number of steps of the whole
     run.
     """
     if start is None:
@@ -209,4 +209,4 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     incomplete = start is not None and checkpoint.has_unreported(start)
     metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # some may hold files of stages that the run no longer has
+    drop_unfinished(run_dir)  # they may have files of stages that the run no longer has

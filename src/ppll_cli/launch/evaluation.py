@@ -26,7 +26,7 @@ class Evaluated:
     """The results of an evaluation of a split.
 
     Attributes:
-        result: Loss, metric and other scores of the task, with the names of `summary.json`.
+        result: Loss, metric and other scores of the task, by their names in `summary.json`.
         details: Results of each class or each picture; None if the task gives none.
     """
 
@@ -37,7 +37,7 @@ class Evaluated:
 
 
 def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
-    """Evaluate the model of a run on a split, with the batches of the run's own evaluations.
+    """Evaluate the model of a run on a split, with the same batches as the run's own evaluations.
 
     `batch_size` replaces the number of samples per batch.
 
@@ -59,7 +59,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     size = _size(run, schedule, batch_size)
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
-    sums = [Sums() for _ in range(replicas)]  # one per replica: replicas evaluate batches in turn
+    sums = [Sums() for _ in range(replicas)]  # the replicas evaluate different batches
     rows: list[Tensor] = []  # results of `task.detail`, from which details are computed
     detail = getattr(task, "detail", None)
     together = 1 if schedule is None else evaluated_together(run.settings, schedule)
@@ -100,8 +100,8 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 def _microbatches(run: LoadedRun) -> int:
     """Return the number of micro-batches of a batch under a user's schedule.
 
-    Take it from the run's summary, because the user's class is not imported here. Without a
-    summary, take the number in the configuration, or 1.
+    Take the number from the run's summary, because the user's class is not imported here. If there
+    is no summary, take the number in the configuration, or 1.
     """
     with suppress(OSError, ValueError, TypeError, KeyError):
         return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])

@@ -30,7 +30,7 @@ REMEDIES = {
 """What the user can do if results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Error numbers that always mean that results cannot be written.
+"""Error numbers that mean that results cannot be written, wherever the file is.
 
 The other keys of `REMEDIES` mean this only if the error names no file, or a file in the run
 directory."""
@@ -47,7 +47,7 @@ _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 
 def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
-    """Log why a run ended early, and the command that resumes it, unless it would fail again."""
+    """Log why a run ended early and, unless the run would fail again, the command to resume it."""
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal shows this line when the program ends
         log.info(_how_to_resume(run_dir, resume_command))

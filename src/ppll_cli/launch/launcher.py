@@ -32,7 +32,7 @@ SETTLE_S = 0.3
 """Seconds to wait after a failure for the end of the worker that may have caused the failure."""
 
 FORGOTTEN = 255
-"""Exit status that multiprocessing reports for a worker whose fork server is gone."""
+"""Exit status that multiprocessing reports for a worker whose fork server has ended."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def launch(
 
     `on_report` is called with each report of a worker, except messages for the log, failures and
     the last report; machine 0 calls it for the workers of all machines. `on_start` is called with
-    the pulse of each worker, once the workers have been started. At the time `until_s`, on the
+    the pulse of each worker, after the workers have been started. At the time `until_s`, on the
     clock of `time.monotonic`, the launcher stops the workers as if it had received SIGTERM.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.
-        RunFailedError: A helper process of multiprocessing is gone or stopped, or another machine
-            failed; all workers have been stopped.
-        Interrupted: A second signal came; all workers have been stopped.
+        RunFailedError: A helper process of multiprocessing has ended or is stopped, or another
+            machine failed; all workers have been stopped.
+        Interrupted: A second signal to stop came; all workers have been stopped.
     """
     forkserver.start()
     stop: StopFlag = forkserver.context().RawValue("b", 0)
@@ -87,9 +87,9 @@ def launch(
     with (
         _stop_on_signal(stop),
         _meeting(job, fleet) as meeting,
-        _restarting(job, tell) as restarts,  # removes its folder after the workers are gone
+        _restarting(job, tell) as restarts,  # removes its folder after the workers have ended
         _kill_at_end(workers),
-        _telling(others, fleet),  # exits first: killing workers makes workers elsewhere fail
+        _telling(others, fleet),  # exits first, before killed workers make others fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -131,7 +131,7 @@ def _ending(
 
 
 def _let_leave(workers: Sequence[Watched]) -> None:
-    """Let the workers exit, because all workers of the run are done, and wait for their ends."""
+    """Let the workers exit, because the whole run is done, and wait until they have exited."""
     for watched in workers:
         with suppress(OSError):  # somebody killed the worker after it was done
             watched.reports.send_bytes(b"leave")
@@ -227,8 +227,8 @@ def _watch(
 
     Raises:
         WorkerFailedError: A worker failed, or a worker or machine gives no sign of life.
-        RunFailedError: A helper process of multiprocessing is gone or stopped, or another launcher
-            or a transfer of files failed.
+        RunFailedError: A helper process of multiprocessing has ended or is stopped, or another
+            launcher or a transfer of files failed.
     """
 
     def handle(seen: Seen, report: Report) -> None:
@@ -273,7 +273,7 @@ def _failures(
     """Handle the workers' new reports, and return a report of each new failure."""
     failures: list[Report] = []
     ready = wait([watched.process.sentinel for watched in workers], timeout=0)
-    # The fork server tells multiprocessing when a worker ends. If the fork server is gone, all
+    # The fork server tells multiprocessing when a worker ends. If the fork server has ended, all
     # workers seem to be dead.
     forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
     if name := forkserver.ended_helper(SETTLE_S if forgotten else 0):

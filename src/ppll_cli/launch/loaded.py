@@ -172,7 +172,7 @@ def loaded(
     """Build the model of a run and give it the weights of a checkpoint.
 
     `other_data` is the option of the data set if the run was trained on another data set; errors
-    then name this option. With `ema`, the model gets averaged weights.
+    then name this option. If `ema` is true, the model gets averaged weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the

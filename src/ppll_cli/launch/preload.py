@@ -1,4 +1,4 @@
-"""Sets up the fork server; every worker inherits this setup. Only the fork server imports this."""
+"""Sets up the fork server, whose setup workers inherit. Only the fork server imports this file."""
 
 import ctypes
 import gc
@@ -17,9 +17,9 @@ def _end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-# Once the fork server listens, it notices by itself when its parent ends. The imports below take
+# When the fork server listens, it notices by itself when its parent ends. The imports below take
 # seconds; until they are done, the kernel ends this process with its parent. The last line of this
-# file ends this rule, because the thread that started this process may end before the program does.
+# file cancels this, because the thread that started this process may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals the whole process group, but only the parent handles signals:
@@ -27,7 +27,7 @@ _end_with_parent(signal.SIGKILL)
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # not for programs that workers start
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start do not need it
     del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402

@@ -26,7 +26,9 @@ PATHS = ("root", "cache", "folders")
 """Keys of a data set's configuration whose values are folders; records have absolute paths."""
 
 DATA_FILES = "data-files.json"
-"""The file in a run directory that holds the identity of the data; see `data.identity`."""
+"""The file in a run directory with names and sizes, or digests, of the run's data files.
+
+A later command uses it to find out whether the data have changed; see `data.identity`."""
 
 OWN_FILES = (
     CONFIG_FILE,
@@ -41,7 +43,7 @@ OWN_FILES = (
     "wandb-run.json",
 )
 OWN_FOLDERS = ("checkpoints", "samples", "tensorboard")
-"""Files and folders that a run writes into its directory."""
+"""The folders that a run writes into its directory; `OWN_FILES` has the files."""
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which a result is of a wrong kind, such as a folder for a file.
+    """Refuse a run directory in which a result is of a wrong kind: a folder instead of a file.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail when it writes its results.
@@ -120,7 +122,7 @@ def check_kinds(run_dir: Path) -> None:
                 continue
             try:
                 is_right = fits(path.stat().st_mode)
-            except OSError:  # a dangling link, or a circle of links
+            except OSError:  # a link to nothing, or to itself
                 is_right = False
             if not is_right:
                 raise ConfigError("resume", run_dir, f"its {name} is not a {kind}", "remove it")

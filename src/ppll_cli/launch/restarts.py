@@ -2,7 +2,7 @@
 
 The other workers are blocked or starved meanwhile, as if the stage were slow. The new process of
 the worker continues from the stage's last snapshot (`worker.snapshots`), and reads again the
-messages that came after it (`transport.journal`).
+messages that came after the snapshot (`transport.journal`).
 """
 
 import logging
@@ -101,7 +101,7 @@ class Restarts:
         `handle` is called with the reports that a dead worker has left in its pipe.
 
         Raises:
-            RunFailedError: The fork server is gone, or is stopped.
+            RunFailedError: The fork server has ended, or is stopped.
         """
         now_s = time.perf_counter()
         by_seat = {watched.seat: watched for watched in workers}
@@ -132,12 +132,12 @@ class Restarts:
         self, watched: Watched, report: Report, handle: Callable[[Watched, Report], None]
     ) -> None:
         history = self._history[watched.seat]
-        watched.kill()  # it may be stopped, or hang
+        watched.kill()  # the process may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 handle(watched, left)
-        # Set only now, so that a late "ready" of the dead worker does not end the restart.
+        # Set after these reports: a late "ready" of the dead process must not end the restart.
         history.began_s = report["began_s"]
         watched.clean_up()
         watched.pulse.start_again()

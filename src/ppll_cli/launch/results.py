@@ -82,7 +82,7 @@ def drop_unfinished(run_dir: Path) -> None:
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
     """Write the model of the last checkpoint, and return True.
 
-    Without a checkpoint, return False, or raise FileNotFoundError if the model is `needed`.
+    If there is no checkpoint, return False, or raise FileNotFoundError if the model is `needed`.
     """
     if last.exists():
         model_file.write_model(last, run_dir / MODEL_FILE)

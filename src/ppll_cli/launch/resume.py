@@ -1,7 +1,7 @@
 """`resume=RUN_DIR`: reads a run's configuration, and applies the changes that are allowed.
 
-The configuration comes from the run's `config.json` alone, and only keys on the command line count
-as changes. The name of a user's class in the folder is not enough to import this class: it must
+The configuration comes from the run's `config.json` alone, and only overrides on the command line
+change it. The name of a user's class in the folder is not enough to import this class: it must
 also be on the command line. Imports no torch.
 """
 
@@ -153,7 +153,8 @@ class Recorded:
                 if choices[key] == self.choices.get(key):
                     continue
                 if key not in GROUPS:  # other groups are presets, whose options set any key
-                    raise refused(key, given, self.choices.get(key))
+                    before = self.choices.get(key)
+                    raise refused(key, given, None if before == "None" else before)
                 chosen[key] = choices[key]
             for inner, _ in keys(key, given):
                 value, before = at(composed, inner), at(self.config, inner)
@@ -181,7 +182,7 @@ class Recorded:
         given = override.partition("=")[2]
         if key == "epochs" and value is not ABSENT:
             if at(self.config, "optim.schedule") in ("cosine", "cosine_by_epoch"):
-                reason = "and its learning rate depends on it"
+                reason = "and its learning rate depends on the number of epochs"
                 raise refused(key, given, at(self.config, key), reason)
             return
         same_data = key not in COMPARED or self.data_sha256 is not None
@@ -238,7 +239,7 @@ def shown(value: Any) -> str:
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that `resume=` names; None without this override, or if it is null."""
+    """Return the folder that `resume=` names; None if there is no such override or it is null."""
     if resume is None or resume.value() is None:
         return None
     if resume.is_sweep_override():

@@ -57,11 +57,11 @@ class Run:
             them to the user.
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
-        began_s: The time from which `max_minutes` counts, on the clock of `time.monotonic`. Usually
-            this is the program's start; by default, the creation of this object.
+        began_s: The time at which `max_minutes` begin, on the clock of `time.monotonic`: usually
+            the start of the program. The default is the creation of this object.
         direction: "minimize" or "maximize" if a sweeper searches for the best objective; None if
             there is no search, or its direction is unknown.
-        objective: The summary's key for the value that a sweeper optimizes; set once the run has
+        objective: The summary's key for the value that a sweeper optimizes; set when the run has
             been prepared.
     """
 
@@ -231,7 +231,11 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return a command that compares this run with other schedules; None if none is shown."""
+        """Return a command that compares this run with other schedules.
+
+        Return None for a sweep, for a run on several machines, and if the changes of the command
+        line are unknown.
+        """
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes

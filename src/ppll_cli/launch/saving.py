@@ -1,4 +1,4 @@
-"""Completes each checkpoint once workers have reported that they have written its files."""
+"""Completes each checkpoint as soon as workers have reported that its files are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -34,8 +34,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of `summary.json`, as far as it is known.
 
-    Speeds and fractions of time are computed over the run's current part and all earlier parts
-    under the same conditions. `reports` has the last report of each worker; it is empty if the run
+    Speeds and fractions of time are computed over the run's current part and all earlier parts with
+    equal `parts.Conditions`. `reports` has the last report of each worker; it is empty if the run
     failed or has not begun. Before the end, the status is "running". `seconds` is the time since
     the workers began to train after the start or resumption of the run, including evaluations and
     checkpoints.
@@ -126,7 +126,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
 
 
 def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
-    """Yield for each pair of stages the tensors and bytes that the first sends to the second."""
+    """Yield for each pair of stages the tensors and bytes that one sends to the other."""
     job = prepared.job
     for (source, target), names in job.crossing().items():
         own = workers[source * job.replicas : (source + 1) * job.replicas]
@@ -143,8 +143,8 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
 def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
     """Return the fraction of time in which workers waited, and what the simulator predicts.
 
-    The simulator gets the mean time of each instruction in the run. Without a steady state of all
-    workers, the numbers are None.
+    The simulator gets the mean time of each instruction in the run. If some worker had no steady
+    state, the numbers are None.
     """
     found: dict[str, float | None] = dict.fromkeys(
         ("bubble_fraction", "predicted_bubble_fraction", "predicted_samples_per_second")

@@ -98,7 +98,7 @@ class RecordedSweep:
             before = recorded([setting("resume", str(run_dir))])
         else:
             parse(config)
-        # Classes that sweep.json names are checked like those in a run's config.json.
+        # Check the classes named in sweep.json in the same way as those in a run's config.json.
         known = before or Recorded(run_dir, config, choices)
         again = _for_job(overrides, known.config)
         found, chosen = known.changed(*composed(known.arguments(again)), again)
@@ -148,7 +148,7 @@ def record_of(
 
 
 def inside(name: str) -> bool:
-    """Return whether a path is relative and leads to a folder inside its base folder."""
+    """Return whether a path is relative, and leads into the folder to which it is relative."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 

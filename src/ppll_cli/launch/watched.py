@@ -44,7 +44,7 @@ class Watched(Seen):
         Without `recovery`, the worker cannot be restarted if it fails.
 
         Raises:
-            RunFailedError: The fork server is gone, or is stopped.
+            RunFailedError: The fork server has ended, or is stopped.
         """
         here, there = forkserver.context().Pipe()
         links = Links(

@@ -76,7 +76,7 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [w for w in _ways(job) if job.home(w.source) == job.home(w.target) == machine]
     size = sum(way.slots * way.size for way in ways)
-    if job.restartable & {seat.stage for seat in seats}:  # `prepare` has checked the memory
+    if job.restartable & {seat.stage for seat in seats}:  # `prepare` has checked shared memory
         chosen: Transport = JournalTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
     else:
         chosen = usable(name, transport, size, [job.device(seat) for seat in seats])

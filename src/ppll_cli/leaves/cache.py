@@ -10,7 +10,7 @@ INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 def cache_folder() -> Path | None:
     """Return the program's cache folder, which may not exist yet; None if the user has no home."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG specification asks for relative paths to be ignored
+    if not os.path.isabs(base):  # the XDG specification says that relative paths are ignored
         base = os.path.expanduser("~/.cache")
     return Path(base, "ppll-run") if os.path.isabs(base) else None
 

@@ -25,7 +25,8 @@ def why_none() -> str:
     """Return why torch can use no CUDA device; empty if it can use one.
 
     `torch.cuda.device_count` also counts devices that torch cannot use, for example because the
-    driver is too old: it asks NVML, a library of the driver. The CUDA runtime knows the truth.
+    driver is too old: it asks NVML, a library of the driver. The CUDA runtime knows which devices
+    can be used.
     """
     if torch.cuda.device_count() == 0:
         return "there is no CUDA device"

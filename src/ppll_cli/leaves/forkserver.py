@@ -61,13 +61,13 @@ def start() -> None:
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # the server inherits this block, and `launch.preload` ends it
+        with _blocked(*STOPPING):  # the server inherits this; `launch.preload` unblocks them
             forkserver.ensure_running()
 
 
 @contextmanager
 def _blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Block signals while the body runs, in this process and in processes that the body starts."""
+    """Block signals, in this process and in new processes, while the body of the `with` runs."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -77,7 +77,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Keep the current directory out of `sys.path` in processes that the body starts.
+    """Keep the current directory out of `sys.path` in processes that the body of the `with` starts.
 
     Otherwise these processes would import a user's `torch.py` in this directory instead of torch.
     """
@@ -97,7 +97,7 @@ def begin(worker: ForkServerProcess) -> None:
     """Make the fork server start a worker.
 
     Raises:
-        RunFailedError: The fork server is gone, or is stopped.
+        RunFailedError: The fork server has ended, or is stopped.
     """
     ended, problem = Event(), list[str]()
     watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
@@ -115,7 +115,7 @@ def begin(worker: ForkServerProcess) -> None:
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
     """Kill the fork server if it does not answer, so that `begin` stops waiting.
 
-    Time in which this process itself was stopped, for example by Ctrl-Z, does not count.
+    The time limit leaves out time in which this process itself was stopped, for example by Ctrl-Z.
     """
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
@@ -144,7 +144,7 @@ def is_stopped(process_id: int) -> bool:
 
 
 def lost_helper(name: str) -> RunFailedError:
-    """Return the error to raise when a helper process of multiprocessing is gone."""
+    """Return the error to raise when a helper process of multiprocessing has ended."""
     return RunFailedError(
         f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
     )
@@ -173,7 +173,7 @@ def stop() -> None:
 
 
 def kill() -> None:
-    """Kill the fork server. A signal handler may call this if the program exits right after."""
+    """Kill the fork server. A signal handler may call this right before the program exits."""
     server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         with suppress(ProcessLookupError):

@@ -99,7 +99,7 @@ def socket_folder() -> Path:
 def remove() -> None:
     """Remove the folders of this process.
 
-    A signal handler may call this if the program exits right after.
+    A signal handler may call this right before the program exits.
     """
     while _OWN:
         _, own = _OWN.popitem()

@@ -30,11 +30,11 @@ class AugLocal(LocalMethod):
 
     Attributes:
         depth: d of the first module.
-        tau: How far d falls from `depth` (tau = 0) towards 1 (tau = 1). From the first to the last
-            module with an auxiliary network, d falls linearly and is rounded.
+        tau: How far d falls from the first to the last module with an auxiliary network: not at all
+            if tau is 0, from `depth` to 1 if tau is 1. d falls linearly and is rounded.
         detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
-            and None mean all levels, `level` the levels for the stride of the last copied unit's
-            output.
+            and None mean all levels, `level` only the levels for the stride of the last copied
+            unit's output (see `LevelHead`).
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"

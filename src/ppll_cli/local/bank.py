@@ -44,7 +44,7 @@ class Bank:
 
     def head(self, head: nn.Module, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return the model's head, extended by inputs for banked features."""
-        own = head_of(head, ClassifierHead, ("fba", "on"), "use fba=off")
+        own = head_of(head, ClassifierHead, ("fba", "on"), "use fba.join=input or fba=off")
         widths = [pooled_width(shape) for shape in banked]
         return FusedHead(own, widths, bank)
 
@@ -168,7 +168,8 @@ class FusedPictureHead(nn.Module):
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return pictures [B, 3, sH, sW], for features and for banked maps [B, channels, H, W]."""
         maps = [self.head.mapped(x)]
-        # The module itself may have computed the output of the first unit, so it is detached here.
+        # The module itself may have computed the output of the first unit, so this output is
+        # detached.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
         joined = fused(maps, self.fusion)
         if self.mix is not None:

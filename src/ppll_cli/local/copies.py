@@ -16,7 +16,7 @@ class Copies:
     """Copies of a model's parts, with fresh weights, from which an auxiliary network is made."""
 
     units: Sequence[nn.Module]  # copies of units after a module, in order; may be empty
-    shapes: Sequence[Shape]  # of the module's features and of each copy's output, in order
+    shapes: Sequence[Shape]  # shapes of the module's features and of each copy's output
     head: nn.Module  # a copy of the model's head, which reads the output of the last copy
 
 
@@ -34,7 +34,7 @@ class CopiedNetwork(nn.Module):
 
 
 def later_units(site: Site) -> range:
-    """Return the indices of the units after a module, without the model's last unit, its head."""
+    """Return the indices of the units after a module, except the model's head (its last unit)."""
     return range(site.stop, len(site.units) - 1)
 
 

@@ -10,7 +10,7 @@ from ppll_cli.local.parts import head_of
 
 DetectionHead = Literal["pyramid", "level"]
 """The pyramid levels on which a detector's module is trained: `pyramid` means all levels, `level`
-only the levels for the stride of the local head's input."""
+only the levels for the stride of the local head's input (see `LevelHead`)."""
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:

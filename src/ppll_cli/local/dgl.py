@@ -16,8 +16,7 @@ from ppll_cli.tasks.classification import classes_of
 class AdaptivePool(nn.Module):
     """Average pooling of maps to a smaller size.
 
-    Height and width become those of the input divided by `divisor`, rounded up, or `size` if this
-    is smaller.
+    Height and width become those of the input divided by `divisor`, rounded up, but at most `size`.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:

@@ -48,8 +48,9 @@ class FBA(LocalMethod):
             resolution stage, `depth` is the total number of copied units.
         bank: The settings of the bank: which features it holds, and how they are fused.
         detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
-            and None mean all levels. `level` means the levels for the stride of the module's map,
-            or for stride 8 if the map is finer; units with coarser maps are not copied.
+            and None mean all levels. `level` means only the levels for the stride of the module's
+            map, or for stride 8 if the map is finer (see `LevelHead`); units with coarser maps are
+            not copied.
     """
 
     bank: FeatureBank

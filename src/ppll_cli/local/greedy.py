@@ -14,7 +14,8 @@ class Greedy(LocalMethod):
 
     Attributes:
         detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
-            and None mean all levels, `level` the levels for the stride of the module's map.
+            and None mean all levels, `level` only the levels for the stride of the module's map
+            (see `LevelHead`).
     """
 
     detection_head: DetectionHead | None = None

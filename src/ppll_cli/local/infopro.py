@@ -66,9 +66,10 @@ class InfoPro(LocalMethod):
         weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
             entry of `WEIGHTS` with the nearest number of modules; if two numbers are equally near,
             the entry of the smaller number (our choice).
-        width: Largest number of channels. A convolution with fewer input channels has twice as many
-            output channels, but at most `width`, and stride 2. A convolution with `width` input
-            channels, or with more (our choice), has `width` output channels and stride 1.
+        width: Largest number of channels. A convolution with fewer than `width` input channels has
+            stride 2 and doubles the number of channels, but to at most `width`. A convolution with
+            `width` input channels, or with more (our choice), has `width` output channels and
+            stride 1.
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
         self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, tensor, persistent=False)  # set by the data set, not trained
+            self.register_buffer(name, tensor, persistent=False)  # known, not trained
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return the mean reconstruction loss, a float32 scalar.
@@ -240,7 +241,7 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     For each sample, the dot products of its vector with all other vectors, divided by the
     temperature, are logits. The loss of the sample is the mean of -log softmax over the other
     samples of its class. The result is the mean over samples, without samples that are alone in
-    their class (InfoPro's code counts their loss as 0). If no sample remains, the result is 0.
+    their class (InfoPro's code includes them with loss 0). If no sample remains, the result is 0.
 
     For mixed images, the dot product of two images' rows of class shares is the weight of each
     image in the other's mean (our choice). For images that are not mixed this weight is 1 or 0. If

@@ -57,9 +57,9 @@ class MAN(LocalMethod):
         weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
             the weights that `infopro_weights` returns.
         detection_head: For detectors, the pyramid levels on which a module is trained. `level` (the
-            default) means the levels for the stride of y, as in the code of MAN++'s authors.
-            `pyramid` means all levels, found by a copy of the model's head that reads only y (our
-            choice).
+            default) means only the levels for the stride of y (see `LevelHead`), as in the code of
+            MAN++'s authors. `pyramid` means all levels, found by a copy of the model's head that
+            reads only y (our choice).
     """
 
     name: ClassVar[str] = "man"
@@ -91,9 +91,9 @@ class MAN(LocalMethod):
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y.
+        """Return the loss that reads y, the output of the module's `Mixture`.
 
-        `there` is the module's site, but with the shape of y as the shape of the module's output.
+        `there` equals `site`, except that the shape of the module's output is the shape of y.
         """
         if not isinstance(there.task, Classification):
             return self._detector(there)
@@ -110,7 +110,7 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _detector(self, there: Site) -> Criterion:
-        """Return the loss of a detector whose head reads y."""
+        """Return the loss for detectors; its head reads y, the module's output in `there`."""
         from ppll_cli.tasks.detection import Detection  # slow: imports torchvision
 
         data = "with class labels or boxes"
@@ -127,7 +127,7 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _head(self, there: Site, site: Site, tokens: bool) -> nn.Module:
-        """Return the network that makes a prediction from y for `ce`."""
+        """Return the network for `loss=ce`; it reads y, the module's output in `there`."""
         head, shape = len(site.units) - 1, there.spec.shape
         if shape != site.features[head - 1].shape:
             return site.task.smallest_head(shape)
@@ -198,7 +198,7 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
 
-    The averages in the mixture follow the weights of the watched unit.
+    The averages in the mixture follow the weights of the unit `watches`.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch) -> None:

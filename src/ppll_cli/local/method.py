@@ -95,7 +95,7 @@ class Criterion(nn.Module):
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the mean loss over the batch, a scalar, and the prediction.
 
-        `values` has the tensors of `reads` by name, which this method must not change in place.
+        `values` has the tensors of `reads` by name. This method must not change them in place.
         """
         prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
@@ -136,7 +136,7 @@ class LocalMethod(ABC):
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module; not called for the last one.
+        """Return the auxiliary network and local loss of any module but the model's last one.
 
         Raises:
             ConfigError: The method does not apply to this model or task.

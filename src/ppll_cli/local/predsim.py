@@ -26,8 +26,8 @@ class PredSim(LocalMethod):
     image, the row of class shares is used as its label (our choice).
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
-    Linear layer begins with torch's initial weights instead of zeros, and odd sizes are pooled
-    differently.
+    Linear layer begins with torch's initial weights instead of zeros, and maps of odd height or
+    width are pooled differently.
 
     Attributes:
         similarity: Weight of the similarity loss. With 0 there is no convolution. With 1 the
@@ -117,5 +117,5 @@ def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
 
 
 def _windows(size: int, kernel: int) -> int:
-    """Return the number of windows that cover a side. The last window may exceed the side."""
+    """Return the number of windows that cover a side; the last may extend beyond its end."""
     return -(-size // kernel)

@@ -42,7 +42,7 @@ class PyramidBank(Bank):
         if not isinstance(self.task, LevelDetection):
             return BankedPyramid(copies.units, head, own, earlier, bank.joined)
         coarsest = max(STRIDES[0], own[0][0])
-        last = sum(stride <= coarsest for stride, _ in own) - 1  # later strides are never smaller
+        last = sum(stride <= coarsest for stride, _ in own) - 1  # later maps are never finer
         level = self.task.level_head([own[last], *earlier], bank.joined)
         return CopiedNetwork(copies.units[:last], level)
 
@@ -68,7 +68,7 @@ class BankedPyramid(nn.Module):
         fusion: `concatenate` or `add`.
 
     Attributes:
-        plan: For each stride, the maps to fuse, as indices in a list of banked, then own maps.
+        plan: For each stride, the maps to fuse, as indices in a list of banked maps, then own maps.
     """
 
     def __init__(

@@ -13,7 +13,8 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        # Units that differ only in private attributes take the same time and are measured once.
+        # Private: units that differ only in private attributes are regarded as equally fast, and
+        # only one of them is measured.
         self._rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class EDSR:
 
     Attributes:
         depth: Number of residual units.
-        width: C of all maps.
+        width: Number of channels of all maps, C.
         res_scale: Factor by which the result of a residual unit's convolutions is multiplied before
             its input is added.
     """
@@ -109,8 +109,8 @@ class EDSR:
         least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel
         if wanted.overlap < least:
             problem = (
-                f"edsr and SSIM use pixels up to {least} away, so pictures evaluated in tiles "
-                "would differ from whole pictures"
+                f"edsr and SSIM use pixels at distances up to {least}, so pictures evaluated in "
+                "tiles would differ from whole pictures"
             )
             raise ConfigError(
                 "data.overlap", wanted.overlap, problem, f"use data.overlap={least}, or more"

@@ -62,7 +62,7 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     if depth == 32:
         man = {f"man_{name}": infopro[name] for name in ("K8", "K16")}
     else:
-        pairs = len(residual) - 32  # modules of two units, which come first
+        pairs = len(residual) - 32  # number of modules of two units
         man = {
             "man_K32": residual[: 2 * pairs : 2] + residual[2 * pairs :],
             "man_K55": residual,

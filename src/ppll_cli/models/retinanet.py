@@ -50,7 +50,7 @@ class RetinaNet:
         check_options("model", self)
         # The coarsest map may be a single pixel, and GroupNorm needs at least two values per group.
         if self.norm == "group" and (self.width % GROUPS or self.width == GROUPS):
-            problem = f"does not make {GROUPS} groups of two channels or more"
+            problem = f"cannot be divided into {GROUPS} groups of two or more channels"
             remedy = f"use {2 * GROUPS} or another multiple of {GROUPS}, or model.norm=none"
             raise ConfigError("model.width", self.width, problem, remedy)
 

@@ -27,8 +27,8 @@ class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
     Floating-point operations are those for one sample, from torch's counter; a multiplication and
-    an addition count as two. `single_valued` has the names of the BatchNorm layers that get one
-    value per channel and sample, and therefore cannot be trained on one sample.
+    an addition are two operations. `single_valued` has the names of the BatchNorm layers that get
+    one value per channel and sample, and therefore cannot be trained on one sample.
     """
 
     params: int
@@ -76,7 +76,8 @@ _COMPILER = "torch._dynamo"
 class _Uncompiled(ModuleType):
     """Stands in for torch's compiler.
 
-    Any use imports the compiler, except `disable` for functions of torch itself.
+    Each use of this object imports the compiler, except a call of `disable` with a function of
+    torch itself.
     """
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
@@ -216,7 +217,7 @@ def _run(
 
 @_without_compiler()
 def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[Tensor], list[Any]]:
-    """Run samples through a unit in training mode; return its inputs, and a list of its result.
+    """Run samples through a unit in training mode; return its inputs, and a list with its result.
 
     An in-place dropout, for example, changes its input only in training. If the unit raises an
     error, the list is empty: a unit may read values in training, which the meta device does not
@@ -249,8 +250,8 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
     dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. `one_sample`, the outputs for one sample in
-    evaluation, shows none of this.
+    into the memory for outputs in evaluation. Violations do not show in `one_sample`, the outputs
+    for one sample in evaluation.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.
@@ -283,8 +284,8 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
             ):
                 return (
                     f"writes {name!r} as {_form(output)} in training, and as {_form(evaluated)} in "
-                    f"evaluation, for {ODD} samples; in training a tensor may only be smaller, "
-                    "with the same dtype and number of samples"
+                    f"evaluation, for {ODD} samples; in training a tensor needs the same dtype "
+                    "and number of samples as in evaluation, and at most as many elements"
                 )
     return ""
 

@@ -90,7 +90,7 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, Python and NumPy while the body runs; then restore their states.
+    """Seed torch's CPU generator, Python and NumPy for the body of the `with`, then restore them.
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """

@@ -19,7 +19,7 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find, number
 
 NOISE = "~"
-"""The mark in tables for a value whose difference from the reference is within noise."""
+"""The mark in tables for a value if noise can explain its difference from the reference."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Comparison:
 
     Attributes:
         rows: All runs, with their measured numbers.
-        groups: The lines of the table: groups of runs that differ only in their seed, or single
-            runs.
+        groups: Groups of runs that differ only in their seed, or single runs. Each has a line in
+            the tables.
         metric: The split and metric that most runs have, such as "test accuracy".
         target: The value of the metric at which the timing of a run's training stops; None if
             unknown. It is the worst final value of all comparable completed runs, so each of these
             runs reaches it. This is our reading of "time to the final metric". If each run were
             timed until its own final value, runs with a bad final value would look fast.
-        notes: Lines below the table that explain it.
+        notes: Lines below the tables that explain the tables.
     """
 
     rows: Sequence[Row]
@@ -53,8 +53,8 @@ class Comparison:
 def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
-    With `each`, every run is shown on its own. Otherwise runs that differ only in their seed are
-    shown as one group. A baseline is the mean over its seeds in both cases.
+    If `each` is True, every run is shown on its own. Otherwise runs that differ only in their seed
+    are shown as one group. In both cases, a baseline is the mean over its seeds.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]
@@ -89,7 +89,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
 def _row(
     run: FoundRun, mine: Conditions, differs: Mapping[str, str] | None, most: Conditions
 ) -> Row:
-    """Return the measured numbers of a run. The settings of a refused run are its overrides."""
+    """Return a run with its measured numbers; a refused run has its overrides as settings."""
     asked = (override.partition("=") for override in run.overrides)
     return Row(
         run,
@@ -107,7 +107,7 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
         return row
 
     def baselines(schedule: str) -> list[Group]:
-        """Return comparable groups of a schedule, completed ones first, then the faster first."""
+        """Return comparable groups of a schedule: completed ones, then others, each by speed."""
         local = schedule == "ll" and row.run.schedule in LOCAL
         comparable = [
             group
@@ -126,7 +126,7 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return a group's reference: its baseline `bp` or, without one, the best comparable group.
 
-    The best group has the best mean over its runs, of which each counts with its best evaluation.
+    In the best group, the mean of the best evaluations of all runs is better than in other groups.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
@@ -142,7 +142,7 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 def _seconds(row: Row, target: float | None) -> float | None:
     """Return the training time in seconds until a run reached the target; None if it did not.
 
-    For a run on other data than most runs, the target means nothing, and the result is None.
+    If a run used other data than most runs, the result is None, because the target means nothing.
     """
     run = row.run
     if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):
@@ -152,13 +152,13 @@ def _seconds(row: Row, target: float | None) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """Yield the notes below the table. With `each`, notes on noise are left out."""
+    """Yield the notes below the table of runs; if `each` is True, without notes on noise."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
-            f"s to {comparison.metric} {comparison.target:.4g}: seconds of training, evaluation "
-            "included, until an evaluation reached this value, which is the worst final value of "
-            "the comparable completed runs"
+            f"s to {comparison.metric} {comparison.target:.4g}: seconds of training and evaluation "
+            "until an evaluation reached this value; it is the worst final value of all completed "
+            "runs that are comparable"
         )
     if not each:
         yield from _on_noise(groups)

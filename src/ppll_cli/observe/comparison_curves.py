@@ -87,7 +87,7 @@ def draw(
 
 
 def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
-    """Draw a group's mean metric over time. With a marker, add a band of standard deviation."""
+    """Draw a group's mean metric over time; if `marker` is given, also its standard deviation."""
     seconds, values, deviations = zip(*points(group), strict=True)
     colour = style.colour(group)
     (line,) = axes.plot(
@@ -110,9 +110,10 @@ def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
 def _entries(
     groups: Sequence[Group], names: Sequence[str], style: Style, curves: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Return the symbols of the legend, each by its text.
+    """Return the symbols of the legend, by the text beside each symbol.
 
-    There is one for each group or, for many groups, one for each schedule and local method.
+    Each group has a symbol. If there are many groups, each schedule and each local method has one
+    instead.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

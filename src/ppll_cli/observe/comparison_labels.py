@@ -11,7 +11,7 @@ from ppll_cli.observe.conditions import tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
-"""Largest length of a run name, in characters, with which a label begins."""
+"""A label begins with the name of a run only if the name has at most this many characters."""
 
 LONGEST = 240
 """Largest length of a label in characters; a longer label is shortened in the middle."""
@@ -46,7 +46,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _given(groups: Sequence[Group]) -> list[list[str]]:
-    """Return, for each group, the user's name and tags for its runs, if groups differ in them."""
+    """For each group, return the user's name and tags of its runs, if groups differ in them."""
     each = [(group.given_name, tags(group.first.run)) for group in groups]
     names, marks = ({*those} for those in zip(*each, strict=True)) if each else (set(), set())
     return [

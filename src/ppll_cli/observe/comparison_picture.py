@@ -25,7 +25,7 @@ LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
 PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Width in inches of a panel without its labels, and of a character of its numbers."""
+"""Width in inches of a panel without its labels, and of one character of the numbers in it."""
 
 MARK = "#333333"
 """Colour of error bars and of points of single runs. A white edge separates them from bars."""

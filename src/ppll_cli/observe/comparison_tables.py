@@ -38,7 +38,7 @@ MEASURES: dict[str, Measure] = {
         sum(found) / len(found) if (found := row.of_stages("aux_fraction")) else None
     ),
 }
-"""Columns of CSV that are measured, each with a function that returns the value for a run."""
+"""The measured columns of CSV files, each with a function that returns the value for a run."""
 
 FACTS: dict[str, Callable[[Group], Any]] = {
     "status": lambda group: group.status,
@@ -52,7 +52,7 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
 }
-"""Columns of CSV with what users gave to runs. Like the columns `FACTS`, they are not measured."""
+"""The columns of CSV files for the names and tags that users gave to runs."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def cell(
 ) -> str:
     """Return a cell: a group's mean of a measure and, with several seeds, the standard deviation.
 
-    Numbers are divided by `scale`. `NOISE` follows if noise can explain the difference between this
-    group and `against`. The difference is tested in the measure `judged` or, if that is None, in
-    `measure`. `counted` says whether the number of seeds is written.
+    Numbers are divided by `scale`. `NOISE` follows the mean if noise can explain the difference
+    between `group` and `against`. The difference is tested in the measure `judged` or, if that is
+    None, in `measure`. `counted` says whether the number of seeds is written.
     """
     found = group.spread(measure)
     if found is None:
@@ -222,9 +222,10 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means. `NOISE` follows a mean if noise can explain its difference.
+    """Return a column of means, marked with `NOISE` where noise can explain a difference.
 
-    A speed-up is compared with its baseline, any other number with the group's reference.
+    For a speed-up, this is the difference from the baseline. For any other mean, this is the
+    difference from the mean of the group's reference.
     """
 
     def text(group: Group) -> str:

@@ -14,7 +14,7 @@ Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
 
 A run that has just begun, or was written by an older program, may lack a value. The key is then
-missing, and the value counts as equal to any other.
+missing, and the run is comparable to runs with any value.
 """
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic", "recompute")
@@ -35,7 +35,7 @@ OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
 
 NAMED = OWN | {"schedule"}
-"""Groups of options that are not listed among the settings: `schedule` has its own column."""
+"""Keys and groups that are not listed as settings: `OWN` and `schedule`, which has a column."""
 
 LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
@@ -48,7 +48,7 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run, or its latest conditions if a resume changed them."""
+    """Return the conditions of a run; if a resume changed them, the latest ones."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -66,8 +66,8 @@ def conditions(run: FoundRun) -> Conditions:
 def locality(run: FoundRun) -> Conditions:
     """Return the settings of a run's local learning.
 
-    One of two runs with local losses can be the baseline `ll` of the other only if both agree in
-    these settings. A group of runs that differ only in their seed agrees in them as well.
+    If these settings differ between two runs with local losses, neither run is the baseline of the
+    other, and the two runs are not in one group.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -112,9 +112,9 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Sequence[Conditions]) -> Conditions:
-    """Return the conditions of the run that is comparable to the most other runs.
+    """Return the conditions of the run that is comparable to the largest number of runs.
 
-    Of several such runs, the first one counts.
+    If there are several such runs, return the conditions of the first.
     """
     return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
@@ -167,7 +167,7 @@ def tags(run: FoundRun) -> str | None:
 
 
 def method(run: FoundRun) -> str | None:
-    """Return a run's local method, with the option of `fba` if on; None without local losses."""
+    """Return a run's local method, and option of `fba` if not off; None without local losses."""
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")
@@ -222,7 +222,10 @@ def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return the options of a group for which runs with the same option have different values."""
+    """Return each option whose runs differ in the value of `key`.
+
+    `flat` has the settings of each run. `options` has the chosen option of each run.
+    """
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):
         values.setdefault(option, set()).add(json.dumps(each.get(key)))
@@ -255,7 +258,7 @@ def _first(*values: Any) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the option of each group; for older runs by its current name. Empty if unknown."""
+    """Return the option of each group, by its current name if it was renamed; empty if unknown."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

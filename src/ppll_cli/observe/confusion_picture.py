@@ -12,7 +12,7 @@ MOST_NUMBERED = 20
 """Largest number of classes for which numbers are written into the cells."""
 
 MOST_NAMED = 60
-"""Largest number of classes that are all named; with more, only every n-th class is named."""
+"""Largest number of classes that are all named. If there are more, every n-th class is named."""
 
 LONGEST_NAME = 18
 """Longest name of a class in characters; a longer name is cut at the end."""

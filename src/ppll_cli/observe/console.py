@@ -43,11 +43,11 @@ NARROWEST = 20
 """Smallest width, in characters, of a terminal that gets a live display and tables that fit it."""
 
 NO_CURSOR = ("", "dumb", "unknown")
-"""Values of TERM for terminals that cannot move the cursor."""
+"""Values of the environment variable TERM for terminals that cannot move the cursor."""
 
 
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
-    """Return a rich console that writes to stdout.
+    """Return a console of the library Rich that writes to stdout.
 
     If stdout is no terminal, or a terminal narrower than `NARROWEST`, tables are `plain_width`
     characters wide.
@@ -103,7 +103,7 @@ class Console:
             yield
         except Interrupted:  # a signal can interrupt any line
             raise
-        except (Exception, SystemExit) as error:  # rich exits if a pipe is broken
+        except (Exception, SystemExit) as error:  # Rich exits if a pipe is broken
             if not self.lost:
                 self.lost = True
                 told = "the display of the run has stopped: %s: %s"
@@ -190,9 +190,9 @@ class Console:
 
     @_never_raises
     def metrics(self, line: Line) -> None:
-        """Print an evaluation of the model's own head, or keep its training loss for later lines.
+        """Print an evaluation of the model's own head; keep a training loss for the next one.
 
-        Lines of other modules are ignored.
+        Lines about the heads of other modules are ignored.
         """
         if line["module"] is not None:
             return

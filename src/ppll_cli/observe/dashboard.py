@@ -119,7 +119,7 @@ def _over_time(title: str, keys: list[str]) -> Any:
 def _bars(key: str, title: str, summary: str) -> Any:
     """Return a panel with a bar for each value of the configuration key `key`.
 
-    The bar shows the mean of the summary's value `summary` over the runs that have this value.
+    A bar shows the mean of the summary's value `summary` over the runs with this value of `key`.
     """
     import wandb_workspaces.reports.v2 as wr
 

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 
 @dataclass(frozen=True)
 class StageFacts:
-    """A stage, or one of its replicas.
+    """Facts about a stage or, if the stage has replicas, about one replica.
 
     Attributes:
         name: The number of the stage, and of the replica if there are several.

@@ -25,7 +25,8 @@ class Row:
 
     Attributes:
         conditions: The values that must be equal for two runs to be comparable.
-        settings: The settings, besides schedule and gpus, in which the runs differ.
+        settings: This run's value of each setting, besides schedule and gpus, in which the compared
+            runs differ.
         unequal: The conditions in which this run differs from most runs, each with the value of
             this run and the value of most runs.
         samples_per_second: Speed in the steady state.
@@ -244,4 +245,4 @@ def _over(rate: float | None, baselines: Sequence[Group]) -> float | None:
     base = baselines[0].rate if baselines else None
     if rate is None or base is None or not base.mean:
         return None
-    return number(rate / base.mean)  # a damaged speed can make this infinite
+    return number(rate / base.mean)  # infinite if a damaged file gives a wrong speed

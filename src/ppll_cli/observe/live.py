@@ -161,7 +161,8 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
 class Ticker(Thread):
     """A thread that calls a function every few seconds, with the value of `time.monotonic`.
 
-    If a call takes long, there is more time between calls, so that they use at most 1 % of a core.
+    If a call takes long, the time until the next call is longer, so that all calls together use at
+    most 1 % of a core.
     """
 
     def __init__(self, every_s: float, tick: Callable[[float], None]) -> None:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class LogFile(logging.FileHandler):
-    """Writes the log file. If it cannot be written, training goes on, and stderr says so once."""
+    """Writes the log file; if this fails, training continues, and stderr gets a single message."""
 
     _failed = False
 

@@ -119,9 +119,9 @@ class Metrics:
         """Remove all results measured after a step. Call it before the file is opened.
 
         Step 0 removes all results. `state` is the result of the method `state` after that step.
-        Without `evaluated`, an evaluation at that step is removed, and will be repeated. With
-        `incomplete`, training lines at that step are removed, because they come from incomplete
-        reports: the next training line will include their steps.
+        If `evaluated` is False, an evaluation at that step is removed, and will be repeated. If
+        `incomplete` is True, training lines at that step are removed, because they come from
+        incomplete reports: the next training line will include their steps.
         """
 
         def stays(line: Line) -> bool:

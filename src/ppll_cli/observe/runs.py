@@ -1,6 +1,6 @@
 """Finds runs on disk: finished, interrupted, failed, refused, or still running.
 
-A file that is missing or damaged counts as unknown and raises no error.
+If a file is missing or damaged, its values are unknown, and no error is raised.
 """
 
 import sys
@@ -66,7 +66,8 @@ class FoundRun:
         folder: The run directory; for a refused job, the folder of the sweep.
         status: completed, interrupted, failed or refused; running if no file says how the run
             ended.
-        summary: The content of `summary.json`; empty if unknown, or if the run was resumed later.
+        summary: The content of `summary.json`; empty if unknown, or if the run was resumed after
+            this file was written.
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
         evaluations: The evaluations in order of time, on `val` if the run has it, else on `test`.
         overrides: The overrides of a refused job.
@@ -145,10 +146,10 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Return a name for each run: its relative path, preceded by parents until all names differ.
+    """Return a name for each run: its relative path, with as many parents as make it unique.
 
-    `depths` has the number of parts of each relative path. With `above`, a name has at least one
-    parent.
+    `depths` has the number of parts of each relative path. If `above` is True, a name has at least
+    one parent.
     """
     for more in count(int(above)):
         names = {
@@ -207,7 +208,8 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
     """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
 
-    If any evaluation has no time, an older program began the run, and all times are set to None.
+    If any evaluation has no time, an older version of ppll-run began the run. Then all times are
+    None.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:

@@ -18,7 +18,7 @@ class Span(NamedTuple):
         end_s: End of the interval, on the same clock.
         kind: What the stage did, one of `progress.KINDS`.
         instruction: The instruction that the stage executed; None for an interval without one.
-        step: Number of optimizer steps before the batch.
+        step: Number of optimizer steps done before the batch on which the stage worked.
     """
 
     start_s: float

@@ -19,7 +19,8 @@ NAMES = ("stdout", "stderr")
 class Shown:
     """A text stream that never raises. After its first failure it drops all text.
 
-    `failure` is the first failure; None if the stream works. A stream may be made with a failure.
+    `failure` is the first failure; None if the stream works. A stream that was closed when the
+    program began has a failure from the start.
     """
 
     def __init__(self, stream: TextIO, name: str, failure: Exception | None = None) -> None:
@@ -67,7 +68,7 @@ class Shown:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        if logging.getLogger().handlers:  # without logging, `tell_failures` is called later
+        if logging.getLogger().handlers:  # else `tell_failures` logs it, as soon as logging works
             self.tell()
 
 

@@ -21,14 +21,14 @@ from ppll_cli.observe.conditions import LOCAL
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""Largest number of seconds that training waits for a tracker to start. Otherwise the tracker's
-imports would slow down the first steps: on two cores, a run of 9 s was measured a fifth slower."""
+"""Largest number of seconds that training waits for a tracker to start. Without the wait, the
+tracker's imports would slow down the first steps: a run of 9 s on two cores took a fifth longer."""
 
 END_LIMIT_S = 60.0
-"""Seconds that a tracker without `limit_s` may take to finish at the end of a run."""
+"""Seconds that a tracker may take to finish at the end of a run, unless it has a `limit_s`."""
 
 ABANDONED_LIMIT_S = 5.0
-"""Seconds that an abandoned tracker may take to release resources for the next run's tracker."""
+"""Seconds that a tracker may take, after `abandon`, to free what the next run's tracker needs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Tracked:
     def name(self) -> str | None:
         """The user's name for the run; None if there is none.
 
-        In a sweep, the name of the job's folder follows.
+        In a sweep, the name of the job's folder is appended.
         """
         given = self.config.get("name")
         if given is None:
@@ -182,7 +182,7 @@ class Guarded:
         self._finish()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Pass a sweep's comparison to the tracker, and wait until it has finished, as in `end`."""
+        """Pass a sweep's comparison to the tracker, and wait for the tracker as `end` does."""
         self._tell("sweep", folder, name)
         self._finish()
 
@@ -288,9 +288,10 @@ def samples(run_dir: Path) -> list[Path]:
 
 
 def tree(value: Any) -> Any:
-    """Convert a JSON value to nested dictionaries; lists become dictionaries by index.
+    """Convert a JSON value to nested dictionaries.
 
-    A list of plain values becomes one string. Values that are None are left out of dictionaries.
+    A list of plain values becomes one string; any other list becomes a dictionary by index. Values
+    that are None are left out of dictionaries.
     """
     if isinstance(value, list):
         if not any(isinstance(inner, Mapping | list) for inner in value):

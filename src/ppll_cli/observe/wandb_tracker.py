@@ -274,7 +274,7 @@ class WandbTracker:
         return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"
 
     def _artifact(self, kind: str, paths: Sequence[Path]) -> None:
-        """Upload existing files and folders as one artifact."""
+        """Upload those of `paths` that exist, files and folders, as one artifact."""
         import wandb
 
         artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)

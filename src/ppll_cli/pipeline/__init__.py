@@ -1,1 +1,1 @@
-"""Plans what each stage computes, and when: chunks, routes, schedules, simulator. No torch."""
+"""Plans what each stage computes, and when: chunks, routes, schedules. Imports no torch."""

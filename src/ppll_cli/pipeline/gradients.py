@@ -1,4 +1,7 @@
-"""Passes about gradients: split backwards, averages over replicas, and gradient norms."""
+"""Passes for split backwards, averages of gradients over replicas, and gradient norms.
+
+A pass is a function that adds what a schedule's list of instructions lacks; see `passes.py`.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -52,7 +55,7 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
 
 
 def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
-    """Move each step behind the next backward of another chunk; if none follows, to the end."""
+    """Move each step behind the next backward of another chunk, or to the end if there is none."""
     found: Stream = []
     waiting: list[do.Step] = []
     for instruction in stream:

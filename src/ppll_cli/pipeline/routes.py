@@ -105,7 +105,8 @@ def find_routes(
         layout: The chunks.
         units: The model's units.
         ends: What each module computes after its last unit, by the index of this unit. First come
-            the exports (units of the local method, for later losses), then the module's own loss.
+            the exports (units of the local method that losses of later modules read), then the
+            module's own loss.
         watches: The `Watch` of each module whose loss has one, by the index of the module's last
             unit.
         differentiable: Gets the index of a unit and the name of a tensor that exists before this

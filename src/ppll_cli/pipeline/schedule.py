@@ -67,7 +67,7 @@ class Schedule(ABC):
     def batch(self, place: Place) -> Iterator[Compute]:
         """Yield the compute instructions of one stage for one training batch, in order.
 
-        Each worker calls this, so the instructions may depend only on the options and on `place`.
+        The instructions may depend only on the options of the schedule and on `place`.
         """
 
     def layout(self, stages: int) -> Sequence[int]:

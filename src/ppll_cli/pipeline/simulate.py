@@ -70,7 +70,7 @@ class Simulation:
 
     Attributes:
         events: For each stage, its instructions in order.
-        peak_held: For each channel, the largest number of slots in use at once.
+        peak_held: For each channel, the largest number of slots in use at the same time.
         peak_live: For each stage, the largest number of forwards that were done at one time while
             their backward (in evaluation, their `Measure`) was not.
     """

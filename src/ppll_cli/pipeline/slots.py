@@ -13,10 +13,10 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """Return, for each channel, a number of slots with which the stages do not deadlock.
 
-    A channel gets at least as many slots as its receiver keeps in use at once, and at least one for
-    each message that is in it before the first batch. If a stage has several channels, these slots
-    may not be enough. Therefore the function simulates the streams. While they deadlock, it
-    adds one slot to the first channel whose sender waits for a free slot.
+    A channel gets at least as many slots as its receiver keeps in use at the same time, and at
+    least one for each message that is in the channel before the first batch. If a stage has several
+    channels, these slots may not be enough. Therefore the function simulates the streams. While
+    they deadlock, it adds one slot to the first channel whose sender waits for a free slot.
 
     Args:
         streams: The instructions of each stage for one batch. Two such batches are simulated.
@@ -49,7 +49,7 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return, for each channel to a stage, the most slots that the stage keeps in use at once.
+    """Return, for each channel to a stage, the largest number of slots in use at the same time.
 
     The number is at least the number of messages in the channel before the first batch.
     """

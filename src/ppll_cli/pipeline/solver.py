@@ -12,9 +12,10 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
     Several solutions may have this smallest maximum. Then choose the solution with the smallest sum
-    of squared costs, so that the other groups are balanced as well. If several solutions have this
-    sum, choose the solution with the longest first group, then the longest second group, and so on.
-    The result is exact, by dynamic programming in O(groups * items**2).
+    of squared costs, so that groups below the maximum are balanced too. If several solutions have
+    this sum, choose the one whose first group has the most items, then the one whose second group
+    has the most items, and so on. The result is exact. Dynamic programming finds it in a time of
+    O(groups * items**2).
 
     Args:
         cost: Returns the cost of a group.
@@ -47,7 +48,7 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 
 
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
-    """Cut items into groups by `solve`; a group costs the sum of its items, plus its cut (`sent`).
+    """Cut items into groups by `solve`. The cost of a group includes the cut after it (`sent`).
 
     Args:
         costs: Cost of each item, not negative, in any unit.

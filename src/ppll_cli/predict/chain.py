@@ -3,7 +3,7 @@
 A profile times the chain's units; other processes train the chain to keep other cores busy. Units
 are timed inside a training step of the whole chain. In such a step, tensors fill the caches, and
 memory is allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less
-time.
+time than in such a step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ from ppll_cli.tasks.task import Task
 class Part:
     """A unit of a chain, by its index in the model.
 
-    `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads;
-    `needs_gradient` says for each whether autograd must compute its gradient.
+    `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads.
+    For each of these tensors, `needs_gradient` says whether autograd must compute its gradient.
     """
 
     index: int
@@ -87,8 +87,8 @@ class Setup:
 class Work:
     """The description of a chain, which is sent to the process that makes the chain.
 
-    With `split`, each backward pass runs in two halves: gradients of the inputs, then of the
-    parameters.
+    If `split` is True, each backward pass runs in two halves: first for gradients of the inputs,
+    then for gradients of the parameters.
     """
 
     setup: Setup
@@ -121,8 +121,8 @@ class Chain:
 
         Returns:
             Seconds of each unit's forward pass, of each unit's backward pass from the last unit to
-            the first, and of the optimizer's step. With `split`, each backward pass has two times:
-            first of the half for the inputs, then of the half for the parameters.
+            the first, and of the optimizer's step. If backward passes are split, each has two
+            times: first of the half for the inputs, then of the half for the parameters.
         """
         watch = Stopwatch(self.device)
         values: dict[str, Tensor] = {}
@@ -157,9 +157,9 @@ class Chain:
     def saved_bytes(self) -> list[Saved]:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        A unit leaves its outputs and the tensors that autograd saves. Parameters, buffers and
-        inputs do not count, and each storage counts once. With recomputation, a unit leaves only
-        its outputs.
+        A unit leaves its outputs and the tensors that autograd saves, except parameters, buffers
+        and inputs. A storage that several tensors share is counted once. With recomputation, a unit
+        leaves only its outputs.
         """
         values: dict[str, Tensor] = {}
         sizes = []

@@ -54,7 +54,7 @@ def instruction_times(
     `sizes` has the number of samples of each micro-batch. The profile has times for the first
     micro-batch, which is the largest. Times of smaller micro-batches are assumed to be proportional
     to their numbers of samples. If a connection inside a machine carries a message, the sender
-    spends no time on it. The sender has to copy all other messages.
+    spends no time on the message. The sender has to copy all other messages.
     """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):
@@ -165,7 +165,7 @@ class _ChunkTimes:
 
     def __init__(self, job: Job, number: int, profile: Source) -> None:
         chunk = job.layout.chunks[number]
-        # The inputs of a module take no gradient, so the backward of its first unit is cheaper.
+        # No gradients of a module's inputs are computed, so its first unit has a cheaper backward.
         starts = job.layout.modules[chunk.module].start == chunk.units.start
         first = chunk.units.start if starts and job.local_learning else None
         units = [profile.unit(index, index == first) for index in chunk.units]
@@ -199,7 +199,7 @@ def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
 
 
 def params_of(job: Job, stage: int, profile: Source) -> int:
-    """Return the number of parameters of a stage's units and auxiliary networks."""
+    """Return the number of trained parameters of a stage's units and auxiliary networks."""
     chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
     return sum(gradient_bytes(job, chunk, profile) for chunk in chunks) // 4
 
@@ -221,7 +221,7 @@ def sent_bytes(job: Job) -> list[Sent]:
 
 
 def weight_bytes(job: Job, watcher: int) -> int:
-    """Return the bytes of the weights of a later unit that the loss of chunk `watcher` reads."""
+    """Return the bytes of the weights that the loss of chunk `watcher` reads from a later unit."""
     return bytes_of(job.watched_specs(watcher).values())
 
 

@@ -65,6 +65,6 @@ def digest(*parts: object) -> str:
 
 
 def source_digest(*targets: object) -> str:
-    """Return a hash of the source files of the targets' classes, on which measured times depend."""
+    """Return a hash of the files that define the classes of the targets; times depend on them."""
     files = [inspect.getsourcefile(type(target)) for target in targets]
     return digest(*(Path(file).read_text() for file in files if file is not None))

@@ -57,14 +57,14 @@ class Carriers:
         )
 
     def crosses(self, source: int, target: int) -> bool:
-        """Return whether messages between two stages leave a machine, for any of the replicas."""
+        """Return whether two stages are on different machines, in at least one of the replicas."""
         return any(self._leaves(source, target, r) for r in range(self._job.replicas))
 
     def of_edge(self, source: int, target: int) -> Link | None:
         """Return the connection between two stages; None if senders copy messages themselves.
 
-        If pairs of workers share a connection between machines, each gets an equal part of its
-        bandwidth.
+        If several pairs of workers share a connection between machines, each pair gets an equal
+        part of the bandwidth.
         """
         if not self.crosses(source, target) or self._interconnect.between is None:
             return self._interconnect.within
@@ -78,7 +78,7 @@ class Carriers:
         return link._replace(bytes_per_second=link.bytes_per_second / sharing)
 
     def of_average(self, stage: int) -> Link | None:
-        """Return the connection of a stage's replicas; None if they copy gradients themselves."""
+        """Return the link between a stage's replicas; None if these copy gradients themselves."""
         seats = [Seat(stage, replica) for replica in range(self._job.replicas)]
         apart = len({self._job.home(seat) for seat in seats}) > 1
         return (apart and self._interconnect.between) or self._interconnect.within
@@ -90,8 +90,8 @@ class Carriers:
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
         """Return the transfer of a message; None if the sender copies the message itself.
 
-        The size is in bytes. With `as_is`, the message keeps its dtype between machines, as weights
-        do.
+        `size` is in bytes. If `as_is` is True, the message keeps its dtype between machines. This
+        is so for weights.
         """
         link = self.of_edge(source, target)
         if link is None:

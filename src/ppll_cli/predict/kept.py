@@ -21,7 +21,7 @@ Record = dict[str, float]
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
     "halves": {"input_s", "weight_s"},
-    "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params"},
+    "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params", "frozen_bytes"},
     "copy": {"seconds"},
     "parameter": {"step_s", "bytes"},
 }
@@ -38,7 +38,7 @@ class Kept:
         self._folder, self._writable = folder, True
 
     def read(self, name: str) -> dict[str, Record]:
-        """Return the records of a file by key; none if the file is missing or damaged."""
+        """Return the records of a file by key; {} if the file is missing or damaged."""
         path = self._folder / name
         try:
             return _records(path)

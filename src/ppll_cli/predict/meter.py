@@ -1,7 +1,7 @@
 """A separate process that measures time and memory of networks.
 
 The parent process of a run lives as long as the run's workers. If the parent itself measured, it
-would hold the memory for measuring, and on CUDA the memory of a context, during the whole run. The
+would hold the memory for measuring, and the memory of a CUDA context, during the whole run. The
 workers could not use this memory.
 """
 

@@ -108,10 +108,11 @@ def mean_neighbours(
 
     All stages repeat their instructions every `batch_s` seconds, so times are taken modulo
     `batch_s`. Replicas of a stage run the same instructions at the same time and wait for the
-    slowest replica, so the machine with the most other workers counts.
+    slowest replica. So each number is for the machine on which it is the largest, but no number is
+    above `limit`.
 
-    At most `limit` other workers are counted. `workers` has, for each stage, the number of its
-    workers by machine. The result has, for each stage, the mean number by instruction.
+    `workers` has, for each stage, the number of its workers by machine. The result has, for each
+    stage, the mean number by instruction.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
@@ -134,8 +135,9 @@ def mean_neighbours(
 def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """Return the integral of the number of other busy workers of a machine, from 0 to a time.
+    """Return a function: the integral of the number of other busy workers, from 0 to a time.
 
+    A busy worker shares its machine with these other workers; at most `limit` of them are counted.
     `pieces` has, for each stage, the intervals in which its instructions run; all end by
     `period_s`. `workers` has, for each stage, the number of its workers on the machine.
     """

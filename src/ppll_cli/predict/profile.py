@@ -24,12 +24,12 @@ from ppll_cli.predict.neighbours import neighbours
 from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
-FORMAT = 4
+FORMAT = 5
 """Version of the files in which times are kept. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured. This number is enough to fill caches as a stage
-does, and small enough to measure very deep models quickly."""
+"""Largest number of equal units that are measured: enough to fill caches as a stage does, and few
+enough to measure very deep models quickly."""
 
 LEAST_S = 1e-9
 """Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a
@@ -41,7 +41,9 @@ class Measured(NamedTuple):
 
     Attributes:
         saved_bytes: Bytes kept in memory until the backward pass, without inputs.
+        params: Number of parameters; of an auxiliary network only those that are trained.
         recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
+        frozen_bytes: Bytes of an auxiliary network's parameters that are not trained.
     """
 
     forward_s: float
@@ -49,6 +51,7 @@ class Measured(NamedTuple):
     saved_bytes: int
     params: int
     recomputed_bytes: int = 0
+    frozen_bytes: int = 0
 
 
 @dataclass
@@ -107,8 +110,8 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        With `first`, the unit is the first one of a module with a local loss, so no gradients of
-        its inputs are computed.
+        If `first` is True, the unit is the first one of a module with a local loss, so no gradients
+        of its inputs are computed.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -116,8 +119,8 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        The two are measured together, without neighbours. With neighbours, the times are multiplied
-        by `slowdown`.
+        The two are measured together, without neighbours. If the profile has neighbours, the
+        measured times are multiplied by `slowdown`.
         """
         key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:
@@ -151,7 +154,7 @@ class Profile:
 
     @property
     def _way(self) -> str:
-        """How messages reach `receiver`, as the end of a record's key; empty inside a device."""
+        """Part of a record's key that says how messages reach `receiver`; empty for one device."""
         to = f" to {model_of(self.receiver)}" if self.receiver != self.setup.device else ""
         return to + (" by the host" if self._by_host else "")
 
@@ -228,7 +231,7 @@ class Profile:
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """Choose units to measure: the index of each, and whether it is first in its module."""
+        """Return the units to measure: the index of each, and whether it is first in its module."""
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):
@@ -265,8 +268,9 @@ class Profile:
     def _measured(self, key: str) -> Measured:
         known = self._known[key]
         saved, params = int(known["saved_bytes"]), int(known["params"])
-        again = int(known.get("recomputed_bytes", 0))
-        return Measured(max(LEAST_S, known["forward_s"]), known["backward_s"], saved, params, again)
+        others = [int(known.get(name, 0)) for name in ("recomputed_bytes", "frozen_bytes")]
+        forward_s = max(LEAST_S, known["forward_s"])
+        return Measured(forward_s, known["backward_s"], saved, params, *others)
 
     def _add(self, key: str, **record: float) -> None:
         self._known[key] = record

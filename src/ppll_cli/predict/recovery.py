@@ -11,7 +11,7 @@ from ppll_cli.predict.costs import Source, params_of, sent_bytes, weight_bytes
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
-"""Size in bytes of a copy that is timed. Snapshots are assumed to be copied at its speed."""
+"""Size in bytes of a copy that is timed. Snapshots are assumed to be copied at the same speed."""
 
 
 def with_copies(
@@ -20,8 +20,8 @@ def with_copies(
     """Return the seconds of each stage's instructions, with the copies for `recover=stage`.
 
     A stage copies each message that it receives from a channel that keeps messages for a replay.
-    The time of a snapshot is spread evenly over the batches until the next snapshot, and over the
-    optimizer steps of the stage's chunks.
+    The time of a snapshot is divided by the number of batches between two snapshots. Each batch's
+    part is divided equally among the optimizer steps of the stage's chunks.
 
     `times` are the seconds without these copies.
     """
@@ -56,7 +56,7 @@ def with_copies(
 
 
 def recovery_bytes(job: Job, profile: Source) -> list[int]:
-    """Return for each stage the bytes of its snapshots, and of messages kept for a replay."""
+    """Return for each stage the bytes of its snapshots and of the messages kept for a replay."""
     result = [0] * job.stages
     for stage in job.restartable:
         result[stage] = BUFFERS * snapshot_bytes(job, stage, params_of(job, stage, profile))

@@ -94,8 +94,8 @@ def time_loss(
 def time_copy(size: int, source: str, target: str, by_host: bool) -> float:
     """Return the seconds that the ring transport needs to copy a message to another device.
 
-    `size` is in bytes. With `by_host`, CUDA devices copy through pinned host memory. The result is
-    then the time of the copy to the host plus the time of the copy from it.
+    `size` is in bytes. If `by_host` is True, CUDA devices copy through pinned host memory. The
+    result is then the time of the copy to the host plus the time of the copy from the host.
     """
     here, there = torch.device(source), torch.device(target)
     sent = torch.ones(size, dtype=torch.uint8, device=here)

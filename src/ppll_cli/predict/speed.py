@@ -89,8 +89,8 @@ def predict(
     Times and overlap depend on each other, so both are found by iteration.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
-    time. If it is given, all workers count as workers of one machine. If it is None, it is the
-    result of `neighbours_of`, and each worker counts on its own machine.
+    time. If it is given, the prediction assumes that all workers are on one machine. If it is None,
+    the result of `neighbours_of` is used, and each worker is on the machine that `job` gives it.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -153,8 +153,8 @@ def bp_batch_s(units: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    The machine with the most workers counts. The number is limited by the cores of the machine on
-    which this process runs.
+    With several machines, the result is for the machine with the most workers. It is limited by the
+    number of cores of the machine on which this process runs.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
@@ -168,7 +168,9 @@ def _cost(times: Sequence[Times]) -> Cost:
 
 
 def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
-    """Return the most bytes that each stage keeps for backward passes, its inputs included.
+    """For each stage, return the largest number of bytes kept for backward passes at a time.
+
+    These bytes include the stage's inputs.
 
     Under local learning, a stage keeps the activations of its largest chunk. Otherwise it keeps the
     activations of all forward passes that wait for their backward pass.
@@ -215,6 +217,8 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
     for stage in range(job.stages):
         params = params_of(job, stage, profile)
         kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
+        chunks = (job.layout.chunks[number] for number in job.layout.of(stage))
+        kept += sum(end_of(job, chunk, profile).frozen_bytes for chunk in chunks)
         if job.settings.optim.ema is not None:
             kept += 4 * sum(profile.unit(unit).params for unit in job.layout.units(stage))
         result.append(kept)
@@ -256,7 +260,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
         before, here = (job.layout.chunks[n].stage for n in (number - 1, number))
         directions[before, here] += sent.activations
         directions[here, before] += sent.gradients
-    weights: Counter[tuple[int, int]] = Counter()  # these do not depend on the batch's size
+    weights: Counter[tuple[int, int]] = Counter()  # bytes, for any size of a batch
     for watcher in job.routes.watches:
         ends = job.routes.watched(watcher), watcher
         source, target = (job.layout.chunks[n].stage for n in ends)
@@ -308,5 +312,5 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
     )
     if stages_are_modules and len(job.layout.modules) > 1:
         cuts = setting("local.cuts", [names[module.start] for module in job.layout.modules[1:]])
-        lines.append(f"  the training depends on these cuts; {word(cuts)} keeps them")
+        lines.append(f"  the training depends on these cuts; to use them again, give {word(cuts)}")
     return lines

@@ -88,7 +88,7 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 
 @contextmanager
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the storages that autograd saves in the `with` block; leave out tensors of `others`.
+    """Collect the storages that autograd saves in the `with` block, except those of `others`.
 
     The dictionary, which the block fills, has the bytes of each storage by its address in memory.
     """
@@ -123,9 +123,9 @@ def time_criterion(
 ) -> dict[str, float]:
     """Measure the cost of an auxiliary network and its loss, including the task's metric.
 
-    The criterion is on the device and in training mode. The tensors in `values` that the module
-    makes take gradients. The result has `forward_s`, `backward_s`, `saved_bytes` and `params`, as
-    in `Measured`.
+    The criterion is on the device and in training mode. In `values`, the tensors that the module
+    makes require gradients. The result has `forward_s`, `backward_s`, `saved_bytes`, `params` and
+    `frozen_bytes`, as in `Measured`.
     """
     device = next(iter(values.values())).device
     parameters = list(criterion.parameters())
@@ -158,5 +158,6 @@ def time_criterion(
         "forward_s": forward_s,
         "backward_s": backward_s,
         "saved_bytes": sum(saved.values()),
-        "params": sum(parameter.numel() for parameter in parameters),
+        "params": sum(p.numel() for p in parameters if p.requires_grad),
+        "frozen_bytes": sum(p.nbytes for p in parameters if not p.requires_grad),
     }

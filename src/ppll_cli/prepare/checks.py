@@ -14,8 +14,8 @@ from ppll_cli.pipeline.validation import validate, validate_evaluation
 from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
 
-CALLS = 4
-"""How often a schedule is called for each number of micro-batches, to find random orders."""
+CALLS = 2
+"""How often a schedule is called for each number of micro-batches, to detect random orders."""
 
 
 def check_equal_counts(job: Job) -> None:
@@ -75,7 +75,7 @@ def check_streams(job: Job) -> None:
     try:
         with blaming(key, path, "its instructions"):
             _check_calls(job)
-            _ = job.channels  # makes, checks and simulates all streams
+            _ = job.channels  # makes, checks and simulates the instructions
             _ = job.halves
             _check_averages(job)
     except (ScheduleError, DeadlockError) as error:
@@ -92,8 +92,8 @@ def in_one_line(error: PpllError) -> str:
 def _check_calls(job: Job) -> None:
     """Refuse a schedule that yields other instructions when it is called again.
 
-    Every worker calls the schedule. If the workers' orders did not fit together, the workers would
-    wait for each other for ever.
+    Such a run could not be repeated, and machines that each call the schedule could wait for each
+    other for ever.
     """
     for stage in range(job.stages):
         for count in sorted(job.microbatch_counts()):
@@ -115,16 +115,17 @@ def _check_equal(stage: int, method: str, calls: Sequence[Sequence[Compute | Mea
             if one != another:
                 raise ScheduleError(
                     f"{method}() yielded {one} for stage {stage}, and {another} when it was called "
-                    "again; it must always yield the same instructions, because each worker calls "
-                    "it"
+                    "again; it must always yield the same instructions, so that a run can be "
+                    "repeated"
                 )
 
 
 def _check_averages(job: Job) -> None:
     """Refuse a schedule under which two replicas would average their chunks in different orders.
 
-    The order of a schedule may depend on the number of micro-batches, and replicas whose shares of
-    a batch differ in size may have different numbers. Each average needs all replicas of a stage.
+    The order of a schedule may depend on the number of micro-batches. Replicas whose shares of a
+    batch differ in size may have different numbers of micro-batches, but all replicas of a stage
+    must average the same chunk at the same time.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = sorted({len(job.microbatches(samples, each)) for each in range(job.replicas)})

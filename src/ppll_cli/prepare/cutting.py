@@ -48,9 +48,9 @@ class Weights:
     Attributes:
         units: Cost of each unit of the model.
         auxiliary: Returns the cost of an auxiliary network; see `AuxiliaryCost` for the arguments.
-            None if auxiliary networks do not count.
+            None to ignore this cost.
         copy: Returns the cost of sending the tensors that cross a cut, given the index of the unit
-            after the cut. None if sending does not count.
+            after the cut. None to ignore this cost.
     """
 
     units: Sequence[float]
@@ -88,7 +88,8 @@ def weights(
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
     """Return costs in seconds for the number of samples that the profile measures.
 
-    The optimizer makes one step per batch, and the costs include these samples' share of its time.
+    The optimizer makes one step per batch. The costs include a part of the time of this step, in
+    proportion to the number of samples.
     """
 
     def seconds(part: Measured) -> float:

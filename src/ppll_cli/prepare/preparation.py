@@ -58,7 +58,7 @@ class Prepared:
         notes: Notes for the user, a line each.
         identity: The identity of the data; None if the data set gives none.
         weights: The record of the file of weights with which the run began; None if all weights
-            were drawn from the seed.
+            were initialized from the seed.
         classes: Names of the classes in the order of their labels; empty if the data set gives
             none.
     """
@@ -232,7 +232,10 @@ def _routes(
     found: Sequence[ModuleEnd],
     specs: Sequence[Mapping[str, ValueSpec]],
 ) -> Routes:
-    """Return the routes. `found` has each module's end; `specs` the tensors before each unit."""
+    """Return the routes of all tensors through the chunks of a layout.
+
+    `found` has the end of each module. `specs` has the tensors that exist before each unit.
+    """
     at_ends = [(m.stop - 1, end) for m, end in zip(layout.modules, found, strict=True)]
     ends = {last: end.follows for last, end in at_ends}
     watches = {last: end.watches for last, end in at_ends if end.watches is not None}
@@ -254,8 +257,8 @@ def _specs(
 ) -> tuple[Mapping[str, ValueSpec], ...]:
     """Return for each chunk the shape and dtype of each tensor that enters it, by name.
 
-    `before` has, for each unit, the tensors that exist before it. Chunk 0 gets what the model needs
-    of a batch.
+    `before` has, for each unit, the tensors that exist before it. Those tensors of a batch that the
+    model needs enter chunk 0.
     """
     entering = [routes.reads[0] | routes.passing(0), *(route.names for route in routes.into[1:])]
     chunks = zip(routes.layout.chunks, entering, strict=True)
@@ -263,7 +266,7 @@ def _specs(
 
 
 def _partitions(settings: Settings, schedule: Schedule) -> bool:
-    """Return whether the result of the partition matters for this run."""
+    """Return whether this run uses the cuts that the partition makes."""
     several = settings.stages_asked > 1
     return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
 

@@ -63,8 +63,8 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
     """Return the job with `snapshot_every` set for a prediction, or the job and why it is not set.
 
-    The text is empty if `snapshot_every` is set, and with `recover=off`. The run may use other
-    machines than this one, so shared memory is not checked.
+    The text is empty if `snapshot_every` is set, or if the run has `recover=off`. The run may use
+    other machines than this one, so shared memory is not checked.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -134,14 +134,14 @@ class _Room(NamedTuple):
         return next((n for n in range(self.wished(), FEWEST - 1, -1) if fits(self.size(n))), 0)
 
     def told(self, every: int) -> str:
-        """Return the chosen number of messages in words."""
+        """Return a sentence with `every`, the number of messages between two snapshots."""
         words = f"a stage saves its state after at most {every} messages"
         if every == self.wished():
             return words
         return f"{words} instead of {self.wished()}, because {what_is_left()}"
 
     def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
-        """Return why there is no room for `asked` messages (if None: `FEWEST`), and a remedy."""
+        """Return why there is no room for `asked` messages, or `FEWEST` if None, and a remedy."""
         least = self.size(asked or FEWEST)
         remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
         return no_room(least, what) or "", remedy

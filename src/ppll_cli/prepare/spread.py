@@ -67,7 +67,7 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the CPU threads per worker: the setting, or the smallest number of cores per worker.
+    """Return the threads per worker: the setting `threads`, or the smallest cores per worker.
 
     The number of cores per worker may differ between machines.
     """

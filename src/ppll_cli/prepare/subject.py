@@ -51,7 +51,7 @@ class Subject:
         samples: Number of samples of each split of the data set.
         drop_last: Whether a shorter last batch of an epoch is left out.
         local: Configuration of the local method's class.
-        ends: Finds the exports and loss after each module's last unit; holds the model's units.
+        ends: Has the model's units, and finds the exports and the loss of each module.
         identity: The identity of the data; None if the data set gives none.
         evaluation: Evaluation batches; None if they have the shapes of training batches.
         classes: Names of the classes in the order of their labels; empty if the data set gives
@@ -251,16 +251,7 @@ def _check_units(
     check_names([unit.name for unit in units])
     known = {*input_spec.specs}
     for unit in units:
-        if isinstance(unit.build, nn.Module) or not callable(unit.build):
-            problem = f"`build` of unit {unit.name!r} is no function that returns a network"
-            raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")
-        if isinstance(unit.reads, str) or isinstance(unit.writes, str):
-            problem = f"reads and writes of unit {unit.name!r} must be tuples of names"
-            raise ConfigError(*model, problem, 'for example ("x",)')
-        if not unit.writes or len({*unit.writes}) < len(unit.writes):
-            names = f"({', '.join(map(repr, unit.writes))})"
-            problem = f"unit {unit.name!r} writes {names}: it must write at least one tensor"
-            raise ConfigError(*model, problem, "give each tensor a name of its own")
+        _check_form(unit, model)
         missing = [name for name in unit.reads if name not in known]
         if missing:
             problem = f"unit {unit.name!r} reads {missing[0]!r}, which no earlier unit writes"
@@ -272,3 +263,19 @@ def _check_units(
                 )
                 raise ConfigError(*model, problem, "use another name")
         known.update(unit.writes)
+
+
+def _check_form(unit: Unit, model: tuple[str, object]) -> None:
+    """Check that a unit has a function that builds its network, and proper names of tensors."""
+    if isinstance(unit.build, nn.Module) or not callable(unit.build):
+        problem = f"`build` of unit {unit.name!r} is no function that returns a network"
+        raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")
+    for names in (unit.reads, unit.writes):
+        # The order of a set differs between processes.
+        ordered = isinstance(names, tuple | list)
+        if not ordered or not all(isinstance(name, str) for name in names):
+            problem = f"reads and writes of unit {unit.name!r} must be tuples of names"
+            raise ConfigError(*model, f"{problem}, not {names!r}", 'for example ("x",)')
+    if not unit.writes or len({*unit.writes}) < len(unit.writes):
+        problem = f"unit {unit.name!r} writes {unit.writes}: it must write at least one tensor"
+        raise ConfigError(*model, problem, "give each tensor a name of its own")

@@ -80,7 +80,7 @@ def _first_unfit(
         try:
             if not _same(_gradients(unit, inputs, _whole), _gradients(unit, inputs, way)):
                 return unit.name, "gives different gradients"
-        except Exception as error:  # of a user's unit
+        except Exception as error:  # raised by a user's unit
             return unit.name, f"fails: {' '.join(str(error).split()) or type(error).__name__}"
     return None
 

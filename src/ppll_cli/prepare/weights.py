@@ -65,8 +65,8 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
     """Compare a file of weights with a model.
 
     `given` is the path of the file, or of a run directory. The file may use the names of this
-    program or the names of torchvision. With `partial`, some tensors may be missing, have another
-    shape, or be left unused.
+    program or the names of torchvision. If `partial` is True, tensors may be missing in the file,
+    have another shape than in the model, or be unknown to the model.
 
     Raises:
         ConfigError: There is no such file, it cannot be read, or it does not fit the model.

@@ -34,7 +34,7 @@ OVERLAP = 0.5
 the lower score is dropped."""
 
 MOST = 100
-"""Largest number of detections of a picture. COCO's metric counts no more than this number."""
+"""Largest number of detections of a picture. COCO's metric uses no more."""
 
 
 class Detections(NamedTuple):
@@ -49,10 +49,11 @@ class Detections(NamedTuple):
 def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True) -> Tensor:
     """Match each anchor to a box or to background.
 
-    This is torchvision's Matcher with low-quality matches, written so that no shape depends on a
-    value. The overlap of an anchor and a box is their intersection over union. An anchor is matched
-    to the box with which it has the largest overlap, if this is at least `FOUND_FROM`. If `forced`,
-    this limit does not apply to the best anchor of each box, the anchor that overlaps the box most.
+    This is torchvision's Matcher with low-quality matches, written so that no tensor's shape
+    depends on values in tensors. The overlap of an anchor and a box is their intersection over
+    union. An anchor is matched to the box with which it has the largest overlap, if this is at
+    least `FOUND_FROM`. If `forced`, this limit does not apply to the best anchor of each box, the
+    anchor that overlaps the box most.
 
     Args:
         boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.

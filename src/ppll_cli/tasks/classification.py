@@ -12,10 +12,12 @@ from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.task import Task, only_for
 
 LABEL = "label"
-"""Name of a batch's labels, int64 [B]; for a mixed image, the label with the larger share."""
+"""Name of the tensor with a batch's labels, int64 [B]. For a mixed image, this tensor has the label
+with the larger share."""
 
 OTHER_LABEL = "label.other"
-"""Name of the labels with the smaller share, int64 [B], if images are mixed in pairs."""
+"""Name of the tensor with the labels that have the smaller share, int64 [B], if images are mixed in
+pairs."""
 
 SHARE = "label.share"
 """Name of the tensor with the share of `LABEL` in each mixed image, float64 [B], from 0.5

@@ -26,5 +26,5 @@ class Details:
 
     @property
     def plural(self) -> str:
-        """Name of the list of entries."""
+        """Name of the list of entries in files."""
         return {"class": "classes", "picture": "pictures"}[self.kind]

@@ -108,8 +108,8 @@ class Detection:
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over pictures, a scalar.
 
-        No shape depends on a value, so the host never waits for the device. Pictures are processed
-        together as far as `LARGEST_TABLE` allows.
+        No tensor's shape depends on values in tensors, so the host never waits for the device.
+        Pictures are processed together as far as `LARGEST_TABLE` allows.
         """
         prediction = prediction.float()
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))
@@ -206,8 +206,8 @@ class Detection:
             if self.width == stride * shape[2] and stride & (stride - 1) == 0:
                 return stride
         problem = (
-            f"finds boxes in maps [C, H, W] whose stride in {self.height}x{self.width} pixels is a "
-            f"power of 2, but a module ends in {list(shape)}"
+            f"finds boxes in maps [C, H, W] with a stride that is a power of 2, for pictures of "
+            f"{self.height}x{self.width} pixels, but a module ends in {list(shape)}"
         )
         raise ConfigError(key, value, problem, "use model=retinanet")
 

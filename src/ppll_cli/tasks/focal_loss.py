@@ -49,5 +49,5 @@ class FocalLoss(torch.autograd.Function):
 
 
 def _wrong(classes: Tensor, scores: Tensor) -> Tensor:
-    """Return 1 - p, the probability of the wrong answer."""
+    """Return 1 - p, where p is the predicted probability of the truth."""
     return 1 - torch.where(classes, scores, 1 - scores)

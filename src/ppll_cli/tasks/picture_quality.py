@@ -45,7 +45,7 @@ def eight_bits(pictures: Tensor) -> Tensor:
 def psnr(squared_error: float, pixels: float) -> float:
     """Compute the peak signal-to-noise ratio in dB from the sum of squared errors of all pixels.
 
-    A mean squared error below 0.0001 counts as 0.0001, which gives 88.1 dB.
+    A mean squared error below 0.0001 is replaced by 0.0001, which gives 88.1 dB.
     """
     mean = max(squared_error / pixels, 1e-4)
     return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))

@@ -167,7 +167,8 @@ class SmallestHead(nn.Module):
         super().__init__()
         self.stride = stride
         self.predict = nn.Conv2d(channels, ANCHORS * (4 + classes), 3, padding=1)
-        # RetinaNet's initial weights, because few anchors have an object.
+        # As in RetinaNet, classes begin with a small probability, because few anchors have an
+        # object.
         nn.init.normal_(self.predict.weight, std=0.01)
         nn.init.constant_(self.predict.bias, 0)  # type: ignore[arg-type]
         with torch.no_grad():

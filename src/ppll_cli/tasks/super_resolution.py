@@ -23,7 +23,7 @@ TARGET = "target"
 TILE = "tile"
 """Name of the numbers that describe evaluation samples, which are tiles of pictures; int64 [B, 9].
 
-The numbers are: the index of the tile's picture; four bounds of the pixels that PSNR counts (first
+The numbers are: the index of the tile's picture; four bounds of the pixels that PSNR uses (first
 row, row after the last, first column, column after the last); and the same four bounds for SSIM.
 Bounds are in pixels of the large picture, relative to the tile's corner. In training the shape is
 [B, 0].
@@ -160,7 +160,7 @@ def _by_picture(rows: Tensor) -> dict[int, list[float]]:
 
 
 def _shaved(tile: Tensor) -> Tensor:
-    """Return the bounds of the pixels that `rgb_psnr` counts, as `TILE` has them, int64 [B, 4].
+    """Return the bounds of the pixels that `rgb_psnr` uses, int64 [B, 4], in `TILE`'s form.
 
     The border for `rgb_psnr` is one pixel wider than the border for SSIM. A tile has these borders
     only at the edges of the picture, where the bounds for PSNR and SSIM differ.

@@ -23,7 +23,7 @@ class Task(Protocol):
 
     `reference` is the name of an untrained method, such as `bicubic`, with which the model is
     compared. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
-    last line of a run shows it.
+    last line that a run prints contains it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
     are the names of classes, or of the pictures' files. `rows` contains the results of
@@ -46,7 +46,8 @@ class Task(Protocol):
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over the samples of a batch, a scalar.
 
-        This is also called with tensors on the meta device, so no shape may depend on a value.
+        This is also called with tensors on the meta device, which have shapes but no values. So no
+        tensor's shape may depend on values in tensors.
         """
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
@@ -93,7 +94,7 @@ def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     scores = task.score(rows)
     problem = ""
     if not isinstance(scores, Mapping):
-        problem = f"returned {type(scores).__name__} instead of numbers by name"
+        problem = f"returned {type(scores).__name__} instead of a mapping of names to numbers"
     elif wrong := [name for name, value in scores.items() if not isinstance(value, int | float)]:
         kind = type(scores[wrong[0]]).__name__
         problem = f"returned {kind} for {wrong[0]!r} instead of an int or a float"

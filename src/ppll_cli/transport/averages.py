@@ -6,7 +6,7 @@ Each replica weights its loss by its share of the batch, so the sum of the repli
 the gradient of the whole batch.
 
 With NCCL the host waits for the device in only one case; see `Average.finish`. With gloo, which
-replicas use on the CPU or on a shared device, it waits for every sum.
+replicas use on the CPU or on a shared device, the host waits for every sum.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,7 +36,7 @@ class _Bucket:
     had a loss that is not finite.
 
     In the bucket, each gradient has the strides of its parameter, so that `_foreach_copy_` can copy
-    all gradients at once.
+    all gradients in one call.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -119,8 +119,8 @@ class Average:
         replicas: The replicas of the stage. All have the same parameters in the same order.
         units: The parameters of each unit or auxiliary network, in the order of the forward.
         nonfinite: Returns whether this replica had a loss that is not finite.
-        early: Whether the all-reduces start during the backward. Otherwise they start at its end,
-            so that they do not mix with the sums over replicas of synchronized BatchNorm layers.
+        early: Whether the all-reduces start during the backward. Otherwise they start when it has
+            ended, so that they do not mix with the all-reduces of synchronized BatchNorm layers.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Average:
             shared = shared or len(new[-1]) < len(learnt)
             seen.update(new[-1])
         if replicas.count == 2:
-            new = [[*chain.from_iterable(new)]]  # a bucket may then have several units
+            new = [[*chain.from_iterable(new)]]  # a bucket may hold parameters of several units
         self._buckets = [_Bucket(each) for own in new for each in _in_buckets(own)]
         self._begun = len(self._buckets)  # number of buckets whose all-reduce has started
         self._on_cpu = all(parameter.device.type == "cpu" for parameter in seen)

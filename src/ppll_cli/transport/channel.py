@@ -58,7 +58,7 @@ class Sender(Protocol):
     bytes_sent: int
 
     def open(self) -> None:
-        """Set up this end in this process. The main thread calls this once, before all else."""
+        """Set up this end in this process. The main thread calls this before any other method."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a free slot and return whether there is one.
@@ -78,7 +78,7 @@ class Receiver(Protocol):
     """The receiving end of a channel."""
 
     def open(self) -> None:
-        """Set up this end in this process. The main thread calls this once, before all else."""
+        """Set up this end in this process. The main thread calls this before any other method."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""

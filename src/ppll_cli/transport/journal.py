@@ -48,7 +48,7 @@ LARGEST_HEAD = 1 << 16
 _SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
 _LENGTH = struct.Struct("<I")  # the length of a head in bytes
-_DRAINED = 1 << 16  # largest number of bytes to read from a pipe at once
+_DRAINED = 1 << 16  # largest number of bytes to read from a pipe in one call
 
 
 class _Counters(ctypes.Structure):
@@ -209,7 +209,7 @@ class JournalReceiver(_End):
 
     Attributes:
         keeps: Whether slots of released messages are kept until `free` is called. Set this if the
-            stage takes snapshots; otherwise `release` frees each slot at once.
+            stage takes snapshots; otherwise `release` frees each slot immediately.
     """
 
     keeps = False
@@ -241,7 +241,7 @@ class JournalReceiver(_End):
         return view.to(self._device, non_blocking=True)
 
     def release(self) -> None:
-        """Count the oldest message in use as released; free its slot now if `keeps` is not set."""
+        """Release the oldest message in use; free its slot only if `keeps` is not set."""
         self._released += 1
         if not self.keeps:
             self._copied.wait()  # the sender must not fill the slot while it is being copied

@@ -187,5 +187,5 @@ def remove_left(process_id: int) -> None:
     """
     for pattern in (f"torch_{process_id}_*", f"cuda.shm.*.{process_id:x}.*"):
         for path in SHARED_MEMORY.glob(pattern):
-            with suppress(OSError):  # a container that shares the folder may have the same ID
+            with suppress(OSError):  # the file may belong to another container
                 path.unlink()

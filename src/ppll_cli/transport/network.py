@@ -10,10 +10,10 @@ this schema with its own.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
-transfer by NCCL occupies both devices until it ends, so transfers of several channels could wait
-for each other in a circle. Therefore a transfer starts only when its bytes are complete at the
-sender and its slot is free at the receiver. The sender's thread waits for its device before it
-sends the head. The receiver's thread waits for its device before it requests a head.
+transfer by NCCL occupies both devices until it ends, so transfers of several channels could
+deadlock. Therefore a transfer starts only when its bytes are complete at the sender and its slot is
+free at the receiver. The sender's thread waits for its device before it sends the head. The
+receiver's thread waits for its device before it requests a head.
 """
 
 import json
@@ -48,7 +48,7 @@ HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds after which a lost connection raises an error. Launchers report its cause earlier."""
+"""Seconds after which a lost connection raises an error. By then, launchers report its cause."""
 
 STAGED = 2
 """Number of slots of a sender: the worker fills one while the thread sends the other."""
@@ -71,7 +71,7 @@ class _Slots(Slots):
     Args:
         count: Number of slots.
         size: Bytes of each slot, without the room for a head.
-        carrier: The device of the slots; the backend sends from and receives into its memory.
+        carrier: The device of the slots; gloo or NCCL sends from and receives into its memory.
         device: The device of the worker.
     """
 
@@ -152,7 +152,7 @@ class _End:
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to worker `end` (0 or 1) of a group, or receive from this worker, and wait."""
+        """Send bytes to worker `end` (0 or 1) of a group, or receive from it; wait until done."""
         if len(tensor):
             transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
             Moment(tensor.device).wait()

@@ -14,8 +14,8 @@ One event per slot and direction is enough. An end records its event again only 
 slot again. Before that, it has received a token, which the other end sent after it had queued the
 wait for the event. So a wait always refers to the record that was made before the token was sent.
 When a slot is used for the first time, the sender has nothing to wait for. Streams only wait for
-work that was queued earlier, in either process, so they cannot wait for each other in a circle. The
-first token after an event was created contains the event's handle.
+work that was queued earlier, in either process, so they cannot deadlock. The first token after an
+event was created contains the event's handle.
 
 An end records only its own events, and waits only for events of the other end. A CUDA stream can
 wait for an event of any device. So each end opens the other end's events in the context of its own
@@ -74,7 +74,7 @@ class Order:
     """
 
     def learn(self, handle: bytes) -> None:
-        """Store an event of the other end, for the first slot without such an event."""
+        """Store an event of the other end for the first slot that has no such event yet."""
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
@@ -91,7 +91,7 @@ class Order:
         """Make the work that is queued later wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Record that this end no longer needs the slot once the work queued so far is done.
+        """Record that only the work that is queued so far needs the slot at this end.
 
         Returns:
             The handle of the slot's event if this call created the event, else empty.
@@ -118,7 +118,7 @@ class CudaOrder(Order):
         self._theirs: list[torch.cuda.Event] = []
 
     def learn(self, handle: bytes) -> None:
-        """Open and store an event of the other end, for the first slot without such an event."""
+        """Open and store an event of the other end for the first slot that has none yet."""
         self._theirs.append(self._open(handle))
 
     def _open(self, handle: bytes) -> torch.cuda.Event:

@@ -1,4 +1,4 @@
-"""The transport of the PPLL paper: a `torch.multiprocessing.Queue` per channel, and new tensors.
+"""The transport of the PPLL paper: a `torch.multiprocessing.Queue` for each channel.
 
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
 moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
@@ -107,7 +107,7 @@ class QueueReceiver:
         self._next: _Message | None = None
 
     def open(self) -> None:
-        """Do nothing."""
+        """Do nothing: this end needs no setup."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one.

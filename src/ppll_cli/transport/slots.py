@@ -26,7 +26,7 @@ Layout = tuple[TensorForm, ...]
 
 
 class Slots:
-    """The slots of a channel, as one end sees them. The end uses its slots in turn.
+    """The slots of a channel, as one end sees them. This end uses one slot after another.
 
     `memory` is the memory of all `count` slots; each has `size` bytes.
     """

@@ -34,7 +34,7 @@ class HeldChunk(Networks):
 
     Attributes:
         tensors: The tensors of the current batch.
-        batch: Step, micro-batch sizes and more of the current batch.
+        batch: Describes the current batch, for example its step and its micro-batches' sizes.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
         sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
             additional prediction of a criterion, `split_of` returns the key.
@@ -105,19 +105,18 @@ class HeldChunk(Networks):
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self.autocast():
-            seed_of = seeding.auxiliary_forward
-            self._generators.seed(seed_of, self.place.module, batch, micro_batch)
+            self._generators.seed(seeding.auxiliary_forward, self.place.module, batch, micro_batch)
             with unchanged(values, f"the loss of module {self.place.module}"):
                 loss, prediction = self.criterion(values)
             with torch.no_grad():
                 measures = measured(self.job.task, prediction, values, training=True)
-        sums = self.sums.setdefault("train", Sums())
-        sums.add(loss, batch.sizes[micro_batch], measures)
+        self.sums.setdefault("train", Sums()).add(loss, batch.sizes[micro_batch], measures)
         self.nonfinite.check(loss)
         share = batch.share(micro_batch)
         if self.is_trained_by(loss):
             (loss if share == 1 else loss * share).backward()
         gradients = {n: t.grad for n, t in outputs.items() if t.grad is not None}
+        self.tell_if_untrained(outputs, gradients)
         self.tensors.store_gradients(micro_batch, gradients)
 
     def backward(self, micro_batch: int) -> None:
@@ -140,9 +139,9 @@ class HeldChunk(Networks):
             copy_gradients([*leaves, *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
-        """Do one optimizer step; with `optim.clip_norm`, clip the gradients before it.
+        """Do one optimizer step; if `optim.clip_norm` is set, clip the gradients before the step.
 
-        Under `optim.nonfinite=skip` the device skips the step if the gradient norm is not finite.
+        If `optim.nonfinite=skip`, the device skips the step when the gradient norm is not finite.
 
         Args:
             step: Number of optimizer steps done before this one.

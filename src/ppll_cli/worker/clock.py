@@ -1,8 +1,8 @@
 """Clocks that record moments in a device's work, and report whether the device has reached them.
 
 On CPU a call returns when its work is done, so a moment is simply a time. On CUDA a call returns
-when its work is queued, so a moment is a CUDA event in the queue. The time of an event is known
-once the device has reached it. Asking whether the device has reached it does not block the host.
+when its work is queued, so a moment is a CUDA event in the queue. The time of an event is known as
+soon as the device has reached it. Asking whether the device has reached it does not block the host.
 """
 
 from time import perf_counter
@@ -58,7 +58,7 @@ class HostClock:
         return last - first
 
     def free(self, moment: float) -> None:
-        """Do nothing."""
+        """Do nothing: a time needs no reuse."""
 
     def host_s(self, moment: float) -> float:
         """Return the moment itself."""
@@ -66,7 +66,7 @@ class HostClock:
 
 
 class StreamClock:
-    """The clock of a CUDA stream. Moments are events, which are reused once they are freed.
+    """The clock of a CUDA stream. Moments are events, which are reused after `free`.
 
     Args:
         backend: The module that makes events: `torch.cuda`, or a fake of it in tests. Events are

@@ -37,7 +37,7 @@ class Ema:
 
     def begin(self) -> None:
         """Set the averages to the current weights of the units."""
-        if self._averages:  # torch refuses empty lists, for units without weights and buffers
+        if self._averages:  # units may have no weights and buffers, and torch refuses empty lists
             with torch.no_grad():
                 torch._foreach_copy_([*self._averages.values()], [*self._averages])
 

@@ -28,7 +28,7 @@ class Generators:
         """Seed all generators for the forward of a unit or auxiliary network on a micro-batch.
 
         `seed_of` computes the seed. `owner` is the name of the unit, or the number of the auxiliary
-        network's module. `micro_batch` counts within this worker's share of the batch.
+        network's module. `micro_batch` is an index within this worker's share of the batch.
 
         `torch.manual_seed` is not used here, because it would seed every device, and format a stack
         trace in each call.

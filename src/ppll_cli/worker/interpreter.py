@@ -63,7 +63,8 @@ class Interpreter:
         settings = self.job.settings
         limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
         if settings.sync_batchnorm:
-            # BatchNorm waits for other replicas in each forward and backward; a replica may hang.
+            # BatchNorm waits for other replicas in each forward and backward. If one of them hangs,
+            # this worker is not to blame.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction

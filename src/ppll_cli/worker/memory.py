@@ -29,7 +29,7 @@ class PeakMemory:
             try:
                 Path("/proc/self/clear_refs").write_text("5")
             except OSError:
-                self._before = None  # without a reset the peak would include earlier work
+                self._before = None  # unknown: the peak may be that of earlier work
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
         """Include the peaks that `read` and `reserved` returned in an earlier process, in bytes."""

@@ -1,5 +1,7 @@
 """Makes the networks of a chunk: its units, the criterion of its module, and their optimizer."""
 
+import logging
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import chain
@@ -21,6 +23,14 @@ from ppll_cli.worker.ema import Ema
 from ppll_cli.worker.nonfinite import NonFinite
 from ppll_cli.worker.synced_norm import synced
 from ppll_cli.worker.versions import watched_versions
+
+log = logging.getLogger(__name__)
+
+UNTRAINED = (
+    "the loss of module %d does not train the module's units, because it does not depend on their "
+    "outputs: if this is not intended, look for detach() and no_grad() in the loss"
+)
+"""A warning; the argument is the number of the module."""
 
 
 class Networks:
@@ -79,6 +89,7 @@ class Networks:
         self.averaged = False
         self.nonfinite = NonFinite(optim.nonfinite == "skip", place, device)
         self.squared_norm: Tensor | None = None
+        self._told = False
         self.average: Average | None = None
         if replicas is not None:
             early = not settings.sync_batchnorm
@@ -104,7 +115,7 @@ class Networks:
 
     @cached_property
     def unit_weights(self) -> list[nn.Parameter]:
-        """The parameters of units with `requires_grad`; one that two units share is listed once."""
+        """The units' parameters with `requires_grad`; a parameter of two units is listed once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 
@@ -157,6 +168,12 @@ class Networks:
                 "by requires_grad_(False)"
             )
         return loss.requires_grad
+
+    def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
+        """Warn once if outputs of units take gradients, but the module's loss gives them none."""
+        if outputs and not gradients and not self._told:
+            self._told = True
+            log.warning(UNTRAINED, self.place.module)
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context manager in which to run forward passes and losses."""

@@ -19,8 +19,8 @@ class NonFinite:
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
-        skipped: With `optim.nonfinite=skip` on CUDA, one flag for each step since the last report,
-            by step. Each flag is a scalar on the device: 1 if the step was skipped, else 0.
+        skipped: Maps each step since the last report to a flag, a scalar on the device: 1 if the
+            step was skipped, else 0. Empty on CPU, and unless `optim.nonfinite` is `skip`.
     """
 
     def __init__(self, skips: bool, place: Chunk, device: torch.device) -> None:
@@ -53,7 +53,7 @@ class NonFinite:
             raise NonFiniteError(step, self._place.module, largest)
 
     def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
-        """Decide whether to skip a step, and report a skipped one.
+        """Decide whether to skip a step, and report a skipped step.
 
         `total` is the squared gradient norm, a scalar; None if nothing needs it.
 

@@ -34,8 +34,8 @@ LONGEST_TRACEBACK = 20_000
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED")
 """Matches the messages of exceptions that are raised when memory runs out.
 
-torch raises its `OutOfMemoryError` only for tensors on CUDA. When memory on CUDA runs out otherwise
-(for a context, in cuBLAS or in cuDNN), or memory of the CPU runs out, it raises a RuntimeError."""
+torch raises its `OutOfMemoryError` only for tensors on CUDA. If there is no memory for something
+else on CUDA (a context, cuBLAS or cuDNN), or no memory of the CPU, it raises a RuntimeError."""
 
 
 class _ReportHandler(logging.Handler):
@@ -73,7 +73,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     except BaseException as error:  # a user's code may also raise KeyboardInterrupt
         try:
             links.parent.send(_failure(job, seat, worker, error))
-        except OSError:  # the parent is gone, and this may be what caused `error`
+        except OSError:  # the parent has ended, and this may have caused `error`
             remove_left(os.getpid())
         raise SystemExit(1) from None
 
@@ -96,7 +96,7 @@ def _set_up(job: Job, seat: Seat) -> None:
 
 
 def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
-    """Renew the sign of life every second, and end this process when the parent is gone."""
+    """Renew the sign of life every second, and end this process when the parent has ended."""
     parent = parent_process()
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):

@@ -33,8 +33,8 @@ KINDS: dict[type, str] = {
     do.ReadWeights: "auxiliary",
     do.Step: "optimizer",
 }
-"""For each instruction, the kind of time that it counts as. Instructions that receive or send are
-not listed: `Mail` records the times of waiting and of copying separately."""
+"""For each instruction, the kind of time to which its duration is added. Instructions that receive
+or send are not listed: `Mail` records the times of waiting and of copying separately."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ class _Queued(NamedTuple):
 
 
 class Recorder:
-    """Measures a stage's time without waiting for the device in the steady state.
+    """Measures a stage's time. In the steady state, it does not wait for the device.
 
     At the end of each batch, the recorder reads the moments that the device has reached. `settle`
     waits for all moments. The worker calls `settle` where it waits anyway: when it reports
@@ -106,8 +106,8 @@ class Recorder:
         skip: Number of batches not counted at the start of each segment.
         on_steady: Called once, when the steady state begins.
         traced: Number of consecutive batches to trace; fewer if every segment is shorter.
-        auxiliary: Numbers of the chunks with an auxiliary network. Their losses count as auxiliary
-            time.
+        auxiliary: Numbers of the chunks with an auxiliary network. The duration of their losses is
+            added to the kind "auxiliary".
 
     Attributes:
         totals: Counts and times of the steady state. Batches and samples are counted immediately;
@@ -135,7 +135,7 @@ class Recorder:
         self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
         self._trace: _Trace | None = None  # the trace of this segment
-        self._longest: _Trace | None = None  # `settle` converts its times to the host's clock
+        self._longest: _Trace | None = None  # the longest so far; `settle` sets `trace` from it
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
@@ -184,7 +184,7 @@ class Recorder:
         return self._span(kind, instruction)
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Measure the device's work for an instruction of `KINDS`; else measure nothing."""
+        """Measure the device's work for an instruction, if `KINDS` lists the instruction."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"

@@ -20,7 +20,7 @@ from ppll_cli.worker.sums import Sums, split_of
 
 @dataclass(frozen=True)
 class _Measured:
-    """Measurements of one module. The tensors are valid once their copy to the host is done.
+    """Measurements of one module. The tensors are valid after their copy to the host is done.
 
     Attributes:
         module: Number of the module.

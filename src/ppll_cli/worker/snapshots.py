@@ -1,10 +1,10 @@
 """Snapshots of a stage's state in shared memory, from which a restarted worker continues.
 
 A snapshot holds the same tensors as a checkpoint, and the worker's position in the run: see
-`Progress`. The tensors are in one of two buffers, which snapshots fill in turn. A small file says
-which buffer holds the last snapshot. It is replaced atomically, so if a worker dies while it writes
-a snapshot, the previous snapshot remains. The buffers are used again, because allocating memory
-takes longer than copying.
+`Progress`. The tensors are in one of two buffers, which snapshots fill alternately. A small file
+says which buffer holds the last snapshot. This file is replaced atomically, so if a worker dies
+while it writes a snapshot, the previous snapshot remains. The buffers are used again, because
+allocating memory takes longer than copying.
 """
 
 import os

@@ -65,10 +65,10 @@ class Tensors:
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return the addresses of memory that may change before the next chunk reads the outputs.
 
-        If the next chunk is on another stage, return no addresses: the outputs are sent at once. If
-        it is on this stage, the slot of an input may be reused first, and a step may change the
-        chunk's weights and buffers. `state` returns these weights and buffers. It takes as long as
-        several kernels, so it is called only if the next chunk is on this stage.
+        If the next chunk is on another stage, return no addresses: the outputs are sent before any
+        memory changes. If the next chunk is on this stage, the slot of an input may be reused
+        first, and a step may change the chunk's weights and buffers. `state` returns these weights
+        and buffers. It takes as long as several kernels, so it is called only in this second case.
         """
         if not self._next_is_here:
             return set()

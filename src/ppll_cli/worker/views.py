@@ -1,4 +1,4 @@
-"""Copies tensors if their memory may change before they are read, or if it has gaps.
+"""Copies tensors if their memory may change before they are read, or if they have gaps.
 
 Also finds code that changes tensors which it must not change.
 """

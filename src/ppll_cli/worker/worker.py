@@ -96,8 +96,8 @@ class Worker:
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
         """Load the state of a snapshot, of a checkpoint or of a file of weights, if there is one.
 
-        Return the progress at the snapshot (None without snapshot), and the measurements in the
-        checkpoint that no report contains yet.
+        Return the progress at the snapshot (None if there is no snapshot), and the measurements in
+        the checkpoint that have not yet been reported to the parent process.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -189,13 +189,11 @@ class Worker:
         first = sum(map(len, before)), sum(map(sum, before))
         batch = Batch(sizes, True, item.step, item.samples, *first)
         self.interpreter.run(self._stream(True, len(sizes)), batch)
-        if self.links.replicas is not None:
-            memories = [b for chunk in self.chunks.values() for b in chunk.memories]
-            self.links.replicas.take_from_first(memories)
+        self._share_memories()
         self.recorder.end_batch(sum(sizes))
         self._training = True
         done = item.step + 1
-        # A restarted worker does some steps again.
+        # A restarted worker does some steps again, but the number that it shows must not fall.
         self.links.pulse.step = max(done, self.links.pulse.step)
         self.links.pulse.started = True
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
@@ -211,8 +209,20 @@ class Worker:
             # for each other then, the stages could deadlock.
             self._end_training()
 
+    def _share_memories(self) -> None:
+        """Copy the first replica's buffers to the others, if training may read them.
+
+        Otherwise evaluations and checkpoints, which do this with all buffers, would change the
+        training.
+        """
+        if self.links.replicas is None:
+            return
+        if memories := [buffer for chunk in self.chunks.values() for buffer in chunk.memories]:
+            with self.recorder.waiting("average"):
+                self.links.replicas.take_from_first(memories)
+
     def _end_training(self) -> None:
-        """If training batches came last, stop measuring them, and give all replicas equal buffers.
+        """After a training batch, stop measuring training, and give all replicas equal buffers.
 
         The other replicas copy the buffers of the first replica.
         """

@@ -82,6 +82,24 @@ class OneString(Chain):
     writes = "x"  # type: ignore[assignment]
 
 
+class SetOfNames(Chain):
+    """A model whose second unit names its output by a set, which has no order."""
+
+    writes = frozenset({"x"})  # type: ignore[assignment]
+
+
+class NoNames(Chain):
+    """A model whose second unit has None in the place of the names of outputs."""
+
+    writes = None  # type: ignore[assignment]
+
+
+class NumberAsName(Chain):
+    """A model whose second unit names its output by a number."""
+
+    writes = (1,)  # type: ignore[assignment]
+
+
 class NoFunction(Chain):
     """A model whose second unit has a network in the place of the function that builds it."""
 
@@ -314,7 +332,10 @@ model HERE.TwoNames | unit second returned Tensor instead of a tensor for each n
 model HERE.NoFunction | `build` of unit 'second' is no function that returns a network
 model HERE.NoName | unit 'second' writes (): it must write at least one tensor; give each tensor
 model HERE.OneNameTwice | unit 'second' writes ('x', 'x'): it must write
-model HERE.OneString | reads and writes of unit 'second' must be tuples of names
+model HERE.OneString | reads and writes of unit 'second' must be tuples of names, not 'x'; for
+model HERE.SetOfNames | must be tuples of names, not frozenset({'x'}); for example ("x",)
+model HERE.NoNames | must be tuples of names, not None
+model HERE.NumberAsName | must be tuples of names, not (1,)
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
 model HERE.Products | 'x' with shape [7, 7] for 7 samples and [1, 1] for one; only the first

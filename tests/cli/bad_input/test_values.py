@@ -193,7 +193,7 @@ data.val_fraction=1e-5 | data.val_fraction=1e-05 | or 0 for no `val`
 data.eval_limit=0 | greater than or equal to 1, or null
 data.std=[0.0] | greater than 0
 data.mean=[0.1,0.2] | data.mean=[0.1, 0.2] | give one value, or one per
-data.pad=8 | must be less than the images' 8 pixels
+data.pad=8 | must be less than 8, the images' side in pixels
 data=synthetic data.classes=1 | greater than or equal to 2
 data=synthetic data.train_samples=0 | greater than or equal to 1
 """

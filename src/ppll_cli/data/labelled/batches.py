@@ -77,8 +77,9 @@ class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
         size, end = last - first, len(self.splits[split])
         before, self._evaluated = self._evaluated, (split, first)
-        # Replicas take batches in turn, so this replica skips the batches of other replicas. Assume
-        # that it skips as many batches before its next batch as it skipped before this batch.
+        # The replicas divide the batches among them, so this replica skips the batches of the
+        # others. Assume that it skips as many batches before its next batch as it skipped before
+        # this batch.
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]

@@ -22,7 +22,7 @@ _FEW = 200
 """Up to this number of pictures are decoded without loaders, because loaders start slowly."""
 
 _SAID = 5000
-"""If more images than this number are made, a log message says so, because making them is slow."""
+"""Before more images than this number are made, a log message says so, because it takes long."""
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[np.uint8]:
     """Return the images of N pictures from the cache; loaders make them first if they are missing.
 
-    The result, uint8 [N, 3, side, side], is mapped from a file; changes stay in this process.
+    The result, uint8 [N, 3, side, side], is mapped from a file. Changes to the result are not
+    written to the file.
 
     Raises:
         ConfigError: A file cannot be read as a picture, or the cache folder cannot be written.

@@ -106,9 +106,9 @@ def class_folders(folder: Path) -> list[Path]:
 
 
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
-    """Find the pictures in a folder that has a folder for each class, with or without subfolders.
+    """Find the pictures in a folder that has a folder for each class.
 
-    If `empty`, classes without pictures are allowed.
+    Pictures may be in subfolders of a class. If `empty`, classes without pictures are allowed.
 
     Raises:
         ListingError: There are no classes, or a class has no pictures and `empty` is False.
@@ -193,7 +193,9 @@ def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> 
 def _reading(source: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ListingError(source, "is not text in UTF-8", "save it in this encoding") from error
+    except OSError as error:
         problem = f"cannot be read ({problem_of(error)})"
         raise ListingError(source, problem, "repair it, or make it readable") from error
 

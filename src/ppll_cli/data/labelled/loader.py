@@ -30,7 +30,7 @@ class Wanted:
 
     path: str
     part: float = 1.0  # side of the square, as a fraction of the picture's shorter side
-    scale: tuple[float, float] = (1.0, 1.0)  # range of areas for `random_piece`
+    scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest area for `random_piece`
     draws: tuple[Draw, ...] = ()
 
     def box(self, width: int, height: int) -> Box:
@@ -46,7 +46,7 @@ class Request:
 
     wanted: tuple[Wanted, ...]
     side: int  # height and width of the images, in pixels
-    offset: int  # position in the shared memory of the first image, in bytes; the others follow
+    offset: int  # position of the first image in the shared memory, in bytes; the others follow
 
 
 def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
@@ -83,11 +83,11 @@ def _load(request: Request, memory: int) -> PpllError | None:
 
 def main(requests: int, memory: int) -> None:
     """Run a loader with the file descriptors of its connection and of the shared memory."""
-    for number in STOPPING:  # ignored, because the worker ends its loaders
+    for number in STOPPING:  # ignore signals, because the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # Linux kills this process when the worker ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     try:
         serve(Connection(requests), memory)
-    except (BrokenPipeError, ConnectionError):  # the worker is gone
+    except (BrokenPipeError, ConnectionError):  # the worker has ended
         return

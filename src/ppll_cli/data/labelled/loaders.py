@@ -223,7 +223,7 @@ class _Loader:
             raise failure
 
     def _await(self, request: Request) -> None:
-        """Wait for the answer. Time during which this process itself was stopped does not count."""
+        """Wait for the answer. The time limit leaves out time in which this process was stopped."""
         waited_s = stopped_s = 0.0
         before_s = monotonic()
         while not self._connection.poll(LOOK_S):

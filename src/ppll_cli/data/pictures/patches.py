@@ -36,7 +36,7 @@ class PictureSplit:
     """A split, whose samples are random patches of its pictures, or tiles."""
 
     pictures: Pictures
-    patches: int = 0  # number per epoch; 0 if the samples are tiles
+    patches: int = 0  # number of patches per epoch; 0 if the samples are tiles
     tiles: tuple[Tile, ...] = ()  # in order; empty if the samples are patches
 
     def __len__(self) -> int:
@@ -46,7 +46,8 @@ class PictureSplit:
 class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
     """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
 
-    The data set defines the scale s, the side P of patches, and whether they are turned.
+    The data set defines the scale s, the side P of patches, and whether patches are mirrored and
+    rotated.
     """
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:

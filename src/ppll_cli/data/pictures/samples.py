@@ -15,10 +15,10 @@ from ppll_cli.data.source import Predict
 from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 
 SIDE = 96
-"""Largest height and width of the shown piece, in pixels of the small picture."""
+"""Largest height and width, in pixels of the small picture, of the piece in a sample picture."""
 
 GAP = 6
-"""Space between panels, in pixels."""
+"""Space between the views in a sample picture, in pixels."""
 
 
 class View(NamedTuple):
@@ -76,7 +76,7 @@ def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -
 
 
 def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.Image:
-    """Enlarge a whole picture tile by tile, and join the pixels of each tile that count (`Span`).
+    """Enlarge a whole picture tile by tile, and join the used part of each tile (see `Span`).
 
     The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to
     [1, 3, sh, sw], all in [0, 1]. The tiles are ordered by rows, and from left to right in a row.

@@ -5,24 +5,24 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A range of pixels along one side of a picture, and the part of the range that counts.
+    """A range of pixels along one side of a picture, and the part of the range that is used.
 
-    A network computes all pixels of the range. Only the pixels that count are evaluated. All
-    numbers are positions along the side, from 0.
+    A network computes all pixels of the range. Only the used pixels are evaluated. All numbers are
+    positions along the side, from 0.
     """
 
     start: int  # first pixel of the range
     stop: int  # first pixel after the range
-    first: int  # first pixel that counts
-    behind: int  # first pixel after the pixels that count
+    first: int  # first used pixel
+    behind: int  # first pixel after the used pixels
 
 
 def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
-    """Divide a side of a picture into overlapping pieces; each pixel counts in exactly one piece.
+    """Divide a side of a picture into overlapping pieces; each pixel is used in exactly one piece.
 
-    A piece has at most `tile` pixels; `tile` must be more than twice `overlap`. Counted pixels are
-    at least `overlap` pixels away from the ends of their piece, except at the picture's border. If
-    a network's receptive field extends at most `overlap` pixels to each side, the network computes
+    A piece has at most `tile` pixels; `tile` must be more than twice `overlap`. Used pixels are at
+    least `overlap` pixels away from the ends of their piece, except at the picture's border. If a
+    network's receptive field extends at most `overlap` pixels to each side, the network computes
     the same values for these pixels as on the whole picture.
     """
     start = first = 0

@@ -30,7 +30,7 @@ class Sized(NamedTuple):
     """A resized picture, uint8 [height, width, 3], and its objects, as in `Scene`."""
 
     pixels: Bytes
-    boxes: NDArray[np.float32]  # in pixels of the resized picture
+    boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the resized picture
     labels: NDArray[np.int64]
     ignored: NDArray[np.bool_]
     frame: tuple[float, float, float, float]  # height, width, and the factors that scaled them

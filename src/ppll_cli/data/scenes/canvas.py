@@ -24,7 +24,7 @@ VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
 
 MOST_COMMON = 0.4
-"""Largest intersection over union of two boxes. A detector may drop a box that overlaps more."""
+"""Largest intersection over union of two boxes. A detector may drop a box with a larger one."""
 
 CONTRAST = 55.0
 """Wanted distance between the mean colours of an item and its background (from 0 to 255)."""
@@ -32,7 +32,7 @@ CONTRAST = 55.0
 _ITEM = 28
 _THRESHOLD = 16  # smallest grey value of pixels that belong to an item
 _PLACES = 12  # number of places that are tried before an item is left out
-_NOISE = 9  # largest noise on a colour value (of 255)
+_NOISE = 9  # largest noise that is added to a colour value (0 to 255)
 
 Floats = NDArray[np.float32]
 
@@ -192,7 +192,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Return a random colour for an item, float32 [3]: of 8, the first with enough contrast.
+    """Return a random colour for an item, float32 [3]: the first of 8 with enough contrast.
 
     If no colour has the wanted contrast to the background, return the one with the most contrast.
     """

@@ -156,7 +156,7 @@ class DetectionDataset(Files, ABC):
 
     @property
     def largest(self) -> int:
-        """Height and width of the largest images, in pixels."""
+        """Largest possible height of images in pixels, which is also the largest possible width."""
         return padded(self.long_side)
 
     @property
@@ -174,10 +174,10 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return the form of evaluation batches, which have one picture.
+        """Return the form of evaluation batches, which have one picture each.
 
-        In a batch with larger pictures, a picture would be padded, which could change its
-        detections.
+        In a batch with a larger picture, a picture would be padded, and its detections could
+        change.
         """
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 

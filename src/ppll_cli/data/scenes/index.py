@@ -172,7 +172,7 @@ def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
 
 
 def _written(index: Index) -> bytes:
-    # Names are written as JSON, because an array of strings pads each string to the longest.
+    # Names are written as JSON, because an array pads all strings to the length of the longest.
     names = json.dumps([index.classes, index.files, index.remark]).encode()
     buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
     np.savez(buffer, names=text, sizes=index.sizes, **vars(index.objects))

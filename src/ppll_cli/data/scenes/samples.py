@@ -51,7 +51,7 @@ integer factor."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # of a box in the legend; in pictures, colours depend on classes
+_EXAMPLE: Colour = (255, 170, 60)  # colour of the found box in the legend
 
 
 class Mark(NamedTuple):
@@ -148,7 +148,7 @@ def marks(
     """Return the boxes to draw: found boxes in order of falling score, then all true boxes.
 
     Found boxes are the best detections, up to `MOST_DETECTIONS`, with scores of `LEAST_SCORE` or
-    more. `size` is width and height of the picture, which was enlarged by `factor`, in pixels.
+    more. `size` is width and height, in pixels, of the picture after its enlargement by `factor`.
     """
     names = [printable(name) for name in classes]
     rows = zip(*(each.tolist() for each in found), strict=True)
@@ -196,7 +196,7 @@ def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
 def _with_legend(
     picture: Image.Image, lines: Sequence[tuple[str, str]], font: Font, text: int
 ) -> Image.Image:
-    """Extend a picture by a legend below it, and at the sides if the legend is wider."""
+    """Extend a picture by a legend below it, and at the sides if it is narrower than the legend."""
     line = max(2, text // 6)
     swatch, height = 20 * line, 2 * text
     widths = [label_size(words, font, text)[0] + (swatch if kind else 0) for kind, words in lines]

@@ -5,7 +5,7 @@ server) of torch.distributed, where each launcher updates a counter every half s
 life. Machine 0's launcher composes the configuration and directs the run by messages; the other
 launchers send it the reports of their workers. All messages are JSON. In each launcher a separate
 thread uses the store. If the store is unreachable, only this thread is blocked, and the launcher
-still notices which machine is gone.
+still notices which machine has failed.
 """
 
 import json
@@ -28,7 +28,7 @@ PREPARING_S = 900.0
 """Seconds that a machine may take to prepare a run: it may have to download data."""
 
 SILENT_S = 7.0
-"""Seconds without a sign of life after which a machine's launcher counts as gone."""
+"""Seconds without a sign of life after which a machine's launcher is regarded as failed."""
 
 OWN_GAP_S = 3.0
 """If more seconds pass between two calls of `silent`, this launcher itself was stopped."""
@@ -50,8 +50,8 @@ class Fleet:
         parcels: The file transfers of the current job, by the other machine's number. Machine 0
             has an entry for each machine that does not share the run directory; such a machine has
             an entry for machine 0.
-        remembered: On machine 0, the run directory of an earlier attempt; None if there was no
-            earlier attempt.
+        remembered: On machine 0, the run directory of the launchers that ran before torchrun
+            restarted them; None if there were no such launchers.
 
     Raises:
         ConfigError: A machine does not join in time, or its versions differ from machine 0's.
@@ -137,7 +137,7 @@ class Fleet:
         return None
 
     def remember(self, run_dir: str) -> None:
-        """Write the path of the run directory into the store, for a later attempt."""
+        """Write the run directory's path into the store, for launchers that torchrun restarts."""
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
@@ -159,7 +159,7 @@ class Fleet:
             self.parcels.popitem()[1].close()
 
     def close(self) -> None:
-        """Leave the fleet. Machine 0 leaves last, or after at most `LEAVING_S` seconds."""
+        """Leave the run. Machine 0 waits at most `LEAVING_S` seconds until all others have left."""
         self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
@@ -206,9 +206,9 @@ class Fleet:
     def _meet(self) -> list[Machine]:
         """Agree on a session with the other machines, and return each machine's description.
 
-        The store may still hold entries of an earlier attempt. So machine 0 gives each session a
-        new name, and each machine sends a random word. The welcome of machine 0 repeats the words;
-        a machine accepts only a welcome that contains its own word.
+        The store may still hold entries of launchers that torchrun has restarted. So machine 0
+        gives each session a new name, and each machine sends a random word. The welcome of machine
+        0 repeats the words; a machine accepts only a welcome that contains its own word.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
@@ -295,7 +295,7 @@ class Fleet:
                     while store.check([said := f"said/{machine}/{heard[machine]}"]):
                         self._inbox.put({"machine": machine, **json.loads(store.get(said))})
                         heard[machine] += 1
-                        if self.first:  # messages to machine 0 have no other reader
+                        if self.first:  # only machine 0 reads this message
                             store.delete_key(said)
                     if store.check([key := f"beat/{machine}"]):
                         now = store.get(key)
@@ -303,7 +303,7 @@ class Fleet:
                             beats[machine], self._heard_s[machine] = now, time.monotonic()
             except Exception as error:
                 self._lost = f"; the store cannot be reached: {_first_line(error)}"
-                return  # from now on `silent` reports the others as gone
+                return  # from now on `silent` reports another machine
 
 
 def _first_line(error: Exception) -> str:

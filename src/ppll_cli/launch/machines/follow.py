@@ -29,9 +29,9 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 MARK = ".machines"
-"""A file that machine 0 writes into the run directory.
+"""Name of a file that machine 0 writes into the run directory.
 
-A machine that reads the announced content from this file shares the directory."""
+If another machine finds the announced content in this file, the machines share the directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
@@ -39,7 +39,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
     Raises:
         ConfigError: A machine cannot run its part of the job.
-        RunFailedError: A machine is gone, or takes too long.
+        RunFailedError: A machine gives no sign of life, or takes too long.
     """
     fleet.remember(str(run_dir))
     fleet.close_parcels()  # an earlier job that did not begin may have left them open
@@ -63,7 +63,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait for all machines; send the checkpoint to those that do not share the run directory."""
+    """Wait until all machines are ready; send the checkpoint to those that lack the directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _checkpoint_files(job)]
     sent: list[Event] = []
@@ -136,8 +136,8 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: A job did not complete. The error is the last failure on this machine; without a
-            failure here, it is machine 0's first refusal of a job.
+        PpllError: A job did not complete. The error is the last failure on this machine; if nothing
+            failed here, it is machine 0's first refusal of a job.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":
@@ -148,7 +148,7 @@ def follow(fleet: Fleet) -> None:
                 _run_part(fleet, message)
             except PpllError as error:
                 failure = error
-                if not isinstance(error, ConfigError | Interrupted):  # shown when the program ends
+                if not isinstance(error, ConfigError | Interrupted):  # those are shown at the end
                     log.error("ppll-run: %s", error)
     if failure is not None:
         raise failure

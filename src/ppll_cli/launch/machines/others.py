@@ -137,7 +137,7 @@ class Leader:
         self._fleet.tell({"kind": "end of job", **how})
 
     def _arrival(self, machine: int, report: Report) -> Event:
-        """Return an event that is set once the file that a report names is on this machine."""
+        """Return an event that is set when the file that a report names is on this machine."""
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
             here = Event()
@@ -207,7 +207,7 @@ class Follower:
         Raises:
             WorkerFailedError: A worker failed on some machine.
             RunFailedError: Something else failed, or machine 0 gives no sign of life.
-            Interrupted: A second signal came to machine 0.
+            Interrupted: A second signal to stop came to machine 0.
         """
         for message in self._fleet.messages():
             if message["kind"] != "end of job":
@@ -234,7 +234,7 @@ class Follower:
         Raises:
             WorkerFailedError: Machine 0 names the worker whose failure was the cause.
             RunFailedError: Machine 0 names another cause, or gives no sign of life.
-            Interrupted: A second signal came to machine 0.
+            Interrupted: A second signal to stop came to machine 0.
         """
         for failure in failures:
             self.pass_on(failure)
@@ -274,5 +274,5 @@ def _lost_connection(failure: Report) -> bool:
 
 
 def _raised_nothing(failure: Report) -> bool:
-    """Return whether a worker raised no exception: the worker or its machine is gone or hangs."""
+    """Return whether a worker raised no exception, because it or its machine died or hangs."""
     return not failure.get("traceback")

@@ -53,9 +53,9 @@ class Parcels:
         self._thread.start()
 
     def send(self, path: Path, remove: bool = False) -> Event:
-        """Send a file; with `remove`, delete it afterwards.
+        """Send a file. If `remove` is true, delete the file afterwards.
 
-        Return an event that is set once all pieces are in the store.
+        Return an event that is set when all pieces are in the store.
         """
         sent = Event()
 
@@ -74,13 +74,13 @@ class Parcels:
     def take(self, file: SavedFile, folder: Path) -> Event:
         """Receive the next file that the other machine sends, into a folder.
 
-        Return an event that is set once the file is written and has the size and digest of `file`.
+        Return an event that is set when the file is written and has the size and digest of `file`.
         """
         path, there = folder / Path(file.name).name, Event()
 
         def task(store: Store) -> None:
             make_folder(folder)
-            path.unlink(missing_ok=True)  # it may be a link
+            path.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
             size_bytes, digest = 0, hashlib.sha256()
             with path.open("wb") as written:
                 for piece in self._pieces(store):
@@ -126,7 +126,7 @@ class Parcels:
             failing, task = self._tasks.get()
 
     def _put(self, store: Store, piece: bytes) -> None:
-        """Put a piece into the store, once fewer than `AHEAD` pieces wait there."""
+        """Put a piece into the store, as soon as fewer than `AHEAD` pieces wait there."""
         self._wait(store, self._piece - AHEAD, there=False)
         store.set(str(self._piece), piece)
         self._piece += 1
@@ -148,7 +148,7 @@ class Parcels:
             if self._ended.wait(LOOK_S):
                 raise RuntimeError("the transfer was cancelled")
             now_s = time.monotonic()
-            waited_s += min(now_s - looked_s, 1.0)  # time while this machine slept does not count
+            waited_s += min(now_s - looked_s, 1.0)  # at most 1 s, as this machine may have slept
             looked_s = now_s
             if waited_s > STALLED_S:
                 what = "came" if there else "was read"
