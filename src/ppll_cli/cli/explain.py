@@ -60,13 +60,14 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
         if key not in options.all_keys():
             return _no_key(key, options)
         return ConfigError(f"~{key}", "", "its value is null, so there is nothing to delete")
-    for more in (" See https://", " Config search path:", " full_key:"):
+    for more in (" See https://", " Config search path:"):
         message = message.partition(more)[0]
+    problem = message.partition(" full_key:")[0]
     for key, value in given.items():
         if key and key in message:
-            return ConfigError(key, value, message)
+            return ConfigError(key, value, problem)
     remedy = f"see {command(program, '--help')}"
-    return ConfigError("arguments", " ".join(arguments), message, remedy)
+    return ConfigError("arguments", " ".join(arguments), problem, remedy)
 
 
 def refuse_arguments(_: object, message: str) -> NoReturn:

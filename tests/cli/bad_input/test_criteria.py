@@ -93,7 +93,7 @@ class OneLoss(LocalMethod):
         ("NoFurther", "label", "its predict_further() returned nothing instead of probe"),
         ("ListsFurther", "label", "returned list instead of a mapping from names to predictions"),
         ("ChangesFurther", "label", "changes its input 'label' in place, but later modules may"),
-        ("ReadsFurther", "label", "built and run on torch's meta device, which has"),
+        ("ReadsFurther", "label", "built and run, with its loss, on torch's meta device"),
         ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
     ],
 )
