@@ -1,9 +1,7 @@
 """A class of a user's own that cannot be used is refused in one line."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import count
 
 import numpy as np
 import pytest
@@ -13,20 +11,6 @@ from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.files import Part
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
-from ppll_cli.pipeline.instructions import (
-    Backward,
-    BackwardInput,
-    BackwardWeight,
-    Compute,
-    Forward,
-    Measure,
-    SendActivations,
-    Step,
-)
-from ppll_cli.pipeline.schedule import Place, Schedule, forward
-from ppll_cli.pipeline.schedules.gpipe import GPipe
-from ppll_cli.pipeline.schedules.interleaved import Interleaved
-from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.tasks.task import Task
 from tests.cli.bad_input.conftest import Refused, rows, write
 from tests.conftest import own_model
@@ -180,113 +164,6 @@ class MisfitHead(LocalMethod):
         return Criterion(nn.Linear(3, 3), (site.feature,), site.task)
 
 
-class NoSchedule:
-    """A class with the constructor of a schedule, but no schedule."""
-
-    def __init__(self, *, microbatches: int) -> None:
-        self.microbatches = microbatches
-
-
-class Idle(Schedule):
-    """A schedule that yields no instruction."""
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        return iter(())
-
-
-class Stuck(GPipe):
-    """A schedule that deadlocks.
-
-    The first stage waits for gradients that the second stage computes after all forwards.
-    """
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        if place.stage:
-            yield from super().batch(place)
-            return
-        for micro_batch in range(place.microbatches):
-            yield Forward(0, micro_batch)
-            yield Backward(0, micro_batch)
-        yield Step(0)
-
-
-class Endless(Idle):
-    """A schedule whose batch never ends."""
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        while True:
-            yield Step(0)
-
-
-class NoChunk(PPLL):
-    """A schedule that names a chunk that the stage does not have."""
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        for instruction in super().batch(place):
-            yield replace(instruction, chunk=7)
-
-
-class Sends(PPLL):
-    """A schedule that yields a send, which only the passes may add."""
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        yield from super().batch(place)
-        yield SendActivations(1, 0, 0)  # type: ignore[misc]
-
-
-class Words(Idle):
-    """A schedule that yields something other than instructions."""
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        yield "forward"  # type: ignore[misc]
-
-
-_calls = count()
-
-
-class Alternating(GPipe):
-    """A schedule with two legal orders, one for every second call."""
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        if next(_calls) % 2:
-            yield from super().batch(place)
-            return
-        (chunk,) = place.chunks
-        for micro_batch in range(place.microbatches):
-            yield from forward(place, chunk, micro_batch)
-            yield Backward(chunk, micro_batch)
-        yield Step(chunk)
-
-
-class AlternatingEvaluation(Interleaved):
-    """A schedule that measures after all forwards in every second call."""
-
-    def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
-        found = sorted(super().evaluation(place), key=str)
-        yield from (found if next(_calls) % 2 else super().evaluation(place))
-
-
-class Parity(Schedule):
-    """A schedule whose order of chunks depends on the number of micro-batches."""
-
-    splits = True
-
-    def layout(self, stages: int) -> list[int]:
-        return [0, 0, 0]
-
-    def batch(self, place: Place) -> Iterator[Compute]:
-        numbers = range(place.microbatches)
-        for micro_batch in numbers:
-            for chunk in (0, 1, 2):
-                yield from forward(place, chunk, micro_batch)
-            for chunk in (2, 1, 0):
-                yield BackwardInput(chunk, micro_batch)
-        for chunk in (0, 1, 2) if place.microbatches % 2 else (2, 1, 0):
-            for micro_batch in numbers:
-                yield BackwardWeight(chunk, micro_batch)
-            yield Step(chunk)
-
-
 class NoTransport:
     """A class with the constructor of a transport, but no transport."""
 
@@ -349,17 +226,6 @@ local ppll_cli.local.method.LocalMethod | abstract method criterion
 local HERE.ReturnsNumber | the auxiliary network of module 0 raised TypeError: int was built
 local HERE.ReturnsModule | its criterion() must return a Criterion
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
-schedule HERE.NoSchedule | derive it from ppll_cli.pipeline.schedule.Schedule
-schedule HERE.Idle | stage 0 never runs Step(chunk=0)
-schedule HERE.Stuck | the stages wait for each other
-schedule HERE.Stuck | there; for 8 micro-batch(es)
-schedule HERE.Alternating | batch() yielded Backward(chunk=0, micro_batch=0) for stage 0, and
-schedule HERE.AlternatingEvaluation | evaluation() yielded
-schedule HERE.Parity | in the order [0, 2, 1] for 14 micro-batch(es), and [0, 1, 2] for 15
-schedule HERE.Endless | stage 0 has more than 400 instructions for a batch
-schedule HERE.NoChunk | Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0
-schedule HERE.Sends | stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but
-schedule HERE.Words | stage 0 runs forward, but batch() yields only
 transport HERE.NoTransport | has no 'obstacle'; see ppll_cli.transport.channel.Transport
 data HERE.Misnamed | its class_names are 2, but its task has 10 classes; give each class a name
 data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire; see line
@@ -369,13 +235,7 @@ data HERE.Unreadable | loading the data raised RuntimeError: the disk is on fire
 def chosen(group: str, path: str) -> str:
     """Return the arguments that choose a class for a group of the configuration."""
     removed = own_model("")[1:] if group == "model" else []
-    needed = {
-        "Stuck": ["schedule.microbatches=8"],
-        "Alternating": ["schedule.microbatches=8"],
-        "Parity": ["schedule.microbatches=15", "replicas=2"],  # 29 = 15 + 14 samples
-    }
-    more = needed.get(path.rpartition(".")[2], [])
-    return " ".join([*removed, *more, f"{group}._target_={path}"])
+    return " ".join([*removed, f"{group}._target_={path}"])
 
 
 @pytest.mark.parametrize("row", rows(UNUSABLE.replace("HERE", __name__)), ids=lambda row: row[0])
