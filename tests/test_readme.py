@@ -129,9 +129,10 @@ def seconds_of(found: Sequence[Any], bp: Sequence[Any], speed: Mapping[str, Any]
     return "not reached" if seconds is None else f"{seconds:.0f}"
 
 
-SHORT, LONG, SIXTEEN = (
+SHORT, LONG, LONG_SIXTEEN, SIXTEEN = (
     "One short epoch, with two, four and eight modules",
     "Four epochs of the whole training set",
+    "Four epochs with sixteen modules",
     "Sixteen modules, and other lags",
 )
 LOCAL = ("dgl", "fba off", "fba on", "auglocal")
@@ -176,7 +177,15 @@ def test_accuracies_after_longer_trainings_are_the_measured_ones() -> None:
     rows, speeds = results_of("accuracy-epochs.json"), results_of("accuracy.json")
     bp = by_seed(rows, "resnet20 bp 1")
     lines = tables_of("accuracy.md")[LONG]
-    assert len(lines) == len({name.rsplit(" seed ", 1)[0] for name in rows})
+    trained = {name.rsplit(" seed ", 1)[0] for name in rows}
+    assert {f"resnet20 {method} {modules}" for method, modules, *_ in lines} == {
+        name for name in trained if name.startswith("resnet20")
+    }
+    sixteen = tables_of("accuracy.md")[LONG_SIXTEEN]
+    assert len(lines) + len(sixteen) == len(trained)
+    for method, modules, *shown in sixteen:
+        found = by_seed(rows, f"resnet32 {method} {modules}")
+        assert shown == cells_of(found, by_seed(rows, "resnet32 bp 1"))
     for method, modules, seeds, *shown in lines:
         name = f"resnet20 {method} {modules}"
         found = by_seed(rows, name)

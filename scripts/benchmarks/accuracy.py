@@ -67,6 +67,7 @@ METHODS = {
 }
 VARIANTS = {
     **{f"manpp, dgl, lag {lag}": [*MAN, f"local.lag={lag}"] for lag in (1, 8, 64)},
+    "manpp, infopro, weights of infopro": ["local=manpp", "local.weights=[6,0,1,2]"],
     "fba on, normalized": ["fba=on", "fba.normalize=true"],
     "fba on, input": ["fba=on", "fba.join=input"],
     "fba on, probe": ["fba=on", "fba.trains=probe"],
