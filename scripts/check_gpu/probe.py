@@ -96,7 +96,7 @@ class Probe:
         say("start", first_kernel_s=kernel_s, first_product_s=product_s, gil_gap_s=heartbeat.gap_s)
 
     def waits(self) -> None:
-        """Measure which calls of the host wait for queued work of the device (0.3 s of work)."""
+        """Find out which calls of the host wait for queued work of the device, 0.3 s of work."""
         there = torch.arange(64)
         pinned = there.pin_memory() if self.cuda else there
         like, ones = torch.ones(3, device=self.device), [1.0] * 32

@@ -69,7 +69,7 @@ def test_rows_that_cannot_run_say_why(planner: Make) -> None:
     found = planner("local.modules=3", "schedule.microbatches=9", "schedule=bp,gpipe,ll,ppll")
     rows = {gpus: found.rows(gpus) for gpus in (2, 4, 5)}
     assert [row.obstacle for row in rows[4].values()] == [
-        *["a batch of 8 samples cannot be split into so many micro-batches"] * 2,
+        *["a batch of 8 samples cannot be split into 9 micro-batches"] * 2,
         "",
         "more stages than modules",
     ]

@@ -266,7 +266,7 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
     if not isinstance(name, str) or not OPTION.fullmatch(name):
         raise _no_sweep(sweep, "its launcher is not an option")
     if not _are_overrides(settings, LAUNCHER.pattern):
-        raise _no_sweep(sweep, "the settings of its launcher are not launcher overrides")
+        raise _no_sweep(sweep, "its launcher_settings are not overrides of hydra.launcher.KEY")
     return [f"hydra/launcher={name}", *settings]
 
 

@@ -54,7 +54,8 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
     If `each` is True, every run is shown on its own. Otherwise runs that differ only in their seed
-    are shown as one group. In both cases, a baseline is the mean over its seeds.
+    are shown as one group. In both cases, the speed of the back-propagation with which
+    runs are compared is the mean over its seeds.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]

@@ -34,7 +34,7 @@ losses have the first line style and the first hatch."""
 
 @dataclass(frozen=True)
 class Style:
-    """Colours by schedule; hatches of bars and line styles of curves by local method."""
+    """A colour for each schedule; a hatch of bars and a line style for each local method."""
 
     colours: Mapping[str, str]
     hatches: Mapping[str, str]

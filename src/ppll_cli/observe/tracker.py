@@ -135,7 +135,7 @@ class Tracker(Protocol):
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Finish tracking. The run has completed, failed or been interrupted; its files exist."""
+        """Finish tracking. The run has ended (completed or not), and its files are written."""
 
     def sweep(self, folder: Path, name: str) -> None:
         """Receive the comparison of a finished sweep. A tracker for a sweep gets no other call.

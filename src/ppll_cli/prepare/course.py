@@ -36,7 +36,7 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
         problem = f"the training set has {counted(samples['train'], 'sample')}"
         raise ConfigError("batch_size", size, problem, f"use at most {samples['train']}")
     if parts > size:
-        problem = f"a batch of {size} samples cannot be split into so many micro-batches"
+        problem = f"a batch of {size} samples cannot be split into {parts} micro-batches"
         remedy = f"use at most {size}, or a larger batch_size"
         raise ConfigError("schedule.microbatches", parts, problem, remedy)
     form = subject.evaluation

@@ -68,7 +68,7 @@ def weights(
     """Return the costs that the chosen partition balances.
 
     `batch_size` counts the samples that a worker processes for each optimizer step. If `profile` is
-    given, the costs are the times that it measures.
+    given, the costs are the times recorded in it.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)

@@ -308,7 +308,7 @@ def _copy(view: Tensor, tensor: Tensor) -> None:
     """Queue a copy of a tensor into a slot, and convert the tensor to the slot's dtype."""
     if view.device != tensor.device:
         tensor = tensor.to(view.dtype)
-        if tensor.stride() != view.stride():  # torch cannot copy other strides directly to the host
+        if tensor.stride() != view.stride():  # torch cannot copy to the host if strides differ
             compact = torch.empty_strided(
                 view.shape, view.stride(), dtype=view.dtype, device=tensor.device
             )

@@ -51,7 +51,7 @@ class _Lost(NamedTuple):
 
 
 class MessageQueue(AnyQueue):
-    """A queue that informs its receiver if a message could not be shared.
+    """A queue that informs its receiver if a message could not be put into shared memory.
 
     Python's own queue only prints a traceback and drops the message. The receiver would then wait
     for ever.

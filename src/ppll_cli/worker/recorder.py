@@ -134,8 +134,10 @@ class Recorder:
         self._step = self._seen = self._in_segment = self._most_traced = 0
         self._steady = False
         self._since: Any = None  # the moment when the counted part of this segment began
-        self._trace: _Trace | None = None  # the trace of this segment
-        self._longest: _Trace | None = None  # the longest so far; `settle` sets `trace` from it
+        self._trace: _Trace | None = None  # the trace of the current segment
+        self._longest: _Trace | None = (
+            None  # the longest trace so far; `settle` sets `trace` from it
+        )
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:

@@ -62,7 +62,7 @@ class Upstream:
         self._show(instruction.chunk, weights, version)
 
     def send(self, instruction: SendWeights, step: int) -> None:
-        """Send weights after step `step`, which a loss reads `instruction.ahead` batches later."""
+        """Send the weights after a step; a loss reads them `instruction.ahead` batches later."""
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _version(self, watcher: int, step: int) -> Version:

@@ -44,10 +44,10 @@ class PictureSplit:
 
 
 class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
-    """Makes batches from pictures in mapped files; only patches or tiles are copied to the device.
+    """Makes batches of pieces of pictures in memory-mapped files; only pieces go to the device.
 
-    The data set defines the scale s, the side P of patches, and whether patches are mirrored and
-    rotated.
+    The data set defines the scale, the side of patches, and whether patches are mirrored and
+    rotated. Legend of the methods: s scale, P side of a small patch in pixels.
     """
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:

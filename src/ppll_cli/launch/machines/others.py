@@ -183,7 +183,7 @@ class Follower:
     def pass_on(self, report: Report) -> bool:
         """Send a report to machine 0, with the saved file if the run directory is not shared.
 
-        Return True: this launcher need not handle the report itself.
+        Always return True, because this launcher need not handle the report itself.
         """
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):

@@ -39,8 +39,8 @@ Store = Any
 class Parcels:
     """Sends files to another machine and receives files from it, one after another.
 
-    `connect` opens a connection to the store, with keys that only these two machines use. `name` is
-    the other machine's name in messages.
+    `connect` opens a connection to the store, with keys that only these two machines use. Error
+    messages call the other machine `name`.
     """
 
     def __init__(self, connect: Callable[[], Store], name: str) -> None:
