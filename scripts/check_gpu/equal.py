@@ -102,7 +102,7 @@ class Restarted:
                 return skipped("no checkpoint in time", session.printed(), monotonic() - start_s)
             session.signal(signal.SIGKILL, session.workers()[-1].pid)
             limit_s = check.limited(60.0)
-            again = session.wait_until(lambda: " goes on after " in session.printed(), limit_s)
+            again = session.wait_until(lambda: " continues after " in session.printed(), limit_s)
             session.signal(signal.SIGTERM, session.pid)
             status = session.wait(check.limited(30.0))
             left, output = session.left(), session.printed()

@@ -89,7 +89,10 @@ def test_splitting_backwards_excludes_some_settings(planner: Make, key: str) -> 
 
 def test_a_schedule_that_cannot_run_is_refused(planner: Make) -> None:
     """Without a check, the simulation of a deadlock ended with a traceback."""
-    stuck = ["schedule._target_=tests.cli.bad_input.test_classes.Stuck", "schedule.microbatches=8"]
+    stuck = [
+        "schedule._target_=tests.cli.bad_input.test_schedules.Stuck",
+        "schedule.microbatches=8",
+    ]
     found = planner("schedule=gpipe", *stuck)
     assert found.rows(2)["gpipe"].obstacle.startswith("the stages wait for each other: stage 0:")
     with pytest.raises(ConfigError, match=r"Stuck: the stages wait for each other"):

@@ -166,7 +166,7 @@ def test_eval_limit_shortens_val_and_test_but_not_train(options: Options) -> Non
 
 def test_a_pad_as_large_as_the_image_is_refused(options: Options) -> None:
     Numbered(**options(pad=3)).load()
-    with pytest.raises(ConfigError, match="4 pixels"):
+    with pytest.raises(ConfigError, match="must be less than 4, "):
         Numbered(**options(pad=4)).load()
 
 

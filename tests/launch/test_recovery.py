@@ -43,7 +43,7 @@ def test_a_worker_that_fails_once_starts_again(
     assert "TrainBatch(step=2" in restart["batch"]
     told = [line for each in caplog.messages for line in each.splitlines()]
     assert "  stage 1 restarts; the other stages wait for it" in told
-    assert any(line.startswith("stage 1 goes on after ") for line in told)
+    assert any(line.startswith("stage 1 continues after ") for line in told)
     written = (result.run_dir / "metrics.jsonl").read_text().splitlines()
     lines = [json.loads(line) for line in written]
     keys = [(line["step"], line["split"], line["module"]) for line in lines]
@@ -126,9 +126,9 @@ def test_only_a_stage_that_was_killed_or_stopped_gets_a_new_process(tmp_path: Pa
 
         def hit(number: signal.Signals, stage: int) -> list[Process]:
             before = session.workers()
-            said = session.printed().count(" goes on after ")
+            said = session.printed().count(" continues after ")
             session.signal(number, before[stage].pid)
-            assert session.wait_until(lambda: session.printed().count(" goes on after ") > said)
+            assert session.wait_until(lambda: session.printed().count(" continues after ") > said)
             assert {p.pid for p in session.workers()} & {p.pid for p in before} == {
                 p.pid for n, p in enumerate(before) if n != stage
             }

@@ -116,14 +116,14 @@ SECOND = pipeline(GPipe(), 3)[1]  # neither the first chunk nor the last one
 THIRD = pipeline(Interleaved(), 2)[1]  # chunks 1 and 3
 
 BAD: dict[str, tuple[Place, list[Any], str]] = {
-    "a word": (ALONE, ["forward"], "stage 0 runs forward, but batch() yields only"),
-    "a class": (ALONE, [Forward], "but batch() yields only"),
+    "a word": (ALONE, ["forward"], "stage 0 runs forward, but batch() may yield only"),
+    "a class": (ALONE, [Forward], "but batch() may yield only"),
     "taking a batch": (ALONE, [NextBatch(), F], "stage 0 runs NextBatch(), but batch()"),
-    "communication": (ALONE, [F, SendActivations(1, 0, 0)], "but batch() yields only"),
-    "a release": (ALONE, [F, Release(1, 0, "gradients")], "but batch() yields only"),
-    "an average": (ALONE, [F, StartAverage(0)], "but batch() yields only"),
-    "evaluation": (ALONE, [F, Measure(0, 0)], "but batch() yields only"),
-    "a mark": (ALONE, [End(1)], "but batch() yields only"),
+    "communication": (ALONE, [F, SendActivations(1, 0, 0)], "but batch() may yield only"),
+    "a release": (ALONE, [F, Release(1, 0, "gradients")], "but batch() may yield only"),
+    "an average": (ALONE, [F, StartAverage(0)], "but batch() may yield only"),
+    "evaluation": (ALONE, [F, Measure(0, 0)], "but batch() may yield only"),
+    "a mark": (ALONE, [End(1)], "but batch() may yield only"),
     "no chunk of the model": (BOTH, [Forward(2, 0)], "the chunks of this stage are 0, 1"),
     "below the first chunk": (BOTH, [Forward(-1, 0)], "the chunks of this stage are 0, 1"),
     "a chunk of another stage": (
@@ -280,7 +280,7 @@ def swapped_is_legal(place: Place, stream: list[Forward | Measure]) -> bool:
     [
         ([F], "stage 0 never runs Measure(chunk=0, micro_batch=0)"),
         ([Measure(0, 0), F], "Measure(chunk=0, micro_batch=0) on stage 0: its Forward has to come"),
-        ([F, L, Measure(0, 0)], "evaluation() yields only Forward and Measure"),
+        ([F, L, Measure(0, 0)], "evaluation() may yield only Forward and Measure"),
     ],
 )
 def test_the_error_says_what_is_wrong_with_an_evaluation(stream: list[Any], said: str) -> None:

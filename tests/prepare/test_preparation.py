@@ -61,8 +61,8 @@ def test_batch_norm_of_a_single_value_is_refused_before_training() -> None:
         (1, ["schedule=bp", "gpus=2"], ["cuda:0"]),
         (2, ["gpus=3", "oversubscribe=true"], ["cuda:0", "cuda:1", "cuda:0"]),
         (2, ["gpus=3", "device=cpu"], ["cpu", "cpu", "cpu"]),
-        (1, ["gpus=2"], "gpus=2: there are 1 CUDA devices; use gpus=1, device=cpu, or oversub"),
-        (1, ["device=cuda"], "gpus=2: there are 1 CUDA devices"),
+        (1, ["gpus=2"], "gpus=2: this machine has 1 CUDA device; use gpus=1, device=cpu, or ove"),
+        (1, ["device=cuda"], "gpus=2: this machine has 1 CUDA device"),
     ],
 )
 def test_devices_are_chosen_from_those_that_exist(

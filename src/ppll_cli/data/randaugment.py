@@ -112,7 +112,8 @@ rotation."""
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
     """Transform images by affine maps; take the nearest pixel, or black outside of the image.
 
-    Images are uint8 [B, C, H, W]; `maps` has the `Map` of each image, int64 [B, 6].
+    Images are uint8 [B, C, H, W]. `maps` has the `Map` of each image, int64 [B, 6]; it maps pixels
+    of the result to pixels of the image.
     """
     height, width = images.shape[2:]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)

@@ -9,6 +9,7 @@ from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves import cuda
 from ppll_cli.leaves.machine import processor
+from ppll_cli.leaves.names import counted
 
 
 def devices_here(
@@ -23,17 +24,21 @@ def devices_here(
     """
     found = cuda.device_count() if settings.device != "cpu" else 0
     if settings.device == "cuda" and found == 0:
-        raise ConfigError("device", "cuda", cuda.why_none(), "use device=cpu")
+        raise ConfigError("device", "cuda", _shortage(found), "use device=cpu")
     left_open = settings.device == "auto" and settings.gpus is None
     if found == 0 or (left_open and found < workers):
         if settings.device == "auto":
-            reason = f"there are {found} CUDA devices" if found else cuda.why_none()
-            notes.append(f"{reason}: {workers} worker(s) on CPU")
+            notes.append(f"{_shortage(found)}: {workers} worker(s) on CPU")
         return ("cpu",) * workers, False
     if found < workers and not settings.oversubscribe:
         remedy = f"use gpus={found}, device=cpu, or oversubscribe=true to share them"
-        raise ConfigError("gpus", workers, f"there are {found} CUDA devices", remedy)
+        raise ConfigError("gpus", workers, _shortage(found), remedy)
     return tuple(f"cuda:{worker % found}" for worker in range(workers)), found < workers
+
+
+def _shortage(found: int) -> str:
+    """Return why there are too few CUDA devices."""
+    return f"this machine has {counted(found, 'CUDA device')}" if found else cuda.why_none()
 
 
 def device_of(settings: Settings) -> str:

@@ -231,7 +231,7 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
     """
     if isinstance(criterion, Criterion):
         if unknown := [name for name in criterion.reads if name not in specs]:
-            raise TypeError(f"it reads {unknown[0]!r}, but there are only {', '.join(specs)}")
+            raise TypeError(f"it reads {unknown[0]!r}, but the tensors are {', '.join(specs)}")
         match _called(criterion, criterion.reads, specs):
             case (Tensor(shape=(), dtype=torch.float32 | torch.float64), Tensor()):
                 pass

@@ -79,7 +79,7 @@ class Pulse(ctypes.Structure):
     limit_s: float  # seconds that the current activity may take; 0 for no limit
     started: bool  # whether the worker has ended its first batch, of training or evaluation
     doing: bytes  # name of the current activity
-    item: bytes  # the batch or mark (see `job.course`) to which the activity belongs
+    item: bytes  # name of the batch or mark (see `job.course`) that the activity is part of
     step: int  # number of optimizer steps done
     sent: int  # number of messages sent with activations or marks
     received: int  # number of messages received with activations or marks

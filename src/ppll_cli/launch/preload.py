@@ -17,9 +17,10 @@ def _end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-# When the fork server listens, it notices by itself when its parent ends. The imports below take
-# seconds; until they are done, the kernel ends this process with its parent. The last line of this
-# file cancels this, because the thread that started this process may end before the program does.
+# As soon as the fork server listens, it notices by itself that its parent has ended. But the
+# imports below take seconds. Until they are done, the kernel kills this process when the thread
+# that started it ends. The last line of this file withdraws this request, because that thread may
+# end before the program does.
 _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals the whole process group, but only the parent handles signals:

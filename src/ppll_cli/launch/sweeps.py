@@ -187,7 +187,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the overrides that concern this job: its tracker, and classes that it uses."""
+    """Return the overrides of the tracker, and those that name classes that this job uses."""
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()

@@ -49,7 +49,7 @@ class ResidualUnit(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map of the shape of `x`, [B, C, H, W]."""
+        """Return a feature map with the same shape as `x`, [B, C, H, W]."""
         y: Tensor = self.conv2(F.relu(self.conv1(x), inplace=True))
         return x + (y if self.scale == 1 else y * self.scale)
 
@@ -63,7 +63,7 @@ class Tail(PictureHead):
         self.upsampler = Upsampler(width, scale, mean)
 
     def mapped(self, x: Tensor) -> Tensor:
-        """Return a map of the shape of `x`, [B, C, H, W]."""
+        """Return a feature map with the same shape as `x`, [B, C, H, W]."""
         y: Tensor = self.conv(x)
         return y
 

@@ -136,7 +136,7 @@ def _entries(
 
 
 def lines(groups: Sequence[Group], names: Sequence[str], style: Style) -> int:
-    """Return the largest possible number of text lines in the legend."""
+    """Return an upper bound for the number of lines of text in the legend."""
     if len(groups) <= MOST_CURVES:
         return 1 + sum(fill(name, HEAD_WIDTH).count("\n") + 1 for name in names)
     return 1 + -(-(len(style.colours) + len(style.hatches)) // COLUMNS)

@@ -102,7 +102,7 @@ class _Checker:
         if not isinstance(instruction, self._allowed):
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
-                f"stage {self.place.stage} runs {instruction}, but {self.method}() yields only "
+                f"stage {self.place.stage} runs {instruction}, but {self.method}() may yield only "
                 f"{', '.join(names)} and {last}"
             )
         chunks, chunk = self.place.chunks, instruction.chunk

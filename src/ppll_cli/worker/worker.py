@@ -145,7 +145,7 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready", at_s=perf_counter())
-        if not self._items:  # otherwise an earlier process of this worker has sent them
+        if not self._items:  # a restarted worker has items; its first process has sent the weights
             self.interpreter.further.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)

@@ -94,7 +94,7 @@ class OneLoss(LocalMethod):
         ("ListsFurther", "label", "returned list instead of a mapping from names to predictions"),
         ("ChangesFurther", "label", "changes its input 'label' in place, but later modules may"),
         ("ReadsFurther", "label", "built and run, with its loss, on torch's meta device"),
-        ("Criterion", "depth", "reads 'depth', but there are only image, label, x"),
+        ("Criterion", "depth", "reads 'depth', but the tensors are image, label, x"),
     ],
 )
 def test_a_criterion_that_returns_no_loss_is_refused(

@@ -141,7 +141,7 @@ Parity | in the order [0, 2, 1] for 14 micro-batch(es), and [0, 1, 2] for 15
 Endless | stage 0 has more than 400 instructions for a batch
 NoChunk | Forward(chunk=7, micro_batch=0) on stage 0: the chunks of this stage are 0
 Sends | stage 0 runs SendActivations(peer=1, chunk=0, micro_batch=0), but
-Words | stage 0 runs forward, but batch() yields only
+Words | stage 0 runs forward, but batch() may yield only
 """
 
 NEEDED = {

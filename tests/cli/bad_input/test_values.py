@@ -231,9 +231,9 @@ def test_a_value_of_two_lines_is_shown_on_one_line(refusal: Refusal) -> None:
         (
             1,
             ["device=cuda"],
-            "gpus=2: there are 1 CUDA devices; use gpus=1, device=cpu, or oversub",
+            "gpus=2: this machine has 1 CUDA device; use gpus=1, device=cpu, or ove",
         ),
-        (2, ["gpus=3"], "gpus=3: there are 2 CUDA devices; use gpus=2, device=cpu, or oversubscri"),
+        (2, ["gpus=3"], "gpus=3: this machine has 2 CUDA devices; use gpus=2, device=cpu, or over"),
     ],
 )
 def test_too_few_cuda_devices_are_refused(

@@ -105,7 +105,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split: some of the P pictures of a part, in order."""
+    """A split: some of the P pictures of a part (train or test), in the order of their indices."""
 
     pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
     objects: Objects  # objects of the P pictures

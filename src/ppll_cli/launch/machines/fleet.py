@@ -302,7 +302,9 @@ class Fleet:
                         if now != beats[machine]:
                             beats[machine], self._heard_s[machine] = now, time.monotonic()
             except Exception as error:
-                self._lost = f"; the store cannot be reached: {_first_line(error)}"
+                self._lost = (
+                    f"; the store of torch.distributed cannot be reached: {_first_line(error)}"
+                )
                 return  # from now on `silent` reports another machine
 
 
