@@ -133,7 +133,7 @@ SHORT, LONG, LONG_SIXTEEN, SIXTEEN = (
     "One short epoch, with two, four and eight modules",
     "Four epochs of the whole training set",
     "Four epochs with sixteen modules",
-    "Sixteen modules, and other lags",
+    "Sixteen modules, other lags and other loss weights",
 )
 LOCAL = ("dgl", "fba off", "fba on", "auglocal")
 """The methods whose range README gives."""
