@@ -194,7 +194,7 @@ def test_only_one_process_can_run_a_sweep(main: Main, jobs: Jobs, tmp_path: Path
     assert (said.status, said.err) == (2, f"ppll-run: {problem} it\n")
     said = main("-m", "seed=7,8", "hydra.sweep.dir=swept")
     assert said.status == 2
-    assert "job 0 of another sweep has run in its subfolder 0; choose a new folder, or" in said.err
+    assert "its subfolder 0 has job 0 of another sweep; choose a new folder, or" in said.err
     assert jobs.ran == []
     assert (folder / "sweep.json").read_bytes() == record
 

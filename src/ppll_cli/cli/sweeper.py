@@ -259,7 +259,7 @@ def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
     for number, config in enumerate(configs):
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
-            problem = f"job {number} of another sweep has run in its subfolder {name}"
+            problem = f"its subfolder {name} has job {number} of another sweep"
             resume = command("ppll-run", "--multirun", setting("resume", str(folder)))
             remedy = f"choose a new folder, or continue that sweep: {resume}"
             raise ConfigError("hydra.sweep.dir", folder, problem, remedy)
