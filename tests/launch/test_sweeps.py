@@ -103,8 +103,11 @@ def test_overrides_that_do_not_apply_to_a_resumed_sweep_are_refused(
         ({"folders": ["0", "0"]}, "several of its jobs share a folder"),
         ({"folders": ["0", "0/1"]}, "several of its jobs share a folder"),
         ({"launcher": "../evil"}, "its launcher is not an option"),
-        ({"launcher_settings": ["hydra.callbacks.x=1"]}, "the settings of its launcher are not"),
-        ({"launcher_settings": "none"}, "the settings of its launcher are not"),
+        (
+            {"launcher_settings": ["hydra.callbacks.x=1"]},
+            "its launcher_settings are not overrides of",
+        ),
+        ({"launcher_settings": "none"}, "its launcher_settings are not overrides of"),
     ],
 )
 def test_an_edited_sweep_record_is_refused(

@@ -209,7 +209,8 @@ def test_units_with_several_inputs_or_outputs_are_refused(odd: Unit) -> None:
     with pytest.raises(ConfigError) as refusal:
         units_of(site, [1], "test")
     assert str(refusal.value) == (
-        "local=test: copies only units with one input and one output, unlike 'odd'; "
+        "local=test: cannot copy 'odd': copied units have one input, which is the output of the "
+        "unit before, and one output; "
         "use local=greedy"
     )
 
@@ -228,6 +229,6 @@ def test_a_head_with_several_inputs_or_outputs_is_refused(head: Unit) -> None:
     modules = (range(1), range(1, 2))
     site = Site(0, modules, [first, head], [spec] * 2, ImageSpec(3, 16, 16), TASK)
     with pytest.raises(
-        ConfigError, match=r"^local=test: copies only units with one .*unlike 'head'"
+        ConfigError, match=r"^local=test: cannot copy 'head': copied units have one"
     ):
         copies_of(site, [], "test")

@@ -80,7 +80,8 @@ def _check_chained(site: Site, index: int, method: str) -> None:
     unit, before = site.units[index], site.units[index - 1]
     alone = len(unit.reads) == 1 or unit.adapt is not None
     if unit.reads[:1] != before.writes[:1] or len(unit.writes) > 1 or not alone:
-        problem = f"copies only units with one input and one output, but {unit.name!r} has more"
+        problem = f"cannot copy {unit.name!r}: copied units have one input, which is the output "
+        problem += "of the unit before, and one output"
         raise ConfigError("local", method, problem, "use local=greedy")
 
 
