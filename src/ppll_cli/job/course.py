@@ -27,7 +27,7 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """A batch of a held-out split, or several batches that go through the pipeline together."""
+    """One or more batches of a held-out split, which go through the pipeline together."""
 
     split: str  # "val" or "test"; "val_ema" or "test_ema" for averaged weights
     batch: int  # index of the first batch within the split, from 0
@@ -67,7 +67,7 @@ Item = TrainBatch | EvaluationBatch | Mark
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch that a worker computes now: the share of its replica, split into micro-batches."""
+    """The part of the current batch that a worker computes, split into micro-batches."""
 
     sizes: Sequence[int]  # number of samples of each micro-batch of the share
     training: bool = False  # otherwise the batch is for evaluation
@@ -123,7 +123,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Usual number of batches between two marks: an epoch's, or `checkpoint_every` if lower."""
+        """Usual number of batches between marks: one epoch, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
@@ -174,7 +174,7 @@ class Course:
         return step % self.log_every == 0 or step % self.steps_per_epoch == 0
 
     def epoch_of(self, step: int) -> int:
-        """Return the epoch, from 1, to which the last of `step` optimizer steps belongs."""
+        """Return the epoch of the `step`-th optimizer step; the first epoch is 1."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:

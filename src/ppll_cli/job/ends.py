@@ -1,4 +1,4 @@
-"""Finds what each module runs after its last unit: exports that later losses read, and a loss."""
+"""Finds what each module runs after its last unit: its exports and its loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from ppll_cli.pipeline.routes import Access, Watch
 from ppll_cli.pipeline.validation import whole
 
 MAY_BE_READ = "but later modules may read it: make a new tensor"
-"""The end of messages about a tensor that is changed in place."""
+"""The last words of each error message about a tensor that is changed in place."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Ends:
     batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs at its end, and the tensors before each unit (see `specs`).
+        """Return what each module runs after its last unit, and the result of `specs`.
 
         Raises:
-            ConfigError: The method cannot be applied to the model, or it exports tensors or reads
-                weights that are not allowed.
+            ConfigError: The method does not fit the model, or it has an export or a `Watch` that is
+                not allowed.
         """
         specs = dict(self.batch)
         before: list[dict[str, ValueSpec]] = []
@@ -128,7 +128,7 @@ class Ends:
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
-        """Return a function that builds a module's criterion, and the tensors for the criterion."""
+        """Return a function that builds a module's criterion, and specs of tensors it may read."""
         specs = dict(self.batch)
         here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
         return partial(module_criterion, self.method, here), specs
@@ -149,8 +149,8 @@ class Ends:
         """Yield each module's site and exports.
 
         `specs` has the tensors of a batch. Before a module is yielded, the outputs of its units and
-        exports are added to `specs`. To `before`, the function appends for each unit the tensors
-        that exist before the unit runs.
+        exports are added to `specs`. For each unit, the tensors that exist before the unit runs are
+        appended to `before`.
         """
         units = self.site.units
         names = [unit.name for unit in units]

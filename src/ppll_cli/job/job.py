@@ -217,7 +217,7 @@ class Job:
 
     @cached_property
     def _evaluation(self) -> dict[int, list[list[Instruction]]]:
-        """Like `_training`, by number of evaluation batches that are computed together."""
+        """The instructions of each stage for evaluation, by number of batches computed together."""
         found, schedule = {}, self.make_schedule()
         for count in sorted(self.course.evaluation_counts()):
             with noted(f"for {count} evaluation batch(es)"):
@@ -322,7 +322,8 @@ class Job:
         """Make the model from its configuration, and return its units.
 
         Raises:
-            ConfigError: They are not the units that the model made before the start.
+            ConfigError: The units differ from those that the model made before the start of the
+                run.
         """
         settings = self.settings
         units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))

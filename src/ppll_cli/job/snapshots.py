@@ -39,7 +39,7 @@ def snapshot_bytes(job: Job, stage: int, params: int) -> int:
 
 
 def messages_between(snapshot_s: float, message_s: float, most: int) -> int:
-    """Return the smallest number of messages for which snapshots take at most `COST` of the time.
+    """Return the smallest interval in messages at which snapshots take at most `COST` of the time.
 
     `message_s` is the time from one message to the next, without snapshots. The channels have slots
     for at most `most` messages.

@@ -1,4 +1,7 @@
-"""Sets up the fork server, whose setup workers inherit. Only the fork server imports this file."""
+"""Sets up the fork server. Workers are forked from it, so they inherit its imports and settings.
+
+Only the fork server imports this file.
+"""
 
 import ctypes
 import gc
