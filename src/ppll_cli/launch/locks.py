@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run directory while the body runs.
+    """Hold the lock of a run directory inside the with statement.
 
     Raises:
         ConfigError: Another process holds the lock.

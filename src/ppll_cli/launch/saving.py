@@ -24,7 +24,7 @@ class _Reported:
 
 
 class Saving:
-    """Completes the checkpoints of a run, which include the state of its metrics file."""
+    """Completes the checkpoints of a run. A checkpoint includes the state of the metrics file."""
 
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
         self._job, self._cuts = prepared.job, prepared.cuts

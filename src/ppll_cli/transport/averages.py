@@ -112,8 +112,9 @@ class Average:
     """Averages the gradients of some parameters over the replicas, in every batch.
 
     All replicas start the all-reduces of buckets in one fixed order, even if gradients are missing.
-    With three or more replicas, no bucket holds parameters of two units: gloo's rounding of such
-    sums depends on the contents of a bucket, and results must not depend on a stage's units.
+    With three or more replicas, no bucket holds parameters of two units. The reason is that gloo's
+    rounding of such sums depends on the contents of a bucket, but results must not depend on which
+    units a stage has.
 
     Args:
         replicas: The replicas of the stage. All have the same parameters in the same order.

@@ -252,7 +252,7 @@ class Fleet:
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
         """As another machine, return the descriptions that machine 0 has collected."""
         store, self._session = self._everywhere, ""
-        while time.monotonic() < until_s + LEAVING_S:  # machine 0 is the first to give up
+        while time.monotonic() < until_s + LEAVING_S:  # longer than machine 0 waits
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
                 self._session = new
                 store.set(f"{new}/hello/{self.rank}", json.dumps(own))
@@ -308,7 +308,7 @@ class Fleet:
                 self._lost = (
                     f"; the store of torch.distributed cannot be reached: {_first_line(error)}"
                 )
-                return  # from now on `silent` reports another machine
+                return  # from now on `silent` returns a machine and this error
 
 
 def _first_line(error: Exception) -> str:
