@@ -48,7 +48,7 @@ Unreported = Mapping[int, Mapping[str, Any]]
 """Maps a module's number to its training measurements since the last report, as plain data."""
 
 UNREPORTED = "unreported"
-"""Key of the `Unreported` measurements, as JSON, in the metadata of a stage's file.
+"""Key in the metadata of a stage's file. Its value has the `Unreported` measurements as JSON.
 
 A file without such measurements does not have this key.
 """

@@ -28,7 +28,7 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch; use float32 if torch gets the function's gradients wrong."""
+        """Call a function of torch; use float32 if the function's gradients would be wrong."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -85,7 +85,7 @@ def _meets_whole_kernel(
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument's value for each dimension; a single value is for all dimensions."""
+    """Return an argument as one value per dimension; a single value is repeated."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

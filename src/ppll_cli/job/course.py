@@ -88,7 +88,7 @@ class Batch:
 class Course:
     """The planned sequence of a run's batches, evaluations and checkpoints.
 
-    After the run's last step, the plan always has an evaluation and a checkpoint.
+    After the final step of the run, the plan always has an evaluation and a checkpoint.
     """
 
     samples: Mapping[str, int]  # number of samples of each split
@@ -215,7 +215,7 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Return the sizes of the micro-batches of a replica's share of a batch.
+    """Return the sizes of the micro-batches into which a replica's share of a batch is split.
 
     The batch has at least one sample per replica. Shares are as equal as possible, and the first
     replicas have the larger shares. `split_batch` splits the share into micro-batches.

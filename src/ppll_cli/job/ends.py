@@ -48,7 +48,7 @@ class Ends:
     method: LocalMethod
     site: Site  # describes the model; its field `modules` is not used
     traced: Sequence[TracedUnit]  # outputs and cost of each unit
-    batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
+    batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor of a batch
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
         """Return what each module runs after its last unit, and the result of `specs`.
@@ -90,7 +90,7 @@ class Ends:
         """Build the criterion of a module and count its cost."""
         key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
-        if here.is_last:  # The model's own head is not made by the local method.
+        if here.is_last:  # The model makes its own head, not the local method.
             key, value = "model", here.units[-1].name
             doing = f"the loss of its output for features {specs[here.feature].shape}"
         with blaming(key, value, doing):
@@ -112,7 +112,8 @@ class Ends:
         """Check that a module's auxiliary network shares no weights with earlier modules.
 
         Modules on different stages cannot share weights. `owners` maps the `id` of each parameter
-        of the earlier modules to the number of its module; this method adds the module's own.
+        of the earlier modules to the number of its module. This method adds the parameters of
+        `module`.
         """
         for name, parameter in criterion.named_parameters():
             if (owner := owners.setdefault(id(parameter), module)) != module:
@@ -276,7 +277,7 @@ def _called(
 
 
 def _described(value: object) -> str:
-    """Describe a value that should be a tensor: the tensor's shape and dtype, or the type."""
+    """Describe a value: for a tensor its dtype and shape, otherwise its type."""
     if isinstance(value, Tensor):
         return f"a tensor {value.dtype} {list(value.shape)}"
     return type(value).__name__

@@ -32,7 +32,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
     """Hold the lock of a sweep, and yield the descriptor of its open `sweep.json`.
 
-    If the sweep begins, a missing `sweep.json` is created.
+    If `begins` is true, a missing `sweep.json` is created.
 
     Raises:
         ConfigError: Another process holds the lock.

@@ -233,8 +233,8 @@ class Run:
     def _worth_trying(self) -> str | None:
         """Return a command that compares this run with other schedules.
 
-        Return None for a sweep, for a run on several machines, and if the changes of the command
-        line are unknown.
+        Return None for a sweep, for a run on several machines, and if the overrides of this run are
+        unknown.
         """
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None

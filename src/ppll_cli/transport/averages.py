@@ -183,7 +183,7 @@ class Average:
         return self._on_cpu and any(bool(each[-1] > 0) for each in counts)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
-        """Count a complete gradient, then start the all-reduces of the next complete buckets."""
+        """Count a complete gradient; start the all-reduces of the next complete buckets."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()

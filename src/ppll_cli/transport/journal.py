@@ -213,7 +213,7 @@ class JournalReceiver(_End):
 
     keeps = False
     _released = 0
-    _copied: Moment  # the end of the copies of the last received message
+    _copied: Moment  # the end of the copies of the latest received message
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""

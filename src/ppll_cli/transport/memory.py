@@ -181,9 +181,9 @@ def more_room(size: int) -> str:
 def remove_left(process_id: int) -> None:
     """Remove the files in shared memory that a worker left when it ended.
 
-    torch counts the users of shared CUDA memory in a file, and CUDA itself has files for events
-    that processes share; their names have the process ID in hexadecimal. A process removes its
-    files at a normal exit, but not if it is killed, or if it ends by `os._exit`, as workers do.
+    torch counts the users of shared CUDA memory in a file. CUDA itself has files for shared events;
+    the names of these files have the process ID in hexadecimal. A process removes its files at a
+    normal exit, but not if it is killed, or if it ends by `os._exit`, as workers do.
     """
     for pattern in (f"torch_{process_id}_*", f"cuda.shm.*.{process_id:x}.*"):
         for path in SHARED_MEMORY.glob(pattern):

@@ -48,7 +48,7 @@ class Networks:
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
         versions: For each unit whose weights a loss reads, by the unit's index: these weights after
-            each of the last steps.
+            each of the latest steps.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.

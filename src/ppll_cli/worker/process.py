@@ -101,7 +101,7 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
         links.pulse.beat(memory.read())
-    # Normally the parent removes what this process leaves in shared memory.
+    # Normally the parent does this clean-up of shared memory, but it has ended.
     remove_left(os.getpid())
     if links.recovery is not None:
         shutil.rmtree(links.recovery.folder, ignore_errors=True)

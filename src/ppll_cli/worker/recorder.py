@@ -1,8 +1,8 @@
 """Measures for what a stage uses its time in the steady state.
 
 A run consists of segments: training batches with no evaluation or checkpoint between them. The
-first batches of a process (warm-up) are not counted. The first batches of each segment are not
-counted either: their inputs arrived while this stage evaluated or saved, so the stage does not wait
+first batches of a process (warm-up) are not counted, and the first batches of each segment are not
+counted either. Their inputs arrived while this stage evaluated or saved, so the stage does not wait
 for them and would look faster than it is.
 
 For a timeline, the start and end of each instruction and wait can be recorded in the first counted

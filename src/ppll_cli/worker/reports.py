@@ -199,7 +199,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Wait for the device, and return each split's seconds since its last complete report."""
+        """Wait for the device; return the seconds of each split since its last complete report."""
         for split in list(self._since):
             self.pause(split)
             self.begin(split)
