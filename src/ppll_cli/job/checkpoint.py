@@ -1,8 +1,8 @@
 """Saves and finds checkpoints.
 
-Each stage writes one file with its tensors. The names of tensors contain no stage number, so that
-every partition of the same model can read them. A checkpoint is finished as soon as the parent
-process has added the manifest and renamed the folder::
+Each stage writes one file with its tensors. The names of tensors contain no stage number, so that a
+run with another partition of the same model can load them. A checkpoint is finished as soon as the
+parent process has added the manifest and renamed the folder::
 
     checkpoints/step-40/stage-0.safetensors
                         stage-1.safetensors
@@ -48,7 +48,7 @@ Unreported = Mapping[int, Mapping[str, Any]]
 """Maps a module's number to its training measurements since the last report, as plain data."""
 
 UNREPORTED = "unreported"
-"""Key of the `Unreported` measurements, as JSON, in the metadata of a stage's file.
+"""Key in the metadata of a stage's file. Its value has the `Unreported` measurements as JSON.
 
 A file without such measurements does not have this key.
 """
@@ -70,7 +70,7 @@ class Checkpoint:
 class SavedTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, from the files of all stages; use it in a `with` block.
 
-    If the folder has no manifest, because a user copied only the stages' files, all its files
+    A user may have copied only the stages' files. If the folder has no manifest, all its files
     `stage-*.safetensors` are read. `unreported` has the training measurements that had not been
     reported when the checkpoint was saved.
     """
@@ -156,7 +156,7 @@ def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = Fals
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
-    if folder.is_dir():  # the run resumed at this step and did no more: keep the files
+    if folder.is_dir():  # the run resumed at this step and did no further step
         replace(manifest, files=read_manifest(folder).files).write(folder)
         shutil.rmtree(unfinished)
     else:
@@ -229,7 +229,7 @@ def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
 
 
 def named(run_dir: str | Path, name: str) -> Checkpoint:
-    """Find a checkpoint by its name, `last`, `best` or a number of steps, and check its files.
+    """Find a checkpoint by its name (`last`, `best` or a number of steps), and check its files.
 
     Raises:
         DamagedError: The checkpoint's files do not match its manifest, or a newer program wrote the

@@ -15,10 +15,10 @@ CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 class Convolutions(TorchFunctionMode):
     """Computes in float32 the convolutions whose gradients torch gets wrong under CPU autocast.
 
-    If an element of the kernel meets only padding, its gradient should be 0. But on processors with
-    bfloat16 instructions, torch 2.14 does not write this part of the gradient, so it has the values
-    that the memory happened to have. An example is a kernel of width 3 with stride 2 and padding 1
-    on a map of width 1, as in the last levels of RetinaNet's pyramid.
+    If a kernel element is multiplied only by padding, its gradient should be 0. But on processors
+    with bfloat16 instructions, torch 2.14 does not write this part of the gradient, so its values
+    are arbitrary. An example is a kernel of width 3 with stride 2 and padding 1 on a feature map of
+    width 1, as in the last levels of RetinaNet's pyramid.
     """
 
     def __torch_function__(
@@ -28,7 +28,7 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch; use float32 if torch gets the function's gradients wrong."""
+        """Call a function of torch; use float32 if the function's gradients would be wrong."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -61,7 +61,7 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each element of a kernel is multiplied by some element that is not padding.
+    """Return whether each kernel element is multiplied by at least one element of the input.
 
     A dimension in which the input is too small for the kernel is not checked: torch reports it.
     """
@@ -85,7 +85,7 @@ def _meets_whole_kernel(
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument's value for each dimension; a single value is for all dimensions."""
+    """Return an argument as one value per dimension; a single value is repeated."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

@@ -27,7 +27,7 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """A batch of a held-out split, or several batches that go through the pipeline together."""
+    """One or more batches of a held-out split, which go through the pipeline together."""
 
     split: str  # "val" or "test"; "val_ema" or "test_ema" for averaged weights
     batch: int  # index of the first batch within the split, from 0
@@ -67,7 +67,7 @@ Item = TrainBatch | EvaluationBatch | Mark
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch that a worker computes now: the share of its replica, split into micro-batches."""
+    """The part of the current batch that a worker computes, split into micro-batches."""
 
     sizes: Sequence[int]  # number of samples of each micro-batch of the share
     training: bool = False  # otherwise the batch is for evaluation
@@ -88,7 +88,7 @@ class Batch:
 class Course:
     """The planned sequence of a run's batches, evaluations and checkpoints.
 
-    After the run's last step, the plan always has an evaluation and a checkpoint.
+    After the final step of the run, the plan always has an evaluation and a checkpoint.
     """
 
     samples: Mapping[str, int]  # number of samples of each split
@@ -123,7 +123,7 @@ class Course:
 
     @property
     def segment(self) -> int:
-        """Usual number of batches between two marks: an epoch's, or `checkpoint_every` if lower."""
+        """Usual number of batches between marks: one epoch, or `checkpoint_every` if smaller."""
         return min(self.steps_per_epoch, self.checkpoint_every or self.steps_per_epoch)
 
     def batch_sizes(self) -> list[int]:
@@ -174,7 +174,7 @@ class Course:
         return step % self.log_every == 0 or step % self.steps_per_epoch == 0
 
     def epoch_of(self, step: int) -> int:
-        """Return the epoch, from 1, to which the last of `step` optimizer steps belongs."""
+        """Return the epoch of the `step`-th optimizer step; the first epoch is 1."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
@@ -215,7 +215,7 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Return the sizes of the micro-batches of a replica's share of a batch.
+    """Return the sizes of the micro-batches into which a replica's share of a batch is split.
 
     The batch has at least one sample per replica. Shares are as equal as possible, and the first
     replicas have the larger shares. `split_batch` splits the share into micro-batches.

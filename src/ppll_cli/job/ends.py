@@ -1,4 +1,4 @@
-"""Finds what each module runs after its last unit: exports that later losses read, and a loss."""
+"""Finds what each module runs after its last unit: its exports and its loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from ppll_cli.pipeline.routes import Access, Watch
 from ppll_cli.pipeline.validation import whole
 
 MAY_BE_READ = "but later modules may read it: make a new tensor"
-"""The end of messages about a tensor that is changed in place."""
+"""The last words of each error message about a tensor that is changed in place."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Ends:
     method: LocalMethod
     site: Site  # describes the model; its field `modules` is not used
     traced: Sequence[TracedUnit]  # outputs and cost of each unit
-    batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor that a batch carries
+    batch: Mapping[str, ValueSpec]  # shape and dtype of each tensor of a batch
 
     def all(self, modules: Sequence[range]) -> tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]:
-        """Return what each module runs at its end, and the tensors before each unit (see `specs`).
+        """Return what each module runs after its last unit, and the result of `specs`.
 
         Raises:
-            ConfigError: The method cannot be applied to the model, or it exports tensors or reads
-                weights that are not allowed.
+            ConfigError: The method does not fit the model, or it has an export or a `Watch` that is
+                not allowed.
         """
         specs = dict(self.batch)
         before: list[dict[str, ValueSpec]] = []
@@ -90,7 +90,7 @@ class Ends:
         """Build the criterion of a module and count its cost."""
         key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
-        if here.is_last:  # The model's own head is not made by the local method.
+        if here.is_last:  # The model makes its own head, not the local method.
             key, value = "model", here.units[-1].name
             doing = f"the loss of its output for features {specs[here.feature].shape}"
         with blaming(key, value, doing):
@@ -112,7 +112,8 @@ class Ends:
         """Check that a module's auxiliary network shares no weights with earlier modules.
 
         Modules on different stages cannot share weights. `owners` maps the `id` of each parameter
-        of the earlier modules to the number of its module; this method adds the module's own.
+        of the earlier modules to the number of its module. This method adds the parameters of
+        `module`.
         """
         for name, parameter in criterion.named_parameters():
             if (owner := owners.setdefault(id(parameter), module)) != module:
@@ -128,7 +129,7 @@ class Ends:
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
-        """Return a function that builds a module's criterion, and the tensors for the criterion."""
+        """Return a function that builds a module's criterion, and specs of tensors it may read."""
         specs = dict(self.batch)
         here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
         return partial(module_criterion, self.method, here), specs
@@ -149,8 +150,8 @@ class Ends:
         """Yield each module's site and exports.
 
         `specs` has the tensors of a batch. Before a module is yielded, the outputs of its units and
-        exports are added to `specs`. To `before`, the function appends for each unit the tensors
-        that exist before the unit runs.
+        exports are added to `specs`. For each unit, the tensors that exist before the unit runs are
+        appended to `before`.
         """
         units = self.site.units
         names = [unit.name for unit in units]
@@ -276,7 +277,7 @@ def _called(
 
 
 def _described(value: object) -> str:
-    """Describe a value that should be a tensor: the tensor's shape and dtype, or the type."""
+    """Describe a value: for a tensor its dtype and shape, otherwise its type."""
     if isinstance(value, Tensor):
         return f"a tensor {value.dtype} {list(value.shape)}"
     return type(value).__name__

@@ -3,7 +3,7 @@
 The first half goes through every operation between the outputs and the inputs. At each operation
 that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
 second half computes the gradients of the parameters from these stored gradients, so it repeats
-nothing that the first half has computed (except in the cases of `_Graph.repeated`)::
+nothing that the first half has computed (except for the groups that `_Graph.repeated` returns)::
 
     inputs <── matmul <── gelu <── matmul <── outputs      backward_to_inputs
                   │                   │
@@ -175,7 +175,7 @@ class _Graph:
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
-        met: dict[Node, int] = {}  # node -> bits, one for each group that it is in or leads to
+        met: dict[Node, int] = {}  # node -> bit mask of the groups that it is in or leads to
         found = 0
         for node, following in self._next.items() if many else ():
             behind = 0

@@ -205,8 +205,8 @@ class Job:
     def _training(self) -> dict[int, list[list[Instruction]]]:
         """The instructions of each stage, by number of micro-batches.
 
-        The parent process has made them when it pickles the job. So all workers execute what it has
-        checked, even if a user's schedule would yield something else in their processes.
+        The parent process makes and checks them before it pickles the job. So all workers execute
+        these instructions, even if a user's schedule would yield others in their processes.
         """
         found, schedule = {}, self.make_schedule()
         for count in sorted(self.microbatch_counts()):
@@ -217,7 +217,7 @@ class Job:
 
     @cached_property
     def _evaluation(self) -> dict[int, list[list[Instruction]]]:
-        """Like `_training`, by number of evaluation batches that are computed together."""
+        """The instructions of each stage for evaluation, by number of batches computed together."""
         found, schedule = {}, self.make_schedule()
         for count in sorted(self.course.evaluation_counts()):
             with noted(f"for {count} evaluation batch(es)"):
@@ -264,7 +264,7 @@ class Job:
 
         A stage decides only after each batch or mark whether a snapshot is due. So the channel may
         have to keep the messages of one more batch: one for each micro-batch or evaluation batch.
-        The result is 0 if neither end restarts.
+        The result is 0 if neither end can be restarted.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0
@@ -322,7 +322,8 @@ class Job:
         """Make the model from its configuration, and return its units.
 
         Raises:
-            ConfigError: They are not the units that the model made before the start.
+            ConfigError: The units differ from those that the model made before the start of the
+                run.
         """
         settings = self.settings
         units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))

@@ -43,7 +43,8 @@ def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
     """Return the rate of an epoch (1 or more) as InfoPro's code computes it (arXiv 2101.10832).
 
     The cosine starts in the first epoch, so it also falls during the warm-up. It reaches 0 in the
-    last epoch. During the warm-up the rate moves linearly from `warmup_lr` to the cosine.
+    last epoch. During the warm-up the rate changes linearly from `warmup_lr` to the value of the
+    cosine.
     """
     rate = optim.lr * 0.5 * (1 + cos(pi * epoch / epochs))
     if epoch > optim.warmup_epochs:

@@ -30,7 +30,7 @@ class Recovery:
     """What a worker needs to write snapshots, and to continue after its earlier process failed."""
 
     folder: str  # for snapshots of the worker's state
-    saved: int = -1  # step of the last checkpoint for which an earlier process wrote its file
+    saved: int = -1  # step of the latest checkpoint for which an earlier process wrote its file
 
 
 class Handled(NamedTuple):
@@ -72,7 +72,7 @@ class Links:
 class Header:
     """Identifies a message, so that the receiver can check that it is the expected message."""
 
-    item: Item | Version  # the message's batch or mark, or the version of weights in it
+    item: Item | Version  # batch or mark of the message, or version of its weights
     micro_batch: int = 0  # index of the micro-batch within its batch, from 0
     chunk: int = 0  # number of the chunk that receives the message
 
@@ -90,10 +90,10 @@ def upcoming(
     because all must stop after the same batch. A worker of another stage reads the item from the
     next message to its lowest chunk, without removing the message from the channel.
 
-    `wait` waits until an end of a channel is ready. It gets the end and the kind of time to record:
-    "blocked" (no free slot) or "starved" (no message). `before` counts the items that an earlier
-    process of this worker has handled. They are not yielded again. The receivers of a restarted
-    worker begin after the messages of these items.
+    `wait` waits until an end of a channel is ready. Its arguments are the end and the kind of time
+    to record: "blocked" (no free slot) or "starved" (no message). `before` counts the items that an
+    earlier process of this worker has handled. They are not yielded again. The receivers of a
+    restarted worker begin after the messages of these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):

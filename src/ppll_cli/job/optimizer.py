@@ -166,8 +166,8 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
     """Scale gradients in place so that their norm is at most `limit`.
 
-    `squared` is the square of the norm to limit, a float64 scalar. It may also cover gradients of
-    other parameters, for example of the whole model.
+    `squared` is the square of this norm, a float64 scalar. The norm may include gradients of other
+    parameters, for example of the whole model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 

@@ -113,7 +113,7 @@ class Parts:
         return all(each["instruction_s"].keys() <= names for each in counted["workers"])
 
     def listed(self, step: int, seconds: float, workers: Sequence[Worker]) -> list[Part]:
-        """Return the parts of the run until `step`; the current part only if it has done a step.
+        """Return the parts of the run until `step`. A current part without steps is left out.
 
         `seconds` is the duration of the current part, with evaluations and checkpoints. `workers`
         has the workers' counts and times in the current part, and is empty if they are unknown.

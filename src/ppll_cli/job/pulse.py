@@ -58,7 +58,7 @@ _TEXT = 200
 
 
 class Pulse(ctypes.Structure):
-    """The state of a worker in memory that its parent shares and reads."""
+    """The state of a worker, in memory that the worker writes and its parent reads."""
 
     _fields_ = (
         ("alive_s", ctypes.c_double),

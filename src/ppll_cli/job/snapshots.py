@@ -11,8 +11,8 @@ BUFFERS = 2
 MARGIN = 1.15
 """Room in shared memory for a snapshot, divided by `snapshot_bytes`. That function does not count
 buffers (such as BatchNorm's statistics), their averages, or the alignment of each tensor. The
-largest uncounted part that we saw is 12 %, in the first stage of a ResNet-32. A model with larger
-buffers needs more room than the check before the start asks for."""
+largest uncounted part that we saw is 12 % of `snapshot_bytes`, in the first stage of a ResNet-32. A
+model with larger buffers needs more room than the check before the start asks for."""
 
 COST = 0.01
 """Largest fraction of a stage's time that snapshots take, if the program chooses how often they are
@@ -39,7 +39,7 @@ def snapshot_bytes(job: Job, stage: int, params: int) -> int:
 
 
 def messages_between(snapshot_s: float, message_s: float, most: int) -> int:
-    """Return the smallest number of messages for which snapshots take at most `COST` of the time.
+    """Return the smallest interval in messages at which snapshots take at most `COST` of the time.
 
     `message_s` is the time from one message to the next, without snapshots. The channels have slots
     for at most `most` messages.

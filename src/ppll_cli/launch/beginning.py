@@ -153,7 +153,7 @@ def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...
 
 
 def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all networks (units and criteria, on the meta device), each after its names' prefix."""
+    """Yield each network (unit or criterion, on the meta device) after the prefix of its names."""
     site = job.site(job.units())
     with torch.device("meta"):
         for unit in site.units:

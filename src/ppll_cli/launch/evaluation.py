@@ -39,7 +39,7 @@ class Evaluated:
 def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
     """Evaluate the model of a run on a split, with the same batches as the run's own evaluations.
 
-    `batch_size` replaces the number of samples per batch.
+    `batch_size` is the number of samples per batch; None for that of the run.
 
     Raises:
         ConfigError: The data set has no such split.

@@ -36,7 +36,7 @@ The other keys of `REMEDIES` mean this only if the error names no file, or a fil
 directory."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
-"""Error numbers whose remedy the user gets even if only the text of another exception names them.
+"""Error numbers for which the user gets a remedy even if only the text of an exception has them.
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 

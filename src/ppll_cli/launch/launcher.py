@@ -199,9 +199,9 @@ def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[
 
 @contextmanager
 def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
-    """Yield the address at which workers meet, and the network interface that connects them.
+    """Yield the address of the store for the workers' rendezvous, and their network interface.
 
-    Both are empty if the workers need not meet.
+    Both are empty if all workers are on this machine and need no process groups.
     """
     if fleet is not None:
         yield fleet.store, fleet.interface

@@ -171,8 +171,8 @@ def loaded(
 ) -> LoadedRun:
     """Build the model of a run and give it the weights of a checkpoint.
 
-    `other_data` is the option of the data set if the run was trained on another data set; errors
-    then name this option. If `ema` is true, the model gets averaged weights.
+    `other_data` is None for the data set of the run, or the option of another data set. In the
+    second case, errors name this option. If `ema` is true, the model gets averaged weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run directory while the body runs.
+    """Hold the lock of a run directory inside the with statement.
 
     Raises:
         ConfigError: Another process holds the lock.
@@ -32,7 +32,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 def locked_sweep(folder: Path, *, begins: bool) -> Iterator[int]:
     """Hold the lock of a sweep, and yield the descriptor of its open `sweep.json`.
 
-    If the sweep begins, a missing `sweep.json` is created.
+    If `begins` is true, a missing `sweep.json` is created.
 
     Raises:
         ConfigError: Another process holds the lock.

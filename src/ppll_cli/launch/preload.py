@@ -1,4 +1,7 @@
-"""Sets up the fork server, whose setup workers inherit. Only the fork server imports this file."""
+"""Sets up the fork server. Workers are forked from it, so they inherit its imports and settings.
+
+Only the fork server imports this file.
+"""
 
 import ctypes
 import gc
@@ -28,7 +31,7 @@ _end_with_parent(signal.SIGKILL)
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start do not need it
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start must not get it
     del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402

@@ -17,13 +17,13 @@ from ppll_cli.leaves.files import digest_of, problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
 CONFIG_FORMAT = 2
-"""Format number of `config.json`. A newer format is refused; from 2 on the file has a digest."""
+"""Format number of `config.json`. Higher numbers are refused. Since format 2 it has a digest."""
 
 DIGEST = "sha256"
 """The key under which `config.json` stores the file's own digest."""
 
 PATHS = ("root", "cache", "folders")
-"""Keys of a data set's configuration whose values are folders; records have absolute paths."""
+"""Keys of a data set's configuration whose values are folders. Records have absolute paths."""
 
 DATA_FILES = "data-files.json"
 """The file in a run directory with names and sizes, or digests, of the run's data files.
@@ -107,7 +107,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which a result is of a wrong kind: a folder instead of a file.
+    """Refuse a run directory that has, for example, a folder in the place of a result file.
 
     Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
     run fail when it writes its results.

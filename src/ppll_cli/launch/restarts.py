@@ -35,9 +35,9 @@ class _History:
     Attributes:
         failures: The time of each failure, and the batch or mark at which it occurred (None if the
             worker was starting).
-        saved: Step of the last checkpoint for which the worker has written its file; -1 if there is
-            no such checkpoint.
-        reported: For each kind of report, split and module, the step of the last report.
+        saved: Step of the latest checkpoint for which the worker has written its file; -1 if there
+            is no such checkpoint.
+        reported: For each kind of report, split and module, the step of the latest report.
         began_s: While the worker restarts: the time at which its failure was detected, on the clock
             of `perf_counter`, as in timelines. Otherwise None.
     """

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 
 OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
-"""The form of an option's name. Hydra also accepts paths, and would read any file on the disk."""
+"""Matches the name of an option, but no path: Hydra would read a file at any path."""
 
 UNNAMED = (
     "the run directory names a class that is not part of ppll-run; such a class is imported only "
@@ -152,7 +152,7 @@ class Recorded:
             if key in choices and not isinstance(given, dict):  # an option of a group
                 if choices[key] == self.choices.get(key):
                     continue
-                if key not in GROUPS:  # other groups are presets, whose options set any key
+                if key not in GROUPS:  # other groups are presets, whose options can set any key
                     before = self.choices.get(key)
                     raise refused(key, given, None if before == "None" else before)
                 chosen[key] = choices[key]
@@ -213,7 +213,7 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
 
 
 def _is_free(key: str) -> bool:
-    """Return whether a key may be changed, if the data stay the same."""
+    """Return whether a key may be changed, provided that the data stay the same."""
     return any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
 
 

@@ -57,8 +57,8 @@ class Run:
             them to the user.
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
-        began_s: The time at which `max_minutes` begin, on the clock of `time.monotonic`: usually
-            the start of the program. The default is the creation of this object.
+        began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`:
+            usually the start of the program. The default is the time at which this object is made.
         direction: "minimize" or "maximize" if a sweeper searches for the best objective; None if
             there is no search, or its direction is unknown.
         objective: The summary's key for the value that a sweeper optimizes; set when the run has
@@ -189,7 +189,7 @@ class Run:
         return summary
 
     def _tell(self, error: PpllError) -> None:
-        """Log why the run ended early, unless this error was the last one logged."""
+        """Log why the run ended early, unless this error was just logged."""
         if error is not self._told:
             self._told = error
             known = self.options, self.changes, self.config, self.choices
@@ -233,8 +233,8 @@ class Run:
     def _worth_trying(self) -> str | None:
         """Return a command that compares this run with other schedules.
 
-        Return None for a sweep, for a run on several machines, and if the changes of the command
-        line are unknown.
+        Return None for a sweep, for a run on several machines, and if the overrides of this run are
+        unknown.
         """
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None

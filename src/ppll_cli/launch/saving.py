@@ -24,7 +24,7 @@ class _Reported:
 
 
 class Saving:
-    """Completes the checkpoints of a run, which include the state of its metrics file."""
+    """Completes the checkpoints of a run. A checkpoint includes the state of the metrics file."""
 
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
         self._job, self._cuts = prepared.job, prepared.cuts
@@ -54,7 +54,7 @@ class Saving:
             self._finish(step, self._unfinished.pop(step), seconds)
 
     def _finish(self, step: int, reported: _Reported, seconds: float) -> None:
-        self._metrics.check()  # if the run directory was moved, workers save into a new one
+        self._metrics.check()  # raises if the run directory was moved
         job = self._job
         workers = [reported.workers[seat] for seat in job.seats]
         manifest = Manifest(

@@ -148,7 +148,7 @@ def record_of(
 
 
 def inside(name: str) -> bool:
-    """Return whether a path is relative, and leads into the folder to which it is relative."""
+    """Return whether a path is relative, and stays inside the folder to which it is relative."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
@@ -187,7 +187,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Return the overrides of the tracker, and those that name classes that this job uses."""
+    """Return overrides of the tracker, and overrides that name classes that this job uses."""
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()

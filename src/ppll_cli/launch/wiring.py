@@ -115,9 +115,10 @@ def wire(
 
 
 def _add_groups(job: Job, ends: Mapping[Seat, Ends], store: str, interface: str) -> None:
-    """Add the process groups to the ends of the workers that belong to a group.
+    """Set the process groups of each worker that belongs to a group.
 
-    Only these workers meet and have ranks, so the others can be restarted without a new meeting.
+    Only these workers take part in the rendezvous and have ranks, so other workers can be restarted
+    without a new rendezvous.
     """
     groups, apart = _groups(job), len({*job.homes}) > 1
     members = sorted({number for group in groups.values() for number in group.ranks})

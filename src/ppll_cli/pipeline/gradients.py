@@ -1,6 +1,6 @@
 """Passes for split backwards, averages of gradients over replicas, and gradient norms.
 
-A pass is a function that adds what a schedule's list of instructions lacks; see `passes.py`.
+A pass is a function that completes a schedule's list of instructions; see `passes.py`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,12 +26,13 @@ def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 
 
 def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
-    """Add instructions that average each chunk's gradients over the replicas during the backward.
+    """Add instructions that average each chunk's gradients over the replicas.
 
     `StartAverage` of a chunk comes before the chunk's last backward. If the loss comes right before
     that backward, `StartAverage` comes before the loss, because the loss completes the gradients of
-    the auxiliary network. If every chunk of the stage computes its own loss, a chunk's step moves
-    behind the next backward of another chunk, so that averaging can continue during that backward.
+    the auxiliary network. If every chunk of the stage computes its own loss, a chunk's step is
+    moved behind the next backward of another chunk, so that averaging can continue during that
+    backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):

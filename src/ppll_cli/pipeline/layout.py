@@ -134,7 +134,7 @@ def group(
     stages: int,
     sent: Sequence[float] = (),
 ) -> list[range]:
-    """Group atoms (units, or fixed modules) into stages, minimizing the largest cost of a stage.
+    """Group atoms (units, or whole modules) into stages, so that the largest stage cost is minimal.
 
     Args:
         atoms: For each atom, the indices of its units.

@@ -1,4 +1,4 @@
-"""Maps instructions to the channels and messages that they use, for simulator and workers.
+"""Says which channel and message an instruction uses, for the simulator and the workers.
 
 A channel carries messages in one direction. A message needs a free slot, and occupies this slot
 until the receiver frees it. Messages are received in the order in which they were sent.

@@ -71,8 +71,8 @@ class Simulation:
     Attributes:
         events: For each stage, its instructions in order.
         peak_held: For each channel, the largest number of slots in use at the same time.
-        peak_live: For each stage, the largest number of forwards that were done at one time while
-            their backward (in evaluation, their `Measure`) was not.
+        peak_live: For each stage, the largest number of forwards at one time whose backward (in
+            evaluation, `Measure`) was still to be done.
     """
 
     events: list[list[Event]]
@@ -91,7 +91,7 @@ class Simulation:
 
     @property
     def bubble_fraction(self) -> float:
-        """The time in which stages waited, as a fraction of the time of all stages."""
+        """The time in which stages waited, divided by the total time of all stages."""
         total_s = len(self.events) * self.makespan_s
         return 1.0 - sum(self.busy_s) / total_s if total_s else 0.0
 

@@ -11,11 +11,11 @@ item, and the index after the last item. The cost is not negative; its unit does
 def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range]:
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
-    Several solutions may have this smallest maximum. Then choose the solution with the smallest sum
-    of squared costs, so that groups below the maximum are balanced too. If several solutions have
-    this sum, choose the one whose first group has the most items, then the one whose second group
-    has the most items, and so on. The result is exact. Dynamic programming finds it in a time of
-    O(groups * items**2).
+    If several solutions have this smallest maximum, choose the one with the smallest sum of squared
+    costs, so that groups below the maximum are balanced too. If several solutions have this sum,
+    choose the one whose first group has the most items, then the one whose second group has the
+    most items, and so on. The result is exact. Dynamic programming finds it in a time of order
+    groups * items**2.
 
     Args:
         cost: Returns the cost of a group.

@@ -20,8 +20,8 @@ LETTERS = {Forward: "F", Backward: "B", BackwardInput: "B", BackwardWeight: "W",
 def show(rows: Sequence[Iterable[tuple[Instruction, float]]]) -> str:
     """Draw the instructions of all stages on a common time axis.
 
-    The number after a letter counts the instructions of this kind and chunk, from 0. If a stage
-    has several chunks, a last letter names the chunk: `F2b` is the third forward of chunk b.
+    The number after a letter counts the instructions of this kind and chunk, from 0. If a stage has
+    several chunks, a second letter names the chunk: `F2b` is the third forward of chunk b.
 
     Each row has pairs of an instruction and the tick (a whole number) of its start.
     """

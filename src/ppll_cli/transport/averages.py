@@ -112,8 +112,9 @@ class Average:
     """Averages the gradients of some parameters over the replicas, in every batch.
 
     All replicas start the all-reduces of buckets in one fixed order, even if gradients are missing.
-    With three or more replicas, no bucket holds parameters of two units: gloo's rounding of such
-    sums depends on the contents of a bucket, and results must not depend on a stage's units.
+    With three or more replicas, no bucket holds parameters of two units. The reason is that gloo's
+    rounding of such sums depends on the contents of a bucket, but results must not depend on which
+    units a stage has.
 
     Args:
         replicas: The replicas of the stage. All have the same parameters in the same order.
@@ -182,7 +183,7 @@ class Average:
         return self._on_cpu and any(bool(each[-1] > 0) for each in counts)
 
     def _count_gradient(self, bucket: _Bucket, _: Tensor) -> None:
-        """Count a complete gradient, then start the all-reduces of the next complete buckets."""
+        """Count a complete gradient; start the all-reduces of the next complete buckets."""
         bucket.missing -= 1
         while self._begun < len(self._buckets) and self._buckets[self._begun].missing <= 0:
             self._begin_next()

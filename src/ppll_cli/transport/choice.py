@@ -29,7 +29,7 @@ def usable(name: str, transport: Transport, size: int, devices: Sequence[str]) -
     if other is None:
         log.warning("transport=%s: %s; using queue instead", name, obstacle)
         return queues
-    if "cpu" in devices:  # on CPU, each transport needs shared memory
+    if "cpu" in devices:  # on CPU, queues need shared memory just as other transports do
         raise ConfigError("transport", name, other, more_room(size))
     if other == obstacle:
         raise ConfigError("transport", name, other, "use transport=ring, or unset the variable")

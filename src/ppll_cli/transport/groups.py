@@ -37,7 +37,7 @@ CONNECTING = timedelta(minutes=5)
 """Time limit for connecting to the store."""
 
 ASKED = 10
-"""Number of times that a worker asks worker 0 for its time."""
+"""Number of times that a worker asks for the time on worker 0's clock."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation of the kind that the group will do.
+        """Connect a group by one operation of the kind for which the group is made.
 
         NCCL connects separately for collective operations and for point-to-point messages.
         """
@@ -118,7 +118,7 @@ class Groups:
             dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
-        """Ask worker 0 for its time, and use the answer with the shortest round trip.
+        """Ask for the time on worker 0's clock; use the answer with the shortest round trip.
 
         Worker 0 read its clock at some moment of the round trip, so the offset is wrong by at most
         half of the round trip.
@@ -153,7 +153,7 @@ class Groups:
         return self.groups[name].ranks
 
     def close(self) -> None:
-        """Destroy NCCL's groups, so that torch does not warn. Keep gloo's: threads may use them."""
+        """Destroy NCCL's groups, to avoid a warning. Keep gloo's groups: threads may use them."""
         for name, made in self._made.items():
             if self.groups[name].backend == "nccl":
                 dist.destroy_process_group(made)

@@ -1,8 +1,7 @@
 """The transport of a run whose stages can be restarted: a ring that keeps messages for a restart.
 
-Everything that both ends know about a channel is in memory that the parent shares with them: the
-tensors, the headers, and two counters. So a new worker can take over either end from a worker that
-died at any moment::
+The whole state of a channel is in memory that the parent shares with both ends: the tensors, the
+headers, and two counters. So if a worker dies at any moment, a new worker can continue at its end::
 
     freed                  received                sent
       |    kept for replay    |   waiting to be read  |   free
@@ -148,8 +147,8 @@ class _End:
 class JournalSender(_End):
     """The sending end; see `channel.Sender`.
 
-    After a restart, the counter `sent` may be larger than `position`: the earlier process had sent
-    more messages.
+    After a restart, the counter `sent` may be larger than `position`, because the earlier process
+    may have sent more messages.
     """
 
     bytes_sent = 0
@@ -204,8 +203,8 @@ class JournalSender(_End):
 class JournalReceiver(_End):
     """The receiving end; see `channel.Receiver`.
 
-    Received tensors are copies, because a network may change its inputs in place, and the slots
-    must keep what was sent.
+    Received tensors are copies: a network may change its inputs in place, but the slots must keep
+    what was sent.
 
     Attributes:
         keeps: Whether slots of released messages are kept until `free` is called. Set this if the
@@ -214,7 +213,7 @@ class JournalReceiver(_End):
 
     keeps = False
     _released = 0
-    _copied: Moment  # the end of the copies of the last received message
+    _copied: Moment  # the end of the copies of the latest received message
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""

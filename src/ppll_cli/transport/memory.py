@@ -132,8 +132,8 @@ def _pin(tensor: Tensor) -> bool:
 def _unpin(tensor: Tensor) -> None:
     """Undo `_pin` before the memory is unmapped.
 
-    Otherwise, if other memory were mapped at the same address later, CUDA would regard this other
-    memory as pinned, and copy from and to the old pages.
+    CUDA would still regard the address as pinned. If other memory were mapped there later, CUDA
+    would copy from and to the old pages.
     """
     torch.cuda.synchronize()  # copies may still be queued
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
@@ -142,8 +142,8 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return a reason if shared memory has no room for `size` bytes, otherwise None.
 
-    Without this check, a process that uses shared memory beyond its limit would be killed. `what`
-    is the subject of the returned text.
+    A process that writes to shared memory beyond its limit is killed, so this is checked first.
+    `what` is the subject of the returned text.
     """
     if fits(size):
         return None
@@ -181,9 +181,9 @@ def more_room(size: int) -> str:
 def remove_left(process_id: int) -> None:
     """Remove the files in shared memory that a worker left when it ended.
 
-    torch counts the users of shared CUDA memory in a file, and CUDA itself has files for events
-    that processes share; their names have the process ID in hexadecimal. A process removes its
-    files at a normal exit, but not if it is killed, or if it ends by `os._exit`, as workers do.
+    torch counts the users of shared CUDA memory in a file. CUDA itself has files for shared events;
+    the names of these files have the process ID in hexadecimal. A process removes its files at a
+    normal exit, but not if it is killed, or if it ends by `os._exit`, as workers do.
     """
     for pattern in (f"torch_{process_id}_*", f"cuda.shm.*.{process_id:x}.*"):
         for path in SHARED_MEMORY.glob(pattern):

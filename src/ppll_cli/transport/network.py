@@ -4,9 +4,9 @@ Each channel has separate process groups, so that messages of one channel never 
 another channel. The sender copies a message into one of its own slots, and a thread sends it. The
 thread of the receiver requests the next message only when a slot is free, and gloo sends no message
 before the receiver requests it. So the sender waits for a slow receiver (backpressure). A message
-consists of a head in JSON, and of exactly as many bytes of tensors as the head says. First of all,
-the sender sends a schema: a text that describes the tensors of all messages. The receiver compares
-this schema with its own.
+consists of a head in JSON, and of exactly as many bytes of tensors as the head says. Before the
+first message, the sender sends a schema: a text that describes the tensors of all messages. The
+receiver compares this schema with its own.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
@@ -48,7 +48,10 @@ HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds after which a lost connection raises an error. By then, launchers report its cause."""
+"""Seconds from the loss of a connection to the error about the loss.
+
+In this time, launchers can find and report the cause.
+"""
 
 STAGED = 2
 """Number of slots of a sender: the worker fills one while the thread sends the other."""
@@ -152,7 +155,7 @@ class _End:
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to worker `end` (0 or 1) of a group, or receive from it; wait until done."""
+        """Send bytes to worker `end` (0 or 1) of a group, or receive them; wait until done."""
         if len(tensor):
             transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
             Moment(tensor.device).wait()

@@ -11,11 +11,11 @@ the other end, that end's stream waits for the event; the host never waits:
                                                          <- token  record `given back`
 
 One event per slot and direction is enough. An end records its event again only when it uses the
-slot again. Before that, it has received a token, which the other end sent after it had queued the
-wait for the event. So a wait always refers to the record that was made before the token was sent.
-When a slot is used for the first time, the sender has nothing to wait for. Streams only wait for
-work that was queued earlier, in either process, so they cannot deadlock. The first token after an
-event was created contains the event's handle.
+slot again. Before that, it receives a token from the other end, which queues its wait for the event
+before it sends this token. So a wait never refers to a later record of the event. When a slot is
+used for the first time, the sender has nothing to wait for. Streams only wait for work that was
+queued earlier, in either process, so they cannot deadlock. The first token after an event was
+created contains the event's handle.
 
 An end records only its own events, and waits only for events of the other end. A CUDA stream can
 wait for an event of any device. So each end opens the other end's events in the context of its own
@@ -78,7 +78,7 @@ class Order:
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy tensors into the views of a slot that the receiver does not use.
+        """Copy tensors into the views of a free slot.
 
         Returns:
             The handle of the slot's event if this call created the event, else empty.
@@ -91,7 +91,7 @@ class Order:
         """Make the work that is queued later wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Record that only the work that is queued so far needs the slot at this end.
+        """Record that this end needs the slot only for work that is already queued.
 
         Returns:
             The handle of the slot's event if this call created the event, else empty.
@@ -107,7 +107,7 @@ class CudaOrder(Order):
         other: The other end's device.
         aside: Whether this end copies to another device or to the host. Such copies run on a side
             stream, parallel to the device's work. Copies inside one device run on the current
-            stream, because in parallel they would only slow down the device's work.
+            stream, because a parallel copy would only slow down the device's work.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:

@@ -60,7 +60,7 @@ class FreeSlots:
 
         Args:
             timeout_s: Seconds to wait if no slot is free.
-            take: Gets each message of the receiver, and returns how many slots the message frees.
+            take: Gets each message from the receiver, and returns how many slots the message frees.
         """
         while self._returned.ready(timeout_s if self.count == 0 else 0):
             self.count += take(self._returned.connection.recv_bytes())

@@ -6,8 +6,9 @@ queue's pipe the data that the receiver needs to map this memory. A second pipe 
 slots to the sender. Without this pipe, the sender would regard a slot as free when the receiver has
 received the message, not when the receiver has released the message.
 
-If a sender's process ended, its messages would be lost, because the receiver asks that process for
-the shared memory. Therefore no worker exits before the parent has seen that all workers are done.
+If the sender's process ended, its unread messages would be lost, because the receiver asks this
+process for the shared memory. Therefore no worker exits before the parent has seen that all workers
+are done.
 """
 
 import multiprocessing

@@ -44,7 +44,7 @@ class Replicas:
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with the first replica's values, by one broadcast of their bytes.
 
-        gloo does not know every dtype, but it knows bytes.
+        gloo cannot send every dtype, but it can send bytes.
         """
         # In this order, each part begins at a multiple of the size of its elements.
         own = sorted(map(_distinct, tensors), key=Tensor.element_size, reverse=True)
@@ -80,5 +80,5 @@ class Replicas:
 
 
 def _distinct(tensor: Tensor) -> Tensor:
-    """Return a view without the elements that only repeat others, as `expand` makes them."""
+    """Return a view without the repeated elements of an expanded tensor."""
     return tensor[tuple(slice(None) if stride else slice(1) for stride in tensor.stride())]

@@ -83,7 +83,7 @@ class RingReceiver:
         self._oldest = 0
 
     def open(self) -> None:
-        """Open the memory, and offer it to the sender if the sender does not have it yet."""
+        """Open the memory, and offer it to the sender if the sender cannot open it alone."""
         offer = self._slots.memory.offer()
         if offer:
             self._returned.send_bytes(offer)

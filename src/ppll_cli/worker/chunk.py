@@ -128,7 +128,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy each gradient of an input or a weight that shares memory with a received gradient.
+        """Replace each gradient of an input or weight that is a received gradient by a copy.
 
         Autograd can store a received gradient itself in `.grad`, without a copy: for example the
         gradient of a position embedding that is added to a batch of one sample. The next message in

@@ -10,9 +10,9 @@ import torch
 class PeakMemory:
     """The peak memory of the worker since the steady state (the batches after warm-up) began.
 
-    On CUDA, `read` returns the peak memory of tensors, and `reserved` the peak memory that torch's
-    allocator had taken from the device. Some papers report the first number, others the second. On
-    CPU under Linux, `read` returns the peak resident size of the process, minus its size
+    On CUDA, `read` returns the peak memory of tensors. `reserved` returns the peak memory that
+    torch's allocator had reserved on the device. Some papers report the first number, others the
+    second. On CPU under Linux, `read` returns the peak resident size of the process, minus its size
     when this object was created, before the model was built. On other systems the peak is unknown.
     """
 
@@ -29,7 +29,7 @@ class PeakMemory:
             try:
                 Path("/proc/self/clear_refs").write_text("5")
             except OSError:
-                self._before = None  # unknown: the peak may be that of earlier work
+                self._before = None  # unknown: the peak may be from before the reset
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
         """Include the peaks that `read` and `reserved` returned in an earlier process, in bytes."""

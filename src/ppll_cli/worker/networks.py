@@ -38,7 +38,7 @@ class Networks:
 
     Lists of parameters are cached: a network has the same parameters during the whole run, and
     collecting them in every step would take longer than many kernels. The argument `site` may
-    describe any module of the model, because `place` says to which module the chunk belongs.
+    describe any module of the model: `place` says to which module the chunk belongs.
 
     Attributes:
         place: The chunk: its units and its module.
@@ -48,7 +48,7 @@ class Networks:
             no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
         versions: For each unit whose weights a loss reads, by the unit's index: these weights after
-            each of the last steps.
+            each of the latest steps.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
@@ -170,7 +170,7 @@ class Networks:
         return loss.requires_grad
 
     def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
-        """Warn once if outputs of units take gradients, but the module's loss gives them none."""
+        """Warn once if units' outputs need gradients, but the module's loss gives them none."""
         if outputs and not gradients and not self._told:
             self._told = True
             log.warning(UNTRAINED, self.place.module)

@@ -41,8 +41,8 @@ class NonFinite:
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
         """Raise an error if a loss of the batch was not finite.
 
-        The error names the largest norm of a parameter's gradient. The batch comes after `step`
-        optimizer steps.
+        The error message has the largest gradient norm of a single parameter. `step` is the number
+        of optimizer steps done before the batch.
 
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
@@ -58,8 +58,8 @@ class NonFinite:
         `total` is the squared gradient norm, a scalar; None if nothing needs it.
 
         Returns:
-            A scalar on the device, 1 if the step has to be skipped and else 0; None if
-            `optim.nonfinite` is `stop`.
+            A scalar on the device, 1 if the step has to be skipped and else 0. None if
+            `optim.nonfinite` is `stop`, or `total` is None.
         """
         if total is None or not self._skips:
             return None

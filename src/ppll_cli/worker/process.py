@@ -51,7 +51,7 @@ class _ReportHandler(logging.Handler):
 
 def main(job: Job, seat: Seat, links: Links) -> None:
     """Run a worker, which reports its progress and its end or failure to the parent."""
-    streams.guard()  # an error while a user's model prints must not stop the run
+    streams.guard()  # a failing print in a user's model must not end the run
     lifeline.share(links.parent)
     # The sign of life comes first. If a worker is stopped before its first sign of life, the parent
     # notices this only when the time limit of the current activity has passed.
@@ -101,7 +101,7 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
         links.pulse.beat(memory.read())
-    # Normally the parent removes what this process leaves in shared memory.
+    # Normally the parent does this clean-up of shared memory, but it has ended.
     remove_left(os.getpid())
     if links.recovery is not None:
         shutil.rmtree(links.recovery.folder, ignore_errors=True)
@@ -131,7 +131,7 @@ def _said(error: BaseException) -> str:
 def _failure(
     job: Job, seat: Seat, worker: Worker | None, error: BaseException
 ) -> dict[str, object]:
-    """Return a report about an exception for the parent and the user, as plain data."""
+    """Return a report of an exception, as plain data, for the parent and the user."""
     shapes: dict[str, list[int]] = {}
     for chunk in worker.chunks.values() if worker is not None else ():
         shapes |= chunk.tensors.shapes()

@@ -1,11 +1,12 @@
-"""Measures what a stage spends its time on in the steady state.
+"""Measures for what a stage uses its time in the steady state.
 
 A run consists of segments: training batches with no evaluation or checkpoint between them. The
-first batches of a process (warm-up) are not counted. The first batches of each segment are not
-counted either: their inputs arrived while this stage evaluated or saved, so the stage does not wait
+first batches of a process (warm-up) are not counted, and the first batches of each segment are not
+counted either. Their inputs arrived while this stage evaluated or saved, so the stage does not wait
 for them and would look faster than it is.
 
-The first counted batches can also be traced span by span, for a timeline.
+For a timeline, the start and end of each instruction and wait can be recorded in the first counted
+batches (a trace).
 """
 
 from collections import defaultdict, deque
@@ -97,8 +98,8 @@ class Recorder:
     """Measures a stage's time. In the steady state, it does not wait for the device.
 
     At the end of each batch, the recorder reads the moments that the device has reached. `settle`
-    waits for all moments. The worker calls `settle` where it waits anyway: when it reports
-    an evaluation, takes a snapshot, saves a checkpoint, or ends the run.
+    waits for all moments. The worker calls `settle` when it has to wait anyway: when it reports an
+    evaluation, takes a snapshot, saves a checkpoint, or ends the run.
 
     Args:
         clock: The clock of the stage's device.

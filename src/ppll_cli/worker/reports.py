@@ -53,9 +53,9 @@ class _Pending:
         step: Number of optimizer steps done.
         epoch: Number of epochs begun.
         rate: Learning rate of the last step; None in evaluation.
-        complete: False if a later report may contain the same batches again; otherwise True.
+        complete: Whether no later report contains the same batches again.
         modules: The measurements of each module.
-        spans: First and last moment of each period in which the batches ran.
+        spans: First and last moment of each period in which the worker computed the batches.
         before_s: Total seconds of the earlier periods that `spans` does not contain.
         copied: The moment when all tensors are on the host.
     """
@@ -83,8 +83,8 @@ class Reports:
         task: Computes scores from the measurements.
         stop: Whether a training loss that is not finite ends the run.
         tell: Sends a report to the parent; None in every replica of a stage except the first.
-        show_progress: Called before the scores of each module are computed, to show that the worker
-            advances: computing scores may take long.
+        show_progress: Called before the scores of each module are computed, which may take long. It
+            shows that the worker advances.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Reports:
         """Begin to copy the measurements of a split since its last complete report.
 
         Only chunks at the end of a module have measurements, which are summed over the replicas.
-        `complete` is False if the run stops between two reports: if the run is continued, its next
+        `complete` is False if the run stops between two reports. If the run is resumed, its next
         report contains these batches again. For the other arguments see `_Pending`.
         """
         modules = []
@@ -199,7 +199,7 @@ class Reports:
                 self._before_s["train"] = plain["seconds"]
 
     def seconds(self) -> dict[str, float]:
-        """Wait for the device, and return each split's seconds since its last complete report."""
+        """Wait for the device; return the seconds of each split since its last complete report."""
         for split in list(self._since):
             self.pause(split)
             self.begin(split)
@@ -292,7 +292,7 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 def _to_host(tensor: Tensor) -> Tensor:
     """Return a copy on the host, or the tensor itself if it is on the CPU.
 
-    From CUDA the call returns before the copy is made. Do not read the result before the device has
-    made the copy.
+    For a tensor on CUDA the call returns before the device has made the copy. Do not read the
+    result before that.
     """
     return tensor.detach().to("cpu", non_blocking=True)

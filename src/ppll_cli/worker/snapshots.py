@@ -2,9 +2,9 @@
 
 A snapshot holds the same tensors as a checkpoint, and the worker's position in the run: see
 `Progress`. The tensors are in one of two buffers, which snapshots fill alternately. A small file
-says which buffer holds the last snapshot. This file is replaced atomically, so if a worker dies
-while it writes a snapshot, the previous snapshot remains. The buffers are used again, because
-allocating memory takes longer than copying.
+says which buffer holds the latest snapshot. This file is replaced atomically, so if a worker dies
+while it writes a snapshot, the previous snapshot remains. The memory of the buffers is reused,
+because allocating memory takes longer than copying.
 """
 
 import os
@@ -105,7 +105,7 @@ class Interval:
     def take(self, snapshot_s: float, messages: int, between_s: float) -> None:
         """Adapt the number of messages to measured times.
 
-        The last snapshot took `snapshot_s`. In the `between_s` seconds between the last two
+        The last snapshot took `snapshot_s` seconds. In the `between_s` seconds between the last two
         snapshots, the channel carried `messages` messages.
         """
         if not self._fixed and messages:
@@ -256,7 +256,7 @@ class _Buffer:
         size = layout_bytes(layout)
         if size > self._memory.numel():
             with self._path.open("ab") as file:
-                # Without this, writing would kill the process if shared memory is full.
+                # Without this, the process would be killed if it wrote while shared memory is full.
                 os.posix_fallocate(file.fileno(), 0, size)
         for name, view in self._views(layout).items():
             view.copy_(tensors[name].detach())

@@ -51,7 +51,7 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
         for name, network, buffer in [*_transient(chunk)]:
-            if name in saved:  # not in older checkpoints
+            if name in saved:  # older checkpoints lack it
                 # Do not copy into the buffer: it may be a view whose elements share memory.
                 _replace(network, buffer, saved[name].to(buffer.device))
         if chunk.ema is not None:

@@ -10,8 +10,10 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""When `Sums.measures` has this many tensors, they are joined into one tensor. Otherwise the list
-would have thousands of tensors after an epoch."""
+"""When `Sums.measures` has this many tensors, they are joined into one tensor.
+
+Without this, the list would have thousands of tensors after an epoch.
+"""
 
 
 @dataclass

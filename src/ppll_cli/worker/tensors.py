@@ -35,7 +35,7 @@ class MicroBatch:
 
 
 class Tensors:
-    """The tensors of a chunk, by the number of the micro-batch.
+    """The tensors of a chunk, by the index of the micro-batch.
 
     Attributes:
         training: Whether this is a training batch, in which inputs that need gradients become
@@ -63,12 +63,13 @@ class Tensors:
         self._held[micro_batch] = MicroBatch({**tensors, **leaves}, leaves)
 
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
-        """Return the addresses of memory that may change before the next chunk reads the outputs.
+        """Return addresses of memory that may change before this chunk's outputs are read.
 
         If the next chunk is on another stage, return no addresses: the outputs are sent before any
         memory changes. If the next chunk is on this stage, the slot of an input may be reused
-        first, and a step may change the chunk's weights and buffers. `state` returns these weights
-        and buffers. It takes as long as several kernels, so it is called only in this second case.
+        before the outputs are read, and a step may change the chunk's weights and buffers. `state`
+        returns these weights and buffers. A call of `state` takes as long as several kernels, so it
+        is made only in this second case.
         """
         if not self._next_is_here:
             return set()
@@ -110,14 +111,15 @@ class Tensors:
     def take_input_gradients(self, micro_batch: int) -> Named:
         """Remove the gradients of the inputs, and return them by name.
 
-        An input without influence on the loss has no gradient. If this method returned zeros for
-        it, optimizers would decay weights that back-propagation on one device does not change.
+        An input without influence on the loss has no gradient. This method returns no zeros for it:
+        with zeros, weight decay would change weights that back-propagation on one device leaves
+        unchanged.
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def shapes(self) -> dict[str, list[int]]:
-        """Return the shape of each tensor of the batch, by name, for a report of a failure."""
+        """Return the shape of each tensor of the batch, by name, for a failure report."""
         kept = (pair for held in self._held.values() for pair in held.values.items())
         return {name: list(t.shape) for name, t in kept if isinstance(t, Tensor)}

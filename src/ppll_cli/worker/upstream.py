@@ -1,4 +1,4 @@
-"""Moves a unit's weights to losses of earlier modules, which read them some batches later."""
+"""Sends a unit's weights to losses of earlier modules, which read them in later batches."""
 
 from collections.abc import Mapping
 

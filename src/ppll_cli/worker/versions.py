@@ -1,4 +1,4 @@
-"""Keeps a unit's weights of the last steps, for losses of other modules that read them."""
+"""Keeps a unit's weights after each of its latest steps, for losses of other modules."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -11,7 +11,7 @@ from ppll_cli.pipeline.routes import Watch
 
 
 class Versions:
-    """The weights of a unit after each of its last optimizer steps, without buffers.
+    """The weights of a unit, without buffers, after each of its latest optimizer steps.
 
     The number of versions, `count`, is the largest lag of the losses that read these weights.
     Before the first step, all versions are the initial weights.

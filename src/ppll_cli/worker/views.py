@@ -1,6 +1,6 @@
 """Copies tensors if their memory may change before they are read, or if they have gaps.
 
-Also finds code that changes tensors which it must not change.
+Also raises an error if code changes tensors that it must not change.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -34,9 +34,9 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
     """Raise an error if the body changes one of the tensors in place.
 
-    `code` says in the message what the body runs. Other modules on the stage may read the same
-    tensors, while modules on other stages have copies. So a change would make the results depend on
-    the stages.
+    `code` describes in the error message what the body runs. Other modules on the stage may read
+    the same tensors, while modules on other stages have copies. So a change would make the results
+    depend on the stages.
 
     Raises:
         RuntimeError: A tensor was changed.
@@ -53,11 +53,11 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
-    If such an output is one of the tensors in `held`, or an earlier output, a view takes its place.
-    Without the view, autograd would add the gradients of both names in the order in which it
-    computes them. If the output is sent to another stage, each name arrives as a separate tensor:
-    autograd first adds the gradients of each name, and then the two sums. Different orders of
-    addition would round differently.
+    If such an output is also one of the tensors in `held`, or an earlier output, it is replaced by
+    a view. Without the view, autograd would add the gradients of both names in the order in which
+    it computes them. If the output is sent to another stage, each name arrives as a separate
+    tensor: autograd first adds the gradients of each name, and then the two sums. Different orders
+        of addition would round differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():

@@ -74,8 +74,8 @@ class Worker:
             traced=SHOWN + buffered if settings.timeline else 0,
             auxiliary={number for number, chunk in self.chunks.items() if chunk.auxiliary},
         )
-        self._items = self._trained = 0  # batches and marks handled; training batches among them
-        self._reported = 0  # the step of the last report of training
+        self._items = self._trained = 0  # numbers of items and of training batches handled
+        self._reported = 0  # the step of the latest report of training
         self._training = False
         if before is not None:
             self._items, self._trained = before.items, before.trained
@@ -145,7 +145,7 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready", at_s=perf_counter())
-        if not self._items:  # a restarted worker has items; its first process has sent the weights
+        if not self._items:  # not after a restart: the first process has sent them
             self.interpreter.further.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
@@ -204,16 +204,16 @@ class Worker:
             self._report_training(done, complete=False)
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
-            # `_end_training` makes the replicas wait for each other, so it is called here, where
-            # all replicas arrive. Later the replicas evaluate different batches, and if they waited
-            # for each other then, the stages could deadlock.
+            # In `_end_training` the replicas wait for each other, so it is called here, where all
+            # replicas arrive. Later the replicas evaluate different batches. If they waited for
+            # each other at that time, the stages could deadlock.
             self._end_training()
 
     def _share_memories(self) -> None:
         """Copy the first replica's buffers to the others, if training may read them.
 
-        Otherwise evaluations and checkpoints, which do this with all buffers, would change the
-        training.
+        Evaluations and checkpoints copy all buffers in this way. Without this method, the training
+        would depend on how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return
@@ -222,7 +222,7 @@ class Worker:
                 self.links.replicas.take_from_first(memories)
 
     def _end_training(self) -> None:
-        """After a training batch, stop measuring training, and give all replicas equal buffers.
+        """After a training batch, stop measuring training, and make buffers of replicas equal.
 
         The other replicas copy the buffers of the first replica.
         """
@@ -245,7 +245,7 @@ class Worker:
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
-        # Otherwise the time of queued training would be counted as time of the snapshot.
+        # Queued training must not be counted as time of the snapshot, so first wait for it.
         Moment(self.device).wait()
         with self.recorder.waiting("snapshot"), snapshots.timed():
             self._save_snapshot(snapshots)

@@ -31,7 +31,10 @@ SILENT_S = 7.0
 """Seconds without a sign of life after which a machine's launcher is regarded as failed."""
 
 OWN_GAP_S = 3.0
-"""If more seconds pass between two calls of `silent`, this launcher itself was stopped."""
+"""Largest normal time in seconds between two calls of `silent`.
+
+After a longer time, the launcher assumes that it was itself stopped.
+"""
 
 LEAVING_S = 10.0
 """Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
@@ -109,8 +112,8 @@ class Fleet:
     def given_up(self, message: Message) -> RunFailedError:
         """Return the error for a job that machine 0 gave up without sending a message about it.
 
-        `message` is the next message that came, about another job or the end; the next call of
-        `hear` returns it again.
+        `message` is the message that came instead, about another job or the end of all jobs. The
+        next call of `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -249,7 +252,7 @@ class Fleet:
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
         """As another machine, return the descriptions that machine 0 has collected."""
         store, self._session = self._everywhere, ""
-        while time.monotonic() < until_s + LEAVING_S:  # machine 0 is the first to give up
+        while time.monotonic() < until_s + LEAVING_S:  # longer than machine 0 waits
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:
                 self._session = new
                 store.set(f"{new}/hello/{self.rank}", json.dumps(own))
@@ -305,7 +308,7 @@ class Fleet:
                 self._lost = (
                     f"; the store of torch.distributed cannot be reached: {_first_line(error)}"
                 )
-                return  # from now on `silent` reports another machine
+                return  # from now on `silent` returns a machine and this error
 
 
 def _first_line(error: Exception) -> str:

@@ -148,7 +148,7 @@ def follow(fleet: Fleet) -> None:
                 _run_part(fleet, message)
             except PpllError as error:
                 failure = error
-                if not isinstance(error, ConfigError | Interrupted):  # those are shown at the end
+                if not isinstance(error, ConfigError | Interrupted):  # these are shown at the end
                     log.error("ppll-run: %s", error)
     if failure is not None:
         raise failure

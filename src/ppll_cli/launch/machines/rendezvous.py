@@ -1,4 +1,4 @@
-"""Where the launchers of several machines meet, and this machine's addresses. Imports no torch."""
+"""Finds where the launchers of machines meet, and this machine's address. Imports no torch."""
 
 import fcntl
 import socket
