@@ -28,7 +28,7 @@ SEARCH_PATH = "hydra.searchpath"
 """The key that lists users' folders of options. Hydra searches them after this program's folder."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Matches texts that need no quotes in Hydra's grammar, and the words in `_OTHERS`."""
+"""Matches texts that need no quotes in Hydra's grammar. It also matches the words in `_OTHERS`."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
 """Words that Hydra reads as a number, a boolean or null, unless they are quoted."""

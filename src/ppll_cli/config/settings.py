@@ -23,7 +23,7 @@ from ppll_cli.leaves.limits import Count, Fraction, Positive
 from ppll_cli.leaves.names import meant
 
 Workers = Annotated[int, Field(ge=1, le=4096)]
-"""Type of numbers of workers, and of threads. No machine has more than 4096."""
+"""Type of a number of workers or of threads. No machine has more than 4096 of them."""
 
 Group = dict[str, Any]
 
@@ -96,7 +96,7 @@ class Settings(Section):
 
     @property
     def devices_asked(self) -> int:
-        """Number of devices: `gpus`, or by default two, or `replicas` if that is above two."""
+        """Number of devices: `gpus` or, if that is None, the larger of 2 and `replicas`."""
         return max(2, self.replicas) if self.gpus is None else self.gpus
 
     @property
@@ -106,7 +106,7 @@ class Settings(Section):
 
     @property
     def fixes_modules(self) -> bool:
-        """Whether `local.cuts` or `local.modules` fixes the modules; else the partition does."""
+        """Whether the user has defined the modules, by `local.cuts` or `local.modules`."""
         return self.local.get("cuts") is not None or self.local.get("modules") is not None
 
     @property

@@ -1,8 +1,8 @@
 """Augmentation and normalisation of whole batches.
 
-All random numbers are drawn on the CPU, so a batch is augmented identically on every device. Images
-stay uint8 until they are normalised, which is the last step. Legend: B batch, C channels, H height,
-W width (pixels).
+All random numbers are generated on the CPU, so a batch is augmented identically on every device.
+Images stay uint8 until they are normalised, which is the last step. Legend: B batch, C channels, H
+height, W width (pixels).
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mix the images of a batch in pairs.
 
 Image i of a batch is mixed with image i - 1, and the first image with the last one. The pairs are
-random, because the order of samples is random. Random numbers are drawn on the CPU, once per batch,
-before the batch is divided among replicas and micro-batches.
+random, because the order of samples is random. Random numbers are generated on the CPU, once per
+batch, before the batch is divided among replicas and into micro-batches.
 
 Legend: B batch, C channels, H height, W width (pixels).
 """
@@ -26,10 +26,10 @@ def mixed(
 ) -> dict[str, Tensor]:
     """Mix a training batch by Mixup or CutMix; its images are changed in place.
 
-    `mixup` and `cutmix` are the methods' alphas: the share of an image in its mixture is drawn from
-    Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by one of them,
-    with probability 1/2. The batch has normalised images float32 [B, C, H, W] and labels int64 [B],
-    by name.
+    `mixup` and `cutmix` are the methods' alphas: the share of an image in its mixture has the
+    distribution Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by
+    one of them, chosen at random with equal probability. The batch has normalised images float32
+    [B, C, H, W] and labels int64 [B], by name.
 
     Returns:
         The mixed images, and for each of them the label with the larger share, the other label, and

@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, tensor, persistent=False)  # known, not trained
+            self.register_buffer(name, tensor, persistent=False)  # a constant, not trained
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return the mean reconstruction loss, a float32 scalar.

@@ -19,7 +19,7 @@ from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.unit import Unit, other_random_states
 
 ODD = 7
-"""A number of samples that hardly any other dimension of a tensor has."""
+"""A number of samples that is hardly ever the size of another dimension of a tensor."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def _drawing_with_torch() -> Iterator[None]:
-    """Refuse a forward that draws random numbers with Python's `random` or with `numpy.random`.
+    """Refuse a forward pass that uses random numbers of Python's `random` or of `numpy.random`.
 
     Workers seed only torch's generator for each unit and batch. Other random numbers would differ
     between schedules and after a resume.

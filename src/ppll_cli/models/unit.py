@@ -25,7 +25,7 @@ class Unit:
 
     Attributes:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
-        build: Builds the network, with fresh weights. It may draw them from the global random
+        build: Builds the network, with fresh weights. For the weights, it may use the global random
             generators of torch, NumPy and Python, because the program seeds these. The network
             takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
             `writes` has several names. It must not change its inputs in place, because other units
@@ -129,7 +129,7 @@ def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
 def units_seeded(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Unit, ...]:
-    """Make a model and return its units. Random numbers drawn for this depend only on the seed."""
+    """Make a model and return its units. The random numbers for this depend only on the seed."""
     with seeded_model(config, seed) as model:
         return tuple(model.units(input_spec, task))
 

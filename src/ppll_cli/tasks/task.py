@@ -23,7 +23,7 @@ class Task(Protocol):
 
     `reference` is the name of an untrained method, such as `bicubic`, with which the model is
     compared. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
-    last line that a run prints contains it.
+    final line that a run prints contains it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
     are the names of classes, or of the pictures' files. `rows` contains the results of

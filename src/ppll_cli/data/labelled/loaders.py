@@ -26,7 +26,7 @@ from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import how_ended, is_stopped
 
 MOST_AT_ONCE = 8
-"""Largest number of pictures per request. Decoding so many pictures takes much longer than sending
+"""Largest number of pictures per request. To decode so many pictures takes much longer than to send
 the request."""
 
 LOOK_S = 0.5
@@ -223,7 +223,7 @@ class _Loader:
             raise failure
 
     def _await(self, request: Request) -> None:
-        """Wait for the answer. The time limit leaves out time in which this process was stopped."""
+        """Wait for the answer. Time in which this process was stopped does not count."""
         waited_s = stopped_s = 0.0
         before_s = monotonic()
         while not self._connection.poll(LOOK_S):

@@ -44,7 +44,7 @@ class PictureSplit:
 
 
 class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
-    """Makes batches of pieces of pictures in memory-mapped files; only pieces go to the device.
+    """Makes batches of pieces of pictures. Only the pieces are copied to the device.
 
     The data set defines the scale, the side of patches, and whether patches are mirrored and
     rotated. Legend of the methods: s scale, P side of a small patch in pixels.

@@ -189,7 +189,7 @@ def _read(path: Path) -> Index:
 
 
 def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) -> Objects:
-    """Return the objects from the arrays in a file of the cache, which may have further arrays.
+    """Return the objects in a file of the cache. The file may also contain other arrays.
 
     `pictures` and `classes` are the expected numbers of pictures and of classes.
 
