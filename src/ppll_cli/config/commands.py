@@ -135,7 +135,7 @@ def _hydra(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         is_plain = _PLAIN.fullmatch(value) and value.lower() not in _OTHERS
-        # OmegaConf reads the text after Hydra, and would read `${` as the start of an
+        # After Hydra, OmegaConf also reads the text, and would take `${` for the start of an
         # interpolation.
         return value if is_plain else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if isinstance(value, list | tuple):

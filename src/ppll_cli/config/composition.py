@@ -50,7 +50,7 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and the chosen option of each group, by group.
+    """Return the resolved configuration, and the chosen option of each group.
 
     Hydra must be initialised before the call.
     """

@@ -192,7 +192,7 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Make Python search the folder of the program's start for a package that is not installed.
+    """Let Python search for a package also in the folder where the program was started.
 
     The folder becomes the last entry of `sys.path`, and only when needed, so that no file in it is
     imported instead of an optional dependency of an installed package. Workers inherit `sys.path`.

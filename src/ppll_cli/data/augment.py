@@ -62,8 +62,8 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 def _inside(places: Tensor, mode: str) -> Tensor:
     """Return, for each row (or column) of a crop, the row of the image that is copied to it.
 
-    `places` has the position of each row of the crop, counted from the first row of the image.
-    Positions below 0 or above `size` - 1 are in the padding. Both tensors are int64 [B, size].
+    `places` has the position of each of the `size` rows of the crop, counted from the image's first
+    row. Positions below 0 or above `size` - 1 are in the padding. Both tensors are int64 [B, size].
     """
     last = places.shape[1] - 1
     if mode == "reflect":

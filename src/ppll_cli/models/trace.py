@@ -129,7 +129,7 @@ def measure(
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Add a note to exceptions of a user's code whose message mentions the meta device."""
+    """Add a note to an exception of a user's code if its message mentions the meta device."""
     try:
         yield
     except Exception as error:
@@ -250,8 +250,8 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
     dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. Violations do not show in `one_sample`, the outputs
-    for one sample in evaluation.
+    into the memory for outputs in evaluation. The outputs for one sample in evaluation,
+    `one_sample`, cannot show whether a unit follows these rules.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.

@@ -63,7 +63,7 @@ class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
         self._loaders = Loaders(self.dataset.processes, self.dataset.size)
         self._training = DecodedAhead(self._begin_training)
         self._evaluating = DecodedAhead(self._begin_evaluation)
-        self._evaluated = ("", 0)  # split and first sample of the last evaluation batch
+        self._evaluated = ("", 0)  # split and first sample of the latest evaluation batch
 
     @contextmanager
     def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102

@@ -65,7 +65,7 @@ class Loaders:
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
         # `close` is also called when this object is freed or the process exits. Threads must not
-        # refer to this object; otherwise it would never be freed.
+        # refer to this object, so that it can be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self.close = Finalize(self, _end, ends, exitpriority=10)
 
