@@ -22,7 +22,7 @@ PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
 """Colours of the background (`PAPER`) and the text (`INK`) beside a picture."""
 
-_MIDDLE = 125  # from 0 to 255; on brighter backgrounds, dark text is more readable
+_MIDDLE = 125  # brightness, 0 to 255; above it, dark text is more readable
 _STEP = 4  # distance in pixels between places to try, if no place at the box is free
 _ELLIPSIS = "..."
 

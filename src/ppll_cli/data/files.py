@@ -109,7 +109,7 @@ def hold_out(
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return the name, in the folder samples/, of the drawing of test picture `number`.
+    """Return the file name of the drawing of test picture `number` in the folder samples/.
 
     `file` is the file of the test picture, or None.
     """

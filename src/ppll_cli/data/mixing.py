@@ -48,7 +48,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the targets of a mixed batch to an evaluation batch; each label has share 1."""
+    """Add to an evaluation batch the targets that a mixed batch has; each label has share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 

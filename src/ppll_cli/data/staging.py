@@ -1,7 +1,7 @@
 """Copies batches from host memory to their device without blocking the host.
 
 On CUDA a copy from pageable memory blocks the host until the device has finished all work queued
-before the copy. A worker that made such a copy for each batch could never queue work ahead.
+before the copy. A worker that made such a copy for each batch could never queue work in advance.
 """
 
 import torch

@@ -17,7 +17,7 @@ from ppll_cli.errors import RunFailedError
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
-"""Seconds for which the fork server may be stopped (SIGSTOP) while it has a worker to start."""
+"""Time in seconds that the fork server may be stopped (SIGSTOP) while it has to start a worker."""
 
 ANSWER_LIMIT_S = 600.0
 """Seconds that the fork server may take to start a worker. Before the first worker, the server

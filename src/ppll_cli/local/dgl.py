@@ -16,7 +16,8 @@ from ppll_cli.tasks.classification import classes_of
 class AdaptivePool(nn.Module):
     """Average pooling of maps to a smaller size.
 
-    Height and width become those of the input divided by `divisor`, rounded up, but at most `size`.
+    The output's height and width are the input's, divided by `divisor` and rounded up, but at most
+    `size`.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:

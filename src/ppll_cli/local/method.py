@@ -114,8 +114,8 @@ class Criterion(nn.Module):
         Args:
             weights: The watched unit's parameters by name. They are overwritten later, so this
                 method must read or copy them before it returns. It must not change them.
-            steps: Number of optimizer steps that had produced these weights; 0 or less for the
-                initial weights. It is below 0 in the first lag - 1 batches.
+            steps: Number of optimizer steps after which the unit had these weights; 0 or less for
+                the initial weights. It is below 0 in the first lag - 1 batches.
         """
 
 

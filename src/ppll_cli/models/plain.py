@@ -10,7 +10,7 @@ from ppll_cli.models.unit import Unit, build_unit, check_names
 class PlainModel(nn.Module):
     """All units of a model in one module; its `state_dict()` has the keys of `model.safetensors`.
 
-    The initial weights are equal to those of a run with this seed.
+    The initial weights are equal to the initial weights of a run with the same seed.
     """
 
     def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:

@@ -26,9 +26,9 @@ ODD = 7
 class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
-    Floating-point operations are those for one sample, from torch's counter; a multiplication and
-    an addition are two operations. `single_valued` has the names of the BatchNorm layers that get
-    one value per channel and sample, and therefore cannot be trained on one sample.
+    torch's counter counts the floating-point operations for one sample. A multiplication and an
+    addition are two operations. `single_valued` has the names of the BatchNorm layers that get one
+    value per channel and sample, and therefore cannot be trained on one sample.
     """
 
     params: int
@@ -58,9 +58,9 @@ class TracedUnit:
 def _without_compiler() -> Iterator[None]:
     """Keep torch from importing its compiler for functions that are not compiled.
 
-    torch marks its dispatch modes, and many functions for the meta device, with a decorator that
-    imports the compiler only to exclude them from compilation. Nothing is compiled here, and
-    importing the compiler takes half as long as importing torch.
+    torch applies a decorator to its dispatch modes, and to many functions for the meta device. The
+    decorator imports the compiler only to exclude them from compilation. Nothing is compiled here,
+    and importing the compiler takes half as long as importing torch.
     """
     stand_in = _Uncompiled(_COMPILER)
     sys.modules.setdefault(_COMPILER, stand_in)
@@ -220,8 +220,8 @@ def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[T
     """Run samples through a unit in training mode; return its inputs, and a list with its result.
 
     An in-place dropout, for example, changes its input only in training. If the unit raises an
-    error, the list is empty: a unit may read values in training, which the meta device does not
-    have.
+    error, this list is empty. The reason may be that a unit reads values in training, which the
+    meta device does not have.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
     results = []

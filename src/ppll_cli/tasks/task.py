@@ -33,8 +33,8 @@ class Task(Protocol):
     Attributes:
         metric: Name of the metric, one of the names that `score` returns. Higher is better, unless
             `lower_is_better` is True.
-        targets: Shape (without the batch dimension) and dtype of each tensor, by name, that losses
-            read. A tensor that the model reads may be among them.
+        targets: Shape (without the batch dimension) and dtype of each tensor that losses read, by
+            name. A tensor that the model reads may be among them.
     """
 
     @property

@@ -124,7 +124,7 @@ def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
 
 
 def _turned(patch: Bytes, turn: int) -> Bytes:
-    """Mirror and rotate a square in one of eight ways; way 0 leaves the square unchanged."""
+    """Mirror and rotate a square in one of eight ways; for `turn` 0 the square stays unchanged."""
     patch = np.rot90(patch, turn % 4)
     return patch[:, ::-1] if turn >= 4 else patch
 
