@@ -45,7 +45,7 @@ def register_resolvers() -> None:
 
 
 def _named(name: object) -> str:
-    """Return `-` and a run's name, with `_` in place of special characters; empty for None."""
+    """Return `-` and a run's name, with `_` in place of special characters; "" for None."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 

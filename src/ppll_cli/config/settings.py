@@ -101,7 +101,7 @@ class Settings(Section):
 
     @property
     def stages_asked(self) -> int:
-        """Number of stages: `devices_asked` divided by the number of replicas."""
+        """Number of stages: `devices_asked` divided by `replicas`."""
         return self.devices_asked // self.replicas
 
     @property
@@ -236,7 +236,7 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use: affinity and container may limit it."""
+    """Return the number of cores that CPU affinity and container let this process use."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -104,7 +104,7 @@ def symmetric_beta(alpha: float, u: float, v: float) -> float:
     If T has Student's t-distribution with 2 alpha degrees of freedom, then
     (1 + T / sqrt(2 alpha + T^2)) / 2 has the distribution Beta(alpha, alpha), and
     T = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994, Mathematics of Computation 62).
-    This method needs no rejection of draws, and does not overflow for any alpha above 0.
+    This method never rejects random numbers, and does not overflow for any alpha above 0.
     """
     logarithm = log1p(-u) / alpha  # 1 - u is used as the formula's u, because u may be 0
     cosine = cos(2 * pi * v)

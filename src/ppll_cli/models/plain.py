@@ -31,7 +31,8 @@ class PlainModel(nn.Module):
         Args:
             inputs: The tensors that the model reads, by name, or the only tensor that its first
                 unit reads, for example images [B, C, H, W].
-            before: If given, it is called with the name of each unit before the unit's forward.
+            before: If given, it is called with the name of each unit before the unit's forward
+                pass.
         """
         given = {self._units[0].reads[0]: inputs} if isinstance(inputs, Tensor) else inputs
         values = dict(given)

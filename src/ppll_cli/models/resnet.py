@@ -137,7 +137,7 @@ def _adapted(
 ) -> nn.Module:
     """Build a residual unit for an input of another shape.
 
-    The new unit halves H and W if H of its input exceeds H of the original unit's output.
+    The new unit halves H and W if its input's H is larger than the H of the original unit's output.
     """
     stride = 2 if input_shape[1] > output_shape[1] else 1
     return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)

@@ -90,7 +90,7 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, Python and NumPy for the body of the `with`, then restore them.
+    """Seed the CPU generators of torch, Python and NumPy in a `with` body; restore them after it.
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """

@@ -70,7 +70,7 @@ class Upsampler(nn.Module):
 
 
 class PictureHead(nn.Module):
-    """A head that makes pictures in two steps: features to a map, and the map to pictures.
+    """A head with two steps: it converts features to a map, and then the map to pictures.
 
     Between the steps, long skips are added to the map. A subclass creates `upsampler`, the network
     that makes pictures from the map.

@@ -122,8 +122,8 @@ AnyTask = TypeVar("AnyTask")
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
     """Return the task if it is an instance of `kind`, because `key=name` is only for such tasks.
 
-    Otherwise raise a ConfigError. `use` completes the words "is for ..." of its message, and `data`
-    completes the words "choose a data set ...".
+    Otherwise raise a ConfigError. `use` completes the words "is for ..." of the error's message,
+    and `data` completes the words "choose a data set ...".
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

@@ -35,10 +35,10 @@ class DecodedAhead(Generic[Key]):
 
     @contextmanager
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the first batch in `keys`, uint8 [B, 3, H, W].
+        """Provide the images of the batch with the first key in `keys`, uint8 [B, 3, H, W].
 
-        Loaders begin or continue to decode the other batches in `keys`. Batches that were begun and
-        are not in `keys` are dropped.
+        Loaders begin or continue to decode the other batches in `keys`. They drop batches that they
+        have begun and that are not in `keys`.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()

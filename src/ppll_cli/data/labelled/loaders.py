@@ -138,7 +138,7 @@ class SharedMemory:
         if hasattr(os, "memfd_create"):
             self._file = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
         else:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this object
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until `close`
         self._size = 0
         self._free: dict[int, list[Region]] = {}
         self._lock = Lock()
