@@ -28,7 +28,7 @@ SEARCH_PATH = "hydra.searchpath"
 """The key that lists users' folders of options. Hydra searches them after this program's folder."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Matches texts that need no quotes in Hydra's grammar, and the words in `_OTHERS`."""
+"""Matches texts that need no quotes in Hydra's grammar. It also matches the words in `_OTHERS`."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
 """Words that Hydra reads as a number, a boolean or null, unless they are quoted."""
@@ -135,7 +135,7 @@ def _hydra(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         is_plain = _PLAIN.fullmatch(value) and value.lower() not in _OTHERS
-        # OmegaConf reads the text after Hydra, and would read `${` as the start of an
+        # After Hydra, OmegaConf also reads the text, and would take `${` for the start of an
         # interpolation.
         return value if is_plain else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if isinstance(value, list | tuple):

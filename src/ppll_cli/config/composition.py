@@ -45,12 +45,12 @@ def register_resolvers() -> None:
 
 
 def _named(name: object) -> str:
-    """Return `-` and a run's name, with `_` in place of special characters; empty for None."""
+    """Return `-` and a run's name, with `_` in place of special characters; "" for None."""
     return "" if name is None else "-" + re.sub(r"[^\w.+=@-]", "_", str(name))[:LONGEST_NAME]
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and the chosen option of each group, by group.
+    """Return the resolved configuration, and the chosen option of each group.
 
     Hydra must be initialised before the call.
     """

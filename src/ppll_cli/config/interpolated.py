@@ -16,8 +16,8 @@ from ppll_cli.errors import ConfigError
 def plain(config: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain data, with interpolations resolved.
 
-    A text from an interpolation is converted to the number, boolean or null that Hydra would read
-    on a command line, if the key does not accept this text.
+    If a key does not accept a text from an interpolation, the text is converted to the number,
+    boolean or null that Hydra would read on a command line.
     """
     container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found: dict[str, Any] = container

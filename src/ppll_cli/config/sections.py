@@ -94,12 +94,12 @@ class FeatureBank(Section):
         features: Which features a module's auxiliary network reads. `every`: the features of every
             earlier module. `stage_ends`: the features of each earlier module that ends a resolution
             stage. A number n: the features of the n modules directly before the module. `first`:
-            the model's first features, which the head reads through a long skip (only for
+            the model's first features, the input of the long skip to the head (only for
             super-resolution). None: the default of the task, see `resolved`. In the record of an
             older run, a missing key means `every`.
-        fusion: How these features are fused with the auxiliary network's own features; `none`: the
-            bank is not used. None: `add` if `features` is `first` and `shared_head` is true, else
-            `concatenate`.
+        fusion: How these features are fused with the auxiliary network's own features. `none` means
+            that the bank is not used. None means `add` if `features` is `first` and `shared_head`
+            is true, otherwise `concatenate`.
         shared_head: Whether the head that reads the features has the shape of the model's head.
         join: Where the features are fused with the auxiliary network's own features. `head`:
             pooled, at its head. `input`: unpooled, at its input.
@@ -175,7 +175,7 @@ class Recover(Section):
             the next failure.
         minutes: The period for `tries`, in minutes.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
-            carries a batch or a mark (see `job.course`), or in an evaluation a part of a batch.
+            carries a batch, a part of an evaluation batch, or a mark (see `job.course`).
             None: the program chooses the number, and takes snapshots more often where they cost
             little.
     """

@@ -23,7 +23,7 @@ from ppll_cli.leaves.limits import Count, Fraction, Positive
 from ppll_cli.leaves.names import meant
 
 Workers = Annotated[int, Field(ge=1, le=4096)]
-"""Type of numbers of workers, and of threads. No machine has more than 4096."""
+"""Type of a number of workers or of threads. No machine has more than 4096 of them."""
 
 Group = dict[str, Any]
 
@@ -96,17 +96,17 @@ class Settings(Section):
 
     @property
     def devices_asked(self) -> int:
-        """Number of devices: `gpus`, or by default two, or `replicas` if that is above two."""
+        """Number of devices: `gpus` or, if that is None, the larger of 2 and `replicas`."""
         return max(2, self.replicas) if self.gpus is None else self.gpus
 
     @property
     def stages_asked(self) -> int:
-        """Number of stages: `devices_asked` divided by the number of replicas."""
+        """Number of stages: `devices_asked` divided by `replicas`."""
         return self.devices_asked // self.replicas
 
     @property
     def fixes_modules(self) -> bool:
-        """Whether `local.cuts` or `local.modules` fixes the modules; else the partition does."""
+        """Whether the user has defined the modules, by `local.cuts` or `local.modules`."""
         return self.local.get("cuts") is not None or self.local.get("modules") is not None
 
     @property
@@ -236,7 +236,7 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use: affinity and container may limit it."""
+    """Return the number of cores that CPU affinity and container let this process use."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

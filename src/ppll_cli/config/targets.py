@@ -111,8 +111,8 @@ def check_options(group: str, made: Any) -> None:
     """Check the fields of a dataclass against the annotations of each class that declares them.
 
     `__post_init__` calls this function, because Python code can create an object without `make`. A
-    tuple is accepted where a list is annotated, and a NumPy number where a number is. Values are
-    not converted. If a class declares a field of its base class again, both annotations apply.
+    tuple is accepted for a list, and a NumPy number for a number. Values are not converted. If a
+    class declares a field of its base class again, both annotations apply.
     """
     names = [field.name for field in dataclasses.fields(made) if field.init]
     for cls in reversed(type(made).__mro__):
@@ -192,11 +192,10 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Make Python search the folder of the program's start for a package that is not installed.
+    """Let Python search for a package also in the folder where the program was started.
 
-    The folder becomes the last entry of `sys.path`, and only when needed. Otherwise a file in the
-    folder could be imported instead of an optional dependency of an installed package. Workers
-    inherit `sys.path`.
+    The folder becomes the last entry of `sys.path`, and only when needed, so that no file in it is
+    imported instead of an optional dependency of an installed package. Workers inherit `sys.path`.
     """
     folder = str(start_folder())
     with suppress(ValueError):  # raised for `__main__`, for example, which is already imported

@@ -1,8 +1,8 @@
 """Augmentation and normalisation of whole batches.
 
-All random numbers are drawn on the CPU, so a batch is augmented identically on every device. Images
-stay uint8 until they are normalised, which is the last step. Legend: B batch, C channels, H height,
-W width (pixels).
+All random numbers are generated on the CPU, so a batch is augmented identically on every device.
+Images stay uint8 until they are normalised, which is the last step. Legend: B batch, C channels, H
+height, W width (pixels).
 """
 
 from collections.abc import Sequence
@@ -62,8 +62,8 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 def _inside(places: Tensor, mode: str) -> Tensor:
     """Return, for each row (or column) of a crop, the row of the image that is copied to it.
 
-    `places` has the position of each row of the crop, counted from the first row of the image.
-    Positions below 0 or above `size` - 1 are in the padding. Both tensors are int64 [B, size].
+    `places` has the position of each of the `size` rows of the crop, counted from the image's first
+    row. Positions below 0 or above `size` - 1 are in the padding. Both tensors are int64 [B, size].
     """
     last = places.shape[1] - 1
     if mode == "reflect":

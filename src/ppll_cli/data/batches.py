@@ -42,7 +42,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """Return a CPU generator with this seed; all random numbers are drawn on the CPU."""
+    """Return a CPU generator with this seed; all random numbers are generated on the CPU."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -66,7 +66,7 @@ class SplitBatches(Generic[Data, Content]):
     def __post_init__(self) -> None:
         samples = len(self.splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
-        self._latest: tuple[int, Tensor] | None = None  # last argument and result of `order`
+        self._latest: tuple[int, Tensor] | None = None  # latest argument and result of `order`
 
     @property
     def _order_device(self) -> torch.device:
@@ -142,7 +142,7 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         return mixed(named, generator, mixup=data.mixup, cutmix=data.cutmix)
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make batch number `batch` of a split: up to `size` samples, not augmented or mixed."""
+        """Make batch number `batch` of a split: up to `size` samples, without augmentation."""
         first, samples = batch * size, len(self.splits[split])
         assert 0 <= first < samples
         with self.evaluation_images(split, first, min(first + size, samples)) as (images, labels):

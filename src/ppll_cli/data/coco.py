@@ -27,8 +27,8 @@ class Coco(DetectionDataset):
 
     The annotations are instances_train2017.json and instances_val2017.json. The folders may contain
     another data set in this format, because the classes are read from the annotations, in the order
-    of their ids. Training leaves out boxes of crowds; the score treats them as COCO's metric
-    defines. The files (19 GB) are not downloaded.
+    of their ids. Training leaves out boxes of crowds; the score treats crowds as COCO's metric
+    does. The files (19 GB) are not downloaded.
     """
 
     @property

@@ -43,8 +43,8 @@ def provide(
         files: Paths of the files, relative to the folder.
         url: The URL where a person finds the files.
         fetch: Downloads at least the missing files into a folder.
-        everything: Whether all downloaded files are moved to the folder, not only `files`. Then
-            `files` are moved last, so that they exist only if the download was complete.
+        everything: Whether all downloaded files are moved to the folder, not only `files`. In this
+            case, `files` are moved last, so that they exist only if the download was complete.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.
@@ -81,8 +81,8 @@ def provide(
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
     """Run a download in a daemon thread; return the exception if it failed, None if it succeeded.
 
-    If the thread hangs, this function returns, and the thread continues, because a DNS query cannot
-    be interrupted. A daemon thread does not delay the exit of the process.
+    If no data arrive for too long, the result is a TimeoutError. The thread continues, because a
+    DNS query cannot be interrupted. A daemon thread does not delay the exit of the process.
     """
     failures: list[Exception] = []
 

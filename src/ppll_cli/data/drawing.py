@@ -20,9 +20,9 @@ TEXT_HEIGHT = 14
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
-"""Colours of background (`PAPER`) and text (`INK`) beside a picture; pages may be light or dark."""
+"""Colours of the background (`PAPER`) and the text (`INK`) beside a picture."""
 
-_MIDDLE = 125  # from 0 to 255; on brighter backgrounds, dark text is more readable
+_MIDDLE = 125  # brightness, 0 to 255; above it, dark text is more readable
 _STEP = 4  # distance in pixels between places to try, if no place at the box is free
 _ELLIPSIS = "..."
 
@@ -119,7 +119,7 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
-    """Return top left corners for a label: above and below a box, in its corners, and beside it."""
+    """Return possible top left corners of a label: above, below, beside and in corners of a box."""
     (width, height), (left, top, right, bottom) = size, box
     above = [(left, top - height), (right - width, top - height)]
     under = [(left, bottom), (right - width, bottom)]

@@ -59,7 +59,7 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """Return all paths by file name, from the first folder with all files; else None."""
+        """Return the files' paths by name, from the first folder that has all files, or None."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)

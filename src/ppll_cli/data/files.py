@@ -91,8 +91,9 @@ def hold_out(
     """Return the indices of kept training samples, and of training samples to hold out as `val`.
 
     The choice is the same in every run. Kept indices are in ascending order. Held-out indices are
-    in random order, so that the first n of them are a random sample, for every n. `needed` says
-    that held-out samples are the only test set; then the error message does not suggest 0.
+    in random order, so that the first n of them are a random sample, for every n. `needed` is True
+    if the held-out samples are the only test set. Then the error message does not suggest the
+    fraction 0.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.
@@ -108,7 +109,7 @@ def hold_out(
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return the name, in the folder samples/, of the drawing of test picture `number`.
+    """Return the file name of the drawing of test picture `number` in the folder samples/.
 
     `file` is the file of the test picture, or None.
     """

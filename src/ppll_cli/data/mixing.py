@@ -1,8 +1,8 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mix the images of a batch in pairs.
 
 Image i of a batch is mixed with image i - 1, and the first image with the last one. The pairs are
-random, because the order of samples is random. Random numbers are drawn on the CPU, once per batch,
-before the batch is divided among replicas and micro-batches.
+random, because the order of samples is random. Random numbers are generated on the CPU, once per
+batch, before the batch is divided among replicas and into micro-batches.
 
 Legend: B batch, C channels, H height, W width (pixels).
 """
@@ -26,10 +26,10 @@ def mixed(
 ) -> dict[str, Tensor]:
     """Mix a training batch by Mixup or CutMix; its images are changed in place.
 
-    `mixup` and `cutmix` are the methods' alphas: the share of an image in its mixture is drawn from
-    Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by one of them,
-    with probability 1/2. The batch has normalised images float32 [B, C, H, W] and labels int64 [B],
-    by name.
+    `mixup` and `cutmix` are the methods' alphas: the share of an image in its mixture has the
+    distribution Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by
+    one of them, chosen at random with equal probability. The batch has normalised images float32
+    [B, C, H, W] and labels int64 [B], by name.
 
     Returns:
         The mixed images, and for each of them the label with the larger share, the other label, and
@@ -48,7 +48,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the targets of a mixed batch to an evaluation batch; each label has share 1."""
+    """Add to an evaluation batch the targets that a mixed batch has; each label has share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 
@@ -104,7 +104,7 @@ def symmetric_beta(alpha: float, u: float, v: float) -> float:
     If T has Student's t-distribution with 2 alpha degrees of freedom, then
     (1 + T / sqrt(2 alpha + T^2)) / 2 has the distribution Beta(alpha, alpha), and
     T = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994, Mathematics of Computation 62).
-    This method needs no rejection of draws, and does not overflow for any alpha above 0.
+    This method never rejects random numbers, and does not overflow for any alpha above 0.
     """
     logarithm = log1p(-u) / alpha  # 1 - u is used as the formula's u, because u may be 0
     cosine = cos(2 * pi * v)

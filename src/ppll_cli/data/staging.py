@@ -1,7 +1,7 @@
 """Copies batches from host memory to their device without blocking the host.
 
 On CUDA a copy from pageable memory blocks the host until the device has finished all work queued
-before the copy. A worker that made such a copy for each batch could never queue work ahead.
+before the copy. A worker that made such a copy for each batch could never queue work in advance.
 """
 
 import torch
@@ -29,8 +29,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class SideStream:
     """A CUDA stream for a thread that makes tensors which another thread uses.
 
-    The work of the two threads then overlaps on the device. Only the stream of the using thread
-    waits for finished tensors; the thread itself does not wait. The new stream first waits for the
+    The work of the two threads then overlaps on the device. Only the stream of the thread that uses
+    the tensors waits for them; this thread itself does not wait. The new stream first waits for the
     work that is already queued on the current stream, such as the copy of a data set. On CPU there
     are no streams, and all methods do nothing.
     """
@@ -59,8 +59,8 @@ class SideStream:
     def hand_over(self, tensors: dict[str, Tensor], made: torch.cuda.Event | None) -> None:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
-        The method also records that the current stream uses the tensors. Otherwise the side stream
-        could reuse their memory while the current stream still reads it.
+        The method also records that the current stream uses the tensors, so that the side stream
+        does not reuse their memory while the current stream still reads it.
 
         `made` is the event that `mark` returned after the tensors were made; None on CPU.
         """

@@ -58,7 +58,7 @@ class Voc(DetectionDataset):
 
     @property
     def _years(self) -> str:
-        """The key in `YEARS`; YAML reads 07 as the number 7."""
+        """The value of `years` as a key of `YEARS`, because YAML reads 07 as the number 7."""
         return f"{self.years:02}" if isinstance(self.years, int) else self.years
 
     @property

@@ -20,13 +20,13 @@ def device_count() -> int:
     return 0 if why_none() else torch.cuda.device_count()
 
 
-@cache  # the CUDA runtime tells the reason only once
+@cache  # the CUDA runtime reports the reason only once
 def why_none() -> str:
     """Return why torch can use no CUDA device; empty if it can use one.
 
-    `torch.cuda.device_count` also counts devices that torch cannot use, for example because the
-    driver is too old: it asks NVML, a library of the driver. The CUDA runtime knows which devices
-    can be used.
+    `torch.cuda.device_count` asks NVML, a library of the driver. So it also counts devices that
+    torch cannot use, for example because the driver is too old. The CUDA runtime knows which
+    devices can be used.
     """
     if torch.cuda.device_count() == 0:
         return "there is no CUDA device"

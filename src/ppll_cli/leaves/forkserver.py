@@ -17,7 +17,7 @@ from ppll_cli.errors import RunFailedError
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
-"""Seconds for which the fork server may be stopped (SIGSTOP) while it has a worker to start."""
+"""Time in seconds that the fork server may be stopped (SIGSTOP) while it has to start a worker."""
 
 ANSWER_LIMIT_S = 600.0
 """Seconds that the fork server may take to start a worker. Before the first worker, the server
@@ -61,7 +61,7 @@ def start() -> None:
         # The resource tracker ignores SIGINT and SIGTERM by itself; SIGHUP is blocked for it here.
         with _blocked(signal.SIGHUP):
             resource_tracker.ensure_running()
-        with _blocked(*STOPPING):  # the server inherits this; `launch.preload` unblocks them
+        with _blocked(*STOPPING):  # also in the server, until `launch.preload` unblocks them
             forkserver.ensure_running()
 
 
@@ -79,7 +79,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 def _without_current_directory() -> Iterator[None]:
     """Keep the current directory out of `sys.path` in processes that the body of the `with` starts.
 
-    Otherwise these processes would import a user's `torch.py` in this directory instead of torch.
+    So these processes do not import a user's `torch.py` in this directory instead of torch.
     """
     name, value = SAFE_PATH
     found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # started in a clone's `src`
@@ -115,7 +115,7 @@ def begin(worker: ForkServerProcess) -> None:
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
     """Kill the fork server if it does not answer, so that `begin` stops waiting.
 
-    The time limit leaves out time in which this process itself was stopped, for example by Ctrl-Z.
+    Time in which this process itself was stopped, for example by Ctrl-Z, does not count.
     """
     stopped_s = waited_s = 0.0
     looked_s = monotonic()

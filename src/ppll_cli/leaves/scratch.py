@@ -175,7 +175,7 @@ def _claim(place: Path) -> _Own:
 
 
 def _clear(base: Path) -> None:
-    """Remove folders that ended processes of this machine have left."""
+    """Remove folders that processes of this machine left behind when they ended."""
     for lock in base.glob(f"{_host()}-*.lock"):
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW)

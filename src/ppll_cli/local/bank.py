@@ -77,7 +77,7 @@ def fused(maps: Sequence[Tensor], fusion: str, dim: int = 1) -> Tensor:
 
 
 class VectorHead(ClassifierHead):
-    """A Linear layer on vectors [B, D]."""
+    """A head for vectors [B, D]: a Linear layer."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class FusedHead(nn.Module):
             head.fc = nn.Linear(joined, head.fc.out_features)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
-        """Return logits [B, classes] for features and banked vectors [B, width]."""
+        """Return the logits [B, classes] for features and for banked vectors [B, width]."""
         own, *banked = [self.head.pooled(x), *bank]
         if self.normalize:
             own, *banked = [F.layer_norm(v, v.shape[1:]) for v in (own, *banked)]

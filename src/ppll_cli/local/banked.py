@@ -29,7 +29,7 @@ class BankedCriterion(Criterion):
             self.further = (ZEROED,)
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the prediction for a bank of zeros; nothing if evaluations do not measure it."""
+        """Return the prediction for a bank of zeros; an empty mapping without `measure_zeroed`."""
         if not self.further:
             return {}
         x, *bank = (values[name] for name in self.features)

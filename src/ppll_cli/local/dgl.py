@@ -16,7 +16,8 @@ from ppll_cli.tasks.classification import classes_of
 class AdaptivePool(nn.Module):
     """Average pooling of maps to a smaller size.
 
-    Height and width become those of the input divided by `divisor`, rounded up, but at most `size`.
+    The output's height and width are the input's, divided by `divisor` and rounded up, but at most
+    `size`.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:
@@ -31,7 +32,7 @@ class AdaptivePool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pool [B, C, H, W] to [B, C, h, w]."""
         height, width = map(self.side, x.shape[2:])
-        # Equals adaptive_avg_pool2d, whose backward is not deterministic on CUDA.
+        # Equals adaptive_avg_pool2d, whose backward pass is not deterministic on CUDA.
         if x.shape[2] % height == 0 and x.shape[3] % width == 0:
             return F.avg_pool2d(x, (x.shape[2] // height, x.shape[3] // width))
         rows, columns = _averages(x.shape[2], height, x), _averages(x.shape[3], width, x)

@@ -158,7 +158,7 @@ class Decoder(nn.Module):
         self.network = drawn_by_he(nn.Sequential(*layers))
         for name, numbers in (("mean", image.mean), ("std", image.std)):
             tensor = torch.tensor(numbers, dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, tensor, persistent=False)  # known, not trained
+            self.register_buffer(name, tensor, persistent=False)  # a constant, not trained
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return the mean reconstruction loss, a float32 scalar.
@@ -173,9 +173,9 @@ class Decoder(nn.Module):
     def pixels(self, image: Tensor) -> Tensor:
         """Convert normalised images to float32 pixels in [0, 1].
 
-        Values are clamped to this range. In the data sets of this program they exceed it only by
-        rounding errors, because images are padded before normalisation. A user's data set may pad
-        images after normalisation.
+        Values are clamped to this range. In this program's data sets, values are outside of the
+        range only by rounding errors, because images are padded before normalisation. A user's data
+        set may pad images after normalisation.
         """
         return (image.float() * self.std + self.mean).clamp(0, 1)
 

@@ -66,7 +66,7 @@ class JoinedAtInput(CopiedNetwork):
 
     def joined(self, x: Tensor, bank: Sequence[Tensor]) -> Tensor:
         """Fuse banked features into a module's features, whose shape does not change."""
-        if self.maps:  # detached, because the pool's backward is not deterministic on CUDA
+        if self.maps:  # detached, because the pool's backward pass is not deterministic on CUDA
             size = x.shape[2], x.shape[3]
             bank = [F.adaptive_avg_pool2d(b.detach(), size) for b in bank]
         projected = (F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True))

@@ -165,7 +165,7 @@ class MANPlus(MAN):
 
 
 class Mixture(nn.Module):
-    """Adds the outputs of a trained and of an averaged network for the same features.
+    """Adds the outputs of two networks for the same features: a trained and an averaged network.
 
     An update sets average = m average + (1 - m) weights, where m is `momentum`. If `scaled`, the
     outputs are multiplied by s (trained network) and 2 - s (averaged network), where s is learned.

@@ -15,7 +15,8 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 Lag = Annotated[int, Field(ge=1, le=4096, strict=True)]
-"""Lag in batches. A lag of n keeps n versions of weights; no method needs more than 4096."""
+"""Lag in batches. With a lag of n, n versions of the weights are kept. No method needs more than
+4096."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Criterion(nn.Module):
         Args:
             weights: The watched unit's parameters by name. They are overwritten later, so this
                 method must read or copy them before it returns. It must not change them.
-            steps: Number of optimizer steps that had produced these weights; 0 or less for the
-                initial weights. It is below 0 in the first lag - 1 batches.
+            steps: Number of optimizer steps after which the unit had these weights; 0 or less for
+                the initial weights. It is below 0 in the first lag - 1 batches.
         """
 
 
@@ -136,7 +137,7 @@ class LocalMethod(ABC):
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of any module but the model's last one.
+        """Return the auxiliary network and local loss of a module; not of the model's last module.
 
         Raises:
             ConfigError: The method does not apply to this model or task.

@@ -21,9 +21,9 @@ class AsMap(nn.Module):
     """Converts features to maps [B, C, H, W].
 
     Maps are not changed. For transformers (our reading), patch tokens [B, T, D] are arranged in a
-    square, in the order of the patches in the image. A class token in front is added to each patch
-    token, because otherwise the class token would not be trained. If the number of tokens fits no
-    square, the tokens become a map with one column. Vectors [B, D] become maps of one pixel.
+    square, in the order of the patches in the image. A class token at the front is added to each
+    patch token, so that the class token is trained too. If the number of tokens fits no square, the
+    tokens become a map with one column. Vectors [B, D] become maps of one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:

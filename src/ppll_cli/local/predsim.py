@@ -21,9 +21,9 @@ class PredSim(LocalMethod):
 
     The prediction loss is cross-entropy after a pool and a Linear layer. The similarity loss
     compares all pairs of samples in a batch. It is the mean squared difference between the
-    `similarities` of the samples' features, after a 3x3 convolution, and those of their labels.
-    The loss is (1 - similarity) * prediction loss + similarity * similarity loss. For a mixed
-    image, the row of class shares is used as its label (our choice).
+    `similarities` of the samples' features, after a 3x3 convolution, and the `similarities` of the
+    samples' labels. The loss is (1 - similarity) * prediction loss + similarity * similarity loss.
+    For a mixed image, the row of class shares is used as its label (our choice).
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
     Linear layer begins with torch's initial weights instead of zeros, and maps of odd height or
@@ -45,7 +45,7 @@ class PredSim(LocalMethod):
         channels, height, width = map_shape(site.spec.shape)
         kernel = pool_kernel(height, width, self.width // channels)
         pooled = channels * _windows(height, kernel[0]) * _windows(width, kernel[1])
-        # The backward of adaptive pooling is not deterministic on CUDA.
+        # The backward pass of adaptive pooling is not deterministic on CUDA.
         pool = nn.AvgPool2d(kernel, ceil_mode=True)
         head: nn.Module = nn.Sequential(AsMap(), pool, nn.Flatten(), nn.Linear(pooled, classes))
         if self.similarity == 0:

@@ -27,7 +27,7 @@ class DropPath(nn.Module):
 
 
 def drop_path_of(rate: float) -> nn.Module:
-    """Return a `DropPath`. If `rate` is 0, return an identity, which draws no random numbers."""
+    """Return a `DropPath`. If `rate` is 0, return an identity, which needs no random numbers."""
     return DropPath(rate) if rate else nn.Identity()
 
 

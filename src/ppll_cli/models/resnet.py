@@ -107,7 +107,7 @@ class Head(ClassifierHead):
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution to put before a norm: no bias, initialised by He's rule (fan out)."""
+    """Return a convolution without bias, to precede a norm; initialised by He's rule (fan out)."""
     layer = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
@@ -137,7 +137,7 @@ def _adapted(
 ) -> nn.Module:
     """Build a residual unit for an input of another shape.
 
-    The new unit halves H and W if H of its input exceeds H of the original unit's output.
+    The new unit halves H and W if its input's H is larger than the H of the original unit's output.
     """
     stride = 2 if input_shape[1] > output_shape[1] else 1
     return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)

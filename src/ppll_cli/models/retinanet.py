@@ -17,7 +17,7 @@ from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Shape, Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
-"""Names of the maps that the unit `head` reads, the last map of each stride in the ResNet."""
+"""Names of the maps that the unit `head` reads. For each stride it is the ResNet's last map."""
 
 Norm = Literal["none", "group"]
 GROUPS = 32

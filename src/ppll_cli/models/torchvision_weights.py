@@ -40,7 +40,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The result is for `PlainModel.load_state_dict`, which refuses weights that do not fit its model.
     It shares its tensors with `state_dict`. The models are ResNet-18, 34, 50, 101 and 152, which
     fit `ResNet` with `stem="imagenet"`; VisionTransformers, which fit `ViT` with `pooling="cls"`;
-    and RetinaNets over such ResNets, which fit `RetinaNet` if P6 is made from P5. Weights do not
+    and RetinaNets with such ResNets, which fit `RetinaNet` if P6 is made from P5. Weights do not
     show the number of attention heads, so give `ViT` the number of the original model.
     """
     return {our_name(key): tensor for key, tensor in state_dict.items()}

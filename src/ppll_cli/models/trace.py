@@ -19,16 +19,16 @@ from ppll_cli.leaves.values import ValueSpec, empty, spec_of
 from ppll_cli.models.unit import Unit, other_random_states
 
 ODD = 7
-"""A number of samples that hardly any other dimension of a tensor has."""
+"""A number of samples that is hardly ever the size of another dimension of a tensor."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
-    Floating-point operations are those for one sample, from torch's counter; a multiplication and
-    an addition are two operations. `single_valued` has the names of the BatchNorm layers that get
-    one value per channel and sample, and therefore cannot be trained on one sample.
+    torch's counter counts the floating-point operations for one sample. A multiplication and an
+    addition are two operations. `single_valued` has the names of the BatchNorm layers that get one
+    value per channel and sample, and therefore cannot be trained on one sample.
     """
 
     params: int
@@ -58,9 +58,9 @@ class TracedUnit:
 def _without_compiler() -> Iterator[None]:
     """Keep torch from importing its compiler for functions that are not compiled.
 
-    torch marks its dispatch modes, and many functions for the meta device, with a decorator that
-    imports the compiler only to exclude them from compilation. Nothing is compiled here, and
-    importing the compiler takes half as long as importing torch.
+    torch applies a decorator to its dispatch modes, and to many functions for the meta device. The
+    decorator imports the compiler only to exclude them from compilation. Nothing is compiled here,
+    and importing the compiler takes half as long as importing torch.
     """
     stand_in = _Uncompiled(_COMPILER)
     sys.modules.setdefault(_COMPILER, stand_in)
@@ -129,7 +129,7 @@ def measure(
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Add a note to exceptions of a user's code whose message mentions the meta device."""
+    """Add a note to an exception of a user's code if its message mentions the meta device."""
     try:
         yield
     except Exception as error:
@@ -145,7 +145,7 @@ def explained() -> Iterator[None]:
 
 @contextmanager
 def _drawing_with_torch() -> Iterator[None]:
-    """Refuse a forward that draws random numbers with Python's `random` or with `numpy.random`.
+    """Refuse a forward pass that uses random numbers of Python's `random` or of `numpy.random`.
 
     Workers seed only torch's generator for each unit and batch. Other random numbers would differ
     between schedules and after a resume.
@@ -220,8 +220,8 @@ def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[T
     """Run samples through a unit in training mode; return its inputs, and a list with its result.
 
     An in-place dropout, for example, changes its input only in training. If the unit raises an
-    error, the list is empty: a unit may read values in training, which the meta device does not
-    have.
+    error, this list is empty. The reason may be that a unit reads values in training, which the
+    meta device does not have.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
     results = []
@@ -250,8 +250,8 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
     dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. Violations do not show in `one_sample`, the outputs
-    for one sample in evaluation.
+    into the memory for outputs in evaluation. The outputs for one sample in evaluation,
+    `one_sample`, cannot show whether a unit follows these rules.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.

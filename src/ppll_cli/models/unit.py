@@ -25,7 +25,7 @@ class Unit:
 
     Attributes:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
-        build: Builds the network, with fresh weights. It may draw them from the global random
+        build: Builds the network, with fresh weights. For the weights, it may use the global random
             generators of torch, NumPy and Python, because the program seeds these. The network
             takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
             `writes` has several names. It must not change its inputs in place, because other units
@@ -90,7 +90,7 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, Python and NumPy for the body of the `with`, then restore them.
+    """Seed the CPU generators of torch, Python and NumPy in a `with` body; restore them after it.
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """
@@ -129,7 +129,7 @@ def seeded_model(config: Mapping[str, Any], seed: int) -> Iterator[Model]:
 def units_seeded(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Unit, ...]:
-    """Make a model and return its units. Random numbers drawn for this depend only on the seed."""
+    """Make a model and return its units. The random numbers for this depend only on the seed."""
     with seeded_model(config, seed) as model:
         return tuple(model.units(input_spec, task))
 

@@ -92,8 +92,8 @@ class Block(nn.Module):
     """A pre-norm transformer block: attention and a two-layer network, each with a skip around it.
 
     `dropout` applies to the outputs of both branches, and to the two-layer network's hidden layer,
-    of width `hidden`. A branch is zeroed for a sample with probability `rate`; each branch draws
-    independently.
+    of width `hidden`. A branch is zeroed for a sample with probability `rate`, independently of the
+    other branch.
     """
 
     def __init__(

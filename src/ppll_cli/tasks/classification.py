@@ -112,8 +112,8 @@ class Classification:
         """Return the mean cross-entropy, in float32 also under autocast.
 
         In training the targets are smoothed by `label_smoothing`; they are class shares if images
-        are mixed, else labels. In evaluation they are always plain labels, so that the losses of
-        all runs can be compared.
+        are mixed, otherwise labels. In evaluation they are always plain labels, so that the losses
+        of all runs can be compared.
 
         Raises:
             ValueError: The prediction does not have one logit for each class.

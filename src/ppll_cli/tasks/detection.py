@@ -53,8 +53,8 @@ and width were scaled."""
 
 LARGEST_TABLE = 2**24
 """Largest number of elements of a tensor whose dimensions are pictures, anchors, and boxes or
-classes. In float32 these are 64 MiB. The loss has a few such tensors at the same time. One picture
-of 800x1333 pixels with 80 classes needs about this size; a larger picture may exceed it."""
+classes. In float32 such a tensor has 64 MiB. The loss has a few such tensors at the same time. One
+picture of 800x1333 pixels with 80 classes needs about this size; a larger picture may exceed it."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class _Levels(nn.Module):
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # This is no scalar, because with a scalar, results under autocast would be bfloat16.
+        # This is not a scalar, because with a scalar, results under autocast would be bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
         self.register_buffer("mean", values, persistent=False)
@@ -70,7 +70,7 @@ class Upsampler(nn.Module):
 
 
 class PictureHead(nn.Module):
-    """A head that makes pictures in two steps: features to a map, and the map to pictures.
+    """A head with two steps: it converts features to a map, and then the map to pictures.
 
     Between the steps, long skips are added to the map. A subclass creates `upsampler`, the network
     that makes pictures from the map.

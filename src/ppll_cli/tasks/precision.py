@@ -37,8 +37,8 @@ def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Ma
 
     Returns:
         By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75`, computed by
-        pycocotools. If `crowds` is False, also `voc_ap50`, the area under the curve of precision
-        against recall, and `voc07_ap50`, the mean of 11 points of this curve.
+        pycocotools. If `crowds` is False, also `voc_ap50`, the area under the precision-recall
+        curve, and `voc07_ap50`, the mean of 11 points of this curve.
     """
     precision = _coco(rows, tuple(classes), crowds)
     found = {name: _mean(precision[at]) for name, at in OVERLAPS.items()}
@@ -101,7 +101,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
 
 
 def _mean(precision: Floats) -> float:
-    """Return the mean of all values except -1, which marks a class without boxes."""
+    """Return the mean of all values except -1, the value for a class without boxes."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else nan
 

@@ -38,7 +38,7 @@ def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 class Anchors(nn.Module):
-    """Joins levels and anchors with deltas and logits, so that a prediction contains its anchors.
+    """Concatenates levels, anchors, deltas and logits, so that a prediction contains its anchors.
 
     Args:
         smallest: Side of the smallest anchors of a pyramid, on maps of stride 8, in pixels. On

@@ -147,7 +147,7 @@ class SuperResolution:
         return Details("picture", entries)
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a convolution to 3 * scale^2 channels, a pixel shuffle and `ToPictures`."""
+        """Return a network: convolution to 3 * scale^2 channels, pixel shuffle, `ToPictures`."""
         check_map("local", "greedy", shape)
         convolution = nn.Conv2d(shape[0], 3 * self.scale**2, 3, padding=1)
         return nn.Sequential(convolution, nn.PixelShuffle(self.scale), ToPictures(self.mean))

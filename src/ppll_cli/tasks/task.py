@@ -23,7 +23,7 @@ class Task(Protocol):
 
     `reference` is the name of an untrained method, such as `bicubic`, with which the model is
     compared. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
-    last line that a run prints contains it.
+    final line that a run prints contains it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
     are the names of classes, or of the pictures' files. `rows` contains the results of
@@ -33,8 +33,8 @@ class Task(Protocol):
     Attributes:
         metric: Name of the metric, one of the names that `score` returns. Higher is better, unless
             `lower_is_better` is True.
-        targets: Shape (without the batch dimension) and dtype of each tensor, by name, that losses
-            read. A tensor that the model reads may be among them.
+        targets: Shape (without the batch dimension) and dtype of each tensor that losses read, by
+            name. A tensor that the model reads may be among them.
     """
 
     @property
@@ -122,8 +122,8 @@ AnyTask = TypeVar("AnyTask")
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
     """Return the task if it is an instance of `kind`, because `key=name` is only for such tasks.
 
-    Otherwise raise a ConfigError. `use` completes the words "is for ..." of its message, and `data`
-    completes the words "choose a data set ...".
+    Otherwise raise a ConfigError. `use` completes the words "is for ..." of the error's message,
+    and `data` completes the words "choose a data set ...".
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

@@ -35,10 +35,10 @@ class DecodedAhead(Generic[Key]):
 
     @contextmanager
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the first batch in `keys`, uint8 [B, 3, H, W].
+        """Provide the images of the batch with the first key in `keys`, uint8 [B, 3, H, W].
 
-        Loaders begin or continue to decode the other batches in `keys`. Batches that were begun and
-        are not in `keys` are dropped.
+        Loaders begin or continue to decode the other batches in `keys`. They drop batches that they
+        have begun and that are not in `keys`.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()
@@ -63,7 +63,7 @@ class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
         self._loaders = Loaders(self.dataset.processes, self.dataset.size)
         self._training = DecodedAhead(self._begin_training)
         self._evaluating = DecodedAhead(self._begin_evaluation)
-        self._evaluated = ("", 0)  # split and first sample of the last evaluation batch
+        self._evaluated = ("", 0)  # split and first sample of the latest evaluation batch
 
     @contextmanager
     def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102

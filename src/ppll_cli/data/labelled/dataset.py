@@ -38,7 +38,7 @@ CHECK_S = 3.0
 """Time in seconds for decoding some pictures as a test at the start, if loaders are used."""
 
 MOST_CHECKED = 50_000
-"""Largest number of pictures in the test at the start; so many cannot be decoded in `CHECK_S`."""
+"""Largest number of pictures in the test at the start, more than can be decoded in `CHECK_S`."""
 
 MOST_BYTES = 4 << 30
 """Largest total size in bytes of images that are kept in memory. A quarter of the machine's memory

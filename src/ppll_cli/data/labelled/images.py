@@ -22,7 +22,7 @@ _FEW = 200
 """Up to this number of pictures are decoded without loaders, because loaders start slowly."""
 
 _SAID = 5000
-"""Before more images than this number are made, a log message says so, because it takes long."""
+"""If more images than this number are to be made, a log message announces it."""
 
 log = logging.getLogger(__name__)
 

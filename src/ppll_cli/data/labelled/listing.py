@@ -23,8 +23,8 @@ PATH_NAMES = (
     *("image", "image_path", "picture"),
 )
 LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
-"""Possible names of the columns of paths (`PATH_NAMES`) and of classes (`LABEL_NAMES`) in the first
-line of a CSV file."""
+"""Names that the first line of a CSV file may give to the column of paths (`PATH_NAMES`) and to the
+column of classes (`LABEL_NAMES`)."""
 
 _MOST_CSV_BYTES = 1 << 30
 

@@ -24,8 +24,8 @@ from ppll_cli.leaves.forkserver import STOPPING
 class Wanted:
     """A picture to decode, and the piece of it that becomes the image.
 
-    The piece is the square in the middle or, if there are draws, the random piece that they
-    determine.
+    The piece is the square in the middle or, if `draws` is not empty, the random piece that these
+    random numbers determine.
     """
 
     path: str

@@ -26,7 +26,7 @@ from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import how_ended, is_stopped
 
 MOST_AT_ONCE = 8
-"""Largest number of pictures per request. Decoding so many pictures takes much longer than sending
+"""Largest number of pictures per request. To decode so many pictures takes much longer than to send
 the request."""
 
 LOOK_S = 0.5
@@ -65,7 +65,7 @@ class Loaders:
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
         # `close` is also called when this object is freed or the process exits. Threads must not
-        # refer to this object; otherwise it would never be freed.
+        # refer to this object, so that it can be freed.
         ends = (self._loaders, self._jobs, self.memory)
         self.close = Finalize(self, _end, ends, exitpriority=10)
 
@@ -138,7 +138,7 @@ class SharedMemory:
         if hasattr(os, "memfd_create"):
             self._file = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
         else:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this object
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until `close`
         self._size = 0
         self._free: dict[int, list[Region]] = {}
         self._lock = Lock()
@@ -223,7 +223,7 @@ class _Loader:
             raise failure
 
     def _await(self, request: Request) -> None:
-        """Wait for the answer. The time limit leaves out time in which this process was stopped."""
+        """Wait for the answer. Time in which this process was stopped does not count."""
         waited_s = stopped_s = 0.0
         before_s = monotonic()
         while not self._connection.poll(LOOK_S):

@@ -137,7 +137,7 @@ def _read(folder: Path, count: int, scale: int, measured: bool) -> Pictures:
 
 
 def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
-    """Return the pictures in a file that holds their pixels one after the other."""
+    """Return the pictures in a file that holds the pixels of one picture after the other."""
     flat, sizes = np.load(path, mmap_mode="r"), [tuple(map(int, shape)) for shape in shapes]
     ends = np.cumsum([prod(size) for size in sizes], dtype=np.int64)
     whole = flat.dtype == np.uint8 and flat.ndim == 1 and len(flat) == ends[-1]

@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels."""
 
 _GAP = 2.0
-"""The reduced size at which a JPEG is decoded is at least this many times the needed size."""
+"""A large JPEG is decoded at a reduced size, which is at least this many times the needed size."""
 
 _MOST_16_BIT = 0xFFFF
 _QUIET = Lock()  # all threads share the warning filters, so one thread at a time changes them

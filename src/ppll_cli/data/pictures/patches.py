@@ -44,7 +44,7 @@ class PictureSplit:
 
 
 class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
-    """Makes batches of pieces of pictures in memory-mapped files; only pieces go to the device.
+    """Makes batches of pieces of pictures. Only the pieces are copied to the device.
 
     The data set defines the scale, the side of patches, and whether patches are mirrored and
     rotated. Legend of the methods: s scale, P side of a small patch in pixels.
@@ -124,7 +124,7 @@ def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
 
 
 def _turned(patch: Bytes, turn: int) -> Bytes:
-    """Mirror and rotate a square in one of eight ways; way 0 leaves the square unchanged."""
+    """Mirror and rotate a square in one of eight ways; for `turn` 0 the square stays unchanged."""
     patch = np.rot90(patch, turn % 4)
     return patch[:, ::-1] if turn >= 4 else patch
 

@@ -105,7 +105,7 @@ def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
 def captioned(found: Sequence[View]) -> Image.Image:
     """Draw views in rows of two, each with its caption above it.
 
-    Each pixel becomes a square of pixels, without interpolation, so that a panel is about half a
+    Each pixel becomes a square of pixels, without interpolation, so that a view is about half a
     page wide and its pixels remain visible.
     """
     height, width = found[0].pixels.shape[:2]

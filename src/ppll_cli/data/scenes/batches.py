@@ -46,7 +46,7 @@ class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
         self._std = per_channel(self.dataset.std, self.device)
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Make a training batch without ignored boxes, from the random order of the epoch.
+        """Make a training batch, in the random order of the epoch; ignored boxes are left out.
 
         Returns:
             Images float32 [B, 3, H, W] and the targets of `ppll_cli.tasks.detection`, by name.

@@ -176,8 +176,8 @@ class DetectionDataset(Files, ABC):
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
         """Return the form of evaluation batches, which have one picture each.
 
-        In a batch with a larger picture, a picture would be padded, and its detections could
-        change.
+        In a batch with a larger picture, a picture would be padded, which could change its
+        detections.
         """
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 

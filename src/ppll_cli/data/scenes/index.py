@@ -26,7 +26,7 @@ _LEAST_PART = 0.5  # smallest fraction of a box's area that should be inside its
 
 
 class Found(NamedTuple):
-    """Height and width of a picture, in pixels, and its objects, as in its annotation.
+    """Height and width of a picture, in pixels, and its objects, as its annotation describes them.
 
     For each object there are left, top, right and bottom in pixels from 0, the label of its class,
     and whether it is ignored.
@@ -189,7 +189,7 @@ def _read(path: Path) -> Index:
 
 
 def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) -> Objects:
-    """Return the objects from the arrays in a file of the cache, which may have further arrays.
+    """Return the objects in a file of the cache. The file may also contain other arrays.
 
     `pictures` and `classes` are the expected numbers of pictures and of classes.
 
@@ -217,7 +217,7 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
     """Return a warning about boxes that are dropped or mostly outside of their pictures.
 
-    The text is empty if there are no such boxes. Raise ValueError if most boxes are such boxes.
+    The text is empty if there are no such boxes. If most boxes are like this, raise ValueError.
     """
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)

@@ -16,8 +16,8 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
     `size` is width and height in the annotation. If it is the size of the upright picture, the
-    boxes are returned unchanged. Otherwise, if it is the size of the stored picture, which EXIF
-    turns, the boxes are turned too.
+    boxes are returned unchanged. Otherwise, if it is the size that the picture has before EXIF
+    turns it, the boxes are turned too.
 
     Raises:
         ConfigError: The file cannot be read, or its size is not that of the annotation.
