@@ -99,7 +99,7 @@ ALONE = {
     "zb_h1": ["schedule=zb_h1", "gpus=2", "partition=flops", "threads=1"],
 }
 """The rows without a local method. Only `bp` is trained to measure accuracy. The other rows would
-learn the same, but BatchNorm may compute its statistics over other samples."""
+learn the same weights, except that BatchNorm may compute its statistics over other samples."""
 
 SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000", "log_every=25"]
 LONG = ["log_every=100"]
@@ -132,7 +132,7 @@ def rows(
     """Return the rows of each model: back-propagation, and each method with each cut.
 
     `budget` has the overrides that set the length of the training. "bp" among the methods means the
-    rows of `ALONE`. A model has no rows if `MODULES` cuts it into none of these numbers of modules.
+    rows of `ALONE`. A model has no rows if `MODULES` has no entry for it with one of `numbers`.
     """
     found = []
     choices = METHODS | VARIANTS

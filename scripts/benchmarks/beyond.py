@@ -68,8 +68,8 @@ class Case:
             trained for the auxiliary network of the module before, not for the head.
         metrics: Heading and format of each metric. A column compares the first metric with bp's.
         methods: Keys of `METHODS`.
-        reference: Name of a method without training, and its key in the results for each metric;
-            None if the case has no such method.
+        reference: Name of a method that needs no training, and its key in the results for each
+            metric; None if the case has no such method.
         brief: Further overrides for runs that measure speed and memory. With them, an evaluation is
             short and needs no more memory than the training.
     """

@@ -1,6 +1,6 @@
 """Makes the contenders that `scripts/benchmark schedules` compares.
 
-The job of each contender comes from overrides, such as a user gives to `ppll-run`.
+The job of each contender is made from overrides like those that a user gives to `ppll-run`.
 """
 
 from collections.abc import Sequence

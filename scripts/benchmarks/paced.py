@@ -1,4 +1,4 @@
-"""Runs the real workers of a job, which train when they get an order, else are idle.
+"""Runs the real workers of a job. They train when they get an order, and are idle otherwise.
 
 The course of such a job waits on a pipe for orders. An order is a list of spans: each span is a
 number of training batches. After each span the course sends a mark: an item that follows the

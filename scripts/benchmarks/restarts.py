@@ -37,7 +37,7 @@ RECOVER = ("recover=stage", "recover.every=4")
 NAMES = ("vit ppll 2", "vit ppll 3", "resnet ppll 3")
 MOMENTS = ("start-up", "training", "evaluation", "checkpoint", "snapshot", "twice", "together")
 DELAYS_S = {"start-up": 1.0, "training": 0.1, "evaluation": 0.05, "twice": 0.1, "together": 0.1}
-"""Longest time between the moment and the fault, in seconds."""
+"""For each moment, the longest time from the moment to the fault, in seconds."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ class Group:
 
     @property
     def names(self) -> str:
-        """The names of the group's runs; the first name and a count if they are too long."""
+        """The names of the group's runs. A long list is shortened to the first name and a count."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES

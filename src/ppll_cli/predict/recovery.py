@@ -21,7 +21,7 @@ def with_copies(
 
     A stage copies each message that it receives from a channel that keeps messages for a replay.
     The time of a snapshot is divided by the number of batches between two snapshots. Each batch's
-    part is divided equally among the optimizer steps of the stage's chunks.
+    part of this time is divided equally among the optimizer steps of the stage's chunks.
 
     `times` are the seconds without these copies.
     """

@@ -61,7 +61,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job with `snapshot_every` set for a prediction, or the job and why it is not set.
+    """Return the job for a prediction, and why `snapshot_every` is not set in it.
 
     The text is empty if `snapshot_every` is set, or if the run has `recover=off`. The run may use
     other machines than this one, so shared memory is not checked.
@@ -78,9 +78,9 @@ class _Room(NamedTuple):
     """The shared memory that channels and snapshots take, in bytes.
 
     Attributes:
-        states: Size of one snapshot of every stage that can be restarted, summed.
-        messages: Size of one message of every channel that keeps messages, summed.
-        least: Size of all channels if stages save their state after each message, summed.
+        states: Total size of one snapshot of each stage that can be restarted.
+        messages: Total size of one message of each channel that keeps messages.
+        least: Total size of all channels if stages save their state after each message.
     """
 
     states: int
@@ -141,7 +141,10 @@ class _Room(NamedTuple):
         return f"{words} instead of {self.wished()}, because {what_is_left()}"
 
     def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
-        """Return why there is no room for `asked` messages, or `FEWEST` if None, and a remedy."""
+        """Return why the messages do not fit in shared memory, and a remedy.
+
+        `asked` is the number of messages between two snapshots; None means `FEWEST`.
+        """
         least = self.size(asked or FEWEST)
         remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
         return no_room(least, what) or "", remedy
