@@ -66,7 +66,8 @@ class Case:
         cuts: For each number of modules, the first unit of each module except module 0. The last
             module never has the head alone, because the features that the head reads would be
             trained for the auxiliary network of the module before, not for the head.
-        metrics: Heading and format of each metric. A column compares the first metric with bp's.
+        metrics: Heading and format of each metric. A column compares the first metric with that of
+            bp.
         methods: Keys of `METHODS`.
         reference: Name of a method that needs no training, and its key in the results for each
             metric; None if the case has no such method.

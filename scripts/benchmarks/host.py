@@ -97,7 +97,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     Args:
         overrides: The overrides of the run.
         blocks: How many blocks of `BLOCK` steps to time in the worker, and how many in the bare
-            loop. Two more blocks of each warm up.
+            loop. Before them, two blocks of each run untimed.
 
     Returns:
         Times per step in milliseconds: the medians `worker_ms` and `torch_ms`, their difference

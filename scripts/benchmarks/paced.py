@@ -42,7 +42,7 @@ LEAST_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PacedCourse(Course):
-    """A course that yields training batches on order, with a mark after each span.
+    """A course that waits for orders, and yields the batches of each span and then a mark.
 
     Attributes:
         orders: The connection from which orders are received. An empty order ends the run.

@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def plans(runs: int, seed: int) -> list[Plan]:
-    """Draw plans in which all moments occur equally often."""
+    """Return random plans in which all moments occur equally often."""
     random = Random(seed)
     found: list[Plan] = []
     moments: list[str] = []

@@ -260,7 +260,7 @@ def _synchronize(device: str) -> None:
 
 
 def _medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the median of each list without its first fifth, in which memory is first used."""
+    """Return the median of each list without its first fifth: the first use of memory is slow."""
     return {name: median(seconds[len(seconds) // 5 :]) for name, seconds in times.items()}
 
 

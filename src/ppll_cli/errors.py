@@ -43,7 +43,7 @@ class ConfigError(PpllError):
         key: The configuration key at fault, as on the command line.
         value: The value that was given.
         problem: What is wrong with the value.
-        remedy: What would work instead; may be empty.
+        remedy: What the user can do about it; may be empty.
     """
 
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:

@@ -42,8 +42,8 @@ def expand_home(override: str) -> str:
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
 
-    Otherwise drop `resume=auto`, so that a new run begins in this folder. With `resume=auto`, a
-    batch system can start the same command again and again.
+    If the folder has no run, drop `resume=auto`, so that a new run begins there. With
+    `resume=auto`, a batch system can start the same command again and again.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.

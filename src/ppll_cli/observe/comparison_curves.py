@@ -1,4 +1,4 @@
-"""Draws the lower part of a comparison's picture: the metric against time, and the legend."""
+"""Draws the lower part of a comparison's picture: the metric over time, and the legend."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill

@@ -92,7 +92,8 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     """Return the conditions that differ, with both values.
 
     If two runs have different options of a group, the keys of this group are left out. The digest
-    of the data is left out if another key of `data` differs, and `steps` if any condition differs.
+    of the data is left out if another key of `data` differs. `steps` is left out if any other
+    condition differs.
     """
     found = {
         key: (value, theirs[key])

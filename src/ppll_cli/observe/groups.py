@@ -25,8 +25,8 @@ class Row:
 
     Attributes:
         conditions: The values that must be equal for two runs to be comparable.
-        settings: This run's value of each setting, besides schedule and gpus, in which the compared
-            runs differ.
+        settings: The settings in which the compared runs differ, except schedule and gpus, with the
+            values of this run.
         unequal: The conditions in which this run differs from most runs, each with the value of
             this run and the value of most runs.
         samples_per_second: Speed in the steady state.

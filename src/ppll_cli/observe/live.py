@@ -25,7 +25,7 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a stage's bar. The letter is drawn where block characters are not available."""
+    """A part of a stage's bar. Terminals without block characters show `letter`."""
 
     name: str
     kinds: tuple[str, ...]

@@ -72,7 +72,7 @@ class Metrics:
             self._file.close()
 
     def check(self) -> None:
-        """Check that the metrics file still exists; otherwise later lines would be lost unnoticed.
+        """Check that the metrics file still exists, so that later lines are not lost unnoticed.
 
         Raises:
             OSError: The file, or the whole run directory, has been removed or moved.

@@ -138,8 +138,8 @@ def _integral_of_others(
     """Return a function: the integral of the number of other busy workers, from 0 to a time.
 
     A busy worker shares its machine with these other workers; at most `limit` of them are counted.
-    `pieces` has, for each stage, the intervals in which its instructions run; all end by
-    `period_s`. `workers` has, for each stage, the number of its workers on the machine.
+    `pieces` has, for each stage, the intervals in which its instructions run. No interval ends
+    after `period_s`. `workers` has, for each stage, the number of its workers on the machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, count in zip(pieces, workers, strict=True):

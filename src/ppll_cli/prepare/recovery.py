@@ -22,7 +22,7 @@ USUAL, MOST, FEWEST = 16, 64, 2
 little shared memory."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
-"""Processors on which another process sees stores in the order in which they were made."""
+"""Processors on which other processes see a process's writes to memory in their order."""
 
 
 def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
