@@ -179,7 +179,7 @@ class Case:
         return pipeline(name, self.job(name), self._transport(name))
 
     def _modules(self, name: str) -> list[str]:
-        """Return overrides with which `ll` trains the same modules as `ppll`; else none."""
+        """Return the overrides that give `ll` the modules of `ppll`; none for other rows."""
         if name != "ll":
             return []
         units, layout = self.prepared("ppll")[1].units, self.job("ppll").layout

@@ -71,7 +71,7 @@ class PacedCourse(Course):
 
 def paced(job: Job) -> tuple[Job, Connection]:
     """Return the job with a paced course, and the connection to which its orders are sent."""
-    # Otherwise a worker would also report at steps that are not multiples of EPOCH.
+    # Workers report at multiples of these two numbers, which must be multiples of EPOCH.
     assert job.course.steps_per_epoch % EPOCH == job.course.log_every % EPOCH == 0
     received, sent = Pipe(duplex=False)
     # Fields are copied one by one, because `vars` would include cached properties.

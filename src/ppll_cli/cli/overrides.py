@@ -146,7 +146,7 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 def check_links(run_dir: Path) -> None:
     """Refuse to resume a run if a file to which the run appends is a symbolic link.
 
-    Otherwise anybody who can write into the folder could make the run change other files.
+    Through a link, anybody who can write into the folder could make the run change other files.
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():

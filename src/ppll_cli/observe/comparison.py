@@ -32,8 +32,8 @@ class Comparison:
             the tables.
         metric: The split and metric that most runs have, such as "test accuracy".
         target: The value of the metric until which the training of each run is timed; None if
-            unknown. It is the worst final value of all comparable completed runs, so each of these
-            runs reaches it. This is our reading of "time to the final metric". If each run were
+            unknown. The target is the worst final value of all comparable completed runs, so each
+            of these runs reaches it. This defines the "time to the final metric". If each run were
             timed until its own final value, runs with a bad final value would look fast.
         notes: Lines below the tables that explain the tables.
     """
@@ -53,8 +53,8 @@ class Comparison:
 def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
-    If `each` is True, every run is shown on its own. Otherwise runs that differ only in their seed
-    are shown as one group. In both cases, speed-ups are computed from the mean speed of
+    If `each` is True, every run is shown on its own. If it is False, runs that differ only in their
+    seed are shown as one group. In both cases, speed-ups are computed from the mean speed of
     back-propagation over its seeds.
     """
     runs = find(folders)

@@ -108,8 +108,7 @@ def mean_neighbours(
 
     All stages repeat their instructions every `batch_s` seconds, so times are taken modulo
     `batch_s`. Replicas of a stage run the same instructions at the same time and wait for the
-    slowest replica. So each number is for the machine on which it is the largest, but no number is
-    above `limit`.
+    slowest replica. Therefore each number is the largest over the machines, and at most `limit`.
 
     `workers` has, for each stage, the number of its workers by machine. The result has, for each
     stage, the mean number by instruction.

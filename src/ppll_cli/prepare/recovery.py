@@ -115,7 +115,7 @@ class _Room(NamedTuple):
         return states + self.least + (every - 1) * self.messages
 
     def wished(self) -> int:
-        """Return how many messages to allow between two snapshots, if there is room for them.
+        """Return how many messages to allow between two snapshots, if shared memory suffices.
 
         The result is `USUAL`. If snapshots take more memory than `USUAL` messages, the result is
         the number of messages that take as much memory as snapshots, but not more than `MOST`.
@@ -123,7 +123,7 @@ class _Room(NamedTuple):
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
     def every(self, asked: int | None) -> int:
-        """Return the number of messages between two snapshots; 0 if there is no room.
+        """Return the number of messages between two snapshots; 0 if shared memory is too small.
 
         `asked` is the user's number; if it is None, the program chooses the number.
         """
