@@ -1,7 +1,7 @@
 """`scripts/live_picture [options] [KEY=VALUE ...]`: draw the terminal during a run of ppll-run.
 
 The picture shows the terminal at one moment of a real run. The program's output is read from a
-pseudo-terminal and not changed. The SVG refers to no other file and to no address.
+pseudo-terminal and not changed. The SVG loads nothing from other files or from the network.
 """
 
 import argparse

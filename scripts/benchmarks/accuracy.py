@@ -1,17 +1,17 @@
 """`scripts/benchmark accuracy`: test accuracy and cost of each local method.
 
-Each method trains ResNet-20, cut into 2, 4 and 8 modules, and ResNet-32, cut into 16, on a third of
-Fashion-MNIST's training set, with three seeds. The table has the mean accuracy over the seeds and
-its standard deviation. All rows take many hours on two cores; `--epochs` trains longer, on the
-whole training set. All rows have the same number of training steps. The last module always has a
-residual unit. A last module with only the head would do worse, because the features that it reads
-would be trained for the auxiliary network of the module before, not for the head.
+Each method trains ResNet-20, cut into 2, 4 and 8 modules, and ResNet-32, cut into 16 modules. It
+trains on a third of Fashion-MNIST's training set, with three seeds. The table has the mean accuracy
+over the seeds and its standard deviation. All rows take many hours on two cores; `--epochs` trains
+longer, on the whole training set. All rows have the same number of training steps. The last module
+always has a residual unit. A last module with only the head would do worse, because the features
+that it reads would be trained for the auxiliary network of the module before, not for the head.
 
-Accuracy is measured under `schedule=ll`, which gives bit-identical weights to `ppll` but uses one
-process, so several rows are trained at the same time. Speed and memory are measured in short runs
-under `ppll` on two stages, one run at a time. Each worker has one thread. Back-propagation could
-use more threads, so the table also has rows for `bp` with all threads, for `bp` with two replicas
-(data parallelism), and for `zb_h1`.
+Accuracy is measured under `schedule=ll`. Its weights are bit-identical to those of `ppll`, but it
+uses one process, so several rows are trained at the same time. Speed and memory are measured in
+short runs under `ppll` on two stages, one run at a time. Each worker has one thread.
+Back-propagation could use more threads, so the table also has rows for `bp` with all threads, for
+`bp` with two replicas (data parallelism), and for `zb_h1`.
 
 The column "seconds to bp" says how soon a method under `ppll` is at most one percentage point below
 the accuracy of `bp`. The time is the number of training samples until then, divided by the measured
@@ -99,7 +99,7 @@ ALONE = {
     "zb_h1": ["schedule=zb_h1", "gpus=2", "partition=flops", "threads=1"],
 }
 """The rows without a local method. Only `bp` is trained to measure accuracy. The other rows would
-learn the same, but BatchNorm may compute its statistics over other samples."""
+learn the same weights, except that BatchNorm may compute its statistics over other samples."""
 
 SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000", "log_every=25"]
 LONG = ["log_every=100"]
@@ -132,7 +132,7 @@ def rows(
     """Return the rows of each model: back-propagation, and each method with each cut.
 
     `budget` has the overrides that set the length of the training. "bp" among the methods means the
-    rows of `ALONE`. A model has no rows if `MODULES` cuts it into none of these numbers of modules.
+    rows of `ALONE`. A model has no rows if `MODULES` has no entry for it with one of `numbers`.
     """
     found = []
     choices = METHODS | VARIANTS

@@ -9,11 +9,11 @@ such heads (manpp). All rows of a case have the same number of training steps. I
 modules, no earlier module could put features into a bank. So in this case fba on equals fba off,
 and both rows share one run.
 
-Metrics are measured under `schedule=ll` with one thread, which gives bit-identical weights to
-`ppll`, so several rows are trained at the same time. Speed and memory are measured in short runs,
+Metrics are measured under `schedule=ll` with one thread, so several rows are trained at the same
+time. The weights are bit-identical to those of `ppll`. Speed and memory are measured in short runs,
 one at a time: local methods on two stages with one thread per worker, `bp` in one worker with one
-thread and with all threads. The benchmark takes about two hours on two cores, and more with
-several `--seeds`; `--short` reduces the training to a tenth.
+thread and with all threads. The benchmark takes about two hours on two cores, and more with several
+`--seeds`; `--short` reduces the training to a tenth.
 """
 
 import argparse
@@ -66,10 +66,11 @@ class Case:
         cuts: For each number of modules, the first unit of each module except module 0. The last
             module never has the head alone, because the features that the head reads would be
             trained for the auxiliary network of the module before, not for the head.
-        metrics: Heading and format of each metric. A column compares the first metric with bp's.
+        metrics: Heading and format of each metric. A column compares the first metric with that of
+            bp.
         methods: Keys of `METHODS`.
-        reference: Name of a method without training, and its key in the results for each metric;
-            None if the case has no such method.
+        reference: Name of a method that needs no training, and its key in the results for each
+            metric; None if the case has no such method.
         brief: Further overrides for runs that measure speed and memory. With them, an evaluation is
             short and needs no more memory than the training.
     """

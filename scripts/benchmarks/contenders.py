@@ -1,6 +1,6 @@
 """Makes the contenders that `scripts/benchmark schedules` compares.
 
-The job of each contender comes from overrides, such as a user gives to `ppll-run`.
+The job of each contender is made from overrides like those that a user gives to `ppll-run`.
 """
 
 from collections.abc import Sequence
@@ -165,7 +165,8 @@ class Case:
         if name == "ddp" and batch_size % self.gpus:
             return f"a batch of {batch_size} cannot be shared evenly"
         if name == "torch_zero_bubble_m4" and len(self.job("ppll").features[0].shape) == 3:
-            # torch detaches the outputs of a stage in place. Channels-last maps are sent as views.
+            # torch detaches a stage's outputs in place, which fails for views. Channels-last maps
+            # are sent as views.
             return "torch's split backward fails for views, and feature maps are sent as views"
         return None
 
@@ -178,7 +179,7 @@ class Case:
         return pipeline(name, self.job(name), self._transport(name))
 
     def _modules(self, name: str) -> list[str]:
-        """Return overrides so that `ll` trains the same modules as `ppll`; none for other rows."""
+        """Return the overrides that give `ll` the modules of `ppll`; none for other rows."""
         if name != "ll":
             return []
         units, layout = self.prepared("ppll")[1].units, self.job("ppll").layout

@@ -18,7 +18,7 @@ KINDS = {
     "truncate": (signal.SIGKILL, 1),
     "flip": (signal.SIGKILL, 1),
 }
-"""By fault: the signal, and the exit status with which the run must end.
+"""For each fault, the signal and the exit status with which the run must end.
 
 The last two faults kill a worker, and then a file of the newest checkpoint is damaged.
 """

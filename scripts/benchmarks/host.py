@@ -1,16 +1,16 @@
 """`scripts/benchmark host`: time that the program adds to torch, per stage and batch.
 
-`Worker.run` trains the middle stage of three; it has four transformer blocks and a local loss. Its
-channels carry nothing: the same input is always available, and outputs are dropped. After each
-block of such steps, a bare loop makes the same calls of torch (forward, loss, metric,
+`Worker.run` trains the middle stage of three. The stage has four transformer blocks and a local
+loss. Its channels carry nothing: the same input is always available, and outputs are dropped. After
+each block of such steps, a bare loop makes the same calls of torch (forward, loss, metric,
 backward, the optimizer's kernel) on a second copy of the stage. The difference of the two median
 step times is the time that the program adds to torch.
 
-The transformer blocks are narrow, so that on CPU the difference is not small against the time for
-arithmetic. Narrow blocks make as many calls, and have as many parameter tensors, as wide blocks. On
-CPU the time of the thread is measured, which excludes time in which other programs use the core. On
-CUDA the backward pass runs in another thread, so wall-clock time is measured. Both loops then queue
-their work for the device, and wait for the device only between blocks of steps.
+The transformer blocks are narrow, so that on CPU the difference is not small compared with the time
+for arithmetic. Narrow blocks make as many calls, and have as many parameter tensors, as wide
+blocks. On CPU the CPU time of the thread is measured. It excludes the time in which other programs
+use the core. On CUDA the backward pass runs in another thread, so wall-clock time is measured. Both
+loops then queue their work for the device, and wait for the device only between blocks of steps.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     Args:
         overrides: The overrides of the run.
         blocks: How many blocks of `BLOCK` steps to time in the worker, and how many in the bare
-            loop. Two more blocks of each warm up.
+            loop. Before them, two blocks of each run untimed.
 
     Returns:
         Times per step in milliseconds: the medians `worker_ms` and `torch_ms`, their difference

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def overrides_of(model: str, name: str, steps: int) -> tuple[str, ...]:
-    """Return the overrides of a row, which are the same for one machine and for two machines."""
+    """Return the overrides of a row, for a run on one machine or on two machines."""
     return (*COMMON, *MODELS[model], *ROWS[name], f"max_steps={steps}")
 
 

@@ -1,4 +1,4 @@
-"""Runs the real workers of a job, which train when they get an order, else are idle.
+"""Runs the real workers of a job. They train when they get an order, and are idle otherwise.
 
 The course of such a job waits on a pipe for orders. An order is a list of spans: each span is a
 number of training batches. After each span the course sends a mark: an item that follows the
@@ -42,7 +42,7 @@ LEAST_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PacedCourse(Course):
-    """A course that yields training batches on order, with a mark after each span.
+    """A course that waits for orders, and yields the batches of each span and then a mark.
 
     Attributes:
         orders: The connection from which orders are received. An empty order ends the run.
@@ -71,7 +71,7 @@ class PacedCourse(Course):
 
 def paced(job: Job) -> tuple[Job, Connection]:
     """Return the job with a paced course, and the connection to which its orders are sent."""
-    # Otherwise a worker would also report at steps that are not multiples of EPOCH.
+    # Workers report at multiples of these two numbers, which must be multiples of EPOCH.
     assert job.course.steps_per_epoch % EPOCH == job.course.log_every % EPOCH == 0
     received, sent = Pipe(duplex=False)
     # Fields are copied one by one, because `vars` would include cached properties.

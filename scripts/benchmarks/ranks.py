@@ -1,4 +1,4 @@
-"""Runs processes of `torch.distributed`, which train when they get an order, else are idle.
+"""Runs `torch.distributed` processes. They train when they get an order, and are idle otherwise.
 
 The timed steps begin and end with a barrier of all ranks.
 """

@@ -1,11 +1,10 @@
 """`scripts/benchmark restarts`: kills and stops single stages of runs with `recover=stage`.
 
-Each short run of a small model has one fault, or two: in one stage twice in a row, or in two stages
-at once. The moments are random: during the start-up, training, an evaluation, a checkpoint or a
-snapshot. The run must end with exit status 0 and with the weights of a run without a fault, bit for
-bit. Only stages that were hit may get a new process, and no process and no shared memory may be
-left behind.
-The exit status is 1 if any run fails one of these checks.
+Each short run of a small model has one fault or two. Two faults hit one stage twice in a row, or
+two stages at once. The moments are random: during the start-up, training, an evaluation, a
+checkpoint or a snapshot. The run must end with exit status 0 and with the weights of a run without
+a fault, bit for bit. Only stages that were hit may get a new process, and no process and no shared
+memory may be left behind. The exit status is 1 if any run fails one of these checks.
 """
 
 import argparse
@@ -37,7 +36,7 @@ RECOVER = ("recover=stage", "recover.every=4")
 NAMES = ("vit ppll 2", "vit ppll 3", "resnet ppll 3")
 MOMENTS = ("start-up", "training", "evaluation", "checkpoint", "snapshot", "twice", "together")
 DELAYS_S = {"start-up": 1.0, "training": 0.1, "evaluation": 0.05, "twice": 0.1, "together": 0.1}
-"""Longest time between the moment and the fault, in seconds."""
+"""For each moment, the longest time from the moment to the fault, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def plans(runs: int, seed: int) -> list[Plan]:
-    """Draw plans in which all moments occur equally often."""
+    """Return random plans in which all moments occur equally often."""
     random = Random(seed)
     found: list[Plan] = []
     moments: list[str] = []

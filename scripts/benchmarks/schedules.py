@@ -14,8 +14,8 @@ table shows medians over the rounds.
   so there is a row `bp_all_threads`.
 - `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent;
   the slowest stage determines the speed. `bound_in_turn`: the same stages train one after another.
-  The ratio of the two speeds, `ceiling`, is the largest possible gain of `ppll` over `ll` on this
-  machine's memory system.
+  The speed of `bound` divided by the speed of `bound_in_turn`, `ceiling`, is the largest possible
+  speed-up of `ppll` over `ll` on this machine's memory system.
 
 For rows of this program, marks follow some batches through the pipeline (see `paced`). The timed
 interval begins when a mark reaches the last stage, and ends when a later mark reaches it. The

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def plans(runs: int, seed: int) -> list[Plan]:
-    """Draw plans: all faults occur equally often, and all cases occur equally often."""
+    """Return random plans: all faults occur equally often, and all cases occur equally often."""
     random = Random(seed)
     found: list[Plan] = []
     faults: list[tuple[str, str]] = []
@@ -152,7 +152,7 @@ def plans(runs: int, seed: int) -> list[Plan]:
             step = random.randrange(SAVED, (EPOCHS - 2) * BATCHES, SAVED)
         longest_s = DELAYS_S[moment]
         if moment == "start-up" and kind in TO_A_WORKER:
-            longest_s /= 4  # workers start late in the start-up
+            longest_s /= 4  # a worker starts late in the start-up, so less of it is left
         stage, delay_s = random.randrange(3), random.uniform(0, longest_s)
         found.append(Plan(cases.pop(), kind, moment, stage, step, delay_s, random.random()))
     return found

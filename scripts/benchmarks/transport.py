@@ -32,7 +32,8 @@ from scripts.benchmarks.runs import machine, save
 RESULT = Path("outputs/benchmark/transport.json")
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
 BULK = 256 << 20
-"""Bytes of a bulk message on CUDA. For a smaller message, the host takes longer than the copy."""
+"""Bytes of a bulk message on CUDA. With a smaller message, the host's calls take longer than the
+copy."""
 SLOTS = 3
 LIMIT_S = 60.0
 
@@ -259,7 +260,7 @@ def _synchronize(device: str) -> None:
 
 
 def _medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the median of each list without its first fifth, in which memory is first used."""
+    """Return the median of each list without its first fifth: the first use of memory is slow."""
     return {name: median(seconds[len(seconds) // 5 :]) for name, seconds in times.items()}
 
 

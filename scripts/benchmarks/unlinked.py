@@ -74,7 +74,7 @@ class Endless:
         return self._header
 
     def receive(self) -> tuple[channel.Header, dict[str, Tensor]]:
-        """Return the next message. A mark has no tensors."""
+        """Return the next message. The message of a mark has no tensors."""
         header, self._header = self._header, None
         assert header is not None
         return header, next(self._tensors) if isinstance(header.item, TrainBatch) else {}

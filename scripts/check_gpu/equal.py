@@ -174,7 +174,7 @@ def compared(one: Path, other: Path) -> Outcome:
 
 
 def _saved(folder: Path) -> int:
-    """Return the number of steps of a run's last checkpoint."""
+    """Return the number of steps of a run's latest checkpoint."""
     return int((folder / "checkpoints" / "last").resolve().name.removeprefix("step-"))
 
 

@@ -96,7 +96,7 @@ class Probe:
         say("start", first_kernel_s=kernel_s, first_product_s=product_s, gil_gap_s=heartbeat.gap_s)
 
     def waits(self) -> None:
-        """Find out which calls of the host wait for queued work of the device, 0.3 s of work."""
+        """Find out which calls of the host wait until the device has done 0.3 s of queued work."""
         there = torch.arange(64)
         pinned = there.pin_memory() if self.cuda else there
         like, ones = torch.ones(3, device=self.device), [1.0] * 32
@@ -230,7 +230,7 @@ class Probe:
         return 1e3 * (perf_counter() - start_s) / repeated, 1e3 * host_s / repeated
 
     def _host_us(self, call: Callable[[], object], repeated: int = 2000) -> float:
-        """Return the host's microseconds for a call, the lowest mean of five blocks of calls."""
+        """Return the host's time for a call in microseconds: the lowest mean of five blocks."""
         best_s = float("inf")
         for _ in range(5):
             self._synchronize()

@@ -70,7 +70,7 @@ def failed_tests(output: str) -> list[str]:
 
 
 def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
-    """Return the outcome of a step that could not run or finish; the check does not fail by it."""
+    """Return the outcome of a step that could not run or finish. The check can still succeed."""
     return Outcome("skipped", {"reason": reason}, output, seconds)
 
 

@@ -112,7 +112,7 @@ class Train:
     Attributes:
         name: Name of the step. Steps that compare runs refer to it.
         environment: Environment variables for the run.
-        stops: Whether the run can end soon after SIGTERM. A run that compiles cannot.
+        stops: Whether the run can end soon after SIGTERM. A run that compiles its networks cannot.
     """
 
     name: str

@@ -43,7 +43,7 @@ class ConfigError(PpllError):
         key: The configuration key at fault, as on the command line.
         value: The value that was given.
         problem: What is wrong with the value.
-        remedy: What would work instead; may be empty.
+        remedy: What the user can do about it; may be empty.
     """
 
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:
@@ -85,7 +85,7 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN; on CUDA, perhaps some optimizer steps after the loss.
+    """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
 
     Args:
         step: Number of optimizer steps done before the batch of this loss; None if not known
@@ -105,11 +105,11 @@ class NonFiniteError(PpllError):
 
 
 class ReplayError(PpllError):
-    """Raised when a restarted worker computes other values than the worker before it.
+    """Raised when a restarted worker computes other values than the failed worker did.
 
     Args:
-        tensor: Text that names the tensor whose values differ or, if the header or the layout of
-            the message differs, all tensors of the message.
+        tensor: Text that names the tensor whose values differ. If the header or the layout of the
+            message differs, the text names all its tensors.
         message: Text that names the message as it was sent before the restart.
     """
 

@@ -26,7 +26,7 @@ def auxiliary_weights(seed: int, module: int) -> int:
 
 
 def unit_forward(seed: int, unit: str, step: int, micro_batch: int) -> int:
-    """Return the seed for a unit's random numbers in a forward, such as those of dropout.
+    """Return the seed for a unit's random numbers in a forward pass, such as those of dropout.
 
     In evaluation, `step` is -1, and `micro_batch` is the index of the batch in its split.
     """
@@ -34,7 +34,7 @@ def unit_forward(seed: int, unit: str, step: int, micro_batch: int) -> int:
 
 
 def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> int:
-    """Return the seed for an auxiliary network's random numbers in a training forward."""
+    """Return the seed for an auxiliary network's random numbers in a forward pass of training."""
     return _seed("auxiliary forward", seed, module, step, micro_batch)
 
 
@@ -50,7 +50,8 @@ def constructor(seed: int, group: str) -> int:
 def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
     """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
 
-    `step` is the number of optimizer steps that made these weights; `micro_batch` is always 0.
+    `step` is the number of optimizer steps after which the unit had these weights; `micro_batch` is
+    always 0.
     """
     return _seed("watching", seed, module, step, micro_batch)
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _running: "list[Sweep]" = []
-"""The `Sweep` that describes the jobs of this process, even for a single run; else empty."""
+"""The `Sweep` of this process's jobs, also if there is only one job. Empty if no jobs run."""
 
 
 def main() -> NoReturn:
@@ -238,13 +238,13 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """Print how to resume a failed sweep if this can help, then raise the first failure, if any."""
+    """If resuming can help, print how to resume a sweep; then raise the first failure, if any."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
     helps = len(broken) > len(repeat) or (CompareRuns.failed and not failures)
-    told = any(isinstance(error, Interrupted) for error in failures)  # by the job
+    told = any(isinstance(error, Interrupted) for error in failures)  # the job has told the user
     if sweep.resume_command and helps and not told:
         sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
     if failures:

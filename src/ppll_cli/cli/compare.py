@@ -116,7 +116,7 @@ def show(
 ) -> None:
     """Print a comparison, and where its files are; suggest the command `then`, if given.
 
-    `written` has the suffixes of the files `comparison.*`.
+    `written` has the suffixes of the files `comparison.*` that were written.
     """
     from ppll_cli.observe.console import rich_console
 

@@ -193,8 +193,8 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    If the command line chooses other data, these get the preprocessing of the run's own data, but
-    the command line may set another one.
+    If the command line chooses other data, these are preprocessed like the run's own data, unless
+    the command line sets keys of the preprocessing.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that
@@ -231,7 +231,7 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more samples than the run: some of them were used to train the run.
+    """Refuse to hold out more samples than the run did: the run was trained on the rest.
 
     `before` is the configuration `data` of the run, and `now` that of the evaluation.
     """

@@ -81,7 +81,7 @@ def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
         otherwise = "evaluate another split or other data"
         check_data(asked.run, asked.settings.data, run.data.identity, otherwise)
     trained = files_in(recorded_identity(asked.run).get("train", ()))
-    if not trained:  # do not ask for the sizes of all pictures
+    if not trained:  # nothing to compare
         return
     identity = run.data.identity
     if identity is None or digest_of(identity) == asked.run.data_sha256:

@@ -38,8 +38,8 @@ def _remove_empty(folder: Path, made: set[Path] | None) -> None:
     """Remove a folder, then its parent, and so on upwards.
 
     Stop at the first folder that is not empty, or that was not made for the run. If `made` is None,
-    assume that `folder` was made for the run, and its parents inside `outputs`, the default folder
-    for runs.
+    assume that `folder` was made for the run, and so were its parents inside `outputs`, the default
+    folder for runs.
     """
     outputs = start_folder() / "outputs"
     for path in (folder, *folder.parents):

@@ -42,8 +42,8 @@ def expand_home(override: str) -> str:
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
 
-    Otherwise drop `resume=auto`, so that a new run begins in this folder. With `resume=auto`, a
-    batch system can start the same command again and again.
+    If the folder has no run, drop `resume=auto`, so that a new run begins there. With
+    `resume=auto`, a batch system can start the same command again and again.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
@@ -101,7 +101,7 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 
 
 def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
-    """Return a warning if the command line gives only the folder that Hydra ignores.
+    """Return a warning if Hydra ignores the only folder for results that is given.
 
     Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run. There is no warning
     for a command that resumes, because `resume` checks both keys.
@@ -146,7 +146,7 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 def check_links(run_dir: Path) -> None:
     """Refuse to resume a run if a file to which the run appends is a symbolic link.
 
-    Otherwise anybody who can write into the folder could make the run change other files.
+    Through a link, anybody who can write into the folder could make the run change other files.
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():
@@ -155,7 +155,7 @@ def check_links(run_dir: Path) -> None:
 
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
-    """Return the folder that `hydra.run.dir` names; None if its interpolations are unknown."""
+    """Return the folder that `hydra.run.dir` names; None if an interpolation cannot be resolved."""
     from ppll_cli.config.overrides import text
 
     value = override.value()
@@ -173,8 +173,8 @@ def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # Hydra does not know the user's folders here, so it may refuse the user's own options. Then
-        # compose `run_dir` alone: most names of run directories use no other override.
+        # Hydra does not know the user's folders here, so it may refuse the user's own options. If
+        # it does, compose `run_dir` alone: most names of run directories use no other override.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

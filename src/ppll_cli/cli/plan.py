@@ -180,11 +180,11 @@ class Plan:
         return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
-        """Return the settings of a run, with the same number of threads for every `gpus`.
+        """Return the settings of a run. The number of threads does not depend on `gpus`.
 
-        If the configuration gives no `threads`, each worker gets max(1, cores // n) threads, where
-        `cores` is the number of usable CPU cores, and n is the largest number of devices in the
-        plan that is not larger than `cores`.
+        If the configuration gives no `threads`, each worker gets max(1, cores // n) threads.
+        `cores` is the number of usable CPU cores. n is the largest number of devices in the plan
+        that does not exceed `cores`.
         """
         config = self.configs[name]
         cores = usable_cores()

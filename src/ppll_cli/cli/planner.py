@@ -164,7 +164,7 @@ class Planner:
         ]
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on the cost of auxiliary networks up to which ppll is the fastest."""
+        """Return notes on how cheap auxiliary networks must be for ppll to be the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

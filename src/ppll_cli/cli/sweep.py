@@ -71,9 +71,9 @@ class CompareRuns(Callback):
     """Ends a sweep with the comparison of its runs, in the sweep's folder.
 
     Attributes:
-        failed: How many jobs of the last sweep did not complete, in this or in other processes.
+        failed: How many jobs of the latest sweep did not complete, in this or in other processes.
         interrupted: Whether one of these jobs was interrupted by a signal.
-        made: The folders, among `folder` and its parents, that did not exist before the sweep.
+        made: The sweep's folder and those of its parents that did not exist before the sweep.
     """
 
     failed: ClassVar[int] = 0

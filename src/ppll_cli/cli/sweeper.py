@@ -255,7 +255,7 @@ def _folder(config: DictConfig) -> str | None:
 
 
 def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
-    """Refuse to begin a sweep in the folder of another sweep, whose record would be lost."""
+    """Refuse to begin a sweep in another sweep's folder: the other sweep's record would be lost."""
     for number, config in enumerate(configs):
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):

@@ -19,7 +19,7 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find, number
 
 NOISE = "~"
-"""The mark in tables for a value if noise can explain its difference from the reference."""
+"""Follows a number in a table if noise can explain its difference from the reference."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Comparison:
         groups: Groups of runs that differ only in their seed, or single runs. Each has a line in
             the tables.
         metric: The split and metric that most runs have, such as "test accuracy".
-        target: The value of the metric at which the timing of a run's training stops; None if
-            unknown. It is the worst final value of all comparable completed runs, so each of these
-            runs reaches it. This is our reading of "time to the final metric". If each run were
+        target: The value of the metric until which the training of each run is timed; None if
+            unknown. The target is the worst final value of all comparable completed runs, so each
+            of these runs reaches it. This defines the "time to the final metric". If each run were
             timed until its own final value, runs with a bad final value would look fast.
         notes: Lines below the tables that explain the tables.
     """
@@ -53,9 +53,9 @@ class Comparison:
 def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
-    If `each` is True, every run is shown on its own. Otherwise runs that differ only in their seed
-    are shown as one group. In both cases, the speed of the back-propagation with which
-    runs are compared is the mean over its seeds.
+    If `each` is True, every run is shown on its own. If it is False, runs that differ only in their
+    seed are shown as one group. In both cases, speed-ups are computed from the mean speed of
+    back-propagation over its seeds.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]
@@ -127,7 +127,7 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     """Return a group's reference: its baseline `bp` or, without one, the best comparable group.
 
-    In the best group, the mean of the best evaluations of all runs is better than in other groups.
+    The best group is the one with the best mean, over its runs, of a run's best evaluation.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
@@ -143,7 +143,8 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 def _seconds(row: Row, target: float | None) -> float | None:
     """Return the training time in seconds until a run reached the target; None if it did not.
 
-    If a run used other data than most runs, the result is None, because the target means nothing.
+    If a run used other data than most runs, the result is None, because the target is only for the
+    data of most runs.
     """
     run = row.run
     if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):
@@ -213,7 +214,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes that explain the mark for noise, and name groups that cannot be tested."""
+    """Yield notes that explain `NOISE`, and name the groups whose noise cannot be estimated."""
     ran = [group for group in groups if group.first.run.status == "completed"]
     if any(group.seeds > 1 for group in ran):
         yield "± is the standard deviation over the seeds; brackets hold the number of seeds"
@@ -257,7 +258,7 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _size(group: Group) -> str:
-    """Return a text with a baseline's number of seeds, if above 1, and number of threads."""
+    """Return, as text, a baseline's number of threads and, if it has several, number of seeds."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
     return mean + counted(_threads(group.first.run), "thread")
 

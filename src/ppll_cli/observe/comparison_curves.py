@@ -1,4 +1,4 @@
-"""Draws the lower part of a comparison's picture: the metric against time, and the legend."""
+"""Draws the lower part of a comparison's picture: the metric over time, and the legend."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -112,8 +112,8 @@ def _entries(
 ) -> dict[str, Any]:
     """Return the symbols of the legend, by the text beside each symbol.
 
-    Each group has a symbol. If there are many groups, each schedule and each local method has one
-    instead.
+    Each group has a symbol. If there are many groups, only each schedule and each local method has
+    a symbol.
     """
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

@@ -222,7 +222,7 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means, marked with `NOISE` where noise can explain a difference.
+    """Return a column of means, each followed by `NOISE` if noise can explain a difference.
 
     For a speed-up, this is the difference from the baseline. For any other mean, this is the
     difference from the mean of the group's reference.

@@ -92,7 +92,8 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     """Return the conditions that differ, with both values.
 
     If two runs have different options of a group, the keys of this group are left out. The digest
-    of the data is left out if another key of `data` differs, and `steps` if any condition differs.
+    of the data is left out if another key of `data` differs. `steps` is left out if any other
+    condition differs.
     """
     found = {
         key: (value, theirs[key])
@@ -102,7 +103,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     found = {
         key: both
         for key, both in found.items()
-        if "." not in key or key.partition(".")[0] not in found  # else the options differ
+        if "." not in key or key.partition(".")[0] not in found  # drop keys of other options
     }
     if any(key.startswith("data.") and key != DIGEST for key in found):
         found.pop(DIGEST, None)
@@ -120,7 +121,7 @@ def usual(runs: Sequence[Conditions]) -> Conditions:
 
 
 def seedless(run: FoundRun) -> Conditions:
-    """Return values that are equal for two runs if these differ only in their seed.
+    """Return values that are equal for two runs if the runs differ only in their seed.
 
     For a completed run, `max_steps` is left out, because the number of steps replaces it.
     """
@@ -167,7 +168,7 @@ def tags(run: FoundRun) -> str | None:
 
 
 def method(run: FoundRun) -> str | None:
-    """Return a run's local method, and option of `fba` if not off; None without local losses."""
+    """Return a run's local method, with its option of `fba` if on; None without local losses."""
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")

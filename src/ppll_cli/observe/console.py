@@ -190,7 +190,7 @@ class Console:
 
     @_never_raises
     def metrics(self, line: Line) -> None:
-        """Print an evaluation of the model's own head; keep a training loss for the next one.
+        """Print an evaluation of the model's own head; keep a training loss to print with the next.
 
         Lines about the heads of other modules are ignored.
         """

@@ -42,8 +42,8 @@ class RunFacts:
         start: Number of optimizer steps done before the run was resumed; 0 for a new run.
         steps: Number of optimizer steps at the end of the run.
         stages: Facts about each stage or, if stages have replicas, about each replica.
-        reference: Name of a method without training whose metric is shown for comparison, such as
-            bicubic enlargement; None if there is none.
+        reference: Name of a method that needs no training, such as bicubic enlargement. Its metric
+            is shown for comparison. None if there is none.
     """
 
     metric: str

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.4
-"""Width of figures in inches. At `DPI`, a figure has twice as many pixels as a column of a web
-page, so text of 8 points is readable in such a column."""
+"""Width of figures in inches. At `DPI`, a figure is twice as wide, in pixels, as a column of a web
+page. In such a column, text of 8 points is readable."""
 
 DPI = 165
 

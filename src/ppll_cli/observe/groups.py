@@ -25,8 +25,8 @@ class Row:
 
     Attributes:
         conditions: The values that must be equal for two runs to be comparable.
-        settings: This run's value of each setting, besides schedule and gpus, in which the compared
-            runs differ.
+        settings: The settings in which the compared runs differ, except schedule and gpus, with the
+            values of this run.
         unequal: The conditions in which this run differs from most runs, each with the value of
             this run and the value of most runs.
         samples_per_second: Speed in the steady state.
@@ -136,7 +136,7 @@ class Group:
 
     @property
     def names(self) -> str:
-        """The names of the group's runs; the first name and a count if they are too long."""
+        """The names of the group's runs. A long list is shortened to the first name and a count."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES

@@ -13,8 +13,8 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest widths of a window, in characters: the first to show units, the second to show queues
-and memory."""
+"""Smallest widths, in characters, of windows that show units, and of windows that show queues and
+memory."""
 
 BAR, SHORTEST = 40, 8
 """Longest and shortest bar in characters."""
@@ -25,7 +25,7 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a stage's bar. The letter is drawn where block characters are not available."""
+    """A part of a stage's bar. Terminals without block characters show `letter`."""
 
     name: str
     kinds: tuple[str, ...]
@@ -146,7 +146,7 @@ def size(count: int | None) -> str:
 
 
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
-    """Append a bar with a stage's fractions of time. The empty rest of the bar is other work."""
+    """Append a bar with a stage's fractions of time. Its empty part is time for other work."""
     if shares is None:
         text.append("not known yet", style="dim")
         return
@@ -159,7 +159,7 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
 
 
 class Ticker(Thread):
-    """A thread that calls a function every few seconds, with the value of `time.monotonic`.
+    """A thread that calls a function every few seconds, and passes it the time (`time.monotonic`).
 
     If a call takes long, the time until the next call is longer, so that all calls together use at
     most 1 % of a core.

@@ -72,7 +72,7 @@ class Metrics:
             self._file.close()
 
     def check(self) -> None:
-        """Check that the metrics file still exists; otherwise later lines would be lost unnoticed.
+        """Check that the metrics file still exists, so that later lines are not lost unnoticed.
 
         Raises:
             OSError: The file, or the whole run directory, has been removed or moved.
@@ -116,7 +116,7 @@ class Metrics:
     def go_back(
         self, step: int, state: Mapping[str, Any], evaluated: bool, incomplete: bool = False
     ) -> None:
-        """Remove all results measured after a step. Call it before the file is opened.
+        """Remove all results measured after a step. Call this before the file is opened.
 
         Step 0 removes all results. `state` is the result of the method `state` after that step.
         If `evaluated` is False, an evaluation at that step is removed, and will be repeated. If

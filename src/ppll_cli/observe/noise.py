@@ -1,6 +1,6 @@
 """Computes mean and spread of repeated measurements, and tests whether two means differ.
 
-The test is Welch's t-test, two-sided at 5 %. It allows for groups of unequal variances and sizes.
+The test is Welch's t-test, two-sided at 5 %. Variances and sizes of the groups may differ.
 """
 
 from collections.abc import Iterable

@@ -20,7 +20,7 @@ KINDS = (
 
 FRACTIONS = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
 FRACTIONS |= {kind: (kind,) for kind in ("starved", "blocked", "data", "transfer", "average")}
-"""The fractions of a stage's time in `summary.json`, each with the kinds of which it is the sum."""
+"""For each fraction of a stage's time in `summary.json`, the kinds that it sums up."""
 
 WINDOW_S = 10.0
 """Length of the recent time, in seconds, over which speeds and fractions are measured."""
@@ -142,6 +142,7 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     if counted_s <= 0:
         return None
     spent = {kind: now.spent_s[kind] - before.spent_s[kind] for kind in KINDS}
-    # `counted_s` and `spent_s` are not read at the same instant, so `spent_s` may be larger.
+    # `counted_s` and `spent_s` are not read at the same instant, so the sum of `spent_s` may exceed
+    # `counted_s`.
     whole_s = max(counted_s, sum(spent.values()))
     return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}

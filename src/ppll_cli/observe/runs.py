@@ -69,7 +69,7 @@ class FoundRun:
         summary: The content of `summary.json`; empty if unknown, or if the run was resumed after
             this file was written.
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
-        evaluations: The evaluations in order of time, on `val` if the run has it, else on `test`.
+        evaluations: The evaluations on `val` or, if there are none, on `test`, in order of time.
         overrides: The overrides of a refused job.
     """
 
@@ -127,9 +127,9 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
     if run is not None:
         yield folder, run
         return
-    # `find` keeps the last run of each path, so refused jobs are yielded first: if a job has run
-    # after its refusal, this run replaces the refused job. If the program refused to resume a run,
-    # the run gets the reason of the refusal.
+    # For each path, `find` keeps the run that is yielded last. So refused jobs are yielded first:
+    # if a job has run after its refusal, this run replaces the refused job. If the program refused
+    # to resume a run, the run gets the reason of the refusal.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
 
 SHOWN = 4
-"""`timeline.png` ends when the slowest stage has computed this number of batches. `timeline.json`
-has all traced batches."""
+"""`timeline.png` ends at the time when the slowest stage has computed this number of batches.
+`timeline.json` has all traced batches."""
 
 
 class Span(NamedTuple):

@@ -63,7 +63,7 @@ class Shown:
 
     def _give_up(self, failure: Exception) -> None:
         self.failure = failure
-        # Otherwise Python would fail again when it exits and writes out the rest of the buffer.
+        # When Python exits, it writes out the rest of the buffer. The null device accepts it.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -128,7 +128,8 @@ def reason(error: BaseException) -> str:
 def _open_closed() -> None:
     """Open the null device for each of the descriptors 0, 1 and 2 that is closed.
 
-    Otherwise the next file that is opened would get such a descriptor, and receive printed text.
+    If a descriptor stayed closed, the next file that is opened would get it, and receive printed
+    text.
     """
     for descriptor in range(3):
         try:

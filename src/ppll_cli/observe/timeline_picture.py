@@ -66,7 +66,7 @@ def window(lanes: Lanes) -> tuple[float, float]:
 
 
 def _shown_until(spans: Sequence[Span], start_s: float) -> float:
-    """Return when a worker ended the `SHOWN`th batch that it began at `start_s` or later."""
+    """Return when a worker ended the `SHOWN`th of the batches that it began after `start_s`."""
     batches: dict[int, tuple[float, float]] = {}
     for span in spans:
         first_s, last_s = batches.get(span.step, (span.start_s, span.end_s))

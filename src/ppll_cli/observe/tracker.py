@@ -262,7 +262,7 @@ def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
     Keys of all replicas but the first contain the replica's number, as in `stage_0_replica_1`.
     `pipeline/bubble_fraction` is the fraction of time in which stages waited, as in `summary.json`.
-    It is left out if the waiting time of a stage is unknown.
+    This number is left out if the waiting time of a stage is unknown.
     """
     found = {
         f"{_stage(stage)}/{key}": float(value)

@@ -132,7 +132,7 @@ class WandbTracker:
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
     def _best_counts(self, key: str) -> None:
-        """Tell wandb to keep the best value of a metric in the summary, besides the last one.
+        """Tell wandb to keep the best value of a metric in the summary, besides the latest one.
 
         wandb needs this call once for each metric, before the first value.
         """
@@ -236,7 +236,7 @@ class WandbTracker:
                     silent=True,
                     x_disable_stats=True,
                     x_save_requirements=False,
-                    x_transaction_log_flush_interval=1.0,  # a kill loses the last 15 s by default
+                    x_transaction_log_flush_interval=1.0,  # with the default, a kill loses 15 s
                 ),
                 **of_run,
             )
@@ -288,7 +288,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return the mode by its current name; if none is given, use `WANDB_DISABLED`."""
+    """Return the mode by its current name; disabled if `WANDB_DISABLED` asks for it, else None."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()

@@ -44,7 +44,7 @@ class Saved(NamedTuple):
     """Sizes in bytes of what a unit's backward pass needs besides the unit's inputs.
 
     `kept` bytes stay in memory from the forward pass on. If the backward pass runs the forward pass
-    again, it makes `recomputed` more bytes.
+    again, this makes `recomputed` further bytes.
     """
 
     kept: int
@@ -216,9 +216,9 @@ def _backward(
 ) -> None:
     """Run a unit's backward pass, as two halves if `weights` are given, and time it with `watch`.
 
-    `gradients` has the gradients of the unit's outputs by name, from later units. Random numbers
-    replace a missing gradient. The function adds the gradients of the unit's inputs, `leaves`, to
-    `gradients`. `weights` are the unit's trained parameters.
+    `gradients` has, by name, the gradients of the unit's outputs, which later units have computed.
+    Random numbers replace a missing gradient. The function adds the gradients of the unit's inputs,
+    `leaves`, to `gradients`. `weights` are the unit's trained parameters.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):

@@ -118,7 +118,7 @@ def journeys_of(
                     for share in shares[:-1]:  # each bucket is sent when it is complete
                         end_s = max(end_s, share * backward_s) + bucket_s
                     underway[instruction] = Journey(end_s)
-                    # The last bucket is complete when the backward ends.
+                    # The last bucket is complete when the backward pass ends.
                     underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
         result.append(underway)
     return result
@@ -165,7 +165,8 @@ class _ChunkTimes:
 
     def __init__(self, job: Job, number: int, profile: Source) -> None:
         chunk = job.layout.chunks[number]
-        # No gradients of a module's inputs are computed, so its first unit has a cheaper backward.
+        # No gradients of a module's inputs are computed, so its first unit has a cheaper backward
+        # pass.
         starts = job.layout.modules[chunk.module].start == chunk.units.start
         first = chunk.units.start if starts and job.local_learning else None
         units = [profile.unit(index, index == first) for index in chunk.units]

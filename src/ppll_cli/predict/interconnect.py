@@ -90,8 +90,8 @@ class Carriers:
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
         """Return the transfer of a message; None if the sender copies the message itself.
 
-        `size` is in bytes. If `as_is` is True, the message keeps its dtype between machines. This
-        is so for weights.
+        `size` is in bytes. If `as_is` is True, as for weights, the message keeps its dtype between
+        machines.
         """
         link = self.of_edge(source, target)
         if link is None:
@@ -115,5 +115,5 @@ class Carriers:
 
 
 def connected_stages(job: Job) -> list[tuple[int, int]]:
-    """Return each pair of stages between which tensors travel, once, the lower stage first."""
+    """Return the pairs of stages that exchange tensors, with the lower stage first in each pair."""
     return sorted({(min(pair), max(pair)) for pair in job.crossing()})

@@ -28,7 +28,7 @@ FIELDS = {
 """The names of a record's fields, by the first word of the record's key in the file."""
 
 MOST = 1e15
-"""Largest value that a field can have; a file with a larger value is damaged."""
+"""Largest value that a field can have; a file with a larger value counts as damaged."""
 
 
 class Kept:

@@ -108,8 +108,7 @@ def mean_neighbours(
 
     All stages repeat their instructions every `batch_s` seconds, so times are taken modulo
     `batch_s`. Replicas of a stage run the same instructions at the same time and wait for the
-    slowest replica. So each number is for the machine on which it is the largest, but no number is
-    above `limit`.
+    slowest replica. Therefore each number is the largest over the machines, and at most `limit`.
 
     `workers` has, for each stage, the number of its workers by machine. The result has, for each
     stage, the mean number by instruction.
@@ -138,8 +137,8 @@ def _integral_of_others(
     """Return a function: the integral of the number of other busy workers, from 0 to a time.
 
     A busy worker shares its machine with these other workers; at most `limit` of them are counted.
-    `pieces` has, for each stage, the intervals in which its instructions run; all end by
-    `period_s`. `workers` has, for each stage, the number of its workers on the machine.
+    `pieces` has, for each stage, the intervals in which its instructions run. No interval ends
+    after `period_s`. `workers` has, for each stage, the number of its workers on the machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, count in zip(pieces, workers, strict=True):

@@ -17,11 +17,11 @@ PIECE = 16 << 20
 def with_copies(
     job: Job, profile: Source, sizes: Sequence[int], times: Sequence[Times]
 ) -> list[Times]:
-    """Return the seconds of each stage's instructions, with the copies for `recover=stage`.
+    """Return the seconds of each stage's instructions, with the copies that `recover=stage` makes.
 
     A stage copies each message that it receives from a channel that keeps messages for a replay.
     The time of a snapshot is divided by the number of batches between two snapshots. Each batch's
-    part is divided equally among the optimizer steps of the stage's chunks.
+    part of this time is divided equally among the optimizer steps of the stage's chunks.
 
     `times` are the seconds without these copies.
     """

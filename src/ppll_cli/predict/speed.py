@@ -172,8 +172,8 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
 
     These bytes include the stage's inputs.
 
-    Under local learning, a stage keeps the activations of its largest chunk. Otherwise it keeps the
-    activations of all forward passes that wait for their backward pass.
+    Under local learning, a stage keeps the activations of its largest chunk. In other runs, it
+    keeps the activations of all forward passes that wait for their backward pass.
     """
     first = bytes_of({**job.input_spec.specs, **job.task.targets}.values())
     local, slots = job.local_learning, Pipeline.of(job).slots

@@ -30,7 +30,7 @@ class Stopwatch:
     for the device.
 
     On CPU with a single thread, the stopwatch measures the thread's own CPU time. So it leaves out
-    the time in which other programs use the thread's core; the thread itself never waits here.
+    the time in which other programs use the thread's core. The timed work itself never waits.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -162,8 +162,9 @@ def check_inputs(job: Job, subject: Subject) -> None:
     """Refuse a unit that changes in place an input that its chunk receives, or a view of it.
 
     Torch does not allow this if a gradient of the input is sent back. Without gradients, the values
-    of other tensors would depend on the stages: on one stage, two tensors may share memory, and the
-    change affects both; between two stages each tensor has a slot, and the change affects only one.
+    of other tensors would depend on the cuts: within a stage, two tensors may share memory, so the
+    change affects both. Between two stages each tensor has its own slot, so the change affects only
+    one.
     """
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):

@@ -17,8 +17,9 @@ def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
 def evaluated_together(settings: Settings, schedule: Schedule) -> int:
     """Return how many evaluation batches go through the pipeline of a replica together.
 
-    If a batch visits a stage more than once, one batch per stage is needed to keep all stages busy.
-    Otherwise the result is 1, because batches follow one another through the stages.
+    If a batch visits each stage once, the result is 1, because batches follow one another through
+    the stages. If a batch visits a stage several times, one batch per stage is needed to keep all
+    stages busy.
     """
     stages = 1 if schedule.one_stage else settings.stages_asked
     return stages if len(placed(schedule, stages)) > stages else 1

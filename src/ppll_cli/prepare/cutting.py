@@ -194,7 +194,7 @@ def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]
 def placed(schedule: Schedule, stages: int) -> list[int]:
     """Return the stage of each group of consecutive units.
 
-    In local learning each stage has one group. Otherwise the schedule decides.
+    Under local learning, each stage has one group. In other runs, the schedule decides.
 
     Raises:
         ConfigError: The schedule leaves a stage without units, or does not assign the first group

@@ -20,7 +20,7 @@ DATA_SET = ("prepare", "load", "image_spec", "evaluation_form", "batches", "drop
 """The attributes that a data set must have."""
 
 SPLITS = {"train", "test", "val"}
-"""The splits that a data set may have; it must have the first two."""
+"""The splits that a data set may have; it must have `train` and `test`."""
 
 
 @dataclass(frozen=True)

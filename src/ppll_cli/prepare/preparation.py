@@ -257,8 +257,8 @@ def _specs(
 ) -> tuple[Mapping[str, ValueSpec], ...]:
     """Return for each chunk the shape and dtype of each tensor that enters it, by name.
 
-    `before` has, for each unit, the tensors that exist before it. Those tensors of a batch that the
-    model needs enter chunk 0.
+    `before` has, for each unit, the tensors that exist before it. The tensors of a batch enter
+    chunk 0 if the model needs them.
     """
     entering = [routes.reads[0] | routes.passing(0), *(route.names for route in routes.into[1:])]
     chunks = zip(routes.layout.chunks, entering, strict=True)

@@ -22,7 +22,7 @@ USUAL, MOST, FEWEST = 16, 64, 2
 little shared memory."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
-"""Processors on which another process sees stores in the order in which they were made."""
+"""Processors on which other processes see a process's writes to memory in their order."""
 
 
 def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
@@ -61,7 +61,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job with `snapshot_every` set for a prediction, or the job and why it is not set.
+    """Return the job for a prediction, and why `snapshot_every` is not set in it.
 
     The text is empty if `snapshot_every` is set, or if the run has `recover=off`. The run may use
     other machines than this one, so shared memory is not checked.
@@ -78,9 +78,9 @@ class _Room(NamedTuple):
     """The shared memory that channels and snapshots take, in bytes.
 
     Attributes:
-        states: Size of one snapshot of every stage that can be restarted, summed.
-        messages: Size of one message of every channel that keeps messages, summed.
-        least: Size of all channels if stages save their state after each message, summed.
+        states: Total size of one snapshot of each stage that can be restarted.
+        messages: Total size of one message of each channel that keeps messages.
+        least: Total size of all channels if stages save their state after each message.
     """
 
     states: int
@@ -115,7 +115,7 @@ class _Room(NamedTuple):
         return states + self.least + (every - 1) * self.messages
 
     def wished(self) -> int:
-        """Return how many messages to allow between two snapshots, if there is room for them.
+        """Return how many messages to allow between two snapshots, if shared memory suffices.
 
         The result is `USUAL`. If snapshots take more memory than `USUAL` messages, the result is
         the number of messages that take as much memory as snapshots, but not more than `MOST`.
@@ -123,7 +123,7 @@ class _Room(NamedTuple):
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
     def every(self, asked: int | None) -> int:
-        """Return the number of messages between two snapshots; 0 if there is no room.
+        """Return the number of messages between two snapshots; 0 if shared memory is too small.
 
         `asked` is the user's number; if it is None, the program chooses the number.
         """
@@ -141,7 +141,10 @@ class _Room(NamedTuple):
         return f"{words} instead of {self.wished()}, because {what_is_left()}"
 
     def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
-        """Return why there is no room for `asked` messages, or `FEWEST` if None, and a remedy."""
+        """Return why the messages do not fit in shared memory, and a remedy.
+
+        `asked` is the number of messages between two snapshots; None means `FEWEST`.
+        """
         least = self.size(asked or FEWEST)
         remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
         return no_room(least, what) or "", remedy

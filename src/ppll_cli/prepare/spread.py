@@ -67,9 +67,9 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the threads per worker: the setting `threads`, or the smallest cores per worker.
+    """Return the threads per worker: the setting `threads` or, without it, the cores per worker.
 
-    The number of cores per worker may differ between machines.
+    If the number of cores per worker differs between machines, the result is the smallest.
     """
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))
