@@ -70,7 +70,7 @@ class Batch:
     """The part of the current batch that a worker computes, split into micro-batches."""
 
     sizes: Sequence[int]  # number of samples of each micro-batch of the share
-    training: bool = False  # otherwise the batch is for evaluation
+    training: bool = False  # False for a batch of an evaluation
     step: int = -1  # number of optimizer steps done before a training batch; -1 in evaluation
     samples: int = 0  # number of samples of a training batch, over all replicas
     # In training, the number of micro-batches of the replicas with lower numbers. In evaluation,

@@ -84,8 +84,8 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 def _check_compiler(on_cpu: bool) -> None:
     """Check that torch.compile finds its compilers.
 
-    For CPU it needs a C++ compiler. For CUDA it needs Triton, which generates the kernels, and a C
-    compiler, with which Triton compiles the code that launches them.
+    For CPU it needs a C++ compiler. For CUDA it needs Triton, which generates the kernels. Triton
+    needs a C compiler for the code that launches the kernels.
     """
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")

@@ -245,7 +245,7 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
 
 
 def _check_further(criterion: Criterion, specs: Mapping[str, ValueSpec]) -> None:
-    """Check the names of a criterion's further predictions, which only evaluations compute."""
+    """Check the names of the further predictions that a criterion makes in evaluations."""
     if not criterion.further:
         return
     with torch.no_grad(), explained():

@@ -59,10 +59,10 @@ def backward_to_inputs(
     inputs: Sequence[Tensor],
     weights: Iterable[Tensor],
 ) -> WeightHalf:
-    """Run the first half of a backward, which adds the gradients of the inputs to `.grad`.
+    """Run the first half of a backward: add the gradients of the inputs to their `.grad`.
 
     Inputs and weights are leaves of the graph; no input may be among the weights. Return the second
-    half, which computes the gradients of the weights.
+    half; its method `run` computes the gradients of the weights.
     """
     starts = list(zip(map(get_gradient_edge, outputs), gradients, strict=True))
     graph = _Graph([edge.node for edge, _ in starts], inputs, weights)

@@ -60,7 +60,7 @@ class Job:
 
     `snapshot_every` is the largest number of messages on a channel between two snapshots of a
     stage, or 0 if workers are not restarted. If a worker of a stage in `restartable` fails, it is
-    restarted from its last snapshot.
+    restarted from its latest snapshot.
     """
 
     settings: Settings

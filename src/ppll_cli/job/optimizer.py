@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 ADAM_EPSILON = 1e-8
-"""The epsilon of AdamW, which is torch's default."""
+"""The epsilon of AdamW: torch's default."""
 
 
 @dataclass
@@ -37,9 +37,10 @@ class FusedOptimizer:
     """SGD or AdamW by torch's fused kernels. Parameters are updated independently of each other.
 
     Weights and states are bit-identical to those of `torch.optim` with `fused=True`, and states
-    have the same names. This class calls the kernels directly, because `torch.optim` collects and
-    groups its tensors in every step, which takes the host longer than the kernel itself. The kernel
-    functions are private in torch; `torch.optim` of torch 2.11 to 2.14 calls them.
+    have the same names. This class calls the kernels directly. The reason is that `torch.optim`
+    collects and groups its tensors in every step, and this takes longer on the host than the kernel
+    on the device. The kernel functions are private in torch; `torch.optim` of torch 2.11 to 2.14
+    calls them.
 
     Attributes:
         parameters: The parameters to update, each once even if it was given twice.

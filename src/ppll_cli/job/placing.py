@@ -36,7 +36,7 @@ def prepare_compiler() -> None:
     torch._dynamo.config.recompile_limit = 256
     with suppress(AttributeError):
         torch._dynamo.config.accumulated_recompile_limit = 4096
-    torch._inductor.config.compile_threads = 1  # otherwise torch starts compiler processes
+    torch._inductor.config.compile_threads = 1  # with more, torch starts compiler processes
     # torch puts precompiled headers into /tmp even if its cache folder is elsewhere.
     headers = os.path.join(os.environ["TORCHINDUCTOR_CACHE_DIR"], "precompiled_headers")
     for name, folder in (("_HEADER_DIR", headers), ("_HEADER_LOCK_DIR", f"{headers}/locks")):

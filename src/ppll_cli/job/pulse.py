@@ -2,9 +2,10 @@
 
 Each worker keeps two timestamps. The first is a sign of life: a separate thread of the worker
 renews it every second, unless the process is stopped (SIGSTOP). The second is the time of the last
-progress: the main thread renews it with each instruction, and while it waits for another stage,
-because this worker is not to blame if the other stage hangs. Both are times of the monotonic clock,
-which all processes of a machine share.
+progress: the main thread renews it with each instruction. It also renews it while it waits for
+    another stage, because this worker is not to blame if the other stage hangs. Both are times of
+    the
+monotonic clock, which all processes of a machine share.
 
 The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
 the memory of another device, the main thread can hold this lock for many seconds. All such work is

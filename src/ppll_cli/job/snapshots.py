@@ -15,8 +15,10 @@ largest uncounted part that we saw is 12 % of `snapshot_bytes`, in the first sta
 model with larger buffers needs more room than the check before the start asks for."""
 
 COST = 0.01
-"""Largest fraction of a stage's time that snapshots take, if the program chooses how often they are
-taken, and if the channels have enough slots for that."""
+"""Largest fraction of a stage's time for snapshots, if the program chooses how often to take them.
+
+If the channels have too few slots for that, snapshots take a larger fraction.
+"""
 
 
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:

@@ -1,7 +1,7 @@
 """`recover=stage`: restarts a failed worker, while the other workers wait for it.
 
 The other workers are blocked or starved meanwhile, as if the stage were slow. The new process of
-the worker continues from the stage's last snapshot (`worker.snapshots`), and reads again the
+the worker continues from the stage's latest snapshot (`worker.snapshots`), and reads again the
 messages that came after the snapshot (`transport.journal`).
 """
 

@@ -95,9 +95,9 @@ def wire(
     A channel between two stages connects replicas with equal numbers. The transport makes the
     channels inside a machine; channels between machines use torch.distributed.
 
-    `store` is the address at which the workers of process groups meet, if there are any. gloo and
-    NCCL connect the workers over the network `interface`. If `machine` is given, only the channels
-    of this machine's workers are made.
+    `store` is the address of the store by which the workers of process groups find one another, if
+    there are any. gloo and NCCL connect the workers over the network `interface`. If `machine` is
+    given, only the channels of this machine's workers are made.
     """
     ends = {seat: Ends() for seat in job.seats}
     _add_groups(job, ends, store, interface)

@@ -13,8 +13,8 @@ A channel carries messages from one stage to another. A message occupies a slot 
 the receiver frees this slot.
 
 A mark asks every stage to report, save or end. Marks and batches are sent through the same
-channels, which keep their order. So every stage acts on a mark between the same two batches, and
-the stages need not stop for it.
+channels, and a channel keeps their order. So every stage acts on a mark between the same two
+batches, and the stages need not stop for it.
 """
 
 from dataclasses import dataclass
@@ -133,8 +133,8 @@ class Release:
 class StartAverage:
     """Start averaging a chunk's gradients over the replicas of the stage.
 
-    This instruction comes before the chunk's last backward, so that each gradient can be sent to
-    the other replicas during this backward, as soon as the gradient is complete.
+    This instruction comes before the chunk's last backward. So each gradient can be sent to the
+    other replicas as soon as it is complete, while the backward continues.
     """
 
     chunk: int

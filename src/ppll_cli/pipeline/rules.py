@@ -49,7 +49,7 @@ class Message(NamedTuple):
 
 
 def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the channel through which an instruction sends, and the message; otherwise None."""
+    """Return channel and message of an instruction that sends; None for other instructions."""
     match instruction:
         case SendActivations(peer, chunk, micro_batch):
             channel = Channel(stage, peer, "activations", chunk + 1)
@@ -67,7 +67,7 @@ def sends(stage: int, instruction: Instruction) -> tuple[Channel, Message] | Non
 
 
 def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | None:
-    """Return the channel from which an instruction receives, and the message; otherwise None."""
+    """Return channel and message of an instruction that receives; None for other instructions."""
     match instruction:
         case ReceiveActivations(peer, chunk, micro_batch):
             channel = Channel(peer, stage, "activations", chunk)
@@ -85,7 +85,7 @@ def receives(stage: int, instruction: Instruction) -> tuple[Channel, Message] | 
 
 
 def gives_back(stage: int, instruction: Instruction) -> Channel | None:
-    """Return the channel in which an instruction frees a slot; otherwise None."""
+    """Return the channel of an instruction that frees a slot; None for other instructions."""
     match instruction:
         case Release(peer, chunk, kind):
             return Channel(peer, stage, kind, chunk)

@@ -13,11 +13,11 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """Return, for each channel, a number of slots with which the stages do not deadlock.
 
-    A channel gets at least as many slots as its receiver keeps in use at the same time, and at
-    least one for each message that is in the channel before the first batch. If a stage has several
-    channels, these slots may not be enough. Therefore the function simulates the streams. As long
-    as the stages deadlock, it adds one slot to the first channel whose sender waits for a free
-    slot, and simulates again.
+    A channel gets at least as many slots as its receiver keeps in use at the same time. It also
+    gets at least one slot for each message that is in the channel before the first batch. If a
+    stage has several channels, these slots may not be enough. Therefore the function simulates the
+    streams. As long as the stages deadlock, it adds one slot to the first channel whose sender
+    waits for a free slot, and simulates again.
 
     Args:
         streams: The instructions of each stage for one batch. Two such batches are simulated.

@@ -31,7 +31,7 @@ On CUDA, launching an all-reduce costs more time than transferring 1 MiB."""
 class _Bucket:
     """Parameters of one dtype, and the flat tensor in which an all-reduce sums their gradients.
 
-    After the gradients, the flat tensor holds counts, which the same all-reduce sums: for each
+    After the gradients, the flat tensor holds counts. The same all-reduce sums them: for each
     parameter, how many replicas have a gradient for it; and as the last element, how many replicas
     had a loss that is not finite.
 

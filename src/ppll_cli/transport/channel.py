@@ -118,7 +118,7 @@ class Transport(Protocol):
     wire_dtype: WireDtype | None
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return a reason if the transport cannot work on this machine, otherwise None.
+        """Return why the transport cannot work on this machine; None if it can.
 
         `size` is the total size of all slots of all channels, in bytes. `devices` has the device of
         each worker on this machine.

@@ -20,7 +20,7 @@ _UNSHARED = re.compile(r"expandable_segments\s*:\s*True|backend\s*:\s*cudaMalloc
 
 
 def cannot_share() -> str | None:
-    """Return a reason if CUDA memory cannot be shared with another process, otherwise None."""
+    """Return why CUDA memory cannot be shared with another process; None if it can be shared."""
     if NO_CACHE_VARIABLE in os.environ:
         return f"{NO_CACHE_VARIABLE} is set, so CUDA memory cannot be shared"
     for variable in ALLOCATOR_VARIABLES:
@@ -31,7 +31,7 @@ def cannot_share() -> str | None:
 
 
 def cannot_reach(source: str, target: str) -> str | None:
-    """Return a reason if CUDA device `source` cannot access memory of `target`, otherwise None."""
+    """Return why CUDA device `source` cannot access memory of `target`; None if it can."""
     if source == target or cuda.can_access_peer(source, target):
         return None
     one, other = sorted((source, target))

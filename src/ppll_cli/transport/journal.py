@@ -10,11 +10,11 @@ headers, and two counters. So if a worker dies at any moment, a new worker can c
 `sent` counts complete messages; the sender raises it after the last byte of a message. `freed`
 counts messages that the receiver never reads again. A snapshot is a copy of a stage's state. It
 covers a message if the stage received the message before the copy was made. The receiver raises
-`freed` only for messages that its last snapshot covers. After a restart, the receiver loads its
-last snapshot, and reads once more the messages that the snapshot does not cover.
+`freed` only for messages that its latest snapshot covers. After a restart, the receiver loads this
+snapshot, and reads once more the messages that the snapshot does not cover.
 
-A restarted sender loads its own last snapshot, and computes again messages that are already in the
-ring. It does not send them again, but it checks that they are equal, byte for byte.
+A restarted sender loads its own latest snapshot, and computes again messages that are already in
+the ring. It does not send them again, but it checks that they are equal, byte for byte.
 
 Through the two pipes, the ends only wake each other. The bytes in a pipe mean nothing, so a worker
 may die after it has read them. The code relies on the memory order of x86: another process sees
@@ -208,7 +208,7 @@ class JournalReceiver(_End):
 
     Attributes:
         keeps: Whether slots of released messages are kept until `free` is called. Set this if the
-            stage takes snapshots; otherwise `release` frees each slot immediately.
+            stage takes snapshots. If it is not set, `release` frees each slot immediately.
     """
 
     keeps = False
@@ -252,7 +252,7 @@ class JournalReceiver(_End):
         return self._released - self._stored.counters.freed
 
     def go_back(self, position: int) -> None:
-        """Continue after the first `position` messages, which the last snapshot covers."""
+        """Continue after the first `position` messages, which the latest snapshot covers."""
         self.position = self._released = position
         self.free()
 
@@ -269,7 +269,7 @@ class JournalTransport(RingTransport):
     """Channels that keep each message until a snapshot of the receiving stage covers it."""
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return a reason if channels of `size` bytes cannot be created, otherwise None."""
+        """Return why channels of `size` bytes cannot be created; None if they can be."""
         return no_room(size)  # slots are in shared memory of the host, also between CUDA devices
 
     def channel(

@@ -140,7 +140,7 @@ def _unpin(tensor: Tensor) -> None:
 
 
 def no_room(size: int, what: str = "its slots") -> str | None:
-    """Return a reason if shared memory has no room for `size` bytes, otherwise None.
+    """Return a text that says that shared memory has no room for `size` bytes; None if it has.
 
     A process that writes to shared memory beyond its limit is killed, so this is checked first.
     `what` is the subject of the returned text.
@@ -183,7 +183,7 @@ def remove_left(process_id: int) -> None:
 
     torch counts the users of shared CUDA memory in a file. CUDA itself has files for shared events;
     the names of these files have the process ID in hexadecimal. A process removes its files at a
-    normal exit, but not if it is killed, or if it ends by `os._exit`, as workers do.
+    normal exit. It does not if it is killed, or ends by `os._exit`, as workers do.
     """
     for pattern in (f"torch_{process_id}_*", f"cuda.shm.*.{process_id:x}.*"):
         for path in SHARED_MEMORY.glob(pattern):

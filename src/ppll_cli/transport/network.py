@@ -42,7 +42,7 @@ HEAD = 1024
 contains the message's header, and names, dtypes, shapes and strides of the tensors."""
 
 LENGTH = 8
-"""Number of decimal digits at the start of a head, which give the length of its JSON in bytes."""
+"""Number of decimal digits at the start of a head. They give the length of its JSON in bytes."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
@@ -125,7 +125,7 @@ class _End:
         def run() -> None:
             try:
                 if self._side is not None:
-                    # set_stream also selects the thread's device. Otherwise the thread would use
+                    # set_stream also selects the thread's device. Without it, the thread would use
                     # device 0, and its first wait would create a context on that device.
                     torch.cuda.set_stream(self._side)
                 work()

@@ -81,7 +81,7 @@ class Order:
         """Copy tensors into the views of a free slot.
 
         Returns:
-            The handle of the slot's event if this call created the event, else empty.
+            The handle of the slot's event if this call created the event; empty if not.
         """
         for name, tensor in tensors.items():
             views[name].copy_(tensor.detach())

@@ -147,7 +147,7 @@ class QueueTransport:
         self.depth, self.wire_dtype = depth, wire_dtype
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return a reason if processes cannot share `size` bytes, otherwise None."""
+        """Return why processes cannot share `size` bytes; None if they can."""
         if len(devices) < 2:
             return None
         return no_room(size) if "cpu" in devices else cannot_share()

@@ -31,7 +31,7 @@ class RingTransport:
         self._told: set[str] = set()
 
     def obstacle(self, size: int, devices: Sequence[str]) -> str | None:
-        """Return a reason if channels of `size` bytes cannot be created, otherwise None."""
+        """Return why channels of `size` bytes cannot be created; None if they can be."""
         pairs = combinations(dict.fromkeys(devices), 2)
         on_cuda = "cpu" not in devices
         if on_cuda and not cannot_share() and not any(cannot_reach(*pair) for pair in pairs):

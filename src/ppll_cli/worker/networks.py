@@ -54,8 +54,8 @@ class Networks:
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
-            device. Under local learning it covers the module, otherwise the whole model. None if
-            nothing needs it.
+            device. It is the norm of the module under local learning, and of the whole model
+            without it. None if nothing needs it.
     """
 
     def __init__(

@@ -14,13 +14,13 @@ from ppll_cli.pipeline.layout import Chunk
 class NonFinite:
     """Stops the run at a loss that is not finite, or skips steps whose gradients are not finite.
 
-    If `skips` is True (`optim.nonfinite=skip`), it skips steps; otherwise it stops the run. Only a
+    If `skips` is True (`optim.nonfinite=skip`), it skips steps. If not, it stops the run. Only a
     chunk at the end of a module reports skipped steps.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
-        skipped: Maps each step since the last report to a flag, a scalar on the device: 1 if the
-            step was skipped, else 0. Empty on CPU, and unless `optim.nonfinite` is `skip`.
+        skipped: Maps each step since the latest report to a flag, a scalar on the device: 1 if the
+            step was skipped, else 0. Always empty on CPU, and if `optim.nonfinite` is `stop`.
     """
 
     def __init__(self, skips: bool, place: Chunk, device: torch.device) -> None:

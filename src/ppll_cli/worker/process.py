@@ -34,8 +34,9 @@ LONGEST_TRACEBACK = 20_000
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED")
 """Matches the messages of exceptions that are raised when memory runs out.
 
-torch raises its `OutOfMemoryError` only for tensors on CUDA. If there is no memory for something
-else on CUDA (a context, cuBLAS or cuDNN), or no memory of the CPU, it raises a RuntimeError."""
+torch raises its `OutOfMemoryError` only for tensors on CUDA. It raises a RuntimeError if CUDA has
+no memory for something else (a context, cuBLAS or cuDNN), or if the CPU has no memory.
+"""
 
 
 class _ReportHandler(logging.Handler):
@@ -86,7 +87,7 @@ def _set_up(job: Job, seat: Seat) -> None:
     if settings.compile:
         prepare_compiler()
     if settings.recompute:
-        import_module("torch._dynamo")  # otherwise the first batch would import it
+        import_module("torch._dynamo")  # so that the first batch need not import it
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.

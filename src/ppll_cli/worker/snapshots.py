@@ -105,8 +105,8 @@ class Interval:
     def take(self, snapshot_s: float, messages: int, between_s: float) -> None:
         """Adapt the number of messages to measured times.
 
-        The last snapshot took `snapshot_s` seconds. In the `between_s` seconds between the last two
-        snapshots, the channel carried `messages` messages.
+        The latest snapshot took `snapshot_s` seconds. In the `between_s` seconds between the latest
+        two snapshots, the channel carried `messages` messages.
         """
         if not self._fixed and messages:
             self.messages = messages_between(snapshot_s, between_s / messages, self._most)
@@ -140,7 +140,7 @@ class Snapshots:
         return self._since_last() >= self._interval.messages
 
     def _since_last(self) -> int:
-        """Return the number of messages since the last snapshot on the busiest channel."""
+        """Return the number of messages on the busiest channel since the latest snapshot."""
         kept = [receiver.kept for receiver in self._receivers.values()]
         nothing = 0, 0
         for channel, sender in self._senders.items():
@@ -199,7 +199,7 @@ class Snapshots:
         return self._pickled_trace
 
     def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
-        """Restore the networks and the channels as they were at the last snapshot.
+        """Restore the networks and the channels as they were at the latest snapshot.
 
         Returns:
             The worker's position in the run; None if there is no snapshot. In this case the new

@@ -1,9 +1,9 @@
 """BatchNorm over the replicas of a stage, normalising by the statistics of the whole batch.
 
 torch's `SyncBatchNorm` is not used: it needs CUDA, and it gives the gradients of all replicas equal
-weight, while here each loss is already weighted by the replica's share of the batch. This layer
-sums over the replicas in a differentiable way, so gradients flow through the statistics to the
-samples of all replicas.
+weight. Here, each loss is already weighted by the replica's share of the batch. This layer sums
+over the replicas in a differentiable way, so gradients flow through the statistics to the samples
+of all replicas.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sends a unit's weights to losses of earlier modules, which read them in later batches."""
+"""Sends a unit's weights to earlier modules, whose losses read them in later batches."""
 
 from collections.abc import Mapping
 

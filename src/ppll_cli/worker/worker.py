@@ -327,14 +327,14 @@ class Worker:
         self.links.parent.send({"kind": kind, **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin to report the training since the last report, after `step` optimizer steps."""
+        """Begin a report after `step` optimizer steps, on the training since the report before."""
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
         self._reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin to report the losses and metrics of a split since its last report."""
+        """Begin a report on the losses and metrics of a split since its previous report."""
         self._announce_wait()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)

@@ -37,7 +37,7 @@ After a longer time, the launcher assumes that it was itself stopped.
 """
 
 LEAVING_S = 10.0
-"""Seconds that machine 0, which may run the store, waits at the end for other machines to leave."""
+"""Seconds that machine 0 waits at the end for other machines to leave: it may run the store."""
 
 BEAT_S = 0.5  # seconds between two signs of life
 
@@ -82,7 +82,7 @@ class Fleet:
 
     @property
     def store(self) -> str:
-        """Address at which the workers of the current job meet."""
+        """Address of the store by which the workers of the current job find one another."""
         where = self._where
         return f"tcp://{where.host}:{where.port}/ppll-run/{self._session}/{self.jobs}"
 

@@ -201,8 +201,8 @@ def _run_part(fleet: Fleet, message: Message) -> None:
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     """Return the job's message with folders that this machine can read and write.
 
-    If this machine does not share the run directory, make a temporary directory, which exists until
-    `held` is closed, and fetch the checkpoint from which the run resumes.
+    If this machine does not share the run directory, make a temporary directory and fetch the
+    checkpoint from which the run resumes. The directory exists until `held` is closed.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):

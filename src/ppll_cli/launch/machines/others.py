@@ -1,8 +1,8 @@
 """Lets launchers of several machines work together while workers run.
 
 Machine 0's launcher is the leader: it receives the reports of all workers, and decides when workers
-exit or stop. The other launchers are followers: each watches the workers of its machine, sends
-their reports to machine 0, and ends when machine 0 ends the job, or gives no sign of life.
+exit or stop. The other launchers are followers: each watches the workers of its machine, and sends
+their reports to machine 0. A follower ends when machine 0 ends the job, or gives no sign of life.
 """
 
 import signal
@@ -255,10 +255,10 @@ class Follower:
 def cause(failures: Sequence[Report]) -> Report:
     """Return the failure that caused all others.
 
-    This is a failure without an exception, if there is one. Otherwise it is, if possible, a failure
-    whose exception is not about a lost connection, because a connection is lost when the worker at
-    its other end fails. Among several such failures it is the earliest. Times are compared last
-    because the clocks of machines differ.
+    Failures without an exception come first. Next come exceptions that are not about a lost
+    connection, because a connection is lost when the worker at its other end fails. Among failures
+    of the same kind, the earliest is the cause. Times are compared last because the clocks of
+    machines differ.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:

@@ -12,9 +12,9 @@ from typing import Self
 from ppll_cli.errors import ConfigError
 
 MEETING = "PPLL_MEETING_S"
-"""The environment variable that limits how long machines wait to meet, in seconds.
+"""The environment variable that limits how long machines wait for one another, in seconds.
 
-It is not a setting, because the machines meet before the configuration is composed.
+It is not a setting, because the machines connect before the configuration is composed.
 """
 
 MEETING_S = 300.0
@@ -23,9 +23,9 @@ MEETING_S = 300.0
 DAY_S = 86400
 
 BACKLOG = 2048
-"""How many connections may wait until the store accepts them; each worker opens several."""
+"""Number of connections that may wait until the store accepts them; each worker opens several."""
 
-SIOCGIFADDR = 0x8915  # the call of Linux that returns the address of an interface
+SIOCGIFADDR = 0x8915  # number of the Linux call that returns the address of an interface
 
 
 @dataclass(frozen=True)

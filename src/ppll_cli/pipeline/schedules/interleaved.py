@@ -23,8 +23,8 @@ class Interleaved(Schedule):
     multiple of K. Here, rounds are as equal as possible and have K to 2K - 1 micro-batches. With v
     chunks per stage and enough slots, the fraction of idle time (bubble) is the same as in
     Megatron-LM, (K - 1) / (v M + K - 1), for every M >= K. With the default `transport.depth` this
-    holds if M is a multiple of K; otherwise the bubble was larger by at most 0.044 (simulated for K
-    up to 5, v up to 4 and M up to 12).
+    holds if M is a multiple of K. For other M the bubble was larger by at most 0.044 (simulated for
+    K up to 5, v up to 4 and M up to 12).
     """
 
     splits = True
