@@ -85,7 +85,8 @@ class DetectionDataset(Files, ABC):
     def read(self, part: Part) -> Scenes:
         """Return the pictures of a part and their objects, or raise ConfigError.
 
-        Data that take long to read are stored in the cache folder, so that later calls are fast.
+        Data that take long to read are stored in the cache folder, so that later calls take less
+        time.
         """
 
     @property
