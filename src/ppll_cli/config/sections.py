@@ -123,7 +123,7 @@ class FeatureBank(Section):
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The value of `fusion`, which is not None after `resolved`."""
+        """The value of `fusion`, for settings that `resolved` has returned: it is not None."""
         assert self.fusion is not None
         return self.fusion
 

@@ -79,7 +79,7 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return the file and the class of a picture; `boxes` begins with the class, before a space."""
+    """Return the file and the class of a picture; `boxes` begins with the class and a space."""
     return f"{name}.JPEG", boxes.split()[0]
 
 

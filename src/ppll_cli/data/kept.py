@@ -133,7 +133,7 @@ def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -
     try:
         os.replace(made, folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another run was faster
+        if not folder.is_dir():  # if it is a folder, another run was faster
             raise
 
 

@@ -54,7 +54,7 @@ def start() -> None:
         # joblib sets its own start method in its processes, and workers would try to use it.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
-    if here._config.get("tempdir") is None:  # otherwise multiprocessing creates `pymp-*` in TMPDIR
+    if here._config.get("tempdir") is None:  # so that multiprocessing makes no `pymp-*` in TMPDIR
         here._config["tempdir"] = str(socket_folder())
     context().set_forkserver_preload(["ppll_cli.launch.preload"])
     with _without_current_directory():

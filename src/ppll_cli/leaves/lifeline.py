@@ -12,7 +12,7 @@ _PIPES: "WeakSet[Connection]" = WeakSet()
 
 
 def share(pipe: Connection) -> None:
-    """Make processes that this process starts later keep a pipe open."""
+    """Let all processes that this process starts later keep `pipe` open."""
     _PIPES.add(pipe)
 
 

@@ -117,5 +117,5 @@ def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
 
 
 def _windows(size: int, kernel: int) -> int:
-    """Return the number of windows that cover a side; the last may extend beyond its end."""
+    """Return the number of windows that cover a side; the last window may exceed the side's end."""
     return -(-size // kernel)

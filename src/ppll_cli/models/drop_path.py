@@ -18,7 +18,7 @@ class DropPath(nn.Module):
         self._rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a batch of the shape of `x`, [B, ...]."""
+        """Return a tensor with the same shape as `x`, [B, ...]."""
         if not self.training:
             return x
         kept = 1 - self._rate

@@ -40,7 +40,7 @@ class First(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Adds to its input `scale` times the result of two 3x3 convolutions without norms."""
+    """Multiplies the result of two 3x3 convolutions, without norms, by `scale`; adds its input."""
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()

@@ -200,7 +200,7 @@ class CifarResNet:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The named partitions: by name, the first unit of each module except module 0."""
+        """For each named partition, the first unit of each module except module 0."""
         return named_partitions(self.depth)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:

@@ -107,7 +107,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def other_random_states() -> dict[str, object]:
-    """Return states of Python's and NumPy's generators that can be compared, by module name."""
+    """Return comparable states of Python's and NumPy's generators, by the name of the module."""
     numpy_state: Any = np.random.get_state()
     _, keys, *rest = numpy_state
     return {"random": random.getstate(), "numpy.random": (bytes(keys), rest)}

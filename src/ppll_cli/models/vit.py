@@ -75,7 +75,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, T, D] for tokens [B, T, D]."""
+        """Transform tokens [B, T, D]; their shape stays the same."""
         batch, tokens, _ = x.shape
         projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         # [B, T, 3D] -> three of [B, heads, T, D / heads]
@@ -118,7 +118,7 @@ class Block(nn.Module):
             nn.init.normal_(linear.bias, std=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, T, D] for tokens [B, T, D]."""
+        """Transform tokens [B, T, D]; their shape stays the same."""
         x = x + self.drop_path(self.dropout(self.self_attention(self.ln_1(x))))
         y: Tensor = x + self.drop_path(self.mlp(self.ln_2(x)))
         return y

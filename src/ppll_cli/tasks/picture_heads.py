@@ -50,7 +50,8 @@ class ToPictures(_Levels):
 class Upsampler(nn.Module):
     """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, then a convolution.
 
-    Scale 2 or 3 has one pixel shuffle, scale 4 two. At the end, levels are converted to pictures.
+    Scales 2 and 3 need one pixel shuffle; scale 4 needs two. At the end, levels are converted to
+    pictures.
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:

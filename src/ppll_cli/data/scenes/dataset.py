@@ -51,7 +51,7 @@ def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[in
 
 
 def padded(side: int) -> int:
-    """Round height or width of the largest picture of a batch up to a multiple of `MULTIPLE`."""
+    """Round the height or width of a batch's largest picture up to a multiple of `MULTIPLE`."""
     return -(-side // MULTIPLE) * MULTIPLE
 
 
@@ -85,7 +85,8 @@ class DetectionDataset(Files, ABC):
     def read(self, part: Part) -> Scenes:
         """Return the pictures of a part and their objects, or raise ConfigError.
 
-        Data that take long to read are stored in the cache folder, so that later calls are fast.
+        Data that take long to read are stored in the cache folder, so that later calls take less
+        time.
         """
 
     @property

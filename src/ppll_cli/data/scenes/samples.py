@@ -180,7 +180,7 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """Return the entries of the legend: the kind of an example box (empty: no box), and a text."""
+    """Return the legend's entries: each is the kind of an example box (or empty), and a text."""
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that evaluation ignores"))
@@ -239,7 +239,7 @@ def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
 
 
 def _colour(label: int, classes: int) -> Colour:
-    """Return the light colour of a class; the hues of all classes have equal distances."""
+    """Return the light colour of a class; the hues of the classes are evenly spaced."""
     hue = Image.new("HSV", (1, 1), (round(255 * label / classes), 170, 255))
     red, green, blue = hue.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
     return red, green, blue
