@@ -103,7 +103,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     found = {
         key: both
         for key, both in found.items()
-        if "." not in key or key.partition(".")[0] not in found  # drop keys of other options
+        if "." not in key or key.partition(".")[0] not in found  # drop keys if options differ
     }
     if any(key.startswith("data.") and key != DIGEST for key in found):
         found.pop(DIGEST, None)

@@ -35,7 +35,7 @@ _Way = Callable[[nn.Module, Sequence[Tensor]], None]
 def check_halves(
     schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> None:
-    """Check that a backward pass in two halves gives the same gradients as a whole one.
+    """Check that a backward pass in two halves gives the same gradients as an undivided one.
 
     Each kind of unit is tested with random inputs, on the CPU. `schedule` is the key and the value
     by which the user chose the schedule; the error names them. `before` has, for each unit, the
