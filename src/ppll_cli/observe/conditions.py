@@ -41,7 +41,7 @@ LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
 
 WHOLE = ("bp", "pp", "gpipe", "1f1b", "interleaved", "zb_h1")
-"""Schedules that train the whole model by one loss. A user's schedule may do either."""
+"""Schedules that train the whole model by one loss. Users' schedules are not listed here."""
 
 METHOD = ("local", "fba")
 """Groups of options that schedules of `WHOLE` do not use."""

@@ -288,7 +288,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return the mode by its current name; disabled if `WANDB_DISABLED` asks for it, else None."""
+    """Return the mode by its current name. If `given` is None, `WANDB_DISABLED` decides."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()

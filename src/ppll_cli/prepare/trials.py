@@ -29,7 +29,7 @@ _Gradients = list[Tensor | None]
 """Gradients of a unit's inputs and parameters."""
 
 _Way = Callable[[nn.Module, Sequence[Tensor]], None]
-"""A function that runs a network forward and backward on leaves, and so sets all gradients."""
+"""A function that runs a network forward and backward on leaf tensors, to set all gradients."""
 
 
 def check_halves(
