@@ -284,7 +284,7 @@ def _cells(case: Case, trials: Trials, row: Row, bp: Sequence[Found | None]) -> 
 
 
 def _reached(case: Case, found: Sequence[Found | None], bp: Sequence[Found | None]) -> list[str]:
-    """Return cells with the metrics, and with the difference of the first metric from bp."""
+    """Return cells with the metrics, and with the difference of the first from that of bp."""
     cells = [averaged(found, key, form) for key, (_, form) in case.metrics.items()]
     key, (_, form) = next(iter(case.metrics.items()))
     return [*cells, difference(found, bp, key, form)]

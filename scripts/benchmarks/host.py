@@ -232,7 +232,7 @@ class _TimedReceiver:
         inputs: The tensors of each batch, by name.
         between: A function that is called before each block of steps.
         times: The list to which the seconds of each step are appended.
-        clock: The clock, in seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(

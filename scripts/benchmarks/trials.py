@@ -78,9 +78,9 @@ class Trials:
     def train(self, rows: Iterable[Sequence[Trial]], read: Reader, jobs: int | None) -> None:
         """Run the trainings of rows; each row has one trial per seed.
 
-        One seed is trained after the other, so that a benchmark that was stopped has all rows of
-        the first seeds. `jobs` trials run at the same time. If `jobs` is None, this is the number
-        of cores, or 1 if there is a GPU.
+        The seeds are trained one after another, so that a benchmark that was stopped has all rows
+        of the first seeds. `jobs` trials run at the same time. If `jobs` is None, this is the
+        number of cores, or 1 if there is a GPU.
         """
         by_seed = zip(*(row for row in rows if row), strict=True)
         trials = [trial for seed in by_seed for trial in seed]

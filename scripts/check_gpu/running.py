@@ -182,7 +182,7 @@ def file_name(name: str) -> str:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """Return facts from a run's `summary.json`, without facts that are not known."""
+    """Return the known facts from a run's `summary.json`."""
     summary = read_json(folder / "summary.json") or {}
     stages = summary.get("stages") or []
     found = {

@@ -26,8 +26,8 @@ PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "
 PYTEST += ["--timeout=75", "--timeout-method=thread"]
 TWO = ["local.modules=2"]
 PINNED = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""Environment of runs whose rings are in pinned host memory, because processes cannot share device
-memory of this allocator."""
+"""Environment of runs whose rings are in pinned host memory, because processes cannot share the
+device memory that this allocator provides."""
 
 
 @dataclass(frozen=True)

@@ -199,8 +199,8 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
     Return the record of the run to be resumed, and the folders that Hydra will make. The record is
-    None for a sweep and for a new run. The folders are None if they are unknown, and always for a
-    sweep and for a resumed run.
+    None for a sweep and for a new run. The folders are None if they are unknown. They are also None
+    for a sweep and for a resumed run.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep

@@ -61,8 +61,8 @@ class Jobs:
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
 
-        If the job fails, add the error to `failures` and return None. If Hydra caught the error, it
-        would print its own message, and drop the results of a sweep.
+        If the job fails, add the error to `failures` and return None. Hydra must not catch the
+        error: it would print its own message, and drop the results of a sweep.
         """
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException

@@ -19,7 +19,7 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find, number
 
 NOISE = "~"
-"""Follows a number in a table if noise can explain its difference from the reference."""
+"""Written after a number in a table if noise can explain its difference from the reference."""
 
 
 @dataclass(frozen=True)

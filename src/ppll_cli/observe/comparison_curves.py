@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 8
-"""Largest number of groups that the legend lists. For more groups, it lists only schedules and
-methods."""
+"""Largest number of groups that the legend lists. If there are more groups, it lists only schedules
+and methods."""
 
 COLUMNS = 4
 """Number of schedules and methods in a line of the legend."""

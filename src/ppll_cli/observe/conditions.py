@@ -41,7 +41,7 @@ LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
 
 WHOLE = ("bp", "pp", "gpipe", "1f1b", "interleaved", "zb_h1")
-"""Schedules that train the whole model by one loss. A user's schedule may do either."""
+"""Schedules that train the whole model by one loss. Users' schedules are not listed here."""
 
 METHOD = ("local", "fba")
 """Groups of options that schedules of `WHOLE` do not use."""
@@ -103,7 +103,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     found = {
         key: both
         for key, both in found.items()
-        if "." not in key or key.partition(".")[0] not in found  # drop keys of other options
+        if "." not in key or key.partition(".")[0] not in found  # drop keys if options differ
     }
     if any(key.startswith("data.") and key != DIGEST for key in found):
         found.pop(DIGEST, None)

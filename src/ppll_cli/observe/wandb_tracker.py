@@ -44,7 +44,7 @@ them."""
 
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
-"""Older names of the modes online and offline, which are still possible values of `WANDB_MODE`."""
+"""Older names of the modes online and offline. `WANDB_MODE` may still have these values."""
 
 Seconds = Annotated[FiniteFloat, Field(gt=0, le=threading.TIMEOUT_MAX / 4)]
 """A time limit in seconds. It is above 0, because wandb would understand 0 as "no limit"."""
@@ -199,8 +199,8 @@ class WandbTracker:
         """Kill wandb's process. Data that it has already written stay on disk."""
         from wandb.sdk import wandb_setup
 
-        # wandb has no public way to end its process without waiting for it. Without `_cleanup`, it
-        # would wait again when the program exits.
+        # wandb has no public way to end its process without waiting for it. Without `_cleanup`,
+        # wandb would wait again when the program exits.
         connection: Any = wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()
@@ -288,7 +288,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return the mode by its current name; disabled if `WANDB_DISABLED` asks for it, else None."""
+    """Return the mode by its current name. If `given` is None, `WANDB_DISABLED` decides."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()

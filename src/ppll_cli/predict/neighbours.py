@@ -1,7 +1,8 @@
 """Processes that keep other CPU cores busy while the measuring process measures.
 
-Cores share caches, memory and often more, so a stage takes longer while other stages compute. To
-predict this longer time, units are measured while other processes train copies of the same units.
+Cores share caches, memory and other hardware, so a stage takes longer while other stages compute.
+To predict this longer time, units are measured while other processes train copies of the same
+units.
 """
 
 import time

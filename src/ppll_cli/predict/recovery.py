@@ -11,7 +11,8 @@ from ppll_cli.predict.costs import Source, params_of, sent_bytes, weight_bytes
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
-"""Size in bytes of a copy that is timed. Snapshots are assumed to be copied at the same speed."""
+"""Size in bytes of a copy that is timed. Snapshots are assumed to be copied at the speed of this
+copy."""
 
 
 def with_copies(

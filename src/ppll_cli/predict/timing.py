@@ -20,7 +20,8 @@ WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
 Timing ends after `REPETITIONS` steps or, if at least three were timed, after `BUDGET_S` seconds."""
 
 CUDA_WARMUP_S = 0.5
-"""Seconds for which a CUDA device is kept busy before timing, because it is slow after a pause."""
+"""Seconds for which a CUDA device is kept busy before timing, because the device is slow after a
+pause."""
 
 
 class Stopwatch:
@@ -52,7 +53,7 @@ class Stopwatch:
         pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
         if not self._cuda:
             return [stop - start for start, stop in pairs]
-        for _, stop in pairs:  # wait for each, since they may be on several devices
+        for _, stop in pairs:  # wait for each mark: marks may be on several devices
             stop.synchronize()
         return [start.elapsed_time(stop) / 1000 for start, stop in pairs]
 

@@ -29,13 +29,13 @@ _Gradients = list[Tensor | None]
 """Gradients of a unit's inputs and parameters."""
 
 _Way = Callable[[nn.Module, Sequence[Tensor]], None]
-"""A function that runs a network forward and backward on leaves, and so sets all gradients."""
+"""A function that runs a network forward and backward on leaf tensors, to set all gradients."""
 
 
 def check_halves(
     schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> None:
-    """Check that a backward pass in two halves gives the same gradients as a whole one.
+    """Check that a backward pass in two halves gives the same gradients as an undivided one.
 
     Each kind of unit is tested with random inputs, on the CPU. `schedule` is the key and the value
     by which the user chose the schedule; the error names them. `before` has, for each unit, the
