@@ -220,7 +220,7 @@ class Probe:
         return graph.replay
 
     def _step_ms(self, step: Callable[[], None], repeated: int) -> tuple[float, float]:
-        """Return the milliseconds of a step, and the milliseconds of the host for its calls."""
+        """Return the time of a step, and the time of the host to queue it, in milliseconds."""
         self._synchronize()
         start_s = perf_counter()
         for _ in range(repeated):

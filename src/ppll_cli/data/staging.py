@@ -43,7 +43,7 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def enter(self) -> None:
-        """Make the side stream, and its device, current for the calling thread only."""
+        """Make the side stream and its device the current ones of the calling thread."""
         if self._stream is not None:
             torch.cuda.set_device(self._device)
             torch.cuda.set_stream(self._stream)

@@ -154,7 +154,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher's setting is null, a number or a word, so it can't be a command."""
+    """Return whether a launcher's setting is null, a number or a word, so it cannot run code."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False

@@ -52,7 +52,7 @@ class Unit:
         return [values[name] for name in self.reads]
 
     def written(self, returned: object) -> dict[str, Tensor]:
-        """Return the tensors that the network has returned, by the names of `writes`.
+        """Return the tensors that the network has returned, by name, in the order of `writes`.
 
         Raises:
             TypeError: The network did not return exactly one tensor for each name.

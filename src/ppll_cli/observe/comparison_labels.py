@@ -17,7 +17,7 @@ LONGEST = 240
 """Largest length of a label in characters; a longer label is shortened in the middle."""
 
 HEAD_WIDTH = 115
-"""Characters per line above the panels and in the legend."""
+"""Largest number of characters in a line of the heading and of the legend."""
 
 UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
 """The unit or range of each known metric."""

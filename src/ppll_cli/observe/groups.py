@@ -183,7 +183,7 @@ class Group:
 
     @property
     def over_ll(self) -> Spread | None:
-        """Speed divided by the mean speed of sequential local learning: mean and deviation."""
+        """Speed divided by the mean speed of sequential local learning."""
         return self.spread(lambda row: row.over_ll)
 
     def is_same(self, other: "Group") -> bool:

@@ -46,9 +46,10 @@ NUMBER = "number"
 """Name of the index of each picture within its split, int64 [B]."""
 
 FRAME = "frame"
-"""Name of the frame of each picture, float32 [B, 4]: height and width of the picture in pixels of
-the batch's image (the rest of the image is padding), and the factors by which the picture's height
-and width were scaled."""
+"""Name of the tensor, float32 [B, 4], that describes how each picture was scaled and padded.
+
+A row has the height and width of the scaled picture in pixels, without padding, and the factors by
+which the height and width were scaled."""
 
 
 LARGEST_TABLE = 2**24

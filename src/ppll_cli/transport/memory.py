@@ -22,7 +22,7 @@ _PORTABLE = 1
 
 
 class Memory:
-    """The memory of a ring, as one end sees it.
+    """The memory of a ring buffer, as the sender or the receiver sees it.
 
     Attributes:
         tensor: The memory, uint8 [bytes]; None until this end has allocated or opened it.
@@ -92,7 +92,7 @@ class DeviceMemory(Memory):
         return bytes(ForkingPickler.dumps(self.tensor))
 
     def accept(self, offer: bytes) -> None:
-        """Open the memory by the receiver's handle."""
+        """Open the memory with the handle in `offer`, which the receiver has made."""
         # Unpickling is safe here: a worker of the same run wrote the bytes.
         self.tensor = pickle.loads(offer)
 

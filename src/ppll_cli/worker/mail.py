@@ -29,9 +29,9 @@ class Mail:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a message has arrived (`kind` "starved") or a slot is free (`kind` "blocked").
 
-        The wait has no time limit, because this worker is not to blame if another stage hangs. If
-        another worker fails, the parent ends this process. If the parent ends, so does this
-        process.
+        The wait has no time limit: if another stage hangs, the parent must name that stage, not
+        this one. If another worker fails, the parent ends this process. If the parent ends, so does
+        this process.
         """
         with self._recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):

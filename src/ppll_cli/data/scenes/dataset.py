@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
     from ppll_cli.tasks.detection import Detection
 
 CHECK_S = 5.0
-"""Time in seconds for comparing the sizes of pictures with their annotations at the start.
+"""Longest time in seconds to compare the sizes of pictures with their annotations at the start.
 
 Pictures that are not compared in this time are compared when they are decoded."""
 

@@ -192,7 +192,7 @@ class Follower:
         return True
 
     def report_progress(self, workers: Sequence[Seen]) -> None:
-        """Report a signal to machine 0 immediately, and the workers' progress once a second."""
+        """Report a received SIGINT or SIGTERM to machine 0 at once, progress once a second."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True
