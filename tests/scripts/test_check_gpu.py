@@ -60,6 +60,7 @@ def test_a_run_fails_unless_its_status_is_0(
     assert outcome.facts["status"] == status
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_at_its_time_limit_is_skipped(
     monkeypatch: pytest.MonkeyPatch, check: Check
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_run_that_stops_at_its_time_limit_is_skipped(
     assert outcome.facts == {"reason": "out of time, still training"}
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_stop_at_its_time_limit_fails(
     monkeypatch: pytest.MonkeyPatch, check: Check
 ) -> None:
@@ -91,6 +93,7 @@ def test_a_program_fails_by_its_status_and_its_output_is_kept(check: Check) -> N
     assert "3 failed" in (check.report.folder / "log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "state"), [("FAILED", "FAILED"), ("PASSED", "skipped")])
 def test_a_failed_test_counts_even_if_later_tests_take_too_long(
     check: Check, line: str, state: str
