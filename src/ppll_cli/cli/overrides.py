@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ppll_cli.config.changes import PRESETS
-from ppll_cli.config.commands import quoted, setting
+from ppll_cli.config.commands import key_of, quoted, setting
 from ppll_cli.config.composition import CONFIG
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
@@ -106,10 +106,8 @@ def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
     Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run. There is no warning
     for a command that resumes, because `resume` checks both keys.
     """
-    from ppll_cli.config.overrides import parsed, text
-
     used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
-    given = {each.key_or_group: text(each).partition("=")[2] for each in parsed(overrides)}
+    given = {key_of(each): each.partition("=")[2] for each in overrides}
     if ignored not in given or {used, "resume"} & {*given}:
         return None
     when = "with" if sweep else "without"

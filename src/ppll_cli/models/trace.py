@@ -15,8 +15,9 @@ from torch.nn.parameter import is_lazy
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppll_cli.errors import noted
+from ppll_cli.leaves.random_states import random_states
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
-from ppll_cli.models.unit import Unit, other_random_states
+from ppll_cli.models.unit import Unit
 
 ODD = 7
 """A number of samples that is hardly ever the size of another dimension of a tensor."""
@@ -150,9 +151,9 @@ def _drawing_with_torch() -> Iterator[None]:
     Workers seed only torch's generator for each unit and batch. Other random numbers would differ
     between schedules and after a resume.
     """
-    before = other_random_states()
+    before = random_states()
     yield
-    for library, state in other_random_states().items():
+    for library, state in random_states().items():
         if state != before[library]:
             raise TypeError(
                 f"forward() draws random numbers with {library}: draw them with torch, for example "

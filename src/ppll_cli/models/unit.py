@@ -1,12 +1,10 @@
 """Defines the interface of models: an ordered list of units that read and write named tensors."""
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +13,7 @@ from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE as IMAGE
 from ppll_cli.leaves.images import ImageSpec as ImageSpec
+from ppll_cli.leaves.random_states import random_states, restore_random_states, seed_generators
 from ppll_cli.leaves.values import InputSpec
 from ppll_cli.tasks.task import Task
 
@@ -94,23 +93,14 @@ def seeded(seed: int) -> Iterator[None]:
 
     `torch.manual_seed` would also seed the devices, whose state would not be restored.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    states = random_states()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # NumPy accepts only 32 bits
+        seed_generators(seed)
         try:
             yield
         finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-
-
-def other_random_states() -> dict[str, object]:
-    """Return comparable states of Python's and NumPy's generators, by the name of the module."""
-    numpy_state: Any = np.random.get_state()
-    _, keys, *rest = numpy_state
-    return {"random": random.getstate(), "numpy.random": (bytes(keys), rest)}
+            restore_random_states(states)
 
 
 def make_seeded(group: str, config: Mapping[str, Any], seed: int) -> Any:

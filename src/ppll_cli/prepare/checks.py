@@ -1,6 +1,6 @@
 """Checks a job before its workers start."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
@@ -13,9 +13,6 @@ from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.validation import validate, validate_evaluation
 from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
-
-CALLS = 2
-"""How often a schedule is called for each number of micro-batches, to detect random orders."""
 
 
 def check_equal_counts(job: Job) -> None:
@@ -95,29 +92,29 @@ def _check_calls(job: Job) -> None:
     Such a run could not be repeated, and machines that each call the schedule could wait for each
     other for ever.
     """
+    schedules = job.make_schedule(), job.make_schedule()
     for stage in range(job.stages):
         for count in sorted(job.microbatch_counts()):
             with noted(f"for {count} micro-batch(es)"):
                 place = job.place(stage, count)
-                calls = [validate(place, job.make_schedule().batch(place)) for _ in range(CALLS)]
-                _check_equal(stage, "batch", calls)
+                _check_equal(stage, "batch", *(validate(place, s.batch(place)) for s in schedules))
         for count in sorted(job.course.evaluation_counts()):
             with noted(f"for {count} evaluation batch(es)"):
                 at = Place(stage, job.routes, count)
-                made = (job.make_schedule().evaluation(at) for _ in range(CALLS))
-                _check_equal(stage, "evaluation", [validate_evaluation(at, each) for each in made])
+                found = (validate_evaluation(at, s.evaluation(at)) for s in schedules)
+                _check_equal(stage, "evaluation", *found)
 
 
-def _check_equal(stage: int, method: str, calls: Sequence[Sequence[Compute | Measure]]) -> None:
-    """Refuse calls of a schedule's method that returned different instructions."""
-    for other in calls[1:]:
-        for one, another in zip(calls[0], other, strict=False):
-            if one != another:
-                raise ScheduleError(
-                    f"{method}() yielded {one} for stage {stage}, and {another} when it was called "
-                    "again; it must always yield the same instructions, so that a run can be "
-                    "repeated"
-                )
+def _check_equal(
+    stage: int, method: str, first: Iterable[Compute | Measure], second: Iterable[Compute | Measure]
+) -> None:
+    """Refuse two calls of a schedule's method that returned different instructions."""
+    for one, other in zip(first, second, strict=False):  # no valid order begins with another
+        if one != other:
+            raise ScheduleError(
+                f"{method}() yielded {one} for stage {stage}, and {other} when it was called "
+                "again; it must always yield the same instructions, so that a run can be repeated"
+            )
 
 
 def _check_averages(job: Job) -> None:

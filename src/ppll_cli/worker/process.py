@@ -2,7 +2,6 @@
 
 import logging
 import os
-import random
 import re
 import shutil
 import threading
@@ -13,7 +12,6 @@ from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 
-import numpy as np
 import torch
 
 from ppll_cli.errors import NonFiniteError, PpllError, RunFailedError
@@ -23,6 +21,7 @@ from ppll_cli.job.placing import prepare_compiler
 from ppll_cli.job.pulse import BEAT_S, STARTING_LIMIT_S
 from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.printable import error_text, shortened
+from ppll_cli.leaves.random_states import seed_generators
 from ppll_cli.observe import streams
 from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker.memory import CurrentMemory
@@ -91,8 +90,7 @@ def _set_up(job: Job, seat: Seat) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.
-    random.seed(settings.seed)
-    np.random.seed(settings.seed % 2**32)  # NumPy accepts only 32 bits
+    seed_generators(settings.seed)
     torch.manual_seed(settings.seed)
 
 

@@ -9,7 +9,6 @@ because allocating memory takes longer than copying.
 
 import os
 import pickle
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,12 +16,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ppll_cli.job.links import Links
 from ppll_cli.job.snapshots import BUFFERS, messages_between
+from ppll_cli.leaves.random_states import random_states, restore_random_states
 from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalReceiver, JournalSender
@@ -81,7 +80,7 @@ class _State:
     norms: Mapping[int, Tensor | None]
     sent: Mapping[Channel, tuple[int, int]]
     received: Mapping[Channel, int]
-    random: tuple[Any, Any, Tensor]
+    random: tuple[dict[str, Any], Tensor]
     progress: Progress
     trace: bytes
 
@@ -181,7 +180,7 @@ class Snapshots:
                 norms={number: chunk.squared_norm for number, chunk in chunks.items()},
                 sent={c: (each.position, each.bytes_sent) for c, each in self._senders.items()},
                 received={c: each.position for c, each in self._receivers.items()},
-                random=(random.getstate(), np.random.get_state(), torch.get_rng_state()),
+                random=(random_states(), torch.get_rng_state()),
                 progress=replace(progress, trace=[]),
                 trace=self._pickled(progress.trace),
             )
@@ -220,10 +219,9 @@ class Snapshots:
             self._senders[channel].position, self._senders[channel].bytes_sent = messages, size
         for channel, messages in state.received.items():
             self._receivers[channel].go_back(messages)
-        python, numpys, torchs = state.random
-        random.setstate(python)
-        np.random.set_state(numpys)
-        torch.set_rng_state(torchs)
+        others, torch_state = state.random
+        restore_random_states(others)
+        torch.set_rng_state(torch_state)
         return replace(state.progress, trace=pickle.loads(state.trace))
 
 
