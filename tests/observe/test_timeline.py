@@ -235,7 +235,7 @@ def test_the_picture_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert entries == expected
     stages = [tick.get_text() for tick in axes.get_yticklabels()]
     assert stages == ["stage 0\ncpu", "stage 1\ncuda:1"]
-    assert axes.get_xlabel() == "time in ms; numbers: optimizer steps before the batch"
+    assert axes.get_xlabel() == "time in ms; numbers are those of batches (optimizer steps)"
     numbers = [text.get_text() for text in axes.texts]
     assert numbers == ["7", "7", "6"]
     lines = axes.get_title(loc="left").splitlines()

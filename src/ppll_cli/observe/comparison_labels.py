@@ -112,7 +112,7 @@ def notes(comparison: Comparison) -> Iterator[str]:
     if any(group.seeds > 1 for group in comparison.groups):
         yield (
             "bar or large point: mean of a group's seeds; line: ± standard deviation; small "
-            "points: single runs"
+            "points: its runs"
         )
     if any(note.startswith(NOISE) for note in comparison.notes):
         yield f"{NOISE}: within noise of the reference that comparison.md names"

@@ -96,7 +96,7 @@ def picture(path: Path, traced: Traced) -> None:
         places = [f"stage {name}\n{device}" for name, device in workers]
         axes.set_yticks(range(len(lanes)), places, fontsize=9, parse_math=False)
         axes.tick_params(axis="x", labelsize=9)
-        axes.set_xlabel("time in ms; numbers: optimizer steps before the batch", fontsize=9)
+        axes.set_xlabel("time in ms; numbers are those of batches (optimizer steps)", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         text = fill(printable(traced.title), TITLE_WIDTH)
         axes.set_title(text, loc="left", fontsize=10, parse_math=False)
