@@ -64,10 +64,9 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
             waiting.append(instruction)
             continue
         found.append(instruction)
-        if isinstance(instruction, do.Backward | do.BackwardWeight):
-            late = [step for step in waiting if step.chunk != instruction.chunk]
-            found += late
-            waiting = [step for step in waiting if step not in late]
+        if isinstance(instruction, do.Backward | do.BackwardWeight):  # of another chunk
+            found += waiting
+            waiting = []
     return [*found, *waiting]
 
 
