@@ -1,4 +1,4 @@
-"""Copies metrics from a stage's device to the host and sends them to the parent."""
+"""Copies metrics from a stage's device to the host, and sends them to the parent."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,7 @@ class _Measured:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
-        further: Results of `measure` for the additional predictions of the module's criterion, by
-            name.
+        further: Such results for the criterion's additional predictions, by name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -49,14 +48,12 @@ class _Pending:
     """A report whose tensors are being copied to the host.
 
     Attributes:
-        split: Name of the split.
         step: Number of optimizer steps done.
         epoch: Number of epochs begun.
         rate: Learning rate of the last step; None in evaluation.
-        complete: Whether no later report contains the same batches again.
-        modules: The measurements of each module.
+        complete: Whether no later report contains these batches again.
         spans: First and last moment of each period in which the worker computed the batches.
-        before_s: Total seconds of the earlier periods that `spans` does not contain.
+        before_s: Total seconds of the earlier periods, which `spans` lacks.
         copied: The moment when all tensors are on the host.
     """
 
@@ -74,17 +71,15 @@ class _Pending:
 class Reports:
     """Copies measurements to the host, and then sends them to the parent in order.
 
-    On CPU a copy is done immediately. On CUDA, waiting for a copy would leave the device without
-    work. Therefore the worker calls `send` after each step. A report whose copies are not done yet
-    is sent by a later call.
+    On CUDA, waiting for a copy would leave the device without work. So the worker calls `send`
+    after each step, which sends the reports whose copies are done.
 
     Args:
         clock: The clock of the stage's device.
         task: Computes scores from the measurements.
         stop: Whether a training loss that is not finite ends the run.
-        tell: Sends a report to the parent; None in every replica of a stage except the first.
-        show_progress: Called before the scores of each module are computed, which may take long. It
-            shows that the worker advances.
+        tell: Sends a report to the parent; None except in a stage's first replica.
+        show_progress: Tells the parent that the worker advances, while scores are computed.
     """
 
     def __init__(
@@ -126,9 +121,9 @@ class Reports:
     ) -> None:
         """Begin to copy the measurements of a split since its last complete report.
 
-        Only chunks at the end of a module have measurements, which are summed over the replicas.
-        `complete` is False if the run stops between two reports. If the run is resumed, its next
-        report contains these batches again. For the other arguments see `_Pending`.
+        The measurements are summed over the replicas. `complete` is False if the run stops between
+        two reports: after a resume, the next report has these batches again. `_Pending` explains
+        the other arguments.
         """
         modules = []
         for chunk in chunks:
@@ -153,7 +148,7 @@ class Reports:
         self._pending.append(pending)
 
     def send(self, wait: bool = False) -> None:
-        """Send the reports whose tensors have arrived on the host; if `wait`, wait for all of them.
+        """Send the reports whose tensors are on the host; if `wait` is true, wait for them all.
 
         Raises:
             NonFiniteError: A training loss is not finite, and `stop` is set.
@@ -166,12 +161,11 @@ class Reports:
     def unreported(
         self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
     ) -> dict[int, dict[str, Any]]:
-        """Wait for the device, and return training measurements that no complete report contains.
-
-        The measurements are summed over the replicas.
+        """Wait for the device, and return the training measurements that no complete report has.
 
         Returns:
-            For each module with measurements, by module number: plain data for `continue_sums`.
+            For each module with measurements, by its number: the sums over the replicas as plain
+            data.
 
         Raises:
             NonFiniteError: A loss is not finite, and `stop` is set.
@@ -191,7 +185,7 @@ class Reports:
     def continue_sums(
         self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
     ) -> None:
-        """Continue measurements that an earlier process returned from its method `unreported`."""
+        """Continue from what `unreported` returned in an earlier process."""
         for chunk in chunks:
             if chunk.criterion is not None and chunk.place.module in unreported:
                 plain = unreported[chunk.place.module]
@@ -206,7 +200,7 @@ class Reports:
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
     def continue_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Continue from the seconds that the method `seconds` returned in an earlier process."""
+        """Continue from what `seconds` returned in an earlier process."""
         self._before_s.update(seconds)
 
     def _seconds(self, split: str) -> float:
@@ -221,7 +215,7 @@ class Reports:
     def _send(self, report: _Pending) -> None:
         clock = self._clock
         seconds = report.before_s + sum(clock.seconds(*span) for span in report.spans)
-        if report.complete:  # otherwise a later report still needs these moments
+        if report.complete:  # if not, a later report needs them
             moments = [report.copied, *(moment for span in report.spans for moment in span)]
             for moment in {id(each): each for each in moments}.values():
                 clock.free(moment)
@@ -248,7 +242,7 @@ class Reports:
                 )
 
     def _scores(self, module: _Measured, metric_required: bool) -> dict[str, float]:
-        """Return the scores of a module, and the metric of each further prediction."""
+        """Return a module's scores, and the metric of each additional prediction."""
         scores = scored(self._task, module.rows, metric_required)
         metric = self._task.metric
         for name, rows in module.further.items():
@@ -263,7 +257,7 @@ def _over(sums: Sums, replicas: Replicas | None, device: torch.device) -> Sums:
 
 
 def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
-    """Return the learning rate and gradient norm of the last step; an empty dict in evaluation."""
+    """Return the learning rate and gradient norm of the last step; nothing in evaluation."""
     if report.rate is None:
         return {}
     found = {"lr": report.rate}
@@ -290,9 +284,5 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Return a copy on the host, or the tensor itself if it is on the CPU.
-
-    For a tensor on CUDA the call returns before the device has made the copy. Do not read the
-    result before that.
-    """
+    """Return a tensor on the host. A copy from CUDA may not be done yet."""
     return tensor.detach().to("cpu", non_blocking=True)
