@@ -16,7 +16,7 @@ class PpllError(Exception):
     """Base class of all exceptions that the program raises on purpose. They can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default, pickle calls the constructor with the message, but it takes other arguments.
+        # By default, pickle passes the message to the constructor, which takes other arguments.
         return type(self).__new__, (type(self), *self.args), vars(self)
 
 

@@ -90,8 +90,8 @@ class HeldChunk(Networks):
     def loss(self, micro_batch: int) -> None:
         """Compute the loss and its gradients with respect to the chunk's outputs.
 
-        The criterion gets detached outputs. So its time is measured separately, and its graph is
-        freed before the backward of the units begins.
+        The criterion gets detached outputs, so that the time of its backward can be measured, and
+        its graph is freed before the backward of the units begins.
         """
         assert self.criterion is not None
         values, batch = self.tensors[micro_batch].values, self.batch
@@ -122,7 +122,7 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Copy each gradient in `.grad` that lies in the `received` memory, given by addresses.
+        """Copy each gradient in `.grad` whose memory address is in `received`.
 
         Autograd may store a received gradient itself in `.grad`, for example that of a position
         embedding that is added to a batch of one sample. The next message in the slot would
@@ -139,7 +139,8 @@ class HeldChunk(Networks):
 
         Args:
             step: Number of optimizer steps done before this one.
-            total: Squared gradient norm of the model, a scalar; None for that of the chunk.
+            total: Squared norm of the model's gradient, a scalar. If None, the norm of the chunk's
+                gradient is used.
 
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.

@@ -1,8 +1,8 @@
 """Clocks that record moments in a device's work, and report whether the device has reached them.
 
 On CPU a call returns when its work is done, so a moment is a time. On CUDA a call returns when its
-work is queued, so a moment is a CUDA event in the queue. Its time is known when the device has
-reached it.
+work is queued, so a moment is a CUDA event in the queue. The time of an event is known when the
+device has reached the event.
 """
 
 from time import perf_counter

@@ -29,7 +29,7 @@ class Mail:
         """Wait until a message has arrived (`kind` "starved") or a slot is free (`kind` "blocked").
 
         The wait has no time limit, so that the parent blames the stage that hangs, not this one. If
-        a worker or the parent ends, this process is ended too.
+        the run fails or the parent ends, this process ends too.
         """
         with self._recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):

@@ -10,9 +10,9 @@ import torch
 class PeakMemory:
     """The peak memory of the worker since the steady state began.
 
-    On CUDA, `read` returns the peak of tensors, and `reserved` that of torch's allocator; papers
-    report one or the other. On CPU under Linux, `read` returns the peak resident size of the
-    process, minus its size when this object was created. On other systems the peak is unknown.
+    On CUDA, `read` returns the peak memory of tensors, and `reserved` the peak memory of torch's
+    allocator; papers report either. On CPU under Linux, `read` returns the peak resident size of
+    the process, minus its size when this object was created. On other systems the peak is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -41,16 +41,16 @@ class Networks:
         place: The chunk: its units and its module.
         units: The units and their networks, in order.
         exports: Units (with their networks) that compute values for the losses of later modules.
-        criterion: The loss at a module's end, whose parameters are the auxiliary network; else
-            None.
+        criterion: The module's loss with its auxiliary network; None if no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
         versions: Earlier weights of each unit whose weights a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
-        squared_norm: Squared gradient norm at the last step, before clipping: of the module under
-            local learning, else of the model. A scalar on the device; None if nothing needs it.
+        squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
+            device. It is the norm of the module under local learning, else of the model. None if
+            not needed.
     """
 
     def __init__(
@@ -191,6 +191,6 @@ class Networks:
         self.nonfinite.found |= self.average.finish()
 
     def complete_average(self) -> None:
-        """Average the remaining gradients after a backward that `start_average` announced."""
+        """After a backward, average the remaining gradients, if `start_average` was called."""
         if self.average is not None:
             self.average.complete()

@@ -12,12 +12,12 @@ from ppll_cli.pipeline.layout import Chunk
 
 
 class NonFinite:
-    """Stops the run at a loss that is not finite, or skips steps with such gradients (`skips`).
+    """Stops the run at a loss that is not finite or, if `skips`, skips steps with such gradients.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
         skipped: For each step since the latest report, a scalar on the device: 1 if the step was
-            skipped, else 0. Only for `skips`, on CUDA, and for a chunk at the end of a module.
+            skipped, else 0. Used only on CUDA, in a chunk at the end of a module.
     """
 
     def __init__(self, skips: bool, place: Chunk, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class NonFinite:
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Check a loss, unless steps are skipped or it is on CUDA: then `Reports` checks it."""
+        """Check a loss on CPU, if it would stop the run. `Reports` checks losses on CUDA."""
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 

@@ -37,9 +37,9 @@ class Norms:
                     self.vector[index] = squared_norm(parameters)
 
     def total(self) -> Tensor | None:
-        """Return the sum of the vector in the order of the units, a float64 scalar.
+        """Return the squared gradient norm of the model, summed in the order of the units.
 
-        None if no norms were exchanged for this batch.
+        It is a float64 scalar; None if no norms were exchanged for this batch.
         """
         if self._vector is not None and self._total is None:
             self._total = torch.zeros((), dtype=torch.float64, device=self._device)

@@ -31,7 +31,7 @@ LONGEST_TRACEBACK = 20_000
 """Largest number of characters of a traceback in a report."""
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED")
-"""Matches what exceptions say when memory runs out; few are torch's `OutOfMemoryError`."""
+"""Matches messages about exhausted memory; torch's `OutOfMemoryError` is only for CUDA tensors."""
 
 
 class _ReportHandler(logging.Handler):
@@ -81,7 +81,7 @@ def _set_up(job: Job, seat: Seat) -> None:
     if settings.compile:
         prepare_compiler()
     if settings.recompute:
-        import_module("torch._dynamo")  # or the first batch would import it
+        import_module("torch._dynamo")  # so that the first batch need not import it
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # For a user's code: our own code sets a seed before it draws random numbers.
@@ -95,7 +95,7 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
         links.pulse.beat(memory.read())
-    # In place of the parent, which usually cleans up shared memory.
+    # Usually the parent cleans up shared memory, but it has ended.
     remove_left(os.getpid())
     if links.recovery is not None:
         shutil.rmtree(links.recovery.folder, ignore_errors=True)

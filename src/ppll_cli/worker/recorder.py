@@ -1,8 +1,8 @@
 """Measures for what a stage uses its time in the steady state.
 
 A segment is a sequence of training batches without an evaluation or checkpoint between them. The
-first batches of a process (warm-up) and of each segment are not counted. Inputs of the latter
-arrived while the stage evaluated or saved, so the stage would look faster than it is.
+first batches of a process (warm-up) are not counted. The first batches of a segment are not counted
+either: their inputs arrived while the stage evaluated or saved, so it would look faster than it is.
 
 A trace has the start and end of each instruction and wait of the first counted batches.
 """
@@ -32,8 +32,7 @@ KINDS: dict[type, str] = {
     do.ReadWeights: "auxiliary",
     do.Step: "optimizer",
 }
-"""The kind of time to which an instruction's duration is added. `Mail` records sends and
-receives."""
+"""Kind of time to which an instruction's duration is added. `Mail` records sends and receives."""
 
 
 @dataclass
@@ -90,8 +89,7 @@ class Recorder:
     """Measures a stage's time. In the steady state, it does not wait for the device.
 
     At the end of each batch, the recorder reads the moments that the device has reached. `settle`
-    waits for all moments; the worker calls it when it has to wait anyway, for example at a
-    checkpoint.
+    waits for all moments. The worker calls it when it has to wait anyway, as at a checkpoint.
 
     Args:
         clock: The clock of the stage's device.
@@ -102,7 +100,7 @@ class Recorder:
         auxiliary: Numbers of the chunks whose losses count as "auxiliary".
 
     Attributes:
-        totals: Counts of the steady state so far, and times as far as they are read.
+        totals: Counts and times of the steady state; a time is added when it has been read.
         trace: The traced spans, on the host's clock, in the order of their ends; set by `settle`.
         counted_s: Seconds of the steady state whose times are in `totals`.
     """
@@ -143,7 +141,7 @@ class Recorder:
                 self._trace = _Trace(self._since)
 
     def end_batch(self, samples: int) -> None:
-        """Record that the training batch ends, of which this worker computed `samples` samples."""
+        """Record that the training batch ends; this worker computed `samples` samples of it."""
         self._seen += 1
         self._in_segment += 1
         if self._since is not None:
@@ -167,7 +165,7 @@ class Recorder:
         self._in_segment = 0
 
     def waiting(self, kind: str) -> AbstractContextManager[None]:
-        """Measure a wait for another stage, or another time that belongs to no instruction."""
+        """Measure time that belongs to no instruction, such as a wait for another stage."""
         return self._span(kind, None)
 
     def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
@@ -182,7 +180,7 @@ class Recorder:
         return nullcontext() if kind is None else self._span(kind, instruction)
 
     def collect(self) -> None:
-        """Add up the times that the device has reached."""
+        """Add the times of all spans that the device has finished."""
         while self._unread and self._clock.passed(self._unread[0].last):
             self._read(self._unread.popleft())
 

@@ -27,7 +27,7 @@ class _Measured:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
-        further: Such results for the criterion's additional predictions, by name.
+        further: Results of `measure` for the criterion's additional predictions, by name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -51,9 +51,9 @@ class _Pending:
         step: Number of optimizer steps done.
         epoch: Number of epochs begun.
         rate: Learning rate of the last step; None in evaluation.
-        complete: Whether no later report contains these batches again.
+        complete: False if a later report contains these batches again.
         spans: First and last moment of each period in which the worker computed the batches.
-        before_s: Total seconds of the earlier periods, which `spans` lacks.
+        before_s: Total seconds of earlier periods that `spans` does not have.
         copied: The moment when all tensors are on the host.
     """
 
@@ -71,15 +71,15 @@ class _Pending:
 class Reports:
     """Copies measurements to the host, and then sends them to the parent in order.
 
-    On CUDA, waiting for a copy would leave the device without work. So the worker calls `send`
-    after each step, which sends the reports whose copies are done.
+    The worker calls `send` after each step. `send` leaves out reports whose copies are not done,
+    because waiting for a copy would leave a CUDA device without work.
 
     Args:
         clock: The clock of the stage's device.
         task: Computes scores from the measurements.
         stop: Whether a training loss that is not finite ends the run.
         tell: Sends a report to the parent; None except in a stage's first replica.
-        show_progress: Tells the parent that the worker advances, while scores are computed.
+        show_progress: Called before scores are computed; tells the parent that the worker advances.
     """
 
     def __init__(
@@ -164,8 +164,7 @@ class Reports:
         """Wait for the device, and return the training measurements that no complete report has.
 
         Returns:
-            For each module with measurements, by its number: the sums over the replicas as plain
-            data.
+            The sums over the replicas as plain data, by the module's number.
 
         Raises:
             NonFiniteError: A loss is not finite, and `stop` is set.
@@ -215,7 +214,7 @@ class Reports:
     def _send(self, report: _Pending) -> None:
         clock = self._clock
         seconds = report.before_s + sum(clock.seconds(*span) for span in report.spans)
-        if report.complete:  # if not, a later report needs them
+        if report.complete:  # a later report needs the moments of an incomplete one
             moments = [report.copied, *(moment for span in report.spans for moment in span)]
             for moment in {id(each): each for each in moments}.values():
                 clock.free(moment)
@@ -257,7 +256,7 @@ def _over(sums: Sums, replicas: Replicas | None, device: torch.device) -> Sums:
 
 
 def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
-    """Return the learning rate and gradient norm of the last step; nothing in evaluation."""
+    """Return the learning rate and gradient norm of the last step; an empty dict in evaluation."""
     if report.rate is None:
         return {}
     found = {"lr": report.rate}
@@ -284,5 +283,5 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Return a tensor on the host. A copy from CUDA may not be done yet."""
+    """Return a tensor on the host. A copy from CUDA may be done only later."""
     return tensor.detach().to("cpu", non_blocking=True)

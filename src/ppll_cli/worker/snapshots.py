@@ -195,7 +195,7 @@ class Snapshots:
         """Restore the networks and the channels as they were at the latest snapshot.
 
         Returns:
-            The worker's progress; None if there is no snapshot, so that no message has been freed.
+            The worker's progress; None if there is no snapshot, and the worker starts again.
         """
         if not self._file.exists():
             return None

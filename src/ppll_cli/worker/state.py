@@ -38,7 +38,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
-    """Load the state of chunks from a checkpoint; it may have been saved by other stages."""
+    """Load the state of chunks from a checkpoint, even if the run then had other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
@@ -74,7 +74,7 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
 
 
 def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the networks that a checkpoint saves, with their prefixes there."""
+    """Yield each network that a checkpoint saves, after the prefix of its names there."""
     for unit, network in chunk.units:
         yield f"model.{unit.name}", network
     if chunk.criterion is not None:

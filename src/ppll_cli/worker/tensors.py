@@ -37,7 +37,7 @@ class MicroBatch:
 class Tensors:
     """The tensors of a chunk, by the index of the micro-batch.
 
-    `training` is whether the current batch is a training batch; None before the first batch.
+    `training` says whether the current batch is a training batch; None before the first batch.
     """
 
     def __init__(self, routes: Routes, chunk: int) -> None:
@@ -63,9 +63,9 @@ class Tensors:
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return addresses of memory that may change before the next chunk reads its inputs.
 
-        There are none if the next chunk is on another stage: its inputs are sent at once. On this
-        stage, slots may be reused, and a step may change this chunk's weights and buffers, which
-        `state` returns.
+        There are none if the next chunk is on another stage: its inputs are sent at once. If it is
+        on this stage, slots may be reused, and a step may change this chunk's weights and buffers,
+        which `state` returns.
         """
         if not self._next_is_here:
             return set()
@@ -106,7 +106,7 @@ class Tensors:
     def take_input_gradients(self, micro_batch: int) -> Named:
         """Remove and return the gradients of the inputs, by name.
 
-        An input without influence on the loss has none, not zeros: with zeros, weight decay would
+        An input without influence on the loss has no gradient. With zeros, weight decay would
         change weights that back-propagation on one device leaves unchanged.
         """
         held = self[micro_batch]

@@ -1,4 +1,4 @@
-"""Copies tensors whose memory may change or has gaps, and finds tensors that are changed."""
+"""Copies tensors whose memory may change or has gaps, and detects changes in place."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,10 +29,10 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 
 @contextmanager
 def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
-    """Raise an error if the body, which `code` describes in the error, changes one of the tensors.
+    """Raise an error if the body changes one of the tensors in place.
 
-    Modules on the stage share the tensors, and modules on other stages have copies. So a change
-    would make the results depend on the stages.
+    Modules on this stage share the tensors, and modules on other stages have copies. So a change
+    would make the results depend on the stages. `code` describes the body in the error message.
 
     Raises:
         RuntimeError: A tensor was changed.
@@ -64,9 +64,9 @@ def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[
 def as_received(output: Tensor, gradient: bool) -> Tensor:
     """Return a unit's output with the strides that it would have in a slot.
 
-    In a slot, tensors have neither gaps nor overlapping elements. Kernels may round differently for
-    other strides, so the strides must not depend on whether the output is sent. If `gradient` is
-    true, the schedule may send the output's gradient, and this gets these strides too.
+    In a slot, the elements of a tensor lie without gaps and overlaps. Kernels may round differently
+    for other strides, so the strides must not depend on whether the output is sent. If `gradient`
+    is true, the output's gradient gets these strides too, because it may be sent.
     """
     strides = dense_strides(output)
     if output.stride() != strides:

@@ -95,8 +95,8 @@ class Worker:
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
         """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
 
-        Return the progress at the snapshot, and the checkpoint's measurements that are not yet
-        reported.
+        Return the progress at the snapshot (None without a snapshot), and the measurements in the
+        checkpoint that are not reported yet.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
