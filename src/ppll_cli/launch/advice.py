@@ -49,7 +49,7 @@ def resume_command(
 ) -> str:
     """Return the command that resumes a run.
 
-    `resume` imports a user's class only if the command line names it, so the command does.
+    `resume` imports a user's class only if the command line names it, so the command names it.
 
     `options` are command-line options that name folders of configurations, such as `--config-dir`.
     `changes` are the overrides that turn the defaults into the configuration; None if unknown.

@@ -196,7 +196,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    None as `start` means step 0. `steps` is the number of steps of the whole run.
+    Without `start`, the run starts again at step 0. `steps` is the run's number of steps.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")

@@ -100,7 +100,7 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 def _microbatches(run: LoadedRun) -> int:
     """Return the number of micro-batches of a batch under a user's schedule.
 
-    The user's class knows it, but is not imported here. The run's summary has the number too.
+    The run's summary has it. The user's class has it too, but is not imported here.
     """
     with suppress(OSError, ValueError, TypeError, KeyError):
         return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])

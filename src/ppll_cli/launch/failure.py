@@ -30,8 +30,7 @@ REMEDIES = {
 """What the user can do if results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Error numbers that concern the results even if the error names a file outside the run
-directory."""
+"""Error numbers that concern the results even if the error names a file elsewhere."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
 """Error numbers that get a remedy if they stand in the text of an exception.

@@ -42,8 +42,7 @@ class Ending:
     Attributes:
         reports: The last report of each worker, in the order of the job's seats; empty except on
             machine 0.
-        signal: The signal that stopped the workers (SIGTERM for the time limit); None if nothing
-            stopped them.
+        signal: The signal that asked the workers to stop (SIGTERM at the time limit), or None.
     """
 
     reports: list[Report]
@@ -61,9 +60,9 @@ def launch(
     """Run a job to its end or, with a fleet, this machine's part of the job.
 
     `on_report` is called with each report of a worker, except messages for the log, failures and
-    the last report. On machine 0 it gets the reports of all machines. `on_start` is called once
-    with the pulses of the started workers. At the time `until_s`, on the clock of `time.monotonic`,
-    the launcher stops the workers as a SIGTERM would.
+    the last report. On machine 0, `on_report` gets the reports of all machines. `on_start` is
+    called once with the pulses of the started workers. At the time `until_s`, on the clock of
+    `time.monotonic`, the launcher stops the workers as a SIGTERM would.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.

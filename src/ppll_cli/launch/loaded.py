@@ -42,7 +42,7 @@ class LoadedRun:
     """A trained run. Its model is in evaluation mode.
 
     Attributes:
-        settings: The run's settings; `settings.data` describes the data in `data`.
+        settings: The run's settings. `settings.data` describes `data`, perhaps another data set.
         step: Number of optimizer steps that trained the weights; None if unknown.
     """
 
@@ -163,8 +163,8 @@ def loaded(
 ) -> LoadedRun:
     """Build the model of a run, and load the weights of its checkpoint `name`.
 
-    `other_data` is the option of another data set that `config` names, for errors; None for the
-    run's data set. If `ema` is true, the weights are the averaged ones.
+    `other_data` is None for the run's data set. If `config` names another data set, `other_data` is
+    its option, for error messages. If `ema` is true, the weights are the averaged ones.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the

@@ -1,4 +1,4 @@
-"""Locks that let only one process work on a run or a sweep, until the process ends."""
+"""Locks that let one process work on a run or a sweep. The end of the process releases them."""
 
 import fcntl
 import logging

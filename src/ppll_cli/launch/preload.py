@@ -25,7 +25,7 @@ def _end_with_parent(number: int) -> None:
 # withdraws this request, because that thread may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
-# A terminal or a batch system signals the whole process group, but only the parent handles signals.
+# A terminal or a batch system signals all processes of a run, but only the parent handles signals.
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -36,8 +36,8 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# Otherwise each worker imports this module in its first backward, which takes a second. torch's
-# compiler and torchvision take longer: only workers that need them import them.
+# Without the next import, each worker would import this module in its first backward, which takes a
+# second. Only workers that need torch's compiler or torchvision import them, which takes longer.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401

@@ -105,9 +105,9 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory in which an entry has the wrong kind, for example a folder as a file.
+    """Refuse a run directory that has, for example, a folder in the place of a result file.
 
-    Opening a FIFO would block, and a folder as a result file would make the run fail at its end.
+    Opening a FIFO there would block, and a folder would make the run fail at its end.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),

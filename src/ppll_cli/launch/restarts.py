@@ -31,11 +31,10 @@ class _History:
     """The failures and reports of one worker.
 
     Attributes:
-        failures: For each failure, its time and its batch or mark; None if the worker was starting.
+        failures: The time of each failure, and its batch or mark; None while the worker started.
         saved: Step of the latest checkpoint for which the worker has written its file; -1 if none.
         reported: For each kind of report, split and module, the step of the latest report.
-        began_s: When the failure was detected, on the clock of `perf_counter`; None if the worker
-            runs.
+        began_s: When the current restart began, on the clock of `perf_counter`; None without one.
     """
 
     failures: list[tuple[float, str | None]] = field(default_factory=list)
@@ -47,10 +46,9 @@ class _History:
 class Restarts:
     """Restarts failed workers, and counts their failures.
 
-    `folder`, in shared memory, is for snapshots. `tell` gets a report of kind "restart" for each
-    restart, and a report of kind "restarted" when the new process continues. Both have `began_s`,
-    when the failure was detected; the second has `ended_s` too. Both times are on the clock of
-    `perf_counter`.
+    `folder`, in shared memory, is for snapshots. `tell` gets a report of kind "restart" with the
+    time `began_s` when a failure is detected, and a report of kind "restarted" with `began_s` and
+    `ended_s` when the new process continues. The clock is `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -160,7 +158,7 @@ class RestartLog:
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
-        """End the restart of a report's worker, if it is restarting."""
+        """Record the end of a restart, if the report's worker is restarting."""
         for each in self._reports:
             if _seat(each) == _seat(report) and each["ended_s"] is None:
                 each.update(ended_s=ended_s, seconds=seconds)

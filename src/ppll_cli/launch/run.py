@@ -57,7 +57,7 @@ class Run:
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`.
-        direction: "minimize" or "maximize" if a sweeper is known to optimize; else None.
+        direction: "minimize" or "maximize", if a sweeper searches and its direction is known.
         objective: Key in the summary of the value that a sweeper optimizes; set by `execute`.
     """
 

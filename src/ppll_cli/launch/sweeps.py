@@ -27,7 +27,7 @@ SWEEP_FORMAT = 1
 """Format number of `sweep.json`."""
 
 BASIC = "basic"
-"""Hydra's own sweeper, which knows all jobs before it runs the first job."""
+"""Option of Hydra's own sweeper, which knows all jobs before it runs the first job."""
 
 LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
 """Matches the keys of overrides that say how jobs are launched."""
@@ -98,8 +98,7 @@ class RecordedSweep:
             before = recorded([setting("resume", str(run_dir))])
         else:
             parse(config)
-        # Somebody may have edited sweep.json, so its classes are checked as those in config.json
-        # are.
+        # Check the classes that sweep.json names, too: somebody may have edited the file.
         known = before or Recorded(run_dir, config, choices)
         again = _for_job(overrides, known.config)
         found, chosen = known.changed(*composed(known.arguments(again)), again)

@@ -18,7 +18,7 @@ from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker import process
 
 LEAVE_S = 5.0
-"""Seconds to wait for the exit of a worker that may exit or was killed."""
+"""Seconds to wait until a worker that is done, killed or dead has exited."""
 
 
 @dataclass(kw_only=True)

@@ -3,8 +3,8 @@
 torchrun or srun starts one launcher on each machine. The launchers meet at a store (a key-value
 server) of torch.distributed, where each launcher updates a counter every half second as its sign of
 life. Machine 0's launcher directs the run by messages in JSON; the other launchers send it the
-reports of their workers. A separate thread uses the store, so that a store that does not answer
-blocks only this thread.
+reports of their workers. A separate thread uses the store: if the store does not answer, only this
+thread is blocked.
 """
 
 import json
@@ -49,7 +49,7 @@ class Fleet:
         parcels: The current job's transfers of files, by the other machine's number; only between
             machine 0 and machines that do not share the run directory.
         remembered: On machine 0, the run directory in use before torchrun restarted the launchers;
-            None if torchrun did not.
+            None without a restart.
 
     Raises:
         ConfigError: A machine does not join in time, or its versions differ from machine 0's.

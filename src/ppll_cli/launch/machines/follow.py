@@ -134,8 +134,7 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: A job did not complete: the last failure on this machine, or a refusal by machine
-            0.
+        PpllError: The last failure on this machine. Without a failure, machine 0's first refusal.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":

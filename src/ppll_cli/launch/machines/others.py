@@ -182,7 +182,7 @@ class Follower:
         return True
 
     def report_progress(self, workers: Sequence[Seen]) -> None:
-        """Tell machine 0 a received signal at once, and the workers' progress once a second."""
+        """Tell machine 0 about a signal at once, and about the workers' progress once a second."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True
@@ -192,7 +192,7 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
-        """Check whether machine 0 has ended the job; return no failures.
+        """Check whether machine 0 has ended the job. Return an empty list.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
@@ -235,7 +235,7 @@ class Follower:
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 
     def end(self, **how: Any) -> None:
-        """Send machine 0 the reason why the job ends here, unless a report has told it."""
+        """Send machine 0 the reason why the job ends here, unless a worker's report contains it."""
         if "report" not in how:
             number = how.get("signal")
             told = f"stopped by {signal.Signals(number).name}" if number else how.get("problem")

@@ -37,8 +37,8 @@ Store = Any
 class Parcels:
     """Sends files to another machine and receives files from it, one after another.
 
-    `connect` opens a connection to the store, in which only these two machines use the keys. `name`
-    is the other machine's name in error messages.
+    `connect` opens a connection to the store, with keys that only these two machines use. `name` is
+    the other machine's name in error messages.
     """
 
     def __init__(self, connect: Callable[[], Store], name: str) -> None:
@@ -98,7 +98,7 @@ class Parcels:
         return there
 
     def check(self) -> None:
-        """Raise RunFailedError if a transfer has failed: there are no later transfers then."""
+        """Raise RunFailedError if a transfer has failed. Later files are not transferred."""
         if self._problem:
             raise RunFailedError(self._problem)
 
