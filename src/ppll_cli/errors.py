@@ -33,13 +33,9 @@ def noted(note: str) -> Iterator[None]:
 class ConfigError(PpllError):
     """Raised when the configuration or an input file is wrong; the run does not start (exit 2).
 
-    The message is one line, with control characters escaped and long values shortened.
-
-    Args:
-        key: The configuration key at fault, as on the command line.
-        value: The value that was given.
-        problem: What is wrong with the value.
-        remedy: What the user can do about it; may be empty.
+    The message is one line, with control characters escaped and long values shortened. `key` is the
+    configuration key at fault, as on the command line. `remedy` says what the user can do, or is
+    empty.
     """
 
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:
@@ -57,9 +53,7 @@ class ScheduleError(PpllError):
 class DeadlockError(PpllError):
     """Raised when every stage of a simulated pipeline waits for another stage.
 
-    Args:
-        report: Says what each stage waits for.
-        full: The channels in which a stage waits for a free slot.
+    `full` has the channels in which a stage waits for a free slot.
     """
 
     def __init__(self, report: str, full: Sequence[Any] = ()) -> None:
@@ -70,10 +64,7 @@ class DeadlockError(PpllError):
 class SchemaError(PpllError):
     """Raised when the two ends of a channel between machines expect different tensors.
 
-    Args:
-        channel: Name of the channel.
-        theirs: Lists the tensors that will be sent.
-        ours: Lists the tensors that are expected.
+    `theirs` lists the tensors that will be sent, and `ours` the tensors that are expected.
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
@@ -83,10 +74,8 @@ class SchemaError(PpllError):
 class NonFiniteError(PpllError):
     """Raised when a loss is infinite or NaN; on CUDA, possibly some optimizer steps later.
 
-    Args:
-        step: Number of optimizer steps done before the batch of this loss; None if unknown.
-        module: Number of the module that computed the loss.
-        norm: The largest gradient norm of a parameter of this module; None if unknown.
+    `step` is the number of optimizer steps done before the batch of this loss. `norm` is the
+    largest gradient norm of a parameter of the module. Both are None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -102,9 +91,7 @@ class NonFiniteError(PpllError):
 class ReplayError(PpllError):
     """Raised when a restarted worker computes other values than the failed worker did.
 
-    Args:
-        tensor: Names the tensor whose values differ, or all tensors of the message.
-        message: Names the message.
+    `tensor` names the tensor of the message whose values differ, or all its tensors.
     """
 
     def __init__(self, tensor: str, message: str) -> None:
@@ -119,9 +106,7 @@ class ReplayError(PpllError):
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
-    Args:
-        report: The report of the failure. Its key `name` identifies the worker; without a `name`,
-            its keys `stage` and `replica` do.
+    The key `name` of the report identifies the worker; without it, `stage` and `replica` do.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:

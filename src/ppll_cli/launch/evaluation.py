@@ -85,7 +85,6 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
 
 
 def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> int:
-    """Return the number of samples in an evaluation batch."""
     form = run.data.form
     if batch_size is not None:
         return batch_size if form is None else min(batch_size, form.samples)

@@ -139,7 +139,6 @@ def _let_leave(workers: Sequence[Watched]) -> None:
 
 
 def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
-    """Stop the workers if the time limit has been reached."""
     if until_s is not None and time.monotonic() >= until_s and not stop.value:
         stop.value = signal.SIGTERM
         log.warning("max_minutes have passed: stopping after the current batch")
@@ -286,7 +285,6 @@ def _failures(
 
 @contextmanager
 def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts | None]:
-    """Yield a `Restarts`, or None if no worker can be restarted."""
     if not job.restartable:
         yield None
         return

@@ -76,8 +76,7 @@ class LoadedRun:
     def preprocess(self, picture: Image.Image | str | Path) -> Tensor:
         """Turn a picture (a Pillow image, or the path of an image file) into the model's input.
 
-        Returns:
-            float32 [1, C, H, W] on the model's device.
+        The input is float32 [1, C, H, W], on the model's device.
 
         Raises:
             ConfigError: The file is no picture, or the data set cannot prepare a user's pictures.
@@ -124,7 +123,6 @@ class LoadedRun:
         return prediction
 
     def _inputs(self, picture: Image.Image) -> dict[str, Tensor]:
-        """Return the model's inputs for a batch of one picture."""
         inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
         return inputs
 

@@ -126,7 +126,7 @@ class Restarts:
         self, watched: Watched, report: Report, handle: Callable[[Watched, Report], None]
     ) -> None:
         history = self._history[watched.seat]
-        watched.kill()  # it may be stopped, or hang
+        watched.kill()  # the process may be stopped, or hang
         watched.process.join(LEAVE_S)
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":

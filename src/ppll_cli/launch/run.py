@@ -50,7 +50,6 @@ class Run:
     """A run and its directory.
 
     Attributes:
-        config: The configuration as plain data, for the record.
         run_dir: The run directory, which exists and holds nothing of another run.
         before: The record of the run to be resumed; None for a new run.
         find_changes: Returns the overrides that turn the defaults into the configuration.

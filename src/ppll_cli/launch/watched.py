@@ -25,11 +25,7 @@ LEAVE_S = 5.0
 class Watched(Seen):
     """A worker of this machine.
 
-    Attributes:
-        ends: The worker's ends of channels. The launcher keeps them open, so that other workers do
-            not notice if this worker dies.
-        reports: The pipe from which the worker's reports are read.
-        failed: Whether the launcher knows that the worker has failed.
+    The launcher keeps `ends` open, so that other workers do not notice if this worker dies.
     """
 
     ends: Ends

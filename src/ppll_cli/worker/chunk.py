@@ -32,8 +32,6 @@ class HeldChunk(Networks):
     """A chunk on a worker.
 
     Attributes:
-        tensors: The tensors of the current batch.
-        batch: The current batch: its step, and the sizes of its micro-batches.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
         sums: Losses and metrics that are not reported yet, by the key that `split_of` returns.
     """

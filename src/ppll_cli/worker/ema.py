@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights. The run evaluates them in addition to the weights."""
+"""Exponential moving averages of weights, which the run evaluates too."""
 
 from collections.abc import Iterable, Iterator, Mapping
 

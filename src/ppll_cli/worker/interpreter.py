@@ -19,7 +19,6 @@ from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.recorder import Recorder
 
 _name = lru_cache(maxsize=1024)(str)
-"""Return the text of an instruction."""
 
 
 class Interpreter:

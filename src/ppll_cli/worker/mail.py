@@ -16,8 +16,7 @@ from ppll_cli.worker.recorder import Recorder
 class Mail:
     """Sends and receives messages through this worker's ends of channels.
 
-    Attributes:
-        item: The batch or mark that the stage handles now; messages have it in their headers.
+    `item` is the batch or mark that the stage handles now. The headers of messages contain it.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:

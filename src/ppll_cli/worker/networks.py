@@ -46,7 +46,6 @@ class Networks:
         versions: Earlier weights of each unit whose weights a loss reads, by the unit's index.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
-        nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
             device. It is the norm of the module under local learning, else of the model. None if
@@ -140,7 +139,6 @@ class Networks:
 
     @cached_property
     def _remembering(self) -> list[nn.Module]:
-        """The layers whose own buffers training may read."""
         layers = chain.from_iterable(network.modules() for network in self.networks)
         own = [layer for layer in layers if any(True for _ in layer.buffers(recurse=False))]
         return [layer for layer in own if not isinstance(layer, _NormBase)]

@@ -28,16 +28,12 @@ class NonFinite:
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Check a loss on CPU, if it would stop the run. `Reports` checks losses on CUDA."""
+        """Check a loss on CPU, unless steps are skipped. `Reports` checks losses on CUDA."""
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Raise an error if a loss of the batch after `step` optimizer steps was not finite.
-
-        Raises:
-            NonFiniteError: With the largest gradient norm of one of the `parameters`.
-        """
+        """Raise NonFiniteError if a loss of the batch after `step` steps was not finite."""
         if self.found:
             norms = [float(p.grad.norm()) for p in parameters if p.grad is not None]
             largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
@@ -46,10 +42,8 @@ class NonFinite:
     def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
         """Decide whether to skip a step, and report a skipped step.
 
-        `total` is the squared gradient norm, a scalar; None if nothing needs it.
-
-        Returns:
-            A scalar on the device: 1 to skip the step, else 0. None if steps are never skipped.
+        Return a scalar on the device, 1 to skip the step and else 0; None if steps are never
+        skipped. `total` is the squared gradient norm, a scalar; None if nothing needs it.
         """
         if total is None or not self._skips:
             return None

@@ -40,9 +40,7 @@ class Totals:
     """Counts and times of a stage in the steady state.
 
     Attributes:
-        batches: Number of training batches.
-        samples: Number of samples in these batches.
-        wall_s: Seconds that these batches took in total.
+        wall_s: Seconds that the training batches took in total.
         spent_s: Seconds by kind of time.
         instruction_s: Seconds spent on each instruction, without waiting.
     """
@@ -69,8 +67,7 @@ class _Queued(NamedTuple):
     Attributes:
         kind: The kind of time; None for a segment.
         instruction: The executed instruction; None for waiting and for a segment.
-        first: The moment when the span or segment began.
-        last: The moment when it ended.
+        first, last: The moments when the span or segment began and ended.
         step: Number of optimizer steps done before the batch.
         since: The moment when the counted part of the segment began.
         trace: The trace of the span; None if it is not traced.
@@ -92,7 +89,6 @@ class Recorder:
     waits for all moments. The worker calls it when it has to wait anyway, as at a checkpoint.
 
     Args:
-        clock: The clock of the stage's device.
         warmup: Number of batches not counted at the start of the process.
         skip: Number of batches not counted at the start of each segment.
         on_steady: Called once, when the steady state begins.

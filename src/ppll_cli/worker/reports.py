@@ -23,9 +23,7 @@ class _Measured:
     """Measurements of one module. The tensors are valid after their copy to the host is done.
 
     Attributes:
-        module: Number of the module.
         loss: Sum of the losses of all samples, a scalar.
-        samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
         further: Results of `measure` for the criterion's additional predictions, by name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
@@ -75,8 +73,6 @@ class Reports:
     because waiting for a copy would leave a CUDA device without work.
 
     Args:
-        clock: The clock of the stage's device.
-        task: Computes scores from the measurements.
         stop: Whether a training loss that is not finite ends the run.
         tell: Sends a report to the parent; None except in a stage's first replica.
         show_progress: Called before scores are computed; tells the parent that the worker advances.

@@ -41,7 +41,6 @@ class Progress:
         trained: Number of training batches among them.
         reported: Number of optimizer steps at the last report of training.
         training: Whether the last item was a training batch.
-        totals: Counts and times of the steady state.
         trace: The traced spans; empty until the trace is complete.
         peak: Peak memory in the steady state in bytes: used, and reserved; None if unknown.
         seconds: Seconds of each split that are not reported yet.
@@ -63,14 +62,12 @@ class _State:
 
     Attributes:
         buffer: Index of the buffer with the tensors.
-        layout: The layout of the tensors in the buffer.
         sums: For each chunk, its losses and metrics that are not reported yet, by split.
         norms: For each chunk, the squared gradient norm of its last step.
         sent: For each outgoing channel, the numbers of messages and bytes sent.
         received: For each incoming channel, the number of messages received.
         random: States of the random generators of Python, NumPy and torch, for a user's own code.
         progress: The worker's progress, without the trace.
-        trace: The trace, pickled.
     """
 
     buffer: int
@@ -192,10 +189,9 @@ class Snapshots:
         return self._pickled_trace
 
     def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
-        """Restore the networks and the channels as they were at the latest snapshot.
+        """Restore networks and channels from the latest snapshot, and return the worker's progress.
 
-        Returns:
-            The worker's progress; None if there is no snapshot, and the worker starts again.
+        Return None if there is no snapshot. The worker then starts again.
         """
         if not self._file.exists():
             return None
@@ -223,7 +219,6 @@ def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
 
 
 def _on(sums: Sums, device: torch.device) -> Sums:
-    """Return a copy of sums on a device."""
     loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
     # Clone, because a tensor may be a small view, and pickle would write its whole storage.
     rows = [sums.rows.to(device).clone()] if sums.measures else []
@@ -238,11 +233,7 @@ class _Buffer:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> Layout:
-        """Copy tensors into the buffer, and return their layout.
-
-        Raises:
-            OSError: Shared memory is full.
-        """
+        """Copy tensors into the buffer, and return their layout."""
         layout = layout_of(tensors)
         size = layout_bytes(layout)
         if size > self._memory.numel():

@@ -10,7 +10,6 @@ from ppll_cli.pipeline.routes import Routes
 from ppll_cli.worker.views import copy_shared, storages
 
 Named = dict[str, Tensor]
-"""Tensors by name."""
 
 
 @dataclass
@@ -75,7 +74,7 @@ class Tensors:
         """Detach the outputs, and keep them for the next chunk.
 
         Outputs that the chunk has made are copied if their memory is in `changing`. Inputs that the
-        chunk passes on unchanged are not: their slots stay in use.
+        chunk passes on are not copied, because their slots stay in use.
         """
         held = self[micro_batch]
         held.outputs = {name: held.values[name].detach() for name in self._out.names}

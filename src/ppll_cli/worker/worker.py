@@ -153,7 +153,6 @@ class Worker:
                 self._take_snapshot(self.snapshots)
 
     def _handle(self, item: Item) -> None:
-        """Execute the instructions of a batch or mark."""
         if isinstance(item, TrainBatch):
             self._train(item)
             return

@@ -126,7 +126,6 @@ def _announcement(
 
 
 def _checkpoint_files(job: Job) -> list[SavedFile]:
-    """Return the files of the checkpoint from which the run resumes."""
     return [] if job.checkpoint is None else [*read_manifest(job.checkpoint).files]
 
 

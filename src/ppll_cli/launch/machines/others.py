@@ -32,12 +32,7 @@ VERDICT_S = 10.0
 
 @dataclass
 class Seen:
-    """What a launcher knows about a worker.
-
-    Attributes:
-        name: The worker's name in messages, for example "1" for stage 1.
-        done: The worker's last report; None until the launcher has it.
-    """
+    """What a launcher knows about a worker. `done` is the worker's last report."""
 
     seat: Seat
     name: str
@@ -156,9 +151,8 @@ class Leader:
 class Follower:
     """Communicates with machine 0's launcher, as a part of another machine's launcher.
 
-    Attributes:
-        away: Empty, because only machine 0 needs the workers of other machines.
-        ended: Machine 0's message that ends the job; None until it has arrived.
+    `ended` is machine 0's message that ends the job. `away` is empty, because only machine 0 needs
+    the workers of other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -257,7 +251,6 @@ def cause(failures: Sequence[Report]) -> Report:
 
 
 def _lost_connection(failure: Report) -> bool:
-    """Return whether a worker lost its connection to another worker."""
     words = failure.get("traceback", "")
     return any(each in words for each in ("torch/distributed/", "transport/network.py"))
 

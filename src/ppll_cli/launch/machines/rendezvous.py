@@ -33,7 +33,6 @@ class Rendezvous:
 
     Attributes:
         rank: Number of this machine, from 0.
-        machines: Number of machines.
         hosted: Whether another program, such as torchrun, runs the store.
         limit_s: Seconds that the machines wait for one another.
     """
