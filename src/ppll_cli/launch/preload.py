@@ -37,7 +37,8 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 raise_limit()
 
 # Without the next import, each worker would import this module in its first backward, which takes a
-# second. Only workers that need torch's compiler or torchvision import them, which takes longer.
+# second. Only workers that need torch's compiler or torchvision import them, because each of these
+# imports takes nearly as long as the import of torch.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401
