@@ -33,9 +33,13 @@ def noted(note: str) -> Iterator[None]:
 class ConfigError(PpllError):
     """Raised when the configuration or an input file is wrong; the run does not start (exit 2).
 
-    The message is one line, with control characters escaped and long values shortened. `key` is the
-    configuration key at fault, as on the command line. `remedy` says what the user can do, or is
-    empty.
+    The message is one line, with control characters escaped and long values shortened.
+
+    Args:
+        key: The configuration key at fault, as on the command line.
+        value: The value that was given.
+        problem: What is wrong with the value.
+        remedy: What the user can do about the problem; may be empty.
     """
 
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:

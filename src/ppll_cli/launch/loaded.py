@@ -39,11 +39,12 @@ OURS = "ppll_cli."
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained run. Its model is in evaluation mode.
+    """A trained run, whose model can be used.
 
     Attributes:
         settings: The run's settings. `settings.data` describes `data`, perhaps another data set.
         step: Number of optimizer steps that trained the weights; None if unknown.
+        model: The model, in evaluation mode. It maps its inputs to a prediction.
     """
 
     run_dir: Path

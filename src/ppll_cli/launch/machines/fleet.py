@@ -91,7 +91,7 @@ class Fleet:
         self._said += 1
 
     def refuse(self, error: ConfigError) -> None:
-        """Send the error that prevents the current job; `refusal` reads it."""
+        """Send the error that prevents the current job, or all jobs; `refusal` reads it."""
         told = (error.key, str(error.value), error.problem, error.remedy)
         self.tell({"kind": "refused", "job": self.jobs, "error": told})
 
