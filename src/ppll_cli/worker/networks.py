@@ -43,7 +43,7 @@ class Networks:
         exports: Units (with their networks) that compute values for the losses of later modules.
         criterion: The module's loss with its auxiliary network; None if no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: Earlier weights of each unit whose weights a loss reads, by the unit's index.
+        versions: The latest versions of the weights that losses read, by the index of their unit.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         average: Averages the gradients over the replicas; None if the stage has only one worker.

@@ -204,8 +204,8 @@ class Worker:
     def _share_memories(self) -> None:
         """Copy the first replica's buffers that training may read to the other replicas.
 
-        Evaluations and checkpoints copy them too, and training must not depend on how often they
-        come.
+        Evaluations and checkpoints copy all buffers. Without this method, training would depend on
+        how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return
