@@ -17,9 +17,9 @@ __all__ = ["__version__", "load_run"]
 
 __version__ = "0.1.0"
 
-# `python -m ppll_cli` puts the current directory first on `sys.path`. A file `torch.py` in that
-# directory would be imported instead of torch, so the directory is removed from `sys.path`. While
-# Python looks for the module `ppll_cli`, `sys.argv[0]` is "-m".
+# `python -m ppll_cli` puts the current directory first on `sys.path`. It is removed, because a file
+# `torch.py` there would be imported instead of torch. While Python looks for the module `ppll_cli`,
+# `sys.argv[0]` is "-m".
 if (
     getattr(sys, "argv", [])[:1] == ["-m"]
     and not sys.flags.safe_path
@@ -27,8 +27,8 @@ if (
 ):
     del sys.path[0]
 
-# This must run in every process before torch's compiler is imported. For example, the constructor
-# of a torch optimizer imports the compiler.
+# In every process, this must come before the import of torch's compiler. The constructor of a torch
+# optimizer imports it, for example.
 keep_compiled_code()
 
 
@@ -40,21 +40,18 @@ def load_run(
     device: "str | torch.device" = "cpu",
     classes: Sequence[Any] = (),
 ) -> "LoadedRun":
-    """Load the model of a run from the run directory, and load the run's data set.
-
-    The data set defines the size of the images and the names of the classes.
+    """Load the model of a run, and the run's data set, which defines image size and class names.
 
     Args:
         run_dir: The run directory.
         checkpoint: The checkpoint to load: `last`, `best`, or a number of optimizer steps.
         ema: Whether to load the averages of the weights, which a run with `optim.ema` keeps.
         device: The device on which to put the model.
-        classes: Your own classes, or their dotted paths, if the run used some. The function imports
-            only classes of this program and classes that are listed here.
+        classes: Your own classes that the run used, or their dotted paths; only these are imported.
 
     Raises:
         ConfigError: The folder is no run directory, the checkpoint or its averages are missing, or
-            the run used a user's class that is not in `classes`.
+            one of your own classes is not in `classes`.
     """
     from ppll_cli.launch.loaded import load_run as load  # torch takes seconds to import
 

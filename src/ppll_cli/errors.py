@@ -1,4 +1,4 @@
-"""The exceptions that the program raises. Each class stands for one kind of failure."""
+"""The exceptions that the program raises."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,7 @@ MOST = 600
 
 
 class PpllError(Exception):
-    """Base class of all exceptions that the program raises on purpose.
-
-    Processes send these exceptions to one another, so they can be pickled.
-    """
+    """Base class of all exceptions that the program raises on purpose. They can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By default, pickle passes the message to the constructor, which takes other arguments.
@@ -25,7 +22,7 @@ class PpllError(Exception):
 
 @contextmanager
 def noted(note: str) -> Iterator[None]:
-    """Add a note to any exception that the `with` block raises."""
+    """Add a note to any exception that the body raises."""
     try:
         yield
     except Exception as error:
@@ -36,14 +33,13 @@ def noted(note: str) -> Iterator[None]:
 class ConfigError(PpllError):
     """Raised when the configuration or an input file is wrong; the run does not start (exit 2).
 
-    The message is one line. Control characters in it are escaped, and long values are shortened.
-    True, False and None are shown as they are written on the command line.
+    The message is one line, with control characters escaped and long values shortened.
 
     Args:
         key: The configuration key at fault, as on the command line.
         value: The value that was given.
         problem: What is wrong with the value.
-        remedy: What the user can do about it; may be empty.
+        remedy: What the user can do about the problem; may be empty.
     """
 
     def __init__(self, key: str, value: object, problem: str, remedy: str = "") -> None:
@@ -61,9 +57,7 @@ class ScheduleError(PpllError):
 class DeadlockError(PpllError):
     """Raised when every stage of a simulated pipeline waits for another stage.
 
-    Args:
-        report: Text that says what each stage waits for.
-        full: The channels in which a stage waits for a free slot.
+    `full` has the channels in which a stage waits for a free slot.
     """
 
     def __init__(self, report: str, full: Sequence[Any] = ()) -> None:
@@ -74,10 +68,7 @@ class DeadlockError(PpllError):
 class SchemaError(PpllError):
     """Raised when the two ends of a channel between machines expect different tensors.
 
-    Args:
-        channel: Name of the channel.
-        theirs: Text that lists the tensors that the sender is going to send.
-        ours: Text that lists the tensors that the receiver expects.
+    `theirs` lists the tensors that will be sent, and `ours` the tensors that are expected.
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
@@ -85,13 +76,10 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
+    """Raised when a loss is infinite or NaN; on CUDA, possibly some optimizer steps later.
 
-    Args:
-        step: Number of optimizer steps done before the batch of this loss; None if not known
-            exactly.
-        module: Number of the module that computed the loss.
-        norm: The largest gradient norm of a parameter of this module; None if unknown.
+    `step` is the number of optimizer steps done before the batch of this loss. `norm` is the
+    largest gradient norm of a parameter of the module. Both are None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -107,10 +95,7 @@ class NonFiniteError(PpllError):
 class ReplayError(PpllError):
     """Raised when a restarted worker computes other values than the failed worker did.
 
-    Args:
-        tensor: Text that names the tensor whose values differ. If the header or the layout of the
-            message differs, the text names all its tensors.
-        message: Text that names the message as it was sent before the restart.
+    `tensor` names the tensor of the message whose values differ, or all its tensors.
     """
 
     def __init__(self, tensor: str, message: str) -> None:
@@ -125,10 +110,7 @@ class ReplayError(PpllError):
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
-    Args:
-        report: The report of the failure: from the worker itself, or from the launcher if the
-            worker's process is dead. The key `name` or, if it is missing, the key `stage`
-            identifies the worker.
+    The key `name` of the report identifies the worker; without it, `stage` and `replica` do.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:
@@ -151,13 +133,7 @@ class RunFailedError(PpllError):
 
 
 class Interrupted(PpllError):  # noqa: N818 - an interruption is not an error
-    """Raised when a signal ended the run early.
-
-    After the first signal the run saves a checkpoint and ends. A second signal ends it immediately.
-
-    Args:
-        signal: Number of the signal.
-    """
+    """Raised when a signal, whose number is `signal`, ended the run early."""
 
     def __init__(self, signal: int) -> None:
         self.signal = signal

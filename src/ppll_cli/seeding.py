@@ -1,9 +1,8 @@
-"""Seeds for all random numbers.
+"""Seeds for all random numbers, one function for each purpose.
 
-Each function below returns the seed for one purpose. The seed depends only on the arguments of the
-function: not on the process, the stage or random numbers drawn before. Therefore two runs with
-different partitions and schedules can be bit-identical, and a resumed run equals a run that was
-never stopped.
+A seed depends only on the function's arguments, not on the process, the stage or numbers drawn
+before. So runs with different partitions and schedules can be bit-identical, and a resumed run
+equals a run that was never stopped.
 """
 
 from hashlib import blake2b
@@ -39,19 +38,14 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
 
 
 def constructor(seed: int, group: str) -> int:
-    """Return the seed for random numbers that the class of a configuration group draws.
-
-    The constructors of the classes for `model` and `local` may draw numbers, and so may the method
-    `units` of a model.
-    """
+    """Return the seed for a constructor of the group `model` or `local`, or a model's `units()`."""
     return _seed("constructor", seed, group)
 
 
 def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
     """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
 
-    `step` is the number of optimizer steps after which the unit had these weights; `micro_batch` is
-    always 0.
+    The unit had these weights after `step` optimizer steps. `micro_batch` is always 0.
     """
     return _seed("watching", seed, module, step, micro_batch)
 

@@ -28,17 +28,16 @@ COMPARED: Mapping[str, Schedule] = {
     "gpipe": GPipe(microbatches=4),  # as in conf/schedule/gpipe.yaml
     "ppll": PPLL(),
 }
-"""The schedules that `comparison` considers, by the names of their `schedule=` options."""
+"""The schedules that `comparison` considers, by their `schedule=` options."""
 
 OWN = ("schedule", "gpus", "objective", "max_minutes", "recover")
-"""Keys of overrides that are left out of the command that `comparison` returns.
+"""Keys of overrides that `comparison` leaves out of its command.
 
-`comparison` sets `schedule` and `gpus` itself. Only a sweeper needs `objective`. `max_minutes` is a
-limit for this run alone. Most schedules refuse `recover=stage`.
-"""
+It sets `schedule` and `gpus` itself. Only a sweeper needs `objective`. `max_minutes` is a limit for
+this run alone. Most schedules refuse `recover=stage`."""
 
 LONGEST = 1000
-"""Largest number of characters of a command that `comparison` returns."""
+"""Largest length in characters of a command that `comparison` returns."""
 
 
 def resume_command(
@@ -50,8 +49,7 @@ def resume_command(
 ) -> str:
     """Return the command that resumes a run.
 
-    The command repeats each override that names a class. `resume` imports a user's class only if
-    the command line names it; the name in the run directory is not enough.
+    `resume` imports a user's class only if the command line names it, so the command names it.
 
     `options` are command-line options that name folders of configurations, such as `--config-dir`.
     `changes` are the overrides that turn the defaults into the configuration; None if unknown.
@@ -77,8 +75,8 @@ def comparison(
 ) -> str | None:
     """Return the command of a sweep that compares a run with other schedules.
 
-    Return None if fewer than two schedules fit the run, or if the command is too long to show. See
-    `resume_command` for `options` and `changes`.
+    Return None if fewer than two schedules fit the run, or if the command is too long.
+    `resume_command` explains `options` and `changes`.
     """
     gpus = max(2, settings.devices_asked)
     job = prepared.job

@@ -33,13 +33,13 @@ from ppll_cli.worker.versions import saved_name
 log = logging.getLogger(__name__)
 
 NETWORKS = ("model.", "auxiliary.")
-"""How the names of parameters and buffers begin in a checkpoint (see `worker.state`)."""
+"""Prefixes of the names of parameters and buffers in a checkpoint."""
 
 
 def record(
     run_dir: Path, config: Mapping[str, Any], choices: Mapping[str, str], prepared: Prepared
 ) -> None:
-    """Write the files that `resume` reads: the run's configuration, and the identity of its data.
+    """Write the run's configuration and the identity of its data, for `resume`.
 
     Raises:
         ConfigError: The directory has the record of another run.
@@ -63,7 +63,7 @@ def record(
 
 
 def remove_record(run_dir: Path) -> None:
-    """Remove the files that `record` wrote, after the start of the run has failed."""
+    """Remove the files that `record` wrote."""
     for name in (CONFIG_FILE, DATA_FILES):
         (run_dir / name).unlink(missing_ok=True)
 
@@ -78,7 +78,7 @@ def check_data(
 
     The message tells the user to give the original data, or to do what `otherwise` says.
     """
-    if before.data_sha256 is None or identity is None:  # there is nothing to compare
+    if before.data_sha256 is None or identity is None:
         return
     if digest_of(identity) == before.data_sha256:
         return
@@ -104,8 +104,7 @@ def recorded_identity(before: Recorded) -> Identity:
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
     """Refuse to resume a run if its file of initial weights has changed since it was started.
 
-    `weights` describes the file as it is now, with its digest; None if the run does not read the
-    file, for example because it resumes from a checkpoint.
+    `weights` describes the file as it is now; None if the run does not read the file.
     """
     then = before.weights
     if weights is not None and then is not None and weights["sha256"] != then.get("sha256"):
@@ -165,7 +164,7 @@ def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
 def finished(
     run_dir: Path, start: Checkpoint | None, steps: int, metrics: Metrics, wanted: str
 ) -> dict[str, Any] | None:
-    """Return the summary of a run that is complete with all results; None for any other run.
+    """Return the summary of a run that has all its results; None for any other run.
 
     `steps` is the number of steps of the whole run; `wanted` is the key of the value that a sweeper
     optimizes.
@@ -188,7 +187,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
     """Return the list `restarts` of the summary that a run wrote before it was resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
-    except (OSError, ValueError, KeyError, TypeError):  # there are none, or the file is damaged
+    except (OSError, ValueError, KeyError, TypeError):
         return []
     listed = isinstance(found, list) and all(isinstance(each, dict) for each in found)
     return [each for each in found if "stage" in each] if listed else []
@@ -197,8 +196,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
 def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: int) -> None:
     """Undo what was written into the run directory after the checkpoint at which the run resumes.
 
-    If `start` is None, the run starts again at step 0. `steps` is the number of steps of the whole
-    run.
+    Without `start`, the run starts again at step 0. `steps` is the run's number of steps.
     """
     if start is None:
         log.warning("there is no checkpoint: the run starts again at step 0")

@@ -60,7 +60,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
     sums = [Sums() for _ in range(replicas)]  # the replicas evaluate different batches
-    rows: list[Tensor] = []  # results of `task.detail`, from which details are computed
+    rows: list[Tensor] = []
     detail = getattr(task, "detail", None)
     together = 1 if schedule is None else evaluated_together(run.settings, schedule)
     with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
@@ -85,7 +85,6 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
 
 
 def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> int:
-    """Return the number of samples in an evaluation batch."""
     form = run.data.form
     if batch_size is not None:
         return batch_size if form is None else min(batch_size, form.samples)
@@ -100,8 +99,7 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 def _microbatches(run: LoadedRun) -> int:
     """Return the number of micro-batches of a batch under a user's schedule.
 
-    Take the number from the run's summary, because the user's class is not imported here. If there
-    is no summary, take the number in the configuration, or 1.
+    The run's summary has it. The user's class has it too, but is not imported here.
     """
     with suppress(OSError, ValueError, TypeError, KeyError):
         return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])

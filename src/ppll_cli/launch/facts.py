@@ -5,7 +5,7 @@ from ppll_cli.prepare.preparation import Prepared
 
 
 def facts(prepared: Prepared) -> RunFacts:
-    """Return facts about the run's workers, and the numbers of epochs, steps and samples."""
+    """Return the facts about a prepared run."""
     job = prepared.job
     workers = []
     for seat in job.seats:

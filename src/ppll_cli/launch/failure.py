@@ -30,13 +30,10 @@ REMEDIES = {
 """What the user can do if results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Error numbers that mean that results cannot be written, wherever the file is.
-
-The other keys of `REMEDIES` mean this only if the error names no file, or a file in the run
-directory."""
+"""Error numbers that concern the results even if the error names a file elsewhere."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
-"""Error numbers for which the user gets a remedy even if only the text of an exception has them.
+"""Error numbers that get a remedy if they stand in the text of an exception.
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 
@@ -67,7 +64,7 @@ def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
     trace = report.get("traceback", "")
     explained = remedy is not None or report.get("on_purpose", False)
     log.error("\n".join(lines if explained else [*lines, trace]).rstrip())
-    if explained:  # the traceback would not help the user: only the log file gets it
+    if explained:
         to_file(trace)
 
 
@@ -95,8 +92,8 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
     """Return a RunFailedError for an exception that was raised in a run's parent process.
 
-    The message begins with `doing`, for example "summary.json could not be written". For errors
-    that `is_of_disk` recognizes, it begins with "results cannot be written".
+    The message begins with `doing`, for example "summary.json could not be written". If
+    `is_of_disk` is true, the message begins with "results cannot be written".
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)
@@ -110,13 +107,12 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return the remedy if a message contains an error number of `_QUOTED`; None otherwise."""
+    """Return the remedy for an error number of `_QUOTED` in a text; None if there is no number."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
     return next((_remedy(number, run_dir) for number in found if number in _QUOTED), None)
 
 
 def _remedy(number: int, run_dir: Path, place: Path | None = None) -> str:
-    """Return the remedy for the error `number` at `place`, by default the run directory."""
     return REMEDIES[number].format(place=place or run_dir, quoted=word(str(run_dir)))
 
 

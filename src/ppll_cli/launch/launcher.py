@@ -29,10 +29,10 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.3
-"""Seconds to wait after a failure for the end of the worker that may have caused the failure."""
+"""Seconds to wait after a failure for the end of another worker that may be the cause."""
 
 FORGOTTEN = 255
-"""Exit status that multiprocessing reports for a worker whose fork server has ended."""
+"""Exit status that multiprocessing reports for each worker after its fork server has ended."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,9 @@ class Ending:
     """How the workers ended.
 
     Attributes:
-        reports: The last report of each worker, in the order of the job's seats; only machine 0
-            has them.
-        signal: The signal that asked the workers to stop; SIGTERM if the time limit was reached;
-            None if the workers were not asked to stop.
+        reports: The last report of each worker, in the order of the job's seats; empty except on
+            machine 0.
+        signal: The signal that asked the workers to stop (SIGTERM at the time limit), or None.
     """
 
     reports: list[Report]
@@ -61,9 +60,9 @@ def launch(
     """Run a job to its end or, with a fleet, this machine's part of the job.
 
     `on_report` is called with each report of a worker, except messages for the log, failures and
-    the last report; machine 0 calls it for the workers of all machines. `on_start` is called with
-    the pulse of each worker, after the workers have been started. At the time `until_s`, on the
-    clock of `time.monotonic`, the launcher stops the workers as if it had received SIGTERM.
+    the last report. On machine 0, `on_report` gets the reports of all machines. `on_start` is
+    called once with the pulses of the started workers. At the time `until_s`, on the clock of
+    `time.monotonic`, the launcher stops the workers as a SIGTERM would.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.
@@ -119,7 +118,7 @@ def _begin(job: Job, seat: Seat, ends: Ends, stop: StopFlag, recovery: Recovery 
 def _ending(
     job: Job, others: Leader | Follower | None, seen: Mapping[Seat, Seen], stop: StopFlag
 ) -> Ending:
-    """Return how the workers ended; machine 0 also tells the other machines."""
+    """Return how the workers ended; as machine 0, tell the other machines."""
     if isinstance(others, Follower):
         return Ending([], others.signal)
     reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
@@ -131,16 +130,15 @@ def _ending(
 
 
 def _let_leave(workers: Sequence[Watched]) -> None:
-    """Let the workers exit, because the whole run is done, and wait until they have exited."""
+    """Allow the workers to exit, and wait until they have exited."""
     for watched in workers:
-        with suppress(OSError):  # somebody killed the worker after it was done
+        with suppress(OSError):
             watched.reports.send_bytes(b"leave")
     for watched in workers:
         watched.process.join(LEAVE_S)
 
 
 def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
-    """Stop the workers, as the first SIGTERM does, if the time limit has been reached."""
     if until_s is not None and time.monotonic() >= until_s and not stop.value:
         stop.value = signal.SIGTERM
         log.warning("max_minutes have passed: stopping after the current batch")
@@ -179,7 +177,7 @@ def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
 
 @contextmanager
 def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
-    """If the body fails, tell other machines' launchers why; at the end, close file transfers."""
+    """Tell the other launchers if the body fails. At the end, close the transfers of files."""
     try:
         yield
     except Exception as error:
@@ -199,9 +197,9 @@ def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[
 
 @contextmanager
 def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
-    """Yield the address of the store for the workers' rendezvous, and their network interface.
+    """Yield the address of the workers' store and their network interface.
 
-    Both are empty if all workers are on this machine and need no process groups.
+    Both are empty if no worker needs a process group.
     """
     if fleet is not None:
         yield fleet.store, fleet.interface
@@ -209,7 +207,7 @@ def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
     if not needs_groups(job):
         yield "", ""
         return
-    # All workers are on this machine. Its host name may resolve to any address, so use loopback.
+    # The host name may resolve to any address, so use loopback.
     interface = "lo0" if sys.platform == "darwin" else "lo"
     with scratch() as folder:
         yield f"file://{folder}/store", interface
@@ -223,13 +221,7 @@ def _watch(
     others: Leader | Follower | None,
     restarts: Restarts | None,
 ) -> None:
-    """Wait up to a second until a worker reports or ends, and handle what has happened.
-
-    Raises:
-        WorkerFailedError: A worker failed, or a worker or machine gives no sign of life.
-        RunFailedError: A helper process of multiprocessing has ended or is stopped, or another
-            launcher or a transfer of files failed.
-    """
+    """Wait at most a second for a report or the end of a worker, and handle what has happened."""
 
     def handle(seen: Seen, report: Report) -> None:
         if restarts is not None and restarts.repeats(report):
@@ -258,7 +250,7 @@ def _watch(
     if isinstance(others, Follower):
         others.report_progress(workers)
     if failures:
-        # A killed worker made no report, but its neighbours may already have failed because of it.
+        # A killed worker sends no report, so the first reports may be those of its neighbours.
         wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
         failures += _failures(job, workers, handle)
         root = cause(failures) if others is None else others.verdict(failures, handle)
@@ -270,11 +262,10 @@ def _watch(
 def _failures(
     job: Job, workers: list[Watched], handle: Callable[[Seen, Report], None]
 ) -> list[Report]:
-    """Handle the workers' new reports, and return a report of each new failure."""
+    """Handle the workers' new reports, and return the reports of new failures."""
     failures: list[Report] = []
     ready = wait([watched.process.sentinel for watched in workers], timeout=0)
-    # The fork server tells multiprocessing when a worker ends. If the fork server has ended, all
-    # workers seem to be dead.
+    # Without the fork server, multiprocessing regards all workers as dead.
     forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
     if name := forkserver.ended_helper(SETTLE_S if forgotten else 0):
         raise forkserver.lost_helper(name)
@@ -294,7 +285,6 @@ def _failures(
 
 @contextmanager
 def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts | None]:
-    """Yield the object that restarts failed workers; None if a failure ends the run."""
     if not job.restartable:
         yield None
         return
@@ -304,7 +294,6 @@ def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts |
 
 @contextmanager
 def _kill_at_end(workers: list[Watched]) -> Iterator[None]:
-    """Kill all workers that still run when the body ends or raises."""
     try:
         yield
     finally:

@@ -34,21 +34,17 @@ from ppll_cli.tasks.task import Task
 from ppll_cli.worker.generators import Generators
 
 OURS = "ppll_cli."
-"""Prefix of the import paths of this program's own classes.
-
-A caller of `load_run` must pass all other classes that a run uses."""
+"""Prefix of the import paths of this program's own classes."""
 
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained run, ready to be used.
+    """A trained run, whose model can be used.
 
     Attributes:
-        settings: The run's settings. If the model is to be evaluated on another data set,
-            `settings.data` describes that data set.
+        settings: The run's settings. `settings.data` describes `data`, perhaps another data set.
         step: Number of optimizer steps that trained the weights; None if unknown.
-        model: The model in evaluation mode. It maps what it reads, such as images from
-            `preprocess`, to a prediction.
+        model: The model, in evaluation mode. It maps its inputs to a prediction.
     """
 
     run_dir: Path
@@ -65,7 +61,7 @@ class LoadedRun:
 
     @property
     def image(self) -> InputSpec:
-        """What the model reads: an `ImageSpec`, or another `InputSpec` for data without images."""
+        """What the model reads; an `ImageSpec` if it reads images."""
         return self.data.input_spec
 
     @property
@@ -81,8 +77,7 @@ class LoadedRun:
     def preprocess(self, picture: Image.Image | str | Path) -> Tensor:
         """Turn a picture (a Pillow image, or the path of an image file) into the model's input.
 
-        Returns:
-            float32 [1, C, H, W] on the model's device.
+        The input is float32 [1, C, H, W], on the model's device.
 
         Raises:
             ConfigError: The file is no picture, or the data set cannot prepare a user's pictures.
@@ -93,8 +88,8 @@ class LoadedRun:
         """Predict from a picture (a Pillow image, or the path of an image file).
 
         Returns:
-            For classification the probability of each class; for detection the boxes, and the
-            picture with the boxes drawn; for super-resolution the enlarged picture.
+            For classification, the probability of each class; for detection, the boxes and a
+            drawing of them; for super-resolution, the enlarged picture.
 
         Raises:
             ConfigError: The file is no picture, or the data set cannot prepare a user's pictures.
@@ -107,13 +102,10 @@ class LoadedRun:
     def apply(self, inputs: Tensor | Mapping[str, Tensor], number: int = 0) -> Tensor:
         """Return the model's prediction, computed as in the run's evaluations.
 
-        A unit that draws random numbers draws the same numbers as in the run.
-
         Args:
             inputs: The tensors that the model reads, by name, or the only tensor that its first
-                unit reads, for example images, float32 [B, C, H, W]. All tensors are on the model's
-                device.
-            number: Index of the batch in its split.
+                unit reads, for example images, float32 [B, C, H, W]. All are on the model's device.
+            number: Index of the batch in its split; seeds the random numbers that units draw.
         """
         batch = Batch([], first_micro_batch=number)
         generators = Generators(self.device, self.settings.seed)
@@ -132,12 +124,11 @@ class LoadedRun:
         return prediction
 
     def _inputs(self, picture: Image.Image) -> dict[str, Tensor]:
-        """Return the input tensors of a batch that has only this picture, without targets."""
         inputs: dict[str, Tensor] = self._of_data("inputs")(picture, self.image, self.device)
         return inputs
 
     def _of_data(self, name: str) -> Any:
-        """Return an optional method of the data set, or refuse a data set that lacks it."""
+        """Return an optional method of the data set; refuse a data set without this method."""
         method = getattr(self.data.dataset, name, None)
         if method is None:
             path = self.settings.data.get("_target_")
@@ -154,7 +145,7 @@ def load_run(
     device: str | torch.device = "cpu",
     classes: Sequence[Any] = (),
 ) -> LoadedRun:
-    """Load a trained run. See `ppll_cli.load_run`, which calls this function."""
+    """See `ppll_cli.load_run`, which calls this function."""
     run = recorded_in(Path(run_dir).expanduser(), "RUN_DIR")
     config = dict(run.config)
     _check_named(config, classes)
@@ -169,10 +160,10 @@ def loaded(
     other_data: str | None = None,
     ema: bool = False,
 ) -> LoadedRun:
-    """Build the model of a run and give it the weights of a checkpoint.
+    """Build the model of a run, and load the weights of its checkpoint `name`.
 
-    `other_data` is None for the data set of the run, or the option of another data set. In the
-    second case, errors name this option. If `ema` is true, the model gets averaged weights.
+    `other_data` is None for the run's data set. If `config` names another data set, `other_data` is
+    its option, for error messages. If `ema` is true, the weights are the averaged ones.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
@@ -197,10 +188,9 @@ def loaded(
 
 
 def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
-    """Return the model's weights in a checkpoint (averaged if `ema`), and the checkpoint's step.
+    """Return the weights of a checkpoint, and its step.
 
-    In a directory without checkpoints, `last` means the file of the final model, whose step is
-    unknown.
+    Without checkpoints, `last` means the file of the final model, whose step is unknown.
     """
     whole = run_dir / (EMA_FILE if ema else MODEL_FILE)
     try:
@@ -236,7 +226,7 @@ def _check_fit(
 
 
 def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
-    """Refuse a run whose configuration names a user's class that is not in `classes`."""
+    """Refuse a configuration with a user's class that is not in `classes`."""
     given = {each if isinstance(each, str) else class_path(each) for each in classes}
     for key, target in targets_in({group: config[group] for group in ("model", "data")}):
         if not target.startswith(OURS) and target not in given:
@@ -246,7 +236,6 @@ def _check_named(config: Mapping[str, Any], classes: Sequence[Any]) -> None:
 
 
 def _opened(picture: Image.Image | str | Path) -> Image.Image:
-    """Return a Pillow picture as it is; open and decode the picture at a path."""
     if not isinstance(picture, str | Path):
         return picture
     try:

@@ -1,7 +1,4 @@
-"""Locks that let only one process work on a run or a sweep.
-
-The system releases a lock when the process that holds it ends.
-"""
+"""Locks that let one process work on a run or a sweep. The end of the process releases them."""
 
 import fcntl
 import logging
@@ -18,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run directory inside the with statement.
+    """Hold the lock of a run directory during the body.
 
     Raises:
         ConfigError: Another process holds the lock.
@@ -60,7 +57,7 @@ def sweep_runs(folder: Path) -> bool:
 
 
 def _lock(file: int, key: str, folder: Path, problem: str) -> None:
-    """Lock an open file until it is closed or the process ends; errors name `key` and `folder`."""
+    """Lock an open file until it is closed; errors name `key` and `folder`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

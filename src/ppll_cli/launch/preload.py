@@ -20,14 +20,12 @@ def _end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-# As soon as the fork server listens, it notices by itself that its parent has ended. But the
-# imports below take seconds. Until they are done, the kernel kills this process when the thread
-# that started it ends. The last line of this file withdraws this request, because that thread may
-# end before the program does.
+# The fork server notices the end of its parent only after the imports below, which take seconds.
+# Until then, the kernel kills it when the thread that started it ends. The last line of this file
+# withdraws this request, because that thread may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
-# A terminal or a batch system signals the whole process group, but only the parent handles signals:
-# workers ignore them. This is set before the imports, because they take seconds.
+# A terminal or a batch system signals all processes of a run, but only the parent handles signals.
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
@@ -39,14 +37,14 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 raise_limit()
 
 # Without the next import, each worker would import this module in its first backward, which takes a
-# second. torch's compiler and torchvision are imported only by workers that need them, because each
-# of these imports takes nearly as long as the import of torch.
+# second. Only workers that need torch's compiler or torchvision import them, because each of these
+# imports takes nearly as long as the import of torch.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401
 from ppll_cli.worker.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
-gc.freeze()  # modules stay to the end: the garbage collector need not visit them
+gc.freeze()  # modules stay to the end, so the garbage collector need not visit them
 gc.enable()
 _end_with_parent(0)

@@ -26,9 +26,7 @@ PATHS = ("root", "cache", "folders")
 """Keys of a data set's configuration whose values are folders. Records have absolute paths."""
 
 DATA_FILES = "data-files.json"
-"""The file in a run directory with names and sizes, or digests, of the run's data files.
-
-A later command uses it to find out whether the data have changed; see `data.identity`."""
+"""Name of the file in a run directory with the identity of the run's data."""
 
 OWN_FILES = (
     CONFIG_FILE,
@@ -43,11 +41,11 @@ OWN_FILES = (
     "wandb-run.json",
 )
 OWN_FOLDERS = ("checkpoints", "samples", "tensorboard")
-"""The folders that a run writes into its directory; `OWN_FILES` has the files."""
+"""The folders that a run writes into its directory. `OWN_FILES` has the files."""
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
-    """Return the record of a run, after checking its digest if it has one.
+    """Return the record of a run.
 
     Raises:
         ConfigError: There is no record, a later version wrote it, or it was changed or damaged.
@@ -63,7 +61,7 @@ def read_record(run_dir: Path) -> dict[str, Any]:
 
 
 def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
-    """Write the record of a run, with its digest, into a directory that has no record yet.
+    """Write the record of a run, with its digest.
 
     Raises:
         ConfigError: The directory has the record of another run.
@@ -76,7 +74,7 @@ def write_record(run_dir: Path, record: Mapping[str, Any]) -> None:
             try:
                 json.dump({**plain, DIGEST: digest_of(plain)}, file, indent=2)
                 file.flush()
-            except OSError:  # part of a record is useless
+            except OSError:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
                 raise
@@ -109,8 +107,7 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 def check_kinds(run_dir: Path) -> None:
     """Refuse a run directory that has, for example, a folder in the place of a result file.
 
-    Opening a FIFO would wait for ever, and a folder with the name of a result file would make the
-    run fail when it writes its results.
+    Opening a FIFO there would block, and a folder would make the run fail at its end.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),
@@ -134,7 +131,7 @@ def check_kinds(run_dir: Path) -> None:
 
 
 def absolute(value: Any) -> Any:
-    """Make a folder's path, or each path of a list, absolute; return other values unchanged."""
+    """Return a folder's path, or a list of such paths, made absolute; other values unchanged."""
     if isinstance(value, str):
         return os.path.abspath(os.path.expanduser(value))
     return [absolute(each) for each in value] if isinstance(value, list) else value

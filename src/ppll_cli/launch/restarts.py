@@ -1,8 +1,7 @@
-"""`recover=stage`: restarts a failed worker, while the other workers wait for it.
+"""`recover=stage`: restarts a failed worker, while the other workers are blocked or starved.
 
-The other workers are blocked or starved meanwhile, as if the stage were slow. The new process of
-the worker continues from the stage's latest snapshot (`worker.snapshots`), and reads again the
-messages that came after the snapshot (`transport.journal`).
+The new process continues from the worker's latest snapshot (`worker.snapshots`), and reads again
+the messages that came after the snapshot (`transport.journal`).
 """
 
 import logging
@@ -24,8 +23,7 @@ from ppll_cli.observe.spans import Restart
 log = logging.getLogger(__name__)
 
 SAME_PLACE = 3
-"""Number of successive failures of a worker at the same batch after which the run ends: the first
-failure, and two failures after restarts. A restart does not remove the cause of such failures."""
+"""Number of successive failures of a worker at one batch after which a restart is useless."""
 
 
 @dataclass
@@ -33,13 +31,10 @@ class _History:
     """The failures and reports of one worker.
 
     Attributes:
-        failures: The time of each failure, and the batch or mark at which it occurred (None if the
-            worker was starting).
-        saved: Step of the latest checkpoint for which the worker has written its file; -1 if there
-            is no such checkpoint.
+        failures: The time of each failure, and its batch or mark; None while the worker started.
+        saved: Step of the latest checkpoint for which the worker has written its file; -1 if none.
         reported: For each kind of report, split and module, the step of the latest report.
-        began_s: While the worker restarts: the time at which its failure was detected, on the clock
-            of `perf_counter`, as in timelines. Otherwise None.
+        began_s: When the current restart began, on the clock of `perf_counter`; None without one.
     """
 
     failures: list[tuple[float, str | None]] = field(default_factory=list)
@@ -51,10 +46,9 @@ class _History:
 class Restarts:
     """Restarts failed workers, and counts their failures.
 
-    The folder, in shared memory, is for snapshots. `tell` is called with a report of kind "restart"
-    for each restart, and with one of kind "restarted" when the new process continues. Both have
-    `began_s`, the time at which the failure was detected; the second also has `ended_s`. The clock
-    is `perf_counter`.
+    `folder`, in shared memory, is for snapshots. `tell` gets a report of kind "restart" with the
+    time `began_s` when a failure is detected, and a report of kind "restarted" with `began_s` and
+    `ended_s` when the new process continues. The clock is `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -98,7 +92,7 @@ class Restarts:
     ) -> list[Report]:
         """Restart all failed workers, or return the failures for which a restart cannot help.
 
-        `handle` is called with the reports that a dead worker has left in its pipe.
+        `handle` gets the reports that a failed worker has left in its pipe.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.
@@ -107,7 +101,7 @@ class Restarts:
         by_seat = {watched.seat: watched for watched in workers}
         first = {_seat(each): each for each in reversed(failures)}
         failed = [(by_seat[seat], report) for seat, report in first.items()]
-        # A worker that is done only waits for permission to exit, so it need not be restarted.
+        # A worker that is done only waits for permission to exit.
         failed = [(watched, report) for watched, report in failed if watched.done is None]
         final = [report for watched, report in failed if not self._may_help(watched.seat, report)]
         if final:
@@ -137,7 +131,7 @@ class Restarts:
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 handle(watched, left)
-        # Set after these reports: a late "ready" of the dead process must not end the restart.
+        # Set only now: a "ready" among these reports must not end the restart.
         history.began_s = report["began_s"]
         watched.clean_up()
         watched.pulse.start_again()
@@ -146,10 +140,7 @@ class Restarts:
 
 
 class RestartLog:
-    """Keeps a list of the workers' restarts, from the launcher's reports of them.
-
-    `before` has the restarts in the summary that was written before the run was resumed.
-    """
+    """Lists the restarts of workers. `before` has those from before the run was resumed."""
 
     def __init__(self, job: Job, before: Sequence[Mapping[str, Any]] = ()) -> None:
         self._job, self._before = job, before
@@ -167,7 +158,7 @@ class RestartLog:
         self._end(report, report["ended_s"], seconds)
 
     def _end(self, report: Report, ended_s: float, seconds: float | None = None) -> None:
-        """If the worker of a report is restarting, record the end of this restart."""
+        """Record the end of a restart, if the report's worker is restarting."""
         for each in self._reports:
             if _seat(each) == _seat(report) and each["ended_s"] is None:
                 each.update(ended_s=ended_s, seconds=seconds)

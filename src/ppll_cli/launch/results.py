@@ -37,10 +37,10 @@ def write_results(
     status: str,
     error: str | None = None,
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
-    """Write each result, even if another one cannot be written.
+    """Write each result, even if another result cannot be written.
 
-    `reports` has the last report of each worker; it is empty after an `error`. Without an error,
-    "failed" replaces the status if a model cannot be written. Return the summary (None if it could
+    `reports` has the last report of each worker; it is empty after an `error`. Without an `error`,
+    the status becomes "failed" if a model cannot be written. Return the summary (None if it could
     not be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
@@ -80,10 +80,7 @@ def drop_unfinished(run_dir: Path) -> None:
 
 
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
-    """Write the model of the last checkpoint, and return True.
-
-    If there is no checkpoint, return False, or raise FileNotFoundError if the model is `needed`.
-    """
+    """Write the model of the last checkpoint; return whether there was a checkpoint."""
     if last.exists():
         model_file.write_model(last, run_dir / MODEL_FILE)
         return True
@@ -99,7 +96,7 @@ def _draw(
     restarts: Sequence[Restart],
     summary: Mapping[str, Any],
 ) -> None:
-    """Draw the timeline if every worker has a trace; restarted workers need none."""
+    """Draw the timeline, if each worker that was not restarted has a trace."""
     behind_s = _behind_s(job, reports)
     lanes = [
         [span.later(seconds) for span in report["trace"]]
@@ -134,8 +131,8 @@ def write_samples(job: Job, run_dir: Path) -> None:
 def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
     """Return for each worker how many seconds its clock is behind the clock of machine 0.
 
-    All workers of a machine have the same clock. At least one of them has measured the offset,
-    because it exchanges messages with another machine.
+    Only workers that exchange messages with another machine measure this, but all workers of a
+    machine have one clock.
     """
     known = {
         job.home(seat): -report["ahead_s"]
@@ -147,7 +144,7 @@ def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
 
 @contextmanager
 def _errors_into(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
-    """If the body fails to write a file, append an error to `problems` instead of raising it."""
+    """Append an error to `problems` if the body fails to write a file."""
     try:
         yield
     except Interrupted:

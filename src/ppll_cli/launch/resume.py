@@ -1,8 +1,8 @@
 """`resume=RUN_DIR`: reads a run's configuration, and applies the changes that are allowed.
 
-The configuration comes from the run's `config.json` alone, and only overrides on the command line
-change it. The name of a user's class in the folder is not enough to import this class: it must
-also be on the command line. Imports no torch.
+The configuration comes from the run's `config.json`, and only overrides change it. Somebody else
+may have written this file, so a user's class is imported only if an override names it too. Imports
+no torch.
 """
 
 import json
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 
 OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
-"""Matches the name of an option, but no path: Hydra would read a file at any path."""
+"""Matches names of options, but no paths: Hydra would read a file at any path."""
 
 UNNAMED = (
     "the run directory names a class that is not part of ppll-run; such a class is imported only "
@@ -67,13 +67,13 @@ FREE = {
     "data.cache",
     "data.folders",
 }
-"""Keys, and groups of keys, that may be changed because they do not change what is trained."""
+"""Keys, and groups of keys, that a resumed run may change: they do not change what is trained."""
 
 COMPARED = ("data.folders",)
 """Keys of `FREE` that may be changed only if the run has recorded the identity of its data."""
 
 BOUND = {"transport.wire_dtype"}
-"""Keys inside groups of `FREE` that may not be changed, because they change what is trained."""
+"""Keys inside groups of `FREE` that may not be changed: they change what is trained."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class Recorded:
 
     Attributes:
         config: The configuration with which the run was started, with interpolations resolved.
+        choices: The option of each group.
         cuts: Name of the first unit of each module except module 0; None if not recorded.
         data_sha256: Digest of the identity of the data; None if not recorded.
-        weights: The record of the file of weights with which the run began; None if all weights
-            were initialized from the seed.
+        weights: Describes the file of initial weights; None if the seed gave all weights.
         classes: Names of the classes that the run learnt; empty if not recorded.
     """
 
@@ -98,7 +98,7 @@ class Recorded:
     classes: tuple[str, ...] = ()
 
     def arguments(self, overrides: Sequence[str]) -> list[str]:
-        """Return the overrides for Hydra: the recorded options, then those of the command line."""
+        """Return the overrides for Hydra: the recorded options, then the given overrides."""
         choices = dict(self.choices)
         if not _names_tracker(overrides):
             choices["tracker"] = "none"
@@ -111,8 +111,7 @@ class Recorded:
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the recorded configuration with the given changes, and the option of each group.
 
-        Log what the user should know. `composed` is the configuration that Hydra composed from the
-        result of `arguments`.
+        `composed` is the configuration that Hydra composed from the result of `arguments`.
 
         Raises:
             ConfigError: A change is not allowed, or only the record names a class of the user.
@@ -138,7 +137,7 @@ class Recorded:
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what `changed` returns, but log nothing.
 
-        `check` takes a changed key, its override and its new value; it raises ConfigError if the
+        `check` gets each changed key, its override and its new value. It raises ConfigError if the
         change is not allowed.
         """
         config = json.loads(json.dumps(self.config))
@@ -152,7 +151,7 @@ class Recorded:
             if key in choices and not isinstance(given, dict):  # an option of a group
                 if choices[key] == self.choices.get(key):
                     continue
-                if key not in GROUPS:  # other groups are presets, whose options can set any key
+                if key not in GROUPS:  # a preset, which can set any key
                     before = self.choices.get(key)
                     raise refused(key, given, None if before == "None" else before)
                 chosen[key] = choices[key]
@@ -169,7 +168,7 @@ class Recorded:
         return config, chosen
 
     def _tell_of_tracker(self) -> None:
-        """Log how to track the run again, because a resumed run is tracked only on request."""
+        """Log how to track the run again: a resumed run is tracked only on request."""
         name, path = self.choices["tracker"], str(self.config["tracker"].get("_target_"))
         if path != NO_TRACKER:
             named = name != "none"
@@ -178,7 +177,7 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse to change a key that changes what is trained, or to remove any key."""
+        """Refuse to remove a key, or to change a key that changes what is trained."""
         given = override.partition("=")[2]
         if key == "epochs" and value is not ABSENT:
             if at(self.config, "optim.schedule") in ("cosine", "cosine_by_epoch"):
@@ -213,7 +212,6 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
 
 
 def _is_free(key: str) -> bool:
-    """Return whether a key may be changed, provided that the data stay the same."""
     return any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
 
 
@@ -239,7 +237,7 @@ def shown(value: Any) -> str:
 
 
 def named(resume: Override | None, remedy: str) -> Path | None:
-    """Return the folder that `resume=` names; None if there is no such override or it is null."""
+    """Return the folder that `resume=` names; None if the override is missing or null."""
     if resume is None or resume.value() is None:
         return None
     if resume.is_sweep_override():
@@ -288,7 +286,6 @@ def _recorded_in(run_dir: Path) -> Recorded:
 
 
 def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
-    """Return the run that a record describes."""
     config = config_now({k: v for k, v in record.items() if k not in ("format", DIGEST)})
     choices, cuts = config.pop("choices", None), config.pop("cuts", None)
     data_sha256, weights = config.pop("data_sha256", None), config.pop("weights_used", None)

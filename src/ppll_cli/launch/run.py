@@ -50,19 +50,14 @@ class Run:
     """A run and its directory.
 
     Attributes:
-        config: The configuration as plain data, for the record.
         run_dir: The run directory, which exists and holds nothing of another run.
         before: The record of the run to be resumed; None for a new run.
-        find_changes: Returns the overrides that turn the defaults into the configuration, to show
-            them to the user.
+        find_changes: Returns the overrides that turn the defaults into the configuration.
         fleet: The machines of the run, if there are several; this process is on machine 0.
         options: Command-line options that name folders of configurations, such as `--config-dir`.
-        began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`:
-            usually the start of the program. The default is the time at which this object is made.
-        direction: "minimize" or "maximize" if a sweeper searches for the best objective; None if
-            there is no search, or its direction is unknown.
-        objective: The summary's key for the value that a sweeper optimizes; set when the run has
-            been prepared.
+        began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`.
+        direction: "minimize" or "maximize", if a sweeper searches and its direction is known.
+        objective: Key in the summary of the value that a sweeper optimizes; set by `execute`.
     """
 
     settings: Settings
@@ -88,15 +83,13 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Prepare the run, train, and write the results.
 
-        Return the content of `summary.json`. If the run ends early, log the reason as soon as it is
-        known.
+        Return the content of `summary.json`. If the run ends early, log the reason at once.
 
         Raises:
             ConfigError: The configuration is wrong; no worker was started.
-            WorkerFailedError: A worker failed; the summary has been written.
-            RunFailedError: Something other than a worker failed; the summary has been written if
-                possible.
-            Interrupted: A signal ended the run early; the summary has been written.
+            WorkerFailedError: A worker failed.
+            RunFailedError: Something other than a worker failed.
+            Interrupted: A signal ended the run early.
         """
         transport: Transport = make("transport", self.settings.transport)
         path = self.settings.transport["_target_"]
@@ -119,7 +112,7 @@ class Run:
             raise
 
     def _execute(self, held: ExitStack, transport: Transport) -> dict[str, Any]:
-        """Execute the run; lock the directory of a new run until `held` is closed."""
+        """Execute the run. `held` keeps the lock of its directory."""
         start = None if self.before is None else checkpoint.newest(self.run_dir)
         self.prepared = self._prepare(start)
         job = self.prepared.job
@@ -169,7 +162,7 @@ class Run:
         return summary
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
-        """Check the data. If the run is complete, say so and return its summary; else None."""
+        """Check the data of a resumed run. If the run is complete, return its summary."""
         beginning.check_data(before, self.settings.data, self.prepared.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
@@ -178,7 +171,6 @@ class Run:
         return summary
 
     def _summarise(self, **known: Any) -> dict[str, Any]:
-        """Return the content of `summary.json`, as far as it is known."""
         run = self.choices, self.prepared, self.metrics, self.parts
         summary = summarise(*run, **known)
         job = self.prepared.job
@@ -189,7 +181,7 @@ class Run:
         return summary
 
     def _tell(self, error: PpllError) -> None:
-        """Log why the run ended early, unless this error was just logged."""
+        """Log why the run ended early, once."""
         if error is not self._told:
             self._told = error
             known = self.options, self.changes, self.config, self.choices
@@ -210,14 +202,14 @@ class Run:
             raise
 
     def _prepare(self, start: Checkpoint | None) -> Prepared:
-        """Prepare the job. A resumed run keeps its modules, and begins at its checkpoint."""
+        """Prepare the job. A resumed run keeps its modules, and continues at its checkpoint."""
         settings, cuts = self.settings, None
         if self.before is not None:
             cuts = self.before.cuts if start is None else start.manifest.cuts
         if cuts is not None and not settings.fixes_modules:
             local = {**settings.local, "cuts": list(cuts)}
             settings = settings.model_copy(update={"local": local})
-        if start is not None:  # the checkpoint replaces the weights that the run began with
+        if start is not None:  # the checkpoint has all weights
             settings = settings.model_copy(update={"weights": None, "weights_partial": False})
         machines = [] if self.fleet is None else self.fleet.machines
         prepared = prepare(settings, str(self.run_dir), machines)
@@ -231,11 +223,7 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return a command that compares this run with other schedules.
-
-        Return None for a sweep, for a run on several machines, and if the overrides of this run are
-        unknown.
-        """
+        """Return a command that compares this run with other schedules; None if there is none."""
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
@@ -280,10 +268,7 @@ class Run:
             self._saving.take(report, time.perf_counter() - self._started_s)
 
     def _fail(self, error: PpllError, cause: Exception | None = None) -> None:
-        """Log why the run failed, then write the results that can still be written.
-
-        `error` is the root cause. `cause` is the exception from which it was made, if there is one.
-        """
+        """Log an error and the exception that caused it, then write the results that exist."""
         self._tell(error)
         if cause is not None:
             to_file("".join(traceback.format_exception(cause)))
@@ -293,7 +278,7 @@ class Run:
             log.error("  also: %s", problem)
 
     def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
-        """Write the results; raise RunFailedError if the model or the summary cannot be written."""
+        """Write the results; raise an error if a model or the summary cannot be written."""
         summary, problems = self._write_results(reports, status)
         if summary is None or problems:
             self._tell(problems[0])

@@ -15,7 +15,7 @@ from ppll_cli.tasks.task import lower_is_better
 
 @dataclass
 class _Reported:
-    """What workers have reported so far about one checkpoint."""
+    """What workers have reported about a checkpoint."""
 
     files: dict[int, SavedFile] = field(default_factory=dict)
     workers: dict[Seat, Worker] = field(default_factory=dict)
@@ -24,7 +24,7 @@ class _Reported:
 
 
 class Saving:
-    """Completes the checkpoints of a run. A checkpoint includes the state of the metrics file."""
+    """Completes the checkpoints of a run."""
 
     def __init__(self, prepared: Prepared, metrics: Metrics, parts: Parts) -> None:
         self._job, self._cuts = prepared.job, prepared.cuts
@@ -32,9 +32,9 @@ class Saving:
         self._unfinished: dict[int, _Reported] = {}
 
     def take(self, report: Report, seconds: float) -> None:
-        """Store a worker's report about a checkpoint. After the last report, finish the checkpoint.
+        """Take a worker's report about a checkpoint; after the last report, finish the checkpoint.
 
-        All workers send a report of kind `counted`; one worker of each stage also sends one of kind
+        Each worker sends a report of kind `counted`, and one worker of each stage a report of kind
         `saved`. `seconds` is how long the run has trained since it was started or resumed.
 
         Raises:
@@ -47,14 +47,14 @@ class Saving:
         else:
             reported.files[report["stage"]] = report["file"]
             reported.epoch = report["epoch"]
-            # `state` sums up what the last stage has reported before this report.
+            # The last stage has now reported all metrics before this checkpoint.
             if report["stage"] == job.stages - 1:
                 reported.metrics = self._metrics.state()
         if len(reported.files) == job.stages and len(reported.workers) == len(job.seats):
             self._finish(step, self._unfinished.pop(step), seconds)
 
     def _finish(self, step: int, reported: _Reported, seconds: float) -> None:
-        self._metrics.check()  # raises if the run directory was moved
+        self._metrics.check()  # the run directory may have been moved
         job = self._job
         workers = [reported.workers[seat] for seat in job.seats]
         manifest = Manifest(

@@ -20,7 +20,7 @@ from ppll_cli.prepare.preparation import Prepared
 Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
-"""Seconds that git may take to return the commit. Git hangs if a network disk does not respond."""
+"""Seconds that git may take: it hangs if a network disk does not respond."""
 
 
 def summarise(
@@ -34,11 +34,10 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of `summary.json`, as far as it is known.
 
-    Speeds and fractions of time are computed over the run's current part and all earlier parts with
+    Speeds and fractions of time are those of the current part of the run and all earlier parts with
     equal `parts.Conditions`. `reports` has the last report of each worker; it is empty if the run
-    failed or has not begun. Before the end, the status is "running". `seconds` is the time since
-    the workers began to train after the start or resumption of the run, including evaluations and
-    checkpoints.
+    failed or has not begun. `seconds` is the time since the workers began to train in this part,
+    including evaluations and checkpoints.
     """
     job = prepared.job
     course, settings = job.course, job.settings
@@ -85,7 +84,6 @@ def summarise(
 def _speed(
     job: Job, parts: Sequence[Part], seconds: float, workers: Sequence[Worker]
 ) -> dict[str, Any]:
-    """Return how long and how fast the run has trained, in total and in each of its parts."""
     return {
         "seconds": sum(part["seconds"] for part in parts) if parts else seconds,
         "samples_per_second": rate(workers, job.replicas),
@@ -126,7 +124,6 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
 
 
 def _edges(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str, Any]]:
-    """Yield for each pair of stages the tensors and bytes that one sends to the other."""
     job = prepared.job
     for (source, target), names in job.crossing().items():
         own = workers[source * job.replicas : (source + 1) * job.replicas]
@@ -141,10 +138,9 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
 
 
 def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
-    """Return the fraction of time in which workers waited, and what the simulator predicts.
+    """Return the bubble fraction, and what the simulator predicts from the mean instruction times.
 
-    The simulator gets the mean time of each instruction in the run. If some worker had no steady
-    state, the numbers are None.
+    All are None if some worker had no steady state.
     """
     found: dict[str, float | None] = dict.fromkeys(
         ("bubble_fraction", "predicted_bubble_fraction", "predicted_samples_per_second")
@@ -174,7 +170,7 @@ def _versions() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the program's source; None outside a clone, or if git fails."""
+    """Return the commit of the program's source; None if there is none or git fails."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
@@ -183,7 +179,7 @@ def _git_commit() -> str | None:
         found = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=GIT_LIMIT_S
         )
-    except (OSError, subprocess.SubprocessError):  # git is not installed, failed or hangs
+    except (OSError, subprocess.SubprocessError):
         return None
     commit = found.stdout.decode(errors="replace").strip()
     return commit if re.fullmatch(r"[0-9a-f]{40,64}", commit) else None

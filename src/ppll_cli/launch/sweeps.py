@@ -1,8 +1,7 @@
 """`--multirun resume=SWEEP_DIR`: reads which jobs a sweep has, and which have begun or ended.
 
-A sweep writes `sweep.json` before its first job. Somebody else may have edited this file before it
-is read. So a user's class in it, or a launcher's setting that may be a command, is used only if it
-is also on the command line. Imports no torch.
+Somebody else may have written the sweep's `sweep.json`. So a user's class, or a launcher's setting
+that may be a command, is used only if it is also on the command line. Imports no torch.
 """
 
 import os
@@ -25,10 +24,10 @@ from ppll_cli.leaves.files import problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, SWEEP_FILE, read_run
 
 SWEEP_FORMAT = 1
-"""Format number of `sweep.json`. Other formats are refused."""
+"""Format number of `sweep.json`."""
 
 BASIC = "basic"
-"""The option that selects Hydra's own sweeper. It knows all jobs before it runs the first job."""
+"""Option of Hydra's own sweeper, which knows all jobs before it runs the first job."""
 
 LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
 """Matches the keys of overrides that say how jobs are launched."""
@@ -47,7 +46,7 @@ class SweptJob:
 
     @property
     def began(self) -> bool:
-        """Whether the job has recorded its configuration, so that it can be resumed."""
+        """Whether the job has recorded its configuration."""
         return os.path.lexists(self.folder / CONFIG_FILE)
 
     @property
@@ -59,7 +58,7 @@ class SweptJob:
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """A sweep that is to be resumed; overrides in `launcher` say how its jobs are launched."""
+    """A sweep that is to be resumed. `launcher` has the overrides that choose its launcher."""
 
     folder: Path
     jobs: Sequence[SweptJob]
@@ -68,7 +67,8 @@ class RecordedSweep:
     def arguments(self, overrides: Sequence[str]) -> list[str]:
         """Return the overrides for Hydra that apply to all jobs of the sweep.
 
-        Refuse a recorded setting of the launcher that may be a command.
+        Raises:
+            ConfigError: A recorded setting of the launcher may be a command.
         """
         given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
         again = any(LAUNCHER.match(override.key_or_group) for override in given)
@@ -85,10 +85,10 @@ class RecordedSweep:
         choices: Mapping[str, str],
         overrides: Sequence[str],
     ) -> tuple[Recorded | None, dict[str, Any], dict[str, str]]:
-        """Return the configuration with which a job is resumed, or started if it has not begun.
+        """Return how to resume a job, or how to start it if it has not begun.
 
-        Also return the record of the run to be resumed (None if the job has not begun), and the
-        option of each group. Hydra must be initialised.
+        The result has the record of the run to be resumed (None if the job has not begun), the
+        configuration, and the option of each group. Hydra must be initialized.
 
         Raises:
             ConfigError: The job's record is damaged, or only a record names a class of the user.
@@ -98,7 +98,7 @@ class RecordedSweep:
             before = recorded([setting("resume", str(run_dir))])
         else:
             parse(config)
-        # Check the classes named in sweep.json in the same way as those in a run's config.json.
+        # Check the classes that sweep.json names, too: somebody may have edited the file.
         known = before or Recorded(run_dir, config, choices)
         again = _for_job(overrides, known.config)
         found, chosen = known.changed(*composed(known.arguments(again)), again)
@@ -133,8 +133,8 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the content of `sweep.json`.
 
-    `launcher` has the overrides that say how jobs are launched. `folders` has each job's run
-    directory relative to the sweep's folder; None if only the launcher knows it.
+    `launcher` has the overrides that choose the launcher. `folders` has each job's run directory,
+    relative to the sweep's folder; None if only the launcher knows it.
     """
     name, *settings = launcher
     return {
@@ -148,13 +148,13 @@ def record_of(
 
 
 def inside(name: str) -> bool:
-    """Return whether a path is relative, and stays inside the folder to which it is relative."""
+    """Return whether a path is relative and does not leave its folder."""
     path = Path(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher's setting is null, a number or a word, so it cannot run code."""
+    """Return whether a launcher's setting is null, a number or a word, and so runs no code."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -162,7 +162,7 @@ def is_plain(override: Override) -> bool:
 
 
 def _check_override(override: Override) -> None:
-    """Refuse overrides of a resumed sweep that would change its jobs or where results go."""
+    """Refuse an override that would change the jobs of a resumed sweep, or their folders."""
     key, value = override.key_or_group, text(override).partition("=")[2]
     if re.match(r"hydra[./]sweeper\b", key):
         problem = "a search chooses jobs by the results of earlier ones, so it cannot be resumed"
@@ -177,7 +177,7 @@ def _check_override(override: Override) -> None:
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
-    """Refuse settings from the sweep's folder that a launcher might execute."""
+    """Refuse recorded settings that a launcher might execute."""
     for override in parsed(overrides[1:]):
         key, _, value = text(override).partition("=")
         if not is_plain(override):
@@ -187,7 +187,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Return overrides of the tracker, and overrides that name classes that this job uses."""
+    """Return overrides of the tracker, and of classes that this job uses."""
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()
@@ -261,7 +261,6 @@ def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
 
 
 def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
-    """Return the overrides that say how jobs are launched."""
     name, settings = record.get("launcher"), record.get("launcher_settings", [])
     if not isinstance(name, str) or not OPTION.fullmatch(name):
         raise _no_sweep(sweep, "its launcher is not an option")
@@ -271,7 +270,7 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _are_overrides(texts: Any, key: str) -> bool:
-    """Return whether `texts` is a list of overrides whose keys and packages match pattern `key`."""
+    """Return whether `texts` are overrides whose keys and packages match the pattern `key`."""
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return False
     try:

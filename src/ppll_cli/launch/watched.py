@@ -18,18 +18,14 @@ from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker import process
 
 LEAVE_S = 5.0
-"""Seconds to wait for the exit of a worker that was allowed to exit, was killed or has died."""
+"""Seconds to wait until a worker that is done, killed or dead has exited."""
 
 
 @dataclass(kw_only=True)
 class Watched(Seen):
     """A worker of this machine.
 
-    Attributes:
-        ends: The worker's ends of channels. The launcher keeps them open, so that the workers at
-            the other ends notice nothing if this worker dies.
-        reports: The pipe from which the worker's reports are read.
-        failed: Whether the launcher knows that the worker has failed.
+    The launcher keeps `ends` open, so that other workers do not notice if this worker dies.
     """
 
     ends: Ends
@@ -39,9 +35,7 @@ class Watched(Seen):
     failed: bool = False
 
     def begin(self, job: Job, recovery: Recovery | None = None) -> None:
-        """Start the worker's process.
-
-        Without `recovery`, the worker cannot be restarted if it fails.
+        """Start the worker's process. Without `recovery`, it cannot be restarted.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.
@@ -58,7 +52,7 @@ class Watched(Seen):
         self.process, self.reports, self.failed = started, here, False
 
     def read(self, limit_s: float) -> Iterator[Report]:
-        """Yield the reports that are in the pipe, or arrive there within `limit_s` seconds."""
+        """Yield the reports that arrive within `limit_s` seconds."""
         end_s = time.monotonic() + limit_s
         with suppress(EOFError, OSError):  # OSError: the worker ended in the middle of a report
             while self.reports.poll(max(0.0, end_s - time.monotonic())):
@@ -73,8 +67,7 @@ class Watched(Seen):
     def kill(self) -> None:
         """Kill the worker's process, if it still runs."""
         self.process.kill()
-        # Without the fork server, multiprocessing regards every worker as dead, and `kill` above
-        # sends no signal.
+        # Without the fork server, multiprocessing regards all workers as dead and sends no signal.
         if self.process.exitcode is not None and not self._is_gone(0):
             assert self.process.pid is not None
             os.kill(self.process.pid, signal.SIGKILL)
@@ -88,7 +81,7 @@ class Watched(Seen):
             remove_left(self.process.pid)
 
     def _is_gone(self, limit_s: float) -> bool:
-        """Drop the reports left in the pipe; return whether the worker has closed its end."""
+        """Drop the reports in the pipe; return whether the worker has closed its end."""
         with suppress(EOFError, OSError):
             while self.reports.poll(limit_s):
                 self.reports.recv_bytes()

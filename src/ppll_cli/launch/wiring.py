@@ -16,7 +16,7 @@ from ppll_cli.transport.network import NetworkReceiver, NetworkSender, bytes_gro
 from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
-"""Number of items (see `job.course`) that replica 0 of stage 0 may be ahead of other replicas."""
+"""Number of items (batches or marks) that replica 0 of stage 0 may be ahead of other replicas."""
 
 
 @dataclass
@@ -38,9 +38,8 @@ class _Way:
     Attributes:
         size: Largest size of a message in bytes.
         schema: Text that describes the tensors of the messages.
-        channel: The channel between the two workers' stages; each replica has its own `_Way` for
-            this channel. None if replica 0 of stage 0 sends items (see `job.course`) to another
-            replica of stage 0.
+        channel: The channel between the stages; None for items that replica 0 of stage 0 sends to
+            another replica.
     """
 
     source: Seat
@@ -52,7 +51,7 @@ class _Way:
 
     @property
     def name(self) -> str:
-        """Name of the channel's process group, which exists only between machines."""
+        """Name of the channel's process group, if its workers are on different machines."""
         ends = (f"stage {seat.stage} replica {seat.replica}" for seat in (self.source, self.target))
         what = f"{self.channel.kind} {self.channel.chunk}" if self.channel else "items"
         return f"{what}, {' to '.join(ends)}"
@@ -64,9 +63,9 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Choose the transport for channels inside a machine.
+    """Return the transport for channels inside a machine.
 
-    It is a `JournalTransport` if stages of the machine can be restarted. Otherwise it is
+    If a stage of the machine can be restarted, it is a `JournalTransport`. If not, it is
     `transport`, or queues if `transport` is not usable. `name` is the option of `transport`.
 
     Raises:
@@ -95,9 +94,8 @@ def wire(
     A channel between two stages connects replicas with equal numbers. The transport makes the
     channels inside a machine; channels between machines use torch.distributed.
 
-    `store` is the address of the store by which the workers of process groups find one another, if
-    there are any. gloo and NCCL connect the workers over the network `interface`. If `machine` is
-    given, only the channels of this machine's workers are made.
+    `store` is the address of the process groups' store, and `interface` the name of their network
+    interface. If `machine` is given, only the channels of its workers are made.
     """
     ends = {seat: Ends() for seat in job.seats}
     _add_groups(job, ends, store, interface)
@@ -117,8 +115,7 @@ def wire(
 def _add_groups(job: Job, ends: Mapping[Seat, Ends], store: str, interface: str) -> None:
     """Set the process groups of each worker that belongs to a group.
 
-    Only these workers take part in the rendezvous and have ranks, so other workers can be restarted
-    without a new rendezvous.
+    Other workers have no rank, so they can be restarted without a new rendezvous.
     """
     groups, apart = _groups(job), len({*job.homes}) > 1
     members = sorted({number for group in groups.values() for number in group.ranks})
@@ -178,9 +175,9 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
 
 
 def _groups(job: Job) -> dict[str, Group]:
-    """Return all groups by name: of the replicas of each stage, and of channels across machines.
+    """Return the groups of each stage's replicas, and those of channels between machines, by name.
 
-    Here, `Group.ranks` holds indices of workers in `Job.seats`.
+    Their `ranks` are indices in `Job.seats`.
     """
     found = {}
     if job.replicas > 1:

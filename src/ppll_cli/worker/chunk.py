@@ -1,9 +1,8 @@
 """Computes a chunk (units that one stage holds): forward, loss, backward and step.
 
-All chunks are trained in the same way. `forward` computes the outputs of the chunk. The gradients
-of the outputs come from the next chunk, or from the chunk's own `loss` if a module ends with this
-chunk. `backward` continues from these gradients, and `step` updates the weights. The inputs of a
-chunk are detached, so autograd stops at them.
+`forward` computes the outputs of the chunk. The gradients of the outputs come from the next chunk
+or, at the end of a module, from the chunk's own `loss`. `backward` continues from these gradients,
+and `step` updates the weights. The inputs of a chunk are detached, so autograd stops at them.
 """
 
 from collections.abc import Callable, Container
@@ -33,11 +32,8 @@ class HeldChunk(Networks):
     """A chunk on a worker.
 
     Attributes:
-        tensors: The tensors of the current batch.
-        batch: Describes the current batch, for example its step and its micro-batches' sizes.
         is_last: Whether the chunk belongs to the last module, which has the model's own head.
-        sums: Losses and metrics that are not reported yet, by split ("train" in training). For an
-            additional prediction of a criterion, `split_of` returns the key.
+        sums: Losses and metrics that are not reported yet, by the key that `split_of` returns.
     """
 
     def __init__(
@@ -57,7 +53,7 @@ class HeldChunk(Networks):
         self._generators = Generators(device, job.settings.seed)
 
     def begin(self, batch: Batch) -> None:
-        """Prepare for a batch: set the networks' mode, and choose averaged or plain weights."""
+        """Set the networks' mode and weights (averaged or plain) for a batch."""
         if batch.training != self.tensors.training:
             for network in self.networks:
                 network.train(batch.training)
@@ -65,10 +61,7 @@ class HeldChunk(Networks):
         self.tensors.training, self.batch = batch.training, batch
 
     def forward(self, micro_batch: int) -> None:
-        """Run the units of the chunk on a micro-batch.
-
-        Then run the exports, without gradients: they compute values for losses of later modules.
-        """
+        """Run the units on a micro-batch, and then, without gradients, the exports."""
         values, batch = self.tensors[micro_batch].values, self.batch
 
         def state() -> list[Tensor]:
@@ -95,9 +88,8 @@ class HeldChunk(Networks):
     def loss(self, micro_batch: int) -> None:
         """Compute the loss and its gradients with respect to the chunk's outputs.
 
-        The criterion gets detached outputs. Thus the times of the auxiliary network and of the
-        chunk's units can be measured separately, and the auxiliary network's graph is freed before
-        the backward of the units begins.
+        The criterion gets detached outputs, so that the time of its backward can be measured, and
+        its graph is freed before the backward of the units begins.
         """
         assert self.criterion is not None
         values, batch = self.tensors[micro_batch].values, self.batch
@@ -120,7 +112,7 @@ class HeldChunk(Networks):
         self.tensors.store_gradients(micro_batch, gradients)
 
     def backward(self, micro_batch: int) -> None:
-        """Compute the gradients of parameters and inputs from the gradients of outputs."""
+        """Compute the gradients of parameters and inputs from those of outputs."""
         outputs, gradients = self.tensors.take_roots(micro_batch)
         if outputs:
             torch.autograd.backward(outputs, gradients)
@@ -128,25 +120,25 @@ class HeldChunk(Networks):
         self.complete_average()
 
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
-        """Replace each gradient of an input or weight that is a received gradient by a copy.
+        """Copy each gradient in `.grad` whose memory address is in `received`.
 
-        Autograd can store a received gradient itself in `.grad`, without a copy: for example the
-        gradient of a position embedding that is added to a batch of one sample. The next message in
-        the same slot would overwrite it. A chunk that ends a module receives no gradients.
+        Autograd may store a received gradient itself in `.grad`, for example that of a position
+        embedding that is added to a batch of one sample. The next message in the slot would
+        overwrite it.
         """
         if not self.place.ends_module:
             leaves = self.tensors[micro_batch].leaves.values()
             copy_gradients([*leaves, *self.unit_weights], received)
 
     def step(self, step: int, total: Tensor | None) -> None:
-        """Do one optimizer step; if `optim.clip_norm` is set, clip the gradients before the step.
+        """Do one optimizer step, with the gradients clipped if `optim.clip_norm` is set.
 
         If `optim.nonfinite=skip`, the device skips the step when the gradient norm is not finite.
 
         Args:
             step: Number of optimizer steps done before this one.
-            total: Squared norm of the model's gradients, a scalar. If None, the chunk computes the
-                norm of its own gradients if it needs one.
+            total: Squared norm of the model's gradient, a scalar. If None, the norm of the chunk's
+                gradient is used.
 
         Raises:
             NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.

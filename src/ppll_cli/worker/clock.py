@@ -1,8 +1,8 @@
 """Clocks that record moments in a device's work, and report whether the device has reached them.
 
-On CPU a call returns when its work is done, so a moment is simply a time. On CUDA a call returns
-when its work is queued, so a moment is a CUDA event in the queue. The time of an event is known as
-soon as the device has reached it. Asking whether the device has reached it does not block the host.
+On CPU a call returns when its work is done, so a moment is a time. On CUDA a call returns when its
+work is queued, so a moment is a CUDA event in the queue. The time of an event is known when the
+device has reached the event.
 """
 
 from time import perf_counter
@@ -12,7 +12,7 @@ import torch
 
 
 class Clock(Protocol):
-    """The clock of a device. A moment is a value that only this clock can interpret."""
+    """The clock of a device. Only this clock can interpret its moments."""
 
     def mark(self) -> Any:
         """Return the moment at which the device has done all work that is queued so far."""
@@ -27,11 +27,11 @@ class Clock(Protocol):
         ...
 
     def seconds(self, first: Any, last: Any) -> float:
-        """Return the seconds between two moments. The device must have reached both."""
+        """Return the seconds between two moments, which the device must have reached."""
         ...
 
     def free(self, moment: Any) -> None:
-        """Allow the clock to reuse a moment that the caller no longer needs."""
+        """Allow the clock to reuse a moment."""
         ...
 
     def host_s(self, moment: Any) -> float:
@@ -66,12 +66,7 @@ class HostClock:
 
 
 class StreamClock:
-    """The clock of a CUDA stream. Moments are events, which are reused after `free`.
-
-    Args:
-        backend: The module that makes events: `torch.cuda`, or a fake of it in tests. Events are
-            recorded on the current stream.
-    """
+    """The clock of the current CUDA stream. `backend` is `torch.cuda`, or a fake of it in tests."""
 
     def __init__(self, backend: Any = torch.cuda) -> None:
         self._backend = backend

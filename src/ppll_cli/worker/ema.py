@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights. The run evaluates them in addition to the weights."""
+"""Exponential moving averages of weights, which the run evaluates too."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -12,10 +12,9 @@ from ppll_cli.models.unit import Unit
 class Ema:
     """Averages of the parameters and of the floating-point buffers of units.
 
-    After each optimizer step an average becomes `d * average + (1 - d) * value`. In the first steps
-    d rises from 0.1 to `decay`, as `min(decay, (1 + step) / (10 + step))`, so that the averages
-    soon forget the initial weights. Buffers, such as BatchNorm's statistics, are averaged too,
-    because weights and statistics must match.
+    After each optimizer step an average becomes `d * average + (1 - d) * value`. d is `min(decay,
+    (1 + step) / (10 + step))`, so that the averages soon forget the initial weights. Buffers are
+    averaged too, because BatchNorm's statistics must match the weights.
     """
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
@@ -26,33 +25,30 @@ class Ema:
             for name, tensor in network.state_dict(keep_vars=True).items()
             if tensor.is_floating_point()
         }
-        # The keys are tensors, not names: a weight that two units share has one average.
+        # By tensor, not by name: a weight that two units share has one average.
         self._averages = {live: live.detach().clone() for live in self._live.values()}
 
     @property
     def buffers(self) -> list[Tensor]:
-        """The averages of buffers, without the averages of parameters."""
+        """The averages of buffers."""
         pairs = self._averages.items()
         return [average for live, average in pairs if not isinstance(live, nn.Parameter)]
 
     def begin(self) -> None:
         """Set the averages to the current weights of the units."""
-        if self._averages:  # units may have no weights and buffers, and torch refuses empty lists
+        if self._averages:  # torch refuses empty lists
             with torch.no_grad():
                 torch._foreach_copy_([*self._averages.values()], [*self._averages])
 
     def update(self, step: int) -> None:
-        """Move the averages towards the weights after optimizer step `step`, counted from 0."""
+        """Update the averages after optimizer step `step`, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
         if self._averages:
             with torch.no_grad():
                 torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)
 
     def swap(self) -> None:
-        """Exchange averages and weights: the units compute with the averages until the next swap.
-
-        The parameter objects stay, because optimizers and hooks refer to them.
-        """
+        """Exchange averages and weights, but keep the parameter objects, which optimizers use."""
         for live, average in self._averages.items():
             live.data, average.data = average.data, live.data
 

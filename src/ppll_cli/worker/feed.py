@@ -16,9 +16,8 @@ def micro_batches(
 ) -> Sequence[Mapping[str, Tensor]]:
     """Return the tensors of each micro-batch, by name.
 
-    `batches` loads the batches of the data set. `item` names the batch, or the first of several
-    evaluation batches, each of which is treated as a micro-batch. `batch` says which samples of the
-    batch this worker computes, and how many samples each micro-batch has.
+    `item` names the batch, or the first of several evaluation batches, each of which is a
+    micro-batch. `batch` says which samples this worker computes, and the size of each micro-batch.
 
     Raises:
         TypeError: The data set made a batch that does not fit the run.
@@ -44,13 +43,12 @@ def micro_batches(
 def checked_batch(
     made: object, specs: Mapping[str, ValueSpec], samples: int, method: str
 ) -> Mapping[str, Tensor]:
-    """Check the tensors of a batch that the run needs, and return these tensors by name.
+    """Check the tensors of a batch that `specs` lists, and return these tensors by name.
 
-    `method` of the data set made the batch. `specs` has dtype and largest shape of each tensor that
-    the run needs.
+    `method` is the method of the data set that made the batch.
 
     Raises:
-        TypeError: The batch is no mapping, lacks a tensor, or has a tensor that does not fit.
+        TypeError: The batch is no mapping, or a tensor is missing or does not fit.
     """
     if not isinstance(made, Mapping):
         kind = type(made).__name__

@@ -1,8 +1,4 @@
-"""Executes the instructions that training by PPLL does not need.
-
-They are for gradients between chunks, split backwards, evaluation, averages over replicas, gradient
-norms, and losses that read weights of later modules.
-"""
+"""Executes the instructions that plain PPLL does not need."""
 
 from collections.abc import Mapping
 
@@ -23,7 +19,7 @@ from ppll_cli.worker.upstream import Upstream
 
 
 class Further:
-    """Executes those of a stage's instructions that plain PPLL does not need."""
+    """Executes what plain PPLL does not need, such as split backwards and averages."""
 
     def __init__(
         self,
@@ -77,8 +73,7 @@ class Further:
     def hand_gradients(self, number: int, micro_batch: int) -> None:
         """Give a chunk the gradients of the next chunk's inputs, if both chunks are on this stage.
 
-        A chunk that ends a module (under PPLL, every chunk) gets the gradients of its outputs from
-        its own loss. For such a chunk this method does nothing.
+        Do nothing for a chunk that ends a module: its own loss gives the gradients.
         """
         chunk = self._chunks[number]
         if number + 1 in self._chunks and not chunk.place.ends_module:
@@ -86,9 +81,9 @@ class Further:
             chunk.tensors.store_gradients(micro_batch, gradients)
 
     def squared_norm(self) -> Tensor | None:
-        """Return the squared gradient norm of the model; None if stages do not exchange norms."""
+        """Return the squared gradient norm of the model; None if no norms were exchanged."""
         return self._norms.total()
 
     def end(self) -> None:
-        """Forget the norms of the batch, at its end."""
+        """Forget the norms of the batch."""
         self._norms.end()

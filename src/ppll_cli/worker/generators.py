@@ -9,7 +9,7 @@ from ppll_cli.job.course import Batch
 
 
 class Generators:
-    """Seeds the default generator of the CPU and, if the worker computes on CUDA, of its device."""
+    """Seeds the default generators of the CPU and of the worker's CUDA device."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self._seed = seed
@@ -25,14 +25,12 @@ class Generators:
         batch: Batch,
         micro_batch: int,
     ) -> None:
-        """Seed all generators for the forward of a unit or auxiliary network on a micro-batch.
+        """Seed the generators for the forward of a unit or auxiliary network on a micro-batch.
 
-        `seed_of` computes the seed. `owner` is the name of the unit, or the number of the auxiliary
+        `seed_of` computes the seed from `owner`: the unit's name, or the number of the auxiliary
         network's module. `micro_batch` is an index within this worker's share of the batch.
-
-        `torch.manual_seed` is not used here, because it would seed every device, and format a stack
-        trace in each call.
         """
+        # `torch.manual_seed` would seed every device, and format a stack trace in each call.
         seed = seed_of(self._seed, owner, batch.step, batch.first_micro_batch + micro_batch)
         for generator in self._generators:
             generator.manual_seed(seed)

@@ -19,15 +19,14 @@ from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.recorder import Recorder
 
 _name = lru_cache(maxsize=1024)(str)
-"""Return the text of an instruction. Cached, because all batches have the same instructions."""
 
 
 class Interpreter:
     """Executes instructions on a stage's chunks.
 
-    `batches` loads the batches of the data set; it is None on a stage without chunk 0. `marks` maps
-    each kind of mark (evaluation, checkpoint, end) to the function that handles it. `instruction`
-    is the instruction that the stage executes now.
+    `batches` loads the batches of the data set; None on a stage without chunk 0. `marks` maps the
+    instruction of each kind of mark (evaluation, checkpoint, end) to its handler. `instruction` is
+    the instruction that the stage executes now.
     """
 
     def __init__(
@@ -59,12 +58,11 @@ class Interpreter:
         self.further.end()
 
     def execute(self, stream: Iterable[do.Instruction]) -> None:
-        """Execute instructions one after another, and measure their times."""
+        """Execute instructions in order, and measure their times."""
         settings = self.job.settings
         limit_s = COMPILING_LIMIT_S if settings.compile else settings.progress_limit
         if settings.sync_batchnorm:
-            # BatchNorm waits for other replicas in each forward and backward. If one of them hangs,
-            # this worker is not to blame.
+            # BatchNorm waits for other replicas, and this worker is not to blame if one hangs.
             limit_s = None
         for instruction in stream:
             self.instruction = instruction

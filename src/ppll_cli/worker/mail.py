@@ -14,11 +14,9 @@ from ppll_cli.worker.recorder import Recorder
 
 
 class Mail:
-    """Sends and receives messages through this worker's ends of the channels between stages.
+    """Sends and receives messages through this worker's ends of channels.
 
-    Attributes:
-        item: The batch or mark (see `job.course`) that the stage handles now; the headers of
-            messages contain it.
+    `item` is the batch or mark that the stage handles now. The headers of messages contain it.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:
@@ -29,9 +27,8 @@ class Mail:
     def wait(self, end: Sender | Receiver, kind: str) -> None:
         """Wait until a message has arrived (`kind` "starved") or a slot is free (`kind` "blocked").
 
-        The wait has no time limit: if another stage hangs, the parent must name that stage, not
-        this one. If another worker fails, the parent ends this process. If the parent ends, so does
-        this process.
+        The wait has no time limit, so that the parent blames the stage that hangs, not this one. If
+        the run fails or the parent ends, this process ends too.
         """
         with self._recorder.waiting(kind):
             while not end.wait(timeout_s=1.0):
@@ -56,7 +53,7 @@ class Mail:
             return {name: tensor.to(self._device) for name, tensor in tensors.items()}
 
     def release(self, instruction: Instruction) -> None:
-        """Free the slot of a received message, so that the sender can reuse it."""
+        """Free the slot of a received message."""
         channel = rules.gives_back(self._stage, instruction)
         assert channel is not None
         self._links.receivers[channel].release()

@@ -10,9 +10,7 @@ from ppll_cli.worker.sums import Sums, split_of
 def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
     """Add the loss and metrics of an evaluation micro-batch to `chunk.sums`, and free its tensors.
 
-    Only a chunk at the end of a module has a loss. Auxiliary networks have no averaged weights. So
-    if averaged weights are evaluated, only the last module, which has the model's own head, is
-    measured.
+    With averaged weights only the last module is measured: auxiliary networks have no averages.
     """
     held, criterion = chunk.tensors[micro_batch], chunk.criterion
     values, held.values = held.values, {}

@@ -8,12 +8,11 @@ import torch
 
 
 class PeakMemory:
-    """The peak memory of the worker since the steady state (the batches after warm-up) began.
+    """The peak memory of the worker since the steady state began.
 
-    On CUDA, `read` returns the peak memory of tensors. `reserved` returns the peak memory that
-    torch's allocator had reserved on the device. Some papers report the first number, others the
-    second. On CPU under Linux, `read` returns the peak resident size of the process, minus its size
-    when this object was created, before the model was built. On other systems the peak is unknown.
+    On CUDA, `read` returns the peak memory of tensors, and `reserved` the peak memory of torch's
+    allocator; papers report either. On CPU under Linux, `read` returns the peak resident size of
+    the process, minus its size when this object was created. On other systems the peak is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,7 +21,7 @@ class PeakMemory:
         self._earlier: tuple[int | None, int | None] = None, None
 
     def reset(self) -> None:
-        """Restart the measurement. Call this when the steady state begins."""
+        """Restart the measurement, when the steady state begins."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif sys.platform == "linux":
@@ -32,7 +31,7 @@ class PeakMemory:
                 self._before = None  # unknown: the peak may be from before the reset
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
-        """Include the peaks that `read` and `reserved` returned in an earlier process, in bytes."""
+        """Include the peaks in bytes that `read` and `reserved` returned in an earlier process."""
         self._earlier = peak, reserved
 
     def read(self) -> int | None:
@@ -45,7 +44,7 @@ class PeakMemory:
         return max(0, peak - self._before, self._earlier[0] or 0)
 
     def reserved(self) -> int | None:
-        """Return the peak that torch's allocator had reserved, in bytes; None except on CUDA."""
+        """Return the peak of torch's allocator in bytes; None on CPU."""
         if self._device.type != "cuda":
             return None
         return max(torch.cuda.max_memory_reserved(self._device), self._earlier[1] or 0)
@@ -57,9 +56,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 class CurrentMemory:
     """The memory that the worker uses now.
 
-    On CUDA this is the memory of tensors, which is unknown until the process uses CUDA: this class
-    does not initialize CUDA itself. On CPU under Linux this is the resident size of the process,
-    minus its size when this object was created. On other systems the memory is unknown.
+    On CUDA it is the memory of tensors, which is unknown before the process uses CUDA. On CPU it is
+    the current value of what `PeakMemory` measures.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -78,9 +76,8 @@ class CurrentMemory:
 def keep_freed_memory() -> None:
     """Make this process, and processes forked from it, keep freed memory for reuse.
 
-    By default glibc returns large blocks to the system and requests them again for the next batch,
-    page by page; this took about 8 % of the time of training ResNet-32. Without glibc this function
-    does nothing.
+    By default glibc returns large blocks to the system and requests them again, page by page, for
+    the next batch. This took about 8 % of the time of training ResNet-32.
     """
     # Other C libraries have no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -1,4 +1,4 @@
-"""Makes the networks of a chunk: its units, the criterion of its module, and their optimizer."""
+"""Makes the networks of a chunk, and their optimizer."""
 
 import logging
 from collections.abc import Collection
@@ -30,32 +30,26 @@ UNTRAINED = (
     "the loss of module %d does not train the module's units, because it does not depend on their "
     "outputs: if this is not intended, look for detach() and no_grad() in the loss"
 )
-"""A warning; the argument is the number of the module."""
 
 
 class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
-    Lists of parameters are cached: a network has the same parameters during the whole run, and
-    collecting them in every step would take longer than many kernels. The argument `site` may
-    describe any module of the model: `place` says to which module the chunk belongs.
+    Lists of parameters are cached, because collecting them takes longer than many kernels.
 
     Attributes:
         place: The chunk: its units and its module.
         units: The units and their networks, in order.
         exports: Units (with their networks) that compute values for the losses of later modules.
-        criterion: The loss at a module's end, whose parameters are the auxiliary network; None if
-            no module ends here.
+        criterion: The module's loss with its auxiliary network; None if no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: For each unit whose weights a loss reads, by the unit's index: these weights after
-            each of the latest steps.
+        versions: The latest versions of the weights that losses read, by the index of their unit.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
-        nonfinite: Stops the run, or skips steps, when losses or gradients are not finite.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
-            device. It is the norm of the module under local learning, and of the whole model
-            without it. None if nothing needs it.
+            device. It is the norm of the module under local learning, else of the model. None if
+            not needed.
     """
 
     def __init__(
@@ -105,7 +99,7 @@ class Networks:
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters of all networks; a parameter that two networks share is listed twice."""
+        """The parameters of all networks; one that two networks share is listed twice."""
         return [p for network in self.networks for p in network.parameters()]
 
     @cached_property
@@ -115,13 +109,13 @@ class Networks:
 
     @cached_property
     def unit_weights(self) -> list[nn.Parameter]:
-        """The units' parameters with `requires_grad`; a parameter of two units is listed once."""
+        """The units' parameters with `requires_grad`; one that two units share is listed once."""
         found = [p for own in self.unit_parameters for p in own if p.requires_grad]
         return list(dict.fromkeys(found))
 
     @property
     def unit_state(self) -> list[Tensor]:
-        """The parameters and buffers of units; not cached: a network may replace its buffers."""
+        """The units' parameters and buffers; not cached, as a network may replace its buffers."""
         buffers = (buffer for _, network in self.units for buffer in network.buffers())
         return [*chain.from_iterable(self.unit_parameters), *buffers]
 
@@ -145,7 +139,6 @@ class Networks:
 
     @cached_property
     def _remembering(self) -> list[nn.Module]:
-        """The layers whose own buffers training may read."""
         layers = chain.from_iterable(network.modules() for network in self.networks)
         own = [layer for layer in layers if any(True for _ in layer.buffers(recurse=False))]
         return [layer for layer in own if not isinstance(layer, _NormBase)]
@@ -159,7 +152,7 @@ class Networks:
         """Return whether gradients of a loss can be computed.
 
         Raises:
-            RuntimeError: They cannot be computed, although some parameters are not frozen.
+            RuntimeError: They cannot, although some parameters are not frozen.
         """
         if not loss.requires_grad and any(p.requires_grad for p in self.parameters):
             raise RuntimeError(
@@ -170,7 +163,7 @@ class Networks:
         return loss.requires_grad
 
     def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
-        """Warn once if units' outputs need gradients, but the module's loss gives them none."""
+        """Warn once if outputs need gradients, but the module's loss gives them none."""
         if outputs and not gradients and not self._told:
             self._told = True
             log.warning(UNTRAINED, self.place.module)
@@ -180,7 +173,7 @@ class Networks:
         return self.job.numerics.autocast(self.device)
 
     def use_averages(self, averaged: bool) -> None:
-        """Make units compute with averaged weights, if there are any, or with the plain weights."""
+        """Choose whether units compute with averaged weights, if there are any."""
         if self.ema is not None and averaged != self.averaged:
             self.ema.swap()
             self.averaged = averaged
@@ -196,6 +189,6 @@ class Networks:
         self.nonfinite.found |= self.average.finish()
 
     def complete_average(self) -> None:
-        """Average the remaining gradients after a backward, if `start_average` came before it."""
+        """After a backward, average the remaining gradients, if `start_average` was called."""
         if self.average is not None:
             self.average.complete()

@@ -12,15 +12,12 @@ from ppll_cli.pipeline.layout import Chunk
 
 
 class NonFinite:
-    """Stops the run at a loss that is not finite, or skips steps whose gradients are not finite.
-
-    If `skips` is True (`optim.nonfinite=skip`), it skips steps. If not, it stops the run. Only a
-    chunk at the end of a module reports skipped steps.
+    """Stops the run at a loss that is not finite or, if `skips`, skips steps with such gradients.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
-        skipped: Maps each step since the latest report to a flag, a scalar on the device: 1 if the
-            step was skipped, else 0. Always empty on CPU, and if `optim.nonfinite` is `stop`.
+        skipped: For each step since the latest report, a scalar on the device: 1 if the step was
+            skipped, else 0. Used only on CUDA, in a chunk at the end of a module.
     """
 
     def __init__(self, skips: bool, place: Chunk, device: torch.device) -> None:
@@ -31,22 +28,12 @@ class NonFinite:
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Check a loss that is on the CPU, unless `optim.nonfinite` is `skip`.
-
-        A loss on another device is checked when it is reported.
-        """
+        """Check a loss on CPU, unless steps are skipped. `Reports` checks losses on CUDA."""
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 
     def raise_if_found(self, step: int, parameters: Iterable[nn.Parameter]) -> None:
-        """Raise an error if a loss of the batch was not finite.
-
-        The error message has the largest gradient norm of a single parameter. `step` is the number
-        of optimizer steps done before the batch.
-
-        Raises:
-            NonFiniteError: A loss is not finite, and `optim.nonfinite` is `stop`.
-        """
+        """Raise NonFiniteError if a loss of the batch after `step` steps was not finite."""
         if self.found:
             norms = [float(p.grad.norm()) for p in parameters if p.grad is not None]
             largest = max((inf if isnan(norm) else norm for norm in norms), default=None)
@@ -55,11 +42,8 @@ class NonFinite:
     def skip_flag(self, step: int, total: Tensor | None) -> Tensor | None:
         """Decide whether to skip a step, and report a skipped step.
 
-        `total` is the squared gradient norm, a scalar; None if nothing needs it.
-
-        Returns:
-            A scalar on the device, 1 if the step has to be skipped and else 0. None if
-            `optim.nonfinite` is `stop`, or `total` is None.
+        Return a scalar on the device, 1 to skip the step and else 0; None if steps are never
+        skipped. `total` is the squared gradient norm, a scalar; None if nothing needs it.
         """
         if total is None or not self._skips:
             return None

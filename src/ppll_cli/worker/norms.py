@@ -10,10 +10,7 @@ from ppll_cli.worker.networks import Networks
 
 
 class Norms:
-    """A vector with the squared gradient norm of every unit of the model.
-
-    Each stage writes the elements for its own units, and sends the vector to another stage.
-    """
+    """A vector with the squared gradient norm of every unit; each stage writes its own units."""
 
     def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
         self._units, self._chunks, self._device = units, chunks, device
@@ -22,7 +19,7 @@ class Norms:
 
     @property
     def vector(self) -> Tensor:
-        """The vector, float64 [units]; an element is zero until a stage has written it."""
+        """The vector, float64 [units]; an element is zero until it is written."""
         if self._vector is None:
             self._vector = torch.zeros(self._units, dtype=torch.float64, device=self._device)
         return self._vector
@@ -32,7 +29,7 @@ class Norms:
         self._vector, self._total = received.clone(), None
 
     def add(self) -> None:
-        """Write the squared norms of the stage's units; 0 for a unit without gradients."""
+        """Write the squared norms of the stage's units that have gradients."""
         self._total = None
         for chunk in self._chunks:
             for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):
@@ -40,9 +37,9 @@ class Norms:
                     self.vector[index] = squared_norm(parameters)
 
     def total(self) -> Tensor | None:
-        """Return the squared norm of the model's gradient, summed in the order of the units.
+        """Return the squared gradient norm of the model, summed in the order of the units.
 
-        It is a float64 scalar, or None if no norms were exchanged for this batch.
+        It is a float64 scalar; None if no norms were exchanged for this batch.
         """
         if self._vector is not None and self._total is None:
             self._total = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -51,5 +48,5 @@ class Norms:
         return self._total
 
     def end(self) -> None:
-        """Drop the norms of this batch, at its end."""
+        """Drop the norms of this batch."""
         self._vector = self._total = None

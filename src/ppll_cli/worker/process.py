@@ -31,15 +31,11 @@ LONGEST_TRACEBACK = 20_000
 """Largest number of characters of a traceback in a report."""
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|_ALLOC_FAILED")
-"""Matches the messages of exceptions that are raised when memory runs out.
-
-torch raises its `OutOfMemoryError` only for tensors on CUDA. It raises a RuntimeError if CUDA has
-no memory for something else (a context, cuBLAS or cuDNN), or if the CPU has no memory.
-"""
+"""Matches messages about exhausted memory; torch's `OutOfMemoryError` is only for CUDA tensors."""
 
 
 class _ReportHandler(logging.Handler):
-    """Sends log messages to the parent, which owns the log file."""
+    """Sends log messages to the parent."""
 
     def __init__(self, worker_report: Callable[..., None]) -> None:
         super().__init__()
@@ -50,11 +46,10 @@ class _ReportHandler(logging.Handler):
 
 
 def main(job: Job, seat: Seat, links: Links) -> None:
-    """Run a worker, which reports its progress and its end or failure to the parent."""
+    """Run a worker, and report its failure to the parent."""
     streams.guard()  # a failing print in a user's model must not end the run
     lifeline.share(links.parent)
-    # The sign of life comes first. If a worker is stopped before its first sign of life, the parent
-    # notices this only when the time limit of the current activity has passed.
+    # First, because the parent notices late if a worker is stopped before its first sign of life.
     links.pulse.beat()
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = CurrentMemory(torch.device(job.device(seat)))
@@ -89,7 +84,7 @@ def _set_up(job: Job, seat: Seat) -> None:
         import_module("torch._dynamo")  # so that the first batch need not import it
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Our own code sets a seed before it draws random numbers. These seeds are for a user's code.
+    # For a user's code: our own code sets a seed before it draws random numbers.
     seed_generators(settings.seed)
     torch.manual_seed(settings.seed)
 
@@ -100,7 +95,7 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
         links.pulse.beat(memory.read())
-    # Normally the parent does this clean-up of shared memory, but it has ended.
+    # Usually the parent cleans up shared memory, but it has ended.
     remove_left(os.getpid())
     if links.recovery is not None:
         shutil.rmtree(links.recovery.folder, ignore_errors=True)
@@ -110,14 +105,12 @@ def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
 def is_final(error: BaseException) -> bool:
     """Return whether a restarted worker would raise the same error again.
 
-    A `RunFailedError` comes from a data loader that was killed, was stopped, ran out of memory or
-    did not answer. A restarted worker starts new loaders.
+    A `RunFailedError` comes from a data loader, and a restarted worker starts new loaders.
     """
     return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
 
 
 def _said(error: BaseException) -> str:
-    """Return the text of an exception, with advice if memory ran out."""
     said = error_text(error)
     if isinstance(error, MemoryError) or _NO_MEMORY.search(said):
         said += (
@@ -130,7 +123,6 @@ def _said(error: BaseException) -> str:
 def _failure(
     job: Job, seat: Seat, worker: Worker | None, error: BaseException
 ) -> dict[str, object]:
-    """Return a report of an exception, as plain data, for the parent and the user."""
     shapes: dict[str, list[int]] = {}
     for chunk in worker.chunks.values() if worker is not None else ():
         shapes |= chunk.tensors.shapes()

@@ -1,12 +1,10 @@
 """Measures for what a stage uses its time in the steady state.
 
-A run consists of segments: training batches with no evaluation or checkpoint between them. The
-first batches of a process (warm-up) are not counted, and the first batches of each segment are not
-counted either. Their inputs arrived while this stage evaluated or saved, so the stage does not wait
-for them and would look faster than it is.
+A segment is a sequence of training batches without an evaluation or checkpoint between them. The
+first batches of a process (warm-up) are not counted. The first batches of a segment are not counted
+either: their inputs arrived while the stage evaluated or saved, so it would look faster than it is.
 
-For a timeline, the start and end of each instruction and wait can be recorded in the first counted
-batches (a trace).
+A trace has the start and end of each instruction and wait of the first counted batches.
 """
 
 from collections import defaultdict, deque
@@ -34,8 +32,7 @@ KINDS: dict[type, str] = {
     do.ReadWeights: "auxiliary",
     do.Step: "optimizer",
 }
-"""For each instruction, the kind of time to which its duration is added. Instructions that receive
-or send are not listed: `Mail` records the times of waiting and of copying separately."""
+"""Kind of time to which an instruction's duration is added. `Mail` records sends and receives."""
 
 
 @dataclass
@@ -43,10 +40,8 @@ class Totals:
     """Counts and times of a stage in the steady state.
 
     Attributes:
-        batches: Number of training batches.
-        samples: Number of samples in these batches.
-        wall_s: Seconds that these batches took in total.
-        spent_s: Seconds by kind of time; `progress.KINDS` lists the kinds.
+        wall_s: Seconds that the training batches took in total.
+        spent_s: Seconds by kind of time.
         instruction_s: Seconds spent on each instruction, without waiting.
     """
 
@@ -59,13 +54,7 @@ class Totals:
 
 @dataclass
 class _Trace:
-    """The trace of the first counted batches of a segment.
-
-    Attributes:
-        since: The moment when the first of these batches began.
-        batches: Number of batches.
-        spans: The spans of work and waiting, in seconds since `since`.
-    """
+    """The trace of the first counted batches of a segment; `spans` are in seconds since `since`."""
 
     since: Any
     batches: int = 0
@@ -76,13 +65,12 @@ class _Queued(NamedTuple):
     """A span or a segment whose times are not read yet.
 
     Attributes:
-        kind: The kind of time, from `progress.KINDS`; None for a whole segment.
+        kind: The kind of time; None for a segment.
         instruction: The executed instruction; None for waiting and for a segment.
-        first: The moment when the span or segment began.
-        last: The moment when it ended.
+        first, last: The moments when the span or segment began and ended.
         step: Number of optimizer steps done before the batch.
         since: The moment when the counted part of the segment began.
-        trace: The trace to which the span belongs; None if it is not traced.
+        trace: The trace of the span; None if it is not traced.
     """
 
     kind: str | None
@@ -98,23 +86,19 @@ class Recorder:
     """Measures a stage's time. In the steady state, it does not wait for the device.
 
     At the end of each batch, the recorder reads the moments that the device has reached. `settle`
-    waits for all moments. The worker calls `settle` when it has to wait anyway: when it reports an
-    evaluation, takes a snapshot, saves a checkpoint, or ends the run.
+    waits for all moments. The worker calls it when it has to wait anyway, as at a checkpoint.
 
     Args:
-        clock: The clock of the stage's device.
         warmup: Number of batches not counted at the start of the process.
         skip: Number of batches not counted at the start of each segment.
         on_steady: Called once, when the steady state begins.
         traced: Number of consecutive batches to trace; fewer if every segment is shorter.
-        auxiliary: Numbers of the chunks with an auxiliary network. The duration of their losses is
-            added to the kind "auxiliary".
+        auxiliary: Numbers of the chunks whose losses count as "auxiliary".
 
     Attributes:
-        totals: Counts and times of the steady state. Batches and samples are counted immediately;
-            times are added when their moments are read.
+        totals: Counts and times of the steady state; a time is added when it has been read.
         trace: The traced spans, on the host's clock, in the order of their ends; set by `settle`.
-        counted_s: Seconds of the steady state whose times are already in `totals`.
+        counted_s: Seconds of the steady state whose times are in `totals`.
     """
 
     def __init__(
@@ -134,11 +118,9 @@ class Recorder:
         self._warmup, self._skip, self._on_steady, self._traced = warmup, skip, on_steady, traced
         self._step = self._seen = self._in_segment = self._most_traced = 0
         self._steady = False
-        self._since: Any = None  # the moment when the counted part of this segment began
+        self._since: Any = None  # when the counted part of the segment began
         self._trace: _Trace | None = None  # the trace of the current segment
-        self._longest: _Trace | None = (
-            None  # the longest trace so far; `settle` sets `trace` from it
-        )
+        self._longest: _Trace | None = None  # the longest trace that has ended
         self._unread: deque[_Queued] = deque()
 
     def begin_batch(self, step: int) -> None:
@@ -168,7 +150,7 @@ class Recorder:
         self.collect()
 
     def end_segment(self) -> None:
-        """End the segment. Call this before an evaluation or a checkpoint."""
+        """End the segment, before an evaluation or a checkpoint."""
         if self._since is not None:
             self._end_trace()
             last = self._clock.mark()
@@ -179,7 +161,7 @@ class Recorder:
         self._in_segment = 0
 
     def waiting(self, kind: str) -> AbstractContextManager[None]:
-        """Measure time that belongs to no instruction: a wait for another stage, or a snapshot."""
+        """Measure time that belongs to no instruction, such as a wait for another stage."""
         return self._span(kind, None)
 
     def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
@@ -187,14 +169,14 @@ class Recorder:
         return self._span(kind, instruction)
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Measure the device's work for an instruction, if `KINDS` lists the instruction."""
+        """Measure the device's work for an instruction that `KINDS` lists."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"
         return nullcontext() if kind is None else self._span(kind, instruction)
 
     def collect(self) -> None:
-        """Add up the times of all spans and segments that the device has finished."""
+        """Add the times of all spans that the device has finished."""
         while self._unread and self._clock.passed(self._unread[0].last):
             self._read(self._unread.popleft())
 
@@ -209,7 +191,7 @@ class Recorder:
             self._longest = None
 
     def so_far(self) -> Totals:
-        """Wait for the device, and return a copy of the totals up to the end of the last batch."""
+        """Wait for the device, and return a copy of the totals up to now."""
         self.settle()
         found = deepcopy(self.totals)
         if self._since is not None:
@@ -222,8 +204,7 @@ class Recorder:
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
         """Continue from the totals that `so_far` returned in another process.
 
-        A complete trace is kept: a new trace would show other batches than the traces of the other
-        stages.
+        No second trace is made: it would show other batches than the traces of other stages.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:
@@ -243,7 +224,7 @@ class Recorder:
     def _read(self, queued: _Queued) -> None:
         kind, instruction, first, last, step, since, trace = queued
         seconds = self._clock.seconds
-        if kind is None:  # a segment
+        if kind is None:
             self.totals.wall_s += seconds(first, last)
             self.counted_s = self.totals.wall_s
             return
@@ -259,7 +240,7 @@ class Recorder:
         self._clock.free(last)
 
     def _end_trace(self) -> None:
-        """End the trace of this segment; keep it if it has more batches than all earlier traces."""
+        """End the trace of this segment; keep it if it is the longest."""
         if self._trace is not None and self._trace.batches > self._most_traced:
             self._longest, self._most_traced = self._trace, self._trace.batches
         self._trace = None

@@ -1,4 +1,4 @@
-"""Copies metrics from a stage's device to the host and sends them to the parent."""
+"""Copies metrics from a stage's device to the host, and sends them to the parent."""
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +23,9 @@ class _Measured:
     """Measurements of one module. The tensors are valid after their copy to the host is done.
 
     Attributes:
-        module: Number of the module.
         loss: Sum of the losses of all samples, a scalar.
-        samples: Number of samples.
         rows: Results of the task's `measure`, [n, columns].
-        further: Results of `measure` for the additional predictions of the module's criterion, by
-            name.
+        further: Results of `measure` for the criterion's additional predictions, by name.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -49,14 +46,12 @@ class _Pending:
     """A report whose tensors are being copied to the host.
 
     Attributes:
-        split: Name of the split.
         step: Number of optimizer steps done.
         epoch: Number of epochs begun.
         rate: Learning rate of the last step; None in evaluation.
-        complete: Whether no later report contains the same batches again.
-        modules: The measurements of each module.
+        complete: False if a later report contains these batches again.
         spans: First and last moment of each period in which the worker computed the batches.
-        before_s: Total seconds of the earlier periods that `spans` does not contain.
+        before_s: Total seconds of earlier periods that `spans` does not have.
         copied: The moment when all tensors are on the host.
     """
 
@@ -74,17 +69,13 @@ class _Pending:
 class Reports:
     """Copies measurements to the host, and then sends them to the parent in order.
 
-    On CPU a copy is done immediately. On CUDA, waiting for a copy would leave the device without
-    work. Therefore the worker calls `send` after each step. A report whose copies are not done yet
-    is sent by a later call.
+    The worker calls `send` after each step. `send` leaves out reports whose copies are not done,
+    because waiting for a copy would leave a CUDA device without work.
 
     Args:
-        clock: The clock of the stage's device.
-        task: Computes scores from the measurements.
         stop: Whether a training loss that is not finite ends the run.
-        tell: Sends a report to the parent; None in every replica of a stage except the first.
-        show_progress: Called before the scores of each module are computed, which may take long. It
-            shows that the worker advances.
+        tell: Sends a report to the parent; None except in a stage's first replica.
+        show_progress: Called before scores are computed; tells the parent that the worker advances.
     """
 
     def __init__(
@@ -126,9 +117,9 @@ class Reports:
     ) -> None:
         """Begin to copy the measurements of a split since its last complete report.
 
-        Only chunks at the end of a module have measurements, which are summed over the replicas.
-        `complete` is False if the run stops between two reports. If the run is resumed, its next
-        report contains these batches again. For the other arguments see `_Pending`.
+        The measurements are summed over the replicas. `complete` is False if the run stops between
+        two reports: after a resume, the next report has these batches again. `_Pending` explains
+        the other arguments.
         """
         modules = []
         for chunk in chunks:
@@ -153,7 +144,7 @@ class Reports:
         self._pending.append(pending)
 
     def send(self, wait: bool = False) -> None:
-        """Send the reports whose tensors have arrived on the host; if `wait`, wait for all of them.
+        """Send the reports whose tensors are on the host; if `wait` is true, wait for them all.
 
         Raises:
             NonFiniteError: A training loss is not finite, and `stop` is set.
@@ -166,12 +157,10 @@ class Reports:
     def unreported(
         self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
     ) -> dict[int, dict[str, Any]]:
-        """Wait for the device, and return training measurements that no complete report contains.
-
-        The measurements are summed over the replicas.
+        """Wait for the device, and return the training measurements that no complete report has.
 
         Returns:
-            For each module with measurements, by module number: plain data for `continue_sums`.
+            The sums over the replicas as plain data, by the module's number.
 
         Raises:
             NonFiniteError: A loss is not finite, and `stop` is set.
@@ -191,7 +180,7 @@ class Reports:
     def continue_sums(
         self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
     ) -> None:
-        """Continue measurements that an earlier process returned from its method `unreported`."""
+        """Continue from what `unreported` returned in an earlier process."""
         for chunk in chunks:
             if chunk.criterion is not None and chunk.place.module in unreported:
                 plain = unreported[chunk.place.module]
@@ -206,7 +195,7 @@ class Reports:
         return {split: self._seconds(split) for split in [*self._spans, *self._before_s]}
 
     def continue_seconds(self, seconds: Mapping[str, float]) -> None:
-        """Continue from the seconds that the method `seconds` returned in an earlier process."""
+        """Continue from what `seconds` returned in an earlier process."""
         self._before_s.update(seconds)
 
     def _seconds(self, split: str) -> float:
@@ -221,7 +210,7 @@ class Reports:
     def _send(self, report: _Pending) -> None:
         clock = self._clock
         seconds = report.before_s + sum(clock.seconds(*span) for span in report.spans)
-        if report.complete:  # otherwise a later report still needs these moments
+        if report.complete:  # a later report needs the moments of an incomplete one
             moments = [report.copied, *(moment for span in report.spans for moment in span)]
             for moment in {id(each): each for each in moments}.values():
                 clock.free(moment)
@@ -248,7 +237,7 @@ class Reports:
                 )
 
     def _scores(self, module: _Measured, metric_required: bool) -> dict[str, float]:
-        """Return the scores of a module, and the metric of each further prediction."""
+        """Return a module's scores, and the metric of each additional prediction."""
         scores = scored(self._task, module.rows, metric_required)
         metric = self._task.metric
         for name, rows in module.further.items():
@@ -290,9 +279,5 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Return a copy on the host, or the tensor itself if it is on the CPU.
-
-    For a tensor on CUDA the call returns before the device has made the copy. Do not read the
-    result before that.
-    """
+    """Return a tensor on the host. A copy from CUDA may be done only later."""
     return tensor.detach().to("cpu", non_blocking=True)

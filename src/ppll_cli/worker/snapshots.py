@@ -1,10 +1,9 @@
 """Snapshots of a stage's state in shared memory, from which a restarted worker continues.
 
-A snapshot holds the same tensors as a checkpoint, and the worker's position in the run: see
-`Progress`. The tensors are in one of two buffers, which snapshots fill alternately. A small file
-says which buffer holds the latest snapshot. This file is replaced atomically, so if a worker dies
-while it writes a snapshot, the previous snapshot remains. The memory of the buffers is reused,
-because allocating memory takes longer than copying.
+A snapshot has the tensors of a checkpoint, and the worker's `Progress`. Snapshots fill two buffers
+alternately, so the previous snapshot remains if a worker dies while it writes. A small file, which
+is replaced atomically, says which buffer has the latest snapshot. The buffers are reused, because
+allocating memory takes longer than copying.
 """
 
 import os
@@ -40,11 +39,10 @@ class Progress:
     Attributes:
         items: Number of batches and marks that the worker has handled.
         trained: Number of training batches among them.
-        reported: Number of optimizer steps at its last report of training.
-        training: Whether its last batch was a training batch.
-        totals: Counts and times of its steady state.
-        trace: The traced spans of its first counted batches; empty until the trace is complete.
-        peak: Peak memory in its steady state, in bytes: used, and reserved; None if unknown.
+        reported: Number of optimizer steps at the last report of training.
+        training: Whether the last item was a training batch.
+        trace: The traced spans; empty until the trace is complete.
+        peak: Peak memory in the steady state in bytes: used, and reserved; None if unknown.
         seconds: Seconds of each split that are not reported yet.
     """
 
@@ -64,14 +62,12 @@ class _State:
 
     Attributes:
         buffer: Index of the buffer with the tensors.
-        layout: The layout of the tensors in the buffer.
         sums: For each chunk, its losses and metrics that are not reported yet, by split.
         norms: For each chunk, the squared gradient norm of its last step.
-        sent: For each channel to another stage, the number of messages and of bytes sent.
-        received: For each channel from another stage, the number of messages received.
+        sent: For each outgoing channel, the numbers of messages and bytes sent.
+        received: For each incoming channel, the number of messages received.
         random: States of the random generators of Python, NumPy and torch, for a user's own code.
-        progress: The worker's position and measurements, with an empty trace.
-        trace: The trace, pickled.
+        progress: The worker's progress, without the trace.
     """
 
     buffer: int
@@ -86,15 +82,11 @@ class _State:
 
 
 class Interval:
-    """The number of messages on a stage's busiest channel after which the next snapshot is due.
+    """The number of messages on a stage's busiest channel after which a snapshot is due.
 
     Args:
         most: Largest number of messages; the channels have slots to keep this many.
-        fixed: Whether the number is always `most`, because the user has set it. Otherwise
-            `messages_between` chooses the number, so that snapshots take little time.
-
-    Attributes:
-        messages: The number of messages after which the next snapshot is due.
+        fixed: Whether the number is always `most`; if not, `take` adapts it.
     """
 
     def __init__(self, most: int, fixed: bool) -> None:
@@ -102,10 +94,10 @@ class Interval:
         self._fixed = fixed
 
     def take(self, snapshot_s: float, messages: int, between_s: float) -> None:
-        """Adapt the number of messages to measured times.
+        """Adapt the number of messages, so that snapshots take little time.
 
-        The latest snapshot took `snapshot_s` seconds. In the `between_s` seconds between the latest
-        two snapshots, the channel carried `messages` messages.
+        The latest snapshot took `snapshot_s` seconds. In the `between_s` seconds before it, since
+        the previous snapshot, the channel carried `messages` messages.
         """
         if not self._fixed and messages:
             self.messages = messages_between(snapshot_s, between_s / messages, self._most)
@@ -117,7 +109,7 @@ class Snapshots:
     def __init__(self, folder: str, interval: Interval, links: Links) -> None:
         self._file = Path(folder, "last")
         self._interval = interval
-        self._ended_s: float | None = None  # when the last snapshot ended, on `perf_counter`
+        self._ended_s: float | None = None  # when the last snapshot ended
         self._buffers = [_Buffer(Path(folder, f"tensors-{index}")) for index in range(BUFFERS)]
         self._current = 0
         self._senders: dict[Channel, JournalSender] = {}
@@ -130,16 +122,15 @@ class Snapshots:
             receiver.keeps = True
             self._receivers[source] = receiver
         self._covered: Mapping[Channel, tuple[int, int]] = {}
-        self._trace: list[Span] | None = None  # the last trace that was saved
+        self._trace: list[Span] | None = None
         self._pickled_trace = b""
 
     @property
     def due(self) -> bool:
-        """Whether a snapshot must be made before the next batch or mark."""
+        """Whether a snapshot is due before the next batch or mark."""
         return self._since_last() >= self._interval.messages
 
     def _since_last(self) -> int:
-        """Return the number of messages on the busiest channel since the latest snapshot."""
         kept = [receiver.kept for receiver in self._receivers.values()]
         nothing = 0, 0
         for channel, sender in self._senders.items():
@@ -156,7 +147,7 @@ class Snapshots:
             self._interval.take(self._ended_s - began_s, messages, began_s - before_s)
 
     def messages(self) -> tuple[int, int]:
-        """Return how many messages of activations the stage has sent, and how many it received."""
+        """Return how many messages with activations the stage has sent and received."""
         ends = self._senders, self._receivers
         sent, received = (
             sum(each.position for channel, each in side.items() if channel.kind == "activations")
@@ -165,7 +156,7 @@ class Snapshots:
         return sent, received
 
     def save(self, chunks: Mapping[int, HeldChunk], progress: Progress) -> None:
-        """Write a snapshot, and then free the messages that were received before it.
+        """Write a snapshot, and free the messages that were received before it.
 
         Raises:
             OSError: Shared memory is full.
@@ -191,22 +182,20 @@ class Snapshots:
             receiver.free()
 
     def _pickled(self, trace: list[Span]) -> bytes:
-        """Return a trace in bytes. A trace can be long, so it is pickled only if it has changed."""
+        """Return a trace in bytes. It can be long, so it is pickled only if it has changed."""
         if trace is not self._trace:
             self._trace = trace
             self._pickled_trace = pickle.dumps(trace, pickle.HIGHEST_PROTOCOL)
         return self._pickled_trace
 
     def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
-        """Restore the networks and the channels as they were at the latest snapshot.
+        """Restore networks and channels from the latest snapshot, and return the worker's progress.
 
-        Returns:
-            The worker's position in the run; None if there is no snapshot. In this case the new
-            process begins where the first process began, because no message has been freed.
+        Return None if there is no snapshot. The worker then starts again.
         """
         if not self._file.exists():
             return None
-        # Unpickling is safe here: a worker of the same run wrote the bytes.
+        # Unpickling is safe here: a worker of this run wrote the bytes.
         state: Any = pickle.loads(self._file.read_bytes())
         assert isinstance(state, _State)
         self._current, self._covered = state.buffer, state.sent
@@ -230,7 +219,6 @@ def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
 
 
 def _on(sums: Sums, device: torch.device) -> Sums:
-    """Return a copy of sums on a device."""
     loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
     # Clone, because a tensor may be a small view, and pickle would write its whole storage.
     rows = [sums.rows.to(device).clone()] if sums.measures else []
@@ -238,30 +226,26 @@ def _on(sums: Sums, device: torch.device) -> Sums:
 
 
 class _Buffer:
-    """A file in shared memory. It is made, or enlarged, when it is filled with tensors."""
+    """A file in shared memory, which grows with the tensors that fill it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def fill(self, tensors: Mapping[str, Tensor]) -> Layout:
-        """Copy tensors into the buffer, and return their layout.
-
-        Raises:
-            OSError: Shared memory is full.
-        """
+        """Copy tensors into the buffer, and return their layout."""
         layout = layout_of(tensors)
         size = layout_bytes(layout)
         if size > self._memory.numel():
             with self._path.open("ab") as file:
-                # Without this, the process would be killed if it wrote while shared memory is full.
+                # Without this, a write to full shared memory would kill the process.
                 os.posix_fallocate(file.fileno(), 0, size)
         for name, view in self._views(layout).items():
             view.copy_(tensors[name].detach())
         return layout
 
     def read(self, layout: Layout) -> dict[str, Tensor]:
-        """Return copies of the tensors in the buffer; a later snapshot overwrites the buffer."""
+        """Return copies of the tensors in the buffer."""
         return {name: view.clone() for name, view in self._views(layout).items()}
 
     def _views(self, layout: Layout) -> dict[str, Tensor]:

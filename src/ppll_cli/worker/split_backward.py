@@ -1,4 +1,4 @@
-"""The backward of a chunk in two halves: first gradients of inputs, later those of parameters."""
+"""The backward of a chunk in two halves: gradients of inputs, and later of parameters."""
 
 from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.worker.chunk import HeldChunk
@@ -6,7 +6,7 @@ from ppll_cli.worker.views import storages
 
 
 def backward_input(chunk: HeldChunk, micro_batch: int) -> None:
-    """Compute only the gradients of the inputs, from the gradients of the outputs."""
+    """Compute the gradients of the inputs from those of the outputs."""
     outputs, gradients = chunk.tensors.take_roots(micro_batch)
     if outputs:
         held = chunk.tensors[micro_batch]
@@ -17,7 +17,7 @@ def backward_input(chunk: HeldChunk, micro_batch: int) -> None:
 
 
 def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
-    """Compute the gradients of the parameters from what `backward_input` has kept."""
+    """Compute the gradients of the parameters, after `backward_input`."""
     held = chunk.tensors[micro_batch]
     half, held.weight_half = held.weight_half, None
     if half is not None:

@@ -3,8 +3,7 @@
 Names in a checkpoint begin with
 
 - `model.` and a unit's name, or `auxiliary.` and a module's number: parameters and buffers;
-- `transient.` and the name of a buffer: buffers that a resumed run also needs, although no
-  `state_dict()` has them: non-persistent buffers, and all buffers of exports;
+- `transient.` and the name of a buffer: non-persistent buffers, and all buffers of exports;
 - `optimizer.` and the name of a parameter: the optimizer's state for that parameter;
 - `ema.` and a unit's name: averages of the unit's parameters and buffers;
 - `watched.`, a unit's name and a number n: the unit's parameters as they were n steps ago.
@@ -20,7 +19,7 @@ from ppll_cli.worker.networks import Networks
 
 
 def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
-    """Return the tensors of these chunks that a checkpoint saves, by name."""
+    """Return the tensors of chunks that a checkpoint saves, by name."""
     found: dict[str, Tensor] = {}
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
@@ -39,7 +38,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
-    """Load the state of chunks from a checkpoint, which may be of a run with other stages."""
+    """Load the state of chunks from a checkpoint, even if the run then had other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
@@ -61,7 +60,7 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
 
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
-    """Load weights of units from a file. Weights that the file lacks keep their values."""
+    """Load weights of units from a file; weights that the file lacks keep their values."""
     with opened(weights.file) as saved:
         for chunk in chunks:
             for unit, network in chunk.units:
@@ -75,7 +74,7 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
 
 
 def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the networks that a checkpoint saves, each with its name in the checkpoint."""
+    """Yield each network that a checkpoint saves, after the prefix of its names there."""
     for unit, network in chunk.units:
         yield f"model.{unit.name}", network
     if chunk.criterion is not None:
@@ -83,7 +82,7 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _transient(chunk: Networks) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Yield the buffers that no `state_dict()` has: name in a checkpoint, network and buffer."""
+    """Yield the `transient` buffers: name in a checkpoint, network and buffer."""
     for prefix, network in _named_networks(chunk):
         kept = network.state_dict()
         for name, buffer in network.named_buffers():
@@ -103,10 +102,7 @@ def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """Return a saved optimizer state on the device of its parameter.
-
-    If the state has the parameter's shape, it also gets the parameter's memory format.
-    """
+    """Return a saved state of the optimizer with its parameter's device and memory format."""
     if saved.shape != parameter.shape:
         return saved.to(parameter.device)
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)

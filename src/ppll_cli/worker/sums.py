@@ -10,10 +10,7 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""When `Sums.measures` has this many tensors, they are joined into one tensor.
-
-Without this, the list would have thousands of tensors after an epoch.
-"""
+"""Number of tensors in `Sums.measures` that are joined into one: an epoch makes thousands."""
 
 
 @dataclass
@@ -23,8 +20,7 @@ class Sums:
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
         samples: Number of samples; after a sum over replicas, a scalar tensor on the device.
-        measures: Results of the task's `measure`, from which the task computes its scores: tensors
-            [n, columns], in the order of batches.
+        measures: Results of the task's `measure`, [n, columns] each, in the order of batches.
     """
 
     loss: Tensor | float = 0.0
@@ -45,7 +41,7 @@ class Sums:
         return torch.cat(self.measures) if self.measures else torch.zeros(0, 0)
 
     def over(self, replicas: Replicas, device: torch.device) -> "Sums":
-        """Return the sums over all replicas. Every replica has to call this."""
+        """Return the sums over all replicas; every replica has to call this."""
         numbers = torch.zeros(2, dtype=torch.float64, device=device)
         numbers[0], numbers[1] = self.loss, self.samples
         replicas.add(numbers).wait()
@@ -64,12 +60,12 @@ class Sums:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
-        """Return the sums from plain data that the method `plain` returned."""
+        """Return the sums from what `plain` returned."""
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key in `HeldChunk.sums` of a criterion's prediction; the main one has name ""."""
+    """Return the key in `HeldChunk.sums` of a prediction; the main one has the name ""."""
     return f"{split}.{name}" if name else split

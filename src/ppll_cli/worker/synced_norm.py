@@ -1,9 +1,8 @@
 """BatchNorm over the replicas of a stage, normalising by the statistics of the whole batch.
 
 torch's `SyncBatchNorm` is not used: it needs CUDA, and it gives the gradients of all replicas equal
-weight. Here, each loss is already weighted by the replica's share of the batch. This layer sums
-over the replicas in a differentiable way, so gradients flow through the statistics to the samples
-of all replicas.
+weight, but here each loss is already weighted by the replica's share of the batch. Gradients flow
+through the statistics to the samples of all replicas.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ from ppll_cli.transport.replicas import Replicas
 
 
 class _Sum(torch.autograd.Function):
-    """A sum over all replicas. Its backward sums the gradients of all replicas."""
+    """A sum over all replicas, whose backward sums the gradients of all replicas."""
 
     @staticmethod
     def forward(context: Any, values: Tensor, replicas: Replicas) -> Tensor:
@@ -47,14 +46,7 @@ class SyncedBatchNorm(_BatchNorm):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise each channel by its mean and variance over all replicas.
-
-        Args:
-            x: Float tensor [B, C, ...].
-
-        Returns:
-            A tensor of the shape and dtype of `x`.
-        """
+        """Normalise each channel of `x` [B, C, ...] by its mean and variance over all replicas."""
         if not self.training:
             return super().forward(x)
         values = x.float()
@@ -86,14 +78,13 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, part)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Accept every input: the original layer has already run on inputs of this shape."""
+        """Accept every input: the original layer accepted such inputs."""
 
 
 def synced(network: nn.Module, replicas: Replicas) -> nn.Module:
     """Replace all BatchNorm layers of a network, in place, by `SyncedBatchNorm` layers.
 
-    Returns:
-        The network. If the network is itself a BatchNorm layer: the layer that replaces it.
+    Return the network or, if it is itself a BatchNorm layer, the layer that replaces it.
     """
     if isinstance(network, _BatchNorm):
         return SyncedBatchNorm.of(network, replicas)

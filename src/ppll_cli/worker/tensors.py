@@ -10,7 +10,6 @@ from ppll_cli.pipeline.routes import Routes
 from ppll_cli.worker.views import copy_shared, storages
 
 Named = dict[str, Tensor]
-"""Tensors by name."""
 
 
 @dataclass
@@ -18,9 +17,9 @@ class MicroBatch:
     """The tensors of a micro-batch that are still needed.
 
     Attributes:
-        values: The inputs, and everything that the units have computed; emptied by the backward.
-        leaves: The inputs that need gradients, until `take_input_gradients` returns the gradients.
-        outputs: The detached outputs for the next chunk, until that chunk takes them.
+        values: The inputs, and all that the units have computed, until the backward.
+        leaves: The inputs that need gradients, until `take_input_gradients` is called.
+        outputs: The detached outputs, until the next chunk takes them.
         gradients: The gradients of the outputs, until the backward.
         weight_half: The second half of a split backward, until it runs.
         received: The memory addresses of the gradients that `weight_half` reads.
@@ -37,9 +36,7 @@ class MicroBatch:
 class Tensors:
     """The tensors of a chunk, by the index of the micro-batch.
 
-    Attributes:
-        training: Whether this is a training batch, in which inputs that need gradients become
-            leaves. None before the first batch.
+    `training` says whether the current batch is a training batch; None before the first batch.
     """
 
     def __init__(self, routes: Routes, chunk: int) -> None:
@@ -57,19 +54,17 @@ class Tensors:
         self._held.clear()
 
     def store_inputs(self, micro_batch: int, tensors: Mapping[str, Tensor]) -> None:
-        """Store a micro-batch's inputs by name; inputs that need gradients become leaves."""
+        """Store inputs by name; in training, inputs that need gradients become leaves."""
         names = self._into.gradients if self.training else ()
         leaves = {name: tensors[name].detach().requires_grad_() for name in names}
         self._held[micro_batch] = MicroBatch({**tensors, **leaves}, leaves)
 
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
-        """Return addresses of memory that may change before this chunk's outputs are read.
+        """Return addresses of memory that may change before the next chunk reads its inputs.
 
-        If the next chunk is on another stage, return no addresses: the outputs are sent before any
-        memory changes. If the next chunk is on this stage, the slot of an input may be reused
-        before the outputs are read, and a step may change the chunk's weights and buffers. `state`
-        returns these weights and buffers. A call of `state` takes as long as several kernels, so it
-        is made only in this second case.
+        There are none if the next chunk is on another stage: its inputs are sent at once. If it is
+        on this stage, slots may be reused, and a step may change this chunk's weights and buffers,
+        which `state` returns.
         """
         if not self._next_is_here:
             return set()
@@ -78,8 +73,8 @@ class Tensors:
     def hold_outputs(self, micro_batch: int, changing: set[int]) -> None:
         """Detach the outputs, and keep them for the next chunk.
 
-        Outputs that the chunk has made are copied if their memory is in `changing`. Tensors that
-        the chunk passes on unchanged are not copied, because their slots stay in use.
+        Outputs that the chunk has made are copied if their memory is in `changing`. Inputs that the
+        chunk passes on are not copied, because their slots stay in use.
         """
         held = self[micro_batch]
         held.outputs = {name: held.values[name].detach() for name in self._out.names}
@@ -87,7 +82,7 @@ class Tensors:
             held.outputs |= copy_shared({name: held.outputs[name] for name in self._made}, changing)
 
     def take_outputs(self, micro_batch: int) -> Named:
-        """Remove the detached outputs for the next chunk, and return them."""
+        """Remove and return the detached outputs."""
         held = self[micro_batch]
         outputs, held.outputs = held.outputs, {}
         return outputs
@@ -97,10 +92,9 @@ class Tensors:
         self[micro_batch].gradients = dict(gradients)
 
     def take_roots(self, micro_batch: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the tensors at which a backward starts, and their gradients.
+        """Return the outputs at which a backward starts, and their gradients.
 
-        The tensors are the chunk's outputs, including inputs that the chunk passes on unchanged.
-        The micro-batch's `values` are dropped, so that the backward can free them.
+        Drop the micro-batch's `values`, so that the backward can free them.
         """
         held = self[micro_batch]
         values, gradients = held.values, held.gradients
@@ -109,17 +103,16 @@ class Tensors:
         return [values[name] for name in names], [gradients[name] for name in names]
 
     def take_input_gradients(self, micro_batch: int) -> Named:
-        """Remove the gradients of the inputs, and return them by name.
+        """Remove and return the gradients of the inputs, by name.
 
-        An input without influence on the loss has no gradient. This method returns no zeros for it:
-        with zeros, weight decay would change weights that back-propagation on one device leaves
-        unchanged.
+        An input without influence on the loss has no gradient. With zeros, weight decay would
+        change weights that back-propagation on one device leaves unchanged.
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def shapes(self) -> dict[str, list[int]]:
-        """Return the shape of each tensor of the batch, by name, for a failure report."""
+        """Return the shape of each tensor of the batch, by name."""
         kept = (pair for held in self._held.values() for pair in held.values.items())
         return {name: list(t.shape) for name, t in kept if isinstance(t, Tensor)}

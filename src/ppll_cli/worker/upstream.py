@@ -18,10 +18,7 @@ from ppll_cli.worker.views import unchanged
 
 
 class Upstream:
-    """Sends weights to losses on other stages, and gives weights to losses on this stage.
-
-    In every batch, a loss reads the weights as they were `lag` batches ago.
-    """
+    """Gives losses the weights of later units as they were `lag` batches ago."""
 
     def __init__(
         self,
@@ -35,10 +32,7 @@ class Upstream:
         self._mail, self._recorder = mail, recorder
 
     def send_ahead(self) -> None:
-        """Send other stages the weights that their losses read in the first batches.
-
-        Call this before any batch.
-        """
+        """Send the weights that losses of other stages read in the first batches."""
         start = self._job.start
         for channel in self._links.senders:
             if channel.kind == "weights":
@@ -48,7 +42,7 @@ class Upstream:
                     self._send_version(instruction, step, start)
 
     def receive(self, instruction: ReceiveWeights, step: int) -> None:
-        """Receive the weights that a loss of this stage reads in the batch of step `step`."""
+        """Receive the weights that a loss reads in the batch after `step` optimizer steps."""
         version = self._version(instruction.chunk, step)
         weights = self._mail.receive(instruction, version)
         with self._recorder.working("auxiliary", instruction):
@@ -56,7 +50,7 @@ class Upstream:
         self._mail.release(instruction)
 
     def read(self, instruction: ReadWeights, step: int) -> None:
-        """Give a loss the weights of a unit on the same stage, for the batch of step `step`."""
+        """Give a loss the weights of a unit of this stage, for the batch after `step` steps."""
         version = self._version(instruction.chunk, step)
         weights = self._kept(instruction.chunk, step - version.steps)
         self._show(instruction.chunk, weights, version)
@@ -78,9 +72,9 @@ class Upstream:
             chunk.criterion.see(weights, version.steps)
 
     def _send_version(self, instruction: SendWeights, step: int, done: int) -> None:
-        """Send weights for the batch after `step` optimizer steps, unless the run ends before it.
+        """Send weights for the batch after `step` steps, unless the run ends before this batch.
 
-        So far, `done` optimizer steps are done.
+        `done` is the number of steps done so far.
         """
         if step < self._job.course.steps:
             version = self._version(instruction.chunk, step)
@@ -88,10 +82,7 @@ class Upstream:
             self._mail.send(instruction, weights, version)
 
     def _kept(self, watcher: int, age: int) -> Mapping[str, Tensor]:
-        """Return the weights that the loss of chunk `watcher` reads, by name.
-
-        They are the parameters of a unit of this stage as they were `age` optimizer steps ago.
-        """
+        """Return the weights, by name, that the loss of chunk `watcher` reads, `age` steps old."""
         routes = self._job.routes
         holder = self._chunks[routes.watched(watcher)]
         return holder.versions[routes.watches[watcher].unit].of_age(age)

@@ -11,9 +11,8 @@ from ppll_cli.pipeline.routes import Watch
 
 
 class Versions:
-    """The weights of a unit, without buffers, after each of its latest optimizer steps.
+    """The weights of a unit, without buffers, after each of its latest `count` steps.
 
-    The number of versions, `count`, is the largest lag of the losses that read these weights.
     Before the first step, all versions are the initial weights.
     """
 
@@ -24,12 +23,12 @@ class Versions:
         self.begin()
 
     def begin(self) -> None:
-        """Set all versions to the current weights. Call this before the first step."""
+        """Set all versions to the current weights, before the first step."""
         if self._count > 1:
             self._older.extend([_copy(self._now)] * (self._count - 1))
 
     def before_step(self) -> None:
-        """Copy the current weights, because the next step changes them in place."""
+        """Copy the current weights, which the next step changes in place."""
         if self._count > 1:
             self._older.appendleft(_copy(self._now))
 
@@ -38,7 +37,7 @@ class Versions:
         return self._older[steps - 1] if steps else self._now
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of older versions, each with its name in a checkpoint."""
+        """Yield the older versions' tensors, each with its name in a checkpoint."""
         for age, version in enumerate(self._older, start=1):
             for name, tensor in version.items():
                 yield saved_name(self._unit, age, name), tensor
@@ -55,7 +54,7 @@ class Versions:
 def watched_versions(
     watches: Collection[Watch], units: Mapping[int, tuple[Unit, nn.Module]]
 ) -> dict[int, Versions]:
-    """Return, by unit index, the versions of each unit in `units` whose weights a loss reads."""
+    """Return the versions of each unit whose weights a loss reads, by the unit's index."""
     found: dict[int, Versions] = {}
     for index, (unit, network) in units.items():
         if lags := [watch.lag for watch in watches if watch.unit == index]:

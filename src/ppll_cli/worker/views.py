@@ -1,7 +1,4 @@
-"""Copies tensors if their memory may change before they are read, or if they have gaps.
-
-Also raises an error if code changes tensors that it must not change.
-"""
+"""Copies tensors whose memory may change or has gaps, and detects changes in place."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,17 +11,17 @@ from ppll_cli.leaves.values import dense_strides
 
 
 def storages(tensors: Iterable[Tensor]) -> set[int]:
-    """Return the addresses of the tensors' memory."""
+    """Return the memory addresses of tensors."""
     return {_storage(tensor) for tensor in tensors}
 
 
 def copy_shared(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
-    """Return the tensors by name; copy each tensor whose memory address is in `memory`."""
+    """Return the tensors by name; copy those whose memory address is in `memory`."""
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
 def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
-    """Replace a tensor's gradient by a copy if the gradient's memory address is in `memory`."""
+    """Copy the gradients in `.grad` whose memory address is in `memory`."""
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
@@ -34,9 +31,8 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
     """Raise an error if the body changes one of the tensors in place.
 
-    `code` describes in the error message what the body runs. Other modules on the stage may read
-    the same tensors, while modules on other stages have copies. So a change would make the results
-    depend on the stages.
+    Modules on this stage share the tensors, and modules on other stages have copies. So a change
+    would make the results depend on the stages. `code` describes the body in the error message.
 
     Raises:
         RuntimeError: A tensor was changed.
@@ -53,11 +49,9 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
-    If such an output is also one of the tensors in `held`, or an earlier output, it is replaced by
-    a view. Without the view, autograd would add the gradients of both names in the order in which
-    it computes them. If the output is sent to another stage, each name arrives as a separate
-    tensor: autograd first adds the gradients of each name, and then the two sums. Different orders
-        of addition would round differently.
+    An output that needs a gradient, and is also in `held` or an earlier output, is replaced by a
+    view. Then autograd adds the gradients of each name before it adds the two sums, as it does if
+    the outputs are sent to another stage. Another order of addition would round differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():
@@ -72,7 +66,7 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
 
     In a slot, the elements of a tensor lie without gaps and overlaps. Kernels may round differently
     for other strides, so the strides must not depend on whether the output is sent. If `gradient`
-    is true, the output's gradient gets these strides too, because the schedule may send it.
+    is true, the output's gradient gets these strides too, because it may be sent.
     """
     strides = dense_strides(output)
     if output.stride() != strides:
@@ -83,10 +77,9 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
 
 
 def _with_strides(strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
-    """Return a copy of the gradient with the given strides; None if the gradient has them already.
+    """Return a copy of the gradient with the given strides; None if it has them.
 
-    Torch calls this with None for an output that has no gradient, if another output of the same
-    operation has one.
+    torch passes None for an output without a gradient if another output of its operation has one.
     """
     if gradient is None:
         return None

@@ -51,9 +51,8 @@ class Worker:
         self.snapshots: Snapshots | None = None
         before, unreported = self._restore()
         self.batches = self._make_batches() if 0 in self.chunks else None
-        # The number of batches that the channels can hold. Slots that keep messages for a restart
-        # are included: after a snapshot they are free, and the previous stage can fill them while
-        # this stage evaluates.
+        # The number of batches that the channels can hold. After a snapshot, slots that keep
+        # messages for a restart are free too.
         kept = sum(job.kept(channel) for channel in job.channels if channel.kind == "activations")
         buffered = job.depth * (job.stages - 1) + kept
         clock = clock_of(self.device)
@@ -64,7 +63,7 @@ class Worker:
             tell=self.report if self.replica == 0 else None,
             show_progress=links.pulse.renew_progress,
         )
-        if self.replica == 0:  # the saved measurements are sums over all replicas
+        if self.replica == 0:  # the measurements are sums over all replicas
             self.reports.continue_sums([*self.chunks.values()], unreported)
         self.recorder = Recorder(
             clock,
@@ -94,10 +93,10 @@ class Worker:
         )
 
     def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
-        """Load the state of a snapshot, of a checkpoint or of a file of weights, if there is one.
+        """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
 
-        Return the progress at the snapshot (None if there is no snapshot), and the measurements in
-        the checkpoint that have not yet been reported to the parent process.
+        Return the progress at the snapshot (None without a snapshot), and the measurements in the
+        checkpoint that are not reported yet.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -117,7 +116,6 @@ class Worker:
         return None, {}
 
     def _make_batches(self) -> Ahead:
-        """Return the object that loads and prepares the batches of the data set."""
         job, settings = self.job, self.job.settings
         dataset: Dataset = make("data", settings.data)
         size, seed = job.course.batch_size, settings.seed
@@ -135,17 +133,13 @@ class Worker:
         return self.interpreter.instruction
 
     def run(self) -> None:
-        """Execute the instructions of all batches and marks until the end of the run.
-
-        A mark is an item between batches: `Evaluate` asks for a report on an evaluated split,
-        `Checkpoint` asks the stage to save its state, and `End` ends the run.
-        """
+        """Execute the instructions of all batches and marks until the end of the run."""
         if self.links.groups is not None:
             self.links.groups.open(self.device)
         for end in self.links.ends():
             end.open()
         self.report("ready", at_s=perf_counter())
-        if not self._items:  # not after a restart: the first process has sent them
+        if not self._items:  # after a restart, the first weights have been sent
             self.interpreter.further.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
@@ -159,7 +153,6 @@ class Worker:
                 self._take_snapshot(self.snapshots)
 
     def _handle(self, item: Item) -> None:
-        """Execute the instructions of a batch or mark."""
         if isinstance(item, TrainBatch):
             self._train(item)
             return
@@ -176,7 +169,7 @@ class Worker:
             self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
-        """Return whether this replica evaluates a batch. The replicas of a stage take turns."""
+        """Return whether this replica evaluates a batch: replicas take turns."""
         turn = item.batch // self.job.course.evaluation_batches
         return turn % self.job.replicas == self.replica
 
@@ -193,7 +186,7 @@ class Worker:
         self.recorder.end_batch(sum(sizes))
         self._training = True
         done = item.step + 1
-        # A restarted worker does some steps again, but the number that it shows must not fall.
+        # A restarted worker repeats steps, but the number that it shows must not fall.
         self.links.pulse.step = max(done, self.links.pulse.step)
         self.links.pulse.started = True
         self.links.pulse.spend(self.recorder.counted_s, self.recorder.totals.spent_s)
@@ -204,16 +197,15 @@ class Worker:
             self._report_training(done, complete=False)
         self.reports.send()
         if self.links.replicas is not None and self.job.course.evaluates_after(done):
-            # In `_end_training` the replicas wait for each other, so it is called here, where all
-            # replicas arrive. Later the replicas evaluate different batches. If they waited for
-            # each other at that time, the stages could deadlock.
+            # The replicas wait for each other here, before they evaluate different batches. During
+            # the evaluation, such a wait could deadlock the stages.
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy the first replica's buffers to the others, if training may read them.
+        """Copy the first replica's buffers that training may read to the other replicas.
 
-        Evaluations and checkpoints copy all buffers in this way. Without this method, the training
-        would depend on how often the run evaluates and saves.
+        Evaluations and checkpoints copy all buffers. Without this method, training would depend on
+        how often the run evaluates and saves.
         """
         if self.links.replicas is None:
             return
@@ -222,10 +214,7 @@ class Worker:
                 self.links.replicas.take_from_first(memories)
 
     def _end_training(self) -> None:
-        """After a training batch, stop measuring training, and make buffers of replicas equal.
-
-        The other replicas copy the buffers of the first replica.
-        """
+        """After a training batch, stop measuring, and copy the first replica's buffers to all."""
         if not self._training:
             return
         self._training = False
@@ -237,7 +226,7 @@ class Worker:
             self.links.replicas.take_from_first(buffers)
 
     def _stream(self, training: bool, count: int) -> list[do.Instruction]:
-        """Return the stage's instructions for `count` micro-batches. They are cached."""
+        """Return the stage's instructions for `count` micro-batches, which are cached."""
         if (training, count) not in self._streams:
             make = self.job.training if training else self.job.evaluation
             self._streams[training, count] = make(self.index, count)
@@ -245,7 +234,7 @@ class Worker:
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
-        # Queued training must not be counted as time of the snapshot, so first wait for it.
+        # Queued training must not count as time of the snapshot.
         Moment(self.device).wait()
         with self.recorder.waiting("snapshot"), snapshots.timed():
             self._save_snapshot(snapshots)
@@ -305,7 +294,6 @@ class Worker:
     # Reports
 
     def _counted(self) -> dict[str, Any]:
-        """Return counts and times of the steady state so far, bytes sent and peak memory."""
         totals = self.recorder.totals
         sent: Counter[int] = Counter()
         for channel, end in self.links.senders.items():
@@ -327,24 +315,24 @@ class Worker:
         self.links.parent.send({"kind": kind, **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin a report after `step` optimizer steps, on the training since the report before."""
+        """Begin a report, after `step` optimizer steps, on the training since the last report."""
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
         self._reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin a report on the losses and metrics of a split since its previous report."""
+        """Begin a report on a split since its last report."""
         self._announce_wait()
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
 
     def _announce_wait(self) -> None:
-        """Tell the parent that this worker waits for other replicas next, without a time limit."""
+        """Tell the parent that this worker waits for other replicas, without a time limit."""
         if self.links.replicas is not None:
             self.links.pulse.begin("waiting for the other replicas", None)
 
     def _settle(self) -> None:
-        """Wait until the device has done all its work, and send all pending reports."""
+        """Wait for the device, and send all pending reports."""
         self.reports.send(wait=True)
         self.recorder.settle()

@@ -2,10 +2,9 @@
 
 torchrun or srun starts one launcher on each machine. The launchers meet at a store (a key-value
 server) of torch.distributed, where each launcher updates a counter every half second as its sign of
-life. Machine 0's launcher composes the configuration and directs the run by messages; the other
-launchers send it the reports of their workers. All messages are JSON. In each launcher a separate
-thread uses the store. If the store is unreachable, only this thread is blocked, and the launcher
-still notices which machine has failed.
+life. Machine 0's launcher directs the run by messages in JSON; the other launchers send it the
+reports of their workers. A separate thread uses the store: if the store does not answer, only this
+thread is blocked.
 """
 
 import json
@@ -25,19 +24,16 @@ from ppll_cli.launch.machines.rendezvous import Rendezvous, interface_to, listen
 from ppll_cli.prepare.spread import Machine
 
 PREPARING_S = 900.0
-"""Seconds that a machine may take to prepare a run: it may have to download data."""
+"""Seconds that a machine may take to prepare a run, for example to download data."""
 
 SILENT_S = 7.0
 """Seconds without a sign of life after which a machine's launcher is regarded as failed."""
 
 OWN_GAP_S = 3.0
-"""Largest normal time in seconds between two calls of `silent`.
-
-After a longer time, the launcher assumes that it was itself stopped.
-"""
+"""Seconds between two calls of `silent` after which the launcher assumes that it was stopped."""
 
 LEAVING_S = 10.0
-"""Seconds that machine 0 waits at the end for other machines to leave: it may run the store."""
+"""Seconds that machine 0 waits at the end for other machines, because it may run their store."""
 
 BEAT_S = 0.5  # seconds between two signs of life
 
@@ -48,13 +44,12 @@ class Fleet:
     """Connects this machine's launcher with the launchers of the run's other machines.
 
     Attributes:
-        interface: The network interface to the other machines; empty if unknown.
+        interface: Name of the network interface to the other machines; empty if unknown.
         jobs: Number of the current job, from 1; 0 before the first job.
-        parcels: The file transfers of the current job, by the other machine's number. Machine 0
-            has an entry for each machine that does not share the run directory; such a machine has
-            an entry for machine 0.
-        remembered: On machine 0, the run directory of the launchers that ran before torchrun
-            restarted them; None if there were no such launchers.
+        parcels: The current job's transfers of files, by the other machine's number; only between
+            machine 0 and machines that do not share the run directory.
+        remembered: On machine 0, the run directory in use before torchrun restarted the launchers;
+            None without a restart.
 
     Raises:
         ConfigError: A machine does not join in time, or its versions differ from machine 0's.
@@ -110,10 +105,9 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for a job that machine 0 gave up without sending a message about it.
+        """Return the error for a job that machine 0 gave up without a message about it.
 
-        `message` is the message that came instead, about another job or the end of all jobs. The
-        next call of `hear` returns it again.
+        `message` came instead, about another job or the end of all jobs; `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -140,7 +134,7 @@ class Fleet:
         return None
 
     def remember(self, run_dir: str) -> None:
-        """Write the run directory's path into the store, for launchers that torchrun restarts."""
+        """Store the run directory's path, for launchers that torchrun restarts."""
         self._outbox.put(("run directory", run_dir))
 
     def open_parcels(self, machine: int) -> Parcels:
@@ -162,7 +156,7 @@ class Fleet:
             self.parcels.popitem()[1].close()
 
     def close(self) -> None:
-        """Leave the run. Machine 0 waits at most `LEAVING_S` seconds until all others have left."""
+        """Leave the run. Machine 0 first waits for the others, for at most `LEAVING_S` seconds."""
         self.close_parcels()
         if not self.first:
             self.tell({"kind": "bye"})
@@ -175,7 +169,7 @@ class Fleet:
         self._thread.join(2.0)
 
     def _meet_in_time(self) -> list[Machine]:
-        """Meet the other machines, and return each machine's description of itself."""
+        """Return each machine's description of itself."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
             return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
@@ -209,9 +203,8 @@ class Fleet:
     def _meet(self) -> list[Machine]:
         """Agree on a session with the other machines, and return each machine's description.
 
-        The store may still hold entries of launchers that torchrun has restarted. So machine 0
-        gives each session a new name, and each machine sends a random word. The welcome of machine
-        0 repeats the words; a machine accepts only a welcome that contains its own word.
+        The store may hold entries from before torchrun restarted the launchers. So a session has a
+        new name, and a machine accepts only a welcome that repeats the machine's random word.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
@@ -232,7 +225,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """As machine 0, collect each machine's description of itself; None if one is missing."""
+        """As machine 0, collect the descriptions; None stands for a missing machine."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -268,7 +261,7 @@ class Fleet:
         )
 
     def _wait_for(self, key: str, until_s: float) -> bool:
-        """Wait until `until_s` for a key in the store; return whether it appeared."""
+        """Wait until `until_s` for a key in the store; return whether it is there."""
         while not self._everywhere.check([key]):
             if time.monotonic() > until_s:
                 return False
@@ -321,10 +314,7 @@ def refusal(message: Message) -> ConfigError:
 
 
 def _in_time(work: Callable[[], list[Machine]], limit_s: float) -> list[Machine]:
-    """Run `work` in a thread, and return its result; raise TimeoutError after `limit_s` seconds.
-
-    `work` may hang, as calls of torch do if the process with the store is stopped.
-    """
+    """Return the result of `work`, which may hang; raise TimeoutError after `limit_s` seconds."""
     found: Future[list[Machine]] = Future()
 
     def run() -> None:

@@ -29,13 +29,11 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 MARK = ".machines"
-"""Name of a file that machine 0 writes into the run directory.
-
-If another machine finds the announced content in this file, the machines share the directory."""
+"""Name of the file in the run directory that shows a machine whether it shares the directory."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
-    """Tell all machines about a job that machine 0 has prepared, and wait until they are ready.
+    """Tell all machines about a job, and wait until they are ready.
 
     Raises:
         ConfigError: A machine cannot run its part of the job.
@@ -63,7 +61,7 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait until all machines are ready; send the checkpoint to those that lack the directory."""
+    """Wait until all machines are ready. Send the checkpoint to those that lack the directory."""
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _checkpoint_files(job)]
     sent: list[Event] = []
@@ -95,7 +93,7 @@ def _wait_until_ready(fleet: Fleet, job: Job) -> None:
 def _announcement(
     fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
 ) -> Message:
-    """Return the message that announces a job: its configuration, with machine 0's decisions."""
+    """Return the message that announces a job, with all that machine 0 has decided."""
     job, units = prepared.job, prepared.units
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
@@ -128,7 +126,6 @@ def _announcement(
 
 
 def _checkpoint_files(job: Job) -> list[SavedFile]:
-    """Return the files of the checkpoint from which the run resumes; an empty list at step 0."""
     return [] if job.checkpoint is None else [*read_manifest(job.checkpoint).files]
 
 
@@ -136,8 +133,7 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: A job did not complete. The error is the last failure on this machine; if nothing
-            failed here, it is machine 0's first refusal of a job.
+        PpllError: The last failure on this machine. Without a failure, machine 0's first refusal.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":
@@ -169,7 +165,7 @@ def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
 
 
 def _check_not_given_up(fleet: Fleet, message: Message) -> None:
-    """Raise an error if a message shows that machine 0 has given up the job before it began."""
+    """Raise an error if machine 0 has given up the job before it began."""
     if message["kind"] == "refused":
         raise refusal(message)
     if message["kind"] == "end of job":
@@ -199,10 +195,10 @@ def _run_part(fleet: Fleet, message: Message) -> None:
 
 
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
-    """Return the job's message with folders that this machine can read and write.
+    """Return the job's message, with folders on this machine.
 
-    If this machine does not share the run directory, make a temporary directory and fetch the
-    checkpoint from which the run resumes. The directory exists until `held` is closed.
+    If the run directory is not shared, use a temporary folder, which exists until `held` is closed,
+    and fetch the checkpoint from which the run resumes.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):
@@ -224,7 +220,7 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
 
 
 def _check_weights(prepared: Prepared, message: Message) -> None:
-    """Refuse a file of weights that differs from the file with the same path on machine 0."""
+    """Refuse a file of weights that differs from machine 0's."""
     used, wanted = prepared.weights, message["weights_sha256"]
     if used is not None and used["sha256"] != wanted:
         problem = "is not the same file here as on machine 0: the digests differ"

@@ -2,7 +2,7 @@
 
 Machine 0's launcher is the leader: it receives the reports of all workers, and decides when workers
 exit or stop. The other launchers are followers: each watches the workers of its machine, and sends
-their reports to machine 0. A follower ends when machine 0 ends the job, or gives no sign of life.
+their reports to the leader.
 """
 
 import signal
@@ -24,21 +24,15 @@ from ppll_cli.launch.machines.fleet import Fleet, Message
 Report = dict[str, Any]
 
 HEARING_S = 2.0
-"""Seconds to wait after a worker's exception: a failure on another machine may have caused it."""
+"""Seconds to wait after an exception for the failure on another machine that may be its cause."""
 
 VERDICT_S = 10.0
-"""Seconds to wait for machine 0's message about what caused a failure."""
+"""Seconds that a follower waits until the leader names the cause of a failure."""
 
 
 @dataclass
 class Seen:
-    """What a launcher knows about a worker.
-
-    Attributes:
-        name: The worker's name in messages, for example "1" for stage 1.
-        pulse: The worker's current activity and progress.
-        done: The worker's last report; None until the launcher has it.
-    """
+    """What a launcher knows about a worker. `done` is the worker's last report."""
 
     seat: Seat
     name: str
@@ -46,7 +40,7 @@ class Seen:
     done: Report | None = None
 
     def failure(self, job: Job, error: str) -> Report:
-        """Return the report of a failure that the worker itself has not reported."""
+        """Return a report of a failure, in place of the worker."""
         doing, item = self.pulse.texts()
         return {
             "kind": "failed",
@@ -63,10 +57,7 @@ class Seen:
 class Leader:
     """Communicates with the other launchers, as a part of machine 0's launcher.
 
-    `stop` is the flag that asks this machine's workers to stop.
-
-    Attributes:
-        away: The workers of other machines.
+    `stop` is the flag that stops this machine's workers. `away` has the workers of other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -76,7 +67,7 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """Return False: machine 0's launcher handles the reports of its own workers itself."""
+        """Return False: machine 0's launcher itself handles the reports of its workers."""
         return False
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
@@ -93,7 +84,7 @@ class Leader:
                     if report["kind"] == "failed":
                         yield {**report, "machine": self._fleet.name(message["machine"])}
                     elif report["kind"] in ("log", "restart", "restarted"):
-                        handle(seen, report)  # immediately, before reports that wait for files
+                        handle(seen, report)  # even if earlier reports wait for files
                     else:
                         there = self._arrival(message["machine"], report)
                         self._waiting[seen.seat].append((report, there))
@@ -114,11 +105,10 @@ class Leader:
             yield self._gone(*silent)
 
     def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
-        """Wait for related failures on other machines; return the failure that caused all others.
+        """Wait for failures on other machines, and return the cause of all failures.
 
         Raises:
-            RunFailedError: A launcher on another machine failed, and the workers' failures only
-                show that they lost their connections to that machine.
+            RunFailedError: Another launcher failed, and all failures are lost connections.
         """
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
@@ -137,7 +127,7 @@ class Leader:
         self._fleet.tell({"kind": "end of job", **how})
 
     def _arrival(self, machine: int, report: Report) -> Event:
-        """Return an event that is set when the file that a report names is on this machine."""
+        """Return an event that is set when the file of a report is on this machine."""
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
             here = Event()
@@ -147,7 +137,7 @@ class Leader:
         return parcels.take(report["file"], folder)
 
     def _handle_arrived(self, seen: Seen, handle: Callable[[Seen, Report], None]) -> None:
-        """Handle a worker's reports in order, up to a report whose file has not arrived yet."""
+        """Handle a worker's reports in order, up to the first one whose file is missing."""
         waiting = self._waiting[seen.seat]
         while waiting and waiting[0][1].is_set():
             handle(seen, waiting.popleft()[0])
@@ -159,13 +149,10 @@ class Leader:
 
 
 class Follower:
-    """Communicates with machine 0's launcher, as a part of the launcher of another machine.
+    """Communicates with machine 0's launcher, as a part of another machine's launcher.
 
-    `stop` is the flag in which this machine's launcher stores the number of a signal.
-
-    Attributes:
-        away: The workers of other machines; empty, because only machine 0 needs them.
-        ended: Machine 0's message that ends the job; None until it has arrived.
+    `ended` is machine 0's message that ends the job. `away` is empty, because only machine 0 needs
+    the workers of other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -177,14 +164,11 @@ class Follower:
 
     @property
     def signal(self) -> int | None:
-        """The signal that ended the run early; None without such a signal."""
+        """The signal that ended the run early; None if there was none."""
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Send a report to machine 0, with the saved file if the run directory is not shared.
-
-        Always return True, because this launcher need not handle the report itself.
-        """
+        """Send a report, and a saved file that machine 0 lacks, to machine 0; return True."""
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
             folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])
@@ -192,7 +176,7 @@ class Follower:
         return True
 
     def report_progress(self, workers: Sequence[Seen]) -> None:
-        """Report a received SIGINT or SIGTERM to machine 0 at once, progress once a second."""
+        """Tell machine 0 about a signal at once, and about the workers' progress once a second."""
         if self._stop.value and not self._told_signal:
             self._fleet.tell({"kind": "signal", "signal": self._stop.value})
             self._told_signal = True
@@ -202,7 +186,7 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
-        """Check whether machine 0 has ended the job, and return an empty list of failures.
+        """Check whether machine 0 has ended the job. Return an empty list.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
@@ -227,12 +211,12 @@ class Follower:
         return []
 
     def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
-        """Report this machine's failures to machine 0, and wait until it names the cause.
+        """Report failures to machine 0, and wait until it names the cause.
 
-        If machine 0 names no cause in time, return the cause among this machine's failures.
+        If it names none in time, return the cause among this machine's failures.
 
         Raises:
-            WorkerFailedError: Machine 0 names the worker whose failure was the cause.
+            WorkerFailedError: Machine 0 names the failure of a worker.
             RunFailedError: Machine 0 names another cause, or gives no sign of life.
             Interrupted: A second signal to stop came to machine 0.
         """
@@ -255,10 +239,9 @@ class Follower:
 def cause(failures: Sequence[Report]) -> Report:
     """Return the failure that caused all others.
 
-    Failures without an exception come first. Next come exceptions that are not about a lost
-    connection, because a connection is lost when the worker at its other end fails. Among failures
-    of the same kind, the earliest is the cause. Times are compared last because the clocks of
-    machines differ.
+    Failures without an exception come first. Lost connections come last, because a connection is
+    lost when the worker at its other end fails. Times decide only between failures of one kind,
+    because the clocks of machines differ.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:
@@ -268,11 +251,10 @@ def cause(failures: Sequence[Report]) -> Report:
 
 
 def _lost_connection(failure: Report) -> bool:
-    """Return whether a worker failed because it lost its connection to another worker."""
     words = failure.get("traceback", "")
     return any(each in words for each in ("torch/distributed/", "transport/network.py"))
 
 
 def _raised_nothing(failure: Report) -> bool:
-    """Return whether a worker raised no exception, because it or its machine died or hangs."""
+    """Return whether a worker died or hangs, and so raised no exception."""
     return not failure.get("traceback")

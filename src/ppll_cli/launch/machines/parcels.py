@@ -1,11 +1,9 @@
 """Transfers of files between two machines that share no folder.
 
-A file travels in pieces, as raw bytes, through the store at which the launchers meet. Pieces are
-numbered across all files, and an empty piece ends each file. Both machines start the transfers in
-the same order, no matter which of the two sends. The receiver deletes each piece that it has read,
-and the sender is at most a few pieces ahead, so that the store never holds much. A separate thread
-with its own connection to the store transfers the files, so that the launcher can send signs of
-life meanwhile.
+A file travels in pieces through the store at which the launchers meet. Pieces are numbered across
+all files, so both machines must start the transfers in one order. An empty piece ends each file.
+The receiver deletes each piece that it has read, and the sender is at most a few pieces ahead, so
+that the store never holds much. A separate thread transfers the files over its own connection.
 """
 
 import hashlib
@@ -22,10 +20,10 @@ from ppll_cli.job.manifest import SavedFile
 from ppll_cli.leaves.files import make_folder
 
 PIECE_BYTES = 1 << 20
-"""Size of a piece in bytes; the store of torch.distributed accepts at most 8 MiB in one call."""
+"""Size of a piece in bytes; the store of torch.distributed accepts at most 8 MiB."""
 
 AHEAD = 8
-"""Largest number of pieces in the store that the receiver has not read yet."""
+"""Largest number of pieces in the store."""
 
 STALLED_S = 120.0
 """Seconds that the other machine may take to send or read a piece: its disk may be slow."""
@@ -39,8 +37,8 @@ Store = Any
 class Parcels:
     """Sends files to another machine and receives files from it, one after another.
 
-    `connect` opens a connection to the store, with keys that only these two machines use. Error
-    messages call the other machine `name`.
+    `connect` opens a connection to the store, with keys that only these two machines use. `name` is
+    the other machine's name in error messages.
     """
 
     def __init__(self, connect: Callable[[], Store], name: str) -> None:
@@ -53,9 +51,9 @@ class Parcels:
         self._thread.start()
 
     def send(self, path: Path, remove: bool = False) -> Event:
-        """Send a file. If `remove` is true, delete the file afterwards.
+        """Send a file, and then delete it if `remove` is true.
 
-        Return an event that is set when all pieces are in the store.
+        Return an event that is set when all its pieces are in the store.
         """
         sent = Event()
 
@@ -72,9 +70,9 @@ class Parcels:
         return sent
 
     def take(self, file: SavedFile, folder: Path) -> Event:
-        """Receive the next file that the other machine sends, into a folder.
+        """Receive the next file into a folder, and check its size and digest.
 
-        Return an event that is set when the file is written and has the size and digest of `file`.
+        Return an event that is set when this is done.
         """
         path, there = folder / Path(file.name).name, Event()
 
@@ -100,7 +98,7 @@ class Parcels:
         return there
 
     def check(self) -> None:
-        """Raise RunFailedError if a transfer has failed; later files are not transferred."""
+        """Raise RunFailedError if a transfer has failed. Later files are not transferred."""
         if self._problem:
             raise RunFailedError(self._problem)
 
@@ -119,20 +117,20 @@ class Parcels:
             try:
                 store = store or self._connect()
                 task(store)
-            except Exception as error:  # raised by the file system, the store or this class
+            except Exception as error:
                 said = str(error) or repr(error)
                 self._problem = f"{failing}: {said.splitlines()[0]}"
                 return
             failing, task = self._tasks.get()
 
     def _put(self, store: Store, piece: bytes) -> None:
-        """Put a piece into the store, as soon as fewer than `AHEAD` pieces wait there."""
+        """Put a piece into the store as soon as fewer than `AHEAD` pieces are there."""
         self._wait(store, self._piece - AHEAD, there=False)
         store.set(str(self._piece), piece)
         self._piece += 1
 
     def _pieces(self, store: Store) -> Iterator[bytes]:
-        """Yield the pieces of the next file, including the empty piece that ends the file."""
+        """Yield the pieces of the next file; the last one is empty."""
         piece = b"some"
         while piece:
             self._wait(store, self._piece, there=True)
@@ -142,13 +140,13 @@ class Parcels:
             yield piece
 
     def _wait(self, store: Store, piece: int, there: bool) -> None:
-        """Wait until the store has a piece; if `there` is False, until the piece is deleted."""
+        """Wait until the store has a piece or, if not `there`, until the piece is deleted."""
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
                 raise RuntimeError("the transfer was cancelled")
             now_s = time.monotonic()
-            waited_s += min(now_s - looked_s, 1.0)  # at most 1 s, as this machine may have slept
+            waited_s += min(now_s - looked_s, 1.0)  # this machine may have slept
             looked_s = now_s
             if waited_s > STALLED_S:
                 what = "came" if there else "was read"

@@ -12,13 +12,12 @@ from typing import Self
 from ppll_cli.errors import ConfigError
 
 MEETING = "PPLL_MEETING_S"
-"""The environment variable that limits how long machines wait for one another, in seconds.
+"""Environment variable: the seconds that machines wait for one another.
 
-It is not a setting, because the machines connect before the configuration is composed.
-"""
+It is no setting, because the machines connect before the configuration is composed."""
 
 MEETING_S = 300.0
-"""Default of `PPLL_MEETING_S`, in seconds."""
+"""Default of `PPLL_MEETING_S`."""
 
 DAY_S = 86400
 
@@ -35,7 +34,7 @@ class Rendezvous:
     Attributes:
         rank: Number of this machine, from 0.
         hosted: Whether another program, such as torchrun, runs the store.
-        limit_s: How long the machines wait for one another, in seconds.
+        limit_s: Seconds that the machines wait for one another.
     """
 
     rank: int
@@ -47,9 +46,7 @@ class Rendezvous:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Self | None:
-        """Read where the launchers meet from the variables that torchrun or srun has set.
-
-        Return None if there is only one launcher.
+        """Read the variables that torchrun or srun has set; return None if there is one launcher.
 
         Raises:
             ConfigError: Several launchers were started on a machine, or a value is missing or
@@ -95,12 +92,11 @@ def _limit_s(given: str) -> float:
 
 
 def listening(host: str, port: int) -> int | None:
-    """Return the descriptor of a socket that listens only at the given IP address.
+    """Return the descriptor of a socket that listens only at the IP address `host`.
 
-    Return None if no such socket can be opened; then torch opens its own socket, on all interfaces.
-    The function also returns None for a host name, because it may resolve differently on other
-    machines. It cannot open a socket for an address that this machine does not have, for example
-    behind network address translation.
+    Return None if no such socket can be opened, for example behind network address translation, and
+    for a host name, which may resolve differently on other machines. torch then opens its own
+    socket, on all interfaces.
     """
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
@@ -110,11 +106,10 @@ def listening(host: str, port: int) -> int | None:
 
 
 def interface_to(host: str, port: int, hosts: int) -> str:
-    """Return the network interface through which this machine reaches a host.
+    """Return the name of the network interface through which this machine reaches a host.
 
-    Return an empty string if no interface is found. If the run has several `hosts`, an empty string
-    also stands for the loopback interface: a host's own name may resolve to a loopback address, but
-    the loopback interface does not reach other hosts.
+    Return "" if none is found. With several `hosts`, also return "" for the loopback interface,
+    because it does not reach other hosts.
     """
     with suppress(OSError), socket.create_connection((host, port), timeout=10) as connection:
         address = connection.getsockname()[0]
