@@ -1,8 +1,4 @@
-"""Reads files safely, and writes them completely or not at all.
-
-The functions that read expect that a file may be damaged, or may be no regular file. Imports no
-torch.
-"""
+"""Reads files that may be damaged, and writes files completely or not at all. Imports no torch."""
 
 import errno
 import hashlib
@@ -59,8 +55,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def open_regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file, or a link to it, for reading.
 
-    A FIFO or a device is refused without opening it: opening could wait for ever or have side
-    effects.
+    A FIFO or a device is refused unopened: opening it could wait for ever or have side effects.
 
     Raises:
         OSError: The file is missing, is no regular file, has more than `most_bytes` bytes, or
@@ -131,8 +126,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its parents if they are missing.
 
     Raises:
-        OSError: The folder cannot be created, or is a link; the program does not write through
-            links.
+        OSError: The folder cannot be created, or is a link.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():

@@ -97,10 +97,7 @@ def socket_folder() -> Path:
 
 
 def remove() -> None:
-    """Remove the folders of this process.
-
-    A signal handler may call this right before the program exits.
-    """
+    """Remove the folders of this process. A signal handler may call this right before the exit."""
     while _OWN:
         _, own = _OWN.popitem()
         if own.process_id != os.getpid():
@@ -140,7 +137,7 @@ def _own(place: Path) -> Path:
 def _base(place: Path) -> Path:
     """Return a folder inside `place` that only this user can read and write; create it if needed.
 
-    If another user already has something with this name, the function uses another name.
+    If the usual name belongs to another user, the folder has another name.
     """
     base = place / f"ppll-run-{os.getuid()}"
     with suppress(FileExistsError):

@@ -1,12 +1,12 @@
 """The interface of channels and transports.
 
 A channel has one sender and one receiver. Messages arrive in the order in which they were sent. A
-channel has a fixed number of slots, which store the tensors of messages: the sender waits until a
-slot is free, and a received message keeps its slot until the receiver releases it. A message has a
-small header and named tensors. The channel does not interpret the header, and does not change the
-shapes, dtypes and strides of the tensors.
+message has a small header, which the channel does not interpret, and named tensors, whose shapes,
+dtypes and strides it does not change. A channel has a fixed number of slots, which store the
+tensors: the sender waits until a slot is free, and a received message keeps its slot until the
+receiver releases it.
 
-A separate method, `wait`, waits with a time limit. So a worker can measure how long it waits, and
+Waiting is a separate method with a time limit, so that a worker can measure how long it waits, and
 do other work between two calls.
 
 The parent creates both ends of a channel and passes them to the workers at their start. In the
@@ -28,10 +28,8 @@ WireDtype = Literal["bf16"]
 """The dtype to which float32 tensors can be converted for a network transfer."""
 
 ALIGNMENT = 512
-"""Alignment of a message's tensors in bytes, equal to that of torch's own allocator on CUDA.
-
-With a smaller alignment, kernels may use another code path and compute different bits. On CPU 64
-would be enough."""
+"""Alignment of a message's tensors in bytes, equal to that of torch's own allocator on CUDA. With a
+smaller alignment, kernels may use another code path and compute different bits."""
 
 
 def aligned(size: int) -> int:
@@ -40,10 +38,7 @@ def aligned(size: int) -> int:
 
 
 def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
-    """Return the number of bytes that tensors need in a slot, at least `ALIGNMENT`.
-
-    The specs are without the batch dimension, whose size is `samples`.
-    """
+    """Return the bytes that a batch of `samples` samples needs in a slot, at least `ALIGNMENT`."""
     sizes = [aligned(samples * prod(spec.shape) * spec.dtype.itemsize) for spec in specs]
     return max(ALIGNMENT, sum(sizes))
 
@@ -69,8 +64,8 @@ class Sender(Protocol):
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        After this call, the caller may change or free the tensors, or (on CUDA) queue work that
-        changes them.
+        Afterwards the caller may change or free the tensors, or (on CUDA) queue work that changes
+        them.
         """
 
 
@@ -84,10 +79,7 @@ class Receiver(Protocol):
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
 
     def peek(self) -> Header:
-        """Return the header of the next message without receiving the message.
-
-        Call this only after `wait` returned True.
-        """
+        """Return the next message's header, and keep the message. Call `wait` before."""
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Receive the next message; call this only after `wait` returned True.
@@ -137,8 +129,7 @@ class Transport(Protocol):
 
         Args:
             slots: Number of slots.
-            size: Largest size of a message in bytes: the sum over its tensors, with the size of
-                each tensor rounded up to a multiple of `ALIGNMENT`.
+            size: Largest size of a message, as `message_bytes` computes it.
             source: The sender's device.
             target: The receiver's device.
         """

@@ -1,8 +1,8 @@
 """Creates the process groups of torch.distributed, and connects their workers.
 
 Only workers that belong to a group take part. All of them create all groups in the same order, and
-connect them before training. If groups were connected at their first use, workers that use two
-groups in different orders could hang.
+connect them before training: if two workers connected two groups at their first use, in different
+orders, they could hang.
 """
 
 import os
@@ -28,10 +28,8 @@ WATCHDOG_SWITCHES = (
     "TORCH_NCCL_ENABLE_MONITORING",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS",
 )
-"""Environment variables that turn NCCL's watchdog off when they are 0.
-
-The watchdog could end a process before the process or its launcher has reported the failure, or
-after all machines were suspended for a while."""
+"""Environment variables that turn NCCL's watchdog off when they are 0. The watchdog could end a
+process before its failure is reported, or after all machines were suspended for a while."""
 
 CONNECTING = timedelta(minutes=5)
 """Time limit for connecting to the store."""
@@ -105,10 +103,7 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation of the kind for which the group is made.
-
-        NCCL connects separately for collective operations and for point-to-point messages.
-        """
+        """Connect a group by one operation of its kind. NCCL connects separately for each kind."""
         group, made = self.groups[name], self._made[name]
         if not group.directed:
             dist.all_reduce(number, group=made)
@@ -118,10 +113,9 @@ class Groups:
             dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
-        """Ask for the time on worker 0's clock; use the answer with the shortest round trip.
+        """Compute `ahead_s` from the shortest of several round trips to worker 0.
 
-        Worker 0 read its clock at some moment of the round trip, so the offset is wrong by at most
-        half of the round trip.
+        The offset is wrong by at most half of this round trip.
         """
         clock_s = torch.zeros(1, dtype=torch.float64)
         if self.rank == 0:

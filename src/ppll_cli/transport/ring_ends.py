@@ -1,8 +1,8 @@
 """The two ends of a ring: slots in shared memory that are used for one message after another.
 
 A sender copies its tensors into a slot and sends a token through a pipe. The receiver computes with
-the tensors in the slot, without a copy. Each end uses the slots one after another, and the receiver
-frees them in the order of the messages, so a token need not name its slot.
+the tensors in the slot, without a copy. Slots are filled, read and freed in one fixed order, so a
+token need not name its slot.
 """
 
 import pickle
@@ -39,11 +39,7 @@ class RingSender:
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, word: bytes) -> int:
-        """Handle a message from the receiver: the offer of its memory, or a freed slot.
-
-        Returns:
-            The number of slots that become free.
-        """
+        """Handle an offer of memory or a freed slot, and return how many slots become free."""
         if self._slots.memory.tensor is None:
             self._slots.memory.accept(word)
             return self._slots.count

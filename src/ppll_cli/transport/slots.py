@@ -70,11 +70,7 @@ class Slots:
         return views
 
     def check_room(self, layout: Layout) -> None:
-        """Check that the tensors of a layout fit into a slot.
-
-        Raises:
-            ValueError: The tensors do not fit.
-        """
+        """Raise ValueError if the tensors of a layout do not fit into a slot."""
         size = layout_bytes(layout)
         if size > self.size:
             shapes = {tensor.name: list(tensor.shape) for tensor in layout}
