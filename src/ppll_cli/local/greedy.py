@@ -13,9 +13,8 @@ class Greedy(LocalMethod):
     For classification this head consists of a pool and a Linear layer.
 
     Attributes:
-        detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
-            and None mean all levels, `level` only the levels for the stride of the module's map
-            (see `LevelHead`).
+        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the stride is that
+            of the module's map.
     """
 
     detection_head: DetectionHead | None = None

@@ -22,11 +22,10 @@ class ViTBlocks(LocalMethod):
     weights.
 
     Args:
-        depth: Number of blocks of each auxiliary network, 0 or more; 0 means the head alone. A list
-            has one number for each module except the last. A text `front-back`, such as `2-0`,
-            means that the number changes linearly, rounded, from `front` at the first of these
-            modules to `back` at the last of them (our reading of "front blocks 1 or 2, last blocks
-            0").
+        depth: Number of blocks of each auxiliary network; 0 means the head alone. A list has one
+            number for each module except the last. With a text `front-back`, such as `2-0`, the
+            number changes linearly, rounded, from `front` at the first of these modules to `back`
+            at the last (our reading of "front blocks 1 or 2, last blocks 0").
     """
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:

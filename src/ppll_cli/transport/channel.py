@@ -44,11 +44,7 @@ def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
 
 
 class Sender(Protocol):
-    """The sending end of a channel.
-
-    Attributes:
-        bytes_sent: Size of all tensors sent so far, in bytes.
-    """
+    """The sending end of a channel. `bytes_sent` is the size of all tensors sent so far."""
 
     bytes_sent: int
 

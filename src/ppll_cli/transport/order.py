@@ -64,7 +64,7 @@ def let_default_stream_wait(device: torch.device) -> None:
 class Order:
     """Makes one end's use of a slot wait for the other end's use of this slot.
 
-    On CPU, for which this class is, nothing has to wait: work is done before its token is sent.
+    This class is for the CPU, where work is done before its token is sent, so nothing has to wait.
     `fill` and `give_back` return the handle of the slot's CUDA event if they created the event,
     else nothing.
     """
