@@ -54,8 +54,8 @@ class MAN(LocalMethod):
         momentum: m, the weight of the old average in an update.
         weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
             the weights that `infopro_weights` returns.
-        detection_head: See `DetectionHead`; None means `level`, as in the code of MAN++'s authors. The
-            stride is that of y. With `pyramid`, a copy of the model's head reads only y (our
+        detection_head: See `DetectionHead`. None means `level`, as in the code of MAN++'s authors,
+            with the stride of y. With `pyramid`, a copy of the model's head reads only y (our
             choice).
     """
 

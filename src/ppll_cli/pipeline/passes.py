@@ -2,9 +2,6 @@
 
 A schedule decides the order in which a stage computes. Each pass has one purpose, and works in the
 same way for every schedule. `training` and `evaluation` run the passes in the right order.
-
-The passes for batches and messages are here. `gradients.py` has the passes that only some schedules
-and settings need. `releases.py` frees slots, and `upstream.py` sends weights to earlier modules.
 """
 
 from collections.abc import Iterable

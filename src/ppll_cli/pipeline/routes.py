@@ -50,9 +50,9 @@ class Watch:
     def ahead(self) -> int:
         """Number of batches between sending the weights and reading them, at most 2.
 
-        With 2, neighbouring stages hardly wait for each other. A larger number would need more
-        slots without a benefit. If `lag` is above 2, the sender keeps the weights until it is time
-        to send them.
+        With 2, neighbouring stages hardly wait for each other. If `lag` is above 2, the sender
+        keeps the weights until it is time to send them, because a larger number would only need
+        more slots.
         """
         return min(self.lag, 2)
 
@@ -67,8 +67,7 @@ class Routes:
         reads: For each chunk, the names of the inputs that its units, exports or loss read. Exports
             are units of the local method, which compute tensors for losses of later modules.
         makes: For each chunk, the names that its units and exports write.
-        watches: The `Watch` of each chunk whose loss reads weights of a later unit, by the number
-            of the chunk.
+        watches: For each chunk whose loss reads weights of a later unit, the `Watch`.
     """
 
     layout: Layout
@@ -105,13 +104,12 @@ def find_routes(
     Args:
         layout: The chunks.
         units: The model's units.
-        ends: What each module computes after its last unit, by the index of this unit. First come
-            the exports (units of the local method that losses of later modules read), then the
-            module's own loss.
+        ends: For the last unit of each module, given by its index: the exports (see `Routes`), then
+            the loss.
         watches: The `Watch` of each module whose loss has one, by the index of the module's last
             unit.
-        differentiable: Gets the index of a unit and the name of a tensor that exists before this
-            unit runs; returns whether the tensor can have a gradient. Integer tensors cannot.
+        differentiable: Returns whether a tensor can have a gradient. Arguments are the index of a
+            unit, and the name of a tensor that exists before this unit runs.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()
