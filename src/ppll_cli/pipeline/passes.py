@@ -49,8 +49,8 @@ def take_batch(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 def communicate(place: Place, stream: Iterable[do.Instruction]) -> Stream:
     """Add receives and sends.
 
-    An instruction that receives a chunk's inputs or gradients comes right before the computation
-    that needs them. An instruction that sends results comes right after their computation.
+    A receive comes right before the computation that needs it. A send comes right after the
+    computation of what it sends.
     """
     layout, routes = place.routes.layout, place.routes
     found: Stream = []

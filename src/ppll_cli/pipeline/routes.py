@@ -50,9 +50,8 @@ class Watch:
     def ahead(self) -> int:
         """Number of batches between sending the weights and reading them, at most 2.
 
-        With 2, neighbouring stages hardly wait for each other. If `lag` is above 2, the sender
-        keeps the weights until it is time to send them, because a larger number would only need
-        more slots.
+        With 2, neighbouring stages hardly wait for each other; a larger number would only need more
+        slots. If `lag` is above 2, the sender keeps the weights until it is time to send them.
         """
         return min(self.lag, 2)
 

@@ -37,7 +37,7 @@ class Journey(NamedTuple):
     Attributes:
         carried_s: Seconds for which the transfer occupies its connection: a channel, or the
             connection of a stage's replicas. A connection carries one transfer at a time.
-        latency_s: Seconds from then to the arrival.
+        latency_s: Seconds from the end of `carried_s` to the arrival.
     """
 
     carried_s: float = 0.0

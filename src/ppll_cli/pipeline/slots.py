@@ -13,11 +13,10 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """Return, for each channel, a number of slots with which the stages do not deadlock.
 
-    `streams` has the instructions of each stage for one batch. A channel gets at least as many
-    slots as its receiver keeps in use at the same time, and as messages are in the channel before
-    the first batch. If a stage has several channels, this may not be enough. Therefore two batches
-    are simulated. As long as the stages deadlock, the first channel whose sender waits for a free
-    slot gets another slot.
+    `streams` has the instructions of each stage for one batch. A channel first gets as many slots
+    as its receiver keeps in use at the same time, but at least `Channel.ahead`. If a stage has
+    several channels, this may not be enough. Therefore two batches are simulated. As long as the
+    stages deadlock, the first channel whose sender waits for a free slot gets another slot.
 
     Raises:
         DeadlockError: The stages wait for each other, however many slots there are.

@@ -12,9 +12,9 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
     Of several such solutions, the result has the smallest sum of squared costs, so that groups
-    below the maximum are balanced too. If several solutions have this sum, the first group has the
-    most items, then the second group, and so on. The result is exact; dynamic programming finds it
-    in a time of order groups * items**2.
+    below the maximum are balanced too. If several solutions have this sum, the one with the largest
+    first group is chosen, then the one with the largest second group, and so on. The result is
+    exact. Dynamic programming finds it in a time of order groups * items**2.
 
     Args:
         cost: Returns the cost of a group.
