@@ -75,10 +75,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Keep the current directory out of `sys.path` in processes that the body of the `with` starts.
-
-    A user's `torch.py` in this directory must not be imported instead of torch.
-    """
+    """Keep the current directory, which may have a `torch.py`, out of new processes' `sys.path`."""
     name, value = SAFE_PATH
     found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # started in a clone's `src`
     if name in os.environ or found_there:
@@ -92,11 +89,7 @@ def _without_current_directory() -> Iterator[None]:
 
 
 def begin(worker: ForkServerProcess) -> None:
-    """Make the fork server start a worker.
-
-    Raises:
-        RunFailedError: The fork server has ended, or is stopped.
-    """
+    """Let the fork server start a worker; raise RunFailedError if the server does not answer."""
     ended, problem = Event(), list[str]()
     watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
     watcher.start()
@@ -111,15 +104,12 @@ def begin(worker: ForkServerProcess) -> None:
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
-    """Kill the fork server if it does not answer, so that `begin` stops waiting.
-
-    Time in which this process itself was stopped, for example by Ctrl-Z, does not count.
-    """
+    """Kill the fork server if it does not answer, so that `begin` stops waiting."""
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
     while not ended.wait(LOOK_S):
         now_s = monotonic()
-        passed_s = min(now_s - looked_s, 2 * LOOK_S)
+        passed_s = min(now_s - looked_s, 2 * LOOK_S)  # a stop by Ctrl-Z does not count
         looked_s = now_s
         waited_s += passed_s
         server: Any = forkserver._forkserver
@@ -179,10 +169,7 @@ def kill() -> None:
 
 
 def helpers() -> dict[int, str]:
-    """Return the names of multiprocessing's helper processes, by file descriptor.
-
-    `wait` reports a descriptor as ready when its helper has ended.
-    """
+    """Return the names of helper processes, by the file descriptor that is ready when they end."""
     server: Any = forkserver._forkserver
     tracker: Any = resource_tracker._resource_tracker
     found = {server._forkserver_alive_fd: "fork server", tracker._fd: "resource tracker"}

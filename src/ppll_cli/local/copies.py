@@ -72,10 +72,7 @@ def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
 
 
 def _check_chained(site: Site, index: int, method: str) -> None:
-    """Check that a unit reads the first output of the unit before it, and writes one tensor.
-
-    A unit that also reads other tensors is accepted only if it has `adapt`.
-    """
+    """Check that a unit reads the first output of the unit before it, and writes one tensor."""
     unit, before = site.units[index], site.units[index - 1]
     alone = len(unit.reads) == 1 or unit.adapt is not None
     if unit.reads[:1] != before.writes[:1] or len(unit.writes) > 1 or not alone:

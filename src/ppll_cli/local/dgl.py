@@ -40,10 +40,7 @@ class AdaptivePool(nn.Module):
 
 
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
-    """Return a matrix [windows, size] whose row i averages over window i of `size` pixels in a row.
-
-    The windows are those of torch's adaptive average pooling.
-    """
+    """Return torch's adaptive average pooling of `size` values as a matrix [windows, size]."""
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
     first, behind = window * size // windows, ((window + 1) * size + windows - 1) // windows

@@ -134,10 +134,7 @@ def _form(task: Task, join: str, shape: Shape) -> nn.Module:
 
 
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
-    """Return the bank's settings, with defaults resolved for a task and a model.
-
-    Options that do not apply to the task or the model are refused.
-    """
+    """Resolve the bank's defaults for a task and a model, and refuse options that do not apply."""
     kind = bank_of(task)
     if type(kind) is not Bank:
         bank.refuse_vectors()
@@ -151,10 +148,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return the shapes, by name, of the long skips that exist at the module's end.
-
-    A long skip is an output of an earlier unit that the model's head reads.
-    """
+    """Return the shapes, by name, of earlier units' outputs that the model's head also reads."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

@@ -200,10 +200,7 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with reconstruction and the contrastive loss.
-
-    The head converts features to vectors, and the probe converts vectors to logits.
-    """
+    """InfoPro's loss with the contrastive loss; the head makes vectors, the probe logits."""
 
     def __init__(
         self,

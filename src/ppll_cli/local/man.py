@@ -85,10 +85,7 @@ class MAN(LocalMethod):
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y, the output of the module's `Mixture`.
-
-        `there` equals `site`, except that the shape of the module's output is the shape of y.
-        """
+        """Return the loss that reads y. In `there`, the module's output has the shape of y."""
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2

@@ -55,10 +55,7 @@ class PredSim(LocalMethod):
 
 
 class PredSimCriterion(Criterion):
-    """PredSim's loss: similarity loss of the convolution's output, and prediction loss.
-
-    `similarity` is the weight of the similarity loss, above 0 and at most 1.
-    """
+    """PredSim's loss; `similarity`, above 0 and at most 1, is the weight of the similarity loss."""
 
     def __init__(
         self, head: nn.Module, convolution: nn.Module, site: Site, classes: int, similarity: float

@@ -86,7 +86,6 @@ class _Uncompiled(ModuleType):
         return self.__getattr__("disable")(function, *args, **options)
 
     def leave(self) -> None:
-        """Remove this object from `sys.modules`, if it is still there."""
         if sys.modules.get(_COMPILER) is self:
             del sys.modules[_COMPILER]
 

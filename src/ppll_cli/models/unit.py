@@ -87,13 +87,10 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of torch, Python and NumPy in a `with` body; restore them after it.
-
-    `torch.manual_seed` would also seed the devices, whose state would not be restored.
-    """
+    """Seed the CPU generators of torch, Python and NumPy in a `with` body; then restore them."""
     states = random_states()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also seeds devices
         seed_generators(seed)
         try:
             yield

@@ -46,10 +46,7 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return, for each channel to a stage, the largest number of slots in use at the same time.
-
-    The result is at least `Channel.ahead`.
-    """
+    """Return, for each channel to a stage, the most slots in use at one time, at least `ahead`."""
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:

@@ -68,10 +68,7 @@ class _Bucket:
         self._work = replicas.add(flat)
 
     def wait(self) -> Tensor:
-        """Wait for the sums, and return the counts [parameters + 1] in the gradients' dtype.
-
-        With NCCL the current stream waits, not the host.
-        """
+        """Wait for the sums (with NCCL, only on the current stream), and return the counts."""
         assert self._work is not None
         assert self._counts is not None
         self._work.wait()

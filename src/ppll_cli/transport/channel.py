@@ -113,10 +113,7 @@ class Transport(Protocol):
         """
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the largest number of file descriptors that one end of a channel needs.
-
-        A message has at most `tensors` tensors.
-        """
+        """Return the most file descriptors that one end needs for messages of `tensors` tensors."""
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"

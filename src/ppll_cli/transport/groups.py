@@ -113,10 +113,7 @@ class Groups:
             dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
-        """Compute `ahead_s` from the shortest of several round trips to worker 0.
-
-        The offset is wrong by at most half of this round trip.
-        """
+        """Compute `ahead_s` from the shortest of several round trips to worker 0."""
         clock_s = torch.zeros(1, dtype=torch.float64)
         if self.rank == 0:
             for other in range(1, self.workers):
@@ -165,10 +162,7 @@ class Groups:
 
 
 def backend(places: Sequence[tuple[int, str]]) -> str:
-    """Choose the backend of a group: NCCL if each worker has a separate CUDA device, else gloo.
-
-    `places` has the machine and the device of each worker.
-    """
+    """Return "nccl" if all `places` (machine, device) are separate CUDA devices, else "gloo"."""
     own = len(set(places)) == len(places)
     on_cuda = all(device.startswith("cuda") for _, device in places)
     return "nccl" if own and on_cuda and dist.is_nccl_available() else "gloo"

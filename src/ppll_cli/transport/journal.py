@@ -69,7 +69,6 @@ class _Messages:
 
     @property
     def counters(self) -> _Counters:
-        """The counters, which both ends share."""
         return _Counters.from_address(self._start)
 
     def write_head(self, message: int, header: Header, layout: Layout) -> None:
@@ -123,27 +122,19 @@ class _WakeUp:
 
 
 class _End:
-    """The common part of the sender and the receiver.
-
-    Attributes:
-        position: Number of messages that this stage has sent or received since the run's start.
-    """
+    """The common part of sender and receiver. `position` counts messages since the run's start."""
 
     def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
         self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
         self.position = 0
 
     def open(self) -> None:
-        """Set up this end of the channel in this process."""
         self._stored.slots.memory.open()
         self._wakeup.open()
 
 
 class JournalSender(_End):
-    """The sending end; see `channel.Sender`.
-
-    After a restart, `sent` may be larger than `position`: the earlier process sent more messages.
-    """
+    """The sending end; see `channel.Sender`. After a restart, `sent` may be above `position`."""
 
     bytes_sent = 0
 

@@ -22,11 +22,7 @@ _PORTABLE = 1
 
 
 class Memory:
-    """The memory of a ring buffer, as the sender or the receiver sees it.
-
-    Attributes:
-        tensor: The memory, uint8 [bytes]; None until this end has allocated or opened it.
-    """
+    """A ring's memory, as one end sees it: `tensor`, uint8 [bytes], or None if not yet open."""
 
     tensor: Tensor | None = None
 
@@ -92,11 +88,7 @@ class DeviceMemory(Memory):
 
 
 def shared_zeros(size: int) -> Tensor:
-    """Return zeros, uint8 [size], in memory that other processes can open.
-
-    Raises:
-        OSError: Shared memory is full.
-    """
+    """Return zeros, uint8 [size], in shared memory; raise OSError if shared memory is full."""
     tensor = torch.zeros(size, dtype=torch.uint8)
     try:
         tensor.share_memory_()  # type: ignore[no-untyped-call]

@@ -198,11 +198,7 @@ class NetworkSender(_End):
         return self._is_free
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot; the thread then sends them.
-
-        Raises:
-            ValueError: The tensors do not fit into a slot.
-        """
+        """Copy the tensors into the next slot; raise ValueError if they do not fit."""
         forms = tuple(
             form._replace(dtype=self._wire) if form.dtype == torch.float32 else form
             for form in layout_of(tensors)

@@ -28,14 +28,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
-"""Tensors by name."""
 
 
 class Moment:
-    """The end of all work that was queued on a device's current stream when this object was made.
-
-    On CPU this work is already done.
-    """
+    """The end of the work that is queued on a device's current stream when this object is made."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None

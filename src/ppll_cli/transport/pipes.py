@@ -41,11 +41,7 @@ class Inlet:
 
 
 class FreeSlots:
-    """Counts the slots that a sender may fill.
-
-    Attributes:
-        count: Number of free slots. The sender subtracts one for each message.
-    """
+    """Counts free slots in `count`, from which the sender subtracts one for each message."""
 
     def __init__(self, returned: Connection, count: int) -> None:
         self._returned, self.count = Inlet(returned), count

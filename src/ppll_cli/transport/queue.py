@@ -102,11 +102,7 @@ class QueueReceiver:
         """Do nothing: this end needs no setup."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a message and return whether there is one.
-
-        Raises:
-            RuntimeError: The sender could not share the message.
-        """
+        """Wait for a message, up to `timeout_s`; raise RuntimeError if it could not be shared."""
         if self._next is None:
             with suppress(Empty):
                 came = self._queue.get(timeout=timeout_s)

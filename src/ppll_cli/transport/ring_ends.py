@@ -48,11 +48,7 @@ class RingSender:
         return 1
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot and send the token.
-
-        Raises:
-            ValueError: The tensors do not fit into a slot.
-        """
+        """Fill the next slot and send the token; raise ValueError if the tensors do not fit."""
         layout = layout_of(tensors)
         slot, views = self._slots.next(layout)
         handle = self._order.fill(slot, views, tensors)
@@ -66,10 +62,7 @@ class RingSender:
 
 
 class RingReceiver:
-    """The receiving end; see `channel.Receiver`.
-
-    Received tensors are views of the slot, or copies on `device` if it is not None.
-    """
+    """The receiving end; see `channel.Receiver`. If `device` is given, tensors are copied to it."""
 
     def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
         self._messages, self._returned = Inlet(ends.messages), ends.returned
