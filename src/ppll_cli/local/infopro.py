@@ -54,7 +54,7 @@ class InfoPro(LocalMethod):
     by He's rule (fan out), as in the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
     If l1 is 0, there is no decoder. If l2 is 0, the classifier is a `Probe` with weight 1, which
-    only measures the accuracy of the module (our choice).
+    only measures the module's accuracy (our choice).
 
     Attributes:
         loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
@@ -68,7 +68,6 @@ class InfoPro(LocalMethod):
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.
-        temperature: Temperature of the contrastive loss.
     """
 
     loss: Loss = "softmax"

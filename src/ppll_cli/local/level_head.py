@@ -37,12 +37,8 @@ class LevelHead(nn.Module):
     map; coarser banked maps are not used. `concatenate` concatenates the map and banked maps. `add`
     sums the map and those banked maps that have as many channels as the map.
 
-    Args:
-        maps: Stride and channels of the module's map, then of banked maps of earlier modules.
-        style: Settings of the model's head.
-        classes: Number of classes, C.
-        anchor: Side in pixels of the smallest anchors of the whole pyramid.
-        fusion: `concatenate` or `add`.
+    `maps` has the stride and channels of the module's map, then of banked maps. `anchor` is the
+    side in pixels of the smallest anchors of the whole pyramid.
 
     Attributes:
         stride: Stride of the finest level.

@@ -28,7 +28,6 @@ class Site:
         units: All units of the model, in order.
         features: Shape (without the batch dimension) and dtype of the first output of each unit.
         input_spec: Describes the tensors that the model reads; for images an `ImageSpec`.
-        task: The task that the model learns.
     """
 
     module: int
@@ -108,11 +107,10 @@ class Criterion(nn.Module):
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
         """Receive the weights of the watched unit, before the forward pass of a training batch.
 
-        Args:
-            weights: The watched unit's parameters by name. They are overwritten later, so this
-                method must read or copy them before it returns. It must not change them.
-            steps: Number of optimizer steps after which the unit had these weights; 0 or less for
-                the initial weights. It is below 0 in the first lag - 1 batches.
+        `weights` are the unit's parameters by name. They are overwritten later, so this method must
+        read or copy them before it returns. It must not change them. `steps` is the number of
+        optimizer steps after which the unit had these weights: 0 or less for the initial weights,
+        and below 0 in the first lag - 1 batches.
         """
 
 

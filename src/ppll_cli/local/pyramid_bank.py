@@ -60,12 +60,8 @@ class BankedPyramid(nn.Module):
     pyramid's width. `add` sums the own map and those banked maps that have the same number of
     channels.
 
-    Args:
-        units: Copies of later units, in order.
-        head: A copy of the model's head, whose settings the new head gets.
-        own: Stride and channels of the module's map and of each copy's output.
-        banked: Stride and channels of the maps of earlier modules.
-        fusion: `concatenate` or `add`.
+    `head` is a copy of the model's head, whose settings the new head gets. `own` has the stride and
+    channels of the module's map and of each copy's output, `banked` those of the banked maps.
 
     Attributes:
         plan: For each stride, the maps to fuse, as indices in a list of banked maps, then own maps.

@@ -82,8 +82,7 @@ class EDSR:
     Attributes:
         depth: Number of residual units.
         width: Number of channels of all maps, C.
-        res_scale: Factor for the output of a residual unit's convolutions, to which its input is
-            added.
+        res_scale: Factor for the output of a residual unit's convolutions.
     """
 
     changed: ClassVar[str] = "it now computes in [0, 255], like its authors' code, not in [0, 1]"

@@ -170,15 +170,13 @@ class CifarResNet:
 
     The units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. In units that change the shape,
     the skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
-    (github.com/blackfeather-wang/InfoPro-Pytorch), the usual reference of papers on local learning.
-    In the original paper (arXiv 1512.03385, section 4.2), the skip pads with zeros instead, and the
-    network has slightly fewer parameters.
+    (github.com/blackfeather-wang/InfoPro-Pytorch). In the original paper (arXiv 1512.03385, section
+    4.2), the skip pads with zeros instead, and the network has slightly fewer parameters.
 
     Attributes:
         depth: Number of layers, 6n + 2: usually 32 or 110.
-        drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
-            probability grows linearly from 0 at the first unit (stochastic depth, arXiv
-            1603.09382).
+        drop_path: Probability that the last residual unit's branch is zeroed for a sample. It grows
+            linearly from 0 at the first unit (stochastic depth, arXiv 1603.09382).
     """
 
     depth: Annotated[int, Field(le=MOST_LAYERS)]

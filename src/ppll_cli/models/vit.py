@@ -152,13 +152,11 @@ class ViT:
         heads: Number of attention heads in a block; a divisor of `dim`.
         patch: Height and width of a patch in pixels.
         mlp_ratio: Width inside a block's two-layer network, as a multiple of `dim`.
-        pooling: What the head reads: `cls` for a class token, or `mean` for the mean over all
-            patches.
+        pooling: What the head reads: a class token (`cls`), or the mean over all patches (`mean`).
         dropout: Probability that a value is zeroed, after the embedding and inside each block.
         attention_dropout: Probability that an attention weight is zeroed.
-        drop_path: Probability that a branch of the last block is zeroed for a sample. The
-            probability grows linearly from 0 at the first block (stochastic depth, arXiv
-            1603.09382).
+        drop_path: Probability that a branch of the last block is zeroed for a sample. It grows
+            linearly from 0 at the first block (stochastic depth, arXiv 1603.09382).
     """
 
     dim: Size

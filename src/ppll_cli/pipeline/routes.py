@@ -21,9 +21,8 @@ class Access(Protocol):
 class Route:
     """The tensors that a chunk sends to the next chunk.
 
-    Attributes:
-        names: Names of the tensors, sorted.
-        gradients: Names of the tensors for which the next chunk sends back a gradient, sorted.
+    `names` has the sorted names of the tensors. `gradients` has the sorted names of those tensors
+    for which the next chunk sends back a gradient.
     """
 
     names: tuple[str, ...] = ()
@@ -36,11 +35,7 @@ class Watch:
 
     For batch b, the loss reads the weights as they were after the optimizer step of batch b - lag,
     or the initial weights if b < lag. So its result depends neither on the schedule nor on the
-    stages of the two chunks.
-
-    Attributes:
-        unit: Index of the unit in the model; it belongs to a later module.
-        lag: Age of the weights in batches, 1 or more.
+    stages of the two chunks. `unit` is the index of the unit in the model, and `lag` is 1 or more.
     """
 
     unit: int
@@ -98,17 +93,12 @@ def find_routes(
     """Find the tensors that each chunk has to send: those that exist at its end and are read later.
 
     A gradient is sent back for each differentiable tensor that an earlier unit of the same module
-    writes.
+    writes. `differentiable` gets the index of a unit, and the name of a tensor that exists before
+    this unit runs. It returns whether this tensor can have a gradient.
 
-    Args:
-        layout: The chunks.
-        units: The model's units.
-        ends: For the last unit of each module, given by its index: the exports (see `Routes`), then
-            the loss.
-        watches: The `Watch` of each module whose loss has one, by the index of the module's last
-            unit.
-        differentiable: Returns whether a tensor can have a gradient. Arguments are the index of a
-            unit, and the name of a tensor that exists before this unit runs.
+    `ends` and `watches` are about the loss of a module; their keys are the index of the module's
+    last unit. `ends` has the exports (see `Routes`), then the loss. `watches` has the loss's
+    `Watch`.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

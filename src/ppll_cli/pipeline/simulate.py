@@ -161,11 +161,8 @@ def simulate(
 ) -> Simulation:
     """Simulate all instructions of all stages.
 
-    Args:
-        streams: The instructions of each stage for all batches, one batch after another.
-        cost: See `Cost`.
-        slots: Returns the number of slots of a channel.
-        journeys: See `Journeys`. By default, transfers take no time.
+    `streams` has the instructions of each stage for all batches, one batch after another. `slots`
+    returns the number of slots of a channel. By default, transfers take no time.
 
     Raises:
         DeadlockError: The stages wait for each other; the message says what each waits for.

@@ -102,12 +102,10 @@ class Average:
     or more replicas, gloo's rounding depends on the contents of a bucket. A bucket then has
     parameters of only one unit, because results must not depend on which units a stage has.
 
-    Args:
-        replicas: The replicas of the stage. All have the same parameters in the same order.
-        units: The parameters of each unit or auxiliary network, in the order of the forward.
-        nonfinite: Returns whether this replica had a loss that is not finite.
-        early: Whether the all-reduces start during the backward. If not, they start after it, so
-            that they do not mix with the all-reduces of synchronized BatchNorm layers.
+    `units` has the parameters of each unit or auxiliary network, in the order of the forward.
+    `nonfinite` returns whether this replica had a loss that is not finite. With `early`,
+    all-reduces start during the backward. Without it, they start after the backward, so that they
+    do not mix with the all-reduces of synchronized BatchNorm layers.
     """
 
     def __init__(

@@ -98,8 +98,7 @@ class Transport(Protocol):
 
     Attributes:
         depth: Number of slots of each channel in addition to those that the schedule needs.
-        wire_dtype: The dtype to which float32 tensors are converted for a network transfer; None
-            for no conversion.
+        wire_dtype: The dtype of float32 tensors in a network transfer; None for no conversion.
     """
 
     depth: int
@@ -120,9 +119,6 @@ class Transport(Protocol):
     ) -> tuple[Sender, Receiver]:
         """Create a new channel, and return its two ends.
 
-        Args:
-            slots: Number of slots.
-            size: Largest size of a message, as `message_bytes` computes it.
-            source: The sender's device.
-            target: The receiver's device.
+        `size` is the largest size of a message, as `message_bytes` computes it. `source` is the
+        device of the sender, `target` the device of the receiver.
         """

@@ -42,11 +42,9 @@ ASKED = 10
 class Group:
     """Describes a process group that is to be created.
 
-    Attributes:
-        ranks: Ranks of the group's workers.
-        backend: "gloo" or "nccl". NCCL needs a separate CUDA device for each worker.
-        directed: True if the group has two workers, and the first sends to the second. False if
-            its workers do collective operations.
+    `ranks` are the ranks of its workers. If `directed`, the first of two workers sends to the
+    second; if not, the workers do collective operations. The backend "nccl" needs a separate CUDA
+    device for each worker.
     """
 
     ranks: tuple[int, ...]

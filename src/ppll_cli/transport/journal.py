@@ -189,11 +189,8 @@ class JournalReceiver(_End):
     """The receiving end; see `channel.Receiver`.
 
     Received tensors are copies: a network may change its inputs in place, but the slots must keep
-    what was sent.
-
-    Attributes:
-        keeps: Whether released messages keep their slots until `free` is called, for a stage that
-            takes snapshots. If not, `release` frees each slot immediately.
+    what was sent. A stage that takes snapshots sets `keeps`: then released messages keep their
+    slots until `free` is called. If `keeps` is not set, `release` frees each slot immediately.
     """
 
     keeps = False
