@@ -54,11 +54,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 def open_regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file, or a link to it, for reading.
 
-    A FIFO or a device is refused unopened: opening it could wait for ever or have side effects.
+    A FIFO or a device is not opened, because that could wait for ever or have side effects.
 
     Raises:
-        OSError: The file is missing, is no regular file, has more than `most_bytes` bytes, or
-            cannot be read.
+        OSError: The file is missing, not regular, larger than `most_bytes`, or cannot be read.
     """
     _check_regular(path, os.stat(path), most_bytes)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -125,7 +124,7 @@ def make_folder(folder: Path) -> None:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file a new file's permissions, because some libraries ignore the umask."""
+    """Give a file the permissions of a new file, because some libraries ignore the umask."""
     probe = path.with_name(f".{path.name}.mode")
     with suppress(OSError):  # some file systems have no modes
         try:

@@ -133,7 +133,7 @@ class FusedPictureHead(nn.Module):
     Our reading of the paper: the bank holds x_0, the output of the model's first unit. Module j,
     whose output is x_j, is trained through Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where SLM is
     the Simple Local Module. The public code of Local-SR also passes the detached x_0 to its local
-    networks, but does not use the sum. With values of `fba.features` other than `first`, the bank
+    networks, but does not use this sum. With values of `fba.features` other than `first`, the bank
     holds maps of earlier modules instead of x_0 (our choice).
 
     A 1x1 convolution projects a banked map to the head's number of channels if the two numbers

@@ -144,7 +144,7 @@ class MANPlus(MAN):
         These are the weights of the authors' code for K modules. `stage` is the number of changes
         of the features' shape up to the module's end. Here the divisor is K - 2 or the model's
         number of resolution stages, whichever is larger, so that both weights are above 0 (our
-        choice). They appear twice, so that `InfoPro` does not interpolate.
+        choice). Both appear twice, so that `InfoPro` does not interpolate.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]

@@ -17,7 +17,7 @@ from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Shape, Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
-"""Names of the maps that the unit `head` reads. For each stride it is the ResNet's last map."""
+"""For each stride, the name of the ResNet's last map with this stride. The unit `head` reads it."""
 
 Norm = Literal["none", "group"]
 GROUPS = 32

@@ -45,8 +45,8 @@ class TracedUnit:
         outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
         cost: Cost of the unit.
         changed: Numbers of the inputs that the unit changes in place.
-        shared: Numbers of each input and output in the same memory, because the output is the input
-            itself or a view of it.
+        shared: Pairs of numbers: of an input, and of an output in the same memory. This output is
+            the input itself or a view of it.
     """
 
     outputs: tuple[ValueSpec, ...]

@@ -80,9 +80,9 @@ class Schedule(ABC):
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is treated as a micro-batch. K batches, one for each stage, are
-        computed together if a batch visits stages more than once, as under `interleaved`; otherwise
-        only one.
+        Each evaluation batch is treated as a micro-batch. One batch is computed at a time, or K
+        batches if a batch visits stages more than once, as under `interleaved`. K is the number of
+        stages.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

@@ -68,7 +68,7 @@ class _Bucket:
         self._work = replicas.add(flat)
 
     def wait(self) -> Tensor:
-        """Wait for the sums (with NCCL, only on the current stream), and return the counts."""
+        """Wait for the sums (with NCCL, only the current stream waits), and return the counts."""
         assert self._work is not None
         assert self._counts is not None
         self._work.wait()

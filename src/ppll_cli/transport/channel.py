@@ -75,7 +75,7 @@ class Receiver(Protocol):
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
 
     def peek(self) -> Header:
-        """Return the next message's header, and keep the message. Call `wait` before."""
+        """Return the next message's header, but do not receive the message. Call `wait` first."""
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Receive the next message; call this only after `wait` returned True.

@@ -61,8 +61,7 @@ class Order:
     """Makes one end's use of a slot wait for the other end's use of this slot.
 
     This class is for the CPU, where work is done before its token is sent, so nothing has to wait.
-    `fill` and `give_back` return the handle of the slot's CUDA event if they created the event,
-    else nothing.
+    `fill` and `give_back` return the handle of a CUDA event that they create, else empty bytes.
     """
 
     def learn(self, handle: bytes) -> None:
