@@ -32,8 +32,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
-"""Environment variable, and a value, with which Python keeps the current directory out of
-`sys.path`."""
+"""Environment variable, and a value, that keep the current directory out of `sys.path`."""
 
 
 def context() -> ForkServerContext:

@@ -47,8 +47,7 @@ class FBA(LocalMethod):
             only one resolution stage.
         bank: The settings of the bank.
         detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the stride is that
-            of the module's map, but at least 8. Units whose maps have a larger stride are then not
-            copied.
+            of the module's map, but at least 8. Units with a larger stride are then not copied.
     """
 
     bank: FeatureBank

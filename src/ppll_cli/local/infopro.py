@@ -60,8 +60,7 @@ class InfoPro(LocalMethod):
         loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
             vectors, trained by cross-entropy, measures the module's accuracy (our choice).
         weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
-            entry of `WEIGHTS` with the nearest number of modules; of two equally near numbers, the
-            smaller (our choice).
+            entry of `WEIGHTS` with the nearest number of modules (our choice: the smaller of two).
         width: Largest number of channels. A convolution with fewer input channels has stride 2 and
             doubles their number, but to at most `width`. Any other convolution has stride 1 and
             `width` output channels (our choice for more than `width` input channels).
@@ -235,8 +234,7 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     image in the other's mean. If the weights in a sample's mean add up to less than 1, their sum is
     the sample's weight in the mean over samples. Both are our choice.
 
-    `vectors`, float [B, D], have length 1; `shares` are float [B, classes]. The loss is a float32
-    scalar.
+    `vectors`, float [B, D], have length 1; `shares` are float [B, classes]. The result is float32.
     """
     itself = torch.eye(len(shares), dtype=torch.bool, device=shares.device)
     alike = gram(shares).masked_fill(itself, 0)

@@ -131,7 +131,7 @@ class LocalMethod(ABC):
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module; not of the model's last module.
+        """Return a module's auxiliary network and local loss. The model's last module needs none.
 
         Raises:
             ConfigError: The method does not apply to this model or task.
@@ -142,8 +142,7 @@ class LocalMethod(ABC):
 
         These units run after the module's own units, without gradients. They have no parameters,
         but may have buffers. The first dimension of each output is the batch. The outputs are sent
-        forward up to the last criterion that reads them. This method is not called for the model's
-        last module.
+        forward up to the last criterion that reads them. Not called for the model's last module.
         """
         return ()
 

@@ -57,8 +57,7 @@ class BankedPyramid(nn.Module):
     maps of earlier modules) and own maps (the module's map, and the maps that copies of later units
     compute from it). For each stride, the last own map is used, as in the model. `concatenate`
     concatenates the maps of a stride, and the pyramid's 1x1 convolution reduces the result to the
-    pyramid's width. `add` sums the own map and those banked maps that have the same number of
-    channels.
+    pyramid's width. `add` sums the own map and banked maps with as many channels.
 
     `head` is a copy of the model's head, whose settings the new head gets. `own` has the stride and
     channels of the module's map and of each copy's output, `banked` those of the banked maps.

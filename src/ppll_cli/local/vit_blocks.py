@@ -18,8 +18,7 @@ class ViTBlocks(LocalMethod):
     """Trains each module through new transformer blocks and a copy of the model's head.
 
     The blocks have the sizes of the block after the module or, if no block follows, of the last
-    block. The copied head has LayerNorm, pooling and a Linear layer. Blocks and head have fresh
-    weights.
+    block. The copied head has LayerNorm, pooling and a Linear layer. All have fresh weights.
 
     Args:
         depth: Number of blocks of each auxiliary network; 0 means the head alone. A list has one

@@ -37,8 +37,8 @@ _AUGLOCAL_DEPTHS = range(1, 7)
 def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     """Return the partitions of InfoPro, AugLocal and MAN for a ResNet of this depth, by name.
 
-    A partition is a list: the first unit of each module except module 0. Only depths 32 and 110
-    have partitions.
+    A partition lists the first unit of each module except module 0. Only depths 32 and 110 have
+    partitions.
 
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
     modules, except that the last d + 1 units form one module. In MAN's code (arXiv 2507.16279), the

@@ -188,8 +188,7 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     `batch` has the shape and dtype of each tensor of a batch, by name.
 
     Raises:
-        TypeError: A unit builds no network that can be trained, or does not return the tensors of
-            its `writes`.
+        TypeError: A unit's network cannot be trained, or does not return the tensors of `writes`.
     """
     specs = dict(batch)
     traced = []
@@ -246,8 +245,7 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
     dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. `one_sample` describes the outputs for one sample in
-    evaluation.
+    into the memory for outputs in evaluation. `one_sample` describes the outputs for one sample.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.

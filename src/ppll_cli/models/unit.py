@@ -27,8 +27,7 @@ class Unit:
         build: Builds the network, with fresh weights. It may draw them with the global random
             generators of torch, NumPy and Python, which the program seeds. The network takes the
             tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if `writes`
-            has several names. It must not change its inputs in place, because other units may read
-            them.
+            has several names. It must not change its inputs in place: other units may read them.
         reads: Names of the tensors that the network takes.
         writes: Names of the tensors that the network returns. If a tensor with this name exists
             already, later units read the new tensor.

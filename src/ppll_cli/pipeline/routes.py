@@ -96,9 +96,8 @@ def find_routes(
     writes. `differentiable` gets the index of a unit, and the name of a tensor that exists before
     this unit runs. It returns whether this tensor can have a gradient.
 
-    `ends` and `watches` are about the loss of a module; their keys are the index of the module's
-    last unit. `ends` has the exports (see `Routes`), then the loss. `watches` has the loss's
-    `Watch`.
+    The keys of `ends` and `watches` are the indices of the last units of modules. `ends` has the
+    exports (see `Routes`), then the loss; `watches` has the `Watch` of the loss.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

@@ -18,8 +18,7 @@ class Place:
         routes: The chunks of the model, and the tensors that are sent between them.
         microbatches: Number of micro-batches of the batch.
         norms: Whether a step needs the gradient norm of the whole model.
-        replicas: Number of workers of the stage, which share every batch and execute the same
-            instructions.
+        replicas: Number of workers of the stage. They share batches and execute equal instructions.
     """
 
     stage: int
@@ -72,7 +71,7 @@ class Schedule(ABC):
     def layout(self, stages: int) -> Sequence[int]:
         """Return the stage of each chunk; the length of the result is the number of chunks.
 
-        Local learning does not use this: each module is a chunk, and each stage has consecutive
+        Local learning does not use this: each module is a chunk, and stages have consecutive
         modules.
         """
         return range(stages)
@@ -80,9 +79,8 @@ class Schedule(ABC):
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is treated as a micro-batch. One batch is computed at a time, or K
-        batches if a batch visits stages more than once, as under `interleaved`. K is the number of
-        stages.
+        Each evaluation batch is a micro-batch. One batch is computed at a time, or K batches if a
+        batch visits stages more than once, as under `interleaved`. K is the number of stages.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

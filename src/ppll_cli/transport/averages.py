@@ -31,8 +31,7 @@ class _Bucket:
 
     The flat tensor ends with counts, which the same all-reduce sums: for each parameter, the number
     of replicas that have a gradient for it; then the number of replicas with a loss that is not
-    finite. Each gradient has the strides of its parameter, so that one `_foreach_copy_` copies all
-    gradients.
+    finite. Each gradient has its parameter's strides, so that one `_foreach_copy_` copies all.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -79,8 +78,7 @@ class _Bucket:
         """Copy the sums into the parameters' gradients.
 
         `counts` has, for each parameter, the number of replicas with a gradient for it. If this is
-        0, the parameter's gradient stays None. `counts` may be None if this replica has all
-        gradients.
+        0, the parameter's gradient stays None. `counts` may be None if no gradient is missing.
         """
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):

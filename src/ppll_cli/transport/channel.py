@@ -2,9 +2,9 @@
 
 A channel has one sender and one receiver. Messages arrive in the order in which they were sent. A
 message has a small header, which the channel does not interpret, and named tensors, whose shapes,
-dtypes and strides it does not change. A channel has a fixed number of slots, which store the
-tensors: the sender waits until a slot is free, and a received message keeps its slot until the
-receiver releases it.
+dtypes and strides it keeps. A channel has a fixed number of slots, which store the tensors: the
+sender waits until a slot is free, and a received message keeps its slot until the receiver releases
+it.
 
 Waiting is a separate method with a time limit, so that a worker can measure how long it waits, and
 do other work between two calls.
@@ -60,8 +60,7 @@ class Sender(Protocol):
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        Afterwards the caller may change or free the tensors, or (on CUDA) queue work that changes
-        them.
+        Afterwards the caller may change or free the tensors, or (on CUDA) queue work that does so.
         """
 
 

@@ -65,8 +65,7 @@ class Groups:
         groups: All groups by name, in the same order in all workers.
         interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.
-        ahead_s: Seconds by which this worker's clock is ahead of the clock of worker 0; 0 before
-            `open`.
+        ahead_s: Seconds by which this worker's clock is ahead of worker 0's; 0 before `open`.
     """
 
     store: str

@@ -126,8 +126,7 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return a text that says that shared memory has no room for `size` bytes; None if it has.
 
-    The text begins with `what`. Call this before writing: a process that exceeds the limit is
-    killed.
+    The text begins with `what`. Call this before writing: beyond the limit, a process is killed.
     """
     if fits(size):
         return None

@@ -4,9 +4,8 @@ Each channel has separate process groups, so that channels do not wait for each 
 copies a message into one of its own slots, and a thread sends it. The thread of the receiver
 requests the next message only when a slot is free, and gloo sends no message before the receiver
 requests it. So the sender waits for a slow receiver (backpressure). A message consists of a head in
-JSON, and of exactly as many bytes of tensors as the head says. Before the first message, the sender
-sends a schema: a text that describes the tensors of all messages. The receiver compares this schema
-with its own.
+JSON, and of exactly as many bytes of tensors as the head says. First, the sender sends a schema: a
+text that describes the tensors of all messages. The receiver compares this schema with its own.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
@@ -67,8 +66,7 @@ def bytes_group(name: str) -> str:
 class _Slots(Slots):
     """Slots, each with room for a head, in this process's memory.
 
-    `carrier` is the device of the memory, which gloo or NCCL uses directly; `device` is the
-    worker's.
+    `carrier` is the device of the memory, which gloo or NCCL uses; `device` is the worker's.
     """
 
     def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:

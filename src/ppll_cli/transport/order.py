@@ -89,8 +89,8 @@ class CudaOrder(Order):
         device: This end's device.
         other: The other end's device.
         aside: Whether this end copies to another device or to the host. Such copies run on a side
-            stream, parallel to computation. Inside one device, a parallel copy would only slow
-            computation down.
+            stream, parallel to computation. Inside one device, a parallel copy would only slow down
+            computation.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:

@@ -6,8 +6,7 @@ queue's pipe the data that the receiver needs to map this memory. A second pipe 
 sender when the receiver releases them; the queue itself frees a slot when the message is received.
 
 If the sender's process ended, its unread messages would be lost, because the receiver asks this
-process for the shared memory. Therefore no worker exits before the parent has seen that all workers
-are done.
+process for the shared memory. So no worker exits before the parent has seen that all are done.
 """
 
 import multiprocessing
@@ -143,8 +142,7 @@ class QueueTransport:
         """Return the largest number of file descriptors that one end of a channel needs.
 
         An end has two ends of the queue's pipe, one end of the pipe for slots, and one descriptor
-        for each tensor in a slot. A message that is being shared needs a second descriptor for each
-        tensor.
+        for each tensor in a slot. While a message is being shared, each tensor needs a second one.
         """
         return 3 + (slots + 1) * tensors
 
