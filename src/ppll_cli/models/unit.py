@@ -75,8 +75,9 @@ class Model(Protocol):
         """Return the units in order. The last unit writes the prediction.
 
         Args:
-            image: What the data set's `image_spec` returned: an `ImageSpec` for images, which are
-                in the tensor `image`, or another `InputSpec`, whose tensors the units read.
+            image: What the data set's `image_spec` returned. If it is an `ImageSpec`, the first
+                unit reads the tensor `image`. Any other `InputSpec` names the tensors that units
+                read.
             task: The task that the model learns.
 
         Raises:

@@ -132,7 +132,7 @@ class Release:
 class StartAverage:
     """Start averaging a chunk's gradients over the replicas of the stage.
 
-    This comes before the chunk's last backward, so that each gradient can be sent to the other
+    It comes before the chunk's last backward, so that each gradient can be sent to the other
     replicas as soon as it is complete.
     """
 

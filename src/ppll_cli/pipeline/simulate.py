@@ -112,7 +112,7 @@ class _Carrier:
 class _Channel(_Carrier):
     """The messages in a channel, and the time at which each free slot became free.
 
-    `ahead` of the `slots` slots have a message at the start; see `Channel.ahead`.
+    At the start, `ahead` slots have a message; see `Channel.ahead`.
     """
 
     def __init__(self, slots: int, ahead: int) -> None:

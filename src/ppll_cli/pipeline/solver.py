@@ -16,7 +16,7 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
     first group is chosen, then the one with the largest second group, and so on. The result is
     exact. Dynamic programming finds it in a time of order groups * items**2.
 
-    There must be 1 to `items` groups. A cost may exceed the smallest maximum by `slack` (rounding).
+    There must be 1 to `items` groups. `slack` is the amount by which rounding may raise a cost.
     """
     limit = _least_maximum(cost, items, groups) + slack
     infinity = float("inf")

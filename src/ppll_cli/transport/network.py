@@ -10,8 +10,8 @@ text that describes the tensors of all messages. The receiver compares this sche
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
 transfer by NCCL occupies both devices until it ends, so transfers of several channels could
-deadlock. Therefore the sender's thread waits until the bytes are complete before it sends the head,
-and the receiver's thread waits until the slot is free on its device before it requests a head.
+deadlock. Therefore the sender's thread sends a head only when the bytes are complete. The
+receiver's thread requests a head only when a slot is free on its device.
 """
 
 import json
