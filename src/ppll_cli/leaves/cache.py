@@ -18,9 +18,8 @@ def cache_folder() -> Path | None:
 def keep_compiled_code() -> None:
     """Make torch keep compiled code in the cache folder, unless the user has chosen another folder.
 
-    By default, torch creates a folder with a predictable name in /tmp when the first optimizer is
-    created. Another user may have created this folder before. This function only sets the folder in
-    the environment; torch creates it when needed. Child processes inherit the setting.
+    By default, torch uses a folder with a predictable name in /tmp, which another user may have
+    created. This function only sets an environment variable, which child processes inherit.
     """
     if os.environ.get(INDUCTOR):
         return

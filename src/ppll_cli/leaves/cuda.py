@@ -1,8 +1,8 @@
 """Asks the CUDA driver about devices without creating a CUDA context.
 
 A context takes some hundred MiB of a device's memory as long as its process lives. The process that
-starts the workers computes nothing, so it should have no context: it must not call anything that
-initialises `torch.cuda`. (`torch.cuda.is_available` does not initialise it.)
+starts the workers computes nothing, so it must not call anything that initialises `torch.cuda`.
+(`torch.cuda.is_available` does not initialise it.)
 """
 
 import ctypes
@@ -24,9 +24,8 @@ def device_count() -> int:
 def why_none() -> str:
     """Return why torch can use no CUDA device; empty if it can use one.
 
-    `torch.cuda.device_count` asks NVML, a library of the driver. So it also counts devices that
-    torch cannot use, for example because the driver is too old. The CUDA runtime knows which
-    devices can be used.
+    `torch.cuda.device_count` also counts devices that torch cannot use, for example because the
+    driver is too old. The CUDA runtime knows which devices can be used.
     """
     if torch.cuda.device_count() == 0:
         return "there is no CUDA device"
@@ -70,7 +69,7 @@ def _driver() -> Any:
 
 
 def _handle(driver: Any, device: str) -> ctypes.c_int:
-    """Return the driver's handle of a device; driver and torch number devices in the same way."""
+    """Return the driver's handle of a device. The driver numbers devices as torch does."""
     handle = ctypes.c_int()
     _check(driver.cuDeviceGet(ctypes.byref(handle), torch.device(device).index or 0))
     return handle

@@ -1,8 +1,4 @@
-"""Reads files safely, and writes them completely or not at all.
-
-The functions that read expect that a file may be damaged, or may be no regular file. Imports no
-torch.
-"""
+"""Reads files that may be damaged, and writes files completely or not at all. Imports no torch."""
 
 import errno
 import hashlib
@@ -17,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 MOST_JSON_BYTES = 1 << 26
-"""Largest accepted size in bytes of a JSON file."""
 
 DEEPEST_JSON = 64
 """Deepest accepted nesting of lists and objects in a JSON file."""
@@ -59,12 +54,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 def open_regular(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file, or a link to it, for reading.
 
-    A FIFO or a device is refused without opening it: opening could wait for ever or have side
-    effects.
+    A FIFO or a device is not opened, because that could wait for ever or have side effects.
 
     Raises:
-        OSError: The file is missing, is no regular file, has more than `most_bytes` bytes, or
-            cannot be read.
+        OSError: The file is missing, not regular, larger than `most_bytes`, or cannot be read.
     """
     _check_regular(path, os.stat(path), most_bytes)
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -109,11 +102,7 @@ def _check_depth(value: Any) -> None:
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Return the JSON value in a text.
-
-    Raises:
-        ValueError: The text is not JSON, or is nested more deeply than Python can read.
-    """
+    """Return the JSON value in a text; raise ValueError for other text, or for too deep nesting."""
     try:
         return json.loads(content if isinstance(content, str) else content.decode())
     except RecursionError:
@@ -128,22 +117,14 @@ def problem_of(error: Exception) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its parents if they are missing.
-
-    Raises:
-        OSError: The folder cannot be created, or is a link; the program does not write through
-            links.
-    """
+    """Create a folder and missing parents; raise OSError if that fails, or the folder is a link."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_symlink():
         raise OSError(errno.ELOOP, "a link is where a folder should be", str(folder))
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file the permissions that a new file in its folder would have.
-
-    Some libraries ignore the umask and create files that only their owner can read.
-    """
+    """Give a file the permissions of a new file, because some libraries ignore the umask."""
     probe = path.with_name(f".{path.name}.mode")
     with suppress(OSError):  # some file systems have no modes
         try:
@@ -186,9 +167,5 @@ def remove(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, as `write_text` does.
-
-    Raises:
-        ValueError: The value holds infinity or NaN, which JSON does not have.
-    """
+    """Write a value as JSON, as `write_text` does; raise ValueError for infinity and NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -1,4 +1,7 @@
-"""Controls the fork server, a process that imports torch once and from which workers are forked."""
+"""Controls the fork server, a process that imports torch once and from which workers are forked.
+
+This module imports no torch, so the server can start before this process imports torch.
+"""
 
 import multiprocessing
 import os
@@ -29,22 +32,16 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
-"""Name and value of the environment variable with which Python leaves the current directory out of
-`sys.path`."""
+"""Environment variable, and a value, that keep the current directory out of `sys.path`."""
 
 
 def context() -> ForkServerContext:
-    """Return multiprocessing's context for starting workers.
-
-    Plain `fork` is not used, because it would copy locks that threads hold.
-    """
+    """Return multiprocessing's context for workers; `fork` would copy locks that threads hold."""
     return multiprocessing.get_context("forkserver")
 
 
 def start() -> None:
     """Start the fork server, which imports the modules of workers while this process continues.
-
-    This module imports no torch, so a process can call this before it imports torch itself.
 
     Raises:
         ConfigError: No folder can be created for the server's socket.
@@ -77,10 +74,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 
 @contextmanager
 def _without_current_directory() -> Iterator[None]:
-    """Keep the current directory out of `sys.path` in processes that the body of the `with` starts.
-
-    So these processes do not import a user's `torch.py` in this directory instead of torch.
-    """
+    """Keep the current directory, which may have a `torch.py`, out of new processes' `sys.path`."""
     name, value = SAFE_PATH
     found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # started in a clone's `src`
     if name in os.environ or found_there:
@@ -94,11 +88,7 @@ def _without_current_directory() -> Iterator[None]:
 
 
 def begin(worker: ForkServerProcess) -> None:
-    """Make the fork server start a worker.
-
-    Raises:
-        RunFailedError: The fork server has ended, or is stopped.
-    """
+    """Let the fork server start a worker; raise RunFailedError if the server does not answer."""
     ended, problem = Event(), list[str]()
     watcher = Thread(target=_end_if_stopped, args=(ended, problem), name="ppll-fork", daemon=True)
     watcher.start()
@@ -113,15 +103,12 @@ def begin(worker: ForkServerProcess) -> None:
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
-    """Kill the fork server if it does not answer, so that `begin` stops waiting.
-
-    Time in which this process itself was stopped, for example by Ctrl-Z, does not count.
-    """
+    """Kill the fork server if it does not answer, so that `begin` stops waiting."""
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
     while not ended.wait(LOOK_S):
         now_s = monotonic()
-        passed_s = min(now_s - looked_s, 2 * LOOK_S)
+        passed_s = min(now_s - looked_s, 2 * LOOK_S)  # a stop by Ctrl-Z does not count
         looked_s = now_s
         waited_s += passed_s
         server: Any = forkserver._forkserver
@@ -153,8 +140,8 @@ def lost_helper(name: str) -> RunFailedError:
 def ending_signals() -> list[signal.Signals]:
     """Return the signals that end this program.
 
-    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. In this
-    case, this program ignores the same signals.
+    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. An
+    ignored signal is left out.
     """
     ignorable = (signal.SIGINT, signal.SIGHUP)
     return [
@@ -181,11 +168,7 @@ def kill() -> None:
 
 
 def helpers() -> dict[int, str]:
-    """Return the names of multiprocessing's helper processes, by file descriptor.
-
-    Each descriptor is this process's end of a pipe to a helper. When the helper has ended,
-    `wait` reports the descriptor as ready.
-    """
+    """Return the names of helper processes, by the file descriptor that is ready when they end."""
     server: Any = forkserver._forkserver
     tracker: Any = resource_tracker._resource_tracker
     found = {server._forkserver_alive_fd: "fork server", tracker._fd: "resource tracker"}
@@ -193,10 +176,7 @@ def helpers() -> dict[int, str]:
 
 
 def ended_helper(limit_s: float) -> str | None:
-    """Wait until a helper process of multiprocessing ends, and return its name.
-
-    Return None if all are still alive after `limit_s` seconds.
-    """
+    """Return the name of a helper process that ends within `limit_s` seconds; None if none does."""
     servers = helpers()
     ended = wait(list(servers), limit_s)
     return next((name for end, name in servers.items() if end in ended), None)

@@ -12,9 +12,9 @@ MOST_SIZE = 1 << 24
 
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
-Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]  # 0 <= x < 1
-Share = Annotated[FiniteFloat, Field(ge=0, le=1)]  # 0 <= x <= 1
-Natural = Annotated[int, Field(ge=0)]  # 0 or more
-Count = Annotated[int, Field(ge=1)]  # 1 or more
+Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 Depth = Annotated[int, Field(ge=1, le=MOST_LAYERS)]
 Size = Annotated[int, Field(ge=1, le=MOST_SIZE)]

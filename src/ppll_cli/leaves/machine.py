@@ -16,10 +16,7 @@ def processor() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Return the bytes of memory that this process may use; None if unknown.
-
-    This is the machine's memory, or the limit of the container if that is smaller.
-    """
+    """Return the bytes of memory of this machine, or of its container; None if unknown."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError):

@@ -8,10 +8,7 @@ LONGEST_ERROR = 4000
 
 
 def printable(text: object, longest: int | None = None) -> str:
-    """Return a text as one line, with control characters escaped.
-
-    If the text has more than `longest` characters, its middle is left out.
-    """
+    """Return a text as one line: escape control characters, shorten to `longest` characters."""
     whole = str(text) if longest is None else shortened(str(text), longest)
     return whole if whole.isprintable() else "".join(map(_escaped, whole))
 

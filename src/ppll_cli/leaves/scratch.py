@@ -32,7 +32,6 @@ SHORT_PLACES = ("/tmp", "/var/tmp")
 """Folders to use for sockets if the path of the temporary folder is too long."""
 
 SHARED_MEMORY = Path("/dev/shm")
-"""The folder in which Linux keeps shared memory."""
 
 _ATTEMPTS = 10
 
@@ -47,7 +46,6 @@ class _Own:
 
     @property
     def lock(self) -> Path:
-        """The path of the lock file."""
         return self.folder.with_name(f"{self.folder.name}.lock")
 
 
@@ -97,10 +95,7 @@ def socket_folder() -> Path:
 
 
 def remove() -> None:
-    """Remove the folders of this process.
-
-    A signal handler may call this right before the program exits.
-    """
+    """Remove the folders of this process. A signal handler may call this right before the exit."""
     while _OWN:
         _, own = _OWN.popitem()
         if own.process_id != os.getpid():
@@ -138,16 +133,13 @@ def _own(place: Path) -> Path:
 
 
 def _base(place: Path) -> Path:
-    """Return a folder inside `place` that only this user can read and write; create it if needed.
-
-    If another user already has something with this name, the function uses another name.
-    """
+    """Return a folder in `place` that only this user can read and write; create it if needed."""
     base = place / f"ppll-run-{os.getuid()}"
     with suppress(FileExistsError):
         base.mkdir(mode=0o700)
     found = base.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        return Path(tempfile.mkdtemp(prefix=f"{base.name}-", dir=place))
+        return Path(tempfile.mkdtemp(prefix=f"{base.name}-", dir=place))  # the name is taken
     if found.st_mode & 0o077:
         base.chmod(0o700)
     return base

@@ -22,11 +22,7 @@ class ValueSpec:
 
 
 class InputSpec(Protocol):
-    """Describes the tensors of a batch that a model reads.
-
-    The method `image_spec` of a data set returns such a description. For images it is a
-    `ppll_cli.leaves.images.ImageSpec`.
-    """
+    """Describes the tensors of a batch that a model reads; `ImageSpec` does this for images."""
 
     @property
     def specs(self) -> Mapping[str, ValueSpec]:

@@ -15,10 +15,9 @@ from ppll_cli.tasks.classification import ClassifierHead
 class AugLocal(LocalMethod):
     """Trains each module through copies of d later units and of the model's head.
 
-    The copies have fresh weights. The copied units are evenly spaced between the module and the
-    head, so that the module prepares features for the whole rest of the model. If j is the module's
-    last unit and L the last unit before the head, units round(j + i (L - j) / d) are copied, for i
-    from 1 to d. Halves are rounded to the even index. If there are at most d units between the
+    The copies have fresh weights. If j is the module's last unit and L the last unit before the
+    head, units round(j + i (L - j) / d) are copied, for i from 1 to d. So the copied units are
+    evenly spaced; halves are rounded to the even index. If there are at most d units between the
     module and the head, all of them are copied. If d is 1, BatchNorm is placed between the pooled
     vector and the Linear layer. All this, and initial weights of convolutions by He's rule, follows
     the paper's code (github.com/ChenxiangMA/AugLocal).
@@ -30,11 +29,10 @@ class AugLocal(LocalMethod):
 
     Attributes:
         depth: d of the first module.
-        tau: How far d falls from the first to the last module with an auxiliary network: not at all
-            if tau is 0, from `depth` to 1 if tau is 1. d falls linearly and is rounded.
-        detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
-            and None mean all levels, `level` only the levels for the stride of the last copied
-            unit's output (see `LevelHead`).
+        tau: How far d falls. It falls linearly, and is rounded, from `depth` at the first module to
+            depth (1 - tau) + tau at the last module with an auxiliary network.
+        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the stride is that
+            of the last copied unit's output.
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"
@@ -67,7 +65,7 @@ class AugLocal(LocalMethod):
         return [round(end + i * (last - end) / depth) for i in range(1, depth + 1)]
 
     def _depth(self, site: Site) -> int:
-        """Return d of a module: the largest number of units to copy."""
+        """Return d of a module."""
         fallen = self.tau * site.progress
         return max(1, round(self.depth * (1 - fallen) + fallen))
 

@@ -23,8 +23,8 @@ class Bank:
     """The bank for classification and for tasks that users wrote: it holds pooled vectors."""
 
     long_skips = False
-    """Whether the bank holds the model's long skips by default. A long skip is a tensor that the
-    model's head reads in addition to its input."""
+    """Whether the bank holds, by default, the model's long skips: tensors that the model's head
+    reads in addition to its input."""
 
     def form(self, shape: Shape) -> nn.Module | None:
         """Return a module without parameters that converts features to their form in the bank.
@@ -93,14 +93,12 @@ class FusedHead(nn.Module):
 
     A Linear layer and ReLU project each banked vector to the head's width D. `add` sums the
     projections and the head's own vector. `concatenate` concatenates them, and a Linear layer
-    reduces the result to width D, so that the classifier after it has the shape of the model's
-    classifier. With its initial weights this layer returns the head's own vector; it learns to use
-    the bank in training.
+    reduces the result to width D. With its initial weights this layer returns the head's own
+    vector. If `shared_head` is False, the classifier reads the concatenated vectors directly.
 
-    If `shared_head` is False, the classifier reads the concatenated vectors directly. With
-    `normalize`, each vector, including the head's own, is shifted and scaled to mean 0 and variance
-    1 over its elements before banked vectors are projected. Then features of modules with larger
-    activations do not outweigh features of other modules. `widths` are the banked vectors' widths.
+    With `normalize`, all vectors are shifted and scaled to mean 0 and variance 1 over their
+    elements before banked vectors are projected. Then modules with large activations do not
+    outweigh others. `widths` are the banked vectors' widths.
     """
 
     def __init__(self, head: ClassifierHead, widths: Sequence[int], bank: FeatureBank) -> None:
@@ -132,20 +130,17 @@ class FusedHead(nn.Module):
 class FusedPictureHead(nn.Module):
     """A head that fuses its map with a feature bank (arXiv 2406.00446; details are our choice).
 
-    Our reading of the paper: the bank holds x_0, the output of the model's first unit. The
-    backbone's long skip also carries x_0. Module j, whose output is x_j, is trained through
-    Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where SLM is the Simple Local Module. The public
-    code of Local-SR also passes the detached x_0 to its local networks, but does not use the sum
-    with x_0. With values of `fba.features` other than `first`, the bank holds maps of earlier
-    modules instead of x_0 (our choice).
+    Our reading of the paper: the bank holds x_0, the output of the model's first unit. Module j,
+    whose output is x_j, is trained through Upsampler(SLM_j(x_j) + stop-gradient(x_0)), where SLM is
+    the Simple Local Module. The public code of Local-SR also passes the detached x_0 to its local
+    networks, but does not use this sum. With values of `fba.features` other than `first`, the bank
+    holds maps of earlier modules instead of x_0 (our choice).
 
-    If a banked map and the head's map differ in the number of channels, a 1x1 convolution projects
-    the banked map to the head's number of channels. `add` sums the banked maps and the head's own
-    map. `concatenate` concatenates them, and a 1x1 convolution reduces the result to the head's
-    number of channels. With its initial weights this convolution returns the head's own map; it
-    learns to use the bank in training. If `shared_head` is False, the upsampler reads the
-    concatenated maps directly. `channels` has the number of channels of each banked map. No
-    gradient passes to banked maps.
+    A 1x1 convolution projects a banked map to the head's number of channels if the two numbers
+    differ. `add` sums the banked maps and the head's own map. `concatenate` concatenates them, and
+    a 1x1 convolution, which initially returns the head's own map, reduces the result to the head's
+    number of channels. If `shared_head` is False, the upsampler reads the concatenated maps
+    directly. `channels` has the number of channels of each banked map.
     """
 
     def __init__(self, head: PictureHead, channels: Sequence[int], bank: FeatureBank) -> None:
@@ -168,8 +163,7 @@ class FusedPictureHead(nn.Module):
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return pictures [B, 3, sH, sW], for features and for banked maps [B, channels, H, W]."""
         maps = [self.head.mapped(x)]
-        # The module itself may have computed the output of the first unit, so this output is
-        # detached.
+        # Detached, because the module itself may have computed the first unit's output.
         maps += [p(b.detach()) for p, b in zip(self.projections, bank, strict=True)]
         joined = fused(maps, self.fusion)
         if self.mix is not None:

@@ -39,11 +39,10 @@ class BankedCriterion(Criterion):
 class ProbedCriterion(Criterion):
     """Trains a module without a bank, and a probe that reads the bank (our choice).
 
-    The Simple Local Module, with its head (a `ClassifierHead`), is trained by the task's loss on
-    the head's prediction, as without a bank. The probe is trained by the task's loss on its own
-    prediction. It reads banked features and the head's pooled vector, detached. The criterion's
-    loss is the sum of both losses, and its prediction is the head's. With `measure_zeroed`,
-    evaluations also measure the probe with a bank of zeros.
+    The Simple Local Module, with its head (a `ClassifierHead`), trains the module. The probe reads
+    banked features and the head's pooled vector, detached. The loss is the sum of the task's losses
+    on both predictions; `forward` returns the head's prediction. With `measure_zeroed`, evaluations
+    also measure the probe with a bank of zeros.
     """
 
     def __init__(

@@ -39,11 +39,10 @@ def later_units(site: Site) -> range:
 
 
 def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
-    """Copy a chain of units and the model's head.
+    """Copy a chain of units and the model's head, or refuse the method.
 
-    Each copy reads the output of the previous copy. If this output has another shape than the
-    original unit's input, the unit's `adapt` makes the copy. The copied head has the input shape of
-    the model's head. A unit that cannot be copied for the features that it would read is refused.
+    Each copy reads the output of the previous copy (see `copy_unit`). The copied head has the input
+    shape of the model's head.
     """
     units: list[nn.Module] = []
     shapes = [site.spec.shape]
@@ -57,9 +56,9 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
     """Copy a unit, with fresh weights, for features of a given shape, or refuse the method.
 
-    The copy has the same probabilities of dropout and stochastic depth as the unit. If the unit's
-    own input has this shape, the copy's parameters have the same names and shapes as the unit's
-    parameters. Otherwise the unit's `adapt` makes the copy.
+    The copy has the unit's probabilities of dropout and stochastic depth. If the unit reads one
+    tensor of this shape, the copy's parameters have the names and shapes of the unit's parameters.
+    In all other cases the unit's `adapt` makes the copy.
     """
     _check_chained(site, index, method)
     unit = site.units[index]
@@ -73,10 +72,7 @@ def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
 
 
 def _check_chained(site: Site, index: int, method: str) -> None:
-    """Check that a unit reads the first output of the unit before it, and writes one tensor.
-
-    A unit that also reads other tensors is accepted only if it has `adapt`.
-    """
+    """Check that a unit reads the first output of the unit before it, and writes one tensor."""
     unit, before = site.units[index], site.units[index - 1]
     alone = len(unit.reads) == 1 or unit.adapt is not None
     if unit.reads[:1] != before.writes[:1] or len(unit.writes) > 1 or not alone:

@@ -16,9 +16,8 @@ only the levels for the stride of the local head's input (see `LevelHead`)."""
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """Return the site with a task whose local heads are of the chosen kind.
 
-    For None and `pyramid`, the site is returned unchanged. For `pyramid` and `level`, tasks other
-    than detection are refused. For `level`, the model's head must be a `PyramidHead`, because local
-    heads get the width of the model's head.
+    None and `pyramid` leave the site unchanged. `pyramid` and `level` need a detection task.
+    `level` also needs a model whose head is a `PyramidHead`, because local heads get its width.
     """
     if chosen is None:
         return site

@@ -16,8 +16,7 @@ from ppll_cli.tasks.classification import classes_of
 class AdaptivePool(nn.Module):
     """Average pooling of maps to a smaller size.
 
-    The output's height and width are the input's, divided by `divisor` and rounded up, but at most
-    `size`.
+    Each side of the output is the input's, divided by `divisor` and rounded up, but at most `size`.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:
@@ -40,10 +39,7 @@ class AdaptivePool(nn.Module):
 
 
 def _averages(size: int, windows: int, like: Tensor) -> Tensor:
-    """Return a matrix [windows, size] whose row i averages over window i of a side.
-
-    The side has `size` pixels. The windows are those of torch's adaptive average pooling.
-    """
+    """Return torch's adaptive average pooling of `size` values as a matrix [windows, size]."""
     window = torch.arange(windows, device=like.device)[:, None]
     position = torch.arange(size, device=like.device)
     first, behind = window * size // windows, ((window + 1) * size + windows - 1) // windows
@@ -57,19 +53,18 @@ class DGL(LocalMethod):
 
     The network pools the map to a quarter of its height and width, rounded up. Then three 1x1
     convolutions, each with BatchNorm and ReLU, keep the number of channels. Finally the map is
-    pooled to 2x2, and a perceptron makes the prediction. The perceptron has three hidden layers of
-    width `hidden`, each with BatchNorm and ReLU, and a last Linear layer.
+    pooled to 2x2, and a perceptron makes the prediction. The perceptron has three hidden layers,
+    each with BatchNorm and ReLU, and a last Linear layer.
 
     The layers, and their initial weights (torch's defaults), are those of "mlp-sr" in the authors'
     code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,
     but they make the number of parameters equal to the authors' number. A map of one pixel is not
-    enlarged (our choice; the authors' code copies the pixel to 2x2). Other papers use other
-    networks under the name DGL. The network of MAN++'s code is `loss=dgl` of `MAN`.
+    enlarged (our choice; the authors' code copies the pixel to 2x2). MAN++'s code calls another
+    network DGL; here it is `loss=dgl` of `MAN`.
 
     Attributes:
-        hidden: Width of the perceptron's hidden layers. None means the width of the perceptron's
-            input, which is four times the module's channels if the map has at least 5 x 5
-            positions.
+        hidden: Width of the hidden layers. None means the width of the perceptron's input, which is
+            four times the module's channels if the map has at least 5 x 5 positions.
     """
 
     changed = "their pooling was corrected"
@@ -88,11 +83,11 @@ def dgl_network(
     channels: int | None,
     hidden: int | None,
 ) -> nn.Module:
-    """Return a network of two pools with 1x1 convolutions between them, and a perceptron.
+    """Return a network of two pools with three 1x1 convolutions between them, and a perceptron.
 
-    The network has three convolutions and three hidden layers, and ends with the task's smallest
-    head. If `channels` is None, the convolutions keep the number of channels of the features. If
-    `hidden` is None, the hidden layers are as wide as the perceptron's input.
+    The perceptron has three hidden layers, and ends with the task's smallest head. If `channels` is
+    None, the convolutions keep the number of channels. If `hidden` is None, the hidden layers are
+    as wide as the perceptron's input.
     """
     first, height, width = map_shape(site.spec.shape)
     channels = channels or first

@@ -37,20 +37,17 @@ class FBA(LocalMethod):
     directly after the module are copied.
 
     The bank holds detached features of earlier modules, and is sent forward with the activations.
-    `bank_of` chooses the kind of bank for each task. For classification the bank holds pooled
-    vectors, as in the paper, and the head joins them with its own vector. For super-resolution the
-    bank holds by default the output of the model's first unit. The model's own head reads this
-    output too, through the long skip connection of the model. The values `fba.join=input`,
+    For classification it holds pooled vectors, as in the paper, and the head joins them with its
+    own vector. For super-resolution it holds by default the output of the model's first unit, which
+    the model's own head reads through the long skip. The values `fba.join=input`,
     `fba.trains=probe` and `fba.normalize=true` are our own variants (see `FeatureBank`).
 
     Attributes:
-        depth: Number of units copied from each later resolution stage. If the model has only one
-            resolution stage, `depth` is the total number of copied units.
-        bank: The settings of the bank: which features it holds, and how they are fused.
-        detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
-            and None mean all levels. `level` means only the levels for the stride of the module's
-            map; if this stride is less than 8, the levels for stride 8 (see `LevelHead`). With
-            `level`, units whose maps have a larger stride are not copied.
+        depth: Number of units copied from each later resolution stage, or in total if the model has
+            only one resolution stage.
+        bank: The settings of the bank.
+        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the stride is that
+            of the module's map, but at least 8. Units with a larger stride are then not copied.
     """
 
     bank: FeatureBank
@@ -136,10 +133,7 @@ def _form(task: Task, join: str, shape: Shape) -> nn.Module:
 
 
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
-    """Return the bank's settings, with defaults resolved for a task and a model.
-
-    Options that do not apply to the task or the model are refused.
-    """
+    """Resolve the bank's defaults for a task and a model, and refuse options that do not apply."""
     kind = bank_of(task)
     if type(kind) is not Bank:
         bank.refuse_vectors()
@@ -153,10 +147,7 @@ def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBan
 
 
 def _long_skips(site: Site) -> dict[str, Shape]:
-    """Return the shapes, by name, of the long skips that exist at the module's end.
-
-    A long skip is an output of an earlier unit that the model's head reads.
-    """
+    """Return the shapes, by name, of earlier units' outputs that the model's head also reads."""
     made = zip(site.units[: site.stop], site.features, strict=False)
     shapes = {unit.writes[0]: spec.shape for unit, spec in made}
     return {name: shapes[name] for name in site.units[-1].reads[1:] if name in shapes}

@@ -13,9 +13,7 @@ class Greedy(LocalMethod):
     For classification this head consists of a pool and a Linear layer.
 
     Attributes:
-        detection_head: For detectors, the pyramid levels on which a module is trained. `pyramid`
-            and None mean all levels, `level` only the levels for the stride of the module's map
-            (see `LevelHead`).
+        detection_head: See `DetectionHead`; None means `pyramid`. `level` takes the map's stride.
     """
 
     detection_head: DetectionHead | None = None

@@ -28,10 +28,9 @@ WEIGHTS = {
     8: (5.0, 0.0, 0.0, 2.0),
     16: (5.0, 0.05, 0.2, 0.5),
 }
-"""For each number of modules: the weights of reconstruction and classification at the first
-auxiliary network, then at the last one. The weights come from the commands that InfoPro's authors
-published for ResNet-32 on CIFAR-10 with the contrastive loss. The presets contain the authors'
-weights for ResNet-110, STL-10 and SVHN."""
+"""For each number of modules: the weights l1 and l2 of reconstruction and classification at the
+first auxiliary network, then at the last one. They come from the commands that InfoPro's authors
+published for ResNet-32 on CIFAR-10 with the contrastive loss."""
 
 
 def _four(weights: list[float]) -> list[float]:
@@ -54,26 +53,20 @@ class InfoPro(LocalMethod):
     cross-entropy (`softmax`) or a `contrastive_loss` between samples. Convolutions are initialised
     by He's rule (fan out), as in the paper's code (github.com/blackfeather-wang/InfoPro-Pytorch).
 
-    If l1 is 0, there is no decoder. If l2 is 0, reconstruction alone trains the module. The
-    classifier is then a `Probe` with weight 1, which only measures the accuracy of the module (our
-    choice).
+    If l1 is 0, there is no decoder. If l2 is 0, the classifier is a `Probe` with weight 1, which
+    only measures the module's accuracy (our choice).
 
     Attributes:
         loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
-            vectors, trained by cross-entropy, measures the module's accuracy (our choice). For
-            mixed images, the similarity of two targets is computed from their class shares (our
-            choice).
+            vectors, trained by cross-entropy, measures the module's accuracy (our choice).
         weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
-            entry of `WEIGHTS` with the nearest number of modules; if two numbers are equally near,
-            the entry of the smaller number (our choice).
-        width: Largest number of channels. A convolution with fewer than `width` input channels has
-            stride 2 and doubles the number of channels, but to at most `width`. A convolution with
-            `width` input channels, or with more (our choice), has `width` output channels and
-            stride 1.
+            entry of `WEIGHTS` with the nearest number of modules (our choice: the smaller of two).
+        width: Largest number of channels. A convolution with fewer input channels has stride 2 and
+            doubles their number, but to at most `width`. Any other convolution has stride 1 and
+            `width` output channels (our choice for more than `width` input channels).
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.
-        temperature: Temperature of the contrastive loss.
     """
 
     loss: Loss = "softmax"
@@ -163,19 +156,16 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Return the mean reconstruction loss, a float32 scalar.
 
-        The features may have any shape that `AsMap` can convert to a map. Images are normalised,
-        float [B, C, H, W].
+        `x` has any shape that `AsMap` can convert. Images are normalised, float [B, C, H, W].
         """
         enlarged = F.interpolate(AsMap()(x), self.size, mode="bilinear", align_corners=True)
         logits = self.network(enlarged).float()
         return F.binary_cross_entropy_with_logits(logits, self.pixels(image))
 
     def pixels(self, image: Tensor) -> Tensor:
-        """Convert normalised images to float32 pixels in [0, 1].
+        """Convert normalised images to float32 pixels, clamped to [0, 1].
 
-        Values are clamped to this range. In this program's data sets, values are outside of the
-        range only by rounding errors, because images are padded before normalisation. A user's data
-        set may pad images after normalisation.
+        Values can leave this range by rounding, and in images that were padded after normalisation.
         """
         return (image.float() * self.std + self.mean).clamp(0, 1)
 
@@ -208,10 +198,7 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with reconstruction and the contrastive loss.
-
-    The head converts features to vectors, and the probe converts vectors to logits.
-    """
+    """InfoPro's loss with the contrastive loss; the head makes vectors, the probe logits."""
 
     def __init__(
         self,
@@ -244,12 +231,10 @@ def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Ten
     their class (InfoPro's code includes them with loss 0). If no sample remains, the result is 0.
 
     For mixed images, the dot product of two images' rows of class shares is the weight of each
-    image in the other's mean (our choice). For images that are not mixed this weight is 1 or 0. If
-    the weights in a sample's mean add up to less than 1, their sum is the sample's weight in the
-    mean over samples (our choice).
+    image in the other's mean. If the weights in a sample's mean add up to less than 1, their sum is
+    the sample's weight in the mean over samples. Both are our choice.
 
-    The vectors, float [B, D], have length 1; the shares of classes are float [B, classes]. The loss
-    is a float32 scalar.
+    `vectors`, float [B, D], have length 1; `shares` are float [B, classes]. The result is float32.
     """
     itself = torch.eye(len(shares), dtype=torch.bool, device=shares.device)
     alike = gram(shares).masked_fill(itself, 0)

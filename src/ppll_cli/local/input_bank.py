@@ -39,8 +39,8 @@ class JoinedAtInput(CopiedNetwork):
     Banked maps are averaged to the size of the module's map. A Linear layer (for maps a 1x1
     convolution) and ReLU project each banked tensor to the width of the module's features. `add`
     sums the projections and the module's features. `concatenate` concatenates them, and another
-    Linear layer (or 1x1 convolution) reduces the result to the module's width. With its initial
-    weights this layer returns the module's features. `banked` are the shapes of banked features.
+    Linear layer (or 1x1 convolution), which initially returns the module's features, reduces the
+    result to their width. `banked` are the shapes of banked features.
     """
 
     def __init__(self, copies: Copies, banked: Sequence[Shape], fusion: str) -> None:

@@ -19,8 +19,7 @@ Maps = Sequence[tuple[int, int]]
 """For each of several maps, its stride and its number of channels."""
 
 CONVOLUTIONS = 2
-"""Number of convolutions in each branch before the predicting convolution; the model's head has
-four."""
+"""Number of convolutions in each branch before the predicting one. The model's head has four."""
 
 
 class LevelHead(nn.Module):
@@ -33,17 +32,13 @@ class LevelHead(nn.Module):
     layers, their initial weights and the choice of anchors that are trained follow the code of
     MAN++'s authors (arXiv 2507.16279).
 
-    The following is our choice. The width, and the norms between the convolutions, are taken from
-    the model's head. Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to
-    the stride of the map; coarser banked maps are not used. `concatenate` concatenates the map and
-    banked maps. `add` sums the map and those banked maps that have as many channels as the map.
+    Our choice: the width, and the norms between the convolutions, are those of the model's head.
+    Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to the stride of the
+    map; coarser banked maps are not used. `concatenate` concatenates the map and banked maps. `add`
+    sums the map and those banked maps that have as many channels as the map.
 
-    Args:
-        maps: Stride and channels of the module's map, then of banked maps of earlier modules.
-        style: Settings of the model's head.
-        classes: Number of classes, C.
-        anchor: Side in pixels of the smallest anchors of the whole pyramid.
-        fusion: `concatenate` or `add`.
+    `maps` has the stride and channels of the module's map, then of banked maps. `anchor` is the
+    side in pixels of the smallest anchors of the whole pyramid.
 
     Attributes:
         stride: Stride of the finest level.

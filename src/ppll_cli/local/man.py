@@ -28,22 +28,20 @@ Loss = Literal["infopro", "dgl", "ce"]
 class MAN(LocalMethod):
     """Trains each module through a copy of the next unit and a moving average of the next unit.
 
-    The next unit is the unit after the module. LB and EMA are two copies of the next unit with
-    fresh weights. Both read the module's features x, and the local loss reads y = LB(x) + EMA(x).
-    LB is trained. EMA is not trained; its parameters follow the parameters of the next unit, EMA <-
-    m EMA + (1 - m) next. Gradients pass through EMA to the module. Buffers are not averaged:
-    BatchNorm in both copies uses the batch's statistics in training, and its own running statistics
-    in evaluation.
+    The next unit is the unit after the module. LB and EMA are two copies of it with fresh weights.
+    Both read the module's features x, and the local loss reads y = LB(x) + EMA(x). LB is trained.
+    EMA is not trained; its parameters follow the parameters of the next unit, EMA <- m EMA + (1 -
+    m) next. Gradients pass through EMA to the module. Buffers are not averaged: BatchNorm in both
+    copies uses the batch's statistics in training, and its own running statistics in evaluation.
 
     All this follows the authors' code, which trains the modules one after the other, updates the
     average after each module, and steps the optimizer once after all modules. So for batch b, the
     newest weights in the average are the weights after the optimizer step of batch b - 2: a lag of
     2. Here the average is updated directly before the forward pass. Other lags are our extension.
-    If the next unit is the model's head, the local loss reads the module's features directly,
-    without LB and EMA (our choice).
+    If the next unit is the model's head, the local loss reads x (our choice).
 
     Attributes:
-        loss: The loss that reads y. It is for classification only; a detector has its task's loss.
+        loss: The loss that reads y, for classification only: a detector has its task's loss.
             `infopro` is InfoPro's loss, with the classifier and decoder of `local=infopro`. `dgl`
             is cross-entropy through the network that the authors of MAN++ call DGL: pool to 8x8,
             three 1x1 convolutions with 128 channels, BatchNorm and ReLU, pool to one pixel, and a
@@ -56,10 +54,9 @@ class MAN(LocalMethod):
         momentum: m, the weight of the old average in an update.
         weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
             the weights that `infopro_weights` returns.
-        detection_head: For detectors, the pyramid levels on which a module is trained. `level` (the
-            default) means only the levels for the stride of y (see `LevelHead`), as in the code of
-            MAN++'s authors. `pyramid` means all levels, found by a copy of the model's head that
-            reads only y (our choice).
+        detection_head: See `DetectionHead`. None means `level`, as in the code of MAN++'s authors,
+            with the stride of y. With `pyramid`, a copy of the model's head reads only y (our
+            choice).
     """
 
     name: ClassVar[str] = "man"
@@ -84,17 +81,11 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, Watch(following, self.lag))
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return the weights of InfoPro's loss if the user gives none.
-
-        None means the defaults of `InfoPro` (our choice).
-        """
+        """Return InfoPro's weights if the user gives none; None for its defaults (our choice)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y, the output of the module's `Mixture`.
-
-        `there` equals `site`, except that the shape of the module's output is the shape of y.
-        """
+        """Return the loss that reads y. In `there`, the module's output has the shape of y."""
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2
@@ -150,12 +141,10 @@ class MANPlus(MAN):
     def infopro_weights(self, site: Site) -> list[float] | None:
         """Return [l1, l2, l1, l2], with l1 = 5 (1 - r), l2 = 0.5 (1 - r) and r = stage / (K - 2).
 
-        These are the weights of the authors' code. K is the number of modules. `stage` is the index
-        of the backbone's resolution stage at the module's end: the number of changes of the
-        features' shape up to this point. With few modules, r could be 1 or more, or K - 2 could be
-        0. Therefore the divisor is K - 2 or the number of resolution stages, whichever is larger
-        (our choice). So both weights are above 0. They appear twice, so that `InfoPro` does not
-        interpolate.
+        These are the weights of the authors' code for K modules. `stage` is the number of changes
+        of the features' shape up to the module's end. Here the divisor is K - 2 or the model's
+        number of resolution stages, whichever is larger, so that both weights are above 0 (our
+        choice). Both appear twice, so that `InfoPro` does not interpolate.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]

@@ -15,8 +15,7 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 Lag = Annotated[int, Field(ge=1, le=4096, strict=True)]
-"""Lag in batches. With a lag of n, n versions of the weights are kept. No method needs more than
-4096."""
+"""Lag in batches. With a lag of n, n versions of the weights are kept."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,7 @@ class Site:
         modules: For each module, the indices of its units.
         units: All units of the model, in order.
         features: Shape (without the batch dimension) and dtype of the first output of each unit.
-        input_spec: Describes the tensors of a batch that the model reads; for images an
-            `ImageSpec`.
-        task: The task that the model learns.
+        input_spec: Describes the tensors that the model reads; for images an `ImageSpec`.
     """
 
     module: int
@@ -73,16 +70,15 @@ class Site:
 class Criterion(nn.Module):
     """A head and the task's loss on its prediction.
 
-    A criterion trains a module, and its parameters are the parameters of the module's auxiliary
-    network. A subclass for another loss overrides `forward`, and extends `reads` if its loss reads
-    more tensors. The head makes a prediction from the tensors with the names `features`.
+    A criterion trains a module; its parameters are those of the module's auxiliary network. The
+    head makes a prediction from the tensors with the names `features`. A subclass for another loss
+    overrides `forward`, and extends `reads` if its loss reads more tensors.
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
-        writes: Names of the tensors that the criterion makes for later modules; empty in this base
-            class.
+        writes: Names of the tensors that the criterion makes for later modules; empty here.
         watches: A later unit whose weights are passed to `see` before each training batch, or None.
-        further: Names of the predictions that `predict_further` returns; empty in this base class.
+        further: Names of the predictions that `predict_further` returns; empty here.
     """
 
     def __init__(self, head: nn.Module, features: tuple[str, ...], task: Task) -> None:
@@ -111,11 +107,10 @@ class Criterion(nn.Module):
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
         """Receive the weights of the watched unit, before the forward pass of a training batch.
 
-        Args:
-            weights: The watched unit's parameters by name. They are overwritten later, so this
-                method must read or copy them before it returns. It must not change them.
-            steps: Number of optimizer steps after which the unit had these weights; 0 or less for
-                the initial weights. It is below 0 in the first lag - 1 batches.
+        `weights` are the unit's parameters by name. They are overwritten later, so this method must
+        read or copy them before it returns. It must not change them. `steps` is the number of
+        optimizer steps after which the unit had these weights: 0 or less for the initial weights,
+        and below 0 in the first lag - 1 batches.
         """
 
 
@@ -125,9 +120,8 @@ class LocalMethod(ABC):
     If a subclass is a dataclass, its fields are checked against their annotations.
 
     Attributes:
-        changed: Why auxiliary networks may differ from the auxiliary networks of an earlier version
-            of this program. If a run of that version cannot be resumed, the error message contains
-            this text.
+        changed: Why auxiliary networks may differ from those of an earlier version. If a run of
+            that version cannot be resumed, the error message contains this text.
     """
 
     changed: ClassVar[str] = ""
@@ -137,7 +131,7 @@ class LocalMethod(ABC):
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """Return the auxiliary network and local loss of a module; not of the model's last module.
+        """Return a module's auxiliary network and local loss. The model's last module needs none.
 
         Raises:
             ConfigError: The method does not apply to this model or task.
@@ -146,10 +140,9 @@ class LocalMethod(ABC):
     def exports(self, site: Site) -> Sequence[Unit]:
         """Return units that compute further tensors of a module, for criteria of later modules.
 
-        These units have no parameters and run after the module's own units, without gradients.
-        They may have buffers. The first dimension of each output is the batch. The outputs are sent
-        forward up to the last criterion that reads them. This method is not called for the model's
-        last module.
+        These units run after the module's own units, without gradients. They have no parameters,
+        but may have buffers. The first dimension of each output is the batch. The outputs are sent
+        forward up to the last criterion that reads them. Not called for the model's last module.
         """
         return ()
 

@@ -22,8 +22,8 @@ class AsMap(nn.Module):
 
     Maps are not changed. For transformers (our reading), patch tokens [B, T, D] are arranged in a
     square, in the order of the patches in the image. A class token at the front is added to each
-    patch token, so that the class token is trained too. If the number of tokens fits no square, the
-    tokens become a map with one column. Vectors [B, D] become maps of one pixel.
+    patch token, so that it is trained too. If the number of tokens fits no square, the tokens
+    become a map with one column. Vectors [B, D] become maps of one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +52,7 @@ def map_shape(shape: Shape) -> tuple[int, int, int]:
 class Probe(nn.Module):
     """A network that is trained on a module's features but does not train the module.
 
-    A probe makes the predictions from which a module's accuracy is computed, if the local loss
-    makes no prediction or gives it the weight 0.
+    It measures the module's accuracy if the local loss makes no prediction, or one of weight 0.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -85,8 +84,8 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 def head_of(head: nn.Module, kind: type[Head], setting: tuple[str, object], other: str) -> Head:
     """Return the model's head if it belongs to the class that a setting requires.
 
-    Otherwise raise a ConfigError that names the setting (its key and value). `other` is the end of
-    the error message: what the user can do instead.
+    Otherwise raise a ConfigError that names the setting (its key and value) and ends with `other`:
+    what the user can do instead.
     """
     if isinstance(head, kind):
         return head

@@ -23,7 +23,7 @@ class PredSim(LocalMethod):
     compares all pairs of samples in a batch. It is the mean squared difference between the
     `similarities` of the samples' features, after a 3x3 convolution, and the `similarities` of the
     samples' labels. The loss is (1 - similarity) * prediction loss + similarity * similarity loss.
-    For a mixed image, the row of class shares is used as its label (our choice).
+    The label of a mixed image is its row of class shares (our choice).
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
     Linear layer begins with torch's initial weights instead of zeros, and maps of odd height or
@@ -55,10 +55,7 @@ class PredSim(LocalMethod):
 
 
 class PredSimCriterion(Criterion):
-    """PredSim's loss: similarity loss of the convolution's output, and prediction loss.
-
-    `similarity` is the weight of the similarity loss, above 0 and at most 1.
-    """
+    """PredSim's loss; `similarity`, above 0 and at most 1, is the weight of the similarity loss."""
 
     def __init__(
         self, head: nn.Module, convolution: nn.Module, site: Site, classes: int, similarity: float
@@ -82,8 +79,8 @@ class PredSimCriterion(Criterion):
 def summary(x: Tensor) -> Tensor:
     """Convert maps [B, C, H, W] to the float32 vectors by which samples are compared.
 
-    If a map has more than three channels and more than one position, its vector consists of the
-    standard deviation of each channel over positions. Otherwise it consists of all values.
+    A vector has the standard deviation of each channel over positions. If a map has only one
+    position, or three or fewer channels, the vector has all values.
     """
     x = x.float().flatten(2)
     return x.std(dim=2) if x.shape[1] > 3 and x.shape[2] > 1 else x.flatten(1)
@@ -92,8 +89,7 @@ def summary(x: Tensor) -> Tensor:
 def similarities(vectors: Tensor) -> Tensor:
     """Compute the similarity of each pair of vectors, [B, D] to [B, B], from -1 to 1.
 
-    The mean of the D elements of each vector is subtracted first. The similarity is the cosine of
-    the angle between two of the resulting vectors.
+    It is the cosine of two vectors, after the mean of its elements was subtracted from each.
     """
     vectors = vectors.float()
     return gram(F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8))

@@ -55,17 +55,12 @@ class BankedPyramid(nn.Module):
 
     Our reading: the pyramid of a module's auxiliary network is made from banked maps (the detached
     maps of earlier modules) and own maps (the module's map, and the maps that copies of later units
-    compute from it). For each stride, the last own map is used, as in the model. If several maps
-    have the same stride, `concatenate` concatenates them, and the pyramid's 1x1 convolution reduces
-    the result to the pyramid's width. `add` sums the own map and those banked maps that have the
-    same number of channels.
+    compute from it). For each stride, the last own map is used, as in the model. `concatenate`
+    concatenates the maps of a stride, and the pyramid's 1x1 convolution reduces the result to the
+    pyramid's width. `add` sums the own map and banked maps with as many channels.
 
-    Args:
-        units: Copies of later units, in order.
-        head: A copy of the model's head; the new head for these maps gets the copy's settings.
-        own: Stride and channels of the module's map and of each copy's output.
-        banked: Stride and channels of the maps of earlier modules.
-        fusion: `concatenate` or `add`.
+    `head` is a copy of the model's head, whose settings the new head gets. `own` has the stride and
+    channels of the module's map and of each copy's output, `banked` those of the banked maps.
 
     Attributes:
         plan: For each stride, the maps to fuse, as indices in a list of banked maps, then own maps.

@@ -18,15 +18,13 @@ class ViTBlocks(LocalMethod):
     """Trains each module through new transformer blocks and a copy of the model's head.
 
     The blocks have the sizes of the block after the module or, if no block follows, of the last
-    block. The copied head has LayerNorm, pooling and a Linear layer. Blocks and head have fresh
-    weights.
+    block. The copied head has LayerNorm, pooling and a Linear layer. All have fresh weights.
 
     Args:
-        depth: Number of blocks of each auxiliary network, 0 or more; 0 means the head alone. A list
-            has one number for each module except the last. A text `front-back`, such as `2-0`,
-            means that the number changes linearly, rounded, from `front` at the first of these
-            modules to `back` at the last of them (our reading of "front blocks 1 or 2, last blocks
-            0").
+        depth: Number of blocks of each auxiliary network; 0 means the head alone. A list has one
+            number for each module except the last. With a text `front-back`, such as `2-0`, the
+            number changes linearly, rounded, from `front` at the first of these modules to `back`
+            at the last (our reading of "front blocks 1 or 2, last blocks 0").
     """
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 class DropPath(nn.Module):
     """Zeroes the output of a block's branch for random samples of a batch.
 
-    Each sample is zeroed with probability `rate`, below 1. The outputs of all other samples are
-    divided by 1 - rate, which preserves the mean. In evaluation nothing is changed. (In arXiv
-    1603.09382, outputs are multiplied by 1 - rate in evaluation instead.)
+    Each sample is zeroed with probability `rate`, below 1. All other samples are divided by 1 -
+    rate, which preserves the mean. In evaluation nothing is changed. (In arXiv 1603.09382, outputs
+    are multiplied by 1 - rate in evaluation instead.)
     """
 
     def __init__(self, rate: float) -> None:
@@ -32,8 +32,5 @@ def drop_path_of(rate: float) -> nn.Module:
 
 
 def rates(last: float, blocks: int) -> list[float]:
-    """Return the rate of each block, which grows linearly from 0 (first block) to `last`.
-
-    A single block has rate 0.
-    """
+    """Return the rate of each block, which grows linearly from 0 (first block) to `last`."""
     return [last * index / max(1, blocks - 1) for index in range(blocks)]

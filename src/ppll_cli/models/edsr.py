@@ -73,9 +73,7 @@ class EDSR:
     """EDSR with units `first`, `body.0` ... `body.{depth-1}` and `tail`.
 
     The data set defines the scale. `tail` reads the map of the last residual unit and, through the
-    long skip, the output of `first`. All stages in between send both maps to the next stage. Under
-    back-propagation, gradients of both maps are sent back. In local learning, both maps are
-    detached between modules.
+    long skip, the output of `first`.
 
     The paper's baseline has 16 residual units of 64 channels, with 1.37 million parameters for x2.
     Its large network has `depth=32 width=256 res_scale=0.1`. As in the paper's code, initial
@@ -84,8 +82,7 @@ class EDSR:
     Attributes:
         depth: Number of residual units.
         width: Number of channels of all maps, C.
-        res_scale: Factor by which the result of a residual unit's convolutions is multiplied before
-            its input is added.
+        res_scale: Factor for the output of a residual unit's convolutions.
     """
 
     changed: ClassVar[str] = "it now computes in [0, 255], like its authors' code, not in [0, 1]"

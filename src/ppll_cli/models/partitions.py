@@ -37,15 +37,14 @@ _AUGLOCAL_DEPTHS = range(1, 7)
 def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     """Return the partitions of InfoPro, AugLocal and MAN for a ResNet of this depth, by name.
 
-    A partition is a list: the first unit of each module except module 0. For depths other than 32
-    and 110 there are no partitions.
+    A partition lists the first unit of each module except module 0. Only depths 32 and 110 have
+    partitions.
 
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
-    modules, except that the last d + 1 units form one module. MAN's code (arXiv 2507.16279) adds
-    the stem as a separate module before InfoPro's K8 or K16. For ResNet-110, MAN's code has
-    partitions K32 and K55, in which the stem is a separate module too. As we read this code, each
-    other module of K55 has one residual unit. The sizes of K32's modules are our choice: modules of
-    two units come first, then modules of one unit.
+    modules, except that the last d + 1 units form one module. In MAN's code (arXiv 2507.16279), the
+    stem is a separate module: before InfoPro's K8 or K16 for ResNet-32, and in K32 and K55 for
+    ResNet-110. Each other module of K55 has one residual unit (our reading). In K32, modules of two
+    units come before modules of one unit (our choice).
     """
     if depth not in _INFOPRO:
         return {}

@@ -10,7 +10,7 @@ from ppll_cli.models.unit import Unit, build_unit, check_names
 class PlainModel(nn.Module):
     """All units of a model in one module; its `state_dict()` has the keys of `model.safetensors`.
 
-    The initial weights are equal to the initial weights of a run with the same seed.
+    The initial weights are those of a run with the same seed.
     """
 
     def __init__(self, units: Sequence[Unit], seed: int = 0) -> None:
@@ -31,8 +31,7 @@ class PlainModel(nn.Module):
         Args:
             inputs: The tensors that the model reads, by name, or the only tensor that its first
                 unit reads, for example images [B, C, H, W].
-            before: If given, it is called with the name of each unit before the unit's forward
-                pass.
+            before: Called with the name of each unit before the unit's forward pass.
         """
         given = {self._units[0].reads[0]: inputs} if isinstance(inputs, Tensor) else inputs
         values = dict(given)

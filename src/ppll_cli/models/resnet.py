@@ -114,10 +114,7 @@ def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.
 
 
 def _shortcut(channels: int, width: int, stride: int) -> nn.Sequential | None:
-    """Return the layers of a unit's skip, a 1x1 convolution and BatchNorm, or None.
-
-    None means that the unit does not change the shape, so that its input itself is added.
-    """
+    """Return a 1x1 convolution and BatchNorm for a skip; None if the unit keeps the shape."""
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
@@ -135,10 +132,7 @@ UnitType = type[BasicUnit] | type[BottleneckUnit]
 def _adapted(
     kind: UnitType, width: int, rate: float, input_shape: Shape, output_shape: Shape
 ) -> nn.Module:
-    """Build a residual unit for an input of another shape.
-
-    The new unit halves H and W if its input's H is larger than the H of the original unit's output.
-    """
+    """Build a residual unit for `input_shape`, with stride 2 if `output_shape` has a smaller H."""
     stride = 2 if input_shape[1] > output_shape[1] else 1
     return kind(channels=input_shape[0], width=width, stride=stride, rate=rate)
 
@@ -149,7 +143,7 @@ def _trunk(
     """Return the stem and the groups of residual units.
 
     In each group after the first group, the first unit halves H and W and doubles the width.
-    `drop_path` is the probability that the branch of the last unit is zeroed for a sample.
+    `drop_path` is the rate of the last unit's `DropPath`.
     """
     probabilities = iter(rates(drop_path, sum(counts)))
     units = [Unit("stem", stem, reads=(IMAGE,))]
@@ -176,15 +170,13 @@ class CifarResNet:
 
     The units are `stem`, `layer1.0` ... `layer3.{n-1}` and `head`. In units that change the shape,
     the skip is a 1x1 convolution and a BatchNorm, as in InfoPro's code
-    (github.com/blackfeather-wang/InfoPro-Pytorch), the usual reference of papers on local learning.
-    In the original paper (arXiv 1512.03385, section 4.2), the skip pads with zeros instead, and the
-    network has slightly fewer parameters.
+    (github.com/blackfeather-wang/InfoPro-Pytorch). In the original paper (arXiv 1512.03385, section
+    4.2), the skip pads with zeros instead, and the network has slightly fewer parameters.
 
     Attributes:
         depth: Number of layers, 6n + 2: usually 32 or 110.
-        drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
-            probability grows linearly from 0 at the first unit (stochastic depth, arXiv
-            1603.09382).
+        drop_path: Probability that the last residual unit's branch is zeroed for a sample. It grows
+            linearly from 0 at the first unit (stochastic depth, arXiv 1603.09382).
     """
 
     depth: Annotated[int, Field(le=MOST_LAYERS)]

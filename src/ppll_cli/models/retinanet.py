@@ -17,7 +17,7 @@ from ppll_cli.tasks.pyramid import PyramidHead
 from ppll_cli.tasks.task import Shape, Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
-"""Names of the maps that the unit `head` reads. For each stride it is the ResNet's last map."""
+"""For each stride, the name of the ResNet's last map with this stride. The unit `head` reads it."""
 
 Norm = Literal["none", "group"]
 GROUPS = 32
@@ -28,10 +28,8 @@ class RetinaNet:
     """RetinaNet on torchvision's ResNet, with units `stem`, `layer1.0` ... `layer4.N` and `head`.
 
     `head` has the pyramid and the branches for classes and boxes. It reads the last maps of the
-    second, third and fourth group of residual units. Each stage sends the maps that exist so far to
-    the next stage. Under back-propagation, their gradients are sent back. In local learning, the
-    maps are detached between modules. BatchNorm in residual units is trained; in torchvision's
-    pretrained models it is frozen.
+    second, third and fourth group of residual units. BatchNorm in residual units is trained; in
+    torchvision's pretrained models it is frozen.
 
     Attributes:
         depth: Depth of the ResNet.

@@ -27,9 +27,9 @@ ODD = 7
 class Cost:
     """The number of parameters of a network and the cost of its forward pass.
 
-    torch's counter counts the floating-point operations for one sample. A multiplication and an
-    addition are two operations. `single_valued` has the names of the BatchNorm layers that get one
-    value per channel and sample, and therefore cannot be trained on one sample.
+    `flops` are the floating-point operations for one sample, counted by torch. A multiplication and
+    an addition are two operations. `single_valued` has the names of the BatchNorm layers that get
+    one value per channel and sample, and therefore cannot be trained on one sample.
     """
 
     params: int
@@ -45,8 +45,8 @@ class TracedUnit:
         outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
         cost: Cost of the unit.
         changed: Numbers of the inputs that the unit changes in place.
-        shared: Each pair of an input and an output in the same memory, by their numbers. The output
-            is the input itself or a view of it.
+        shared: Pairs of numbers: of an input, and of an output in the same memory. This output is
+            the input itself or a view of it.
     """
 
     outputs: tuple[ValueSpec, ...]
@@ -59,9 +59,8 @@ class TracedUnit:
 def _without_compiler() -> Iterator[None]:
     """Keep torch from importing its compiler for functions that are not compiled.
 
-    torch applies a decorator to its dispatch modes, and to many functions for the meta device. The
-    decorator imports the compiler only to exclude them from compilation. Nothing is compiled here,
-    and importing the compiler takes half as long as importing torch.
+    torch decorates its dispatch modes, and many functions for the meta device, to exclude them from
+    compilation. The decorator imports the compiler, which takes half as long as importing torch.
     """
     stand_in = _Uncompiled(_COMPILER)
     sys.modules.setdefault(_COMPILER, stand_in)
@@ -77,8 +76,7 @@ _COMPILER = "torch._dynamo"
 class _Uncompiled(ModuleType):
     """Stands in for torch's compiler.
 
-    Each use of this object imports the compiler, except a call of `disable` with a function of
-    torch itself.
+    Each use imports the compiler, except a call of `disable` with a function of torch itself.
     """
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
@@ -88,7 +86,6 @@ class _Uncompiled(ModuleType):
         return self.__getattr__("disable")(function, *args, **options)
 
     def leave(self) -> None:
-        """Remove this object from `sys.modules`, if it is still there."""
         if sys.modules.get(_COMPILER) is self:
             del sys.modules[_COMPILER]
 
@@ -103,8 +100,7 @@ def measure(
 ) -> tuple[object, Cost]:
     """Build a network on the meta device, run it once in evaluation mode, and count its cost.
 
-    `run` calls the network with inputs on the meta device. Return the result of `run`, and the
-    cost.
+    `run` calls the network with inputs on the meta device. Return the result of `run` and the cost.
     """
     with explained():
         with torch.device("meta"):
@@ -192,8 +188,7 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     `batch` has the shape and dtype of each tensor of a batch, by name.
 
     Raises:
-        TypeError: A unit builds no network that can be trained, or does not return the tensors of
-            its `writes`.
+        TypeError: A unit's network cannot be trained, or does not return the tensors of `writes`.
     """
     specs = dict(batch)
     traced = []
@@ -220,8 +215,7 @@ def _run(
 def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[Tensor], list[Any]]:
     """Run samples through a unit in training mode; return its inputs, and a list with its result.
 
-    An in-place dropout, for example, changes its input only in training. If the unit raises an
-    error, this list is empty. The reason may be that a unit reads values in training, which the
+    The list is empty if the unit raises an error, for example because it reads values, which the
     meta device does not have.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
@@ -251,8 +245,7 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
 
     Each call of `build` must make new weights. The number of samples must be the size of the first
     dimension of each output, and must not change any other dimension. Outputs in training must fit
-    into the memory for outputs in evaluation. The outputs for one sample in evaluation,
-    `one_sample`, cannot show whether a unit follows these rules.
+    into the memory for outputs in evaluation. `one_sample` describes the outputs for one sample.
 
     Raises:
         TypeError: In training, the unit does not return the tensors of its `writes`.

@@ -24,20 +24,18 @@ class Unit:
 
     Attributes:
         name: Name, unique in the model. Parameters are saved as `name.parameter`.
-        build: Builds the network, with fresh weights. For the weights, it may use the global random
-            generators of torch, NumPy and Python, because the program seeds these. The network
-            takes the tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if
-            `writes` has several names. It must not change its inputs in place, because other units
-            may read them.
+        build: Builds the network, with fresh weights. It may draw them with the global random
+            generators of torch, NumPy and Python, which the program seeds. The network takes the
+            tensors of `reads` in order. It returns the tensor of `writes`, or a tuple if `writes`
+            has several names. It must not change its inputs in place: other units may read them.
         reads: Names of the tensors that the network takes.
         writes: Names of the tensors that the network returns. If a tensor with this name exists
             already, later units read the new tensor.
         adapt: Builds a network of the same kind for an input of another shape; None if this is not
             possible. Its arguments are the shape of this input and the shape of the original unit's
-            output, both without the batch dimension. Auxiliary networks use it to copy a unit for
-            features of another shape. The copy may return larger maps than the unit. If the unit
-            also reads long skips (outputs of much earlier units), the copy takes only the first
-            input.
+            output, both without the batch dimension. The new network may return larger maps than
+            the unit. If the unit also reads long skips (outputs of much earlier units), the new
+            network takes only the first input.
     """
 
     name: str
@@ -77,9 +75,9 @@ class Model(Protocol):
         """Return the units in order. The last unit writes the prediction.
 
         Args:
-            image: What the data set's `image_spec` returned. For images this is an `ImageSpec`,
-                and the first unit reads the tensor `image`. For other data it is another
-                `InputSpec`, and units read the tensors that it names.
+            image: What the data set's `image_spec` returned. If it is an `ImageSpec`, the first
+                unit reads the tensor `image`. Any other `InputSpec` names the tensors that units
+                read.
             task: The task that the model learns.
 
         Raises:
@@ -89,13 +87,10 @@ class Model(Protocol):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of torch, Python and NumPy in a `with` body; restore them after it.
-
-    `torch.manual_seed` would also seed the devices, whose state would not be restored.
-    """
+    """Seed the CPU generators of torch, Python and NumPy in a `with` body; then restore them."""
     states = random_states()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` also seeds devices
         seed_generators(seed)
         try:
             yield

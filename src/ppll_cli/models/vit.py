@@ -60,8 +60,7 @@ class Attention(nn.Module):
     """Multi-head self-attention with the same parameters as `nn.MultiheadAttention`.
 
     torch's class is not used, because it works on [T, B, D]: with it, training on a CPU takes 1.1
-    to 1.4 times as long. In evaluation torch's class uses another algorithm, which changes the last
-    bits of results.
+    to 1.4 times as long. In evaluation, torch's class uses an algorithm that changes the last bits.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -152,13 +151,11 @@ class ViT:
         heads: Number of attention heads in a block; a divisor of `dim`.
         patch: Height and width of a patch in pixels.
         mlp_ratio: Width inside a block's two-layer network, as a multiple of `dim`.
-        pooling: What the head reads: `cls` for a class token, or `mean` for the mean over all
-            patches.
+        pooling: What the head reads: a class token (`cls`), or the mean over all patches (`mean`).
         dropout: Probability that a value is zeroed, after the embedding and inside each block.
         attention_dropout: Probability that an attention weight is zeroed.
-        drop_path: Probability that a branch of the last block is zeroed for a sample. The
-            probability grows linearly from 0 at the first block (stochastic depth, arXiv
-            1603.09382).
+        drop_path: Probability that a branch of the last block is zeroed for a sample. It grows
+            linearly from 0 at the first block (stochastic depth, arXiv 1603.09382).
     """
 
     dim: Size

@@ -1,7 +1,4 @@
-"""Passes for split backwards, averages of gradients over replicas, and gradient norms.
-
-A pass is a function that completes a schedule's list of instructions; see `passes.py`.
-"""
+"""Passes (see `passes.py`) for split backwards, averages over replicas, and gradient norms."""
 
 from collections.abc import Iterable, Sequence
 
@@ -29,10 +26,9 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add instructions that average each chunk's gradients over the replicas.
 
     `StartAverage` of a chunk comes before the chunk's last backward. If the loss comes right before
-    that backward, `StartAverage` comes before the loss, because the loss completes the gradients of
-    the auxiliary network. If every chunk of the stage computes its own loss, a chunk's step is
-    moved behind the next backward of another chunk, so that averaging can continue during that
-    backward.
+    that backward, `StartAverage` comes before the loss, which completes the gradients of the
+    auxiliary network. If every chunk of the stage computes its own loss, a chunk's step is moved
+    behind the next backward of another chunk, so that averaging continues during that backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):
@@ -73,9 +69,9 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
 def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Move all steps to the end, after an exchange of the squared gradient norms of all units.
 
-    A vector with one element per unit is sent from the first stage to the last. Each stage writes
-    the norms of its units into the vector. Then the complete vector is sent back to the first
-    stage. So all stages have equal vectors, and sum the elements in the order of the units.
+    A vector with one element per unit is sent from the first stage to the last, and each stage
+    writes the norms of its units into it. Then the complete vector is sent back to the first stage.
+    So all stages sum equal elements in the order of the units.
     """
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, do.Step)]

@@ -9,12 +9,11 @@ Fields that several instructions have:
 A schedule yields only compute instructions: `Forward`, `Loss`, `Backward` (or its two halves) and
 `Step`. The passes (`ppll_cli.pipeline.passes`) add all other instructions.
 
-A channel carries messages from one stage to another. A message occupies a slot of the channel until
-the receiver frees this slot.
+A channel carries messages from one stage to another, in order. A message occupies a slot of the
+channel until the receiver frees this slot.
 
 A mark asks every stage to report, save or end. Marks and batches are sent through the same
-channels, and a channel keeps their order. So every stage acts on a mark between the same two
-batches, and the stages need not stop for it.
+channels. So every stage acts on a mark between the same two batches, without stopping for it.
 """
 
 from dataclasses import dataclass
@@ -133,8 +132,8 @@ class Release:
 class StartAverage:
     """Start averaging a chunk's gradients over the replicas of the stage.
 
-    This instruction comes before the chunk's last backward. So each gradient can be sent to the
-    other replicas as soon as it is complete, while the backward continues.
+    It comes before the chunk's last backward, so that each gradient can be sent to the other
+    replicas as soon as it is complete.
     """
 
     chunk: int
@@ -170,11 +169,8 @@ class SendNorms:
 class SendWeights:
     """Send a unit's weights to another stage, for a chunk's loss that reads ("watches") them.
 
-    Attributes:
-        peer: Number of the other stage.
-        chunk: Number of the chunk whose loss reads the weights.
-        ahead: Number of batches between sending the weights and reading them. This is also the
-            number of messages that are sent before the first batch.
+    `chunk` is the chunk whose loss reads the weights. `ahead` is the number of batches between
+    sending and reading; as many messages are sent before the first batch.
     """
 
     peer: int

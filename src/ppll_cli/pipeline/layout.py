@@ -16,9 +16,8 @@ class Chunk:
 
     Attributes:
         units: Indices of the units in the model.
-        stage: The stage that holds the chunk.
-        module: Number of the module to which the chunk belongs. Under back-propagation, the whole
-            model is one module.
+        stage: Number of the stage that holds the chunk.
+        module: Number of the chunk's module. Under back-propagation, the whole model is one module.
         ends_module: Whether the chunk is the last one of its module; then it computes the loss.
     """
 
@@ -105,12 +104,10 @@ class Layout:
 
 
 def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]:
-    """Cut the model's units into groups. The first group begins at the first unit.
+    """Cut the model's units, given by their names, into groups.
 
-    Args:
-        names: Names of all units, in the model's order.
-        starts: Names of the units that begin the second and later groups.
-        key: The configuration key that has `starts`; an error message begins with it.
+    `starts` has the first unit of the second and later groups. Error messages begin with `key`, the
+    configuration key that has `starts`.
 
     Raises:
         ConfigError: A name in `starts` is unknown, given twice or out of order.
@@ -136,12 +133,9 @@ def group(
 ) -> list[range]:
     """Group atoms (units, or whole modules) into stages, so that the largest stage cost is minimal.
 
-    Args:
-        atoms: For each atom, the indices of its units.
-        costs: The cost of each atom, for example in seconds or in FLOPs.
-        stages: Number of stages.
-        sent: For each atom, the cost that a cut before this atom adds to the stage before the cut.
-            If empty, cuts cost nothing.
+    `atoms` has the unit indices of each atom, and `costs` its cost, for example in seconds. `sent`
+    has for each atom the cost that a cut before this atom adds to the stage before the cut; if
+    empty, cuts cost nothing.
     """
     parts = balance(costs, stages, sent)
     return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]

@@ -2,9 +2,6 @@
 
 A schedule decides the order in which a stage computes. Each pass has one purpose, and works in the
 same way for every schedule. `training` and `evaluation` run the passes in the right order.
-
-The passes for batches and messages are here. `gradients.py` has the passes that only some schedules
-and settings need. `releases.py` frees slots, and `upstream.py` sends weights to earlier modules.
 """
 
 from collections.abc import Iterable
@@ -52,8 +49,8 @@ def take_batch(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 def communicate(place: Place, stream: Iterable[do.Instruction]) -> Stream:
     """Add receives and sends.
 
-    An instruction that receives a chunk's inputs or gradients comes right before the computation
-    that needs them. An instruction that sends results comes right after their computation.
+    A receive comes right before the computation that needs it. A send comes right after the
+    computation of what it sends.
     """
     layout, routes = place.routes.layout, place.routes
     found: Stream = []

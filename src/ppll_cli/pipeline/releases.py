@@ -15,8 +15,7 @@ Held = dict[tuple[int, int, str], Received]
 def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add a `Release` of each slot after the last instruction that reads any tensor in the slot.
 
-    If a chunk passes a tensor on unchanged to the next chunk of the same stage, the tensor stays in
-    its slot.
+    A tensor that a chunk passes on unchanged to the next chunk of this stage stays in its slot.
     """
     ends: dict[do.Release, list[int]] = defaultdict(list)
     for received, last in _last_reads(place, stream).items():

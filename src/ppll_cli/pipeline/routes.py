@@ -21,9 +21,8 @@ class Access(Protocol):
 class Route:
     """The tensors that a chunk sends to the next chunk.
 
-    Attributes:
-        names: Names of the tensors, sorted.
-        gradients: Names of the tensors for which the next chunk sends back a gradient, sorted.
+    `names` has the sorted names of the tensors. `gradients` has the sorted names of those tensors
+    for which the next chunk sends back a gradient.
     """
 
     names: tuple[str, ...] = ()
@@ -36,11 +35,7 @@ class Watch:
 
     For batch b, the loss reads the weights as they were after the optimizer step of batch b - lag,
     or the initial weights if b < lag. So its result depends neither on the schedule nor on the
-    stages of the two chunks.
-
-    Attributes:
-        unit: Index of the unit in the model; it belongs to a later module.
-        lag: Age of the weights in batches, 1 or more.
+    stages of the two chunks. `unit` is the index of the unit in the model, and `lag` is 1 or more.
     """
 
     unit: int
@@ -50,9 +45,8 @@ class Watch:
     def ahead(self) -> int:
         """Number of batches between sending the weights and reading them, at most 2.
 
-        With 2, neighbouring stages hardly wait for each other. A larger number would need more
-        slots without a benefit. If `lag` is above 2, the sender keeps the weights until it is time
-        to send them.
+        With 2, neighbouring stages hardly wait for each other; a larger number would only need more
+        slots. If `lag` is above 2, the sender keeps the weights until it is time to send them.
         """
         return min(self.lag, 2)
 
@@ -67,8 +61,7 @@ class Routes:
         reads: For each chunk, the names of the inputs that its units, exports or loss read. Exports
             are units of the local method, which compute tensors for losses of later modules.
         makes: For each chunk, the names that its units and exports write.
-        watches: The `Watch` of each chunk whose loss reads weights of a later unit, by the number
-            of the chunk.
+        watches: For each chunk whose loss reads weights of a later unit, the `Watch`.
     """
 
     layout: Layout
@@ -100,18 +93,11 @@ def find_routes(
     """Find the tensors that each chunk has to send: those that exist at its end and are read later.
 
     A gradient is sent back for each differentiable tensor that an earlier unit of the same module
-    writes.
+    writes. `differentiable` gets the index of a unit, and the name of a tensor that exists before
+    this unit runs. It returns whether this tensor can have a gradient.
 
-    Args:
-        layout: The chunks.
-        units: The model's units.
-        ends: What each module computes after its last unit, by the index of this unit. First come
-            the exports (units of the local method that losses of later modules read), then the
-            module's own loss.
-        watches: The `Watch` of each module whose loss has one, by the index of the module's last
-            unit.
-        differentiable: Gets the index of a unit and the name of a tensor that exists before this
-            unit runs; returns whether the tensor can have a gradient. Integer tensors cannot.
+    The keys of `ends` and `watches` are the indices of the last units of modules. `ends` has the
+    exports (see `Routes`), then the loss; `watches` has the `Watch` of the loss.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

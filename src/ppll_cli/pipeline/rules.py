@@ -1,8 +1,4 @@
-"""Says which channel and message an instruction uses, for the simulator and the workers.
-
-A channel carries messages in one direction. A message needs a free slot, and occupies this slot
-until the receiver frees it. Messages are received in the order in which they were sent.
-"""
+"""Says which channel and message an instruction uses, for the simulator and the workers."""
 
 from typing import NamedTuple
 
@@ -24,14 +20,10 @@ from ppll_cli.pipeline.instructions import (
 
 
 class Channel(NamedTuple):
-    """Identifies a channel between two stages.
+    """Identifies a channel, from stage `source` to stage `target`.
 
-    Attributes:
-        source: Number of the stage that sends.
-        target: Number of the stage that receives.
-        kind: Kind of the messages.
-        chunk: Number of the chunk that receives; 0 for norms, which a whole stage receives.
-        ahead: Number of messages that are sent before the first batch.
+    `chunk` is the number of the chunk that receives; 0 for norms, which a whole stage receives.
+    `ahead` is the number of messages that are sent before the first batch.
     """
 
     source: int

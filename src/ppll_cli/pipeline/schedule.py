@@ -18,8 +18,7 @@ class Place:
         routes: The chunks of the model, and the tensors that are sent between them.
         microbatches: Number of micro-batches of the batch.
         norms: Whether a step needs the gradient norm of the whole model.
-        replicas: Number of workers of the stage. Each of them computes its share of every batch,
-            and all execute the same instructions.
+        replicas: Number of workers of the stage. They share batches and execute equal instructions.
     """
 
     stage: int
@@ -43,8 +42,7 @@ class Schedule(ABC):
     """The order in which the stages compute.
 
     A schedule yields the instructions `Forward`, `Loss`, `Backward` (or `BackwardInput` and
-    `BackwardWeight`) and `Step`. The passes (`passes.py`) add the instructions that send and
-    receive.
+    `BackwardWeight`) and `Step`. The passes (`passes.py`) add all other instructions.
 
     Args:
         microbatches: Number of micro-batches per batch. A batch with fewer samples has one
@@ -73,17 +71,16 @@ class Schedule(ABC):
     def layout(self, stages: int) -> Sequence[int]:
         """Return the stage of each chunk; the length of the result is the number of chunks.
 
-        This is not used under local learning: there, each module is a chunk, and each stage has
-        consecutive modules.
+        Local learning does not use this: each module is a chunk, and stages have consecutive
+        modules.
         """
         return range(stages)
 
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is treated as a micro-batch. If a batch visits stages more than once,
-        as under `interleaved`, K batches are computed together, where K is the number of stages.
-        Otherwise, one batch is computed at a time.
+        Each evaluation batch is a micro-batch. One batch is computed at a time, or K batches if a
+        batch visits stages more than once, as under `interleaved`. K is the number of stages.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

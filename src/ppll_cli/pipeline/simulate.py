@@ -2,9 +2,9 @@
 
 Stages influence each other only through channels. A channel has one sender and one receiver, and
 keeps the order of messages. So an instruction starts when the instruction before it has ended, and
-when the message or the free slot that it needs is there. The result does not depend on the order in
-which the simulator visits the stages: it advances a stage until the stage has to wait, and visits
-the stage again when a message or a free slot arrives for it.
+when the message or the free slot that it needs is there. The order in which the simulator visits
+the stages does not matter: it advances a stage until the stage has to wait, and visits the stage
+again when a message or a free slot arrives for it.
 """
 
 from collections import deque
@@ -26,7 +26,7 @@ from ppll_cli.pipeline.instructions import (
 from ppll_cli.pipeline.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
-"""A function that returns the seconds for which an instruction keeps a stage busy (no waiting)."""
+"""Returns the seconds for which an instruction of a stage keeps the stage busy, without waiting."""
 
 
 class Journey(NamedTuple):
@@ -35,10 +35,9 @@ class Journey(NamedTuple):
     The transfer begins when the instruction that starts it has ended.
 
     Attributes:
-        carried_s: Seconds for which the transfer occupies its connection. A channel carries one
-            message at a time; the connection of a stage's replicas carries one average at a time.
-        latency_s: Seconds from the end of `carried_s`, when the connection is free again, to the
-            arrival.
+        carried_s: Seconds for which the transfer occupies its connection: a channel, or the
+            connection of a stage's replicas. A connection carries one transfer at a time.
+        latency_s: Seconds from the end of `carried_s` to the arrival.
     """
 
     carried_s: float = 0.0
@@ -46,8 +45,8 @@ class Journey(NamedTuple):
 
 
 Journeys = Callable[[int, Instruction], Journey | None]
-"""A function that, given a stage and one of its instructions, returns the time of the transfer that
-the instruction starts; None if the transfer takes no time."""
+"""Returns the time of the transfer that an instruction of a stage starts; None if it takes no time.
+"""
 
 
 def at_once(stage: int, instruction: Instruction) -> Journey | None:
@@ -71,8 +70,8 @@ class Simulation:
     Attributes:
         events: For each stage, its instructions in order.
         peak_held: For each channel, the largest number of slots in use at the same time.
-        peak_live: For each stage, the largest number of forwards at one time whose backward (in
-            evaluation, `Measure`) was still to be done.
+        peak_live: For each stage, the largest number of forwards that at one time still waited for
+            their backward (in evaluation, for `Measure`).
     """
 
     events: list[list[Event]]
@@ -113,10 +112,7 @@ class _Carrier:
 class _Channel(_Carrier):
     """The messages in a channel, and the time at which each free slot became free.
 
-    Args:
-        slots: Number of slots.
-        ahead: Number of slots that have a message at the start: `Channel.ahead`, which is 0 except
-            for channels of kind "weights".
+    At the start, `ahead` slots have a message; see `Channel.ahead`.
     """
 
     def __init__(self, slots: int, ahead: int) -> None:
@@ -165,12 +161,8 @@ def simulate(
 ) -> Simulation:
     """Simulate all instructions of all stages.
 
-    Args:
-        streams: The instructions of each stage for all batches, one batch after another.
-        cost: Returns the seconds that an instruction takes.
-        slots: Returns the number of slots of a channel.
-        journeys: Returns the time of the transfer that an instruction starts. By default, transfers
-            take no time.
+    `streams` has the instructions of each stage for all batches, one batch after another. `slots`
+    returns the number of slots of a channel. By default, transfers take no time.
 
     Raises:
         DeadlockError: The stages wait for each other; the message says what each waits for.

@@ -13,14 +13,10 @@ from ppll_cli.pipeline.simulate import simulate
 def slots_needed(streams: Sequence[Sequence[Instruction]]) -> dict[Channel, int]:
     """Return, for each channel, a number of slots with which the stages do not deadlock.
 
-    A channel gets at least as many slots as its receiver keeps in use at the same time. It also
-    gets at least one slot for each message that is in the channel before the first batch. If a
-    stage has several channels, these slots may not be enough. Therefore the function simulates the
-    streams. As long as the stages deadlock, it adds one slot to the first channel whose sender
-    waits for a free slot, and simulates again.
-
-    Args:
-        streams: The instructions of each stage for one batch. Two such batches are simulated.
+    `streams` has the instructions of each stage for one batch. A channel first gets as many slots
+    as its receiver keeps in use at the same time, but at least `Channel.ahead`. If a stage has
+    several channels, this may not be enough. Therefore two batches are simulated. As long as the
+    stages deadlock, the first channel whose sender waits for a free slot gets another slot.
 
     Raises:
         DeadlockError: The stages wait for each other, however many slots there are.
@@ -50,10 +46,7 @@ def most(found: Iterable[Mapping[Channel, int]]) -> dict[Channel, int]:
 
 
 def _held(stage: int, stream: Iterable[Instruction]) -> dict[Channel, int]:
-    """Return, for each channel to a stage, the largest number of slots in use at the same time.
-
-    The number is at least the number of messages in the channel before the first batch.
-    """
+    """Return, for each channel to a stage, the most slots in use at one time, at least `ahead`."""
     now: Counter[Channel] = Counter()
     peak: dict[Channel, int] = {}
     for instruction in stream:

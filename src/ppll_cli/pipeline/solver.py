@@ -4,24 +4,19 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 Cost = Callable[[int, int, int], float]
-"""A function that returns the cost of a group, given the group's number, the index of the first
-item, and the index after the last item. The cost is not negative; its unit does not matter."""
+"""Returns the cost of a group, given the group's number, the index of the first item, and the index
+after the last item. The cost is not negative; its unit does not matter."""
 
 
 def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range]:
     """Cut items into groups so that the largest cost of a group is as small as possible.
 
-    If several solutions have this smallest maximum, choose the one with the smallest sum of squared
-    costs, so that groups below the maximum are balanced too. If several solutions have this sum,
-    choose the one whose first group has the most items, then the one whose second group has the
-    most items, and so on. The result is exact. Dynamic programming finds it in a time of order
-    groups * items**2.
+    Of several such solutions, the result has the smallest sum of squared costs, so that groups
+    below the maximum are balanced too. If several solutions have this sum, the one with the largest
+    first group is chosen, then the one with the largest second group, and so on. The result is
+    exact. Dynamic programming finds it in a time of order groups * items**2.
 
-    Args:
-        cost: Returns the cost of a group.
-        items: Number of items.
-        groups: Number of groups, from 1 to the number of items.
-        slack: How much a group's cost may exceed the smallest maximum, because of rounding.
+    There must be 1 to `items` groups. `slack` is the amount by which rounding may raise a cost.
     """
     limit = _least_maximum(cost, items, groups) + slack
     infinity = float("inf")
@@ -48,13 +43,10 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 
 
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
-    """Cut items into groups by `solve`. The cost of a group includes the cut after it (`sent`).
+    """Cut items into groups by `solve`. The cost of a group includes the cut after it.
 
-    Args:
-        costs: Cost of each item, not negative, in any unit.
-        groups: Number of groups, from 1 to the number of items.
-        sent: For each item, the cost that a cut before this item adds to the group before the cut.
-            If empty, cuts cost nothing.
+    `costs` has the cost of each item, not negative, in any unit. `sent` has for each item the cost
+    that a cut before this item adds to the group before the cut; if empty, cuts cost nothing.
     """
     sums = list(accumulate(costs, initial=0.0))
     # Rounding in the sums must not make two equal groups differ.

@@ -1,8 +1,7 @@
 """Checks that a schedule's instructions train all chunks of a stage, and nothing else.
 
-A wrong schedule could silently train something else: it may never do the optimizer step of a chunk,
-run the backward of a wrong micro-batch, or name a chunk of another stage. `validate` raises an
-error in all these cases, before the run starts.
+A wrong schedule, for example one without the optimizer step of a chunk, could silently train
+something else. `validate` refuses it before the run starts.
 """
 
 from collections import Counter
@@ -27,8 +26,8 @@ from ppll_cli.pipeline.schedule import Place
 _Kind = TypeVar("_Kind", bound=Compute | Measure)
 
 MOST_PER_MICRO_BATCH = 100
-"""Largest accepted number of instructions per chunk and micro-batch. It stops a user's generator
-that never ends."""
+"""Largest accepted number of instructions per chunk and micro-batch. It stops an endless generator.
+"""
 
 
 def validate(place: Place, instructions: Iterable[Compute]) -> list[Compute]:
@@ -94,11 +93,7 @@ class _Checker:
         self._stepped: set[int] = set()
 
     def check(self, instruction: Compute | Measure) -> None:
-        """Check the next instruction, and count it.
-
-        Raises:
-            ScheduleError: The instruction is wrong at this point.
-        """
+        """Count the next instruction, or raise ScheduleError if it is wrong at this point."""
         if not isinstance(instruction, self._allowed):
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(
@@ -135,11 +130,7 @@ class _Checker:
                 self._stepped.add(chunk)
 
     def check_end(self) -> None:
-        """Check that no instruction is missing.
-
-        Raises:
-            ScheduleError: A `Step` is missing or, in evaluation, a `Measure`.
-        """
+        """Raise ScheduleError if a `Step` or, in evaluation, a `Measure` is missing."""
         for chunk in self.place.chunks:
             last: Measure | Step = Step(chunk)
             done = chunk in self._stepped

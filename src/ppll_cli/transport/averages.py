@@ -1,9 +1,8 @@
 """Averages gradients over the replicas of a stage.
 
-The gradients of a chunk are copied into flat tensors, called buckets. As soon as the gradients of a
-bucket are complete, an all-reduce sums the bucket over the replicas, while the backward continues.
-Each replica weights its loss by its share of the batch, so the sum of the replicas' gradients is
-the gradient of the whole batch.
+Gradients are copied into flat tensors, called buckets. When the gradients of a bucket are complete,
+an all-reduce sums the bucket over the replicas, while the backward continues. Each replica weights
+its loss by its share of the batch, so this sum is the gradient of the whole batch.
 
 With NCCL the host waits for the device in only one case; see `Average.finish`. With gloo, which
 replicas use on the CPU or on a shared device, the host waits for every sum.
@@ -23,20 +22,16 @@ BUCKET_BYTES = 2**20
 """Size in bytes at which a bucket of gradients on the CPU is full."""
 
 CUDA_BUCKET_BYTES = 25 * 2**20
-"""Size in bytes at which a bucket on CUDA is full, the default of torch's DistributedDataParallel.
-
-On CUDA, launching an all-reduce costs more time than transferring 1 MiB."""
+"""Size in bytes at which a bucket on CUDA is full, as in torch's DistributedDataParallel. Launching
+an all-reduce on CUDA costs more time than transferring 1 MiB."""
 
 
 class _Bucket:
     """Parameters of one dtype, and the flat tensor in which an all-reduce sums their gradients.
 
-    After the gradients, the flat tensor holds counts. The same all-reduce sums them: for each
-    parameter, how many replicas have a gradient for it; and as the last element, how many replicas
-    had a loss that is not finite.
-
-    In the bucket, each gradient has the strides of its parameter, so that `_foreach_copy_` can copy
-    all gradients in one call.
+    The flat tensor ends with counts, which the same all-reduce sums: for each parameter, the number
+    of replicas that have a gradient for it; then the number of replicas with a loss that is not
+    finite. Each gradient has its parameter's strides, so that one `_foreach_copy_` copies all.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -50,10 +45,7 @@ class _Bucket:
         self._counts: Tensor | None = None
 
     def begin(self, replicas: Replicas, nonfinite: bool) -> None:
-        """Start the all-reduce of the current gradients.
-
-        `nonfinite` says whether this replica had a loss that is not finite.
-        """
+        """Start the all-reduce; `nonfinite` says whether a loss of this replica is not finite."""
         parameters, like = self.parameters, self.parameters[0]
         values = sum(self._sizes)
         flat = torch.empty(values + len(parameters) + 1, dtype=like.dtype, device=like.device)
@@ -75,12 +67,7 @@ class _Bucket:
         self._work = replicas.add(flat)
 
     def wait(self) -> Tensor:
-        """Wait for the sums over all replicas; with NCCL the current stream waits, not the host.
-
-        Returns:
-            [parameters + 1], in the gradients' dtype: for each parameter, how many replicas have a
-            gradient for it; at the end, how many replicas had a loss that is not finite.
-        """
+        """Wait for the sums (with NCCL, only the current stream waits), and return the counts."""
         assert self._work is not None
         assert self._counts is not None
         self._work.wait()
@@ -90,10 +77,8 @@ class _Bucket:
     def finish(self, counts: Sequence[float] | None) -> None:
         """Copy the sums into the parameters' gradients.
 
-        Args:
-            counts: For each parameter, how many replicas have a gradient for it. If no replica has
-                a gradient, the parameter's gradient stays None. `counts` may be None if this
-                replica has all gradients.
+        `counts` has, for each parameter, the number of replicas with a gradient for it. If this is
+        0, the parameter's gradient stays None. `counts` may be None if no gradient is missing.
         """
         used = [i for i in range(len(self.parameters)) if counts is None or counts[i]]
         for parameter in (self.parameters[i] for i in used):
@@ -111,17 +96,14 @@ class _Bucket:
 class Average:
     """Averages the gradients of some parameters over the replicas, in every batch.
 
-    All replicas start the all-reduces of buckets in one fixed order, even if gradients are missing.
-    With three or more replicas, no bucket holds parameters of two units. The reason is that gloo's
-    rounding of such sums depends on the contents of a bucket, but results must not depend on which
-    units a stage has.
+    All replicas start the all-reduces in one fixed order, even if gradients are missing. With three
+    or more replicas, gloo's rounding depends on the contents of a bucket. A bucket then has
+    parameters of only one unit, because results must not depend on which units a stage has.
 
-    Args:
-        replicas: The replicas of the stage. All have the same parameters in the same order.
-        units: The parameters of each unit or auxiliary network, in the order of the forward.
-        nonfinite: Returns whether this replica had a loss that is not finite.
-        early: Whether the all-reduces start during the backward. Otherwise they start when it has
-            ended, so that they do not mix with the all-reduces of synchronized BatchNorm layers.
+    `units` has the parameters of each unit or auxiliary network, in the order of the forward.
+    `nonfinite` returns whether this replica had a loss that is not finite. With `early`,
+    all-reduces start during the backward. Without it, they start after the backward, so that they
+    do not mix with the all-reduces of synchronized BatchNorm layers.
     """
 
     def __init__(
@@ -167,12 +149,12 @@ class Average:
     def finish(self) -> bool:
         """Wait for all sums, and put them into the parameters' gradients.
 
-        If this replica lacks a gradient, the host has to know whether another replica has it. Only
-        in this case the host waits for the device and reads the counts, once for all buckets.
+        If this replica lacks a gradient, the host waits for the device and reads the counts, to
+        learn whether another replica has the gradient.
 
         Returns:
-            Whether any replica had a loss that is not finite. Always False on devices other than
-            the CPU, because reading the count would make the host wait for the device.
+            Whether any replica had a loss that is not finite. Always False except on the CPU:
+            reading the count would make the host wait for the device.
         """
         counts = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]

@@ -1,12 +1,12 @@
 """The interface of channels and transports.
 
 A channel has one sender and one receiver. Messages arrive in the order in which they were sent. A
-channel has a fixed number of slots, which store the tensors of messages: the sender waits until a
-slot is free, and a received message keeps its slot until the receiver releases it. A message has a
-small header and named tensors. The channel does not interpret the header, and does not change the
-shapes, dtypes and strides of the tensors.
+message has a small header, which the channel does not interpret, and named tensors, whose shapes,
+dtypes and strides it keeps. A channel has a fixed number of slots, which store the tensors: the
+sender waits until a slot is free, and a received message keeps its slot until the receiver releases
+it.
 
-A separate method, `wait`, waits with a time limit. So a worker can measure how long it waits, and
+Waiting is a separate method with a time limit, so that a worker can measure how long it waits, and
 do other work between two calls.
 
 The parent creates both ends of a channel and passes them to the workers at their start. In the
@@ -28,10 +28,8 @@ WireDtype = Literal["bf16"]
 """The dtype to which float32 tensors can be converted for a network transfer."""
 
 ALIGNMENT = 512
-"""Alignment of a message's tensors in bytes, equal to that of torch's own allocator on CUDA.
-
-With a smaller alignment, kernels may use another code path and compute different bits. On CPU 64
-would be enough."""
+"""Alignment of a message's tensors in bytes, equal to that of torch's own allocator on CUDA. With a
+smaller alignment, kernels may use another code path and compute different bits."""
 
 
 def aligned(size: int) -> int:
@@ -40,20 +38,13 @@ def aligned(size: int) -> int:
 
 
 def message_bytes(specs: Iterable[ValueSpec], samples: int) -> int:
-    """Return the number of bytes that tensors need in a slot, at least `ALIGNMENT`.
-
-    The specs are without the batch dimension, whose size is `samples`.
-    """
+    """Return the bytes that a batch of `samples` samples needs in a slot, at least `ALIGNMENT`."""
     sizes = [aligned(samples * prod(spec.shape) * spec.dtype.itemsize) for spec in specs]
     return max(ALIGNMENT, sum(sizes))
 
 
 class Sender(Protocol):
-    """The sending end of a channel.
-
-    Attributes:
-        bytes_sent: Size of all tensors sent so far, in bytes.
-    """
+    """The sending end of a channel. `bytes_sent` is the size of all tensors sent so far."""
 
     bytes_sent: int
 
@@ -69,8 +60,7 @@ class Sender(Protocol):
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message; call this only after `wait` returned True.
 
-        After this call, the caller may change or free the tensors, or (on CUDA) queue work that
-        changes them.
+        Afterwards the caller may change or free the tensors, or (on CUDA) queue work that does so.
         """
 
 
@@ -84,10 +74,7 @@ class Receiver(Protocol):
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
 
     def peek(self) -> Header:
-        """Return the header of the next message without receiving the message.
-
-        Call this only after `wait` returned True.
-        """
+        """Return the next message's header, but do not receive the message. Call `wait` first."""
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Receive the next message; call this only after `wait` returned True.
@@ -110,8 +97,7 @@ class Transport(Protocol):
 
     Attributes:
         depth: Number of slots of each channel in addition to those that the schedule needs.
-        wire_dtype: The dtype to which float32 tensors are converted for a network transfer; None
-            for no conversion.
+        wire_dtype: The dtype of float32 tensors in a network transfer; None for no conversion.
     """
 
     depth: int
@@ -125,20 +111,13 @@ class Transport(Protocol):
         """
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the largest number of file descriptors that one end of a channel needs.
-
-        A message has at most `tensors` tensors.
-        """
+        """Return the most file descriptors that one end needs for messages of `tensors` tensors."""
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"
     ) -> tuple[Sender, Receiver]:
         """Create a new channel, and return its two ends.
 
-        Args:
-            slots: Number of slots.
-            size: Largest size of a message in bytes: the sum over its tensors, with the size of
-                each tensor rounded up to a multiple of `ALIGNMENT`.
-            source: The sender's device.
-            target: The receiver's device.
+        `size` is the largest size of a message, as `message_bytes` computes it. `source` is the
+        device of the sender, `target` the device of the receiver.
         """

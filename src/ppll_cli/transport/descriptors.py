@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from ppll_cli.transport.channel import Transport
 
 OWN = 128
-"""File descriptors that a process may need for other things than workers and channels: for files,
-libraries and the CUDA driver."""
+"""File descriptors that a process may need for files, libraries and the CUDA driver."""
 
 PER_WORKER = 3
 """File descriptors that the parent opens for each worker: two pipes, by which the parent and the

@@ -9,10 +9,8 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Environment variables with settings of torch's CUDA allocator: the new and the old name."""
 
 NO_CACHE_VARIABLE = "PYTORCH_NO_CUDA_MEMORY_CACHING"
-"""Environment variable that, with any value, turns torch's caching CUDA allocator off.
-
-torch can share only memory of this allocator.
-"""
+"""Environment variable that, with any value, turns torch's caching CUDA allocator off. torch can
+share only memory of this allocator."""
 
 # torch shares expandable segments by `pidfd_getfd`, which containers forbid (pytorch issue 165685).
 # It does not share memory of cudaMallocAsync at all ("does not yet support shareIpcHandle").

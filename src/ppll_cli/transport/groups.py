@@ -1,8 +1,8 @@
 """Creates the process groups of torch.distributed, and connects their workers.
 
 Only workers that belong to a group take part. All of them create all groups in the same order, and
-connect them before training. If groups were connected at their first use, workers that use two
-groups in different orders could hang.
+connect them before training: if two workers connected two groups at their first use, in different
+orders, they could hang.
 """
 
 import os
@@ -28,10 +28,8 @@ WATCHDOG_SWITCHES = (
     "TORCH_NCCL_ENABLE_MONITORING",
     "TORCH_NCCL_RETHROW_CUDA_ERRORS",
 )
-"""Environment variables that turn NCCL's watchdog off when they are 0.
-
-The watchdog could end a process before the process or its launcher has reported the failure, or
-after all machines were suspended for a while."""
+"""Environment variables that turn NCCL's watchdog off when they are 0. The watchdog could end a
+process before its failure is reported, or after all machines were suspended for a while."""
 
 CONNECTING = timedelta(minutes=5)
 """Time limit for connecting to the store."""
@@ -44,11 +42,9 @@ ASKED = 10
 class Group:
     """Describes a process group that is to be created.
 
-    Attributes:
-        ranks: Ranks of the group's workers.
-        backend: "gloo" or "nccl". NCCL needs a separate CUDA device for each worker.
-        directed: True if the group has two workers, and the first sends to the second. False if
-            its workers do collective operations.
+    `ranks` are the ranks of its workers. If `directed`, the first of two workers sends to the
+    second; if not, the workers do collective operations. The backend "nccl" needs a separate CUDA
+    device for each worker.
     """
 
     ranks: tuple[int, ...]
@@ -69,8 +65,7 @@ class Groups:
         groups: All groups by name, in the same order in all workers.
         interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.
-        ahead_s: Seconds by which this worker's clock is ahead of the clock of worker 0; 0 before
-            `open`.
+        ahead_s: Seconds by which this worker's clock is ahead of worker 0's; 0 before `open`.
     """
 
     store: str
@@ -105,10 +100,7 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation of the kind for which the group is made.
-
-        NCCL connects separately for collective operations and for point-to-point messages.
-        """
+        """Connect a group by one operation of its kind. NCCL connects separately for each kind."""
         group, made = self.groups[name], self._made[name]
         if not group.directed:
             dist.all_reduce(number, group=made)
@@ -118,11 +110,7 @@ class Groups:
             dist.recv(number, group.ranks[0], group=made)
 
     def _compare_clocks(self) -> None:
-        """Ask for the time on worker 0's clock; use the answer with the shortest round trip.
-
-        Worker 0 read its clock at some moment of the round trip, so the offset is wrong by at most
-        half of the round trip.
-        """
+        """Compute `ahead_s` from the shortest of several round trips to worker 0."""
         clock_s = torch.zeros(1, dtype=torch.float64)
         if self.rank == 0:
             for other in range(1, self.workers):
@@ -171,10 +159,7 @@ class Groups:
 
 
 def backend(places: Sequence[tuple[int, str]]) -> str:
-    """Choose the backend of a group: NCCL if each worker has a separate CUDA device, else gloo.
-
-    `places` has the machine and the device of each worker.
-    """
+    """Return "nccl" if all `places` (machine, device) are separate CUDA devices, else "gloo"."""
     own = len(set(places)) == len(places)
     on_cuda = all(device.startswith("cuda") for _, device in places)
     return "nccl" if own and on_cuda and dist.is_nccl_available() else "gloo"

@@ -7,18 +7,17 @@ headers, and two counters. So if a worker dies at any moment, a new worker can c
       |    kept for replay    |   waiting to be read  |   free
     --+-----------------------+-----------------------+-----------> messages, slot = number % slots
 
-`sent` counts complete messages; the sender raises it after the last byte of a message. `freed`
-counts messages that the receiver never reads again. A snapshot is a copy of a stage's state. It
-covers a message if the stage received the message before the copy was made. The receiver raises
-`freed` only for messages that its latest snapshot covers. After a restart, the receiver loads this
-snapshot, and reads once more the messages that the snapshot does not cover.
+`sent` counts complete messages: the sender raises it after the last byte. `freed` counts messages
+that the receiver never reads again, because it received them before its latest snapshot, a copy of
+its stage's state. After a restart, the receiver loads this snapshot, and reads the messages after
+`freed` once more.
 
 A restarted sender loads its own latest snapshot, and computes again messages that are already in
 the ring. It does not send them again, but it checks that they are equal, byte for byte.
 
-Through the two pipes, the ends only wake each other. The bytes in a pipe mean nothing, so a worker
-may die after it has read them. The code relies on the memory order of x86: another process sees
-stores in the order in which they were made.
+Through the two pipes, the ends only wake each other, so a worker may die after it has read a pipe.
+The code relies on the memory order of x86: another process sees stores in the order in which they
+were made.
 """
 
 import ctypes
@@ -61,11 +60,8 @@ class _Counters(ctypes.Structure):
 class _Messages:
     """The memory of a channel, as one end sees it.
 
-    Args:
-        memory: The memory, uint8 [bytes]: first the slots, then the counters, then the head of each
-            slot.
-        slots: The slots, for the tensors.
-        size: Number of bytes reserved for each head; as many are reserved for the counters.
+    `memory`, uint8 [bytes], has first the slots, then the counters, then the head of each slot.
+    `size` bytes are reserved for each head, and for the counters.
     """
 
     def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:
@@ -73,7 +69,6 @@ class _Messages:
 
     @property
     def counters(self) -> _Counters:
-        """The counters, which both ends share."""
         return _Counters.from_address(self._start)
 
     def write_head(self, message: int, header: Header, layout: Layout) -> None:
@@ -127,29 +122,19 @@ class _WakeUp:
 
 
 class _End:
-    """The common part of the sender and the receiver.
-
-    Attributes:
-        position: Number of messages that this stage has sent or received since the start of the
-            run.
-    """
+    """The common part of sender and receiver. `position` counts messages since the run's start."""
 
     def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
         self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
         self.position = 0
 
     def open(self) -> None:
-        """Set up this end of the channel in this process."""
         self._stored.slots.memory.open()
         self._wakeup.open()
 
 
 class JournalSender(_End):
-    """The sending end; see `channel.Sender`.
-
-    After a restart, the counter `sent` may be larger than `position`, because the earlier process
-    may have sent more messages.
-    """
+    """The sending end; see `channel.Sender`. After a restart, `sent` may be above `position`."""
 
     bytes_sent = 0
 
@@ -204,11 +189,8 @@ class JournalReceiver(_End):
     """The receiving end; see `channel.Receiver`.
 
     Received tensors are copies: a network may change its inputs in place, but the slots must keep
-    what was sent.
-
-    Attributes:
-        keeps: Whether slots of released messages are kept until `free` is called. Set this if the
-            stage takes snapshots. If it is not set, `release` frees each slot immediately.
+    what was sent. A stage that takes snapshots sets `keeps`: then released messages keep their
+    slots until `free` is called. If `keeps` is not set, `release` frees each slot immediately.
     """
 
     keeps = False

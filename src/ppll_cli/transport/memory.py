@@ -22,11 +22,7 @@ _PORTABLE = 1
 
 
 class Memory:
-    """The memory of a ring buffer, as the sender or the receiver sees it.
-
-    Attributes:
-        tensor: The memory, uint8 [bytes]; None until this end has allocated or opened it.
-    """
+    """A ring's memory, as one end sees it: `tensor`, uint8 [bytes], or None if not yet open."""
 
     tensor: Tensor | None = None
 
@@ -34,11 +30,7 @@ class Memory:
         """Open the memory at the sender's end, unless the receiver offers it."""
 
     def offer(self) -> bytes:
-        """Open the memory at the receiver's end.
-
-        Returns:
-            The data that the sender needs to open the memory; empty if it needs none.
-        """
+        """Open the memory at the receiver's end, and return data for `accept`, if any."""
         self.open()
         return b""
 
@@ -50,10 +42,8 @@ class Memory:
 class HostMemory(Memory):
     """Host memory that both processes share from the start.
 
-    Args:
-        tensor: The memory, uint8 [bytes].
-        pinned: Whether to pin the memory. CUDA devices copy asynchronously only from and to pinned
-            memory.
+    `tensor` is the memory, uint8 [bytes]. `pinned` says whether to pin it: CUDA devices copy
+    asynchronously only from and to pinned memory.
     """
 
     def __init__(self, tensor: Tensor, pinned: bool) -> None:
@@ -98,12 +88,7 @@ class DeviceMemory(Memory):
 
 
 def shared_zeros(size: int) -> Tensor:
-    """Return zeros, uint8 [size], in memory that other processes can open.
-
-    Raises:
-        OSError: Shared memory is full, perhaps because another program has filled it after the
-            check by `no_room`.
-    """
+    """Return zeros, uint8 [size], in shared memory; raise OSError if shared memory is full."""
     tensor = torch.zeros(size, dtype=torch.uint8)
     try:
         tensor.share_memory_()  # type: ignore[no-untyped-call]
@@ -132,8 +117,7 @@ def _pin(tensor: Tensor) -> bool:
 def _unpin(tensor: Tensor) -> None:
     """Undo `_pin` before the memory is unmapped.
 
-    CUDA would still regard the address as pinned. If other memory were mapped there later, CUDA
-    would copy from and to the old pages.
+    If other memory were mapped at a pinned address, CUDA would still use the old pages.
     """
     torch.cuda.synchronize()  # copies may still be queued
     torch.cuda.cudart().cudaHostUnregister(tensor.data_ptr())  # type: ignore[no-untyped-call]
@@ -142,8 +126,7 @@ def _unpin(tensor: Tensor) -> None:
 def no_room(size: int, what: str = "its slots") -> str | None:
     """Return a text that says that shared memory has no room for `size` bytes; None if it has.
 
-    A process that writes to shared memory beyond its limit is killed, so this is checked first.
-    `what` is the subject of the returned text.
+    The text begins with `what`. Call this before writing: beyond the limit, a process is killed.
     """
     if fits(size):
         return None
@@ -181,9 +164,9 @@ def more_room(size: int) -> str:
 def remove_left(process_id: int) -> None:
     """Remove the files in shared memory that a worker left when it ended.
 
-    torch counts the users of shared CUDA memory in a file. CUDA itself has files for shared events;
-    the names of these files have the process ID in hexadecimal. A process removes its files at a
-    normal exit. It does not if it is killed, or ends by `os._exit`, as workers do.
+    torch counts the users of shared CUDA memory in a file. CUDA has files for shared events, with
+    the process ID in hexadecimal in their names. A process that is killed, or ends by `os._exit` as
+    workers do, does not remove its files.
     """
     for pattern in (f"torch_{process_id}_*", f"cuda.shm.*.{process_id:x}.*"):
         for path in SHARED_MEMORY.glob(pattern):

@@ -1,19 +1,17 @@
 """Channels between machines, based on point-to-point messages of torch.distributed.
 
-Each channel has separate process groups, so that messages of one channel never wait for messages of
-another channel. The sender copies a message into one of its own slots, and a thread sends it. The
-thread of the receiver requests the next message only when a slot is free, and gloo sends no message
-before the receiver requests it. So the sender waits for a slow receiver (backpressure). A message
-consists of a head in JSON, and of exactly as many bytes of tensors as the head says. Before the
-first message, the sender sends a schema: a text that describes the tensors of all messages. The
-receiver compares this schema with its own.
+Each channel has separate process groups, so that channels do not wait for each other. The sender
+copies a message into one of its own slots, and a thread sends it. The thread of the receiver
+requests the next message only when a slot is free, and gloo sends no message before the receiver
+requests it. So the sender waits for a slow receiver (backpressure). A message consists of a head in
+JSON, and of exactly as many bytes of tensors as the head says. First, the sender sends a schema: a
+text that describes the tensors of all messages. The receiver compares this schema with its own.
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
 transfer by NCCL occupies both devices until it ends, so transfers of several channels could
-deadlock. Therefore a transfer starts only when its bytes are complete at the sender and its slot is
-free at the receiver. The sender's thread waits for its device before it sends the head. The
-receiver's thread waits for its device before it requests a head.
+deadlock. Therefore the sender's thread sends a head only when the bytes are complete. The
+receiver's thread requests a head only when a slot is free on its device.
 """
 
 import json
@@ -39,25 +37,22 @@ from ppll_cli.transport.slots import Layout, Slots, TensorForm, layout_bytes, la
 
 HEAD = 1024
 """Size in bytes of the first part of a head; the rest of a longer head is sent separately. A head
-contains the message's header, and names, dtypes, shapes and strides of the tensors."""
+has the message's header, and names, dtypes, shapes and strides of the tensors."""
 
 LENGTH = 8
-"""Number of decimal digits at the start of a head. They give the length of its JSON in bytes."""
+"""Number of decimal digits at the start of a head: the length of its JSON in bytes."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
 
 PATIENCE_S = 15.0
-"""Seconds from the loss of a connection to the error about the loss.
-
-In this time, launchers can find and report the cause.
-"""
+"""Seconds after which a lost connection is an error. Meanwhile launchers can report the cause."""
 
 STAGED = 2
 """Number of slots of a sender: the worker fills one while the thread sends the other."""
 
 Encode = Callable[[Any], Any]
-"""A function that converts headers to data that JSON can hold, or back."""
+"""Converts headers to data that JSON can hold, or back."""
 
 _Message = tuple[Header, Layout, Sequence[torch.dtype]]
 """The header of a message, the layout of its tensors, and the tensors' dtypes at the sender."""
@@ -69,13 +64,9 @@ def bytes_group(name: str) -> str:
 
 
 class _Slots(Slots):
-    """Slots in memory of this process.
+    """Slots, each with room for a head, in this process's memory.
 
-    Args:
-        count: Number of slots.
-        size: Bytes of each slot, without the room for a head.
-        carrier: The device of the slots; gloo or NCCL sends from and receives into its memory.
-        device: The device of the worker.
+    `carrier` is the device of the memory, which gloo or NCCL uses; `device` is the worker's.
     """
 
     def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:
@@ -135,18 +126,15 @@ class _End:
         Thread(target=run, name=f"channel {self.name}", daemon=True).start()
 
     def _raise(self) -> None:
-        """Raise the exception of the thread, if there is one.
-
-        If the connection was lost, raise the exception only `PATIENCE_S` seconds after the loss.
-        """
+        """Raise the thread's exception, but a lost connection only after `PATIENCE_S` seconds."""
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error
 
     def _open(self, slots: int) -> None:
-        """Create the slots and, if the worker is on a CUDA device, a stream for the thread.
+        """Create the slots and, on CUDA, a stream for the thread.
 
-        NCCL waits for the work on the thread's current stream. The new stream has no other work.
+        NCCL waits for the work on the thread's stream, so this stream is used for nothing else.
         """
         carrier = self.groups.carrier(self._carrying, self._device)
         self._slots = _Slots(slots, self.size, carrier, self._device)
@@ -208,11 +196,7 @@ class NetworkSender(_End):
         return self._is_free
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot; the thread then sends them.
-
-        Raises:
-            ValueError: The tensors do not fit into a slot.
-        """
+        """Copy the tensors into the next slot; raise ValueError if they do not fit."""
         forms = tuple(
             form._replace(dtype=self._wire) if form.dtype == torch.float32 else form
             for form in layout_of(tensors)

@@ -2,25 +2,21 @@
 
 A token says that a slot was filled, or that it was given back (freed). On CPU, an end has finished
 with the slot when it sends the token. On CUDA, its work may still be queued, and CUDA does not
-order the work of two processes on shared memory. Therefore each end has one CUDA event per slot.
-After using the slot, the end records the event and then sends the token. When the token arrives at
-the other end, that end's stream waits for the event; the host never waits:
+order the work of two processes on shared memory. Therefore each end records a CUDA event before it
+sends the token. The stream of the other end waits for the event; the host never waits:
 
     sender       wait for `given back`, copy, record `filled`      token ->
     receiver                                                       wait for `filled`, compute,
                                                          <- token  record `given back`
 
-One event per slot and direction is enough. An end records its event again only when it uses the
-slot again. Before that, it receives a token from the other end, which queues its wait for the event
-before it sends this token. So a wait never refers to a later record of the event. When a slot is
-used for the first time, the sender has nothing to wait for. Streams only wait for work that was
-queued earlier, in either process, so they cannot deadlock. The first token after an event was
-created contains the event's handle.
+One event per slot and direction is enough. Before an end records its event again, it receives a
+token from the other end, which has queued its wait for the event before it sent this token. Streams
+only wait for work that was queued earlier, in either process, so they cannot deadlock. The first
+token after an event was created contains the event's handle.
 
-An end records only its own events, and waits only for events of the other end. A CUDA stream can
-wait for an event of any device. So each end opens the other end's events in the context of its own
-device: a context on the other device would take hundreds of MB there. (A sender has such a context
-anyway, because torch needs it to open the receiver's memory.)
+Each end opens the other end's events in the context of its own device, because a context on the
+other device would take hundreds of MB there. (A sender has such a context anyway, because torch
+needs it to open the receiver's memory.)
 """
 
 import logging
@@ -32,14 +28,10 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 Tensors = Mapping[str, Tensor]
-"""Tensors by name."""
 
 
 class Moment:
-    """The end of all work that was queued on a device's current stream when this object was made.
-
-    On CPU this work is already done.
-    """
+    """The end of the work that is queued on a device's current stream when this object is made."""
 
     def __init__(self, device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -56,8 +48,7 @@ class Moment:
 def let_default_stream_wait(device: torch.device) -> None:
     """Make a CUDA device's default stream wait for the work queued on the current stream.
 
-    This is needed because another thread records events on the default stream, even if this thread
-    uses another stream.
+    A queue's feeder thread records its events on the default stream.
     """
     if device.type == "cuda":
         current = torch.cuda.current_stream(device)
@@ -69,8 +60,8 @@ def let_default_stream_wait(device: torch.device) -> None:
 class Order:
     """Makes one end's use of a slot wait for the other end's use of this slot.
 
-    This class is for the CPU: work is done before its token is sent, so there are no events, and
-    nothing has to wait.
+    This class is for the CPU, where work is done before its token is sent, so nothing has to wait.
+    `fill` and `give_back` return the handle of a CUDA event that they create, else empty bytes.
     """
 
     def learn(self, handle: bytes) -> None:
@@ -78,11 +69,7 @@ class Order:
         raise AssertionError(handle)
 
     def fill(self, slot: int, views: Tensors, tensors: Tensors) -> bytes:
-        """Copy tensors into the views of a free slot.
-
-        Returns:
-            The handle of the slot's event if this call created the event; empty if not.
-        """
+        """Copy tensors into the views of a free slot."""
         for name, tensor in tensors.items():
             views[name].copy_(tensor.detach())
         return b""
@@ -91,11 +78,7 @@ class Order:
         """Make the work that is queued later wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
-        """Record that this end needs the slot only for work that is already queued.
-
-        Returns:
-            The handle of the slot's event if this call created the event, else empty.
-        """
+        """Record that this end needs the slot only for work that is already queued."""
         return b""
 
 
@@ -106,8 +89,8 @@ class CudaOrder(Order):
         device: This end's device.
         other: The other end's device.
         aside: Whether this end copies to another device or to the host. Such copies run on a side
-            stream, parallel to the device's work. Copies inside one device run on the current
-            stream, because a parallel copy would only slow down the device's work.
+            stream, parallel to computation. Inside one device, a parallel copy would only slow down
+            computation.
     """
 
     def __init__(self, device: str, other: str, aside: bool) -> None:

@@ -1,7 +1,6 @@
 """The two pipes of a channel: one sends messages, the other reports slots that become free.
 
-A channel has only one sender and one receiver, so the pipes need no lock. Sender and receiver share
-nothing else except the memory of the slots.
+A channel has only one sender and one receiver, so the pipes need no lock.
 """
 
 import select
@@ -42,25 +41,15 @@ class Inlet:
 
 
 class FreeSlots:
-    """Counts the slots that a sender may fill.
-
-    Args:
-        returned: The pipe through which the receiver reports freed slots.
-        count: Number of free slots at the start.
-
-    Attributes:
-        count: Number of free slots. The sender subtracts one for each message.
-    """
+    """Counts free slots in `count`, from which the sender subtracts one for each message."""
 
     def __init__(self, returned: Connection, count: int) -> None:
         self._returned, self.count = Inlet(returned), count
 
     def wait(self, timeout_s: float, take: Callable[[bytes], int]) -> bool:
-        """Wait for a free slot, and return whether there is one.
+        """Wait up to `timeout_s` seconds for a free slot, and return whether there is one.
 
-        Args:
-            timeout_s: Seconds to wait if no slot is free.
-            take: Gets each message from the receiver, and returns how many slots the message frees.
+        `take` gets each message from the receiver, and returns how many slots the message frees.
         """
         while self._returned.ready(timeout_s if self.count == 0 else 0):
             self.count += take(self._returned.connection.recv_bytes())

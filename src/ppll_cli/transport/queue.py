@@ -2,13 +2,11 @@
 
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
 moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
-queue's pipe the data that the receiver needs to map this memory. A second pipe reports released
-slots to the sender. Without this pipe, the sender would regard a slot as free when the receiver has
-received the message, not when the receiver has released the message.
+queue's pipe the data that the receiver needs to map this memory. A second pipe reports slots to the
+sender when the receiver releases them; the queue itself frees a slot when the message is received.
 
 If the sender's process ended, its unread messages would be lost, because the receiver asks this
-process for the shared memory. Therefore no worker exits before the parent has seen that all workers
-are done.
+process for the shared memory. So no worker exits before the parent has seen that all are done.
 """
 
 import multiprocessing
@@ -42,11 +40,7 @@ class _Message(NamedTuple):
 
 
 class _Lost(NamedTuple):
-    """Replaces a message that could not be shared.
-
-    Attributes:
-        reason: The exception of the queue's feeder thread, as text.
-    """
+    """Replaces a message that could not be shared. `reason` is the feeder's exception, as text."""
 
     reason: str
 
@@ -54,8 +48,7 @@ class _Lost(NamedTuple):
 class MessageQueue(AnyQueue):
     """A queue that informs its receiver if a message could not be put into shared memory.
 
-    Python's own queue only prints a traceback and drops the message. The receiver would then wait
-    for ever.
+    Python's own queue would drop the message, and the receiver would wait for ever.
     """
 
     def __init__(self, slots: int) -> None:
@@ -79,10 +72,7 @@ class QueueSender:
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Let this process exit without waiting for the feeder.
-
-        The feeder may hang while it writes to a full pipe whose reader is dead.
-        """
+        """Let this process exit without the feeder, which may hang if the reader is dead."""
         self._queue.cancel_join_thread()
 
     def wait(self, timeout_s: float) -> bool:
@@ -111,11 +101,7 @@ class QueueReceiver:
         """Do nothing: this end needs no setup."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a message and return whether there is one.
-
-        Raises:
-            RuntimeError: The sender could not share the message.
-        """
+        """Wait for a message, up to `timeout_s`; raise RuntimeError if it could not be shared."""
         if self._next is None:
             with suppress(Empty):
                 came = self._queue.get(timeout=timeout_s)
@@ -155,9 +141,8 @@ class QueueTransport:
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.
 
-        An end needs descriptors for both ends of the queue's pipe, for one end of the pipe for
-        slots, and for each tensor in a slot. While a message is being shared, each of its tensors
-        needs a second descriptor.
+        An end has two ends of the queue's pipe, one end of the pipe for slots, and one descriptor
+        for each tensor in a slot. While a message is being shared, each tensor needs a second one.
         """
         return 3 + (slots + 1) * tensors
 

@@ -42,11 +42,9 @@ class Replicas:
         return work
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors with the first replica's values, by one broadcast of their bytes.
-
-        gloo cannot send every dtype, but it can send bytes.
-        """
-        # In this order, each part begins at a multiple of the size of its elements.
+        """Overwrite tensors with the first replica's values by one broadcast of their bytes."""
+        # gloo cannot send every dtype, so this sends bytes. In this order, each part begins at a
+        # multiple of the size of its elements.
         own = sorted(map(_distinct, tensors), key=Tensor.element_size, reverse=True)
         if not own:
             return

@@ -3,9 +3,8 @@
 The devices of the two workers decide in which memory the slots are (`memory`), and how one end of
 the channel waits until the other end has finished with a slot (`order`). If a worker is on CPU,
 slots are in shared host memory, and an end waits only for tokens. Between CUDA workers, slots are
-on the receiver's device, and an end also waits for CUDA events. If the processes cannot share the
-device's memory, or the sender's device cannot access it, slots are in pinned host memory instead,
-and the receiver copies the tensors to its device.
+on the receiver's device, and an end also waits for CUDA events. If the sender cannot access this
+memory, slots are in pinned host memory instead, and the receiver copies the tensors to its device.
 """
 
 import logging
@@ -72,14 +71,10 @@ def ring(
     orders: tuple[Order, Order],
     device: str | None = None,
 ) -> tuple[RingSender, RingReceiver]:
-    """Create a new ring, and return its two ends.
+    """Create a new ring of `slots` slots of `size` bytes, and return its two ends.
 
-    Args:
-        slots: Number of slots.
-        size: Size of each slot in bytes.
-        memories: The memory of the slots, as the sender sees it and as the receiver sees it.
-        orders: The `Order` of the sender, and the `Order` of the receiver.
-        device: The device to which the receiver copies tensors; None if it reads them in the slot.
+    `memories` has the memory of the slots, and `orders` the `Order`, first of the sender, then of
+    the receiver. The receiver copies tensors to `device`; if it is None, they stay in the slot.
     """
     producer, consumer = open_pipes()
     theirs, ours = (Slots(memory, slots, size) for memory in memories)

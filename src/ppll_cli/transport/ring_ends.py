@@ -1,8 +1,8 @@
 """The two ends of a ring: slots in shared memory that are used for one message after another.
 
 A sender copies its tensors into a slot and sends a token through a pipe. The receiver computes with
-the tensors in the slot, without a copy. Each end uses the slots one after another, and the receiver
-frees them in the order of the messages, so a token need not name its slot.
+the tensors in the slot, without a copy. Slots are filled, read and freed in one fixed order, so a
+token need not name its slot.
 """
 
 import pickle
@@ -39,11 +39,7 @@ class RingSender:
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, word: bytes) -> int:
-        """Handle a message from the receiver: the offer of its memory, or a freed slot.
-
-        Returns:
-            The number of slots that become free.
-        """
+        """Handle an offer of memory or a freed slot, and return how many slots become free."""
         if self._slots.memory.tensor is None:
             self._slots.memory.accept(word)
             return self._slots.count
@@ -52,11 +48,7 @@ class RingSender:
         return 1
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the next slot and send the token.
-
-        Raises:
-            ValueError: The tensors do not fit into a slot.
-        """
+        """Fill the next slot and send the token; raise ValueError if the tensors do not fit."""
         layout = layout_of(tensors)
         slot, views = self._slots.next(layout)
         handle = self._order.fill(slot, views, tensors)
@@ -70,10 +62,7 @@ class RingSender:
 
 
 class RingReceiver:
-    """The receiving end; see `channel.Receiver`.
-
-    Received tensors are views of the slot, or copies on `device` if it is not None.
-    """
+    """The receiving end; see `channel.Receiver`. If `device` is given, tensors are copied to it."""
 
     def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
         self._messages, self._returned = Inlet(ends.messages), ends.returned

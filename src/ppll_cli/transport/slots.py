@@ -28,7 +28,8 @@ Layout = tuple[TensorForm, ...]
 class Slots:
     """The slots of a channel, as one end sees them. This end uses one slot after another.
 
-    `memory` is the memory of all `count` slots; each has `size` bytes.
+    `memory` is the memory of all `count` slots; each has `size` bytes. `next` and `at` raise
+    ValueError if the tensors do not fit into a slot.
     """
 
     def __init__(self, memory: Memory, count: int, size: int) -> None:
@@ -37,20 +38,12 @@ class Slots:
         self._views: dict[tuple[int, Layout], dict[str, Tensor]] = {}
 
     def next(self, layout: Layout) -> tuple[int, dict[str, Tensor]]:
-        """Return the index of the next slot, and a view of the slot for each tensor of a layout.
-
-        Raises:
-            ValueError: The tensors do not fit into a slot.
-        """
+        """Return the index of the next slot, and a view of the slot for each tensor of a layout."""
         slot, self._next = self._next, (self._next + 1) % self.count
         return slot, self.at(slot, layout)
 
     def at(self, slot: int, layout: Layout) -> dict[str, Tensor]:
-        """Return a view of a slot for each tensor of a layout.
-
-        Raises:
-            ValueError: The tensors do not fit into a slot.
-        """
+        """Return a view of a slot for each tensor of a layout."""
         views = self._views.get((slot, layout))
         if views is None:
             self.check_room(layout)
@@ -70,11 +63,7 @@ class Slots:
         return views
 
     def check_room(self, layout: Layout) -> None:
-        """Check that the tensors of a layout fit into a slot.
-
-        Raises:
-            ValueError: The tensors do not fit.
-        """
+        """Raise ValueError if the tensors of a layout do not fit into a slot."""
         size = layout_bytes(layout)
         if size > self.size:
             shapes = {tensor.name: list(tensor.shape) for tensor in layout}

@@ -16,8 +16,7 @@ class GPipe(Schedule):
         stage 2 | .  .  F0 F1 F2 B0 B1 B2 S  .  .
 
     The paper runs the backwards in reverse order. Here, every schedule runs them in the order of
-    the micro-batches: the rounding of a sum of gradients depends on the order of the additions, and
-    all schedules have to compute equal weights.
+    the micro-batches, because the rounding of a sum of gradients depends on the order.
     """
 
     splits = True
