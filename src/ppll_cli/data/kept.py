@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: Path, *recipe: object) -> Path:
-    """Return the path of derived data in `folder`, the cache's folder for data of this kind.
+    """Return the path of derived data in `folder`.
 
     The recipe is everything that determines the data, as values that JSON can represent.
     """
@@ -42,8 +42,7 @@ def stamp(path: Path) -> tuple[str, int, int]:
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
     """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels.
 
-    The file is not mapped into memory, because writing to a mapped file crashes the process if the
-    disk is full.
+    It is not mapped into memory: on a full disk, writing to a mapped file crashes the process.
     """
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -66,7 +65,7 @@ def kept_folder(
     read: Callable[[Path], T],
     refused: Callable[[Path, OSError], ConfigError] = unwritable,
 ) -> T:
-    """Read a folder of the cache; make the folder first if it is missing or damaged.
+    """Read a folder of the cache; make it first if it is missing or damaged.
 
     Args:
         folder: The path of the folder.
@@ -96,8 +95,8 @@ def kept_file(
 ) -> T:
     """Read a file of the cache; make its content first if the file is missing or damaged.
 
-    A damaged file, or a link or folder at its path, is replaced. If the new file cannot be written,
-    only a warning is logged.
+    A damaged file is replaced, and so is a link or folder at its path. If the new file cannot be
+    written, only a warning is logged.
     """
     if os.path.lexists(path):
         try:

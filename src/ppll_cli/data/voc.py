@@ -42,9 +42,8 @@ class Voc(DetectionDataset):
     marked as difficult are ignored.
 
     Attributes:
-        years: Which lists of pictures are used. `07` trains on trainval of 2007 and tests on test
-            of 2007. `07+12` trains on trainval of 2012 too. `12` trains on train of 2012 and tests
-            on val of 2012. YAML reads 07 as the number 7, so 7 is accepted and means `07`.
+        years: A key of `YEARS`, which has the lists of pictures for training and test. YAML reads
+            07 as the number 7, so 7 is accepted and means `07`.
     """
 
     years: str | int
@@ -58,7 +57,7 @@ class Voc(DetectionDataset):
 
     @property
     def _years(self) -> str:
-        """The value of `years` as a key of `YEARS`, because YAML reads 07 as the number 7."""
+        """`years` as a key of `YEARS`."""
         return f"{self.years:02}" if isinstance(self.years, int) else self.years
 
     @property
