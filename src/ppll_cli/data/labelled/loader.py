@@ -1,6 +1,6 @@
 """The program of a loader, a process that decodes pictures into memory shared with a worker.
 
-The program does not import torch, so it starts in a fraction of a second and needs little memory.
+It does not import torch, so it starts in a fraction of a second and needs little memory.
 """
 
 import ctypes
@@ -24,8 +24,7 @@ from ppll_cli.leaves.forkserver import STOPPING
 class Wanted:
     """A picture to decode, and the piece of it that becomes the image.
 
-    The piece is the square in the middle or, if `draws` is not empty, the random piece that these
-    random numbers determine.
+    The piece is the square in the middle or, if there are `draws`, the `random_piece`.
     """
 
     path: str
