@@ -28,7 +28,7 @@ CONFIG = "config"
 """The name of the program's main configuration."""
 
 LONGEST_NAME = 100
-"""Largest number of characters of a run's name that become part of its folder's name."""
+"""Largest number of characters of a run's name in its folder's name."""
 
 
 def register_resolvers() -> None:
@@ -68,10 +68,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def options_given() -> list[str]:
-    """Return the options of this command line that say where Hydra finds configurations.
-
-    Printed commands repeat these options.
-    """
+    """Return the options of this command line that say where Hydra finds configurations."""
     from hydra.core.hydra_config import HydraConfig
 
     config = HydraConfig.get()
@@ -94,7 +91,7 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
     """Return the overrides of this command line, with interpolations not resolved.
 
     `hydra` is Hydra's own configuration. `kind` is "hydra" for overrides of Hydra's keys, "task"
-    for all other overrides.
+    for all others.
     """
     from omegaconf import OmegaConf
 
@@ -108,10 +105,7 @@ def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_choices(choices: Mapping[str, str]) -> None:
-    """Refuse a configuration in which a group of `GROUPS` has no option.
-
-    An option is needed even if the command line sets all keys of the group one by one.
-    """
+    """Refuse a configuration in which a group of `GROUPS` has no option."""
     for group in GROUPS:
         if group not in choices:
             problem = f"~{group} removes a group that every run needs"

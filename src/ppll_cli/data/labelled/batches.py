@@ -37,8 +37,8 @@ class DecodedAhead(Generic[Key]):
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
         """Provide the images of the batch with the first key, uint8 [B, 3, H, W].
 
-        Meanwhile loaders decode the batches with the other keys. Begun batches without a key are
-        dropped.
+        Meanwhile loaders decode the batches with the other keys. Begun batches whose keys are
+        missing in `keys` are dropped.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()

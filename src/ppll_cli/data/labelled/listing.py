@@ -223,7 +223,7 @@ def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row of a CSV file that is not empty, with its line number from 1."""
+    """Yield the line number, from 1, and the cells of each row that is not empty."""
     with _reading(file), open_regular(file, _MOST_CSV_BYTES) as opened:
         lines = opened.read().decode("utf-8-sig").splitlines()
     first = next((line for line in lines if line.strip()), "")

@@ -55,8 +55,7 @@ def kept(
         folder: Folder for the files of decoded pixels; it may not exist yet.
         sources: The files of the pictures.
         scale: The scale s.
-        longest: Largest longer side of large pictures, in pixels, to which larger ones are reduced;
-            None for no limit.
+        longest: Limit, in pixels, to which the longer side of large pictures is reduced, or None.
         measured: Whether the quality of bicubic enlargement is measured.
     """
 

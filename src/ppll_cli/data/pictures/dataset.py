@@ -40,8 +40,8 @@ class PictureDataset(Files, ABC):
         patches_per_epoch: Number of training patches per epoch.
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
         tile: Largest height and width of evaluation tiles, in pixels of the small picture.
-        overlap: Smallest distance, in pixels of the small picture, from evaluated pixels to the
-            edges of their tile inside the picture.
+        overlap: Smallest distance between evaluated pixels and their tile's edges, in pixels of the
+            small picture. It does not apply at the picture's border.
         mean: Mean of the pixels, which are in [0, 1], for each channel. Models subtract it from
             their input and add it to their output.
     """
@@ -61,10 +61,7 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Limit for the longer side of large pictures, in pixels, to which larger ones are reduced.
-
-        None: no limit.
-        """
+        """Limit, in pixels, to which the longer side of large pictures is reduced, or None."""
         return None
 
     def __post_init__(self) -> None:
@@ -78,9 +75,7 @@ class PictureDataset(Files, ABC):
         self.load()
 
     def load(self) -> "dict[str, PictureSplit]":
-        """Return the splits `train`, `test`, and `val` if there is one; they are equal in every
-        run.
-        """
+        """Return the splits `train`, `test`, and perhaps `val`, which are equal in every run."""
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
 

@@ -129,7 +129,7 @@ def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
     """Return the first evaluated pixel along a side of a large tile, and the pixel after the last.
 
     Both are counted from the tile's start. Pixels within `border` of the large picture's edge are
-    not evaluated. `span`, the tile's span, and `side`, the picture's length, are in small pixels.
+    not evaluated. The span and `side`, the picture's length, are in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)

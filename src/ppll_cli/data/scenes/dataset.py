@@ -33,7 +33,7 @@ CHECK_S = 5.0
 """Time limit in seconds for comparing the sizes of pictures with their annotations at the start."""
 
 MULTIPLE = 32
-"""Height and width of a batch's images are multiples of it: it is a backbone's largest stride."""
+"""Height and width of a batch's images are multiples of this, a backbone's largest stride."""
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +113,7 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return the splits `train`, `test`, and `val` if there is one; they are equal in every
-        run.
-        """
+        """Return the splits `train`, `test`, and perhaps `val`, which are equal in every run."""
         return self._splits
 
     @cached_property
@@ -149,7 +147,7 @@ class DetectionDataset(Files, ABC):
 
     @property
     def largest(self) -> int:
-        """Largest possible height of images, and also width, in pixels."""
+        """Largest height and width of images, in pixels."""
         return padded(self.long_side)
 
     @property

@@ -162,7 +162,7 @@ class Scenes:
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """Return an index from the cache, because annotations take long to read; make it if need be.
+    """Return an index from the cache; make it if it is missing or damaged, because that takes long.
 
     `recipe` is everything that determines the index, as data that JSON can represent.
     """

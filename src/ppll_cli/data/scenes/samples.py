@@ -46,9 +46,7 @@ MOST_DETECTIONS = 20
 NOTHING = f"nothing above {LEAST_SCORE:g}"
 
 _LEAST_SIDE = 640
-"""Smaller pictures are enlarged, by an integer factor, until their longer side has this many
-pixels.
-"""
+"""Pictures whose longer side has fewer pixels are enlarged, by an integer factor."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
