@@ -56,7 +56,7 @@ def key_of(override: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text in quotes of Hydra's grammar; interpolations such as `${key}` still work in it."""
+    """Return a text in quotes of Hydra's grammar. Interpolations such as `${key}` still work."""
     quote = "'" if '"' in text and "'" not in text else '"'  # prefer a quote that needs no escape
     # Only a backslash before a quote must be doubled.
     text = re.sub(rf"(\\*){quote}", rf"\1\1\\{quote}", text)

@@ -58,7 +58,7 @@ def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> A
 
 
 def _spelled(text: str) -> Any:
-    """Return the number, boolean or null that Hydra reads from a text; if there is none, the text."""
+    """Return the number, boolean or null that Hydra reads from a text, or else the text."""
     try:
         value = OverridesParser.create().parse_overrides([f"key={text}"])[0].value()
     except OverrideParseException:

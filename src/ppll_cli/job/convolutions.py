@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-"""torch's convolutions, each with its number of spatial dimensions."""
+"""Number of spatial dimensions of each of torch's convolutions."""
 
 
 class Convolutions(TorchFunctionMode):
@@ -28,7 +28,7 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch; use float32 if the function's gradients would be wrong."""
+        """Call a function of torch, in float32 if its gradients would be wrong."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -85,7 +85,7 @@ def _meets_whole_kernel(
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument as one value per dimension; a single value is repeated."""
+    """Return an argument as one value per dimension."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

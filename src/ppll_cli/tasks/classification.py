@@ -31,8 +31,7 @@ MIXED_TARGETS = {
 
 
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
-    """Return the share of each class for each sample, float32 [B, classes]. Labels are not
-    smoothed.
+    """Return the share of each class for each sample, not smoothed, float32 [B, classes].
 
     Each row adds up to 1. The row of an image that is not mixed is one-hot.
     """

@@ -221,8 +221,9 @@ def _sums(rows: Tensor, counted: Tensor) -> Tensor:
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row for each box, with the columns of the module `precision`; `last` is the last
-    one.
+    """Return a row for each box, with the columns of the module `precision`.
+
+    `last` has the values of the last column.
     """
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
