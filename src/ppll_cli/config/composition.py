@@ -32,14 +32,10 @@ LONGEST_NAME = 100
 
 
 def register_resolvers() -> None:
-    """Register with OmegaConf the resolvers that the configuration uses.
-
-    `pid` returns the process ID, so that runs that start in the same second get different folders.
-    `named` converts a run's name to the end of its folder's name.
-    """
+    """Register OmegaConf's resolvers `pid` (process ID) and `named` (part of a folder's name)."""
     from omegaconf import OmegaConf
 
-    # The value is cached, because all processes of a sweep must use the same folder.
+    # Runs that start in the same second get different folders; the processes of a sweep share one.
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("named", _named, replace=True)
 
@@ -50,10 +46,7 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration, and the chosen option of each group.
-
-    Hydra must be initialised before the call.
-    """
+    """Return the resolved configuration and each group's option. Initialise Hydra first."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf

@@ -47,7 +47,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
 
 
 def check_direction(key: str, direction: str | None, metric: str, lower_is_better: bool) -> None:
-    """Refuse a search for the worst value of the loss or the metric.
+    """Refuse a search for the worst loss or metric.
 
     `direction` is "minimize", "maximize", or None if unknown; `key` is the objective.
     """

@@ -60,11 +60,7 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Return the row (or column) of the image that each row (or column) of a crop shows.
-
-    `places` and the result are int64 [B, size]. Places below 0 or above `size` - 1 are in the
-    padding.
-    """
+    """Return the image's row (or column) for each row (or column) of a crop, int64 [B, size]."""
     last = places.shape[1] - 1
     if mode == "reflect":
         return last - (last - places.abs()).abs()

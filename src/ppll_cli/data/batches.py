@@ -52,10 +52,7 @@ Content = TypeVar("Content", bound=Sized)
 
 @dataclass(eq=False, repr=False)
 class SplitBatches(Generic[Data, Content]):
-    """Makes batches from the splits of a data set. A subclass defines what is in a batch.
-
-    See `ppll_cli.data.source.Dataset.batches` for the arguments.
-    """
+    """Makes batches from the splits of a data set. A subclass defines what is in a batch."""
 
     dataset: Data
     splits: Mapping[str, Content]
@@ -70,7 +67,6 @@ class SplitBatches(Generic[Data, Content]):
 
     @property
     def _order_device(self) -> torch.device:
-        """The device of the tensor that `order` returns."""
         return CPU
 
     def order(self, epoch: int) -> Tensor:
@@ -198,10 +194,7 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch, and begin to make the next one in the thread.
-
-        An exception that occurred in the thread is raised here.
-        """
+        """Return a training batch, or raise the thread's exception; begin the next batch."""
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)
         assert self._next is not None

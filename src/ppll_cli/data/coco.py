@@ -127,26 +127,22 @@ class _Entry(NamedTuple):
     values: dict[str, Any]  # values by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:
-        """Return the error for a missing or wrong value."""
         has = f"{key}={shown(self.values[key])}" if key in self.values else f"no {key}"
         return ValueError(f"{self.name} has {has}: {problem}")
 
     def whole(self, key: str) -> int:
-        """Return an id, which must be an integer."""
         value = self.values.get(key)
         if type(value) is not int:  # bool is a subclass of int
             raise self.wrong(key, "it must be a whole number")
         return value
 
     def text(self, key: str) -> str:
-        """Return a text, which must be printable and not empty."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.isprintable() or not value:
             raise self.wrong(key, "it must be printable text")
         return value
 
     def side(self, key: str) -> int:
-        """Return the height or the width of a picture, in pixels."""
         value = self.values.get(key)
         if not _is_number(value) or not (value >= 1 and value == int(value)):
             of = f" of {shown(self.values.get('file_name'))}"
@@ -164,7 +160,6 @@ class _Entry(NamedTuple):
         return left, top, left + width, top + height
 
     def crowd(self) -> bool:
-        """Return whether the box contains a crowd."""
         value = self.values.get("iscrowd", 0)
         if value not in (0, 1) or not isinstance(value, int):
             raise self.wrong("iscrowd", "it must be 0 or 1")

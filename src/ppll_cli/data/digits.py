@@ -33,11 +33,8 @@ class Digits(ImageDataset):
 
 
 def _table() -> np.ndarray:
-    """Return a table, int64 [1797, 65]: each row has the 64 values of a digit and its label.
-
-    scikit-learn's file is read directly if it is found, because importing scikit-learn takes
-    seconds.
-    """
+    """Return a table, int64 [1797, 65]: each row has the 64 values of a digit and its label."""
+    # Importing scikit-learn takes seconds, so read its file directly if it is found.
     package = find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []
     for folder in folders:

@@ -102,14 +102,12 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
 
 
 def _others(folder: Path, files: Sequence[str]) -> list[str]:
-    """Return the relative paths of all files below a folder, except `files`."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return [name for path in paths if (name := str(path.relative_to(folder))) not in files]
 
 
 @contextmanager
 def _socket_timeout(limit_s: float) -> Iterator[None]:
-    """Set the default time limit of sockets that are created inside the context."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(limit_s)
     try:

@@ -131,7 +131,7 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place on a grid that is nearest to the middle of the box, or None.
+    """Return the free place on a grid nearest to the box's middle, or None.
 
     `last` has the largest left edge and the largest top edge of a place inside the picture.
     """

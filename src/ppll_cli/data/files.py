@@ -74,11 +74,7 @@ class Files:
 
 
 def fixed_random(seed: int) -> np.random.RandomState:
-    """Return a generator for random choices that must be the same in every run.
-
-    NumPy promises that the numbers of this old class never change; its newer generators promise
-    less.
-    """
+    """Return a generator whose numbers never change, which NumPy promises for this class."""
     return np.random.RandomState(seed)
 
 
@@ -105,10 +101,7 @@ def hold_out(
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return a name, such as `3-cat.png`, for the drawing of test picture number 3 from `cat.jpg`.
-
-    `file` is the file of the test picture, or None.
-    """
+    """Return the name of a drawing: `3-cat.png` for test picture number 3 from `cat.jpg`."""
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
     return f"{number}-{clean}.png" if clean else f"{number}.png"

@@ -24,10 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: Path, *recipe: object) -> Path:
-    """Return the path of derived data in `folder`.
-
-    The recipe is everything that determines the data, as values that JSON can represent.
-    """
+    """Return the path in `folder` of the data that `recipe`, values for JSON, determines."""
     written = json.dumps([_VERSION, *recipe]).encode()
     return folder / blake2b(written, digest_size=12).hexdigest()
 
@@ -40,10 +37,8 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 @contextmanager
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
-    """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels.
-
-    It is not mapped into memory: on a full disk, writing to a mapped file crashes the process.
-    """
+    """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels."""
+    # Not mapped into memory: on a full disk, writing to a mapped file crashes the process.
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         yield file

@@ -86,11 +86,7 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
 
 def _within(side: int, share: float, centre: float) -> slice:
-    """Return the range of pixels that a box covers along one side of an image.
-
-    `side` is the length of that side in pixels, and `centre` the box's centre as a fraction of
-    `side`.
-    """
+    """Return the range of pixels that a box covers along one side of an image."""
     middle, half = int(centre * side), int(side * sqrt(1 - share)) // 2
     return slice(max(0, middle - half), min(side, middle + half))
 

@@ -50,11 +50,7 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
-    """Apply one operation to each image.
-
-    `drawn` has the number of each image's operation, and `signs` its direction, 1 or -1. Both are
-    int64 [B] on the CPU.
-    """
+    """Apply to each image operation `drawn` in direction `signs`, int64 [B] on the CPU."""
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
     if len(numbers):

@@ -57,7 +57,6 @@ class Voc(DetectionDataset):
 
     @property
     def _years(self) -> str:
-        """`years` as a key of `YEARS`."""
         return f"{self.years:02}" if isinstance(self.years, int) else self.years
 
     @property
@@ -179,10 +178,8 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 
 def _devkit(year: str) -> str:
-    """Return the path of a year's folder, relative to the data root."""
     return f"VOCdevkit/VOC{year}"
 
 
 def _list(year: str, name: str) -> str:
-    """Return the path of the file with a list of pictures, relative to the data root."""
     return f"{_devkit(year)}/ImageSets/Main/{name}.txt"

@@ -259,7 +259,6 @@ def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return those pairs of `_step_paths` whose path is a folder."""
     return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 

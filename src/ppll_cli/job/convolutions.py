@@ -28,7 +28,6 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch, in float32 if its gradients would be wrong."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -61,10 +60,7 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each kernel element is multiplied by at least one element of the input.
-
-    A dimension in which the input is too small for the kernel is not checked: torch reports it.
-    """
+    """Return whether each kernel element is multiplied by at least one element of the input."""
     sizes = zip(
         input.shape[-dimensions:],
         weight.shape[-dimensions:],
@@ -79,13 +75,13 @@ def _meets_whole_kernel(
         after = reach - before if pad == "same" else before
         starts = range(-before, size + after - reach, step)
         offsets = range(0, reach + 1, spread)
+        # Without starts, the input is too small for the kernel, and torch reports it.
         if starts and not all(any(0 <= at + start < size for start in starts) for at in offsets):
             return False
     return True
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument as one value per dimension."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

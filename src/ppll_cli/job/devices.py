@@ -37,7 +37,6 @@ def devices_here(
 
 
 def _shortage(found: int) -> str:
-    """Return why there are too few CUDA devices."""
     return f"this machine has {counted(found, 'CUDA device')}" if found else cuda.why_none()
 
 
@@ -60,10 +59,7 @@ def receiver_of(device: str) -> str:
 
 
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
-    """Check that this machine has everything that workers on these devices need.
-
-    If there are more threads than cores, a note for the user is appended to `notes`.
-    """
+    """Check that this machine has what workers on these devices need; add remarks to `notes`."""
     on_cpu = "cpu" in devices
     if on_cpu and settings.precision == "tf32":
         raise ConfigError(
@@ -82,10 +78,7 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 
 
 def _check_compiler(on_cpu: bool) -> None:
-    """Check that torch.compile finds its compilers.
-
-    For CPU it needs a C++ compiler. For CUDA it needs Triton, and Triton needs a C compiler.
-    """
+    """Check that torch.compile finds a C++ compiler for CPU; Triton and a C compiler for CUDA."""
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
     )

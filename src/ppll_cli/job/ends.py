@@ -30,10 +30,7 @@ MAY_BE_READ = "but later modules may read it: make a new tensor"
 
 @dataclass(frozen=True)
 class ModuleEnd:
-    """The computations of a module after its last unit.
-
-    They are its exports (units that compute values for losses of later modules), then its loss.
-    """
+    """What a module runs after its last unit: exports for later modules, then its own loss."""
 
     follows: tuple[Access, ...]
     cost: Cost  # of the module's auxiliary network
@@ -86,7 +83,6 @@ class Ends:
     def _measured(
         self, build: Callable[[], Criterion], specs: Mapping[str, ValueSpec], here: Site
     ) -> tuple[Criterion, Cost]:
-        """Build the criterion of a module and measure its cost."""
         key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
         if here.is_last:  # The model makes its own head, not the local method.
@@ -273,7 +269,6 @@ def _called(
 
 
 def _described(value: object) -> str:
-    """Return a tensor's dtype and shape, or another value's type."""
     if isinstance(value, Tensor):
         return f"a tensor {value.dtype} {list(value.shape)}"
     return type(value).__name__

@@ -28,18 +28,13 @@ _Start = tuple[GradientEdge, Tensor]
 
 
 class _Call(NamedTuple):
-    """The arguments of one call of autograd."""
-
     starts: Sequence[_Start]
     weights: Sequence[Tensor]  # the leaves whose `.grad` the call updates
     retain: bool  # whether a later call needs the graph again
 
 
 class WeightHalf:
-    """The second half of a backward, which computes the gradients of the weights.
-
-    It keeps the graph of the forward alive until `run` has been called.
-    """
+    """The second half of a backward: gradients of weights. It keeps the graph alive until `run`."""
 
     def __init__(self, calls: Sequence[_Call] = ()) -> None:
         self._calls = calls

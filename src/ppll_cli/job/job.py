@@ -159,10 +159,7 @@ class Job:
 
     @property
     def warmup(self) -> int:
-        """Number of training batches before the steady state, in which speed is not measured.
-
-        If this process trains fewer than five batches, all are in the warm-up.
-        """
+        """Number of training batches before the steady state; all of them if fewer than five."""
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
@@ -296,7 +293,6 @@ class Job:
         return self.watched[self.routes.watches[watcher].unit].specs
 
     def _message_bytes(self, channel: Channel) -> int:
-        """Return the size in bytes of the largest message that a channel carries."""
         samples = self.microbatch_size
         if channel.kind == "norms":
             return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)

@@ -76,10 +76,7 @@ class Numerics:
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """Return for each of torch's switches whether it is on in this process.
-
-    Without a CUDA device, switches that concern only CUDA are off.
-    """
+    """Return which of torch's switches are on; those for CUDA are off for other devices."""
     flags, cuda = _get(), device.type == "cuda"
     return {
         "deterministic": flags.deterministic,

@@ -172,10 +172,7 @@ def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> N
 
 
 def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
-    """Log a warning for each skipped step of a module.
-
-    `flags`, on the CPU, has 1 for each step that was skipped, and 0 for the others.
-    """
+    """Log a warning for each skipped step of a module: each 1 in `flags`, which are on the CPU."""
     for step, flag in zip(steps, flags.tolist(), strict=True):
         if flag:
             log.warning(

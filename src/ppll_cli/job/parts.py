@@ -101,10 +101,7 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether the job has each instruction that was counted.
-
-        Older versions of the program used other names, whose counts cannot be added.
-        """
+        """Return whether the job has all counted instructions; older versions used other names."""
         job, names = self._job, set()
         for stage in range(job.stages):
             for count in job.microbatch_counts():
@@ -163,10 +160,7 @@ def worker(report: Report) -> Worker:
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
-    """Return the steady state's samples per second, summed over the last stage's replicas.
-
-    Return None if some replica had no steady state.
-    """
+    """Return the samples per second of all last-stage replicas; None without a steady state."""
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):
         return None
@@ -193,7 +187,6 @@ def _sum_of_parts(counts: Sequence[Worker]) -> Worker:
 
 
 def _most(numbers: Sequence[int | None]) -> int | None:
-    """Return the largest number, or None if all are None."""
     return max((number for number in numbers if number is not None), default=None)
 
 

@@ -31,10 +31,7 @@ MIXED_TARGETS = {
 
 
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
-    """Return the share of each class for each sample, not smoothed, float32 [B, classes].
-
-    Each row adds up to 1. The row of an image that is not mixed is one-hot.
-    """
+    """Return each class's share for each sample, not smoothed, float32 [B, classes]."""
     numbers = torch.arange(classes, device=values[LABEL].device)
     rows = (values[LABEL][:, None] == numbers).float()
     if SHARE not in values:
@@ -67,10 +64,7 @@ def pooled_width(shape: tuple[int, ...]) -> int:
 
 
 class ClassifierHead(nn.Module):
-    """The head of a classifier: converts features to vectors, and then vectors to logits.
-
-    A subclass creates `fc`, which converts vectors to logits.
-    """
+    """Converts features to vectors, and vectors to logits by `fc`, which a subclass creates."""
 
     fc: nn.Linear
 
@@ -124,10 +118,7 @@ class Classification:
         return F.cross_entropy(prediction.float(), targets, label_smoothing=smoothing)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return the number of correct predictions and of samples, float64 [1, 2].
-
-        For a mixed image, the label with the larger share is correct.
-        """
+        """Return the numbers of correct predictions, by `LABEL`, and of samples, float64 [1, 2]."""
         labels = values[LABEL]
         correct = (prediction.argmax(dim=1) == labels).sum().double()
         return torch.stack((correct, torch.full_like(correct, len(labels))))[None]
@@ -171,17 +162,13 @@ def with_smoothing(task: Task, amount: float) -> Task:
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty.
-
-    `mixed` has the values of the keys that turn mixing on.
-    """
+    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty."""
     if not mixed:
         return task
     return replace(_labelled(task, *next(iter(mixed.items()))), mixed=True)
 
 
 def _labelled(task: Task, key: str, value: float) -> Classification:
-    """Return the task if it is classification; refuse the setting `key=value` if not."""
     data = "with class labels, or give 0"
     return only_for(Classification, task, key, str(value), "classification", data)
 

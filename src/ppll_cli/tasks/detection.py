@@ -125,7 +125,6 @@ class Detection:
     def _losses(
         self, prediction: Tensor, boxes: Tensor, labels: Tensor, ignored: Tensor, counts: Tensor
     ) -> Tensor:
-        """Return the loss of each picture, [B]."""
         _, anchors, deltas, logits = split_prediction(prediction)
         wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
         which = matched(boxes, wanted, anchors, self.forced)
@@ -142,10 +141,7 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return a row for each picture, true box and detection; none in training, to save time.
-
-        The module `precision` defines the columns of a row.
-        """
+        """Return a row of `precision` per picture, true box and detection; none in training."""
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
         rows = []
@@ -164,10 +160,7 @@ class Detection:
         return torch.cat(rows)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return AP, AP50 and AP75 as COCO defines them, and VOC's two versions of AP50.
-
-        VOC's versions are left out if ignored boxes are crowds, which VOC does not have.
-        """
+        """Return COCO's AP, AP50 and AP75 and, unless ignored boxes are crowds, VOC's two AP50."""
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
@@ -212,19 +205,13 @@ class Detection:
 
 
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
-    """Return the sum over each picture's selected rows, [B].
-
-    `rows` are float [B, A, columns]; `counted`, bool [B, A], selects rows.
-    """
+    """Return the sum over each picture's `counted` rows, [B]; rows are [B, A, columns]."""
     # On CPU, the order of a sum over a whole batch could depend on the number of pictures.
     return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row for each box, with the columns of the module `precision`.
-
-    `last` has the values of the last column.
-    """
+    """Return a row of `precision` for each box; `last` is the last column."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes

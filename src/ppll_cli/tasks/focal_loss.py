@@ -19,8 +19,8 @@ class FocalLoss(torch.autograd.Function):
     """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with fewer operations.
 
     The loss is weight * (1 - p)^2 * -log(p). Here p is the predicted probability of the truth: that
-    the anchor's object has the class, or that it has not. The forward pass keeps three tensors [B,
-    A, C] for the backward pass; autograd would keep nine, and compute the sigmoid again.
+    the anchor's object has the class, or that it has not. The forward pass keeps three tensors of
+    shape [B, A, C] for the backward pass; autograd would keep nine, and compute the sigmoid again.
     """
 
     @staticmethod

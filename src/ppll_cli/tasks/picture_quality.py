@@ -28,10 +28,7 @@ def luma(pictures: Tensor) -> Tensor:
 
 
 def inner_luma(pixels: Tensor, border: int) -> Tensor:
-    """Compute the luma of a picture, uint8 [H, W, 3], without `border` pixels at each edge.
-
-    The result is float32 [1, H - 2 border, W - 2 border].
-    """
+    """Compute the luma of a picture, uint8 [H, W, 3], without a border: float32 [1, H', W']."""
     within = pixels[border : len(pixels) - border, border : pixels.shape[1] - border]
     return luma(within.permute(2, 0, 1)[None].float() / 255)
 

@@ -106,7 +106,6 @@ def _mean(precision: Floats) -> float:
 
 
 def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
-    """Return `voc_ap50` and `voc07_ap50`, averaged over classes."""
     curves = []
     for label in range(classes):
         here = rows[rows[:, 2] == label]

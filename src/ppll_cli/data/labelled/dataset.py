@@ -77,10 +77,7 @@ class LabelledPictures(Classified):
 
     @property
     def scale(self) -> tuple[float, float] | None:
-        """Smallest and largest area of random training pieces, as fractions of a picture's area.
-
-        None: training uses the square in the middle.
-        """
+        """Area limits of random training pieces, as fractions; None for the middle square."""
         return None
 
     @property
@@ -210,13 +207,11 @@ class LabelledPictures(Classified):
         return {**splits, "test": test}
 
     def _limited(self, part: str) -> Listing | None:
-        """Return at most `eval_limit` pictures of a part; None if the part does not exist.
-
-        They are a random sample, because the first pictures may all be of one class.
-        """
+        """Return at most `eval_limit` pictures of a part, or None if there is no such part."""
         listing = self._found.parts.get(part)
         if listing is None or self.eval_limit is None:
             return listing
+        # A random sample, because the first pictures may all be of one class.
         chosen = fixed_random(_LIMIT_SEED).permutation(len(listing))[: self.eval_limit]
         return listing.of(np.sort(chosen))
 

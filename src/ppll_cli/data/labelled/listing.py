@@ -83,7 +83,6 @@ def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
 
 
 def _listing(found: Classes, classes: Sequence[str]) -> Listing:
-    """Return pictures, with their labels, in the order of the labels."""
     counts = [len(found.get(name, ())) for name in classes]
     paths = [path for name in classes for path in found.get(name, ())]
     return Listing(paths, np.repeat(np.arange(len(classes)), counts))
@@ -174,10 +173,7 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Check that a part has the classes of the training pictures.
-
-    A CSV file may lack classes, because it cannot list a class without pictures.
-    """
+    """Check that a part has the training pictures' classes, except empty classes of a CSV file."""
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"
@@ -218,7 +214,6 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
-    """Return the index of the first name that is in `known`, or None."""
     return next((number for number, name in enumerate(names) if name in known), None)
 
 

@@ -22,10 +22,7 @@ from ppll_cli.leaves.forkserver import STOPPING
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to decode, and the piece of it that becomes the image.
-
-    The piece is the square in the middle or, if there are `draws`, the `random_piece`.
-    """
+    """A picture to decode, and the piece that becomes the image: the middle or a `random_piece`."""
 
     path: str
     part: float = 1.0  # side of the square, as a fraction of the picture's shorter side

@@ -167,10 +167,7 @@ class SharedMemory:
 
 
 class _Loader:
-    """The process of a loader, and the connection to it.
-
-    The loader writes images to the file descriptor `memory`.
-    """
+    """The process of a loader, which writes images to the file descriptor `memory`."""
 
     def __init__(self, memory: int) -> None:
         self._connection, there = Pipe()
@@ -199,13 +196,11 @@ class _Loader:
                 answer.set_result(None)
 
     def gone(self) -> RunFailedError:
-        """Return the error for a loader that has ended."""
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
         return RunFailedError(f"a data loader is gone ({how_ended(self.process.returncode)})")
 
     def end(self) -> None:
-        """Kill the process, and wait for its end."""
         self.process.kill()
         with suppress(TimeoutExpired):
             self.process.wait(END_S)

@@ -172,11 +172,7 @@ class PictureDataset(Files, ABC):
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Write a picture with four captioned views of the middle of each test picture.
-
-        The views are the small picture with its pixels as squares, bicubic enlargement, the model's
-        enlargement, and the large picture.
-        """
+        """Write a picture with four captioned `views` of the middle of each test picture."""
         from ppll_cli.data.pictures.samples import captioned, views
 
         pictures = self.load()["test"].pictures

@@ -97,7 +97,6 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
     def _pieces(
         self, pictures: Pictures, number: int, rows: slice, columns: slice
     ) -> tuple[Bytes, Bytes]:
-        """Return a piece of a small picture, and the same piece of the large picture."""
         s = self.dataset.scale
         large = slice(s * rows.start, s * rows.stop), slice(s * columns.start, s * columns.stop)
         return pictures.low[number][rows, columns], pictures.high[number][large]

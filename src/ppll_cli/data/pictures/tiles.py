@@ -5,10 +5,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A range of pixels along one side of a picture, which a network computes.
-
-    Only a part of these pixels is used. All numbers are positions along the side, from 0.
-    """
+    """A range of pixels along one side of a picture, and the part of it that is evaluated."""
 
     start: int  # first pixel of the range
     stop: int  # first pixel after the range
@@ -22,7 +19,7 @@ def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
     A piece has at most `tile` pixels; `tile` must be more than twice `overlap`. Used pixels are at
     least `overlap` pixels away from the ends of their piece, except at the picture's border. So a
     network whose receptive field extends at most `overlap` pixels to each side computes the same
-    values for them as on the whole picture.
+    values for used pixels as on the whole picture.
     """
     start = first = 0
     while start + tile < length:

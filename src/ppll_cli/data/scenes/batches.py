@@ -129,7 +129,6 @@ def _without_ignored(scene: Scene) -> Scene:
 
 
 def _mirrored(picture: Sized) -> Sized:
-    """Mirror a picture and its boxes from left to right."""
     width = np.float32(picture.pixels.shape[1])
     boxes = picture.boxes.copy()
     boxes[:, [0, 2]] = width - picture.boxes[:, [2, 0]]

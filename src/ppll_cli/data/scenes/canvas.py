@@ -190,10 +190,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Return a random colour for an item, float32 [3]: the first of 8 with enough contrast.
-
-    If none has enough, return the one with the most.
-    """
+    """Return a random colour, float32 [3]: the first of 8 with enough contrast, or the best one."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())
@@ -209,6 +206,5 @@ def _shade(grey: Floats) -> Floats:
 
 
 def _blend(behind: Floats, cutout: Cutout, tint: Floats) -> None:
-    """Paint an item over its background, in place."""
     cover = cutout.cover[..., None]
     behind[:] = (1 - cover) * behind + cover * _shade(cutout.grey)[..., None] * tint

@@ -165,10 +165,7 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return the form of evaluation batches, which have one picture each.
-
-        In a batch with a larger picture, padding could change a picture's detections.
-        """
+        """Return a form for one picture: padding to a larger picture could change detections."""
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":

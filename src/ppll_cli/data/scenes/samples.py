@@ -76,10 +76,7 @@ class Mark(NamedTuple):
 def write_samples(
     scenes: Scenes, batches: SceneBatches, task: Detection, predict: Predict, folder: Path
 ) -> None:
-    """Write a PNG file for each of the first `PICTURES` pictures; create the folder for them.
-
-    `predict` maps normalised images, float32 [1, 3, H, W], to a prediction.
-    """
+    """Write a PNG file for each of the first `PICTURES` pictures into a new folder."""
     folder.mkdir()
     for number in range(min(PICTURES, len(scenes))):
         values = batches.evaluation("test", number, 1)
@@ -90,10 +87,7 @@ def write_samples(
 
 
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
-    """Return the detections in a picture without known true boxes, as plain data and as a drawing.
-
-    All detections are listed; `marks` chooses which are drawn.
-    """
+    """Return the detections in a picture without true boxes: all as plain data, and a drawing."""
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
     rows = zip(*(each.tolist() for each in found), strict=True)
     boxes = [
@@ -108,10 +102,7 @@ def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) ->
 def drawn(
     scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
 ) -> Image.Image:
-    """Draw a picture with dashed true boxes and coloured found boxes, and a legend below it.
-
-    `marks` chooses which detections are drawn. `truth` says whether the true boxes are known.
-    """
+    """Draw a picture with dashed true boxes (if `truth`), found boxes and a legend."""
     picture = decode(scene.pixels)
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
     if factor > 1:
