@@ -15,8 +15,7 @@ SOCKET_TIMEOUT_S = 8.0
 """Time limit in seconds of each connection attempt and each read; torchvision sets none."""
 
 FIRST_BYTE_S = 15.0
-"""Time limit in seconds until the first byte, as name lookups and hosts with many addresses need.
-"""
+"""Time limit in seconds until the first byte; name lookups and many addresses take time."""
 
 STALL_S = 120.0
 """Time limit in seconds without a new byte, after the first. No byte arrives during a checksum."""
@@ -33,13 +32,9 @@ def provide(
     Files are first downloaded into a temporary folder, and moved when all are complete. So an
     interrupted download leaves no incomplete data, and two runs can download at the same time.
 
-    Args:
-        dataset: The data set, whose settings name the folder and allow or forbid downloads.
-        files: Paths of the files, relative to the folder.
-        url: The URL where a person finds the files.
-        fetch: Downloads at least the missing files into a folder.
-        everything: Whether to move all downloaded files, not only `files`. `files` are then moved
-            last: if they exist, everything does.
+    `files` are relative to the folder, and a person finds them at `url`. `fetch` downloads at least
+    the missing files into a folder. If `everything`, all downloaded files are moved, and `files`
+    last.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.

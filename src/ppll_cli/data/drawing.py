@@ -13,7 +13,7 @@ Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAGE_WIDTH = 700
-"""Assumed width of a web page, in pixels, which shows wider pictures reduced."""
+"""Assumed width of a web page, in pixels; wider pictures are shown at a reduced size."""
 
 TEXT_HEIGHT = 14
 """Height of text on a page, in pixels."""
@@ -92,12 +92,8 @@ def free_place(
 ) -> Rectangle | None:
     """Find a place for a label, inside the picture and at or near its box; None if none is free.
 
-    Args:
-        size: Width and height of the label.
-        box: The box that the label belongs to.
-        frame: Width and height of the picture.
-        taken: Places of the other labels, which the place must not overlap.
-        below: Whether to try places below the box before places above it.
+    `size` is width and height of the label, and `frame` those of the picture. The place must not
+    overlap `taken`, the places of other labels. `below`: try places below the box first.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height

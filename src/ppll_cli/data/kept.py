@@ -62,11 +62,8 @@ def kept_folder(
 ) -> T:
     """Read a folder of the cache; make it first if it is missing or damaged.
 
-    Args:
-        folder: The path of the folder.
-        make: Fills an empty folder.
-        read: Returns the content of a folder; any exception means that the folder is damaged.
-        refused: Returns the error to raise if the folder cannot be written.
+    `make` fills an empty folder. `read` returns its content; any exception of it means that the
+    folder is damaged. `refused` returns the error to raise if the folder cannot be written.
     """
     if os.path.lexists(folder):
         try:

@@ -33,7 +33,7 @@ class ModuleEnd:
     """What a module runs after its last unit: exports for later modules, then its own loss."""
 
     follows: tuple[Access, ...]
-    cost: Cost  # of the module's auxiliary network
+    cost: Cost  # cost of the module's auxiliary network
     watches: Watch | None = None  # the unit of a later module whose weights the loss reads
 
 

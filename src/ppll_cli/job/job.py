@@ -69,17 +69,17 @@ class Job:
     task: Task
     routes: Routes  # the chunks of the model, and the tensors sent between them
     specs: tuple[Mapping[str, ValueSpec], ...]  # shapes and dtypes of each chunk's inputs, by name
-    names: tuple[str, ...]  # of the units
+    names: tuple[str, ...]  # names of the units
     features: tuple[ValueSpec, ...]  # shape and dtype of the first output of each unit
-    devices: tuple[str, ...]  # of the workers, in the order of `seats`
+    devices: tuple[str, ...]  # devices of the workers, in the order of `seats`
     run_dir: str
     start: int = 0  # number of optimizer steps done before this process
-    checkpoint: Path | None = None  # from which the run resumes; None if it starts at step 0
+    checkpoint: Path | None = None  # folder from which the run resumes; None: it starts at step 0
     # Like `specs`, but for evaluation batches; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     homes: tuple[int, ...] = ()  # number of each worker's machine; empty if the run has one machine
     weights: Weights | None = None  # file of initial weights; None: the seed determines all weights
-    # The units whose weights are read by losses of earlier modules, by index in the model
+    # Units whose weights are read by losses of earlier modules, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
 

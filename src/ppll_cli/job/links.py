@@ -29,7 +29,7 @@ class StopFlag(Protocol):
 class Recovery:
     """What a worker needs to write snapshots, and to continue after its earlier process failed."""
 
-    folder: str  # for snapshots of the worker's state
+    folder: str  # folder for snapshots of the worker's state
     saved: int = -1  # step of the latest checkpoint for which an earlier process wrote its file
 
 
@@ -53,10 +53,10 @@ class Links:
 
     senders: Mapping[Channel, Sender]  # ends of channels to other stages
     receivers: Mapping[Channel, Receiver]  # ends of channels from other stages
-    parent: Connection  # for the worker's reports and for the parent's permission to exit
+    parent: Connection  # connection for reports to the parent, and for its permission to exit
     stop: StopFlag
     pulse: Pulse
-    groups: Groups | None = None  # of torch.distributed; None if the run needs none
+    groups: Groups | None = None  # process groups of torch.distributed; None if none is needed
     replicas: Replicas | None = None  # connection to the other replicas of the stage, if any
     followers: Mapping[int, Sender] = field(default_factory=dict)
     leader: Receiver | None = None

@@ -25,9 +25,9 @@ class _Group:
     views of it.
     """
 
-    indices: list[int]  # of each parameter among all parameters
+    indices: list[int]  # index of each parameter among all parameters
     parameters: list[Tensor]
-    states: dict[str, list[Tensor]]  # by name, such as "exp_avg", the state of every parameter
+    states: dict[str, list[Tensor]]  # state of every parameter, by name, such as "exp_avg"
     counts: Tensor | None = None
     first: bool = False  # whether no step has been done yet; only SGD uses this
 

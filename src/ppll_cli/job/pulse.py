@@ -1,13 +1,13 @@
 """Shared memory in which each worker shows its parent that it is alive, and its progress.
 
-Each worker keeps two timestamps of the monotonic clock, which all processes of a machine share. A
-separate thread renews the first every second, unless the process is stopped (SIGSTOP): a sign of
-life. The main thread renews the second with each instruction: its progress. It also does so while
-it waits for another stage, because this worker is not to blame if the other stage hangs.
+Each worker keeps two times of the monotonic clock, which all processes of a machine share. One is
+the last sign of life: a separate thread renews it every second, unless the process is stopped
+(SIGSTOP). The other is the last progress: the main thread renews it with each instruction, and
+while it waits for another stage, because this worker is not to blame if the other stage hangs.
 
 The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
 the memory of another device, the main thread can hold this lock for many seconds. All such work is
-done when the first batch has ended.
+done when the first batch has ended. Until then, `STARTING_ALIVE_LIMIT_S` applies.
 """
 
 import ctypes
@@ -79,7 +79,7 @@ class Pulse(ctypes.Structure):
     step: int  # number of optimizer steps done
     sent: int  # number of messages sent with activations or marks
     received: int  # number of messages received with activations or marks
-    memory_bytes: int  # that the worker uses; -1 if unknown
+    memory_bytes: int  # memory that the worker uses; -1 if unknown
     counted_s: float  # seconds of the steady state so far
     spent_s: MutableSequence[float]  # seconds of `counted_s` by kind, in the order of `KINDS`
 

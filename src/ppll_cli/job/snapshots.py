@@ -9,16 +9,15 @@ BUFFERS = 2
 """Number of snapshots that a stage stores: it writes a new one before it drops the old one."""
 
 MARGIN = 1.15
-"""Room in shared memory for a snapshot, divided by `snapshot_bytes`, which does not count buffers
-(such as BatchNorm's statistics), their averages, or alignment. The largest uncounted part that we
-saw is 12 %, in the first stage of a ResNet-32. Models with larger buffers need more room than the
-check before the start asks for.
+"""`snapshot_bytes` times this number is the room in shared memory for a snapshot: buffers (such as
+BatchNorm's statistics), their averages and alignment are not counted. The largest uncounted part
+that we saw is 12 %, in the first stage of a ResNet-32. A model with larger buffers needs more room
+than the check before the start asks for.
 """
 
 COST = 0.01
 """Largest fraction of a stage's time for snapshots, if the program chooses how often to take them.
-
-It is exceeded if the channels have too few slots.
+If the channels have too few slots, snapshots take more.
 """
 
 

@@ -20,7 +20,7 @@ FOUND_FROM = 0.5
 """Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""
 
 BACKGROUND_BELOW = 0.4
-"""Below this intersection over union with each box, an anchor is background (arXiv 1708.02002)."""
+"""An anchor is background if all its overlaps with boxes are below this (arXiv 1708.02002)."""
 
 SCORES_ABOVE = 0.05
 """Detections must have a score above this value (torchvision's choice)."""
@@ -29,7 +29,7 @@ CANDIDATES = 1000
 """Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
 
 OVERLAP = 0.5
-"""Of two detections of a class with a larger intersection over union, the one with the lower score
+"""If two detections of a class have a larger intersection over union, the one with the lower score
 is dropped.
 """
 
@@ -54,11 +54,8 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
     union. An anchor is matched to the box that it overlaps most, if the overlap is at least
     `FOUND_FROM`. If `forced`, the anchor that overlaps a box most is matched even below this limit.
 
-    Args:
-        boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
-        wanted: Whether a box may be matched, bool [..., N].
-        anchors: float [..., A, 4].
-        forced: Whether boxes are matched even if no anchor overlaps them by `FOUND_FROM`.
+    Boxes are float [..., N, 4] and anchors float [..., A, 4], where `...` is nothing or the
+    pictures of a batch. `wanted`, bool [..., N], says which boxes may be matched.
 
     Returns:
         For each anchor the index of its box, `BACKGROUND` or `BETWEEN`, int64 [..., A].

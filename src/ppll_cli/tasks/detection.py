@@ -56,8 +56,8 @@ which the height and width were scaled.
 
 
 LARGEST_TABLE = 2**24
-"""Largest number of elements of a tensor over pictures, anchors, and boxes or classes, of which the
-loss has a few at the same time; in float32 one has 64 MiB. A single picture may exceed it.
+"""Largest number of elements of a tensor over pictures, anchors, and boxes or classes: 64 MiB in
+float32. The loss has a few such tensors at the same time. A single picture may exceed the limit.
 """
 
 

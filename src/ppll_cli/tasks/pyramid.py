@@ -40,10 +40,8 @@ def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 class Anchors(nn.Module):
     """Concatenates levels, anchors, deltas and logits, so that a prediction contains its anchors.
 
-    Args:
-        smallest: Side in pixels of the smallest anchors on maps of stride 8. On coarser maps, the
-            side grows in proportion to the stride.
-        levels: Indices of the maps' levels in the pyramid, 0 to 4.
+    `smallest` is the side in pixels of the smallest anchors on maps of stride 8; on coarser maps it
+    grows in proportion to the stride. `levels` are the maps' levels in the pyramid, 0 to 4.
     """
 
     cells: Tensor
@@ -103,13 +101,9 @@ class PyramidHead(nn.Module):
     If no coarser map is given, the coarsest given map, with rows and columns left out, replaces the
     missing map.
 
-    Args:
-        channels: Number of channels of each given map, by its stride, which is one of `STRIDES`. At
-            least one map is given.
-        width: Number of channels of the pyramid, W.
-        classes: Number of classes, C.
-        anchor: Side in pixels of the smallest anchors.
-        groups: Number of groups of each GroupNorm in the branches; 0 for no norms.
+    `channels` has the number of channels of each given map (at least one) by its stride, one of
+    `STRIDES`. `width` is W, `classes` is C, and `anchor` is the side in pixels of the smallest
+    anchors. `groups` is the number of groups of each GroupNorm in the branches; 0 for no norms.
     """
 
     def __init__(

@@ -139,10 +139,8 @@ def from_csv(
     in the second. Other columns are ignored. Columns are separated by commas, semicolons or tabs.
     The pictures of each class stay in the order of the file.
 
-    Args:
-        file: The CSV file.
-        folders: Folders to which paths are relative; the first folder that has the picture is used.
-        meant: Converts the contents of the two columns to the path and the class.
+    Paths are relative to the first of `folders` that has the picture. `meant` converts the contents
+    of the two columns to the path and the class.
 
     Raises:
         ListingError: The file cannot be read, a line has no path or no class, or a picture does not

@@ -51,12 +51,8 @@ def kept(
     without a file is made from the large one with PIL's bicubic filter, which is antialiased, as in
     MATLAB's imresize, and computes with 8 bits per channel.
 
-    Args:
-        folder: Folder for the files of decoded pixels; it may not exist yet.
-        sources: The files of the pictures.
-        scale: The scale s.
-        longest: Limit, in pixels, to which the longer side of large pictures is reduced, or None.
-        measured: Whether the quality of bicubic enlargement is measured.
+    `folder` is for the files, and may not exist yet. `longest` limits the longer side of large
+    pictures, in pixels; larger pictures are reduced to it. `measured`: measure bicubic enlargement.
     """
 
     def refused(_: Path, error: OSError) -> ConfigError:

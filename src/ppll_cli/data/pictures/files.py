@@ -37,7 +37,7 @@ class Header(NamedTuple):
     """The header of a picture's file."""
 
     size: tuple[int, int]  # width and height in pixels, before EXIF turns the picture
-    orientation: int  # by EXIF, from 1 to 8; 1 is upright
+    orientation: int  # EXIF orientation, from 1 to 8; 1 is upright
 
     @property
     def upright(self) -> tuple[int, int]:

@@ -41,13 +41,9 @@ class View(NamedTuple):
 def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -> list[View]:
     """Return views of a picture's middle: input, bicubic and model's enlargement, and original.
 
-    Args:
-        low: The small picture, uint8 [H, W, 3].
-        high: The large picture, uint8 [sH, sW, 3].
-        scale: The scale s.
-        overlap: Number of pixels of the small picture, on each side of the piece, that the model
-            reads too.
-        predict: The model: maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1].
+    The small picture is uint8 [H, W, 3], the large one uint8 [sH, sW, 3]. `predict`, the model,
+    maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1]. On each side of the middle, it also
+    reads `overlap` pixels of the small picture.
     """
     height, width = (min(side, SIDE) for side in low.shape[:2])
     top, left = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
