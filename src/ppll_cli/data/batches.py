@@ -52,7 +52,10 @@ Content = TypeVar("Content", bound=Sized)
 
 @dataclass(eq=False, repr=False)
 class SplitBatches(Generic[Data, Content]):
-    """Makes batches from the splits of a data set. A subclass defines what is in a batch."""
+    """Makes batches from the splits of a data set. A subclass defines what is in a batch.
+
+    See `ppll_cli.data.source.Dataset.batches` for the arguments.
+    """
 
     dataset: Data
     splits: Mapping[str, Content]

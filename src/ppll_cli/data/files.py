@@ -74,7 +74,10 @@ class Files:
 
 
 def fixed_random(seed: int) -> np.random.RandomState:
-    """Return a generator whose numbers never change, which NumPy promises for this class."""
+    """Return a generator for random choices that must be the same in every run.
+
+    NumPy promises that the numbers of this old class never change.
+    """
     return np.random.RandomState(seed)
 
 

@@ -1,6 +1,6 @@
 """Identifies the data that a run is trained on, independently of the folder of the files.
 
-An identity lists entries for each split, in order. An entry is a file's name and size, or another
+An identity has a list of entries for each split. An entry is a file's name and size, or another
 name and a text, such as the digest of an array. Data sets with equal identities count as the same
 data.
 """

@@ -117,7 +117,10 @@ class Dataset(Protocol):
         """Read and check the data, and return its splits by name."""
 
     def image_spec(self, splits: Any) -> "InputSpec":
-        """Return the shape of training images, or of other tensors that the model reads."""
+        """Return the shape of training images, given the result of `load`.
+
+        Data without images return another `InputSpec`: it names the tensors that the model reads.
+        """
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
         """Return the form of evaluation batches; None if training batches have the same form."""
@@ -125,4 +128,8 @@ class Dataset(Protocol):
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"
     ) -> BatchMaker:
-        """Return an object that makes a run's batches on a device; training has `batch_size`."""
+        """Return an object that makes the batches of a run, on a device.
+
+        `splits` is the result of `load`, `batch_size` the size of training batches, and `seed` the
+        run's seed.
+        """

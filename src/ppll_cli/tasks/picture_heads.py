@@ -13,10 +13,10 @@ from torch import Tensor, nn
 class _Levels(nn.Module):
     """Holds the numbers that convert pictures to levels, 255 * (picture - mean), and back.
 
-    Pictures are in [0, 1]. Networks learn faster with levels, as in the code of EDSR's authors and
-    in BasicSR. The number 255 is saved with the weights, so that weights of networks that compute
-    in [0, 1] cannot be loaded. The mean, one number in [0, 1] per channel, is not saved, because
-    the data set defines it.
+    Pictures are in [0, 1]. Networks learn faster with levels, which EDSR's authors and BasicSR use
+    too. The number 255 is saved with the weights, so that weights of networks that compute in [0,
+    1] cannot be loaded. The mean, one number in [0, 1] per channel, is not saved, because the data
+    set defines it.
     """
 
     levels: Tensor

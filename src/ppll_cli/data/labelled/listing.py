@@ -171,7 +171,7 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Check that a part has the training pictures' classes, except empty classes of a CSV file."""
+    """Check a part's classes; only a CSV file may lack some of the training pictures' classes."""
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"

@@ -165,7 +165,7 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return a form for one picture: padding to a larger picture could change detections."""
+        """Return the form of batches with one picture, because padding could change detections."""
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":

@@ -162,9 +162,10 @@ class Scenes:
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """Return an index from the cache; make it if it is missing or damaged, because that takes long.
+    """Return an index, which is kept in the cache because annotations take long to read.
 
-    `recipe` is everything that determines the index, as data that JSON can represent.
+    `recipe` is everything that determines the index, as data that JSON can represent. `make` makes
+    the index if its file is missing or damaged.
     """
     path = place(cache_root() / "scenes", recipe).with_suffix(".npz")
     return kept_file(path, make, _read, _written)
