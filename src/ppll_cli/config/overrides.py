@@ -38,7 +38,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 def keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the keys that an override sets, with their values.
 
-    Hydra merges a dictionary into the old values, so it sets only its own keys.
+    Hydra merges a dictionary into the old values, so a dictionary sets only its own keys.
     """
     if not isinstance(value, dict):
         yield key, value

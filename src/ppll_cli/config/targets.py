@@ -192,8 +192,8 @@ def locate(key: str, path: object) -> Any:
 def _make_findable(package: str) -> None:
     """Append the folder where the program was started to `sys.path`, if a package is not found.
 
-    It comes last, and only when needed, so that no file in it hides an installed package. Workers
-    inherit `sys.path`.
+    The folder comes last, and only when needed, so that no file in the folder hides an installed
+    package. Workers inherit `sys.path`.
     """
     folder = str(start_folder())
     with suppress(ValueError):  # raised for `__main__`, for example, which is already imported

@@ -60,10 +60,11 @@ def kept_folder(
     read: Callable[[Path], T],
     refused: Callable[[Path, OSError], ConfigError] = unwritable,
 ) -> T:
-    """Read a folder of the cache; make it first if it is missing or damaged.
+    """Read a folder of the cache; make the folder first if it is missing or damaged.
 
-    `make` fills an empty folder. `read` returns its content; any exception of it means that the
-    folder is damaged. `refused` returns the error to raise if the folder cannot be written.
+    `make` fills an empty folder. `read` returns the folder's content; any exception of `read` means
+    that the folder is damaged. `refused` returns the error to raise if the folder cannot be
+    written.
     """
     if os.path.lexists(folder):
         try:

@@ -55,8 +55,8 @@ class SideStream:
     def hand_over(self, tensors: dict[str, Tensor], made: torch.cuda.Event | None) -> None:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
-        The side stream does not reuse their memory while the current stream still reads it. `made`
-        is the result of `mark` after the tensors were made.
+        The side stream does not reuse the tensors' memory while the current stream still reads it.
+        `made` is the result of `mark` after the tensors were made.
         """
         if made is None:
             return

@@ -147,8 +147,8 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
     """Finish a checkpoint after all stages have written their files, and return its folder.
 
-    If `best` is true, the link `best` then points to it. All checkpoints are removed except the
-    newest `keep` and the one to which the link `best` points.
+    If `best` is true, the link `best` then points to this checkpoint. All checkpoints are removed
+    except the newest `keep` and the one to which the link `best` points.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")

@@ -197,8 +197,8 @@ def _check_export(
 def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     """Check that a loss reads the weights of a later module's unit, with a lag of 1 or more.
 
-    When a module trains on a batch, later modules have not trained on it yet, so their weights are
-    at least one batch old. Earlier modules may already have trained on later batches.
+    When a module trains on a batch, later modules have not trained on this batch yet, so their
+    weights are at least one batch old. Earlier modules may already have trained on later batches.
     """
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):

@@ -183,9 +183,9 @@ class _Graph:
 
 
 def _walk(roots: Sequence[Node]) -> dict[Node, list[Node]]:
-    """Return all nodes that can be reached from the roots, each with the nodes that follow it.
+    """Return all nodes that can be reached from the roots, each with its successors.
 
-    A node comes after all nodes that follow it.
+    In the result, the successors of a node come before the node.
     """
     found: dict[Node, list[Node]] = {}
     seen: set[Node] = set()

@@ -15,11 +15,11 @@ Boxes = NDArray[np.float32]
 def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    `size` is width and height in the annotation. The boxes are turned if it is the size of the
-    stored picture, before EXIF turns it, and not the size of the upright picture.
+    `size` is width and height in the annotation: those of the upright picture or, if the boxes must
+    be turned too, those of the stored picture before EXIF turns it.
 
     Raises:
-        ConfigError: The file cannot be read, or its size is neither of the two.
+        ConfigError: The file cannot be read, or `size` is neither of the two.
     """
     found = header(path)
     if size == found.upright:
