@@ -12,7 +12,7 @@ PRESETS = ("recipe", "experiment")
 """Groups whose options choose options of other groups."""
 
 WITHOUT = re.compile(r"resume$|hydra$|local\.bank\.")
-"""Keys that `changes` leaves out. (`local.bank` is a copy of `fba`.)"""
+"""Keys that `changes` leaves out; `local.bank` is a copy of `fba`."""
 
 
 def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:

@@ -1,7 +1,4 @@
-"""Builds the command lines that the program prints, so that users can copy them.
-
-Imports no torch.
-"""
+"""Builds the command lines that the program prints for users to copy. Imports no torch."""
 
 import os
 import re
@@ -14,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 STARTED_AS = "PPLL_RUN_STARTED_AS"
-"""Environment variable with the path by which the user called `scripts/run`; the script sets it."""
+"""Environment variable that `scripts/run` sets to the path by which the user called it."""
 
 MODULES = {
     "ppll-run": "ppll_cli",
@@ -25,10 +22,10 @@ MODULES = {
 """The module of each program, for `python -m`."""
 
 SEARCH_PATH = "hydra.searchpath"
-"""The key that lists users' folders of options. Hydra searches them after this program's folder."""
+"""The key that lists users' folders of options, which Hydra searches after this program's."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Matches texts that need no quotes in Hydra's grammar. It also matches the words in `_OTHERS`."""
+"""Matches texts that need no quotes in Hydra's grammar, and also the words in `_OTHERS`."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
 """Words that Hydra reads as a number, a boolean or null, unless they are quoted."""
@@ -37,9 +34,8 @@ _OTHERS = ("true", "false", "null", "inf", "nan")
 def command(program: str, *arguments: str) -> str:
     """Return a command that calls a program with arguments, in one line and quoted for a shell.
 
-    `program` is the name of a program of this project, or of another program in the same Python
-    environment. If possible, the command calls the program in the way in which the user called the
-    current program, for example by `python -m`.
+    `program` is the name of a program in this Python environment. If possible, the command calls it
+    as the user called the current program, for example by `python -m`.
     """
     return " ".join(map(word, [*_program(program), *arguments]))
 
@@ -120,7 +116,7 @@ def _python_with_module() -> list[str]:
 
 
 def _python(given: str) -> str:
-    """Return `given` if a shell finds the current Python by this name; else the Python's path."""
+    """Return `given` if a shell finds the current Python by this name, and Python's path if not."""
     found = shutil.which(given)
     ours = Path(sys.executable)
     same = found is not None and Path(found).absolute().parent == ours.parent
@@ -135,8 +131,7 @@ def _hydra(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         is_plain = _PLAIN.fullmatch(value) and value.lower() not in _OTHERS
-        # After Hydra, OmegaConf also reads the text, and would take `${` for the start of an
-        # interpolation.
+        # OmegaConf reads the text after Hydra, and would take `${` for an interpolation.
         return value if is_plain else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_hydra, value))}]"

@@ -28,18 +28,14 @@ CONFIG = "config"
 """The name of the program's main configuration."""
 
 LONGEST_NAME = 100
-"""Largest number of characters of a run's name that become part of its folder's name."""
+"""Largest number of characters of a run's name in its folder's name."""
 
 
 def register_resolvers() -> None:
-    """Register with OmegaConf the resolvers that the configuration uses.
-
-    `pid` returns the process ID, so that runs that start in the same second get different folders.
-    `named` converts a run's name to the end of its folder's name.
-    """
+    """Register OmegaConf's resolvers `pid` (process ID) and `named` (part of a folder's name)."""
     from omegaconf import OmegaConf
 
-    # The value is cached, because all processes of a sweep must use the same folder.
+    # Runs that start in the same second get different folders; the processes of a sweep share one.
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("named", _named, replace=True)
 
@@ -50,10 +46,7 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration, and the chosen option of each group.
-
-    Hydra must be initialised before the call.
-    """
+    """Return the resolved configuration and each group's option. Initialise Hydra first."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
@@ -68,10 +61,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def options_given() -> list[str]:
-    """Return the options of this command line that say where Hydra finds configurations.
-
-    Printed commands repeat these options.
-    """
+    """Return the options of this command line that say where Hydra finds configurations."""
     from hydra.core.hydra_config import HydraConfig
 
     config = HydraConfig.get()
@@ -94,7 +84,7 @@ def overrides_of(hydra: Any, kind: str) -> list[str]:
     """Return the overrides of this command line, with interpolations not resolved.
 
     `hydra` is Hydra's own configuration. `kind` is "hydra" for overrides of Hydra's keys, "task"
-    for all other overrides.
+    for all others.
     """
     from omegaconf import OmegaConf
 
@@ -108,10 +98,7 @@ def own_choices(choices: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def check_choices(choices: Mapping[str, str]) -> None:
-    """Refuse a configuration in which a group of `GROUPS` has no option.
-
-    An option is needed even if the command line sets all keys of the group one by one.
-    """
+    """Refuse a configuration in which a group of `GROUPS` has no option."""
     for group in GROUPS:
         if group not in choices:
             problem = f"~{group} removes a group that every run needs"

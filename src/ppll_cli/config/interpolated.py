@@ -16,8 +16,8 @@ from ppll_cli.errors import ConfigError
 def plain(config: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain data, with interpolations resolved.
 
-    If a key does not accept a text from an interpolation, the text is converted to the number,
-    boolean or null that Hydra would read on a command line.
+    Text from an interpolation that its key does not accept becomes the number, boolean or null that
+    Hydra would read on a command line.
     """
     container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found: dict[str, Any] = container
@@ -58,7 +58,7 @@ def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> A
 
 
 def _spelled(text: str) -> Any:
-    """Return the number, boolean or null that Hydra reads from a text; else the text."""
+    """Return the number, boolean or null that Hydra reads from a text, or else the text."""
     try:
         value = OverridesParser.create().parse_overrides([f"key={text}"])[0].value()
     except OverrideParseException:

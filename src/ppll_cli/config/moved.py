@@ -27,18 +27,14 @@ OPTIONS = {
 """Current name of an option, by group and older name."""
 
 ADDED = {"recover": "off"}
-"""Groups that records of older runs lack, and the option that describes how those runs behaved."""
+"""Groups that records of older runs lack, with the option that describes those runs."""
 
 _EVERY = 16
-"""Default of `recover.every` in older versions. The default is null now."""
+"""Default of `recover.every` in older versions; it is null now."""
 
 
 def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of an older run as this version would have recorded it.
-
-    Classes get their current names. An old default of `recover.every` that the run did not use
-    becomes null.
-    """
+    """Return the configuration of an older run as this version would have recorded it."""
     now: dict[str, Any] = _renamed(config)
     recover = now.get("recover")
     if isinstance(recover, dict) and recover.get("name") == "off":

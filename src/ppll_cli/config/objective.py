@@ -9,15 +9,15 @@ from ppll_cli.errors import ConfigError
 Summary = Mapping[str, Any]
 
 SPLIT = re.compile(r"(test|val)(_ema)?")
-"""Matches the keys of a summary that contain the results on a split."""
+"""Matches the keys of a summary that have the results on a split."""
 
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
     """Return the key of the objective, after checking that the summary has this key.
 
     `key` is what the user gave: names of keys and indices of list items, joined by dots. None means
-    the metric of the split `val` or, if the run has no such split, of `test`. Numbers that are not
-    measured yet may be null in the summary.
+    the metric of `val`, or of `test` in a run without `val`. Numbers that are not measured yet may
+    be null in the summary.
 
     Raises:
         ConfigError: The summary has no such key, or its value is not a number.
@@ -47,7 +47,7 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
 
 
 def check_direction(key: str, direction: str | None, metric: str, lower_is_better: bool) -> None:
-    """Refuse a search that would look for the worst value of the loss or the metric.
+    """Refuse a search for the worst loss or metric.
 
     `direction` is "minimize", "maximize", or None if unknown; `key` is the objective.
     """

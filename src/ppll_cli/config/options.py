@@ -17,11 +17,10 @@ def conf_dir() -> Path:
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return the key and the value with which users choose a class.
+    """Return the key and the value with which users choose a class, given as a class or its path.
 
-    If exactly one option of the group names the class, the key is the group and the value is this
-    option, as in `schedule=interleaved`. Otherwise the key is the group's `_target_`, and the value
-    is the class's dotted path. `target` is the class or its path.
+    If exactly one option of the group names the class, they are the group and that option, as in
+    `schedule=interleaved`. If not, they are the group's `_target_` and the class's dotted path.
     """
     if isinstance(target, type):
         target = class_path(target)
@@ -31,7 +30,7 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
 @cache
 def _targets(group: str) -> dict[str, str]:
-    """Return for each option of a group the dotted path of its class."""
+    """Return the dotted path of the class of each option of a group."""
     found = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         if match := _TARGET.search(path.read_text(encoding="utf-8")):

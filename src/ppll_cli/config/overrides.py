@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 ABSENT = object()
-"""The value that `at` returns for a key that does not exist."""
+"""The result of `at` for a key that does not exist."""
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
@@ -38,7 +38,7 @@ def at(config: Mapping[str, Any], key: str) -> Any:
 def keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the keys that an override sets, with their values.
 
-    Hydra merges a dictionary with the existing values, so a dictionary sets only the keys in it.
+    Hydra merges a dictionary into the old values, so a dictionary sets only its own keys.
     """
     if not isinstance(value, dict):
         yield key, value

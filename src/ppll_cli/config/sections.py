@@ -23,17 +23,17 @@ class Optim(Section):
         lr: Learning rate after the warm-up.
         betas: Decay factors of AdamW's averages of the gradient and of the squared gradient.
         momentum: Momentum of SGD.
-        schedule: How the learning rate changes. `constant`: not at all. `step`: it is
-            multiplied by `gamma` at each of `milestones` (epochs). `cosine`: from the end of the
-            warm-up it falls to zero along a cosine, step by step. `cosine_by_epoch`: from the first
-            epoch it falls to zero along a cosine, epoch by epoch.
+        schedule: How the learning rate changes. `constant`: not at all. `step`: it is multiplied by
+            `gamma` at each of `milestones` (epochs). `cosine`: from the end of the warm-up it falls
+            to zero along a cosine, step by step. `cosine_by_epoch`: from the first epoch it falls
+            to zero along a cosine, epoch by epoch.
         warmup_epochs: Epochs over which the learning rate rises linearly.
         warmup_lr: Learning rate of the first epoch of a warm-up, for `cosine_by_epoch`.
         label_smoothing: Fraction of each training target that is distributed equally over all
             classes.
         ema: Decay factor of the averages of the model's weights; None for no averages.
-        clip_norm: Largest allowed norm of the gradients of a module (under local learning) or of
-            the model (otherwise). Larger gradients are scaled down. None for no clipping.
+        clip_norm: Largest norm of the gradients of a module (under local learning) or of the whole
+            model (under back-propagation); None for no clipping.
         nonfinite: What to do when a loss is NaN or infinite: `stop` ends the run; `skip` skips
             optimizer steps whose gradients are not finite.
     """
@@ -91,20 +91,20 @@ class FeatureBank(Section):
 
     Attributes:
         enabled: Whether auxiliary networks use such features.
-        features: Which features a module's auxiliary network reads. `every`: the features of every
-            earlier module. `stage_ends`: the features of each earlier module that ends a resolution
-            stage. A number n: the features of the n modules directly before the module. `first`:
-            the model's first features, the input of the long skip to the head (only for
-            super-resolution). None: the default of the task, see `resolved`. In the record of an
-            older run, a missing key means `every`.
-        fusion: How these features are fused with the auxiliary network's own features. `none` means
-            that the bank is not used. None means `add` if `features` is `first` and `shared_head`
-            is true, otherwise `concatenate`.
+        features: Which features a module's auxiliary network reads. `every`: those of every earlier
+            module. `stage_ends`: those of each earlier module that ends a resolution stage. A
+            number n: those of the n modules directly before the module. `first`: the model's first
+            features, the input of the long skip to the head (only for super-resolution). None: the
+            task's default, see `resolved`. A key that is missing in the record of an older run
+            means `every`.
+        fusion: How these features are fused with the auxiliary network's own. `none`: the bank is
+            not used. None: `add` if `features` is `first` and `shared_head` is true, `concatenate`
+            if not.
         shared_head: Whether the head that reads the features has the shape of the model's head.
-        join: Where the features are fused with the auxiliary network's own features. `head`:
-            pooled, at its head. `input`: unpooled, at its input.
+        join: Where the features are fused with the auxiliary network's own. `head`: pooled, at its
+            head. `input`: unpooled, at its input.
         trains: What is trained by the loss of the head that reads the features. `module`: the
-            module and its auxiliary network. `probe`: only this head. A second head, which does not
+            module and its auxiliary network. `probe`: only this head; a second head, which does not
             read the features, then trains the module.
         normalize: Whether pooled vectors are normalised before they are fused.
         measure_zeroed: Whether evaluations also measure each local head with the features of the
@@ -123,14 +123,14 @@ class FeatureBank(Section):
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The value of `fusion`, for settings that `resolved` has returned: it is not None."""
+        """The value of `fusion` after `resolved`: it is not None."""
         assert self.fusion is not None
         return self.fusion
 
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None.
 
-        If `first` is true, the task's default for `features` is `first`.
+        `first` says whether `first` is the task's default for `features`.
         """
         if not self.enabled:
             return self
@@ -169,15 +169,14 @@ class Recover(Section):
     """What the run does when a worker fails.
 
     Attributes:
-        name: `off`: the run ends. `stage`: only the failed worker is started again. `auto`: like
-            `stage` if the run allows it, else like `off`.
+        name: `off`: the run ends. `stage`: only the failed worker is started again. `auto`: `stage`
+            if the run allows it, `off` if not.
         tries: How many times the same worker may be started again within `minutes`; the run ends at
             the next failure.
         minutes: The period for `tries`, in minutes.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
-            carries a batch, a part of an evaluation batch, or a mark (see `job.course`).
-            None: the program chooses the number, and takes snapshots more often where they cost
-            little.
+            carries a batch, a part of an evaluation batch, or a mark (see `job.course`). None: the
+            program chooses the number, and takes snapshots more often where they cost little.
     """
 
     name: Literal["off", "auto", "stage"] = "off"

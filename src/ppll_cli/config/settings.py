@@ -23,13 +23,14 @@ from ppll_cli.leaves.limits import Count, Fraction, Positive
 from ppll_cli.leaves.names import meant
 
 Workers = Annotated[int, Field(ge=1, le=4096)]
-"""Type of a number of workers or of threads. No machine has more than 4096 of them."""
+"""Type of a number of workers or of threads."""
 
 Group = dict[str, Any]
 
 LONGEST_WORD = 100
-"""Largest number of characters of a run's name, and of a tag. (A run's name becomes part of its
-folder's name, which may have 255 bytes.)"""
+"""Largest number of characters of a tag, and of a run's name, which becomes part of a folder's
+name.
+"""
 
 
 def _word(value: str) -> str:
@@ -44,8 +45,9 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 Slots = Annotated[int, Field(ge=1, le=1024)]
-"""Type of `transport.depth`: extra slots of each channel. The number is limited, because a
-prediction simulates as many batches as a channel has slots for."""
+"""Type of `transport.depth`, the extra slots of each channel. A prediction simulates as many
+batches as a channel has slots, so the number is limited.
+"""
 
 
 PROBABILITIES = {"dropout", "attention_dropout", "drop_path"}
@@ -111,7 +113,7 @@ class Settings(Section):
 
     @property
     def threads_per_worker(self) -> int:
-        """Threads of each worker: `threads`, or by default an equal share of the usable cores."""
+        """Threads of each worker: `threads`, or an equal share of the usable cores."""
         return self.threads or max(1, usable_cores() // self.devices_asked)
 
     @model_validator(mode="after")
@@ -190,10 +192,7 @@ def _check_cuts(cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check the options of this program's models that are probabilities.
-
-    The models make the same check, but importing them imports torch.
-    """
+    """Check probabilities here too, because the models, which check them, import torch."""
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
             checked(f"model.{name}", model[name], Fraction)
@@ -209,8 +208,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # If a value may have several types, pydantic reports an error for each type. The location of
-    # the error ends with the name of the type.
+    # If a value may have several types, pydantic reports an error for each type, whose location
+    # ends with the name of the type.
     place, _ = _known([part for part in parts if part.isidentifier() or part.isdigit()])
     same = [other for other in others if _place(other["loc"])[: len(place)] == place]
     problem = ", or ".join(dict.fromkeys(describe(each["msg"]) for each in (detail, *same)))
@@ -218,10 +217,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def _known(keys: list[str]) -> tuple[list[str], Any]:
-    """Follow `keys` from the outermost key inwards as long as they name fields of sections.
-
-    Return the keys up to the last such field, and the type of this field.
-    """
+    """Return the leading keys that name fields of nested sections, and the last field's type."""
     known: Any = Settings
     for number, key in enumerate(keys):
         is_section = isinstance(known, type) and issubclass(known, BaseModel)

@@ -64,7 +64,7 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
     """Run code that a user may have written; turn its exceptions into errors about a setting.
 
-    The message contains `doing`, which says what the code was doing, and the exception's notes.
+    `doing` tells the user what the code was doing.
 
     Raises:
         ConfigError: The code raised `SystemExit`, or an exception other than `PpllError`.
@@ -102,7 +102,6 @@ def _is_theirs(file: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return an exception's type with the first line of its message."""
     message = str(error).strip().partition("\n")[0]
     return type(error).__name__ + (message and f": {message}")
 
@@ -111,8 +110,7 @@ def check_options(group: str, made: Any) -> None:
     """Check the fields of a dataclass against the annotations of each class that declares them.
 
     `__post_init__` calls this function, because Python code can create an object without `make`. A
-    tuple is accepted for a list, and a NumPy number for a number. Values are not converted. If a
-    class declares a field of its base class again, both annotations apply.
+    tuple is accepted for a list, and a NumPy number for a number. Values are not converted.
     """
     names = [field.name for field in dataclasses.fields(made) if field.init]
     for cls in reversed(type(made).__mro__):
@@ -192,10 +190,10 @@ def locate(key: str, path: object) -> Any:
 
 
 def _make_findable(package: str) -> None:
-    """Let Python search for a package also in the folder where the program was started.
+    """Append the folder where the program was started to `sys.path`, if a package is not found.
 
-    The folder becomes the last entry of `sys.path`, and only when needed, so that no file in it is
-    imported instead of an optional dependency of an installed package. Workers inherit `sys.path`.
+    The folder comes last, and only when needed, so that no file in the folder hides an installed
+    package. Workers inherit `sys.path`.
     """
     folder = str(start_folder())
     with suppress(ValueError):  # raised for `__main__`, for example, which is already imported
@@ -221,10 +219,7 @@ def _hints(function: Any) -> dict[str, Any]:
 
 
 def parameters_of(target: Any) -> dict[str, Any]:
-    """Return the annotation of each argument of a class, by the argument's name.
-
-    If the constructor has a `**` argument, arguments of the base class are included.
-    """
+    """Return annotations of a class's arguments, also of those that `**` passes to a base class."""
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]

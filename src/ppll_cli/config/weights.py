@@ -10,7 +10,7 @@ MODEL_FILE = "model.safetensors"
 """Name of the file with the trained backbone, in a run directory."""
 
 EMA_FILE = "model_ema.safetensors"
-"""Name of the file with averages of the backbone's weights, in a run directory."""
+"""Name of the file with the averages of the backbone's weights, in a run directory."""
 
 
 def absolute_path(given: str) -> str:
@@ -21,7 +21,7 @@ def absolute_path(given: str) -> str:
 def weights_file(given: str) -> Path:
     """Return the file from which a run takes its initial weights.
 
-    `given` is the path of the file, or of a run directory with a `model.safetensors`.
+    `given` is its path, or a run directory with a `model.safetensors`.
 
     Raises:
         ConfigError: There is no such file.

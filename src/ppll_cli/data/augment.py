@@ -1,8 +1,8 @@
 """Augmentation and normalisation of whole batches.
 
-All random numbers are generated on the CPU, so a batch is augmented identically on every device.
-Images stay uint8 until they are normalised, which is the last step. Legend: B batch, C channels, H
-height, W width (pixels).
+Random numbers are generated on the CPU, so a batch is augmented identically on every device. Images
+stay uint8 until `normalise`, the last step. Legend: B batch, C channels, H height, W width
+(pixels).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ppll_cli.data.staging import to_device
 
 
 def augmented(images: Tensor, dataset: Classified, generator: torch.Generator) -> Tensor:
-    """Augment a batch of images, uint8 [B, C, H, W], as the settings of a data set say."""
+    """Augment a batch of images, uint8 [B, C, H, W], by the settings of a data set."""
     if dataset.augment == "none":
         return images
     if dataset.pad:
@@ -42,8 +42,8 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator) -> Tensor:
     """Pad every image, uint8 [B, C, H, W], and crop it to its old size at a random position.
 
-    `pad` pixels are added on each side; `pad` must be less than H and W. The mode is `zeros`, or
-    `reflect` (mirrored without repeating the border pixels).
+    `pad`, the pixels added on each side, must be less than H and W. `mode` is `zeros`, or `reflect`
+    (mirrored without repeating the border pixels).
     """
     batch, _, height, width = images.shape
     device = images.device
@@ -60,11 +60,7 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Return, for each row (or column) of a crop, the row of the image that is copied to it.
-
-    `places` has the position of each of the `size` rows of the crop, counted from the image's first
-    row. Positions below 0 or above `size` - 1 are in the padding. Both tensors are int64 [B, size].
-    """
+    """Return the image's row (or column) for each row (or column) of a crop, int64 [B, size]."""
     last = places.shape[1] - 1
     if mode == "reflect":
         return last - (last - places.abs()).abs()

@@ -42,7 +42,7 @@ def steps_per_epoch(samples: int, batch_size: int, drop_last: bool) -> int:
 
 
 def generator_of(seed: int) -> torch.Generator:
-    """Return a CPU generator with this seed; all random numbers are generated on the CPU."""
+    """Return a generator on the CPU with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -70,7 +70,6 @@ class SplitBatches(Generic[Data, Content]):
 
     @property
     def _order_device(self) -> torch.device:
-        """The device of the tensor that `order` returns."""
         return CPU
 
     def order(self, epoch: int) -> Tensor:
@@ -128,9 +127,8 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         """Make a training batch, augmented and mixed.
 
         Returns:
-            Images float32 [B, C, H, W] and labels int64 [B], by name. If images are mixed in pairs,
-            the batch also has the second label of each image, and the share of the first label's
-            image in the mixture (see `ppll_cli.data.mixing.targets`).
+            Images float32 [B, C, H, W] and labels int64 [B], by name. If the data set mixes images,
+            the labels are replaced by the targets that `ppll_cli.data.mixing.targets` returns.
         """
         assert 0 <= batch < self.steps_per_epoch
         data, generator = self.dataset, generator_of(seeding.augmentation(self.seed, epoch, batch))
@@ -179,7 +177,7 @@ class Batches(ImageBatches[Classified, Split]):
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
-"""A batch, and what `SideStream.mark` returned after the batch was made."""
+"""A batch, and the result of `SideStream.mark` after it was made."""
 
 
 class Ahead:
@@ -187,7 +185,7 @@ class Ahead:
 
     On CUDA the thread has its own stream. Evaluation batches are made in the caller's thread, on
     the caller's stream. `threads` is the number of CPU threads that torch may use in the new
-    thread, and `device` is the device on which `batches` makes the batches.
+    thread. `batches` makes its batches on `device`.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:
@@ -199,11 +197,7 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch, and let the thread begin to make the next one.
-
-        If this batch follows the previously returned batch, the thread has already begun to make
-        it. An exception that occurred in the thread is raised here.
-        """
+        """Return a training batch, or raise the thread's exception; begin the next batch."""
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)
         assert self._next is not None

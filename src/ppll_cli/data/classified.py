@@ -32,9 +32,8 @@ class Classified(Files, ABC):
         pad: Largest shift of a training image by the random crop, in pixels; 0 for no crop.
         pad_mode: How images are padded for the crop: `zeros` or `reflect` (mirrored pixels).
         flip: Whether each training image is mirrored from left to right with probability 1/2.
-        augment: `basic` for random crop and flip, with `pad` and `flip` as settings; `randaugment`
-            for crop, flip and then RandAugment; `none` for no augmentation, so that `pad` and
-            `flip` are ignored.
+        augment: `basic` crops (`pad`) and flips (`flip`); `randaugment` also applies RandAugment
+            after the crop and flip; `none` ignores `pad` and `flip`.
         mixup: Alpha of Mixup, which blends the images of a training batch in pairs; 0 for no Mixup.
         cutmix: Alpha of CutMix, which replaces a box of each image by the same box of another
             image; 0 for no CutMix.
@@ -45,7 +44,7 @@ class Classified(Files, ABC):
     pad: Natural
     pad_mode: Literal["zeros", "reflect"]
     flip: bool
-    # These keys have defaults, so that older runs without these keys can be resumed.
+    # These keys have defaults, so that older runs without them can be resumed.
     augment: Literal["basic", "randaugment", "none"] = "basic"
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
@@ -71,19 +70,19 @@ class Classified(Files, ABC):
 
     @property
     def mixed(self) -> dict[str, float]:
-        """The values of `data.mixup` and `data.cutmix` by key, without values of 0."""
+        """The values of `data.mixup` and `data.cutmix` by key, without zeros."""
         values = {"data.mixup": self.mixup, "data.cutmix": self.cutmix}
         return {key: alpha for key, alpha in values.items() if alpha}
 
     @property
     def task(self) -> "Classification":
-        """Classification with the number of classes of this data set."""
+        """Classification into the classes of this data set."""
         from ppll_cli.tasks.classification import Classification
 
         return Classification(self.class_count)
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
-        """Return None, because evaluation batches have the shapes of training batches."""
+        """Return None: evaluation batches have the shapes of training batches."""
         return None
 
     def check_pad(self, side: int) -> None:

@@ -16,7 +16,7 @@ from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_i
 
 URL = "https://cocodataset.org/#download"
 FOLDERS = {"train": "train2017", "test": "val2017"}
-"""Folder of the pictures of each part. As usual, COCO's validation pictures are the test set."""
+"""Folder of the pictures of each part. COCO's validation pictures are the test set, as usual."""
 
 _MOST_SHOWN = 60  # largest number of characters of a wrong value in a message
 
@@ -25,10 +25,10 @@ _MOST_SHOWN = 60  # largest number of characters of a wrong value in a message
 class Coco(DetectionDataset):
     """COCO from the folders annotations, train2017 and val2017 in the data root.
 
-    The annotations are instances_train2017.json and instances_val2017.json. The folders may contain
-    another data set in this format, because the classes are read from the annotations, in the order
-    of their ids. Training leaves out boxes of crowds; the score treats crowds as COCO's metric
-    does. The files (19 GB) are not downloaded.
+    The annotations are instances_train2017.json and instances_val2017.json. Other data in this
+    format can stand in these places: classes are read from the annotations, in the order of their
+    ids. Training leaves out boxes of crowds; the score treats crowds as COCO's metric does. The
+    files (19 GB) are not downloaded.
     """
 
     @property
@@ -87,7 +87,7 @@ class Coco(DetectionDataset):
 
 
 def parse(content: Any) -> Index:
-    """Convert the content of an annotation file to an index, with pictures in order of their ids.
+    """Convert an annotation file's content to an index, with pictures in the order of their ids.
 
     Raises:
         ValueError: An entry is missing or wrong; the message names it.
@@ -127,26 +127,22 @@ class _Entry(NamedTuple):
     values: dict[str, Any]  # values by key, not yet checked
 
     def wrong(self, key: str, problem: str) -> ValueError:
-        """Return the error for a missing or wrong value."""
         has = f"{key}={shown(self.values[key])}" if key in self.values else f"no {key}"
         return ValueError(f"{self.name} has {has}: {problem}")
 
     def whole(self, key: str) -> int:
-        """Return an id, which must be an integer."""
         value = self.values.get(key)
         if type(value) is not int:  # bool is a subclass of int
             raise self.wrong(key, "it must be a whole number")
         return value
 
     def text(self, key: str) -> str:
-        """Return a text, which must be printable and not empty."""
         value = self.values.get(key)
         if not isinstance(value, str) or not value.isprintable() or not value:
             raise self.wrong(key, "it must be printable text")
         return value
 
     def side(self, key: str) -> int:
-        """Return the height or the width of a picture, in pixels."""
         value = self.values.get(key)
         if not _is_number(value) or not (value >= 1 and value == int(value)):
             of = f" of {shown(self.values.get('file_name'))}"
@@ -164,7 +160,6 @@ class _Entry(NamedTuple):
         return left, top, left + width, top + height
 
     def crowd(self) -> bool:
-        """Return whether the box contains a crowd."""
         value = self.values.get("iscrowd", 0)
         if value not in (0, 1) or not isinstance(value, int):
             raise self.wrong("iscrowd", "it must be 0 or 1")
@@ -183,7 +178,7 @@ def _entries(content: dict[str, Any], key: str) -> Iterator[_Entry]:
 
 
 def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
-    """Return the entries of a list by id, in the order of ids; refuse an id that occurs twice."""
+    """Return the entries of a list by id, in ascending order; refuse an id that occurs twice."""
     found: dict[int, _Entry] = {}
     for entry in _entries(content, key):
         number = entry.whole("id")
@@ -194,8 +189,7 @@ def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    # The comparison excludes NaN and infinity. isfinite would fail for an int that is too large for
-    # a float.
+    # The comparison excludes NaN and infinity; isfinite fails for an int too large for a float.
     return isinstance(value, int | float) and type(value) is not bool and abs(value) <= MOST_PIXELS
 
 

@@ -48,7 +48,7 @@ class ImageDataset(Classified):
     A subclass that adds keys must be a frozen keyword-only dataclass with a field for each key.
 
     Attributes:
-        remedy: What a message advises if `read` returns wrong images or labels.
+        remedy: The advice of error messages if `read` returns wrong images or labels.
     """
 
     remedy: ClassVar[str] = "correct the method read() of the data set"
@@ -74,10 +74,7 @@ class ImageDataset(Classified):
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: "dict[str, Split]") -> "Identity | None":
-        """Return digests of the pixels and labels of each split.
-
-        Return None if a subclass overrides `load` so that it does not return `Split` objects.
-        """
+        """Return digests of each split's pixels and labels; None if a split is not a `Split`."""
         from ppll_cli.data.batches import Split
         from ppll_cli.data.identity import of_arrays
 
@@ -91,7 +88,7 @@ class ImageDataset(Classified):
     def batches(
         self, splits: "dict[str, Split]", batch_size: int, seed: int, device: "torch.device"
     ) -> "Batches":
-        """Return an object that keeps the splits on the device and makes batches from them."""
+        """Return an object that copies the splits to the device and makes batches there."""
         from ppll_cli.data.batches import Batches
 
         return Batches(self, splits, batch_size, seed, device)
@@ -99,8 +96,8 @@ class ImageDataset(Classified):
     def load(self) -> "dict[str, Split]":
         """Read and check the data, and divide it into splits.
 
-        The splits are `train` and `test`, and `val` if `val_fraction` is not 0. They are the same
-        in every run, whatever its seed.
+        The splits are `train` and `test`, and `val` if `val_fraction` is not 0. They do not depend
+        on the run's seed.
 
         Raises:
             ConfigError: Files are missing or corrupt, or there are too few samples to hold out
@@ -130,7 +127,7 @@ class ImageDataset(Classified):
 
 
 def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
-    """Return a description of what is wrong with a part; None if the part is correct."""
+    """Return what is wrong with a part; None if nothing is."""
     images, labels = arrays.images, arrays.labels
     for name, values in (("images", images), ("labels", labels)):
         if not isinstance(values, np.ndarray):
@@ -153,7 +150,6 @@ def _split(arrays: Arrays) -> "Split":
 
     from ppll_cli.data.batches import Split
 
-    # from_numpy needs writable memory; from contiguous memory, the samples of a batch are copied
-    # fastest.
+    # from_numpy needs writable memory; samples are copied fastest from contiguous memory.
     images = np.require(arrays.images, requirements=["C", "W"])
     return Split(torch.from_numpy(images), torch.from_numpy(arrays.labels.astype(np.int64)))

@@ -16,9 +16,9 @@ _DARKEST = 16
 class Digits(ImageDataset):
     """The digits in scikit-learn's package. Users need no files and no download.
 
-    The package sorts the digits by writer. So they are first permuted, always in the same way. The
-    first 1437 digits of the result are `train`, and the other 360 are `test`. Values from 0 to 16
-    are scaled to 0 to 255 and rounded.
+    The package sorts the digits by writer, so a fixed permutation mixes them. Then the first 1437
+    digits are `train` and the last 360 `test`. Values from 0 to 16 are scaled to 0 to 255 and
+    rounded.
     """
 
     class_count = 10
@@ -33,11 +33,8 @@ class Digits(ImageDataset):
 
 
 def _table() -> np.ndarray:
-    """Return a table int64 [1797, 65]. A row has the 64 values of a digit, then its label.
-
-    If possible, the function reads scikit-learn's file without importing scikit-learn, because the
-    import takes seconds.
-    """
+    """Return a table, int64 [1797, 65]: each row has the 64 values of a digit and its label."""
+    # Importing scikit-learn takes seconds, so read its file directly if it is found.
     package = find_spec("sklearn")
     folders = (package.submodule_search_locations if package else None) or []
     for folder in folders:

@@ -12,21 +12,16 @@ from ppll_cli.data.files import Files
 from ppll_cli.errors import ConfigError
 
 SOCKET_TIMEOUT_S = 8.0
-"""Time limit of one connection attempt and of one read, in seconds; torchvision sets none."""
+"""Time limit in seconds of each connection attempt and each read; torchvision sets none."""
 
 FIRST_BYTE_S = 15.0
-"""Time limit until the first byte, in seconds.
-
-A name server, or a host with many addresses, can need much longer than `SOCKET_TIMEOUT_S`."""
+"""Time limit in seconds until the first byte; name lookups and many addresses take time."""
 
 STALL_S = 120.0
-"""Largest time in seconds without a new byte, after the first byte.
-
-The limit is long, because no byte is written while the checksum of a large archive is computed.
-"""
+"""Time limit in seconds without a new byte, after the first. No byte arrives during a checksum."""
 
 Fetch = Callable[[Path], None]
-"""A function that downloads the files of a data set into a folder."""
+"""A function that downloads files of a data set into a folder."""
 
 
 def provide(
@@ -34,17 +29,12 @@ def provide(
 ) -> None:
     """Make sure that files exist under a data set's folder; download missing files if allowed.
 
-    Files are downloaded into a temporary folder inside the data set's folder, and moved from there
-    when all are complete. So an interrupted download leaves no incomplete data, and two runs can
-    download at the same time.
+    Files are first downloaded into a temporary folder, and moved when all are complete. So an
+    interrupted download leaves no incomplete data, and two runs can download at the same time.
 
-    Args:
-        dataset: The data set; its settings define the folder, and whether downloads are allowed.
-        files: Paths of the files, relative to the folder.
-        url: The URL where a person finds the files.
-        fetch: Downloads at least the missing files into a folder.
-        everything: Whether all downloaded files are moved to the folder, not only `files`. In this
-            case, `files` are moved last, so that they exist only if the download was complete.
+    `files` are relative to the folder, and a person finds them at `url`. `fetch` downloads at least
+    the missing files into a folder. If `everything`, all downloaded files are moved, and `files`
+    last.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.
@@ -64,7 +54,7 @@ def provide(
         raise refused("and data.download=false", "allow data.download=true, ")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # After a failure a thread may still write to the folder, so removing the folder may fail.
+        # After a time-out the thread may still write to the folder, so removing it may fail.
         with TemporaryDirectory(
             dir=folder, prefix=".download-", ignore_cleanup_errors=True
         ) as scratch:
@@ -79,10 +69,10 @@ def provide(
 
 
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
-    """Run a download in a daemon thread; return the exception if it failed, None if it succeeded.
+    """Run a download in a thread; return its exception, or None if it succeeded.
 
-    If no data arrive for too long, the result is a TimeoutError. The thread continues, because a
-    DNS query cannot be interrupted. A daemon thread does not delay the exit of the process.
+    If no data arrive for too long, return a TimeoutError. The thread then goes on, because a name
+    lookup cannot be interrupted; as a daemon it does not delay the end of the process.
     """
     failures: list[Exception] = []
 
@@ -107,14 +97,12 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
 
 
 def _others(folder: Path, files: Sequence[str]) -> list[str]:
-    """Return the relative paths of all files below a folder, except `files`."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     return [name for path in paths if (name := str(path.relative_to(folder))) not in files]
 
 
 @contextmanager
 def _socket_timeout(limit_s: float) -> Iterator[None]:
-    """Set the default time limit of sockets that are created inside the context."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(limit_s)
     try:
@@ -124,7 +112,7 @@ def _socket_timeout(limit_s: float) -> Iterator[None]:
 
 
 def _size_bytes(folder: Path) -> int:
-    """Return the size in bytes of all files in a folder that another thread is writing to."""
+    """Return the size of all files in a folder to which another thread is writing."""
     total = 0
     for path in folder.rglob("*"):
         try:

@@ -1,4 +1,4 @@
-"""Draws boxes and their labels on sample pictures, and finds places where labels do not overlap.
+"""Draws boxes and their labels on sample pictures, and finds free places for labels.
 
 A rectangle is (left, top, right, bottom) in pixels; it excludes column `right` and row `bottom`.
 """
@@ -13,7 +13,7 @@ Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 PAGE_WIDTH = 700
-"""Assumed width of a web page, in pixels. The page shows wider pictures at a reduced size."""
+"""Assumed width of a web page, in pixels; wider pictures are shown at a reduced size."""
 
 TEXT_HEIGHT = 14
 """Height of text on a page, in pixels."""
@@ -43,7 +43,7 @@ def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
 
 
 def shortened(text: str, font: Font, size: int, width: int) -> str:
-    """Shorten a text, with an ellipsis, so that a label with it is at most `width` pixels wide."""
+    """Shorten a text with an ellipsis, so that its label is at most `width` pixels wide."""
     if label_size(text, font, size)[0] <= width:
         return text
     end = len(text)
@@ -55,7 +55,7 @@ def shortened(text: str, font: Font, size: int, width: int) -> str:
 def draw_label(
     draw: ImageDraw.ImageDraw, place: Rectangle, text: str, font: Font, ground: Colour
 ) -> None:
-    """Draw a filled rectangle with a text in its middle. The text is dark or light for contrast."""
+    """Draw a filled rectangle with a text in its middle."""
     left, top, right, bottom = place
     draw.rectangle((left, top, right - 1, bottom - 1), fill=ground)
     middle = ((left + right) / 2, (top + bottom) / 2)
@@ -63,7 +63,7 @@ def draw_label(
 
 
 def ink_on(ground: Colour) -> Colour:
-    """Return the text colour, dark or light, that contrasts with this background."""
+    """Return the text colour, dark or light, that contrasts with a background."""
     red, green, blue = ground
     return INK if 0.299 * red + 0.587 * green + 0.114 * blue > _MIDDLE else PAPER
 
@@ -90,16 +90,10 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Find a place where a label overlaps no other label, at the label's box or near the box.
+    """Find a place for a label, inside the picture and at or near its box; None if none is free.
 
-    The place is inside the picture; it is None if no place is free.
-
-    Args:
-        size: Width and height of the label.
-        box: The box that the label belongs to.
-        frame: Width and height of the picture.
-        taken: Places of the other labels.
-        below: Whether to try places below the box before places above it.
+    `size` is width and height of the label, and `frame` those of the picture. The place must not
+    overlap `taken`, the places of other labels. `below`: try places below the box first.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height
@@ -119,7 +113,7 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
-    """Return possible top left corners of a label: above, below, beside and in corners of a box."""
+    """Return top left corners for a label: above, below, inside and beside its box."""
     (width, height), (left, top, right, bottom) = size, box
     above = [(left, top - height), (right - width, top - height)]
     under = [(left, bottom), (right - width, bottom)]
@@ -133,7 +127,7 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Try places on a grid; return the free place nearest to the box's middle, or None.
+    """Return the free place on a grid nearest to the box's middle, or None.
 
     `last` has the largest left edge and the largest top edge of a place inside the picture.
     """

@@ -13,11 +13,11 @@ from ppll_cli.data.download import one_line, provide
 from ppll_cli.data.files import PUBLISHED, Part
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""The folder where Debian's package dataset-fashion-mnist installs the files."""
+"""Folder of Debian's package dataset-fashion-mnist."""
 
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 RAW = "FashionMNIST/raw"
-"""The folder, relative to the data root, into which torchvision downloads the files."""
+"""The folder, relative to the data root, into which torchvision downloads."""
 
 FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -34,9 +34,8 @@ _MOST_BYTES = 1 << 30  # largest size of a file's data, over 20 times that of th
 class FashionMnist(ImageDataset):
     """Fashion-MNIST from four idx files, plain or `.gz`, in the data root or FashionMNIST/raw.
 
-    If `root` is None, the files may also be in the folder of Debian's package. MD5 sums are not
-    checked, because a file that is packed again has another sum. Headers and lengths are checked,
-    and gzip checks its own checksum.
+    If `root` is None, the files may also be in the folder of Debian's package. Headers and lengths
+    are checked; MD5 sums are not, because packing a file again changes its sum.
     """
 
     class_count = 10
@@ -59,7 +58,7 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """Return the files' paths by name, from the first folder that has all files, or None."""
+        """Return the paths by file name, from the first folder that has all files, or None."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)
@@ -80,9 +79,9 @@ class FashionMnist(ImageDataset):
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, plain or `.gz`, with this number of dimensions.
 
-    The header of the file consists of two zero bytes, the code of the type, the number of
-    dimensions, and the size of each dimension as a big-endian 32-bit integer. Reading stops just
-    after the length that the header gives, so that a small `.gz` cannot fill the memory.
+    The header has two zero bytes, the code of the type, the number of dimensions, and the size of
+    each dimension as a big-endian 32-bit integer. At most 1 GiB of data is read, so that a small
+    `.gz` cannot fill the memory.
 
     Raises:
         ValueError: The header is wrong, or the length of the data does not match it.
@@ -105,7 +104,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _plain_or_gz(folder: Path, name: str) -> Path | None:
-    """Return the plain file, which is read faster, or the `.gz` file; None if both are missing."""
+    """Return the plain file, which is read faster, or the `.gz` file, or None."""
     paths = (folder / name, folder / f"{name}.gz")
     return next((path for path in paths if path.is_file()), None)
 

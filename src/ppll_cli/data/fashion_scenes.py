@@ -19,7 +19,8 @@ from ppll_cli.data.source import EvaluationForm
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of each part's first scene
 PAINTER = 1
 """Version of the painting code. Increase it with each change of painted scenes, so that older
-scenes in the cache folder are not used."""
+scenes in the cache folder are not used.
+"""
 
 Number = Annotated[int, Field(ge=1, le=1_000_000)]  # type of a part's number of scenes
 
@@ -29,13 +30,11 @@ class FashionScenes(DetectionDataset):
     """Scenes painted with items of Fashion-MNIST, equal on every machine.
 
     The scenes are painted once and stored in the cache folder. Training scenes contain only
-    training items of Fashion-MNIST, test scenes only test items. `ppll_cli.data.fashion_mnist`
-    finds or downloads the files of the items.
+    training items of Fashion-MNIST, test scenes only test items.
 
     Attributes:
         pictures: Number of training scenes.
-        test_pictures: Number of test scenes. A larger number adds scenes; the first scenes stay the
-            same.
+        test_pictures: Number of test scenes. A larger number adds scenes after the first ones.
         side: Height and width of a scene, in pixels.
     """
 
@@ -65,7 +64,7 @@ class FashionScenes(DetectionDataset):
         )
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return None, because scenes have the same size in training and in evaluation."""
+        """Return None: scenes have one size, in training and in evaluation."""
         return None
 
     def _paint(self, folder: Path, part: Part, count: int) -> None:

@@ -18,17 +18,14 @@ Part = Literal["train", "test"]
 
 PARTS: tuple[Part, ...] = ("train", "test")
 PUBLISHED = "put the published file there"
-"""What a message advises if a file of a published data set is missing or wrong."""
+"""The advice of error messages if a file of a published data set is missing or wrong."""
 
 _LONGEST_STEM = 50  # in characters, each of up to 4 bytes; a file's name may have 255 bytes
 _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data, which is the data root if `data.root` is null.
-
-    The folder may not exist yet.
-    """
+    """Return the cache folder for data, the root if `data.root` is null. It may not exist yet."""
     folder = cache_folder()
     if folder is None:
         raise ConfigError(
@@ -72,15 +69,14 @@ class Files:
         return "null" if self.root is None else self.root
 
     def fault(self, source: object, problem: str, remedy: str = PUBLISHED) -> ConfigError:
-        """Return the error for a missing or wrong file, which the message calls `source`."""
+        """Return the error for a missing or wrong file; `source` names the file in the message."""
         return ConfigError("data.root", self.given_root, f"{source}: {problem}", remedy)
 
 
 def fixed_random(seed: int) -> np.random.RandomState:
     """Return a generator for random choices that must be the same in every run.
 
-    NumPy guarantees that the numbers of this old class never change; its newer generators have no
-    such guarantee.
+    NumPy promises that the numbers of this old class never change.
     """
     return np.random.RandomState(seed)
 
@@ -88,12 +84,11 @@ def fixed_random(seed: int) -> np.random.RandomState:
 def hold_out(
     samples: int, fraction: float, needed: bool = False
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the indices of kept training samples, and of training samples to hold out as `val`.
+    """Return the indices of the training samples to keep, and of those to hold out as `val`.
 
-    The choice is the same in every run. Kept indices are in ascending order. Held-out indices are
-    in random order, so that the first n of them are a random sample, for every n. `needed` is True
-    if the held-out samples are the only test set. Then the error message does not suggest the
-    fraction 0.
+    The choice is the same in every run. Kept indices ascend. Held-out indices are in random order,
+    so the first n of them are a random sample. `needed` says that the held-out samples are the only
+    test set; the error message then does not advise the fraction 0.
 
     Raises:
         ConfigError: No sample would be held out, or none would be kept.
@@ -109,10 +104,7 @@ def hold_out(
 
 
 def sample_name(number: int, file: Path | None) -> str:
-    """Return the file name of the drawing of test picture `number` in the folder samples/.
-
-    `file` is the file of the test picture, or None.
-    """
+    """Return the name of a drawing: `3-cat.png` for test picture number 3 from `cat.jpg`."""
     stem = "" if file is None else file.stem[:_LONGEST_STEM]
     clean = "".join(each if each.isprintable() else "_" for each in stem)
     return f"{number}-{clean}.png" if clean else f"{number}.png"

@@ -1,8 +1,8 @@
 """Identifies the data that a run is trained on, independently of the folder of the files.
 
-A data set may have a method `identity(splits)`, which returns an ordered list of entries for each
-split. An entry is a file's name and its size in bytes, or another name and a text, such as the
-digest of an array. Data sets with equal entries are regarded as the same data.
+An identity has a list of entries for each split. An entry is a file's name and size, or another
+name and a text, such as the digest of an array. Data sets with equal identities count as the same
+data.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Entry = tuple[str, int | str]
 """A name, and a size in bytes or a text such as a digest."""
 
 Identity = Mapping[str, Sequence[Entry]]
-"""The entries of each split, by the name of the split."""
+"""The entries of each split, by the split's name."""
 
 
 def of_files(paths: Iterable[Path]) -> list[Entry]:
@@ -31,12 +31,12 @@ def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
 
 
 def files_in(entries: Sequence[Entry]) -> set[tuple[str, int]]:
-    """Return the name and the size in bytes of each file that an identity lists."""
+    """Return the name and the size in bytes of each file among the entries."""
     return {(name, size) for name, size in entries if isinstance(size, int)}
 
 
 def difference(identity: Identity, before: Identity) -> str:
-    """Describe in one line how data differ from the data with which a run was started."""
+    """Describe in one line how an identity differs from `before`, the one at the run's start."""
     for split in dict.fromkeys([*before, *identity]):
         now, then = ([tuple(e) for e in each.get(split, ())] for each in (identity, before))
         if now == then:

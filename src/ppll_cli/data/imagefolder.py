@@ -23,10 +23,9 @@ class ImageFolder(LabelledPictures):
     """The user's pictures in the data root.
 
     The root has a part `train`, and may have parts `test` and `val`. Each part is a folder with a
-    folder for each class, or a CSV file of paths and classes, such as `train.csv`. If there is no
-    `test`, `val` is the test set. If the root has only `train`, `val_fraction` of its pictures are
-    the test set. If the root has none of these parts, the root itself has a folder for each class,
-    or one CSV file, and `val_fraction` of these pictures are the test set.
+    folder for each class, or a CSV file of paths and classes, such as `train.csv`. A root without
+    these parts is the training set itself: it has a folder for each class, or one CSV file. The
+    test set is `test`; without it, `val`; without both, `val_fraction` of the training pictures.
     """
 
     def __post_init__(self) -> None:
@@ -55,14 +54,14 @@ class ImageFolder(LabelledPictures):
         return arranged({part: (at, self._read(part, at)) for part, at in sources.items()})
 
     def _source(self, part: str) -> Path | None:
-        """Return a part's CSV file, or its folder if no file exists; None if both are missing."""
+        """Return a part's CSV file, else its folder, else None."""
         file, folder = self.folder / f"{part}.csv", self.folder / part
         if file.is_file():
             return file
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """Return the CSV file in the root; without such a file, return the root."""
+        """Return the CSV file in the root; without one, the root."""
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

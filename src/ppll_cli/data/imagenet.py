@@ -30,15 +30,14 @@ SOLUTION = "LOC_val_solution.csv"
 class ImageNet(LabelledPictures):
     """ImageNet from folders `train` and `val` with a folder per class, or from Kaggle's archive.
 
-    `val` is the test set. Training uses random pieces of the pictures, unless `augment=none`.
-    Evaluation uses the square in the middle of each picture. Pieces and squares are resized.
-    Separate processes (loaders) decode the pictures. Classes are named by WordNet's ids; a subset
-    of the classes is allowed.
+    `val` is the test set. Training uses random pieces of the pictures, unless `augment=none`;
+    evaluation uses the square in the middle of each picture. Classes are named by WordNet's ids; a
+    subset of the classes is allowed.
 
     Attributes:
         crop_scale: Smallest and largest area of a random piece, as fractions of the picture's area.
-        middle_part: Side of the square in the middle, as a fraction of the picture's shorter side.
-            For example, 224 of 256 pixels is 0.875.
+        middle_part: Side of the square in the middle, as a fraction of the picture's shorter side:
+            0.875 is 224 of 256 pixels.
     """
 
     crop_scale: tuple[float, float]
@@ -54,7 +53,7 @@ class ImageNet(LabelledPictures):
 
     @property
     def resident(self) -> bool:
-        """False: images are not stored, because each epoch may cut different pieces."""
+        """False: loaders decode the pictures in every epoch, which may cut other pieces."""
         return False
 
     @property
@@ -79,12 +78,12 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return the file and the class of a picture; `boxes` begins with the class and a space."""
+    """Return the file and the class of a picture; `boxes` begins with the class."""
     return f"{name}.JPEG", boxes.split()[0]
 
 
 def _sorted(val: Path) -> Classes:
-    """Return the pictures of val by class; refuse a folder that is not sorted into classes."""
+    """Return the pictures of val by class; refuse a folder without folders of classes."""
     if val.is_dir() and not class_folders(val):
         remedy = (
             f"sort its pictures into val/CLASS, as valprep.sh does, or put Kaggle's {SOLUTION} "

@@ -24,10 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: Path, *recipe: object) -> Path:
-    """Return the path of derived data in `folder`, the cache's folder for data of this kind.
-
-    The recipe is everything that determines the data, as values that JSON can represent.
-    """
+    """Return the path in `folder` of the data that `recipe`, values for JSON, determines."""
     written = json.dumps([_VERSION, *recipe]).encode()
     return folder / blake2b(written, digest_size=12).hexdigest()
 
@@ -40,11 +37,8 @@ def stamp(path: Path) -> tuple[str, int, int]:
 
 @contextmanager
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
-    """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels.
-
-    The file is not mapped into memory, because writing to a mapped file crashes the process if the
-    disk is full.
-    """
+    """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels."""
+    # Not mapped into memory: on a full disk, writing to a mapped file crashes the process.
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         yield file
@@ -68,11 +62,9 @@ def kept_folder(
 ) -> T:
     """Read a folder of the cache; make the folder first if it is missing or damaged.
 
-    Args:
-        folder: The path of the folder.
-        make: Fills an empty folder.
-        read: Returns the content of a folder; any exception means that the folder is damaged.
-        refused: Returns the error to raise if the folder cannot be written.
+    `make` fills an empty folder. `read` returns the folder's content; any exception of `read` means
+    that the folder is damaged. `refused` returns the error to raise if the folder cannot be
+    written.
     """
     if os.path.lexists(folder):
         try:
@@ -96,8 +88,8 @@ def kept_file(
 ) -> T:
     """Read a file of the cache; make its content first if the file is missing or damaged.
 
-    A damaged file, or a link or folder at its path, is replaced. If the new file cannot be written,
-    only a warning is logged.
+    A damaged file is replaced, and so is a link or folder at its path. If the new file cannot be
+    written, only a warning is logged.
     """
     if os.path.lexists(path):
         try:

@@ -1,10 +1,8 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899): mix the images of a batch in pairs.
 
-Image i of a batch is mixed with image i - 1, and the first image with the last one. The pairs are
-random, because the order of samples is random. Random numbers are generated on the CPU, once per
-batch, before the batch is divided among replicas and into micro-batches.
-
-Legend: B batch, C channels, H height, W width (pixels).
+Each image is mixed with the previous one, and the first image with the last. Random numbers are
+generated on the CPU, once per batch, before the batch is divided among replicas and into
+micro-batches. Legend: B batch, C channels, H height, W width (pixels).
 """
 
 from collections.abc import Mapping
@@ -26,14 +24,13 @@ def mixed(
 ) -> dict[str, Tensor]:
     """Mix a training batch by Mixup or CutMix; its images are changed in place.
 
-    `mixup` and `cutmix` are the methods' alphas: the share of an image in its mixture has the
-    distribution Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by
-    one of them, chosen at random with equal probability. The batch has normalised images float32
-    [B, C, H, W] and labels int64 [B], by name.
+    The batch has normalised images float32 [B, C, H, W] and labels int64 [B], by name. `mixup` and
+    `cutmix` are the methods' alphas: the share of an image in its mixture has the distribution
+    Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by one of them,
+    chosen with equal probability.
 
     Returns:
-        The mixed images, and for each of them the label with the larger share, the other label, and
-        the larger share, by name.
+        The mixed images and their `targets`, by name. `LABEL` is the label with the larger share.
     """
     images, labels = batch[IMAGE], batch[LABEL]
     which, u, v, down, right = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
@@ -48,15 +45,15 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add to an evaluation batch the targets that a mixed batch has; each label has share 1."""
+    """Add to an evaluation batch the targets of a mixed batch; each label has share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 
 def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
-    """Return the targets of a mixed batch by name: `labels`, `others` and the share of `labels`.
+    """Return the targets of a mixed batch, by name.
 
-    Labels are int64 [B]. In each mixture, the image with the label in `labels` has the share
-    `share`, in [0, 1].
+    `labels` and `others`, int64 [B], are the labels of the two images in each mixture. `share`, in
+    [0, 1], is the share of the image with the label in `labels`.
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}
@@ -73,13 +70,12 @@ def mix_up(images: Tensor, share: float) -> float:
 
 
 def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
-    """Replace a box of each image by the same box of the previous image.
+    """Replace a box of each image by the same box of the previous image, in place.
 
-    `share` is the fraction of an image that is outside of the box before the box is clipped. The
-    box is sqrt(1 - share) times as high and wide as the image, rounded down to even numbers of
-    pixels, and clipped at the image's border. `place` is the box's centre, as fractions of height
-    and width in [0, 1). Images, float32 [B, C, H, W], are changed in place. Return the fraction of
-    an image that is outside of its clipped box.
+    The box is sqrt(1 - `share`) times as high and as wide as the image, rounded down to even
+    numbers of pixels, and clipped at the border. `place` is its centre, as fractions of height and
+    width in [0, 1). Images are float32 [B, C, H, W]. Return the fraction of an image outside of the
+    clipped box.
     """
     sides = images.shape[2:]
     rows, columns = (_within(s, share, at) for s, at in zip(sides, place, strict=True))
@@ -90,10 +86,7 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
 
 def _within(side: int, share: float, centre: float) -> slice:
-    """Return the range of pixels that a box covers along one side of an image.
-
-    `side` is the length of the side in pixels, and `centre` the box's centre as a fraction of it.
-    """
+    """Return the range of pixels that a box covers along one side of an image."""
     middle, half = int(centre * side), int(side * sqrt(1 - share)) // 2
     return slice(max(0, middle - half), min(side, middle + half))
 
@@ -104,7 +97,7 @@ def symmetric_beta(alpha: float, u: float, v: float) -> float:
     If T has Student's t-distribution with 2 alpha degrees of freedom, then
     (1 + T / sqrt(2 alpha + T^2)) / 2 has the distribution Beta(alpha, alpha), and
     T = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994, Mathematics of Computation 62).
-    This method never rejects random numbers, and does not overflow for any alpha above 0.
+    No random number is rejected, and no alpha above 0 overflows.
     """
     logarithm = log1p(-u) / alpha  # 1 - u is used as the formula's u, because u may be 0
     cosine = cos(2 * pi * v)

@@ -18,8 +18,8 @@ MODES = {1: "L", 3: "RGB"}
 def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
     """Convert a picture to the size and the channels of a model's images, uint8 [1, C, H, W].
 
-    A picture of another size is resized (bilinear, antialiased) so that it just covers the model's
-    image, and then cropped to its middle.
+    A picture of another size is resized (bilinear, antialiased) until it just covers the model's
+    image, and cropped to its middle.
 
     Raises:
         ConfigError: The model's images have neither 1 nor 3 channels.

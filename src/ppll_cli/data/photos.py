@@ -20,7 +20,7 @@ PACKAGES = "apt-get install lomiri-wallpapers-16.04 mate-backgrounds"
 class Photos(PictureDataset):
     """The pictures in some folders, without subfolders; the last three by name are the test set.
 
-    Names are compared in lower case, as in a file manager.
+    Names are compared in lower case.
 
     Attributes:
         folders: Folders with .png, .jpg or .jpeg files.
@@ -54,7 +54,7 @@ class Photos(PictureDataset):
         return [Source(path) for path in chosen]
 
     def _folders(self) -> list[Path]:
-        """Return the folders, after a check that each can be read and is listed only once."""
+        """Return the folders; refuse one that cannot be read or is listed twice."""
         seen: dict[str, str] = {}
         for folder in self.folders:
             if not readable(folder):

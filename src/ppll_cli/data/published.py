@@ -28,7 +28,7 @@ class Published(ImageDataset):
 
     @property
     def published(self) -> Any:
-        """The class in torchvision for this data set."""
+        """The data set's class in torchvision."""
         from torchvision import datasets
 
         return getattr(datasets, self.original)
@@ -46,8 +46,8 @@ class Published(ImageDataset):
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:
         """Return a part's images, uint8 [N, C, H, W], and labels, integers [N].
 
-        torchvision reads and checks the files in `folder`. If `download` is True, it downloads
-        missing files first.
+        torchvision checks and reads the files in `folder`; if `download`, it first downloads
+        missing files.
         """
 
     def prepare(self) -> None:  # noqa: D102

@@ -1,8 +1,8 @@
 """RandAugment (arXiv 1909.13719): applies random operations of fixed strength to each image.
 
-The operations and their strengths are the defaults of torchvision's RandAugment: two
-operations of magnitude 9 out of 30. All arithmetic on pixels uses integers, so every device makes
-bit-identical images. Legend: B batch, C channels, H height, W width (pixels).
+Operations and strengths are the defaults of torchvision's RandAugment: two operations of magnitude
+9 out of 30. Arithmetic on pixels uses integers, so every device makes bit-identical images. Legend:
+B batch, C channels, H height, W width (pixels).
 """
 
 from collections.abc import Callable
@@ -14,17 +14,15 @@ from torch import Tensor
 from ppll_cli.data.staging import to_device
 
 OPERATIONS = 2
-"""Number of operations that are applied to each image, one after the other."""
 
 STRENGTH = 9 / 30
 """Magnitude of the operations, as a fraction of the largest magnitude."""
 
 _ONE = 1 << 16
-"""The number 1 in fixed-point arithmetic, which has 16 fractional bits."""
+"""The number 1 in fixed point, with 16 fractional bits."""
 
 SHEAR = 0.3 * STRENGTH
-"""Strength of a shear: the shift of a row divided by the row's distance from the top edge, or the
-shift of a column divided by the column's distance from the left edge."""
+"""Shift of a row (or column), divided by its distance from the top (or left) edge."""
 SHIFT = 150 / 331 * STRENGTH
 """Shift of an image, as a fraction of its height or width."""
 
@@ -35,7 +33,7 @@ ENHANCED = 0.9 * STRENGTH
 SOLARISED_FROM = round(255 * (1 - STRENGTH))
 """Smallest pixel value that solarising inverts."""
 KEPT_BITS = 8 - round(4 * STRENGTH)
-"""Number of bits per pixel value that posterising keeps."""
+"""Number of bits that posterising keeps of a pixel value."""
 
 _LUMA = (19595, 38470, 7471)
 """Weights of red, green and blue in a grey value (ITU-R 601-2), in fixed point."""
@@ -52,11 +50,7 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
-    """Apply one operation to each image.
-
-    `drawn` has the number of each image's operation, and `signs` the operation's direction, 1 or
-    -1. Both are int64 [B] on the CPU.
-    """
+    """Apply to each image operation `drawn` in direction `signs`, int64 [B] on the CPU."""
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
     if len(numbers):
@@ -104,16 +98,15 @@ GEOMETRY: tuple[Callable[[int, int, int], Map], ...] = (
     lambda sign, height, width: _map(1, 0, 0, 0, 1, sign * int(SHIFT * height)),
     _rotation,
 )
-"""Geometric operations: functions that return the map for a direction (1 or -1), and for the height
-and width of an image. They are horizontal and vertical shear, horizontal and vertical shift, and
-rotation."""
+"""Shear, shift (each horizontal, then vertical) and rotation. The functions return the map for a
+direction (1 or -1) and the height and width of an image.
+"""
 
 
 def transformed(images: Tensor, maps: Tensor) -> Tensor:
     """Transform images by affine maps; take the nearest pixel, or black outside of the image.
 
-    Images are uint8 [B, C, H, W]. `maps` has the `Map` of each image, int64 [B, 6]; it maps pixels
-    of the result to pixels of the image.
+    Images are uint8 [B, C, H, W]. `maps` has the `Map` of each image, int64 [B, 6].
     """
     height, width = images.shape[2:]
     a, b, c, d, e, f = maps[:, :, None, None].unbind(1)
@@ -136,12 +129,12 @@ def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return images.flatten(2).gather(2, index).view(images.shape)
 
 
-# Operations on colours take pixels int32 [B, C, H, W] and factors int32 [B, 1, 1, 1], which are in
-# fixed point. They return pixels that may be outside of 0 to 255.
+# Operations on colours take pixels, int32 [B, C, H, W], and fixed-point factors, int32
+# [B, 1, 1, 1]. The pixels that they return may be outside of 0 to 255.
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
-    """Return `other` + factor * (pixels - `other`), rounded; each image has its own factor."""
+    """Return `other` + factor * (pixels - `other`), rounded."""
     return (other * _ONE + (pixels - other) * factors + _ONE // 2) >> 16
 
 
@@ -225,4 +218,3 @@ COLOURS: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
     auto_contrast,
     equalise,
 )
-"""Operations on colours: functions of pixels and factors."""

@@ -25,8 +25,7 @@ PREPROCESSING = (
 )
 """Keys of data sets that define how pictures are prepared and how a model is applied to them.
 
-Their values belong to a trained model. When a model is evaluated on other data, the values from the
-model's training are used.
+A model that is evaluated on other data keeps the values of its training.
 """
 
 
@@ -70,8 +69,8 @@ class BatchMaker(Protocol):
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
         """Make an evaluation batch of samples in their order, without augmentation.
 
-        The tensors have the same names and dtypes as in a training batch. Batches of the split are
-        numbered from 0. Only the last batch may have fewer than `size` samples.
+        Names and dtypes of the tensors are those of a training batch. The batches of a split are
+        numbered from 0; only the last may have fewer than `size` samples.
         """
 
 
@@ -85,28 +84,24 @@ class Dataset(Protocol):
     A data set may also have these members:
 
     - `draw_samples(predict, folder)`: called at the end of a run; creates `folder` and writes
-      pictures there that show the model's predictions for the test set. `predict` takes images and
-      returns the model's prediction.
-    - `mixed`: the keys that turn on the mixing of training images in pairs, with their values (see
-      `ppll_cli.data.mixing`). If there are such keys, batches have the targets of a
+      pictures there that show predictions for the test set. `predict` applies the model to images.
+    - `mixed`: the keys, with their values, that turn on the mixing of training images in pairs (see
+      `ppll_cli.data.mixing`). If there are any, batches have the targets of a
       `ppll_cli.tasks.classification.Classification` with `mixed=True`.
-    - `identity(splits)`: entries that identify the data, independently of the folder of the files
-      (see `ppll_cli.data.identity`). A run is not resumed on data with another identity. Without
-      this method the data are not compared.
+    - `identity(splits)`: entries that identify the data (see `ppll_cli.data.identity`). A run is
+      not resumed on data with another identity. Without this method the data are not compared.
 
     The evaluation of a finished run uses these members if the data set has them:
 
     - `class_names`: names of the classes, in the order of their labels.
     - `file_names(split)`: names of the picture files of a split, in order.
-    - `inputs(picture, image, device)`: the tensors, without targets, of a batch that consists of
-      one picture of the user, by name. `picture` is a PIL picture, and `image` is the model's
-      `ImageSpec`.
-    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture. The argument
-      `inputs` is the result of the method `inputs`.
-    - `evaluated(splits, name)`: the splits, with the split `name` prepared for evaluation. A data
-      set needs this method if `load` prepares some split only for training.
-    - `test_is_held_out`: whether the split `test` is a part of the training set, held out like
-      `val`.
+    - `inputs(picture, image, device)`: the tensors, without targets, of a batch of one picture of
+      the user, by name. `picture` is a PIL picture, and `image` is the model's `ImageSpec`.
+    - `predicted(predict, picture, inputs)`: the `Prediction` for this picture, given the result of
+      `inputs`.
+    - `evaluated(splits, name)`: the splits, with the split `name` prepared for evaluation. It is
+      needed if `load` prepares a split only for training.
+    - `test_is_held_out`: whether the split `test` is held out of the training set, as `val` is.
     """
 
     @property
@@ -124,8 +119,7 @@ class Dataset(Protocol):
     def image_spec(self, splits: Any) -> "InputSpec":
         """Return the shape of training images, given the result of `load`.
 
-        Data without images return another `InputSpec`, which names the tensors of a batch that the
-        model reads.
+        Data without images return another `InputSpec`: it names the tensors that the model reads.
         """
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
@@ -136,6 +130,6 @@ class Dataset(Protocol):
     ) -> BatchMaker:
         """Return an object that makes the batches of a run, on a device.
 
-        `splits` is the result of `load`, `batch_size` is the size of training batches, and `seed`
-        is the run's seed.
+        `splits` is the result of `load`, `batch_size` the size of training batches, and `seed` the
+        run's seed.
         """

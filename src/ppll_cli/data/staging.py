@@ -13,13 +13,10 @@ CPU = torch.device("cpu")
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for that device.
 
-    On CUDA the tensor is first copied to pinned memory, which the device can read without the host.
-    The caller need not keep the pinned memory or wait for the copy: torch's caching allocator
-    reuses the memory only after the copy has finished. In the steady state no memory is allocated
-    or freed. The copy is queued on the calling thread's current stream.
-
-    A pinned tensor is copied directly, so it must not be changed after this call. A tensor that is
-    already on the device is returned unchanged.
+    On CUDA the tensor is first copied to pinned memory, which torch's caching allocator reuses only
+    after the copy to the device has finished. That copy is queued on the calling thread's current
+    stream. A tensor that is already pinned is copied directly, so it must not be changed after this
+    call. A tensor on the device is returned unchanged.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -29,10 +26,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class SideStream:
     """A CUDA stream for a thread that makes tensors which another thread uses.
 
-    The work of the two threads then overlaps on the device. Only the stream of the thread that uses
-    the tensors waits for them; this thread itself does not wait. The new stream first waits for the
-    work that is already queued on the current stream, such as the copy of a data set. On CPU there
-    are no streams, and all methods do nothing.
+    The work of the two threads overlaps on the device. The side stream first waits for the work
+    that is already queued on the current stream, such as the copy of a data set. On CPU all methods
+    do nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -43,7 +39,7 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def enter(self) -> None:
-        """Make the side stream and its device the current ones of the calling thread."""
+        """Make the side stream and its device the calling thread's current ones."""
         if self._stream is not None:
             torch.cuda.set_device(self._device)
             torch.cuda.set_stream(self._stream)
@@ -59,10 +55,8 @@ class SideStream:
     def hand_over(self, tensors: dict[str, Tensor], made: torch.cuda.Event | None) -> None:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
-        The method also records that the current stream uses the tensors, so that the side stream
-        does not reuse their memory while the current stream still reads it.
-
-        `made` is the event that `mark` returned after the tensors were made; None on CPU.
+        The side stream does not reuse the tensors' memory while the current stream still reads it.
+        `made` is the result of `mark` after the tensors were made.
         """
         if made is None:
             return

@@ -23,7 +23,7 @@ class Stl10(Published):
         return {f"{self.published.base_folder}/{name}": md5 for name, md5 in self._listed(part)}
 
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
-        # torchvision would check the sums of all files, even of 2.8 GB of unlabelled images.
+        # torchvision would check the sums of all files, even of the 2.8 GB of unlabelled images.
         lists: dict[str, Any] = {
             "train_list": [],
             "test_list": [],

@@ -16,10 +16,9 @@ ANNOTATIONS = "val_annotations.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNet(LabelledPictures):
-    """Tiny ImageNet from its unpacked archive.
+    """Tiny ImageNet from its unpacked archive, which is the data root or a folder in it.
 
-    The data root contains the archive's folder, or is itself this folder. The archive's `val` is
-    the test set, because the labels of the archive's `test` were never published.
+    The archive's `val` is the test set, because the labels of its `test` were never published.
     Classes are named by WordNet's ids.
     """
 

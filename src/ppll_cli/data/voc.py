@@ -42,9 +42,8 @@ class Voc(DetectionDataset):
     marked as difficult are ignored.
 
     Attributes:
-        years: Which lists of pictures are used. `07` trains on trainval of 2007 and tests on test
-            of 2007. `07+12` trains on trainval of 2012 too. `12` trains on train of 2012 and tests
-            on val of 2012. YAML reads 07 as the number 7, so 7 is accepted and means `07`.
+        years: A key of `YEARS`, which has the lists of pictures for training and test. YAML reads
+            07 as the number 7, so 7 is accepted and means `07`.
     """
 
     years: str | int
@@ -58,7 +57,6 @@ class Voc(DetectionDataset):
 
     @property
     def _years(self) -> str:
-        """The value of `years` as a key of `YEARS`, because YAML reads 07 as the number 7."""
         return f"{self.years:02}" if isinstance(self.years, int) else self.years
 
     @property
@@ -180,10 +178,8 @@ def _number(element: ElementTree.Element, path: str) -> float:
 
 
 def _devkit(year: str) -> str:
-    """Return the path of a year's folder, relative to the data root."""
     return f"VOCdevkit/VOC{year}"
 
 
 def _list(year: str, name: str) -> str:
-    """Return the path of the file with a list of pictures, relative to the data root."""
     return f"{_devkit(year)}/ImageSets/Main/{name}.txt"

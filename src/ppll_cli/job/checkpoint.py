@@ -1,8 +1,8 @@
 """Saves and finds checkpoints.
 
 Each stage writes one file with its tensors. The names of tensors contain no stage number, so that a
-run with another partition of the same model can load them. A checkpoint is finished as soon as the
-parent process has added the manifest and renamed the folder::
+run with another partition of the same model can load them. A checkpoint is finished when the parent
+process has added the manifest and renamed the folder::
 
     checkpoints/step-40/stage-0.safetensors
                         stage-1.safetensors
@@ -42,16 +42,13 @@ from ppll_cli.leaves.files import apply_umask, make_folder, remove
 log = logging.getLogger(__name__)
 
 EMA = "ema."
-"""Prefix of the names of averaged weights in a checkpoint. A unit's name follows the prefix."""
+"""Prefix of the names of averaged weights in a checkpoint, before a unit's name."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
-"""Maps a module's number to its training measurements since the last report, as plain data."""
+"""Training measurements since the last report, as plain data, by the module's number."""
 
 UNREPORTED = "unreported"
-"""Key in the metadata of a stage's file. Its value has the `Unreported` measurements as JSON.
-
-A file without such measurements does not have this key.
-"""
+"""Key in the metadata of a stage's file for `Unreported` measurements as JSON, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Checkpoint:
 class SavedTensors(Mapping[str, Tensor]):
     """The tensors of a checkpoint by name, from the files of all stages; use it in a `with` block.
 
-    A user may have copied only the stages' files. If the folder has no manifest, all its files
+    Without a manifest in the folder, because a user copied only the stages' files, all files
     `stage-*.safetensors` are read. `unreported` has the training measurements that had not been
     reported when the checkpoint was saved.
     """
@@ -123,8 +120,7 @@ def save_stage(
 ) -> SavedFile:
     """Write a stage's file of an unfinished checkpoint; return the file's entry for the manifest.
 
-    `step` is the number of optimizer steps done. `unreported` has the training measurements of the
-    stage's modules that are not reported yet.
+    `step` is the number of optimizer steps done.
 
     Raises:
         OSError, SafetensorError: The file cannot be written.
@@ -151,8 +147,8 @@ def unfinished_folder(run_dir: str | Path, step: int) -> Path:
 def finish(run_dir: str | Path, manifest: Manifest, keep: int, best: bool = False) -> Path:
     """Finish a checkpoint after all stages have written their files, and return its folder.
 
-    If `best` is true, first make the link `best` point to this checkpoint. Then remove all
-    checkpoints except the newest `keep` and the one to which the link `best` points.
+    If `best` is true, the link `best` then points to this checkpoint. All checkpoints are removed
+    except the newest `keep` and the one to which the link `best` points.
     """
     unfinished = unfinished_folder(run_dir, manifest.step)
     folder = unfinished.with_name(f"step-{manifest.step}")
@@ -183,9 +179,7 @@ def best_step(run_dir: str | Path) -> int | None:
 
 
 def newest(run_dir: str | Path) -> Checkpoint | None:
-    """Find the newest undamaged checkpoint, and log a warning for each newer, damaged checkpoint.
-
-    Return None if there is no undamaged checkpoint.
+    """Find the newest undamaged checkpoint, or None; log a warning for each newer, damaged one.
 
     Raises:
         ConfigError: A checkpoint newer than all undamaged ones has a format that this program does
@@ -212,10 +206,9 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
 
 
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
-    """Remove all checkpoints that are later than `to`; if `to` is None, remove all checkpoints.
+    """Remove all checkpoints later than `to`, or all if it is None, and the links to them.
 
-    These checkpoints are damaged (see `newest`), and the run will do their steps again. The
-    function also removes the links `last` and `best` if they point to a removed checkpoint.
+    They are damaged (see `newest`), and the run will do their steps again.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:
@@ -266,7 +259,6 @@ def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 
 def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return those pairs of `_step_paths` whose path is a folder."""
     return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
 
 

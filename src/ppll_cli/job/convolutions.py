@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
-"""torch's convolutions, each with its number of spatial dimensions."""
+"""Number of spatial dimensions of each of torch's convolutions."""
 
 
 class Convolutions(TorchFunctionMode):
@@ -28,7 +28,6 @@ class Convolutions(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch; use float32 if the function's gradients would be wrong."""
         named = kwargs or {}
         dimensions = CONVOLUTIONS.get(func)
         if (
@@ -61,10 +60,7 @@ def _meets_whole_kernel(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> bool:
-    """Return whether each kernel element is multiplied by at least one element of the input.
-
-    A dimension in which the input is too small for the kernel is not checked: torch reports it.
-    """
+    """Return whether each kernel element is multiplied by at least one element of the input."""
     sizes = zip(
         input.shape[-dimensions:],
         weight.shape[-dimensions:],
@@ -79,13 +75,13 @@ def _meets_whole_kernel(
         after = reach - before if pad == "same" else before
         starts = range(-before, size + after - reach, step)
         offsets = range(0, reach + 1, spread)
+        # Without starts, the input is too small for the kernel, and torch reports it.
         if starts and not all(any(0 <= at + start < size for start in starts) for at in offsets):
             return False
     return True
 
 
 def _each(value: Any, dimensions: int) -> Sequence[Any]:
-    """Return an argument as one value per dimension; a single value is repeated."""
     if isinstance(value, int | str):
         return [value] * dimensions
     return value if len(value) == dimensions else list(value) * dimensions

@@ -12,7 +12,7 @@ from ppll_cli.observe.runs import SPLITS
 from ppll_cli.pipeline.instructions import Checkpoint, End, Evaluate, Mark
 
 AVERAGED = "_ema"
-"""Suffix of a split's name if averaged weights are evaluated on the split, as in `test_ema`."""
+"""Suffix of a split's name if averaged weights are evaluated on it, as in `test_ema`."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Batch:
     training: bool = False  # False for a batch of an evaluation
     step: int = -1  # number of optimizer steps done before a training batch; -1 in evaluation
     samples: int = 0  # number of samples of a training batch, over all replicas
-    # In training, the number of micro-batches of the replicas with lower numbers. In evaluation,
-    # each micro-batch is a batch of the split, and this is the index of the first of these batches.
+    # In training, number of micro-batches of the replicas with lower numbers. In evaluation, index
+    # in the split of the first micro-batch: each micro-batch is a batch of the split.
     first_micro_batch: int = 0
     first_sample: int = 0  # number of samples in the shares of the replicas with lower numbers
     averaged: bool = False  # whether averaged weights are evaluated
@@ -178,7 +178,7 @@ class Course:
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
-        """Return the set of possible numbers of batches in an `EvaluationBatch`."""
+        """Return the possible numbers of batches in an `EvaluationBatch`."""
         found = {1}
         for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)
@@ -186,7 +186,7 @@ class Course:
         return found - {0}
 
     def evaluation_sizes(self, item: EvaluationBatch) -> list[int]:
-        """Return the number of samples of each batch that an `EvaluationBatch` holds."""
+        """Return the number of samples of each batch in an `EvaluationBatch`."""
         return _sizes(item.samples, self.evaluation_size, drop_last=False)
 
     def _evaluation(self, step: int, epoch: int) -> Iterator[Item]:
@@ -205,9 +205,9 @@ def _sizes(samples: int, size: int, drop_last: bool) -> list[int]:
 
 
 def split_batch(samples: int, microbatches: int) -> list[int]:
-    """Return the sizes of a batch's micro-batches: nearly equal, the larger ones first.
+    """Return the sizes of a batch's micro-batches: nearly equal, none empty, the larger ones first.
 
-    Each has at least one sample, so there may be fewer of them than `microbatches`.
+    There are `microbatches` of them, or fewer if the batch has fewer samples.
     """
     parts = min(samples, microbatches)
     size, extra = divmod(samples, parts)
@@ -215,7 +215,7 @@ def split_batch(samples: int, microbatches: int) -> list[int]:
 
 
 def split_share(samples: int, microbatches: int, replicas: int, replica: int) -> list[int]:
-    """Return the sizes of the micro-batches into which a replica's share of a batch is split.
+    """Return the sizes of the micro-batches of a replica's share of a batch.
 
     The batch has at least one sample per replica. Shares are as equal as possible, and the first
     replicas have the larger shares. `split_batch` splits the share into micro-batches.

@@ -17,7 +17,7 @@ def devices_here(
 ) -> tuple[tuple[str, ...], bool]:
     """Return the device of each worker of this machine, and whether workers share a CUDA device.
 
-    If workers fall back to the CPU, the function appends a note for the user to `notes`.
+    If workers fall back to the CPU, a note for the user is appended to `notes`.
 
     Raises:
         ConfigError: There are too few CUDA devices.
@@ -37,7 +37,6 @@ def devices_here(
 
 
 def _shortage(found: int) -> str:
-    """Return why there are too few CUDA devices."""
     return f"this machine has {counted(found, 'CUDA device')}" if found else cuda.why_none()
 
 
@@ -60,10 +59,7 @@ def receiver_of(device: str) -> str:
 
 
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
-    """Check that this machine has everything that workers on these devices need.
-
-    If there are more threads than cores, the function appends a note for the user to `notes`.
-    """
+    """Check that this machine has what workers on these devices need; add remarks to `notes`."""
     on_cpu = "cpu" in devices
     if on_cpu and settings.precision == "tf32":
         raise ConfigError(
@@ -82,16 +78,12 @@ def check_processors(settings: Settings, devices: Sequence[str], notes: list[str
 
 
 def _check_compiler(on_cpu: bool) -> None:
-    """Check that torch.compile finds its compilers.
-
-    For CPU it needs a C++ compiler. For CUDA it needs Triton, which generates the kernels. Triton
-    needs a C compiler for the code that launches the kernels.
-    """
+    """Check that torch.compile finds a C++ compiler for CPU; Triton and a C compiler for CUDA."""
     language, variable, usual, other = (
         ("C++", "CXX", "g++", "clang++") if on_cpu else ("C", "CC", "gcc", "clang")
     )
     named = os.environ.get(variable)
-    # If the environment variable CC names a compiler, Triton looks for no other.
+    # If the environment variable CC names a compiler, Triton looks for no other one.
     sought = [named or usual, other] if on_cpu or not named else [named]
     if not any(map(shutil.which, sought)):
         where = "CPU" if on_cpu else "CUDA"

@@ -25,19 +25,15 @@ from ppll_cli.pipeline.routes import Access, Watch
 from ppll_cli.pipeline.validation import whole
 
 MAY_BE_READ = "but later modules may read it: make a new tensor"
-"""The last words of each error message about a tensor that is changed in place."""
+"""The last words of error messages about a tensor that is changed in place."""
 
 
 @dataclass(frozen=True)
 class ModuleEnd:
-    """The computations of a module after its last unit.
-
-    The module's exports (units that compute values for losses of later modules) run first, and then
-    its loss.
-    """
+    """What a module runs after its last unit: exports for later modules, then its own loss."""
 
     follows: tuple[Access, ...]
-    cost: Cost  # of the module's auxiliary network
+    cost: Cost  # cost of the module's auxiliary network
     watches: Watch | None = None  # the unit of a later module whose weights the loss reads
 
 
@@ -87,7 +83,6 @@ class Ends:
     def _measured(
         self, build: Callable[[], Criterion], specs: Mapping[str, ValueSpec], here: Site
     ) -> tuple[Criterion, Cost]:
-        """Build the criterion of a module and count its cost."""
         key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
         if here.is_last:  # The model makes its own head, not the local method.
@@ -111,9 +106,8 @@ class Ends:
     def _check_weights(self, criterion: Criterion, module: int, owners: dict[int, int]) -> None:
         """Check that a module's auxiliary network shares no weights with earlier modules.
 
-        Modules on different stages cannot share weights. `owners` maps the `id` of each parameter
-        of the earlier modules to the number of its module. This method adds the parameters of
-        `module`.
+        Modules on different stages cannot share weights. `owners` maps the `id` of each earlier
+        parameter to its module; the parameters of `module` are added.
         """
         for name, parameter in criterion.named_parameters():
             if (owner := owners.setdefault(id(parameter), module)) != module:
@@ -149,9 +143,8 @@ class Ends:
     ) -> Iterator[tuple[Site, Sequence[Unit]]]:
         """Yield each module's site and exports.
 
-        `specs` has the tensors of a batch. Before a module is yielded, the outputs of its units and
-        exports are added to `specs`. For each unit, the tensors that exist before the unit runs are
-        appended to `before`.
+        The outputs of the units and exports are added to `specs`, which begins as the batch. The
+        tensors that exist before each unit runs are appended to `before`.
         """
         units = self.site.units
         names = [unit.name for unit in units]
@@ -205,8 +198,7 @@ def _check_watch(watch: Watch, site: Site, method: tuple[str, object]) -> None:
     """Check that a loss reads the weights of a later module's unit, with a lag of 1 or more.
 
     When a module trains on a batch, later modules have not trained on this batch yet, so their
-    weights are at least one batch old. Earlier modules may already have trained on this batch and,
-    under the schedule `ppll`, on later batches.
+    weights are at least one batch old. Earlier modules may already have trained on later batches.
     """
     module, last = site.module, len(site.units) - 1
     if not isinstance(watch, Watch):
@@ -264,7 +256,7 @@ def _called(
     reads: Sequence[str],
     specs: Mapping[str, ValueSpec],
 ) -> object:
-    """Call a function with one sample, and return its result.
+    """Return the result of a function for one sample.
 
     Raises:
         TypeError: The function changes a tensor of the sample in place.
@@ -277,7 +269,6 @@ def _called(
 
 
 def _described(value: object) -> str:
-    """Describe a value: for a tensor its dtype and shape, otherwise its type."""
     if isinstance(value, Tensor):
         return f"a tensor {value.dtype} {list(value.shape)}"
     return type(value).__name__

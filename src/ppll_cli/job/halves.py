@@ -2,17 +2,16 @@
 
 The first half goes through every operation between the outputs and the inputs. At each operation
 that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
-second half computes the gradients of the parameters from these stored gradients, so it repeats
-nothing that the first half has computed (except for the groups that `_Graph.repeated` returns)::
+second half computes the gradients of the parameters from these stored gradients. It repeats nothing
+of the first half, except for the groups that `_Graph.repeated` returns::
 
     inputs <── matmul <── gelu <── matmul <── outputs      backward_to_inputs
                   │                   │
                weights             weights                 WeightHalf.run
 
-The gradients are bit-identical to those of a whole backward, for two reasons. First, every
-operation gets the same numbers as in a whole backward. Second, a whole backward sums all
-contributions to a parameter before it adds the sum to `.grad`, and the second half does so too: by
-one call of autograd.
+The gradients are bit-identical to those of a whole backward: every operation gets the same numbers,
+and all contributions to a parameter are summed, by one call of autograd, before the sum is added to
+`.grad`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,18 +28,13 @@ _Start = tuple[GradientEdge, Tensor]
 
 
 class _Call(NamedTuple):
-    """The arguments of one call of autograd."""
-
     starts: Sequence[_Start]
     weights: Sequence[Tensor]  # the leaves whose `.grad` the call updates
     retain: bool  # whether a later call needs the graph again
 
 
 class WeightHalf:
-    """The second half of a backward, which computes the gradients of the weights.
-
-    The object keeps the graph of the forward alive until `run` has been called.
-    """
+    """The second half of a backward: gradients of weights. It keeps the graph alive until `run`."""
 
     def __init__(self, calls: Sequence[_Call] = ()) -> None:
         self._calls = calls
@@ -62,7 +56,7 @@ def backward_to_inputs(
     """Run the first half of a backward: add the gradients of the inputs to their `.grad`.
 
     Inputs and weights are leaves of the graph; no input may be among the weights. Return the second
-    half; its method `run` computes the gradients of the weights.
+    half, whose method `run` computes the gradients of the weights.
     """
     starts = list(zip(map(get_gradient_edge, outputs), gradients, strict=True))
     graph = _Graph([edge.node for edge, _ in starts], inputs, weights)
@@ -80,7 +74,7 @@ def backward_to_inputs(
     finally:
         for hook in hooks:
             hook.remove()
-    # Calls that retain the graph come first, because the other calls free the graph.
+    # Calls that retain the graph come first, because the other calls free it.
     calls = [_Call(starts, graph.tensors(group), True) for group in repeated]
     calls += [
         _Call(group.starts(), graph.tensors(group), False)
@@ -94,9 +88,9 @@ def backward_to_inputs(
 class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
-    `weights` has the autograd nodes that add to `.grad` of the weights. `nodes` has the operations
-    that use the weights and are on a path from the outputs to the inputs. `given` has one `_Start`
-    for each output that depends on the weights but on no input.
+    `weights` are the autograd nodes that add to `.grad` of the weights. `nodes` are the operations
+    that use the weights and lead to the inputs. `given` has one `_Start` for each output that
+    depends on the weights but on no input.
     """
 
     weights: set[Node]
@@ -128,8 +122,7 @@ class _Graph:
         self._next = _walk(roots)
         self._to_inputs: set[Node] = set()
         self._weights: dict[Node, Tensor] = {}
-        # For each node, the weights to which it leads directly, or through nodes that lead to no
-        # input.
+        # The weights to which each node leads directly, or through nodes that lead to no input.
         self._own: dict[Node, set[Node]] = {}
         leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():
@@ -145,7 +138,7 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """Return the groups of weights. Groups that are nearer to the outputs come first."""
+        """Return the groups of weights; those nearer to the outputs come first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:
@@ -169,9 +162,9 @@ class _Graph:
     def repeated(self, groups: Sequence[_Group]) -> list[_Group]:
         """Return the groups in which one operation leads to another operation of the group.
 
-        This happens if a unit applies a layer several times. A backward that starts at one of the
-        operations also reaches the next operation. If calls started at both, part of the gradient
-        would be counted twice. Therefore the call for such a group has to start at the outputs.
+        This happens if a unit applies a layer several times. A backward from one operation then
+        also reaches the next one, so starting at both would count a part of the gradient twice. The
+        call for such a group has to start at the outputs.
         """
         many = [group for group in groups if len(group.nodes) > 1]
         bits = {node: 1 << number for number, group in enumerate(many) for node in group.nodes}
@@ -190,9 +183,9 @@ class _Graph:
 
 
 def _walk(roots: Sequence[Node]) -> dict[Node, list[Node]]:
-    """Return all nodes that can be reached from the roots, each with the nodes that follow it.
+    """Return all nodes that can be reached from the roots, each with its successors.
 
-    In the order of the result, a node comes after all nodes that follow it.
+    In the result, the successors of a node come before the node.
     """
     found: dict[Node, list[Node]] = {}
     seen: set[Node] = set()

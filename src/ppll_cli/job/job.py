@@ -55,12 +55,11 @@ class Job:
     """Everything that a worker needs to know about the run.
 
     In `settings`, keys that the user did not set can be null. The other fields, and the property
-    `threads`, have the values that the program chose. For the options of the local method, read
-    `local`, which includes the defaults of the method's feature bank.
+    `threads`, have the values that the program chose. `local` has the options of the local method,
+    with the defaults of its feature bank.
 
     `snapshot_every` is the largest number of messages on a channel between two snapshots of a
-    stage, or 0 if workers are not restarted. If a worker of a stage in `restartable` fails, it is
-    restarted from its latest snapshot.
+    stage, or 0 if workers are not restarted.
     """
 
     settings: Settings
@@ -70,23 +69,23 @@ class Job:
     task: Task
     routes: Routes  # the chunks of the model, and the tensors sent between them
     specs: tuple[Mapping[str, ValueSpec], ...]  # shapes and dtypes of each chunk's inputs, by name
-    names: tuple[str, ...]  # of the units
+    names: tuple[str, ...]  # names of the units
     features: tuple[ValueSpec, ...]  # shape and dtype of the first output of each unit
-    devices: tuple[str, ...]  # of the workers, in the order of `seats`
+    devices: tuple[str, ...]  # devices of the workers, in the order of `seats`
     run_dir: str
     start: int = 0  # number of optimizer steps done before this process
-    checkpoint: Path | None = None  # from which the run resumes; None if it starts at step 0
+    checkpoint: Path | None = None  # folder from which the run resumes; None: it starts at step 0
     # Like `specs`, but for evaluation batches; None if they are equal to `specs`
     evaluation_specs: tuple[Mapping[str, ValueSpec], ...] | None = None
     homes: tuple[int, ...] = ()  # number of each worker's machine; empty if the run has one machine
     weights: Weights | None = None  # file of initial weights; None: the seed determines all weights
-    # The units whose weights are read by losses of earlier modules, by index in the model
+    # Units whose weights are read by losses of earlier modules, by index in the model
     watched: Mapping[int, WatchedUnit] = field(default_factory=dict)
     snapshot_every: int = 0
 
     @cached_property
     def restartable(self) -> frozenset[int]:
-        """The stages whose workers are restarted after a failure, while the other workers wait."""
+        """The stages whose workers are restarted from their latest snapshots after a failure."""
         return self.inside if self.snapshot_every else frozenset()
 
     @cached_property
@@ -151,7 +150,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return a worker's device as text for messages, with its machine if there are several."""
+        """Return a worker's device for messages, with its machine if there are several."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
@@ -160,10 +159,7 @@ class Job:
 
     @property
     def warmup(self) -> int:
-        """Number of training batches before the steady state; speed is not measured in them.
-
-        If this process trains fewer than five batches, all belong to the warm-up.
-        """
+        """Number of training batches before the steady state; all of them if fewer than five."""
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
@@ -205,8 +201,8 @@ class Job:
     def _training(self) -> dict[int, list[list[Instruction]]]:
         """The instructions of each stage, by number of micro-batches.
 
-        The parent process makes and checks them before it pickles the job. So all workers execute
-        these instructions, even if a user's schedule would yield others in their processes.
+        The parent process makes them before it pickles the job. So all workers execute these
+        instructions, even if a user's schedule would yield others in their processes.
         """
         found, schedule = {}, self.make_schedule()
         for count in sorted(self.microbatch_counts()):
@@ -262,9 +258,9 @@ class Job:
     def kept(self, channel: Channel) -> int:
         """Return the largest number of messages that a channel keeps for a restart of either end.
 
-        A stage decides only after each batch or mark whether a snapshot is due. So the channel may
-        have to keep the messages of one more batch: one for each micro-batch or evaluation batch.
-        The result is 0 if neither end can be restarted.
+        A stage can take a snapshot only after a batch or mark, so the messages of one more batch
+        are kept: one for each micro-batch or evaluation batch. The result is 0 if neither end can
+        be restarted.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0
@@ -297,7 +293,6 @@ class Job:
         return self.watched[self.routes.watches[watcher].unit].specs
 
     def _message_bytes(self, channel: Channel) -> int:
-        """Return the size in bytes of the largest message that a channel carries."""
         samples = self.microbatch_size
         if channel.kind == "norms":
             return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)
@@ -322,8 +317,7 @@ class Job:
         """Make the model from its configuration, and return its units.
 
         Raises:
-            ConfigError: The units differ from those that the model made before the start of the
-                run.
+            ConfigError: The units differ from those that the model made before the run's start.
         """
         settings = self.settings
         units = list(units_seeded(settings.model, self.input_spec, self.task, settings.seed))
@@ -337,5 +331,5 @@ class Job:
         return units
 
     def site(self, units: Sequence[Unit]) -> Site:
-        """Return what local methods need to know about module 0, given the model's units."""
+        """Return the `Site` of module 0, given the model's units."""
         return Site(0, self.layout.modules, units, self.features, self.input_spec, self.task)

@@ -29,7 +29,7 @@ class StopFlag(Protocol):
 class Recovery:
     """What a worker needs to write snapshots, and to continue after its earlier process failed."""
 
-    folder: str  # for snapshots of the worker's state
+    folder: str  # folder for snapshots of the worker's state
     saved: int = -1  # step of the latest checkpoint for which an earlier process wrote its file
 
 
@@ -47,16 +47,16 @@ NOTHING = Handled()
 class Links:
     """A worker's connections.
 
-    Replica 0 of stage 0 leads the stage's other replicas. Its `followers` has a sender to each of
-    them, by replica number. In the other replicas, `leader` receives what replica 0 sends.
+    Replica 0 of stage 0 leads the stage's other replicas: `followers` has its sender to each of
+    them, by replica number, and `leader` is their receiver.
     """
 
     senders: Mapping[Channel, Sender]  # ends of channels to other stages
     receivers: Mapping[Channel, Receiver]  # ends of channels from other stages
-    parent: Connection  # for the worker's reports and for the parent's permission to exit
+    parent: Connection  # connection for reports to the parent, and for its permission to exit
     stop: StopFlag
     pulse: Pulse
-    groups: Groups | None = None  # of torch.distributed; None if the run needs none
+    groups: Groups | None = None  # process groups of torch.distributed; None if none is needed
     replicas: Replicas | None = None  # connection to the other replicas of the stage, if any
     followers: Mapping[int, Sender] = field(default_factory=dict)
     leader: Receiver | None = None
@@ -70,7 +70,7 @@ class Links:
 
 @dataclass(frozen=True)
 class Header:
-    """Identifies a message, so that the receiver can check that it is the expected message."""
+    """Identifies a message, so that the receiver can check that it is the expected one."""
 
     item: Item | Version  # batch or mark of the message, or version of its weights
     micro_batch: int = 0  # index of the micro-batch within its batch, from 0
@@ -92,7 +92,7 @@ def upcoming(
 
     `wait` waits until an end of a channel is ready. Its arguments are the end and the kind of time
     to record: "blocked" (no free slot) or "starved" (no message). `before` counts the items that an
-    earlier process of this worker has handled. They are not yielded again. The receivers of a
+    earlier process of this worker has handled, which are not yielded again. The receivers of a
     restarted worker begin after the messages of these items.
     """
     if seat == Seat(0, 0):
@@ -121,8 +121,8 @@ def upcoming(
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
     """Yield the items that stage 0 decides on, without the items that `before` counts.
 
-    A restarted worker repeats the decisions that other stages already know. It reads them from the
-    headers of the messages that its earlier process has sent.
+    A restarted worker repeats the decisions that other stages already know, from the headers of the
+    messages that its earlier process sent.
     """
     handled = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

@@ -46,7 +46,7 @@ class Manifest:
     epoch: int  # epoch of the last step; the first epoch is 1
     cuts: tuple[str, ...]  # names of the units that start modules 2 and later
     metrics: dict[str, int | float | None]  # `Metrics.state` when the model's last stage had saved
-    files: tuple[SavedFile, ...]  # that the stages wrote
+    files: tuple[SavedFile, ...]  # the stages' files
     parts: tuple[Part, ...] = ()  # parts of the run until this step (see `parts.py`)
     counted: tuple[Counted, ...] = ()  # workers' counts until this step, by `parts.Conditions`
 

@@ -20,8 +20,7 @@ def has_ema(checkpoint: Path) -> bool:
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    If `ema` is true, read the averages of these tensors. Integer buffers have no averages, so read
-    the buffers themselves.
+    If `ema` is true, read their averages. Integer buffers, which have none, are read themselves.
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
     with SavedTensors(checkpoint) as saved:
@@ -30,9 +29,7 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
 
 
 def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
-    """Write the model's parameters and buffers, named by unit, without auxiliary networks.
-
-    If `ema` is true, write averages (see `model_tensors`).
+    """Write the `model_tensors` of a checkpoint to a file.
 
     Raises:
         DamagedError: The files of the checkpoint do not match its manifest.

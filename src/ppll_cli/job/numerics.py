@@ -29,8 +29,8 @@ class _Flags(NamedTuple):
 class Numerics:
     """The precision and determinism of a run's computations.
 
-    The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only if the
-    precision is "tf32". (torch's default uses TF32 for convolutions, but not for matrix products.)
+    The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only if it
+    is "tf32". (By default, torch uses TF32 for convolutions, but not for matrix products.)
     """
 
     precision: str
@@ -49,7 +49,7 @@ class Numerics:
             flags = flags._replace(
                 tf32_matmul=tf32,
                 tf32_convolution=tf32,
-                # A run has few input shapes, so let cuDNN try all its algorithms on each of them.
+                # A run has few input shapes, so cuDNN may try all its algorithms on each of them.
                 # Timing noise can change its choice, and with it the last bits of results.
                 cudnn_benchmark=not self.deterministic,
             )
@@ -76,10 +76,7 @@ class Numerics:
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """Return for each of torch's switches whether it is on in this process.
-
-    Switches that concern only CUDA are reported as off if `device` is not a CUDA device.
-    """
+    """Return which of torch's switches are on; those for CUDA are off for other devices."""
     flags, cuda = _get(), device.type == "cuda"
     return {
         "deterministic": flags.deterministic,
@@ -115,9 +112,8 @@ def _set(flags: _Flags) -> None:
 def _without_warning() -> Iterator[None]:
     """Ignore torch's warning that `fp32_precision` will replace the `allow_tf32` switches.
 
-    Every version of torch has `allow_tf32`, and setting it also sets `fp32_precision`. If only
-    `fp32_precision` were set, code that still reads `allow_tf32` would fail, such as torch.compile
-    of torch 2.10.
+    Every version of torch has `allow_tf32`, which also sets `fp32_precision`. With `fp32_precision`
+    alone, code that still reads `allow_tf32` fails, such as torch.compile of torch 2.10.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")

@@ -15,20 +15,19 @@ log = logging.getLogger(__name__)
 State = dict[str, Tensor]
 
 ADAM_EPSILON = 1e-8
-"""The epsilon of AdamW: torch's default."""
 
 
 @dataclass
 class _Group:
     """Parameters of one device and dtype that one kernel call updates.
 
-    For AdamW, `counts` is a vector with the step count of every parameter, and the tensors in
-    `states["step"]` are views of it.
+    For AdamW, `counts` has the step count of every parameter; the tensors in `states["step"]` are
+    views of it.
     """
 
-    indices: list[int]  # of each parameter among all parameters
+    indices: list[int]  # index of each parameter among all parameters
     parameters: list[Tensor]
-    states: dict[str, list[Tensor]]  # by name, such as "exp_avg", the state of every parameter
+    states: dict[str, list[Tensor]]  # state of every parameter, by name, such as "exp_avg"
     counts: Tensor | None = None
     first: bool = False  # whether no step has been done yet; only SGD uses this
 
@@ -37,14 +36,13 @@ class FusedOptimizer:
     """SGD or AdamW by torch's fused kernels. Parameters are updated independently of each other.
 
     Weights and states are bit-identical to those of `torch.optim` with `fused=True`, and states
-    have the same names. This class calls the kernels directly. The reason is that `torch.optim`
-    collects and groups its tensors in every step, and this takes longer on the host than the kernel
-    on the device. The kernel functions are private in torch; `torch.optim` of torch 2.11 to 2.14
-    calls them.
+    have the same names. This class calls the kernels directly, because `torch.optim` collects and
+    groups its tensors in every step, which takes longer on the host than the kernel on the device.
+    The kernel functions are private; `torch.optim` of torch 2.11 to 2.14 calls them.
 
     Attributes:
         parameters: The parameters to update, each once even if it was given twice.
-        state: For each parameter that has been updated, its state tensors by name.
+        state: The state tensors, by name, of each parameter that has been updated.
     """
 
     def __init__(self, optim: Optim, parameters: Iterable[nn.Parameter]) -> None:
@@ -69,7 +67,7 @@ class FusedOptimizer:
         """
         gradients = [parameter.grad for parameter in self.parameters]
         present = [gradient is not None for gradient in gradients]
-        if present != self._grouped:  # rare, as nearly always all parameters have gradients
+        if present != self._grouped:  # rare: nearly always all parameters have gradients
             self._groups = self._group(present)
             self._grouped = present
         kernel = self._adamw if self._optim.name == "adamw" else self._sgd
@@ -167,17 +165,14 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
     """Scale gradients in place so that their norm is at most `limit`.
 
-    `squared` is the square of this norm, a float64 scalar. The norm may include gradients of other
-    parameters, for example of the whole model.
+    `squared` is the square of this norm, a float64 scalar. It may include other parameters, for
+    example the whole model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 
 
 def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
-    """Log a warning for each skipped step of a module.
-
-    `flags` is on the CPU and has one element per step: 1 if the step was skipped and else 0.
-    """
+    """Log a warning for each skipped step of a module: each 1 in `flags`, which are on the CPU."""
     for step, flag in zip(steps, flags.tolist(), strict=True):
         if flag:
             log.warning(

@@ -1,7 +1,7 @@
 """The parts of a run. Each start or resumption of the run begins a new part.
 
-Each checkpoint records all parts until its step. A resumed run reads them from its checkpoint.
-Therefore steps that an earlier process did after that checkpoint are not counted twice.
+Each checkpoint records all parts until its step. A resumed run reads them from its checkpoint, so
+later steps of an earlier process are not counted twice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,8 +48,8 @@ Part = TypedDict(
 class Worker(TypedDict):
     """A worker's counts and times in the steady state (see `Totals`), as plain data for JSON.
 
-    JSON allows only strings as keys. The keys of `instruction_s` are the `repr` of instructions,
-    and the keys of `bytes_sent` are the numbers of the receiving stages.
+    The keys of `instruction_s` are the `repr` of instructions, and the keys of `bytes_sent` the
+    numbers of the receiving stages as text.
     """
 
     batches: int
@@ -101,11 +101,7 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether the job has an instruction for each instruction name that was counted.
-
-        Older versions of the program used other names for instructions. Counts under other names
-        cannot be added.
-        """
+        """Return whether the job has all counted instructions; older versions used other names."""
         job, names = self._job, set()
         for stage in range(job.stages):
             for count in job.microbatch_counts():
@@ -144,7 +140,7 @@ class Parts:
         return [_sum_of_parts(each) for each in zip(*counts, strict=True)]
 
     def counted(self, workers: Sequence[Worker]) -> list[Counted]:
-        """Return the counts of all parts; parts with equal `Conditions` are summed. See `alike`."""
+        """Return the counts of all parts; parts with equal `Conditions` are summed."""
         alike: Counted = {"conditions": self._conditions, "workers": self.alike(workers)}
         return [*self._others, alike]
 
@@ -164,10 +160,7 @@ def worker(report: Report) -> Worker:
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
-    """Return the samples per second of the steady state, summed over the last stage's replicas.
-
-    Return None if some replica had no steady state.
-    """
+    """Return the samples per second of all last-stage replicas; None without a steady state."""
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):
         return None
@@ -180,7 +173,7 @@ def is_steady(worker: Worker) -> bool:
 
 
 def _sum_of_parts(counts: Sequence[Worker]) -> Worker:
-    """Add up the counts of one worker in several parts. For memory, use the largest value."""
+    """Add up the counts of one worker in several parts; for memory, take the largest value."""
     return {
         "batches": sum(each["batches"] for each in counts),
         "samples": sum(each["samples"] for each in counts),
@@ -194,7 +187,6 @@ def _sum_of_parts(counts: Sequence[Worker]) -> Worker:
 
 
 def _most(numbers: Sequence[int | None]) -> int | None:
-    """Return the largest of the numbers that are not None; None if there is none."""
     return max((number for number in numbers if number is not None), default=None)
 
 

@@ -1,16 +1,13 @@
 """Shared memory in which each worker shows its parent that it is alive, and its progress.
 
-Each worker keeps two timestamps. The first is a sign of life: a separate thread of the worker
-renews it every second, unless the process is stopped (SIGSTOP). The second is the time of the last
-progress: the main thread renews it with each instruction. It also renews it while it waits for
-    another stage, because this worker is not to blame if the other stage hangs. Both are times of
-    the
-monotonic clock, which all processes of a machine share.
+Each worker keeps two times of the monotonic clock, which all processes of a machine share. One is
+the last sign of life: a separate thread renews it every second, unless the process is stopped
+(SIGSTOP). The other is the last progress: the main thread renews it with each instruction, and
+while it waits for another stage, because this worker is not to blame if the other stage hangs.
 
 The separate thread needs Python's global interpreter lock. While CUDA starts on a device, or maps
 the memory of another device, the main thread can hold this lock for many seconds. All such work is
-done when the first batch has ended. Until then, `STARTING_ALIVE_LIMIT_S` is the limit for signs of
-life, instead of the much shorter `ALIVE_LIMIT_S`.
+done when the first batch has ended. Until then, `STARTING_ALIVE_LIMIT_S` applies.
 """
 
 import ctypes
@@ -22,15 +19,14 @@ from ppll_cli.observe.progress import KINDS, Look
 ALIVE_LIMIT_S = 6.0
 """Seconds without a sign of life after which the parent regards a worker as stopped.
 
-The parent must notice a stopped process within 10 s, even if it checks 3 s late. On a heavily
-overloaded machine, the parent can regard a worker as stopped although it runs."""
+The parent must notice a stopped process within 10 s, even if it checks 3 s late.
+"""
 
 STARTING_ALIVE_LIMIT_S = 60.0
 """The limit in seconds that replaces `ALIVE_LIMIT_S` until the worker has ended its first batch."""
 
 FORKED_LIMIT_S = 60.0
-"""Largest time in seconds from the start of a worker's process to its first sign of life. In this
-time the process imports the modules that its job needs."""
+"""Seconds from a worker's start, including its imports, to its first sign of life."""
 
 SCORING_LIMIT_S = 900.0
 """Seconds that a worker may take to compute the metrics of a split; detection takes long."""
@@ -42,17 +38,16 @@ SAVING_LIMIT_S = 900.0
 """Seconds that a worker may take to write its file of a checkpoint."""
 
 COMPILING_LIMIT_S = 3600.0
-"""Seconds that an instruction may take if `compile=true`: it may have to compile a network."""
+"""Seconds that an instruction may take if `compile=true`, because it may compile a network."""
 
 BEAT_S = 1.0
 """Seconds between two signs of life."""
 
 _OWN_GAP_S = 3.0
-"""Limit in seconds for the time between two checks of the workers by the parent.
+"""Limit in seconds for the time between two checks of the workers, which usually is 1 s.
 
-The parent checks its workers every second. If the time between two checks is longer than this
-limit, the parent itself was stopped, perhaps together with its workers. The time beyond the limit
-is not counted against the workers."""
+If it is longer, the parent itself was stopped. The excess is not counted against the workers.
+"""
 
 _TEXT = 200
 """Size of each text field in bytes, including the final zero."""
@@ -84,7 +79,7 @@ class Pulse(ctypes.Structure):
     step: int  # number of optimizer steps done
     sent: int  # number of messages sent with activations or marks
     received: int  # number of messages received with activations or marks
-    memory_bytes: int  # that the worker uses; -1 if unknown
+    memory_bytes: int  # memory that the worker uses; -1 if unknown
     counted_s: float  # seconds of the steady state so far
     spent_s: MutableSequence[float]  # seconds of `counted_s` by kind, in the order of `KINDS`
 
@@ -155,8 +150,7 @@ class Watchdog:
     def __init__(self, pulses: Sequence[Pulse]) -> None:
         self._pulses = pulses
         self._looked_s = monotonic()
-        # For each worker, two times: silence is counted from the first, lack of progress from the
-        # second.
+        # For each worker, the times from which silence and lack of progress are counted.
         self._since_s = [(self._looked_s, self._looked_s) for _ in pulses]
 
     def late(self) -> Iterator[tuple[int, str]]:
@@ -165,9 +159,8 @@ class Watchdog:
         stopped_s = max(0.0, now - self._looked_s - _OWN_GAP_S)  # how long this process was stopped
         self._looked_s = now
         for worker, pulse in enumerate(self._pulses):
-            # Meanwhile the worker may begin another activity: it sets the time of its progress, and
-            # then the limit. So read the limit first, and once: a new limit must not be compared
-            # with an old time.
+            # A worker that begins an activity sets the time and then the limit. So read the limit
+            # first, and once: a new limit must not be compared with an old time.
             progress_limit_s = pulse.limit_s
             turned_s = pulse.alive_s, pulse.progress_s
             alive_s, progress_s = (

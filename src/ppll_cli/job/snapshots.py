@@ -6,28 +6,27 @@ from ppll_cli.job.job import Job
 from ppll_cli.transport.channel import message_bytes
 
 BUFFERS = 2
-"""Number of snapshots that a stage stores: it writes a new snapshot before it drops the old one."""
+"""Number of snapshots that a stage stores: it writes a new one before it drops the old one."""
 
 MARGIN = 1.15
-"""Room in shared memory for a snapshot, divided by `snapshot_bytes`. That function does not count
-buffers (such as BatchNorm's statistics), their averages, or the alignment of each tensor. The
-largest uncounted part that we saw is 12 % of `snapshot_bytes`, in the first stage of a ResNet-32. A
-model with larger buffers needs more room than the check before the start asks for."""
+"""`snapshot_bytes` times this number is the room in shared memory for a snapshot: buffers (such as
+BatchNorm's statistics), their averages and alignment are not counted. The largest uncounted part
+that we saw is 12 %, in the first stage of a ResNet-32. A model with larger buffers needs more room
+than the check before the start asks for.
+"""
 
 COST = 0.01
 """Largest fraction of a stage's time for snapshots, if the program chooses how often to take them.
-
-If the channels have too few slots for that, snapshots take a larger fraction.
+If the channels have too few slots, snapshots take more.
 """
 
 
 def snapshot_bytes(job: Job, stage: int, params: int) -> int:
-    """Return the size of one snapshot of a stage, in bytes.
+    """Return the size of one snapshot of a stage, in bytes, without a few small tensors (`MARGIN`).
 
     `params` is the number of parameters of the units and auxiliary networks. A snapshot holds
     float32 values: each parameter, what the optimizer keeps for it, its average if `optim.ema` is
-    set, and older versions of units whose weights other modules read. A few small tensors are not
-    counted; see `MARGIN`.
+    set, and older versions of units whose weights other modules read.
     """
     optim = job.settings.optim
     kept = 2 if optim.name == "adamw" else int(optim.momentum > 0)

@@ -18,7 +18,7 @@ _KINDS: dict[str, Callable[..., Any]] = {
 
 
 def spelled(value: Any) -> Any:
-    """Turn a header or a report, or a part of one, into plain data that `read` understands.
+    """Turn a header or a report, or a part of one, into plain data for `read`.
 
     Raises:
         TypeError: The value has a part of a type that `read` does not understand.

@@ -34,8 +34,7 @@ class Opened(NamedTuple):
 def opened(file: Path) -> Iterator[Opened]:
     """Open a file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
 
-    If the format allows it, a tensor is read only when needed. torch.load gets `weights_only=True`,
-    so it executes no code from the file.
+    If the format allows it, a tensor is read only when needed. No code in the file is executed.
 
     Raises:
         ValueError: The file holds something else.

@@ -11,17 +11,16 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 BACKGROUND = -1
-"""Value that `matched` returns for an anchor that is trained as background."""
+"""Result of `matched` for an anchor that is trained as background."""
 
 BETWEEN = -2
-"""Value that `matched` returns for an anchor that is matched neither to a box nor to background."""
+"""Result of `matched` for an anchor that is matched neither to a box nor to background."""
 
 FOUND_FROM = 0.5
 """Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""
 
 BACKGROUND_BELOW = 0.4
-"""An anchor is background if its intersection over union with each box is below this value (arXiv
-1708.02002)."""
+"""An anchor is background if all its overlaps with boxes are below this (arXiv 1708.02002)."""
 
 SCORES_ABOVE = 0.05
 """Detections must have a score above this value (torchvision's choice)."""
@@ -30,11 +29,12 @@ CANDIDATES = 1000
 """Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
 
 OVERLAP = 0.5
-"""If two detections of a class have a larger intersection over union than this value, the one with
-the lower score is dropped."""
+"""If two detections of a class have a larger intersection over union, the one with the lower score
+is dropped.
+"""
 
 MOST = 100
-"""Largest number of detections of a picture. COCO's metric uses no more."""
+"""Largest number of detections of a picture; COCO's metric uses no more."""
 
 
 class Detections(NamedTuple):
@@ -51,15 +51,11 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
 
     This is torchvision's Matcher with low-quality matches, written so that no tensor's shape
     depends on values in tensors. The overlap of an anchor and a box is their intersection over
-    union. An anchor is matched to the box with which it has the largest overlap, if this is at
-    least `FOUND_FROM`. If `forced`, this limit does not apply to the best anchor of each box, the
-    anchor that overlaps the box most.
+    union. An anchor is matched to the box that it overlaps most, if the overlap is at least
+    `FOUND_FROM`. If `forced`, the anchor that overlaps a box most is matched even below this limit.
 
-    Args:
-        boxes: float [..., N, 4], where `...` is nothing or the pictures of a batch.
-        wanted: Whether a box may be matched, bool [..., N].
-        anchors: float [..., A, 4].
-        forced: Whether boxes are matched even if no anchor overlaps them by `FOUND_FROM`.
+    Boxes are float [..., N, 4] and anchors float [..., A, 4], where `...` is nothing or the
+    pictures of a batch. `wanted`, bool [..., N], says which boxes may be matched.
 
     Returns:
         For each anchor the index of its box, `BACKGROUND` or `BETWEEN`, int64 [..., A].
@@ -75,10 +71,8 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Return the intersection over union of each box with each anchor, [..., N, A].
-
-    In-place operations save memory.
-    """
+    """Return the intersection over union of each box with each anchor, [..., N, A]."""
+    # In-place operations save memory.
     first = torch.maximum(boxes[..., None, :2], anchors[..., None, :, :2])
     sides = torch.minimum(boxes[..., None, 2:], anchors[..., None, :, 2:]).sub_(first).clamp_(min=0)
     shared = sides[..., 0] * sides[..., 1]
@@ -93,9 +87,9 @@ def _area(boxes: Tensor) -> Tensor:
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
 
-    Boxes, anchors and deltas are float [..., 4]. The deltas are the shift of the centre in x and y,
-    as a fraction of the anchor's width and height; then the logarithms of box width / anchor width
-    and box height / anchor height.
+    All are float [..., 4]. The deltas are the shift of the centre in x and y, as a fraction of the
+    anchor's width and height, and the logarithms of box width / anchor width and box height /
+    anchor height.
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size
@@ -109,8 +103,8 @@ def best_detections(
     """Return the detections of one picture, as torchvision's RetinaNet finds them.
 
     `levels` [A] has the pyramid level of each anchor, in ascending order. Anchors and deltas are
-    float [A, 4], logits are float [A, C]. `height` and `width` are the picture's size in pixels;
-    the boxes of the detections are clipped to it.
+    float [A, 4], logits are float [A, C]. `height` and `width` are the picture's size in pixels, to
+    which boxes are clipped.
     """
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     scores = logits.sigmoid()

@@ -12,17 +12,15 @@ from ppll_cli.tasks.details import Details
 from ppll_cli.tasks.task import Task, only_for
 
 LABEL = "label"
-"""Name of the tensor with a batch's labels, int64 [B]. For a mixed image, this tensor has the label
-with the larger share."""
+"""Name of the labels, int64 [B]; for a mixed image, the label with the larger share."""
 
 OTHER_LABEL = "label.other"
-"""Name of the tensor with the labels that have the smaller share, int64 [B], if images are mixed in
-pairs."""
+"""Name of the labels with the smaller share, int64 [B], if images are mixed in pairs."""
 
 SHARE = "label.share"
-"""Name of the tensor with the share of `LABEL` in each mixed image, float64 [B], from 0.5
-to 1. The other label has the rest. Because `transport.wire_dtype` does not convert float64, all
-stages get exactly equal targets."""
+"""Name of the share of `LABEL` in each mixed image, float64 [B], from 0.5 to 1.
+`transport.wire_dtype` does not convert float64, so all stages get equal targets.
+"""
 
 TARGETS = {LABEL: ValueSpec((), torch.int64)}
 MIXED_TARGETS = {
@@ -33,11 +31,7 @@ MIXED_TARGETS = {
 
 
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
-    """Return the share of each class for each sample, float32 [B, classes].
-
-    Each row adds up to 1. The row of an image that is not mixed is one-hot. Labels are not
-    smoothed.
-    """
+    """Return each class's share for each sample, not smoothed, float32 [B, classes]."""
     numbers = torch.arange(classes, device=values[LABEL].device)
     rows = (values[LABEL][:, None] == numbers).float()
     if SHARE not in values:
@@ -70,10 +64,7 @@ def pooled_width(shape: tuple[int, ...]) -> int:
 
 
 class ClassifierHead(nn.Module):
-    """The head of a classifier: converts features to vectors, and then vectors to logits.
-
-    A subclass creates `fc`, the layer that converts vectors to logits.
-    """
+    """Converts features to vectors, and vectors to logits by `fc`, which a subclass creates."""
 
     fc: nn.Linear
 
@@ -93,8 +84,8 @@ class Classification:
 
     Attributes:
         classes: Number of classes; labels are 0 to classes - 1.
-        label_smoothing: Fraction of each target that is distributed evenly over all classes in
-            training.
+        label_smoothing: Fraction of each training target that is distributed evenly over all
+            classes.
         mixed: Whether images are mixed in pairs in training, so that each has two labels.
     """
 
@@ -111,9 +102,8 @@ class Classification:
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean cross-entropy, in float32 also under autocast.
 
-        In training the targets are smoothed by `label_smoothing`; they are class shares if images
-        are mixed, otherwise labels. In evaluation they are always plain labels, so that the losses
-        of all runs can be compared.
+        Training targets are smoothed, and are class shares if images are mixed. Evaluation always
+        uses plain labels, so that the losses of all runs can be compared.
 
         Raises:
             ValueError: The prediction does not have one logit for each class.
@@ -128,10 +118,7 @@ class Classification:
         return F.cross_entropy(prediction.float(), targets, label_smoothing=smoothing)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return the number of correct predictions and of samples, float64 [1, 2].
-
-        For a mixed image, the label with the larger share is correct.
-        """
+        """Return the numbers of correct predictions, by `LABEL`, and of samples, float64 [1, 2]."""
         labels = values[LABEL]
         correct = (prediction.argmax(dim=1) == labels).sum().double()
         return torch.stack((correct, torch.full_like(correct, len(labels))))[None]
@@ -163,32 +150,25 @@ class Classification:
         return Details("class", entries, confusion.tolist())
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a network that consists of a pool and a Linear layer."""
+        """Return a pool and a Linear layer."""
         return nn.Sequential(Pool(len(shape)), nn.Linear(pooled_width(shape), self.classes))
 
 
 def with_smoothing(task: Task, amount: float) -> Task:
-    """Return the task with this amount of label smoothing.
-
-    An amount above 0 is refused for tasks other than classification.
-    """
+    """Return the task with this amount of label smoothing; refuse one above 0 for other tasks."""
     if not amount:
         return task
     return replace(_labelled(task, "optim.label_smoothing", amount), label_smoothing=amount)
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty.
-
-    `mixed` has the values of the keys that turn mixing on.
-    """
+    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty."""
     if not mixed:
         return task
     return replace(_labelled(task, *next(iter(mixed.items()))), mixed=True)
 
 
 def _labelled(task: Task, key: str, value: float) -> Classification:
-    """Return the task if it is classification; otherwise raise an error that names `key`."""
     data = "with class labels, or give 0"
     return only_for(Classification, task, key, str(value), "classification", data)
 

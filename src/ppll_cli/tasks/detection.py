@@ -35,12 +35,14 @@ LABELS = "labels"
 """Name of the boxes' classes, from 0, int64 [B, N]."""
 
 IGNORED = "ignored"
-"""Name of the flags of ignored boxes, bool [B, N]. The loss and the score leave out these boxes,
-which are crowds in COCO and difficult objects in VOC."""
+"""Name of the flags of ignored boxes, bool [B, N], which the loss and the score leave out: crowds
+in COCO, difficult objects in VOC.
+"""
 
 COUNT = "count"
-"""Name of the number of boxes in each picture, int64 [B]. The elements of `BOXES`, `LABELS` and
-`IGNORED` after this number are padding."""
+"""Name of the number of boxes in each picture, int64 [B]. Later elements of `BOXES`, `LABELS` and
+`IGNORED` are padding.
+"""
 
 NUMBER = "number"
 """Name of the index of each picture within its split, int64 [B]."""
@@ -49,13 +51,14 @@ FRAME = "frame"
 """Name of the tensor, float32 [B, 4], that describes how each picture was scaled and padded.
 
 A row has the height and width of the scaled picture in pixels, without padding, and the factors by
-which the height and width were scaled."""
+which the height and width were scaled.
+"""
 
 
 LARGEST_TABLE = 2**24
-"""Largest number of elements of a tensor whose dimensions are pictures, anchors, and boxes or
-classes. In float32 such a tensor has 64 MiB. The loss has a few such tensors at the same time. One
-picture of 800x1333 pixels with 80 classes needs about this size; a larger picture may exceed it."""
+"""Largest number of elements of a tensor over pictures, anchors, and boxes or classes: 64 MiB in
+float32. The loss has a few such tensors at the same time. A single picture may exceed the limit.
+"""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Detection:
     """Predictions are anchors with deltas and logits; the metric is COCO's average precision.
 
     The loss is RetinaNet's (arXiv 1708.02002), as torchvision computes it. An anchor is positive if
-    it is matched to a box, negative if it is background, and otherwise left out (see
+    it is matched to a box, negative if it is background, and left out if it is neither (see
     `ppll_cli.tasks.boxes.matched`). For each picture, the focal loss of positive and negative
     anchors, and the absolute error of the deltas of positive anchors, are summed and divided by the
     number of positive anchors. The loss is the mean over pictures.
@@ -73,10 +76,8 @@ class Detection:
         boxes: N, the largest number of boxes of a picture.
         height: Largest height of images in pixels, a multiple of 32.
         width: Largest width of images in pixels, a multiple of 32.
-        anchor: Side of the smallest anchors in pixels. The smallest anchors belong to maps of
-            stride 8.
-        crowds: Whether ignored boxes are crowds, as in COCO. If not, they are difficult objects, as
-            in VOC.
+        anchor: Side in pixels of the smallest anchors, which belong to maps of stride 8.
+        crowds: Whether ignored boxes are crowds, as in COCO, or difficult objects, as in VOC.
         forced: Whether a box is matched even if no anchor overlaps it enough.
     """
 
@@ -124,7 +125,6 @@ class Detection:
     def _losses(
         self, prediction: Tensor, boxes: Tensor, labels: Tensor, ignored: Tensor, counts: Tensor
     ) -> Tensor:
-        """Return the loss of each picture, [B]."""
         _, anchors, deltas, logits = split_prediction(prediction)
         wanted = (torch.arange(self.boxes, device=boxes.device) < counts[:, None]) & ~ignored
         which = matched(boxes, wanted, anchors, self.forced)
@@ -133,7 +133,7 @@ class Detection:
         classes = (labels.gather(1, given)[..., None] == numbers) & found[..., None]
         focal: Tensor = FocalLoss.apply(logits, classes)
         counted = found | (which == BACKGROUND)
-        # Each anchor without a box is compared with itself, to avoid the logarithm of zero.
+        # An anchor without a box is compared with itself, to avoid the logarithm of zero.
         right = boxes.gather(1, given[..., None].expand(-1, -1, 4))
         right = torch.where(found[..., None], right, anchors)
         distance = (deltas - offsets(right, anchors)).abs()
@@ -141,11 +141,7 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return a row for each picture, each true box and each detection.
-
-        The module `precision` defines the columns of a row. In training no rows are returned,
-        because finding detections in each batch would take too long.
-        """
+        """Return a row of `precision` per picture, true box and detection; none in training."""
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
         rows = []
@@ -164,10 +160,7 @@ class Detection:
         return torch.cat(rows)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return AP, AP50 and AP75 as COCO defines them, and VOC's two versions of AP50.
-
-        VOC's versions are left out if ignored boxes are crowds, because VOC has no crowds.
-        """
+        """Return COCO's AP, AP50 and AP75 and, unless ignored boxes are crowds, VOC's two AP50."""
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:
@@ -196,11 +189,9 @@ class Detection:
     def stride(self, key: str, value: str, shape: tuple[int, ...]) -> int:
         """Return the stride of a map: the number of image pixels from one position to the next.
 
-        The error message names the setting `key=value`.
-
         Raises:
-            ConfigError: The features are not a map, the stride is no power of 2, or the strides in
-                height and width differ.
+            ConfigError: `key=value` gives features that are not a map, a stride that is no power of
+                2, or different strides in height and width.
         """
         if len(shape) == 3 and self.height % shape[1] == 0:
             stride = self.height // shape[1]
@@ -214,20 +205,13 @@ class Detection:
 
 
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
-    """Return the sum over each picture's selected rows, [B].
-
-    `rows` are float [B, A, columns]. `counted`, bool [B, A], selects rows. Pictures are summed one
-    by one: on CPU, a sum over a whole batch could add in an order that depends on the number of
-    pictures, and then the last bits would differ.
-    """
+    """Return the sum over each picture's `counted` rows, [B]; rows are [B, A, columns]."""
+    # On CPU, the order of a sum over a whole batch could depend on the number of pictures.
     return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row for each box, in the form that the module `precision` describes.
-
-    `last` has the values of the last column.
-    """
+    """Return a row of `precision` for each box; `last` is the last column."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes
@@ -235,6 +219,6 @@ def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tenso
 
 
 def detection_of(task: Task, name: str, key: str = "model") -> Detection:
-    """Return the task if it is detection; otherwise refuse the setting `key=name`."""
+    """Return the task if it is detection; refuse the setting `key=name` if not."""
     data = "with boxes: data=fashion_scenes, data=voc or data=coco"
     return only_for(Detection, task, key, name, "detection", data)

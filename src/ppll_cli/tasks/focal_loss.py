@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 ALPHA = 0.25
-"""Weight of the loss for the class of an anchor's object; the weight for all other classes is
-1 - ALPHA (torchvision's choice)."""
+"""Weight of the loss for the class of an anchor's object; 1 - ALPHA for all other classes
+(torchvision's choice).
+"""
 
 
 class FocalLoss(torch.autograd.Function):
     """Computes torchvision's `sigmoid_focal_loss`, equal bit for bit, with fewer operations.
 
     The loss is weight * (1 - p)^2 * -log(p). Here p is the predicted probability of the truth: that
-    the anchor's object has the class, or that it has not. The backward pass is written explicitly.
-    For it, the forward pass keeps three tensors [B, A, C] in memory. Autograd would keep nine
-    tensors, and compute the sigmoid again.
+    the anchor's object has the class, or that it has not. The forward pass keeps three tensors of
+    shape [B, A, C] for the backward pass; autograd would keep nine, and compute the sigmoid again.
     """
 
     @staticmethod

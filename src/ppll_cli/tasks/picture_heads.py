@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 
 class _Levels(nn.Module):
-    """Holds the numbers that convert pictures in [0, 1] to levels, and levels to pictures.
+    """Holds the numbers that convert pictures to levels, 255 * (picture - mean), and back.
 
-    Levels are 255 * (picture - mean). Networks compute with levels, as in the code of EDSR's
-    authors and in BasicSR, because networks learn faster with levels than with values in [0, 1].
-    The number 255 is saved with the weights, so that weights of networks that compute in [0, 1]
-    cannot be loaded. The mean, one number in [0, 1] per channel, is not saved, because the data set
-    defines it.
+    Pictures are in [0, 1]. Networks learn faster with levels, which EDSR's authors and BasicSR use
+    too. The number 255 is saved with the weights, so that weights of networks that compute in [0,
+    1] cannot be loaded. The mean, one number in [0, 1] per channel, is not saved, because the data
+    set defines it.
     """
 
     levels: Tensor
@@ -25,7 +24,7 @@ class _Levels(nn.Module):
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # This is not a scalar, because with a scalar, results under autocast would be bfloat16.
+        # With a scalar, results under autocast would be bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
         self.register_buffer("mean", values, persistent=False)
@@ -50,7 +49,7 @@ class ToPictures(_Levels):
 class Upsampler(nn.Module):
     """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, then a convolution.
 
-    Scales 2 and 3 need one pixel shuffle; scale 4 needs two. At the end, levels are converted to
+    Scales 2 and 3 need one pixel shuffle; scale 4 needs two. The resulting levels are converted to
     pictures.
     """
 
@@ -73,8 +72,8 @@ class Upsampler(nn.Module):
 class PictureHead(nn.Module):
     """A head with two steps: it converts features to a map, and then the map to pictures.
 
-    Between the steps, long skips are added to the map. A subclass creates `upsampler`, the network
-    that makes pictures from the map.
+    Between the steps, long skips are added to the map. A subclass creates `upsampler`, which makes
+    pictures from the map.
     """
 
     upsampler: Upsampler

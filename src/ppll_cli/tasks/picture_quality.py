@@ -10,7 +10,7 @@ PEAK = 255.0
 """Range of values that PSNR and SSIM assume, although luma values are only from 16 to 235."""
 
 RADIUS = 5
-"""Distance in pixels from the centre of an SSIM window to its border: windows have 11x11 pixels."""
+"""Distance in pixels from the centre of an SSIM window, of 11x11 pixels, to its border."""
 
 _SIGMA = 1.5
 _K1, _K2 = 0.01, 0.03
@@ -18,10 +18,9 @@ _LUMA = (65.481, 128.553, 24.966)
 
 
 def luma(pictures: Tensor) -> Tensor:
-    """Compute the luma (BT.601's Y, from 16 for black to 235 for white) of pictures.
+    """Compute the luma (BT.601's Y, from 16 for black to 235 for white), float32 [B, H, W].
 
-    Pictures are RGB, float [B, 3, H, W]. They are clamped to [0, 1] and rounded to 8 bits
-    first. The result is float32 [B, H, W].
+    Pictures are RGB, float [B, 3, H, W]. They are clamped to [0, 1] and rounded to 8 bits first.
     """
     channels = eight_bits(pictures).unbind(dim=1)
     red, green, blue = (c * (w / 255) for c, w in zip(channels, _LUMA, strict=True))
@@ -29,10 +28,7 @@ def luma(pictures: Tensor) -> Tensor:
 
 
 def inner_luma(pixels: Tensor, border: int) -> Tensor:
-    """Compute the luma of a picture, uint8 [H, W, 3], without `border` pixels at each edge.
-
-    The result is float32 [1, H - 2 border, W - 2 border].
-    """
+    """Compute the luma of a picture, uint8 [H, W, 3], without a border: float32 [1, H', W']."""
     within = pixels[border : len(pixels) - border, border : pixels.shape[1] - border]
     return luma(within.permute(2, 0, 1)[None].float() / 255)
 
@@ -45,7 +41,7 @@ def eight_bits(pictures: Tensor) -> Tensor:
 def psnr(squared_error: float, pixels: float) -> float:
     """Compute the peak signal-to-noise ratio in dB from the sum of squared errors of all pixels.
 
-    A mean squared error below 0.0001 is replaced by 0.0001, which gives 88.1 dB.
+    A mean squared error below 0.0001 counts as 0.0001, which gives 88.1 dB.
     """
     mean = max(squared_error / pixels, 1e-4)
     return float(10 * torch.log10(torch.tensor(PEAK**2 / mean, dtype=torch.float64)))

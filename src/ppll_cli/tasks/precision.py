@@ -33,12 +33,12 @@ Floats = NDArray[np.float64]
 def average_precisions(rows: Tensor, classes: Sequence[str], crowds: bool) -> Mapping[str, float]:
     """Return all metrics, averaged over classes, in [0, 1]; NaN if there are no boxes to find.
 
-    `crowds` says whether ignored boxes are crowds. Any number of detections may match a crowd.
+    `crowds` says whether ignored boxes are crowds, which any number of detections may match.
 
     Returns:
         By name: `ap` (mean over overlaps of 0.5 to 0.95), `ap50` and `ap75`, computed by
-        pycocotools. If `crowds` is False, also `voc_ap50`, the area under the precision-recall
-        curve, and `voc07_ap50`, the mean of 11 points of this curve.
+            pycocotools. If `crowds` is False, also `voc_ap50`, the area under the precision-recall
+            curve, and `voc07_ap50`, the mean of 11 points of this curve.
     """
     precision = _coco(rows, tuple(classes), crowds)
     found = {name: _mean(precision[at]) for name, at in OVERLAPS.items()}
@@ -79,8 +79,7 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
             "image_id": int(picture),
             "category_id": int(label) + 1,
             "bbox": [left, top, width, height],
-            # An area outside of all ranges makes pycocotools ignore this box, and one detection
-            # that matches the box.
+            # With an area outside of all ranges, pycocotools ignores the box and one match of it.
             "area": -1.0 if ignored and not crowds else width * height,
             "iscrowd": int(ignored and crowds),
             "score": last,
@@ -107,7 +106,6 @@ def _mean(precision: Floats) -> float:
 
 
 def _voc(rows: Tensor, classes: int) -> tuple[float, float]:
-    """Return `voc_ap50` and `voc07_ap50`, averaged over classes."""
     curves = []
     for label in range(classes):
         here = rows[rows[:, 2] == label]

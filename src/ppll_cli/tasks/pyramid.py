@@ -16,7 +16,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
 STRIDES = (8, 16, 32)
-"""Strides of the maps from which a pyramid is made. The pyramid adds maps of stride 64 and 128."""
+"""Strides of the maps from which a pyramid is made; it adds maps of stride 64 and 128."""
 
 LEVELS = 5
 """Number of levels of a pyramid, P3 to P7: maps of stride 8, 16, 32, 64 and 128."""
@@ -40,10 +40,8 @@ def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 class Anchors(nn.Module):
     """Concatenates levels, anchors, deltas and logits, so that a prediction contains its anchors.
 
-    Args:
-        smallest: Side of the smallest anchors of a pyramid, on maps of stride 8, in pixels. On
-            coarser maps, the side grows in proportion to the stride.
-        levels: Indices of the maps' levels in the pyramid, 0 to 4.
+    `smallest` is the side in pixels of the smallest anchors on maps of stride 8; on coarser maps it
+    grows in proportion to the stride. `levels` are the maps' levels in the pyramid, 0 to 4.
     """
 
     cells: Tensor
@@ -57,8 +55,7 @@ class Anchors(nn.Module):
         ]
         shapes = ((0.5, 1.0, 2.0),) * len(levels)
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
-        # The anchors of one position are a buffer, and the steps in `forward` are plain numbers, so
-        # that nothing is copied to the device for each batch.
+        # A buffer, and plain numbers as steps in `forward`, need no copy to the device per batch.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
@@ -82,7 +79,7 @@ class Anchors(nn.Module):
 
 @dataclass(frozen=True)
 class HeadStyle:
-    """The settings of a model's head that are also used for heads of auxiliary networks."""
+    """The settings of a model's head that heads of auxiliary networks share."""
 
     width: int  # number of channels, W
     groups: int = 0  # number of groups of each GroupNorm in the branches; 0 for no norms
@@ -96,21 +93,17 @@ class HeadStyle:
 class PyramidHead(nn.Module):
     """RetinaNet's head (arXiv 1708.02002), built from torchvision's parts.
 
-    It has a feature pyramid and two branches of convolutions: one for classes and one for boxes.
-    Both branches are applied to all maps of the pyramid.
+    It has a feature pyramid and two branches of convolutions, for classes and for boxes, which are
+    applied to all maps of the pyramid.
 
     In local learning, some input maps may be missing. The paper has no such case; these rules are
-    ours. If the map of a level is missing, but a coarser map is given, the level is computed only
-    from coarser levels. A missing map that is coarser than all given maps is replaced by the
-    coarsest given map with rows and columns left out.
+    ours. If a coarser map is given, the missing map's level is computed only from coarser levels.
+    If no coarser map is given, the coarsest given map, with rows and columns left out, replaces the
+    missing map.
 
-    Args:
-        channels: Number of channels of each given map, by its stride, which is one of `STRIDES`. At
-            least one map is given.
-        width: Number of channels of the pyramid, W.
-        classes: Number of classes, C.
-        anchor: Side in pixels of the smallest anchors.
-        groups: Number of groups of each GroupNorm in the branches; 0 for no norms.
+    `channels` has the number of channels of each given map (at least one) by its stride, one of
+    `STRIDES`. `width` is W, `classes` is C, and `anchor` is the side in pixels of the smallest
+    anchors. `groups` is the number of groups of each GroupNorm in the branches; 0 for no norms.
     """
 
     def __init__(
@@ -160,15 +153,14 @@ class SmallestHead(nn.Module):
     """One 3x3 convolution for classes and boxes, on a map pooled to each stride of a pyramid.
 
     If a level is finer than the map, the map's pixels are repeated. `stride` is the stride of the
-    map, and `anchor` is the side of the smallest anchors in pixels.
+    map, and `anchor` the side of the smallest anchors in pixels.
     """
 
     def __init__(self, channels: int, stride: int, classes: int, anchor: int) -> None:
         super().__init__()
         self.stride = stride
         self.predict = nn.Conv2d(channels, ANCHORS * (4 + classes), 3, padding=1)
-        # As in RetinaNet, classes begin with a small probability, because few anchors have an
-        # object.
+        # As in RetinaNet, classes begin with a small probability: few anchors have an object.
         nn.init.normal_(self.predict.weight, std=0.01)
         nn.init.constant_(self.predict.bias, 0)  # type: ignore[arg-type]
         with torch.no_grad():

@@ -21,7 +21,7 @@ TARGET = "target"
 """Name of a batch's large pictures, float [B, 3, sH, sW] in [0, 1]."""
 
 TILE = "tile"
-"""Name of the numbers that describe evaluation samples, which are tiles of pictures; int64 [B, 9].
+"""Name of the numbers that describe evaluation samples, which are tiles; int64 [B, 9].
 
 The numbers are: the index of the tile's picture; four bounds of the pixels that PSNR uses (first
 row, row after the last, first column, column after the last); and the same four bounds for SSIM.
@@ -32,18 +32,18 @@ Bounds are in pixels of the large picture, relative to the tile's corner. In tra
 BICUBIC = "bicubic"
 """Name of PSNR and SSIM of the whole picture after bicubic enlargement, float64 [B, 2].
 
-The first tile of a picture has these values; all other tiles of the picture have zeros. In training
-the shape is [B, 0].
+The first tile of a picture has these values; its other tiles have zeros. In training the shape is
+[B, 0].
 """
 
 AUTHORS_BORDER = 6
 """EDSR's authors leave out a border of `scale` plus this number of pixels for DIV2K."""
 
 _COLUMNS = 9
-"""Number of columns in a row of measurements of a tile. The columns are: the index of the picture;
-for the luma, the sum of squared errors and the number of pixels; for SSIM, its sum and the number
-of pixels; for RGB, the sum of squared errors and the number of values; and the two values of
-`BICUBIC`."""
+"""Columns in a tile's row of measurements: the index of the picture; for the luma, the sum of
+squared errors and the number of pixels; for SSIM, its sum and the number of pixels; for RGB, the
+sum of squared errors and the number of values; and `BICUBIC`.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class SuperResolution:
 
     PSNR and SSIM are measured on the luma of each whole picture, without a border of `scale`
     pixels, and averaged over pictures. The scores also contain PSNR and SSIM of bicubic
-    enlargement, and `rgb_psnr`. EDSR's authors report `rgb_psnr` for DIV2K: it is the PSNR of RGB
-    without a border of `scale` + 6 pixels. In training, PSNR is computed from the mean squared
-    error over whole patches.
+    enlargement, and `rgb_psnr`, which EDSR's authors report for DIV2K: the PSNR of RGB without a
+    border of `scale` + 6 pixels. In training, PSNR is computed from the mean squared error over
+    whole patches.
 
     Attributes:
         scale: Factor by which height and width grow.
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
-        overlap: Smallest distance between evaluated pixels and the edges of their tile, in pixels
-            of the small picture. It does not apply at the border of the picture.
+        overlap: Smallest distance between evaluated pixels and their tile's edges, in pixels of the
+            small picture. It does not apply at the picture's border.
         reference: Name of the enlargement with which the model is compared.
     """
 
@@ -78,7 +78,7 @@ class SuperResolution:
         return self._targets(self.patch, self.patch)
 
     def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
-        """Return `targets` for evaluation, where tiles have this size in the small picture."""
+        """Return `targets` for evaluation with tiles of this size in the small picture."""
         return self._targets(height, width, tile=9, bicubic=2)
 
     def _targets(
@@ -98,8 +98,7 @@ class SuperResolution:
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
         """Return a row of `_COLUMNS` numbers for each tile.
 
-        In training, there is one row for all patches of a batch, and all its columns are 0 except
-        those of the luma.
+        In training, there is one row for the whole batch, with zeros except in the luma's columns.
         """
         made, wanted = luma(prediction), luma(values[TARGET])
         errors = (made - wanted).double().square()
@@ -154,7 +153,7 @@ class SuperResolution:
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """Sum rows over the tiles of each picture; return the sums by the picture's index."""
+    """Return the sums of rows over the tiles of each picture, by the picture's index."""
     numbers = sorted(set(rows[:, 0].tolist()))
     return {int(n): rows[rows[:, 0] == n, 1:].sum(dim=0).tolist() for n in numbers}
 
@@ -197,6 +196,6 @@ def check_map(key: str, value: str, shape: tuple[int, ...]) -> None:
 
 
 def super_resolution_of(task: Task, name: str) -> SuperResolution:
-    """Return the task if it is super-resolution; otherwise refuse the setting `model=name`."""
+    """Return the task if it is super-resolution; refuse the setting `model=name` if not."""
     data = "of pictures: data=photos or data=div2k"
     return only_for(SuperResolution, task, "model", name, "super-resolution", data)

@@ -22,13 +22,12 @@ class Task(Protocol):
     `lower_is_better` is True if a lower metric is better, as for a perplexity.
 
     `reference` is the name of an untrained method, such as `bicubic`, with which the model is
-    compared. If `score` returns a value named `{reference}_{metric}`, such as `bicubic_psnr`, the
-    final line that a run prints contains it.
+    compared. The last line of a run then contains the value named `{reference}_{metric}`, such as
+    `bicubic_psnr`, if `score` returns it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
-    are the names of classes, or of the pictures' files. `rows` contains the results of
-    `detail(prediction, values)` for all batches. If the task has no method `detail`, `rows`
-    contains the results of `measure`.
+    are the names of classes, or of the pictures' files. `rows` are the results of
+    `detail(prediction, values)` for all batches or, without such a method, of `measure`.
 
     Attributes:
         metric: Name of the metric, one of the names that `score` returns. Higher is better, unless
@@ -46,8 +45,8 @@ class Task(Protocol):
     def loss(self, prediction: Tensor, values: Mapping[str, Tensor]) -> Tensor:
         """Return the mean loss over the samples of a batch, a scalar.
 
-        This is also called with tensors on the meta device, which have shapes but no values. So no
-        tensor's shape may depend on values in tensors.
+        It is also called with tensors on the meta device, which have no values. So no tensor's
+        shape may depend on values in tensors.
         """
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
@@ -86,7 +85,7 @@ def measured(
 def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     """Return the scores by name, given the measurements of all batches, on the CPU.
 
-    If `metric_required`, the metric must be among the scores. In training it may be missing.
+    If `metric_required`, the metric must be among the scores; in training it may be missing.
 
     Raises:
         TypeError: The task's `score` returned something else.
@@ -120,10 +119,9 @@ AnyTask = TypeVar("AnyTask")
 
 
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
-    """Return the task if it is an instance of `kind`, because `key=name` is only for such tasks.
+    """Return the task if it is a `kind`; raise a ConfigError for the setting `key=name` if not.
 
-    Otherwise raise a ConfigError. `use` completes the words "is for ..." of the error's message,
-    and `data` completes the words "choose a data set ...".
+    In its message, `use` follows the words "is for", and `data` the words "choose a data set".
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")

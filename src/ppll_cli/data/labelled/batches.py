@@ -1,6 +1,6 @@
 """Makes batches of pictures. Loaders (child processes) decode the next batches in advance.
 
-Legend: B batch, C channels, H height, W width (pixels of the images).
+Legend: B batch, H height, W width (pixels of the images).
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -35,10 +35,10 @@ class DecodedAhead(Generic[Key]):
 
     @contextmanager
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the batch with the first key in `keys`, uint8 [B, 3, H, W].
+        """Provide the images of the batch with the first key, uint8 [B, 3, H, W].
 
-        Loaders begin or continue to decode the other batches in `keys`. They drop batches that they
-        have begun and that are not in `keys`.
+        Meanwhile loaders decode the batches with the other keys. Begun batches whose keys are
+        missing in `keys` are dropped.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()
@@ -77,9 +77,7 @@ class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
         size, end = last - first, len(self.splits[split])
         before, self._evaluated = self._evaluated, (split, first)
-        # The replicas divide the batches among them, so this replica skips the batches of the
-        # others. Assume that it skips as many batches before its next batch as it skipped before
-        # this batch.
+        # Replicas take turns: guess that the next batch is as far away as the previous one was.
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]

@@ -1,7 +1,4 @@
-"""Chooses which piece of a picture becomes the image.
-
-This module does not import torch, so that loaders start quickly.
-"""
+"""Chooses which piece of a picture becomes the image; no torch, so that loaders start quickly."""
 
 from collections.abc import Sequence
 from math import exp, log, sqrt
@@ -28,10 +25,10 @@ def middle(width: int, height: int, part: float) -> Box:
 def random_piece(width: int, height: int, scale: tuple[float, float], draws: Sequence[Draw]) -> Box:
     """Return a piece of random area, ratio and position, as in the training of Inception.
 
-    See arXiv 1409.4842. torchvision's RandomResizedCrop chooses pieces in the same way, but rounds
-    to whole pixels. `scale` has the piece's smallest and largest area, as fractions of the
-    picture's area, and `draws` has random numbers for each try. If the pieces of all tries exceed
-    the picture, the result is the largest piece in the middle with an allowed ratio.
+    The method is from arXiv 1409.4842; torchvision's RandomResizedCrop also rounds to whole pixels.
+    `scale` has the smallest and largest area, as fractions of the picture's area, and `draws` the
+    random numbers of each try. If no try fits into the picture, the result is the largest piece in
+    the middle with an allowed ratio.
     """
     low, high = (log(ratio) for ratio in RATIOS)
     for area, ratio, left, top in draws:

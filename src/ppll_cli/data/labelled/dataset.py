@@ -35,17 +35,15 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
     from ppll_cli.data.labelled.batches import LoadedBatches
 
 CHECK_S = 3.0
-"""Time in seconds for decoding some pictures as a test at the start, if loaders are used."""
+"""Time in seconds for decoding some pictures at the start, as a test, if loaders are used."""
 
 MOST_CHECKED = 50_000
-"""Largest number of pictures in the test at the start, more than can be decoded in `CHECK_S`."""
 
 MOST_BYTES = 4 << 30
-"""Largest total size in bytes of images that are kept in memory. A quarter of the machine's memory
-is a second limit."""
+"""Largest total size in bytes of images in memory; a quarter of the memory is a second limit."""
 
 MOST_LOADERS = 16
-"""Largest number of loaders that is chosen if the user does not give a number."""
+"""Largest number of loaders if the user gives none."""
 
 _CHECK_SEED = 0
 _LIMIT_SEED = 20261129  # never change it: it decides which samples `eval_limit` keeps
@@ -55,16 +53,14 @@ _LIMIT_SEED = 20261129  # never change it: it decides which samples `eval_limit`
 class LabelledPictures(Classified):
     """A data set of labelled pictures of any size. A subclass finds the pictures.
 
-    An image is a square from the middle of the upright picture, resized with an antialiased filter.
-    Images are made once, stored in the cache folder and mapped into memory. If all images together
-    are too large for memory, separate processes (loaders) decode pictures during training. Both
-    ways give equal images.
+    An image is the square in the middle of the upright picture, resized with an antialiased filter.
+    Images are made once, stored in the cache folder and mapped into memory. If they do not fit into
+    memory, loaders (child processes) decode the same images during training.
 
     Attributes:
         size: Height and width of the images, in pixels.
-        loaders: Number of processes that decode pictures during training. 0 means that images are
-            made once and kept in memory. None means 0 if the images fit into memory; otherwise the
-            number of cores minus one, at most `MOST_LOADERS`.
+        loaders: Number of loaders; 0 if images are kept in memory. None means 0 if the images fit
+            into memory, and the number of cores minus one, at most `MOST_LOADERS`, if not.
     """
 
     size: Count
@@ -81,10 +77,7 @@ class LabelledPictures(Classified):
 
     @property
     def scale(self) -> tuple[float, float] | None:
-        """Smallest and largest area of random training pieces, as fractions of a picture's area.
-
-        None means that training uses the square in the middle.
-        """
+        """Area limits of random training pieces, as fractions; None for the middle square."""
         return None
 
     @property
@@ -115,7 +108,7 @@ class LabelledPictures(Classified):
     def prepare(self) -> None:
         """Check that no picture is in two splits or two classes, and make the images.
 
-        If loaders decode the pictures during training, only decode some of them here, as a test.
+        If loaders decode the pictures later, only decode some of them, as a test.
         """
         self._check_apart()
         if self.resident:
@@ -150,7 +143,7 @@ class LabelledPictures(Classified):
         return needed <= (MOST_BYTES if memory is None else min(MOST_BYTES, memory // 4))
 
     def image_spec(self, splits: Any) -> ImageSpec:
-        """Return channels, height, width, mean and standard deviation of the images."""
+        """Return the shape, mean and standard deviation of the images."""
         return ImageSpec(3, self.size, self.size, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: Any) -> "Identity":
@@ -214,13 +207,11 @@ class LabelledPictures(Classified):
         return {**splits, "test": test}
 
     def _limited(self, part: str) -> Listing | None:
-        """Return at most `eval_limit` pictures of a part; None if the part does not exist.
-
-        The pictures are a random sample, because the first pictures may all be of one class.
-        """
+        """Return at most `eval_limit` pictures of a part, or None if there is no such part."""
         listing = self._found.parts.get(part)
         if listing is None or self.eval_limit is None:
             return listing
+        # A random sample, because the first pictures may all be of one class.
         chosen = fixed_random(_LIMIT_SEED).permutation(len(listing))[: self.eval_limit]
         return listing.of(np.sort(chosen))
 

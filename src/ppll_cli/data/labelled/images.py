@@ -16,22 +16,20 @@ from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.pictures.cache import stamped
 
 AT_ONCE = 128
-"""Largest number of pictures in a call of `Loaders.begin`."""
 
 _FEW = 200
-"""Up to this number of pictures are decoded without loaders, because loaders start slowly."""
+"""Largest number of pictures that are decoded without loaders, which start slowly."""
 
 _SAID = 5000
-"""If more images than this number are to be made, a log message announces it."""
+"""Largest number of images that are made without a log message."""
 
 log = logging.getLogger(__name__)
 
 
 def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[np.uint8]:
-    """Return the images of N pictures from the cache; loaders make them first if they are missing.
+    """Return the images of N pictures, uint8 [N, 3, side, side]; make them if the cache has none.
 
-    The result, uint8 [N, 3, side, side], is mapped from a file. Changes to the result are not
-    written to the file.
+    The result is mapped from a file. Changes to it are not written to the file.
 
     Raises:
         ConfigError: A file cannot be read as a picture, or the cache folder cannot be written.
@@ -61,9 +59,9 @@ def images_of(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield arrays with the images of pictures. Each array is valid until the next one is yielded.
 
-    If there are at most `_FEW` pictures, this process itself decodes them, and each array is one
-    image, uint8 [3, side, side]. Otherwise loaders decode the pictures, and each array has up to
-    `AT_ONCE` images, uint8 [n, 3, side, side].
+    An array has up to `AT_ONCE` images of loaders, uint8 [n, 3, side, side]. At most `_FEW`
+    pictures are decoded by this process itself; each array is then one image, uint8 [3, side,
+    side].
     """
     if len(wanted) <= _FEW:
         yield from (image_of(each, side) for each in wanted)

@@ -16,15 +16,14 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif"),
 )
-"""Suffixes of files that are regarded as pictures, in lower or upper case."""
+"""Suffixes of pictures' files, in lower or upper case."""
 
 PATH_NAMES = (
     *("path", "imageid", "file", "filename", "file_name", "filepath"),
     *("image", "image_path", "picture"),
 )
 LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
-"""Names that the first line of a CSV file may give to the column of paths (`PATH_NAMES`) and to the
-column of classes (`LABEL_NAMES`)."""
+"""Names of the columns of paths and of classes in the first line of a CSV file."""
 
 _MOST_CSV_BYTES = 1 << 30
 
@@ -34,7 +33,7 @@ Classes = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Listing:
-    """The paths of the N pictures of a split, and the labels of their classes, int64 [N]."""
+    """The paths of the N pictures of a split, and their labels, int64 [N]."""
 
     paths: Sequence[str]
     labels: NDArray[np.int64]
@@ -49,7 +48,7 @@ class Listing:
 
 
 class ListingError(ValueError):
-    """Raised when pictures or their classes cannot be determined from a file or folder."""
+    """Raised when pictures or their classes cannot be found in a file or folder."""
 
     def __init__(self, source: object, problem: str, remedy: str) -> None:
         super().__init__(f"{source}: {problem}")
@@ -70,8 +69,8 @@ def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
     `parts` has, for each part, its folder or CSV file, and its pictures by class.
 
     Raises:
-        ListingError: A part has a class without training pictures, a folder lacks a class, or there
-            are fewer than two classes.
+        ListingError: A class has no training pictures, a folder lacks a class, or there is only one
+            class.
     """
     source, train = parts["train"]
     classes = in_order(train)
@@ -84,14 +83,13 @@ def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
 
 
 def _listing(found: Classes, classes: Sequence[str]) -> Listing:
-    """Return pictures in the order of their classes, with their labels."""
     counts = [len(found.get(name, ())) for name in classes]
     paths = [path for name in classes for path in found.get(name, ())]
     return Listing(paths, np.repeat(np.arange(len(classes)), counts))
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort names of classes: as numbers if all are numbers, otherwise as text."""
+    """Sort names of classes: as numbers if all are numbers, and as text if not."""
     names = list(names)
     if all(name.isascii() and name.isdigit() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
@@ -108,10 +106,10 @@ def class_folders(folder: Path) -> list[Path]:
 def from_folders(folder: Path, *, empty: bool = False) -> Classes:
     """Find the pictures in a folder that has a folder for each class.
 
-    Pictures may be in subfolders of a class. If `empty`, classes without pictures are allowed.
+    Pictures may be in subfolders of a class. `empty` allows classes without pictures.
 
     Raises:
-        ListingError: There are no classes, or a class has no pictures and `empty` is False.
+        ListingError: There are no classes, or a class without pictures is not allowed.
     """
     found: dict[str, Sequence[str]] = {}
     for inner in class_folders(folder):
@@ -135,16 +133,14 @@ def from_csv(
     *folders: Path,
     meant: Callable[[str, str], tuple[str, str]] = lambda path, label: (path, label),
 ) -> Classes:
-    """Find the pictures that a CSV file lists. Each line has the path of a picture and its class.
+    """Find the pictures in a CSV file. Each line has the path of a picture and its class.
 
-    The first line may name the columns; otherwise the path is in the first column, and the class in
-    the second. All other columns are ignored. Columns are separated by commas, semicolons or tabs.
+    The first line may name the columns; without names, paths are in the first column, and classes
+    in the second. Other columns are ignored. Columns are separated by commas, semicolons or tabs.
     The pictures of each class stay in the order of the file.
 
-    Args:
-        file: The CSV file.
-        folders: Folders to which paths are relative; the first folder that has the file is used.
-        meant: Converts the contents of the two columns to the path and the class.
+    Paths are relative to the first of `folders` that has the picture. `meant` converts the contents
+    of the two columns to the path and the class.
 
     Raises:
         ListingError: The file cannot be read, a line has no path or no class, or a picture does not
@@ -175,10 +171,7 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Check that a part, read from a folder or CSV file, has the classes of the training pictures.
-
-    A CSV file may lack classes, because it cannot list a class without pictures.
-    """
+    """Check a part's classes; only a CSV file may lack some of the training pictures' classes."""
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"
@@ -219,12 +212,11 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _first(names: Sequence[str], known: Sequence[str]) -> int | None:
-    """Return the index of the first name that is in `known`; None if no name is in it."""
     return next((number for number, name in enumerate(names) if name in known), None)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row of a CSV file with its line number, from 1; skip empty rows."""
+    """Yield the line number, from 1, and the cells of each row that is not empty."""
     with _reading(file), open_regular(file, _MOST_CSV_BYTES) as opened:
         lines = opened.read().decode("utf-8-sig").splitlines()
     first = next((line for line in lines if line.strip()), "")

@@ -1,6 +1,6 @@
 """The program of a loader, a process that decodes pictures into memory shared with a worker.
 
-The program does not import torch, so it starts in a fraction of a second and needs little memory.
+It does not import torch, so it starts in a fraction of a second and needs little memory.
 """
 
 import ctypes
@@ -22,11 +22,7 @@ from ppll_cli.leaves.forkserver import STOPPING
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture to decode, and the piece of it that becomes the image.
-
-    The piece is the square in the middle or, if `draws` is not empty, the random piece that these
-    random numbers determine.
-    """
+    """A picture to decode, and the piece that becomes the image: the middle or a `random_piece`."""
 
     path: str
     part: float = 1.0  # side of the square, as a fraction of the picture's shorter side

@@ -26,20 +26,19 @@ from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import how_ended, is_stopped
 
 MOST_AT_ONCE = 8
-"""Largest number of pictures per request. To decode so many pictures takes much longer than to send
-the request."""
+"""Largest number of pictures per request: decoding takes much longer than sending the request."""
 
 LOOK_S = 0.5
 """Interval in seconds at which a loader that does not answer is checked."""
 
 ANSWER_LIMIT_S = 120.0
-"""Time limit of a request in seconds; it allows for slow disks and networks."""
+"""Time limit of a request in seconds, for slow disks and networks."""
 
 STOPPED_LIMIT_S = 6.0
 """Time in seconds that a loader may be stopped (SIGSTOP) before the run fails."""
 
 END_S = 5.0
-"""Time in seconds to wait for the end of a loader that was killed."""
+"""Time limit in seconds for the end of a killed loader."""
 
 _PROGRAM = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
@@ -64,8 +63,7 @@ class Loaders:
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
-        # `close` is also called when this object is freed or the process exits. Threads must not
-        # refer to this object, so that it can be freed.
+        # `close` also runs when this object is freed, so no thread may refer to this object.
         ends = (self._loaders, self._jobs, self.memory)
         self.close = Finalize(self, _end, ends, exitpriority=10)
 
@@ -112,12 +110,12 @@ class Loading:
             RunFailedError: A loader has ended, was stopped, or does not answer.
         """
         for answer in self.answers:
-            answer.result()  # cannot wait forever: every request has a time limit
+            answer.result()  # every request has a time limit
         pixels = np.frombuffer(self.region.view, np.uint8, int(np.prod(self.shape)))
         return pixels.reshape(self.shape)
 
     def release(self) -> None:
-        """Cancel requests that have not begun, wait for all others, and free the memory."""
+        """Cancel requests that have not begun, wait for the others, and free the memory."""
         for answer in self.answers:
             if not answer.cancel():
                 answer.exception()
@@ -153,7 +151,7 @@ class SharedMemory:
         self._file.close()
 
     def take(self, size: int) -> Region:
-        """Return a free region of at least `size` bytes; extend the memory if no region is free."""
+        """Return a free region of at least `size` bytes; extend the memory if there is none."""
         whole = ceil(size / ALLOCATIONGRANULARITY) * ALLOCATIONGRANULARITY
         with self._lock:
             if free := self._free.get(whole):
@@ -169,10 +167,7 @@ class SharedMemory:
 
 
 class _Loader:
-    """Starts the process of a loader, and communicates with it.
-
-    `memory` is the file descriptor of the memory into which the loader writes images.
-    """
+    """The process of a loader, which writes images to the file descriptor `memory`."""
 
     def __init__(self, memory: int) -> None:
         self._connection, there = Pipe()
@@ -201,13 +196,11 @@ class _Loader:
                 answer.set_result(None)
 
     def gone(self) -> RunFailedError:
-        """Return the error for a loader that has ended."""
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
         return RunFailedError(f"a data loader is gone ({how_ended(self.process.returncode)})")
 
     def end(self) -> None:
-        """Kill the process, and wait up to `END_S` seconds for its end."""
         self.process.kill()
         with suppress(TimeoutExpired):
             self.process.wait(END_S)

@@ -47,17 +47,12 @@ def kept(
 ) -> Pictures:
     """Return pictures from files of decoded pixels; make these files first if they are missing.
 
-    Large pictures are cropped so that their sides are multiples of the scale. If a small picture
-    has no file, it is made from the large picture with PIL's bicubic filter. The filter is
-    antialiased, as in MATLAB's imresize, and computes with 8 bits per channel.
+    Large pictures are cropped so that their sides are multiples of the scale. A small picture
+    without a file is made from the large one with PIL's bicubic filter, which is antialiased, as in
+    MATLAB's imresize, and computes with 8 bits per channel.
 
-    Args:
-        folder: Folder for the files of decoded pixels; it may not exist yet.
-        sources: The files of the pictures.
-        scale: The scale s.
-        longest: Limit for the longer side of large pictures, in pixels; None for no limit. Larger
-            pictures are reduced to it.
-        measured: Whether the quality of bicubic enlargement is measured.
+    `folder` is for the files, and may not exist yet. `longest` limits the longer side of large
+    pictures, in pixels; larger pictures are reduced to it. `measured`: measure bicubic enlargement.
     """
 
     def refused(_: Path, error: OSError) -> ConfigError:
@@ -137,7 +132,7 @@ def _read(folder: Path, count: int, scale: int, measured: bool) -> Pictures:
 
 
 def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
-    """Return the pictures in a file that holds the pixels of one picture after the other."""
+    """Return the pictures in a file of pixels, which has one picture after the other."""
     flat, sizes = np.load(path, mmap_mode="r"), [tuple(map(int, shape)) for shape in shapes]
     ends = np.cumsum([prod(size) for size in sizes], dtype=np.int64)
     whole = flat.dtype == np.uint8 and flat.ndim == 1 and len(flat) == ends[-1]

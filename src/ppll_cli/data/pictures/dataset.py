@@ -40,8 +40,8 @@ class PictureDataset(Files, ABC):
         patches_per_epoch: Number of training patches per epoch.
         flip: Whether patches are randomly mirrored and rotated by multiples of 90 degrees.
         tile: Largest height and width of evaluation tiles, in pixels of the small picture.
-        overlap: Smallest distance between evaluated pixels and the edges of their tile, in pixels
-            of the small picture. It does not apply at the border of the picture.
+        overlap: Smallest distance between evaluated pixels and their tile's edges, in pixels of the
+            small picture. It does not apply at the picture's border.
         mean: Mean of the pixels, which are in [0, 1], for each channel. Models subtract it from
             their input and add it to their output.
     """
@@ -61,10 +61,7 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Limit for the longer side of large pictures, in pixels; None for no limit.
-
-        Larger pictures are reduced to this size.
-        """
+        """Limit, in pixels, to which the longer side of large pictures is reduced, or None."""
         return None
 
     def __post_init__(self) -> None:
@@ -74,19 +71,16 @@ class PictureDataset(Files, ABC):
             raise ConfigError("data.tile", self.tile, problem)
 
     def prepare(self) -> None:
-        """Decode the pictures, unless the cache folder has their pixels already."""
+        """Decode the pictures, unless the cache folder has their pixels."""
         self.load()
 
     def load(self) -> "dict[str, PictureSplit]":
-        """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
-
-        The splits are the same in every run.
-        """
+        """Return the splits `train`, `test`, and perhaps `val`, which are equal in every run."""
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
 
     def _split(self, sources: "Sequence[Source]", trained: bool) -> "PictureSplit":
-        """Return a split that consists of patches for training, or of tiles for evaluation."""
+        """Return a split of patches for training, or of tiles for evaluation."""
         from ppll_cli.data.pictures.cache import kept
         from ppll_cli.data.pictures.patches import PictureSplit
 
@@ -118,10 +112,7 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: "Iterable[Sequence[Source]]") -> None:
-        """Check that no file is a picture of both parts, or occurs twice in one part.
-
-        Two names may belong to one file, for example through a link.
-        """
+        """Check that no file occurs twice in the parts, for example through a link."""
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:
@@ -181,11 +172,7 @@ class PictureDataset(Files, ABC):
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Write a picture with four captioned views of the middle of each test picture.
-
-        The views are the small picture with its pixels as squares, bicubic enlargement, the model's
-        enlargement, and the large picture.
-        """
+        """Write a picture with four captioned `views` of the middle of each test picture."""
         from ppll_cli.data.pictures.samples import captioned, views
 
         pictures = self.load()["test"].pictures

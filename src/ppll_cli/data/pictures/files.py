@@ -21,14 +21,13 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""For each EXIF orientation, the operation that makes a stored picture upright. Orientations 5 to 8
-swap height and width."""
+"""The operation that makes a stored picture upright, by EXIF orientation; 5 to 8 swap the sides."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels."""
 
 _GAP = 2.0
-"""A large JPEG is decoded at a reduced size, which is at least this many times the needed size."""
+"""A large JPEG is decoded at a reduced size, at least this many times the needed size."""
 
 _MOST_16_BIT = 0xFFFF
 _QUIET = Lock()  # all threads share the warning filters, so one thread at a time changes them
@@ -38,7 +37,7 @@ class Header(NamedTuple):
     """The header of a picture's file."""
 
     size: tuple[int, int]  # width and height in pixels, before EXIF turns the picture
-    orientation: int  # by EXIF, from 1 to 8; 1 is upright
+    orientation: int  # EXIF orientation, from 1 to 8; 1 is upright
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -54,7 +53,7 @@ def header(path: Path) -> Header:
 
 
 def decoded(path: Path) -> Image.Image:
-    """Decode a picture (its first frame, if it has several) to RGB, and turn it upright by EXIF.
+    """Decode a picture's first frame to RGB, and turn it upright by EXIF.
 
     16-bit channels keep their upper 8 bits. Transparency is dropped without changing colours.
 
@@ -69,11 +68,9 @@ def decoded(path: Path) -> Image.Image:
 def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.Image:
     """Decode a picture as `decoded` does, and resize a piece of it to a square of `side` pixels.
 
-    `box_in` returns the piece, in pixels, given width and height of the upright picture.
-
-    A JPEG that is much larger than needed is decoded at a half, a quarter or an eighth of its size,
-    which is faster. The reduced picture is still at least `_GAP` times as large as needed, so the
-    difference is not visible.
+    `box_in` returns the piece, in pixels, given width and height of the upright picture. A JPEG
+    that is much larger than needed is decoded at a half, a quarter or an eighth of its size, which
+    is faster; `_GAP` keeps the difference invisible.
     """
     with _opened(path) as (image, found):
         width, height = found.upright

@@ -1,7 +1,7 @@
 """Makes the batches of super-resolution: patches for training, tiles for evaluation.
 
-Batch b of epoch e depends only on (seed, e, b). Legend: B batch, P height and width of a patch,
-H height, W width, in pixels of the small picture; s scale.
+Batch b of epoch e depends only on (seed, e, b). Legend: B batch, P height and width of a patch, H
+height, W width, in pixels of the small picture; s scale.
 """
 
 from collections.abc import Sequence
@@ -44,11 +44,7 @@ class PictureSplit:
 
 
 class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
-    """Makes batches of pieces of pictures. Only the pieces are copied to the device.
-
-    The data set defines the scale, the side of patches, and whether patches are mirrored and
-    rotated. Legend of the methods: s scale, P side of a small patch in pixels.
-    """
+    """Makes batches of pieces of pictures. Only the pieces are copied to the device."""
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch of patches at random places of random pictures.
@@ -75,11 +71,11 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
         return self._named(low, high, torch.empty(count, 0), torch.empty(count, 0))
 
     def evaluation(self, split: str, batch: int, size: int) -> dict[str, Tensor]:
-        """Make a batch of one tile (`size` must be 1), because tiles have different shapes.
+        """Make a batch of one tile, because tiles have different shapes; `size` must be 1.
 
         Returns:
-            The small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32 in [0, 1]; `TILE`
-            and `BICUBIC`, as `ppll_cli.tasks.super_resolution` defines them; all by name.
+            The small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32 in [0, 1], and
+            `TILE` and `BICUBIC` of `ppll_cli.tasks.super_resolution`, all by name.
         """
         here = self.splits[split]
         assert size == 1
@@ -101,7 +97,6 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
     def _pieces(
         self, pictures: Pictures, number: int, rows: slice, columns: slice
     ) -> tuple[Bytes, Bytes]:
-        """Return a piece of a small picture, and the same piece of the large picture."""
         s = self.dataset.scale
         large = slice(s * rows.start, s * rows.stop), slice(s * columns.start, s * columns.stop)
         return pictures.low[number][rows, columns], pictures.high[number][large]
@@ -124,17 +119,16 @@ def as_images(pictures: Sequence[Bytes], device: torch.device) -> Tensor:
 
 
 def _turned(patch: Bytes, turn: int) -> Bytes:
-    """Mirror and rotate a square in one of eight ways; for `turn` 0 the square stays unchanged."""
+    """Mirror and rotate a square in one of eight ways; 0 leaves it unchanged."""
     patch = np.rot90(patch, turn % 4)
     return patch[:, ::-1] if turn >= 4 else patch
 
 
 def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
-    """Return the range of evaluated pixels along a side of a large tile.
+    """Return the first evaluated pixel along a side of a large tile, and the pixel after the last.
 
-    The range is the first pixel and the pixel after the last, counted from the tile's start. Pixels
-    closer than `border` pixels to the edge of the large picture are not evaluated. `span`, the
-    tile's span, and `side`, the length of the picture, are in pixels of the small picture.
+    Both are counted from the tile's start. Pixels within `border` of the large picture's edge are
+    not evaluated. The span and `side`, the picture's length, are in pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)

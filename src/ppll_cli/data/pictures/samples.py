@@ -25,7 +25,7 @@ class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
     `psnr` compares the view with the original, in dB, as the run's metric does. It is None for the
-    original, and for a piece that consists only of the border that PSNR excludes.
+    original, and for a piece without pixels inside of the border that the metric excludes.
     """
 
     name: str  # what the view shows
@@ -41,16 +41,9 @@ class View(NamedTuple):
 def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -> list[View]:
     """Return views of a picture's middle: input, bicubic and model's enlargement, and original.
 
-    PSNR is computed on the luma of the piece without a border of `scale` pixels, in the same way as
-    the metric for whole pictures.
-
-    Args:
-        low: The small picture, uint8 [H, W, 3].
-        high: The large picture, uint8 [sH, sW, 3].
-        scale: The scale s.
-        overlap: Number of pixels of the small picture, on each side of the piece, that are also
-            passed to the model.
-        predict: The model: maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1].
+    The small picture is uint8 [H, W, 3], the large one uint8 [sH, sW, 3]. `predict`, the model,
+    maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1]. On each side of the middle, it also
+    reads `overlap` pixels of the small picture.
     """
     height, width = (min(side, SIDE) for side in low.shape[:2])
     top, left = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2
@@ -76,10 +69,10 @@ def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -
 
 
 def enlarged(images: Tensor, tiles: Sequence[Tile], predict: Predict) -> Image.Image:
-    """Enlarge a whole picture tile by tile, and join the used part of each tile (see `Span`).
+    """Enlarge a picture, float32 [1, 3, H, W], tile by tile, and join the used part of each tile.
 
-    The picture is float32 [1, 3, H, W], and the model maps float32 [1, 3, h, w] to
-    [1, 3, sh, sw], all in [0, 1]. The tiles are ordered by rows, and from left to right in a row.
+    The model maps float32 [1, 3, h, w] to [1, 3, sh, sw], all in [0, 1]. The tiles are ordered by
+    rows, and from left to right in a row.
     """
     rows: dict[int, list[Tensor]] = {}
     for _, down, across in tiles:
@@ -103,11 +96,7 @@ def _psnr(made: Bytes, wanted: Bytes, border: int) -> float | None:
 
 
 def captioned(found: Sequence[View]) -> Image.Image:
-    """Draw views in rows of two, each with its caption above it.
-
-    Each pixel becomes a square of pixels, without interpolation, so that a view is about half a
-    page wide and its pixels remain visible.
-    """
+    """Draw views in rows of two, each about half a page wide, with its caption above it."""
     height, width = found[0].pixels.shape[:2]
     factor = max(1, round((PAGE_WIDTH - 3 * GAP) / 2 / width))
     size = text_size(2 * factor * width + 3 * GAP)

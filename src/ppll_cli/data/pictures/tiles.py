@@ -5,11 +5,7 @@ from typing import NamedTuple
 
 
 class Span(NamedTuple):
-    """A range of pixels along one side of a picture, and the part of the range that is used.
-
-    A network computes all pixels of the range. Only the used pixels are evaluated. All numbers are
-    positions along the side, from 0.
-    """
+    """A range of pixels along one side of a picture, and the part of it that is evaluated."""
 
     start: int  # first pixel of the range
     stop: int  # first pixel after the range
@@ -21,9 +17,9 @@ def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:
     """Divide a side of a picture into overlapping pieces; each pixel is used in exactly one piece.
 
     A piece has at most `tile` pixels; `tile` must be more than twice `overlap`. Used pixels are at
-    least `overlap` pixels away from the ends of their piece, except at the picture's border. If a
-    network's receptive field extends at most `overlap` pixels to each side, the network computes
-    the same values for these pixels as on the whole picture.
+    least `overlap` pixels away from the ends of their piece, except at the picture's border. So a
+    network whose receptive field extends at most `overlap` pixels to each side computes the same
+    values for used pixels as on the whole picture.
     """
     start = first = 0
     while start + tile < length:

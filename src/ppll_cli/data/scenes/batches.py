@@ -1,7 +1,7 @@
 """Makes batches of pictures with boxes: resized, mirrored, padded to one size per batch.
 
 Batch b of epoch e depends only on (seed, e, b). Legend: B batch, H height, W width (pixels of the
-batch's images), N largest number of boxes of a picture, n number of boxes of one picture.
+batch's images).
 """
 
 from collections.abc import Sequence
@@ -111,8 +111,7 @@ class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
             canvas[row, : picture.shape[0], : picture.shape[1]] = picture
         images = to_device(torch.from_numpy(canvas), self.device).permute(0, 3, 1, 2).contiguous()
         normal = normalise(images, self._mean, self._std)
-        # The mask is computed on the device from the sizes of the pictures. If it were copied to
-        # the device, a third more bytes would be copied.
+        # Copying a mask to the device, instead of the sizes, would add a third to the bytes.
         sizes = to_device(torch.tensor([picture.shape[:2] for picture in pictures]), self.device)
         below = torch.arange(height, device=self.device)[:, None] >= sizes[:, :1, None]
         right = torch.arange(width, device=self.device) >= sizes[:, 1:, None]
@@ -130,7 +129,6 @@ def _without_ignored(scene: Scene) -> Scene:
 
 
 def _mirrored(picture: Sized) -> Sized:
-    """Mirror a picture and its boxes from left to right."""
     width = np.float32(picture.pixels.shape[1])
     boxes = picture.boxes.copy()
     boxes[:, [0, 2]] = width - picture.boxes[:, [2, 0]]

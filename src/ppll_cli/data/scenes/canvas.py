@@ -16,15 +16,14 @@ MOST = 8
 """Largest number of items in a scene."""
 
 SMALLEST, LARGEST, LONGEST = 14.0, 0.6, 0.75
-"""Limits for an item. Its size is the side of a square with the area of its box. `SMALLEST` is the
-smallest size in pixels, `LARGEST` the largest size as a fraction of S, and `LONGEST` the largest
-length of the box's longer side as a fraction of S."""
+"""Smallest size of an item in pixels, and as fractions of S its largest size and its box's longest
+side. The size is the side of a square with the area of the item's box."""
 
 VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
 
 MOST_COMMON = 0.4
-"""Largest allowed intersection over union of two boxes. Above it, a detector may drop a box."""
+"""Largest intersection over union of two boxes. Above it, a detector may drop a box."""
 
 CONTRAST = 55.0
 """Wanted distance between the mean colours of an item and its background (from 0 to 255)."""
@@ -54,8 +53,8 @@ class Cutout(NamedTuple):
 def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: int) -> Painted:
     """Paint a scene with up to 8 items on a cluttered background, large items behind small ones.
 
-    Items, uint8 [I, 28, 28], are chosen at random; their classes are int64 [I]. If no place is
-    found for an item, the item is left out.
+    Items, uint8 [I, 28, 28], are chosen at random; their classes are int64 [I]. An item for which
+    no place is found is left out.
     """
     canvas = _background(random, side)
     for _ in range(random.randint(3, 9)):
@@ -113,7 +112,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item. It is too small to be recognised, so it is not an object."""
+    """Paint a fragment of an item, too small to be recognised, so it is not an object."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])
@@ -160,7 +159,6 @@ def _cutout(item: Bytes, size: float, most: float, *, mirrored: bool) -> Cutout 
 
 
 def _unit(grey: Image.Image) -> Floats:
-    """Return the values of a grey picture, scaled to [0, 1]."""
     values: Floats = np.asarray(grey, dtype=np.float32)
     return values / np.float32(255)
 
@@ -192,10 +190,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Return a random colour for an item, float32 [3]: the first of 8 with enough contrast.
-
-    If no colour has the wanted contrast to the background, return the one with the most contrast.
-    """
+    """Return a random colour, float32 [3]: the first of 8 with enough contrast, or the best one."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())
@@ -211,6 +206,5 @@ def _shade(grey: Floats) -> Floats:
 
 
 def _blend(behind: Floats, cutout: Cutout, tint: Floats) -> None:
-    """Paint an item over its background, in place."""
     cover = cutout.cover[..., None]
     behind[:] = (1 - cover) * behind + cover * _shade(cutout.grey)[..., None] * tint

@@ -30,13 +30,10 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
     from ppll_cli.tasks.detection import Detection
 
 CHECK_S = 5.0
-"""Longest time in seconds to compare the sizes of pictures with their annotations at the start.
-
-Pictures that are not compared in this time are compared when they are decoded."""
+"""Time limit in seconds for comparing the sizes of pictures with their annotations at the start."""
 
 MULTIPLE = 32
-"""Height and width of a batch's images are multiples of this number, the largest stride of the maps
-from which a pyramid is made."""
+"""Height and width of a batch's images are multiples of this, a backbone's largest stride."""
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +48,7 @@ def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[in
 
 
 def padded(side: int) -> int:
-    """Round the height or width of a batch's largest picture up to a multiple of `MULTIPLE`."""
+    """Round the largest height or width in a batch up to a multiple of `MULTIPLE`."""
     return -(-side // MULTIPLE) * MULTIPLE
 
 
@@ -83,15 +80,11 @@ class DetectionDataset(Files, ABC):
 
     @abstractmethod
     def read(self, part: Part) -> Scenes:
-        """Return the pictures of a part and their objects, or raise ConfigError.
-
-        Data that take long to read are stored in the cache folder, so that later calls take less
-        time.
-        """
+        """Return the pictures of a part and their objects, or raise ConfigError."""
 
     @property
     def crowds(self) -> bool:
-        """Whether ignored boxes are crowds as in COCO; otherwise they are single objects."""
+        """Whether ignored boxes are crowds as in COCO, not single objects."""
         return False
 
     def __post_init__(self) -> None:
@@ -120,10 +113,7 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return the splits `train`, `test` and, if `val_fraction` is not 0, `val`.
-
-        The splits are the same in every run.
-        """
+        """Return the splits `train`, `test`, and perhaps `val`, which are equal in every run."""
         return self._splits
 
     @cached_property
@@ -142,7 +132,7 @@ class DetectionDataset(Files, ABC):
         return splits
 
     def _check_apart(self, parts: Mapping[Part, Scenes]) -> None:
-        """Check that no file occurs twice, in one part or in two, for example through a link."""
+        """Check that no file occurs twice in the parts, for example through a link."""
         real_folder = cache(os.path.realpath)
         seen: dict[str, Path] = {}
         for scenes in parts.values():
@@ -157,7 +147,7 @@ class DetectionDataset(Files, ABC):
 
     @property
     def largest(self) -> int:
-        """Largest possible height of images in pixels, which is also the largest possible width."""
+        """Largest height and width of images, in pixels."""
         return padded(self.long_side)
 
     @property
@@ -175,17 +165,13 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return the form of evaluation batches, which have one picture each.
-
-        In a batch with a larger picture, a picture would be padded, which could change its
-        detections.
-        """
+        """Return the form of batches with one picture, because padding could change detections."""
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
-        """Return digests of the annotations of each split, the classes, and the pictures' files.
+        """Return digests of each split's annotations, the classes, and the pictures' files.
 
-        Return None if a subclass overrides `load` so that it does not return `Scenes`.
+        Return None if a split is not a `Scenes`.
         """
         from ppll_cli.data.identity import of_arrays, of_files
 

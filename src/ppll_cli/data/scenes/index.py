@@ -19,17 +19,17 @@ from ppll_cli.data.pictures.cache import Bytes
 from ppll_cli.data.scenes.upright import on_upright
 
 MOST_PIXELS = 1e6
-"""Largest number in an annotation that is accepted as a position or a size, in pixels."""
+"""Largest position or size, in pixels, that is accepted in an annotation."""
 
 _LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; smaller boxes are dropped
 _LEAST_PART = 0.5  # smallest fraction of a box's area that should be inside its picture
 
 
 class Found(NamedTuple):
-    """Height and width of a picture, in pixels, and its objects, as its annotation describes them.
+    """The annotation of a picture: height and width in pixels, and the objects.
 
-    For each object there are left, top, right and bottom in pixels from 0, the label of its class,
-    and whether it is ignored.
+    An object is left, top, right and bottom in pixels from 0, the label of its class, and whether
+    it is ignored.
     """
 
     height: float
@@ -50,8 +50,8 @@ class Objects:
     def of(cls, pictures: Iterable[Found]) -> "Objects":
         """Gather the objects of pictures.
 
-        A box is clipped at the picture's border, and dropped if it is then less than one pixel wide
-        or high. Pictures without objects remain.
+        Boxes are clipped at the picture's border, and dropped if they are then less than one pixel
+        wide or high. Pictures without objects remain.
         """
         starts, rows = [0], []
         for picture in pictures:
@@ -72,7 +72,7 @@ class Objects:
 
 @dataclass(frozen=True)
 class Index:
-    """The content of all annotations of P pictures."""
+    """The annotations of P pictures."""
 
     classes: tuple[str, ...]  # names of the classes, in the order of their labels
     files: tuple[str, ...]  # paths of the pictures, relative to the data set's folder of pictures
@@ -162,17 +162,17 @@ class Scenes:
 
 
 def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
-    """Return an index from its file in the cache, because annotations take long to read.
+    """Return an index, which is kept in the cache because annotations take long to read.
 
-    `recipe` is everything that determines the index, as data that JSON can represent. If the file
-    is missing or damaged, `make` makes the index first.
+    `recipe` is everything that determines the index, as data that JSON can represent. `make` makes
+    the index if its file is missing or damaged.
     """
     path = place(cache_root() / "scenes", recipe).with_suffix(".npz")
     return kept_file(path, make, _read, _written)
 
 
 def _written(index: Index) -> bytes:
-    # Names are written as JSON, because an array pads all strings to the length of the longest.
+    # Names are JSON, because an array pads all strings to the length of the longest.
     names = json.dumps([index.classes, index.files, index.remark]).encode()
     buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
     np.savez(buffer, names=text, sizes=index.sizes, **vars(index.objects))
@@ -189,7 +189,7 @@ def _read(path: Path) -> Index:
 
 
 def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) -> Objects:
-    """Return the objects in a file of the cache. The file may also contain other arrays.
+    """Return the objects in a file of the cache, which may contain other arrays too.
 
     `pictures` and `classes` are the expected numbers of pictures and of classes.
 
@@ -215,9 +215,9 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
-    """Return a warning about boxes that are dropped or mostly outside of their pictures.
+    """Return a warning about boxes that are dropped or mostly outside of their pictures, or "".
 
-    The text is empty if there are no such boxes. If most boxes are like this, raise ValueError.
+    Raise ValueError if most boxes are like this.
     """
     boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
     total = len(boxes)

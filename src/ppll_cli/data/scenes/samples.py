@@ -35,7 +35,7 @@ from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import FRAME, Detection
 
 PICTURES = 8
-"""Number of drawn pictures, which are the first pictures of the test set."""
+"""Number of test pictures that are drawn, from the first one on."""
 
 LEAST_SCORE = 0.3
 """Smallest score of detections that are drawn."""
@@ -46,8 +46,7 @@ MOST_DETECTIONS = 20
 NOTHING = f"nothing above {LEAST_SCORE:g}"
 
 _LEAST_SIDE = 640
-"""Smallest length of a drawing's longer side, in pixels. Smaller pictures are enlarged by an
-integer factor."""
+"""Pictures whose longer side has fewer pixels are enlarged, by an integer factor."""
 
 _DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
 _IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
@@ -77,10 +76,7 @@ class Mark(NamedTuple):
 def write_samples(
     scenes: Scenes, batches: SceneBatches, task: Detection, predict: Predict, folder: Path
 ) -> None:
-    """Write a PNG file for each of the first `PICTURES` pictures, named by its index and its file.
-
-    `predict` maps normalised images, float32 [1, 3, H, W], to a prediction. The folder is created.
-    """
+    """Write a PNG file for each of the first `PICTURES` pictures into a new folder."""
     folder.mkdir()
     for number in range(min(PICTURES, len(scenes))):
         values = batches.evaluation("test", number, 1)
@@ -91,10 +87,7 @@ def write_samples(
 
 
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
-    """Return the detections in a picture without known true boxes, as plain data and as a drawing.
-
-    All detections are listed; `marks` chooses which detections are drawn.
-    """
+    """Return the detections in a picture without true boxes: all as plain data, and a drawing."""
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
     rows = zip(*(each.tolist() for each in found), strict=True)
     boxes = [
@@ -109,11 +102,7 @@ def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) ->
 def drawn(
     scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
 ) -> Image.Image:
-    """Draw a picture with dashed true boxes and coloured found boxes, and a legend below it.
-
-    `marks` chooses which detections are drawn. The legend mentions true boxes only if `truth` says
-    that they are known.
-    """
+    """Draw a picture with dashed true boxes (if `truth`), found boxes and a legend."""
     picture = decode(scene.pixels)
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
     if factor > 1:
@@ -180,7 +169,7 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """Return the legend's entries: each is the kind of an example box (or empty), and a text."""
+    """Return the legend's entries: the kind of an example box (or ""), and a text."""
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that evaluation ignores"))
@@ -196,7 +185,7 @@ def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
 def _with_legend(
     picture: Image.Image, lines: Sequence[tuple[str, str]], font: Font, text: int
 ) -> Image.Image:
-    """Extend a picture by a legend below it, and at the sides if it is narrower than the legend."""
+    """Extend a picture by a legend below it; widen it if the legend is wider."""
     line = max(2, text // 6)
     swatch, height = 20 * line, 2 * text
     widths = [label_size(words, font, text)[0] + (swatch if kind else 0) for kind, words in lines]

@@ -15,12 +15,11 @@ Boxes = NDArray[np.float32]
 def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    `size` is width and height in the annotation. If it is the size of the upright picture, the
-    boxes are returned unchanged. Otherwise, if it is the size that the picture has before EXIF
-    turns it, the boxes are turned too.
+    `size` is width and height in the annotation: those of the upright picture or, if the boxes must
+    be turned too, those of the stored picture before EXIF turns it.
 
     Raises:
-        ConfigError: The file cannot be read, or its size is not that of the annotation.
+        ConfigError: The file cannot be read, or `size` is neither of the two.
     """
     found = header(path)
     if size == found.upright:
@@ -33,7 +32,7 @@ def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
 
 
 def _turned(boxes: Boxes, found: Header) -> Boxes:
-    """Turn the boxes of a stored picture in the same way as EXIF turns the picture."""
+    """Turn boxes as EXIF turns their stored picture."""
     left, top, right, bottom = boxes.T
     width, height = (np.float32(side) for side in found.size)
     sides = {
