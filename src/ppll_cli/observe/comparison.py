@@ -19,23 +19,20 @@ from ppll_cli.observe.groups import Group, Row, grouped
 from ppll_cli.observe.runs import FoundRun, find, number
 
 NOISE = "~"
-"""Written after a number in a table if noise can explain its difference from the reference."""
+"""Follows a number in a table if noise can explain its difference from the reference."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of runs.
+    """Runs to compare, their groups, and notes.
 
     Attributes:
-        rows: All runs, with their measured numbers.
-        groups: Groups of runs that differ only in their seed, or single runs. Each has a line in
-            the tables.
-        metric: The split and metric that most runs have, such as "test accuracy".
-        target: The value of the metric until which the training of each run is timed; None if
-            unknown. The target is the worst final value of all comparable completed runs, so each
-            of these runs reaches it. This defines the "time to the final metric". If each run were
-            timed until its own final value, runs with a bad final value would look fast.
-        notes: Lines below the tables that explain the tables.
+        groups: The lines of the tables: groups of runs that differ only in their seed, or single
+            runs.
+        metric: Split and metric of most runs, such as "test accuracy".
+        target: The worst final value of all comparable completed runs, so each of these runs
+            reached it. Each run is timed until it reached this value. None if unknown.
+        notes: Lines below the tables that explain them.
     """
 
     rows: Sequence[Row]
@@ -53,9 +50,8 @@ class Comparison:
 def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
-    If `each` is True, every run is shown on its own. If it is False, runs that differ only in their
-    seed are shown as one group. In both cases, speed-ups are computed from the mean speed of
-    back-propagation over its seeds.
+    If `each` is True, each run has its own line. If it is False, runs that differ only in their
+    seed share a line. In both cases, speed-ups are over the mean speed of the baseline's seeds.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]
@@ -64,7 +60,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
     # The columns and axes show this metric, so values of other metrics are left out.
     runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
-    recorded = [run for run in runs if run.config]  # refused jobs recorded no configuration
+    recorded = [run for run in runs if run.config]  # a refused job has no configuration
     differs = dict(zip(map(id, recorded), settings(recorded), strict=True))
     measured = [
         _row(run, mine, differs.get(id(run)), most) for run, mine in zip(runs, known, strict=True)
@@ -90,7 +86,7 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
 def _row(
     run: FoundRun, mine: Conditions, differs: Mapping[str, str] | None, most: Conditions
 ) -> Row:
-    """Return a run with its measured numbers; a refused run has its overrides as settings."""
+    """Return a run with its measured numbers. The settings of a refused run are its overrides."""
     asked = (override.partition("=") for override in run.overrides)
     return Row(
         run,
@@ -103,12 +99,12 @@ def _row(
 
 
 def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
-    """Return a run's row with its baselines; a refused run has none."""
+    """Return a row with its baselines; a refused run has none."""
     if not row.conditions:
         return row
 
     def baselines(schedule: str) -> list[Group]:
-        """Return comparable groups of a schedule: completed ones, then others, each by speed."""
+        """Return comparable groups of a schedule: completed ones first, then by speed."""
         local = schedule == "ll" and row.run.schedule in LOCAL
         comparable = [
             group
@@ -125,10 +121,7 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return a group's reference: its baseline `bp` or, without one, the best comparable group.
-
-    The best group is the one with the best mean, over its runs, of a run's best evaluation.
-    """
+    """Return a group's baseline `bp` or, without one, the comparable group with the best metric."""
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
     best = [
@@ -143,8 +136,7 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 def _seconds(row: Row, target: float | None) -> float | None:
     """Return the training time in seconds until a run reached the target; None if it did not.
 
-    If a run used other data than most runs, the result is None, because the target is only for the
-    data of most runs.
+    The target holds only for the data of most runs, so the result for other data is None.
     """
     run = row.run
     if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):
@@ -154,7 +146,7 @@ def _seconds(row: Row, target: float | None) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """Yield the notes below the table of runs; if `each` is True, without notes on noise."""
+    """Yield the notes below the table of runs; without notes on noise if `each` is True."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (
@@ -214,7 +206,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes that explain `NOISE`, and name the groups whose noise cannot be estimated."""
+    """Yield notes that explain `NOISE` and name the groups whose noise is unknown."""
     ran = [group for group in groups if group.first.run.status == "completed"]
     if any(group.seeds > 1 for group in ran):
         yield "± is the standard deviation over the seeds; brackets hold the number of seeds"
@@ -239,7 +231,7 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes on runs that are not averaged, and on groups with several runs of one seed."""
+    """Yield notes on runs that are not averaged, and on seeds with several runs."""
     left = [
         f"{row.run.name} ({row.run.status})"
         for group in groups
@@ -258,7 +250,7 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _size(group: Group) -> str:
-    """Return, as text, a baseline's number of threads and, if it has several, number of seeds."""
+    """Return as text the number of threads and, if there are several, of seeds."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
     return mean + counted(_threads(group.first.run), "thread")
 

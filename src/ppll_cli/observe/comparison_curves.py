@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 8
-"""Largest number of groups that the legend lists. If there are more groups, it lists only schedules
+"""Largest number of groups for which the legend lists each group; for more, it lists only schedules
 and methods."""
 
 COLUMNS = 4
-"""Number of schedules and methods in a line of the legend."""
+"""Number of columns of a legend that lists schedules and methods."""
 
 MARKERS = "os^DvxP*"
 
 
 class Point(NamedTuple):
-    """A group's mean time of training and mean metric after some number of optimizer steps.
+    """A group's mean training time and mean metric after some number of optimizer steps.
 
-    `deviation` is the standard deviation of the metric over the runs; 0 for one run.
+    `deviation` is the standard deviation of the metric over the seeds; 0 for one run.
     """
 
     seconds: float
@@ -59,7 +59,7 @@ def draw(
     comparison: Comparison,
     style: Style,
 ) -> None:
-    """Draw a curve for each group that has evaluations, and the legend of the whole picture."""
+    """Draw a curve for each evaluated group, and the legend of the whole picture."""
     axes.set_title(f"{comparison.metric} while training", loc="left", fontsize=9, parse_math=False)
     axes.set_xlabel("seconds of training, evaluation included", fontsize=8)
     axes.set_ylabel(with_unit(comparison.metric), fontsize=8, parse_math=False)
@@ -87,7 +87,7 @@ def draw(
 
 
 def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
-    """Draw a group's mean metric over time; if `marker` is given, also its standard deviation."""
+    """Draw a group's mean metric over time; with a marker, also its standard deviation."""
     seconds, values, deviations = zip(*points(group), strict=True)
     colour = style.colour(group)
     (line,) = axes.plot(
@@ -110,11 +110,7 @@ def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
 def _entries(
     groups: Sequence[Group], names: Sequence[str], style: Style, curves: Mapping[int, Any]
 ) -> dict[str, Any]:
-    """Return the symbols of the legend, by the text beside each symbol.
-
-    Each group has a symbol. If there are many groups, only each schedule and each local method has
-    a symbol.
-    """
+    """Return the symbols of the legend, by the text beside each symbol."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -136,7 +132,7 @@ def _entries(
 
 
 def lines(groups: Sequence[Group], names: Sequence[str], style: Style) -> int:
-    """Return an upper bound for the number of lines of text in the legend."""
+    """Return an upper bound for the number of text lines in the legend."""
     if len(groups) <= MOST_CURVES:
         return 1 + sum(fill(name, HEAD_WIDTH).count("\n") + 1 for name in names)
     return 1 + -(-(len(style.colours) + len(style.hatches)) // COLUMNS)

@@ -11,10 +11,10 @@ from ppll_cli.observe.conditions import tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
-"""A label begins with the name of a run only if the name has at most this many characters."""
+"""Largest length of a run name, in characters, with which a label begins."""
 
 LONGEST = 240
-"""Largest length of a label in characters; a longer label is shortened in the middle."""
+"""Largest length of a label, in characters; a longer label is shortened in the middle."""
 
 HEAD_WIDTH = 115
 """Largest number of characters in a line of the heading and of the legend."""
@@ -26,9 +26,8 @@ UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
 def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and the settings in which groups differ.
 
-    A short run name, as a sweep gives it, is written first. A long run name is written last, and
-    only if the labels of several groups would be equal without it. The group's status, with its
-    number of runs, is written unless it is the status that `_completed` returns.
+    A label begins with a short run name, as a sweep gives it. A long name comes last, and only if
+    several labels would be equal without it. A status that is not usual is added.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [
@@ -57,11 +56,7 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that labels leave out.
-
-    It is the status of a group whose runs all completed. If groups have different numbers of runs,
-    it is the status of a single completed run.
-    """
+    """Return the usual status, which labels leave out: all runs of the group are completed."""
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
@@ -84,7 +79,7 @@ def _named(group: Group, text: str, ambiguous: bool) -> str:
 
 
 def shared(groups: Sequence[Group]) -> str:
-    """Return the text above the panels: the number of runs, and settings that all runs share."""
+    """Return the text above the panels: the number of runs, and the settings that all share."""
     first = groups[0].first.conditions
     same = {
         key: str(first[key])
@@ -108,7 +103,7 @@ def shared(groups: Sequence[Group]) -> str:
 
 
 def notes(comparison: Comparison) -> Iterator[str]:
-    """Yield notes that explain the symbols in the picture, and say what the picture leaves out."""
+    """Yield notes that explain the picture's symbols and say what the picture leaves out."""
     if any(group.seeds > 1 for group in comparison.groups):
         yield (
             "bar or large point: mean of a group's seeds; line: ± standard deviation; small "
@@ -126,6 +121,6 @@ def notes(comparison: Comparison) -> Iterator[str]:
 
 
 def with_unit(metric: str) -> str:
-    """Return a metric, such as "test accuracy", with its unit or range if this is known."""
+    """Return a metric, such as "test accuracy", with its unit or range if known."""
     unit = UNITS.get(metric.rpartition(" ")[2])
     return f"{metric} ({unit})" if unit else metric

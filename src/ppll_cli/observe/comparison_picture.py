@@ -25,10 +25,10 @@ LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
 PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Width in inches of a panel without its labels, and of one character of the numbers in it."""
+"""Widths of a panel without its labels, and of one character of the numbers in it."""
 
 MARK = "#333333"
-"""Colour of error bars and of points of single runs. A white edge separates them from bars."""
+"""Colour of error bars and of points of single runs."""
 
 
 def picture(path: Path, comparison: Comparison) -> None:
@@ -99,7 +99,7 @@ class _Panel:
             self.axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
 
     def draw_memory(self) -> None:
-        """Draw a bar for each group: the peak memory of all stages, side by side."""
+        """Draw the peak memory of each group: a bar with all stages side by side."""
         self._title("peak memory (largest stage)", "MB of all stages, side by side")
         stages = [_stages(group) for group in self.groups]
         if not any(map(sum, stages)):
@@ -147,7 +147,7 @@ class _Panel:
         )
 
     def _marks(self, place: float, group: Group, measure: Measure, scale: float = 1.0) -> None:
-        """For a group with several seeds, draw the standard deviation as a line, runs as points."""
+        """For a group with several seeds, draw the standard deviation and a point for each run."""
         from matplotlib.patheffects import withStroke
 
         found = group.spread(measure)
@@ -183,10 +183,7 @@ class _Panel:
         unit: str = "",
         judged: Measure | None = None,
     ) -> None:
-        """Write numbers at the right edge, and widen the axis to make room for them.
-
-        `NOISE` follows a number that differs from the group's reference by no more than noise.
-        """
+        """Write each group's number at the right edge, and widen the axis to make room."""
         texts = []
         for group in self.groups:
             of = group, measure, form, scale, group.reference

@@ -21,20 +21,22 @@ COLOURS = {
 """Colours of schedules, from the palette of Okabe and Ito for colour-blind readers."""
 
 OTHERS = ("#999999", "#882255", "#44AA99", "#AA4499", "#999933")
-"""Colours for schedules that users wrote, in the order of the runs, from Tol's muted palette."""
+"""Colours for users' schedules, in the order of the runs, from Tol's muted palette."""
 
 HATCHES = ("", "///", "...", "xxx", "\\\\\\\\\\", "ooo", "---", "++", "**", "||")
 DASHES: Sequence[Any] = (
     *("-", "--", ":", "-."),
     *((0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (3, 3)), (0, (12, 3)), (0, (4, 1, 1))),
 )
-"""Line styles of curves. Local method number n has line style n and hatch n. Runs without local
-losses have the first line style and the first hatch."""
+"""Line styles of curves. The n-th local method has the n-th line style and the n-th hatch."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """A colour for each schedule; a hatch of bars and a line style for each local method."""
+    """A colour for each schedule; a hatch of bars and a line style for each local method.
+
+    Groups without local losses get the first hatch and the first line style.
+    """
 
     colours: Mapping[str, str]
     hatches: Mapping[str, str]
@@ -42,7 +44,7 @@ class Style:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "Style":
-        """Choose a colour for each schedule, and hatch and line style for each local method."""
+        """Choose colours, hatches and line styles for these groups."""
         schedules = dict.fromkeys(group.first.run.schedule for group in groups)
         methods = list(dict.fromkeys(m for g in groups if (m := method(g.first.run)) is not None))
         others = cycle(OTHERS)
@@ -61,5 +63,5 @@ class Style:
         return self.hatches.get(method(group.first.run) or "", "")
 
     def dash(self, group: Group) -> Any:
-        """Return the line style of curves for a group's local method."""
+        """Return the line style for a group's local method."""
         return self.dashes.get(method(group.first.run) or "", "-")

@@ -19,11 +19,10 @@ GAP = 2
 """Characters between columns."""
 
 WIDE = 24
-"""Largest width of a cell, in characters, in a narrow window; a longer text gets several lines."""
+"""Largest width of a cell, in characters, in a narrow window."""
 
 LONGEST_CELL, LONGEST_NOTE = 400, 1000
-"""Largest length of a cell and of a note, in characters; a longer text is shortened in the
-middle."""
+"""Largest lengths, in characters; a longer text is shortened in the middle."""
 
 
 MEASURES: dict[str, Measure] = {
@@ -38,7 +37,7 @@ MEASURES: dict[str, Measure] = {
         sum(found) / len(found) if (found := row.of_stages("aux_fraction")) else None
     ),
 }
-"""The measured columns of CSV files, each with a function that returns the value for a run."""
+"""Columns of measured values in CSV files; each function returns the value of a run."""
 
 FACTS: dict[str, Callable[[Group], Any]] = {
     "status": lambda group: group.status,
@@ -52,12 +51,12 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
 }
-"""The columns of CSV files for the names and tags that users gave to runs."""
+"""Columns of CSV files for names and tags that users gave to runs."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the tables. `text` returns the cell for a group; empty if unknown."""
+    """A column of the tables. `text` returns a group's cell; empty if unknown."""
 
     name: str
     text: Callable[[Group], str]
@@ -75,11 +74,11 @@ def cell(
     unit: str = "",
     counted: bool = True,
 ) -> str:
-    """Return a cell: a group's mean of a measure and, with several seeds, the standard deviation.
+    """Return a group's mean of a measure and, with several seeds, its standard deviation, as text.
 
-    Numbers are divided by `scale`. `NOISE` follows the mean if noise can explain the difference
-    between `group` and `against`. The difference is tested in the measure `judged` or, if that is
-    None, in `measure`. `counted` says whether the number of seeds is written.
+    Numbers are divided by `scale`. `NOISE` follows them if noise can explain how `group` differs
+    from `against` in `judged`; None for `judged` means `measure`. `counted` adds the number of
+    seeds.
     """
     found = group.spread(measure)
     if found is None:
@@ -93,10 +92,9 @@ def cell(
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
-    """Yield the comparison as one table or, if this is wider than `width` characters, as several.
+    """Yield the comparison as one table or, if it is wider than `width` characters, as several.
 
-    Each table begins with the names of the runs. No column is left out; long cells are broken into
-    lines.
+    Each table begins with the names of the runs. No column is left out.
     """
     columns = _columns(comparison)
     texts = [_texts(columns, group) for group in comparison.groups]
@@ -123,7 +121,7 @@ def tables(comparison: Comparison, width: int) -> Iterator[Table]:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """Return a table in Markdown, with the notes below it."""
+    """Return a Markdown table with the notes below it."""
     columns = _columns(comparison)
     lines = [
         [column.name for column in columns],
@@ -222,10 +220,9 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means, each followed by `NOISE` if noise can explain a difference.
+    """Return a column of means, with `NOISE` after a mean that is within noise.
 
-    For a speed-up, this is the difference from the baseline. For any other mean, this is the
-    difference from the mean of the group's reference.
+    A speed-up is tested against the group's baseline, any other mean against its reference.
     """
 
     def text(group: Group) -> str:

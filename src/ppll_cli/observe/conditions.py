@@ -13,20 +13,19 @@ from ppll_cli.observe.runs import FoundRun
 Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
 
-A run that has just begun, or was written by an older program, may lack a value. The key is then
-missing, and the run is comparable to runs with any value.
+A missing key is unknown: the run has just begun, or an older program wrote it. It forbids nothing.
 """
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic", "recompute")
 
 LONGEST_VALUE = 200
-"""Longest value of a setting, in characters, that is shown in full."""
+"""Largest length of a shown value, in characters."""
 
 PLACES = {"root", "download", "cache"}
-"""Keys that say where data are stored, which does not change results."""
+"""Keys that say where data are stored. They do not change results."""
 
 DIGEST = "data.digest"
-"""The condition that says whether two runs with equal settings have the same samples."""
+"""The condition whose values differ if two runs have equal settings but other samples."""
 
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
 OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
@@ -35,20 +34,20 @@ OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
 
 NAMED = OWN | {"schedule"}
-"""Keys and groups that are not listed as settings: `OWN` and `schedule`, which has a column."""
+"""Keys and groups that are not listed as settings."""
 
 LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
 
 WHOLE = ("bp", "pp", "gpipe", "1f1b", "interleaved", "zb_h1")
-"""Schedules that train the whole model by one loss. Users' schedules are not listed here."""
+"""Schedules of this program that train the whole model by one loss."""
 
 METHOD = ("local", "fba")
-"""Groups of options that schedules of `WHOLE` do not use."""
+"""Groups of options that only local learning uses."""
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run; if a resume changed them, the latest ones."""
+    """Return the conditions of a run; the latest ones if a resume changed them."""
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -64,10 +63,10 @@ def conditions(run: FoundRun) -> Conditions:
 
 
 def locality(run: FoundRun) -> Conditions:
-    """Return the settings of a run's local learning.
+    """Return a run's settings of local learning.
 
-    If these settings differ between two runs with local losses, neither run is the baseline of the
-    other, and the two runs are not in one group.
+    Two runs with local losses need equal settings to be in one group, or to be each other's
+    baseline.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -83,17 +82,16 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def _first_unit(module: Any) -> str | None:
-    """Return the first unit of a module in `summary.json`; None if no units are listed."""
+    """Return the name of a module's first unit in `summary.json`; None if unknown."""
     units = module.get("units") if isinstance(module, Mapping) else None
     return str(units[0]) if isinstance(units, list) and units else None
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Return the conditions that differ, with both values.
+    """Return the conditions that differ, with both values, but not those that follow from others.
 
-    If two runs have different options of a group, the keys of this group are left out. The digest
-    of the data is left out if another key of `data` differs. `steps` is left out if any other
-    condition differs.
+    If the options of a group differ, its keys are left out. If other keys of `data` differ, the
+    digest of the data is left out. If any other condition differs, `steps` is left out.
     """
     found = {
         key: (value, theirs[key])
@@ -103,7 +101,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
     found = {
         key: both
         for key, both in found.items()
-        if "." not in key or key.partition(".")[0] not in found  # drop keys if options differ
+        if "." not in key or key.partition(".")[0] not in found
     }
     if any(key.startswith("data.") and key != DIGEST for key in found):
         found.pop(DIGEST, None)
@@ -113,17 +111,14 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Sequence[Conditions]) -> Conditions:
-    """Return the conditions of the run that is comparable to the largest number of runs.
-
-    If there are several such runs, return the conditions of the first.
-    """
+    """Return the conditions of the first run that is comparable to the most runs."""
     return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
 
 def seedless(run: FoundRun) -> Conditions:
-    """Return values that are equal for two runs if the runs differ only in their seed.
+    """Return values that are equal for two runs if these differ only in their seed.
 
-    For a completed run, `max_steps` is left out, because the number of steps replaces it.
+    For a completed run, `steps` replaces `max_steps`.
     """
     found, choices = _settings(run), _choices(run)
     if run.schedule in WHOLE:
@@ -149,20 +144,20 @@ def seed(run: FoundRun) -> int | None:
 
 
 def name(run: FoundRun) -> str | None:
-    """Return the name that the user gave to a run; None if there is none."""
+    """Return the user's name for a run; None if there is none."""
     found = _first(run.get("name"), run.configured("name"))
     return None if found is None else str(found)
 
 
 def name_without_seed(run: FoundRun) -> str | None:
-    """Return the user's name of a run without the seed at its end: `vit-s` for `vit-s0`."""
+    """Return the user's name without the seed at its end: `vit-s` for `vit-s0`."""
     given = name(run)
     found = re.fullmatch(r"(.*?)(\d+)", given or "")
     return found[1] if found and found[2] == str(seed(run)) else given
 
 
 def tags(run: FoundRun) -> str | None:
-    """Return the tags that the user gave to a run, in alphabetical order; None if unknown."""
+    """Return the user's tags in alphabetical order, as text; None if unknown."""
     found = _first(run.get("tags"), run.configured("tags"))
     return " ".join(sorted(map(str, found))) if isinstance(found, list) else None
 
@@ -182,11 +177,10 @@ def method(run: FoundRun) -> str | None:
 def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
-    Settings that have a column of their own, or change no compared value, are left out. If the runs
-    have different options of a group, such as `model`, the option is listed. A key of this group is
-    listed only if all options have it, or if runs with the same option differ in it. For a run that
-    trains the whole model by one loss, settings of local methods are left out. The folder of the
-    data is listed if runs have different data.
+    Keys of `NAMED` are left out, and those of local methods for a run of `WHOLE`. If runs have
+    different options of a group, such as `model`, the option is listed. Then a key of the group is
+    listed only if all options have it, or if runs with equal options differ in it. `data.root` is
+    listed only if the data differ.
     """
     flat = [_settings(run) for run in runs]
     if len({_digest(run) for run in runs} - {None}) > 1:
@@ -218,14 +212,14 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
 
 
 def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping without the keys that belong to local methods."""
+    """Return a mapping without the keys of local methods."""
     return {key: value for key, value in keys.items() if key.partition(".")[0] not in METHOD}
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return each option whose runs differ in the value of `key`.
+    """Return the options of a group within which runs differ in `key`.
 
-    `flat` has the settings of each run. `options` has the chosen option of each run.
+    `flat` has each run's settings, and `options` has each run's option of the group.
     """
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):
@@ -234,7 +228,7 @@ def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any])
 
 
 def shown(value: Any) -> str:
-    """Return a value as on a command line, shortened if it is long."""
+    """Return a value as on a command line, shortened if long."""
     return printable(value if isinstance(value, str) else json.dumps(value), LONGEST_VALUE)
 
 
@@ -259,16 +253,13 @@ def _first(*values: Any) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the option of each group, by its current name if it was renamed; empty if unknown."""
+    """Return the option of each group, by the current names of groups and options."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 
 
 def _settings(run: FoundRun) -> dict[str, Any]:
-    """Return a run's settings by key.
-
-    If workers are not restarted (`recover=off`), `recover.name` is the only setting of `recover`.
-    """
+    """Return a run's settings by key. With `recover=off`, other keys of `recover` are left out."""
     config, recover = run.config, run.configured("recover", "name")
     if config and recover in (None, "off"):  # older runs have no such group
         config = {**config, "recover": {"name": "off"}}

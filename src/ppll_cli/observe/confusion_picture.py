@@ -9,19 +9,19 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.figures import WIDTH, figure
 
 MOST_NUMBERED = 20
-"""Largest number of classes for which numbers are written into the cells."""
+"""Largest number of classes for which cells show numbers."""
 
 MOST_NAMED = 60
-"""Largest number of classes that are all named. If there are more, every n-th class is named."""
+"""Largest number of names at an axis. With more classes, only every n-th is named."""
 
 LONGEST_NAME = 18
-"""Longest name of a class in characters; a longer name is cut at the end."""
+"""Largest length of a class name, in characters; a longer name is cut at the end."""
 
 
 def picture(
     path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str], title: str
 ) -> None:
-    """Draw a matrix with true classes as rows and predicted ones as columns.
+    """Draw a matrix of counts, with a row for each true class and a column for each predicted one.
 
     The shade of a cell shows its fraction of the samples in its row.
     """

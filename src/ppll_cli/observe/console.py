@@ -31,26 +31,25 @@ P = ParamSpec("P")
 Line = Mapping[str, Any]
 
 REFRESH_S, PLAIN_S = 0.5, 10.0
-"""Seconds between two updates of a live display, and between two lines if there is no display."""
+"""Seconds between two updates of a live display, and between two lines without a display."""
 
 PLAIN_WIDTH = 120
-"""Width, in characters, of tables that are not printed to a terminal."""
+"""Width of tables, in characters, outside a terminal."""
 
 TOO_SHORT = "too short for a steady state"
-"""Printed instead of the speed and the bubble if a run was too short to measure them."""
+"""Printed in place of the speed and the bubble."""
 
 NARROWEST = 20
-"""Smallest width, in characters, of a terminal that gets a live display and tables that fit it."""
+"""Smallest width of a terminal, in characters, for a live display and tables that fit it."""
 
 NO_CURSOR = ("", "dumb", "unknown")
-"""Values of the environment variable TERM for terminals that cannot move the cursor."""
+"""Values of TERM for terminals that cannot move the cursor."""
 
 
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
-    """Return a console of the library Rich that writes to stdout.
+    """Return Rich's console for stdout.
 
-    If stdout is no terminal, or a terminal narrower than `NARROWEST`, tables are `plain_width`
-    characters wide.
+    It is `plain_width` characters wide if stdout is no terminal, or narrower than `NARROWEST`.
     """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
@@ -68,7 +67,7 @@ def _is_terminal(out: RichConsole) -> bool:
 def _never_raises(
     method: Callable[Concatenate["Console", P], None],
 ) -> Callable[Concatenate["Console", P], None]:
-    """Wrap a method of `Console` so that it never raises, because a display must not end a run."""
+    """Wrap a method so that it never raises, because a display must not end a run."""
 
     @wraps(method)
     def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -80,11 +79,10 @@ def _never_raises(
 
 
 class Console:
-    """Writes results to stdout, and the same lines to the log file.
+    """Writes results to stdout and to the log file.
 
-    From `watch` to `close`, while the workers run, it shows a live display on a terminal, and
-    prints a plain line every few seconds on other outputs. After printing has failed (`lost`), it
-    prints nothing more.
+    From `watch` to `close`, a terminal shows a live display, and other outputs get a plain line
+    every few seconds. After printing has failed (`lost`), nothing more is printed.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -136,10 +134,7 @@ class Console:
 
     @_never_raises
     def watch(self, looks: Callable[[], Sequence[Look]]) -> None:
-        """Show the progress of the run until `close`.
-
-        `looks` returns the current state of each worker.
-        """
+        """Show the progress of the run until `close`. `looks` returns the state of each worker."""
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
         if not self._has_display():
@@ -153,7 +148,7 @@ class Console:
                 redirect_stderr=sys.stderr.isatty(),
             )
         )
-        self._out.show_cursor(True)  # so that Ctrl-Z does not leave a terminal without its cursor
+        self._out.show_cursor(True)  # else Ctrl-Z leaves a terminal without its cursor
         self._held.enter_context(_logs_above())
         self._tick(REFRESH_S, partial(self._refresh, live, progress, looks))
 
@@ -190,7 +185,7 @@ class Console:
 
     @_never_raises
     def metrics(self, line: Line) -> None:
-        """Print an evaluation of the model's own head; keep a training loss to print with the next.
+        """Print an evaluation of the model's own head, with the latest training loss.
 
         Lines about the heads of other modules are ignored.
         """
@@ -212,9 +207,9 @@ class Console:
 
     @_never_raises
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
-        """Print the summary of a run. The last line has the metric and the run directory.
+        """Print the summary of a run, and the command `then` that the user may run next.
 
-        `then` is a command that the user may run next; it is printed.
+        The last line has the metric and the run directory.
         """
         for table in self._tables(summary):
             self._print(table)
@@ -234,7 +229,7 @@ class Console:
 
     @_never_raises
     def nothing_to_do(self, summary: Line, run_dir: Path) -> None:
-        """Print that the run is complete and that nothing is left to do."""
+        """Print that the run is complete."""
         done = f"the run is complete after {summary['steps']} steps: there is nothing to do"
         more = "a larger max_steps, or more epochs if the learning rate does not depend on them"
         self._say(f"{done}; to train longer, give {more}")
@@ -281,7 +276,7 @@ class Console:
         yield _table(names, rows, left=("device",))
 
     def _say(self, text: str) -> None:
-        """Print a text as one line of any length."""
+        """Print a text of any length as one line."""
         self._print(printable(text), soft_wrap=True)
 
     def _print(self, what: Table | str, soft_wrap: bool = False) -> None:
@@ -303,7 +298,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[s
 
 
 def _plain(table: Table) -> str:
-    """Return a table as text, `PLAIN_WIDTH` characters wide at most."""
+    """Return a table as text, at most `PLAIN_WIDTH` characters wide."""
     plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
     with plain.capture() as captured:
         plain.print(table)
@@ -317,7 +312,7 @@ def _least_width(out: RichConsole, table: Table) -> int:
 
 @contextmanager
 def _logs_above() -> Iterator[None]:
-    """Redirect logs on the terminal so that they appear above the live display."""
+    """Make logs on the terminal appear above the live display."""
     moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream.isatty():
@@ -330,7 +325,7 @@ def _logs_above() -> Iterator[None]:
 
 
 def _steady(summary: Line) -> bool:
-    """Return whether a run had a steady state, in which speeds and fractions are measured."""
+    """Return whether a run had a steady state."""
     return summary["train"]["samples_per_second"] is not None
 
 

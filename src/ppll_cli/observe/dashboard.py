@@ -14,13 +14,13 @@ from ppll_cli.config.commands import command, pip_install
 from ppll_cli.errors import ConfigError
 
 STAGES_SHOWN = 8
-"""Number of stages in the panels; wandb draws nothing for a stage that a run does not have."""
+"""Number of stages in the panels. wandb draws nothing for a stage that a run does not have."""
 
 RUN_SPEED = "train.samples_per_second"
-"""The key of a run's summary whose value is the samples per second in the steady state."""
+"""The summary's key for the samples per second in the steady state."""
 
 METRICS = ("accuracy", "ap", "psnr")
-"""Metrics of this project's tasks. A panel draws the metrics that the runs have."""
+"""Metrics of this project's tasks. A panel draws those that the runs have."""
 
 
 def workspace(
@@ -28,8 +28,7 @@ def workspace(
 ) -> Any:
     """Return the page as a wandb workspace, without saving it.
 
-    `baseline` is the ID of the wandb run with which wandb's list of runs compares all other runs;
-    None for no comparison.
+    `baseline` is the ID of the wandb run with which wandb compares all others; None for none.
     """
     import wandb_workspaces.workspaces as ws
 
@@ -105,7 +104,7 @@ def _panels(metrics: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _of_stages(key: str) -> list[str]:
-    """Return a key for each shown stage: `key` with the stage's number in place of `{}`."""
+    """Return `key` for each shown stage, with the stage's number in place of `{}`."""
     return [key.format(stage) for stage in range(STAGES_SHOWN)]
 
 
@@ -119,7 +118,7 @@ def _over_time(title: str, keys: list[str]) -> Any:
 def _bars(key: str, title: str, summary: str) -> Any:
     """Return a panel with a bar for each value of the configuration key `key`.
 
-    A bar shows the mean of the summary's value `summary` over the runs with this value of `key`.
+    A bar shows the mean of the summary's value `summary` over the runs with that value of `key`.
     """
     import wandb_workspaces.reports.v2 as wr
 

@@ -7,15 +7,14 @@ from itertools import accumulate, pairwise
 
 @dataclass(frozen=True)
 class StageFacts:
-    """Facts about a stage or, if the stage has replicas, about one replica.
+    """Facts about a stage or, if stages have replicas, about one replica.
 
     Attributes:
         name: The number of the stage, and of the replica if there are several.
         params: Number of parameters, including auxiliary networks.
-        flops: FLOPs of the forward pass of one sample, including auxiliary networks.
-        slots: Largest number of messages with activations that can wait for the stage; 0 for the
-            first stage.
-        runs: Number of units in each group of consecutive units, if the stage has several groups.
+        flops: FLOPs of one sample's forward pass, including auxiliary networks.
+        slots: Largest number of activation messages that can wait for the stage; 0 for the first.
+        runs: Number of units in each group of consecutive units; empty if there is one group.
     """
 
     name: str
@@ -29,7 +28,7 @@ class StageFacts:
 
     @property
     def units_by_run(self) -> list[Sequence[str]]:
-        """The names of the units, as one sequence for each group of consecutive units."""
+        """The names of the units in each group of consecutive units."""
         ends = list(accumulate(self.runs or [len(self.units)]))
         return [self.units[start:end] for start, end in pairwise([0, *ends])]
 
@@ -39,11 +38,11 @@ class RunFacts:
     """Facts about a run that are known before it starts.
 
     Attributes:
-        start: Number of optimizer steps done before the run was resumed; 0 for a new run.
-        steps: Number of optimizer steps at the end of the run.
-        stages: Facts about each stage or, if stages have replicas, about each replica.
-        reference: Name of a method that needs no training, such as bicubic enlargement. Its metric
-            is shown for comparison. None if there is none.
+        start: Optimizer steps done before the run was resumed; 0 for a new run.
+        steps: Optimizer steps at the end of the run.
+        stages: One entry for each stage or, with replicas, for each replica of a stage.
+        reference: Name of a method without training, such as bicubic enlargement, whose metric is
+            shown for comparison; None if there is none.
     """
 
     metric: str

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.4
-"""Width of figures in inches. At `DPI`, a figure is twice as wide, in pixels, as a column of a web
-page. In such a column, text of 8 points is readable."""
+"""Width of figures in inches. In a web page's column, which has about half as many pixels, text of
+8 points is readable."""
 
 DPI = 165
 
@@ -24,15 +24,14 @@ DPI = 165
 def figure(path: Path, height: float) -> Iterator["Figure"]:
     """Provide a figure to draw into, and write it as PNG at the end, completely or not at all.
 
-    The figure is light and opaque, so it is readable on light and on dark pages. The user's style
-    for matplotlib has no effect. The height is in inches.
+    `height` is in inches. The figure is readable on light and on dark pages. The user's style for
+    matplotlib has no effect.
 
     Raises:
         OSError: The file cannot be written.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # suppresses notes on its caches
-    # The import of matplotlib fails if MPLBACKEND names an unknown backend, although figures here
-    # do not use that backend.
+    # The import fails if MPLBACKEND names an unknown backend, though no figure here uses it.
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib

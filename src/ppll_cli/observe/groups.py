@@ -16,7 +16,7 @@ LONGEST_NAMES = 24
 name and the number of other names, such as "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
-"""A function that returns a measured value of a run, such as its speed; None if unknown."""
+"""A function that returns a measured value of a run; None if unknown."""
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,15 @@ class Row:
     """A run in the comparison. Unknown numbers are None.
 
     Attributes:
-        conditions: The values that must be equal for two runs to be comparable.
-        settings: The settings in which the compared runs differ, except schedule and gpus, with the
-            values of this run.
-        unequal: The conditions in which this run differs from most runs, each with the value of
-            this run and the value of most runs.
+        conditions: Values that must be equal for two runs to be comparable.
+        settings: The run's values of settings in which the compared runs differ.
+        unequal: Conditions in which this run differs from most runs; each has the value of this run
+            and that of most runs.
         samples_per_second: Speed in the steady state.
         best: The best metric of any evaluation.
-        seconds_to_target: Training time in seconds until an evaluation reached the target.
-        bps: Groups that trained by back-propagation under the same conditions. The first group is
-            the baseline of this run.
-        lls: Groups that trained by sequential local learning under the same conditions. The first
-            group is the baseline of this run.
+        seconds_to_target: Training time until an evaluation reached the target.
+        bps: Comparable groups with back-propagation. The first is the run's baseline.
+        lls: Comparable groups with sequential local learning. The first is the run's baseline.
     """
 
     run: FoundRun
@@ -55,7 +52,7 @@ class Row:
         return gpus if isinstance(gpus, int) else None
 
     def of_stages(self, key: str) -> list[float]:
-        """Return the number that the summary has under `key`, for each stage that has one."""
+        """Return the summary's number under `key` for each stage that has one."""
         stages = self.run.get("stages")
         known = stages if isinstance(stages, list) else []
         found = [number(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
@@ -68,12 +65,12 @@ class Row:
 
     @property
     def over_bp(self) -> float | None:
-        """The run's speed divided by the mean speed of back-propagation; None if unknown."""
+        """The run's speed divided by the mean speed of its baseline in `bps`; None if unknown."""
         return _over(self.samples_per_second, self.bps)
 
     @property
     def over_ll(self) -> float | None:
-        """The run's speed divided by the mean speed of sequential local learning, if known."""
+        """The run's speed divided by the mean speed of its baseline in `lls`; None if unknown."""
         return _over(self.samples_per_second, self.lls)
 
 
@@ -81,18 +78,17 @@ class Row:
 class Group:
     """Runs that differ only in their seed, or a single run.
 
-    Means are computed over the completed runs of a group; if it has none, over all its runs. The
-    group is compared with its reference, if there is one.
+    Means are over the completed runs; if there are none, over all runs.
     """
 
     rows: Sequence[Row]
     reference: "Group | None" = None
 
     def with_common_baselines(self) -> Self:
-        """Return the group; its runs keep their baselines only if each averaged run has one.
+        """Return the group; its runs keep baselines only if each averaged run has one.
 
-        An older run did not record some conditions, so it may have a baseline that other runs of
-        its group lack. The mean speed-up would then be over fewer runs than the mean speed.
+        An older run did not record all conditions, so it may have a baseline that others lack. The
+        mean speed-up would then be over fewer runs than the mean speed.
         """
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
         rows = [replace(r, bps=r.bps if bps else (), lls=r.lls if lls else ()) for r in self.rows]
@@ -100,12 +96,12 @@ class Group:
 
     @cached_property
     def averaged(self) -> list[Row]:
-        """The runs whose values are averaged."""
+        """The runs over which means are computed."""
         return [row for row in self.rows if row.run.status == "completed"] or list(self.rows)
 
     @property
     def first(self) -> Row:
-        """The first run that is averaged. It represents the group."""
+        """The first averaged run. It represents the group."""
         return self.averaged[0]
 
     @property
@@ -121,7 +117,7 @@ class Group:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Settings that differ between the compared runs, but not between the averaged runs."""
+        """Settings that differ between the compared runs, but not within the averaged runs."""
         rows = self.averaged
         return {
             key: value
@@ -136,7 +132,7 @@ class Group:
 
     @property
     def names(self) -> str:
-        """The names of the group's runs. A long list is shortened to the first name and a count."""
+        """The names of the runs, shortened if long."""
         names = [row.run.name for row in self.rows]
         whole = ", ".join(_ranges(names))
         fits = len(names) == 1 or len(whole) <= LONGEST_NAMES
@@ -144,12 +140,12 @@ class Group:
 
     @property
     def name(self) -> str:
-        """The group's names, with "*" if its runs are not comparable to most runs."""
+        """`names`, with "*" if the runs are not comparable to most runs."""
         return self.names + ("*" if self.first.unequal else "")
 
     @property
     def given_name(self) -> str | None:
-        """The user's name for the runs, without the seed at its end if there are several runs."""
+        """The user's name for the runs; if there are several, without the seed at its end."""
         run = self.first.run
         return given(run) if len(self.rows) == 1 else name_without_seed(run)
 
@@ -163,7 +159,7 @@ class Group:
         return ", ".join(f"{count} {status}" for status, count in found.items())
 
     def spread(self, measure: Measure) -> Spread | None:
-        """Return mean and deviation over seeds. Runs with the same seed are averaged first."""
+        """Return mean and deviation over seeds. Runs with one seed are averaged first."""
         found: dict[Hashable, list[float]] = {}
         for row in self.averaged:
             if (value := measure(row)) is not None:
@@ -178,23 +174,22 @@ class Group:
 
     @property
     def over_bp(self) -> Spread | None:
-        """Speed divided by the mean speed of back-propagation: mean and deviation."""
+        """Speed-up over back-propagation: mean and deviation over seeds."""
         return self.spread(lambda row: row.over_bp)
 
     @property
     def over_ll(self) -> Spread | None:
-        """Speed divided by the mean speed of sequential local learning."""
+        """Speed-up over sequential local learning: mean and deviation over seeds."""
         return self.spread(lambda row: row.over_ll)
 
     def is_same(self, other: "Group") -> bool:
-        """Return whether another object represents the same group of runs."""
+        """Return whether another object has the same first run."""
         return self.first.run is other.first.run
 
     def within_noise_of(self, other: "Group | None", measure: Measure) -> bool | None:
         """Return whether noise can explain the difference between two groups in a measure.
 
-        Return None if there is no other group, if it is this group, or if the noise cannot be
-        estimated.
+        The result is None if `other` is None or this group, or if the noise is unknown.
         """
         if other is None or self.is_same(other):
             return None
@@ -217,8 +212,8 @@ def _ranges(names: Sequence[str]) -> list[str]:
 def grouped(rows: Sequence[Row]) -> list[Group]:
     """Group runs that differ only in their seed, in the order of each group's first run.
 
-    A run that did not complete joins a group only if this group has a completed run, because a mean
-    over incomplete runs would mean nothing.
+    An incomplete run joins only a group with completed runs, because a mean over incomplete runs
+    means nothing.
     """
     known = {place: seedless(row.run) for place, row in enumerate(rows) if row.run.config}
     members: dict[int, list[int]] = {}
