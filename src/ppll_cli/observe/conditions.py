@@ -253,7 +253,7 @@ def _first(*values: Any) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the option of each group, by the current names of groups and options."""
+    """Return the current name of each group's option; empty if unknown."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.4
-"""Width of figures in inches. In a web page's column, which has about half as many pixels, text of
-8 points is readable."""
+"""Width of figures in inches. Text of 8 points is still readable if a web page shows a figure at
+half its size in pixels."""
 
 DPI = 165
 

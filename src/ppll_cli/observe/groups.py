@@ -12,8 +12,7 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun, number
 
 LONGEST_NAMES = 24
-"""Largest length of a list of run names, in characters. A longer list is shortened to the first
-name and the number of other names, such as "0 +3"."""
+"""Largest length of a list of run names, in characters. A longer list is shortened to "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
 """A function that returns a measured value of a run; None if unknown."""
@@ -226,12 +225,12 @@ def grouped(rows: Sequence[Row]) -> list[Group]:
 
 
 def _alike(known: Mapping[int, Conditions], one: int, other: int) -> bool:
-    """Return whether two runs differ only in their seed; False if a run's settings are unknown."""
+    """Return whether two runs differ only in their seed; False if settings are unknown."""
     return one in known and other in known and not unequal(known[one], known[other])
 
 
 def _seed(row: Row) -> Hashable:
-    """Return a run's seed or, if it is unknown, a value that no other run has."""
+    """Return a run's seed; for an unknown seed, a value that no other run has."""
     found = seed(row.run)
     return row.run.folder if found is None else found
 

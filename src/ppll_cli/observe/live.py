@@ -13,14 +13,13 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest widths, in characters, of windows that show units, and of windows that show queues and
-memory."""
+"""Smallest window widths, in characters, for the column of units, and for queues and memory."""
 
 BAR, SHORTEST = 40, 8
-"""Longest and shortest bar in characters."""
+"""Largest and smallest length of a bar, in characters."""
 
 LONGEST_NAME = 60
-"""Longest name of a unit, in characters, that is shown in full."""
+"""Largest length of a unit's name, in characters."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ SHARES = (
 
 @dataclass(frozen=True)
 class View:
-    """The display of a run at one moment, fitted to the width of the window."""
+    """The display of a run at one moment, fitted to the window's width."""
 
     facts: RunFacts
     now: Now
@@ -97,7 +96,7 @@ def _padded(cells: Sequence[str], columns: Sequence[int]) -> str:
 
 
 def epoch(facts: RunFacts, now: Now) -> str:
-    """Return the number of the current epoch, from 1, and the number of epochs, such as "2/10"."""
+    """Return the current epoch, from 1, and the number of epochs, such as "2/10"."""
     return f"{min(facts.epochs, now.step // facts.steps_per_epoch + 1)}/{facts.epochs}"
 
 
@@ -117,19 +116,19 @@ def line(facts: RunFacts, now: Now) -> str:
 
 
 def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
-    """Return the cells for which a window of `width` characters has enough room."""
+    """Return those cells for which a window of `width` characters has room."""
     cells = [units] if width >= UNITS_FROM else []
     return cells + ([queue, memory] if width >= QUEUE_FROM else [])
 
 
 def few(names: Sequence[str]) -> str:
-    """Return names as text: the first and the last one, each shortened if long."""
+    """Return the first and the last name as text."""
     first, last = (printable(names[end], LONGEST_NAME) for end in (0, -1))
     return first if len(names) == 1 else f"{first} to {last}"
 
 
 def spelled(stage: StageFacts) -> str:
-    """Return a stage's units as text: first and last unit of its first two contiguous groups."""
+    """Return the first and the last unit of a stage's first two groups, as text."""
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
@@ -146,7 +145,7 @@ def size(count: int | None) -> str:
 
 
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
-    """Append a bar with a stage's fractions of time. Its empty part is time for other work."""
+    """Append a bar with a stage's fractions of time. Its empty part is other work."""
     if shares is None:
         text.append("not known yet", style="dim")
         return
@@ -159,10 +158,9 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
 
 
 class Ticker(Thread):
-    """A thread that calls a function every few seconds, and passes it the time (`time.monotonic`).
+    """A thread that calls a function every few seconds with the time of `time.monotonic`.
 
-    If a call takes long, the time until the next call is longer, so that all calls together use at
-    most 1 % of a core.
+    If calls take long, they become rarer, so that they use at most 1 % of a core.
     """
 
     def __init__(self, every_s: float, tick: Callable[[float], None]) -> None:
@@ -170,7 +168,7 @@ class Ticker(Thread):
         self._every_s, self._tick, self._stopped = every_s, tick, Event()
 
     def run(self) -> None:
-        """Call the function at intervals until `stop` is called."""
+        """Call the function until `stop` is called."""
         pause_s = self._every_s
         while not self._stopped.wait(pause_s):
             before_s = time.thread_time()

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class LogFile(logging.FileHandler):
-    """Writes the log file; if this fails, training continues, and stderr gets a single message."""
+    """Writes the log file. If a write fails, stderr gets one message, and training continues."""
 
     _failed = False
 
@@ -36,7 +36,7 @@ class LogFile(logging.FileHandler):
         return cast(TextIOWrapper, opened)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Print why a record could not be written, the first time that this happens."""
+        """Print why a record could not be written, but only the first time."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
@@ -49,8 +49,7 @@ class LogFile(logging.FileHandler):
 def _without_links(path: str, flags: int) -> int:
     """Open a file, but refuse a symbolic link.
 
-    Through a link, anybody who can write into the run directory could change any of the user's
-    files.
+    Anybody who can write into the run directory could point a link to one of the user's files.
     """
     if Path(path).is_relative_to("/dev"):  # `/dev/stdout` is a link
         return os.open(path, flags, 0o666)
@@ -61,17 +60,17 @@ class Lines(logging.Formatter):
     """Formats log records, and escapes control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as text. Line breaks of the message are kept."""
+        """Return the record as text. Line breaks are kept."""
         return lines(super().format(record))
 
 
 def log_file() -> Path | None:
-    """Return the path of the log file, if there is one."""
+    """Return the path of the log file; None if there is none."""
     return next((Path(handler.baseFilename) for handler in _files()), None)
 
 
 def to_file(text: str) -> None:
-    """Write a text to the log file, line by line, but not to the terminal."""
+    """Write a text, line by line, to the log file but not to the terminal."""
     for line in text.splitlines():
         record = log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None)
         for handler in _files():
@@ -81,9 +80,9 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def only_warn(problem: str) -> Iterator[None]:
-    """In the `with` block, log an exception as a warning instead of raising it.
+    """In the `with` block, log an exception as a warning that begins with `problem`.
 
-    This is for work that a run does not need. The warning is `problem`, followed by the exception.
+    Use it for work that a run does not need.
     """
     try:
         yield

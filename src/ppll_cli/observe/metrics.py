@@ -1,4 +1,4 @@
-"""Writes the metrics file, and keeps the results that the summary contains."""
+"""Writes the metrics file, and keeps results for the summary."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ Line = dict[str, Any]
 
 @dataclass
 class _Epoch:
-    """Sums of loss and samples over the reports of one training epoch."""
+    """Sums of loss and samples over the reports of a training epoch."""
 
     number: int = 0
     loss: float = 0.0
@@ -26,7 +26,7 @@ class _Epoch:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Epoch":
-        """Restore the sums that `Metrics.state` returned; return zeros if they are missing."""
+        """Restore the sums from `Metrics.state`; return zeros if some are missing."""
         if not all(_is_count(state.get(key)) for key in ("number", "samples")):
             return cls()
         loss = state.get("loss")
@@ -41,10 +41,10 @@ class _Epoch:
 
 @dataclass
 class Metrics:
-    """Converts workers' reports of sums and scores to lines of `metrics.jsonl`.
+    """Converts workers' reports to lines of `metrics.jsonl`.
 
-    A training report is incomplete if it was sent because the run stopped between two regular
-    reports. The next report of a resumed run includes the steps of an incomplete report.
+    A training report is incomplete if the run stopped before the report was due. The first report
+    after a resume covers its steps again.
 
     Attributes:
         modules: Number of modules. The head of the last module is the model's own head.
@@ -67,15 +67,15 @@ class Metrics:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # Closing repeats a failed write and fails again, but the first failure is already raised.
+        # After a failed write, closing fails again, but the first failure is already raised.
         with suppress(OSError) if kind is not None else nullcontext():
             self._file.close()
 
     def check(self) -> None:
-        """Check that the metrics file still exists, so that later lines are not lost unnoticed.
+        """Check that the metrics file still exists, so that no later line is lost.
 
         Raises:
-            OSError: The file, or the whole run directory, has been removed or moved.
+            OSError: The file, or the whole run directory, was removed or moved.
         """
         self.path.stat()
 
@@ -84,7 +84,7 @@ class Metrics:
         self._began_s = perf_counter()
 
     def add(self, report: Mapping[str, Any]) -> Line:
-        """Convert a report to a line, write the line to the file, and return it."""
+        """Convert a report to a line, write the line, and return it."""
         own = report["module"] == self.modules - 1
         line: Line = {
             "step": report["step"],
@@ -110,18 +110,18 @@ class Metrics:
         return line
 
     def state(self) -> dict[str, Any]:
-        """Return the sums of the current epoch as plain data, without incomplete reports."""
+        """Return the sums of the current epoch, without incomplete reports, as plain data."""
         return asdict(self._epoch) | {"loss": finite(self._epoch.loss)}
 
     def go_back(
         self, step: int, state: Mapping[str, Any], evaluated: bool, incomplete: bool = False
     ) -> None:
-        """Remove all results measured after a step. Call this before the file is opened.
+        """Remove all results measured after a step; for step 0, all results.
 
-        Step 0 removes all results. `state` is the result of the method `state` after that step.
-        If `evaluated` is False, an evaluation at that step is removed, and will be repeated. If
-        `incomplete` is True, training lines at that step are removed, because they come from
-        incomplete reports: the next training line will include their steps.
+        Call this before the file is opened. `state` is the result of `state()` after that step. If
+        `evaluated` is False, evaluations at the step are removed too, and will be repeated. If
+        `incomplete` is True, training lines at the step come from incomplete reports and are
+        removed.
         """
 
         def stays(line: Line) -> bool:
@@ -139,7 +139,7 @@ class Metrics:
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def history(self, split: str) -> dict[int, float]:
-        """Return the model's metric in each evaluation of a split so far, by optimizer step."""
+        """Return the model's metric in each evaluation of a split, by optimizer step."""
         found = {}
         for line in _lines(self.path):
             value = line.get(self.task.metric)
@@ -160,9 +160,10 @@ class Metrics:
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Return loss and scores of the latest evaluation of a split, such as `test_ema`, if any.
+        """Return loss and scores of the latest evaluation of a split, such as `test_ema`.
 
-        `module` is the module whose head was evaluated; None for the model's own head.
+        `module` is the module whose head was evaluated; None for the model's own head. The result
+        is None if there is no evaluation.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))
@@ -170,7 +171,7 @@ class Metrics:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield the valid lines of a metrics file; skip lines that `Metrics` cannot have written."""
+    """Yield the valid lines of a metrics file."""
     return (line for line in read_json_lines(path) if _is_line(line))
 
 
@@ -197,5 +198,5 @@ def _is_number(value: Any) -> bool:
 
 
 def finite(number: float) -> float | None:
-    """Return the number, or None in place of infinity and NaN, which JSON does not have."""
+    """Return the number; None for infinity and NaN, which JSON cannot represent."""
     return number if isfinite(number) else None

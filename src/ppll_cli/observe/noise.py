@@ -1,6 +1,6 @@
-"""Computes mean and spread of repeated measurements, and tests whether two means differ.
+"""Computes mean and spread of measurements, and tests whether two means differ.
 
-The test is Welch's t-test, two-sided at 5 %. Variances and sizes of the groups may differ.
+The test is Welch's t-test, two-sided at 5 %, which allows unequal variances and sizes.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (with denominator n - 1; None for one value) of some values."""
+    """Mean and standard deviation of values: with denominator n - 1; None for one value."""
 
     mean: float
     deviation: float | None
@@ -27,9 +27,9 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def within_noise(one: Spread, other: Spread) -> bool | None:
-    """Return whether two means differ by no more than noise can explain.
+    """Return whether noise can explain the difference between two means.
 
-    Return None if one of the two has only a single value, so that its noise is unknown.
+    The result is None if one of the two has a single value.
     """
     if one.deviation is None or other.deviation is None:
         return None

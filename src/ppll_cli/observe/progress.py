@@ -1,4 +1,4 @@
-"""Computes the progress of a run from states that workers write into shared memory."""
+"""Computes the progress of a run from the states of its workers."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ KINDS = (
     "average",
     "snapshot",
 )
-"""The kinds of work and waiting into which the time of a stage is divided."""
+"""The kinds of work and waiting into which a stage's time is divided."""
 
 FRACTIONS = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
 FRACTIONS |= {kind: (kind,) for kind in ("starved", "blocked", "data", "transfer", "average")}
-"""For each fraction of a stage's time in `summary.json`, the kinds that it sums up."""
+"""For each fraction of a stage's time in `summary.json`, the kinds that it sums."""
 
 WINDOW_S = 10.0
-"""Length of the recent time, in seconds, over which speeds and fractions are measured."""
+"""Length, in seconds, of the recent time over which speeds and fractions are measured."""
 
 
 class Look(NamedTuple):
@@ -34,7 +34,7 @@ class Look(NamedTuple):
         sent: Messages sent to the next stage.
         received: Messages received from the previous stage.
         memory_bytes: Memory that the worker uses; None if unknown.
-        counted_s: Length of the worker's steady state so far, in seconds.
+        counted_s: Length of the steady state so far, in seconds.
         spent_s: Seconds of the steady state spent on each of `KINDS`.
         restarts: Whether the worker has failed and is being started again.
     """
@@ -50,7 +50,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class StageNow:
-    """A stage at one moment; see `Look` for memory and restarts.
+    """A stage at one moment; `Look` explains the other attributes.
 
     Attributes:
         shares: Fraction of recent time spent on each of `KINDS`; None until known.
@@ -63,7 +63,7 @@ class StageNow:
     restarts: bool = False
 
     def fields(self) -> dict[str, float | None]:
-        """Return fractions and memory under the names that `summary.json` uses."""
+        """Return fractions and memory by the names in `summary.json`."""
         shares = self.shares
         found: dict[str, float | None] = {}
         for name in ("compute", "aux", "starved", "blocked"):
@@ -79,8 +79,7 @@ class Now:
     Attributes:
         step: Optimizer steps done by the last stage.
         steps_per_second: Recent speed; None until known.
-        left_s: Expected remaining time in seconds, if evaluations stay as frequent as so far; None
-            until known.
+        left_s: Expected remaining time in seconds; None until known.
     """
 
     step: int
@@ -90,9 +89,9 @@ class Now:
 
 
 class Progress:
-    """Follows the progress of a run, from optimizer step `start` to optimizer step `steps`.
+    """Follows a run from optimizer step `start` to `steps`.
 
-    In the list of workers, replicas of a stage are next to one another.
+    In lists of workers, the replicas of a stage are next to one another.
     """
 
     def __init__(self, start: int, steps: int, replicas: int = 1) -> None:
@@ -102,7 +101,7 @@ class Progress:
         self._shares: list[Mapping[str, float] | None] = []
 
     def update(self, now_s: float, looks: Sequence[Look]) -> Now:
-        """Return the progress of the run, given the current states of all workers.
+        """Return the progress of the run, given the states of all workers.
 
         `now_s` is the time of a monotonic clock, in seconds.
         """
@@ -142,7 +141,6 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     if counted_s <= 0:
         return None
     spent = {kind: now.spent_s[kind] - before.spent_s[kind] for kind in KINDS}
-    # `counted_s` and `spent_s` are not read at the same instant, so the sum of `spent_s` may exceed
-    # `counted_s`.
+    # The two are not read at the same instant, so the sum of `spent_s` may exceed `counted_s`.
     whole_s = max(counted_s, sum(spent.values()))
     return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}

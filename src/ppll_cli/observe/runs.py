@@ -1,6 +1,6 @@
 """Finds runs on disk: finished, interrupted, failed, refused, or still running.
 
-If a file is missing or damaged, its values are unknown, and no error is raised.
+Values from missing or damaged files are unknown, and raise no error.
 """
 
 import sys
@@ -15,29 +15,29 @@ from ppll_cli.leaves.files import read_json, read_json_lines
 from ppll_cli.leaves.metric_lines import LINE_KEYS
 
 CONFIG_FILE = "config.json"
-"""The configuration of a run. Only the process that locks this file may write to its folder."""
+"""The configuration of a run. Only a process that locks it may write to its folder."""
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 
 REFUSED_FILE = "refused.jsonl"
-"""File in a sweep's folder with a line for each refused job, because such a job has no folder."""
+"""File in a sweep's folder with a line for each refused job, which has no folder."""
 
 SWEEP_FILE = "sweep.json"
-"""File in a sweep's folder with the list of jobs. Only the process that locks it runs the jobs."""
+"""File in a sweep's folder with the jobs. Only a process that locks it runs them."""
 
 LOG_FILE = "ppll-run.log"
 
 STARTED = frozenset({".hydra", LOG_FILE})
-"""Names of files and folders that a run directory may have before `config.json` is written."""
+"""Names that a run directory may contain before `config.json` is written."""
 
 SPLITS = ("val", "test")
-"""The splits that are evaluated, by precedence: results on `val` are used if there are any."""
+"""The evaluated splits. Results on `val` are used if there are any."""
 
 
 def only_started(folder: Path) -> bool:
     """Return whether a folder is empty, or has only files of a run that died before training.
 
-    A starting run makes no links, so the result is False if the folder contains a link.
+    A folder with a symbolic link does not count, because a starting run makes none.
     """
     return all(path.name in STARTED and not path.is_symlink() for path in folder.iterdir())
 
@@ -47,9 +47,9 @@ class Evaluation:
     """An evaluation of the model's own head.
 
     Attributes:
-        step: Number of optimizer steps before the evaluation.
-        seconds: Training time before the evaluation, in seconds; None in runs of older programs.
-        value: The task's metric, which is the first result after the loss in the metrics file.
+        step: Optimizer steps before the evaluation.
+        seconds: Training time before the evaluation; None in runs of older programs.
+        value: The task's metric.
     """
 
     step: int
@@ -62,12 +62,11 @@ class FoundRun:
     """A run that was found on disk.
 
     Attributes:
-        name: The path of the run directory, relative to the folder that was searched.
+        name: The path of the run directory, relative to the searched folder.
         folder: The run directory; for a refused job, the folder of the sweep.
         status: completed, interrupted, failed or refused; running if no file says how the run
             ended.
-        summary: The content of `summary.json`; empty if unknown, or if the run was resumed after
-            this file was written.
+        summary: The content of `summary.json`; empty if unknown, or if it is older than a resume.
         metric: The evaluated split and the task's metric, such as "test accuracy"; None if unknown.
         evaluations: The evaluations on `val` or, if there are none, on `test`, in order of time.
         overrides: The overrides of a refused job.
@@ -84,20 +83,20 @@ class FoundRun:
     overrides: Sequence[str] = ()
 
     def get(self, *keys: str) -> Any:
-        """Return the summary's value under nested keys, or None."""
+        """Return the summary's value under nested keys; None if there is none."""
         return _get(self.summary, *keys)
 
     def configured(self, *keys: str) -> Any:
-        """Return the configuration's value under nested keys, or None."""
+        """Return the configuration's value under nested keys; None if there is none."""
         return _get(self.config, *keys)
 
     @property
     def best(self) -> float | None:
-        """The best value of the metric in all evaluations; None without evaluations."""
+        """The best metric of all evaluations; None without evaluations."""
         return max((found.value for found in self.evaluations), key=self.merit, default=None)
 
     def merit(self, value: float) -> float:
-        """Return a number that is higher for a better value of the metric."""
+        """Return a number that is higher for a better metric."""
         return -value if self.configured("lower_is_better") is True else value
 
     @property
@@ -109,7 +108,7 @@ class FoundRun:
 
 
 def find(folders: Sequence[Path]) -> list[FoundRun]:
-    """Return all runs in these folders and their subfolders, each run once, in order of names."""
+    """Return all runs in these folders and their subfolders, each once, in order of names."""
     found: dict[Path, FoundRun] = {}
     depths: dict[Path, int] = {}
     for folder in map(Path.resolve, folders):
@@ -122,14 +121,13 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 
 def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
-    """Yield each run in a folder with its run directory, which does not exist for a refused job."""
+    """Yield the runs in a folder by their paths. The path of a refused job need not exist."""
     run = read_run(folder)
     if run is not None:
         yield folder, run
         return
-    # For each path, `find` keeps the run that is yielded last. So refused jobs are yielded first:
-    # if a job has run after its refusal, this run replaces the refused job. If the program refused
-    # to resume a run, the run gets the reason of the refusal.
+    # The caller keeps the last run of each path. So a run that followed a refusal replaces the
+    # refused job. A run that the program refused to resume gets the reason.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
@@ -148,8 +146,8 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Return a name for each run: its relative path, with as many parents as make it unique.
 
-    `depths` has the number of parts of each relative path. If `above` is True, a name has at least
-    one parent.
+    `depths` has the number of parts of each relative path. With `above`, a name has a parent at
+    least.
     """
     for more in count(int(above)):
         names = {
@@ -162,14 +160,14 @@ def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
 
 
 def _order(path: Path) -> list[tuple[bool, int, str]]:
-    """Return a sort key for a path. Parts of the path that are numbers are sorted by value."""
+    """Return a sort key for a path. Numbers in it are sorted by value."""
     return [
         (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in path.parts
     ]
 
 
 def read_run(folder: Path) -> FoundRun | None:
-    """Return the run in a run directory; None if the folder is not a run directory."""
+    """Return the run in a folder; None if the folder is not a run directory."""
     config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
@@ -208,8 +206,7 @@ def _refused(file: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[Evaluation]]:
     """Return the metric, such as "test accuracy", and the evaluations of the model's own head.
 
-    If any evaluation has no time, an older version of ppll-run began the run. Then all times are
-    None.
+    If an evaluation has no time, an older program began the run, and all times become None.
     """
     found: dict[str, tuple[str, list[Evaluation]]] = {}
     for line in lines:
@@ -234,7 +231,7 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a value from a JSON file if it is a finite number that a float can hold, else None."""
+    """Return a JSON value if it is a finite number that a float can hold, else None."""
     fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return value if fits else None
 
@@ -245,7 +242,7 @@ def _step(line: Mapping[str, Any]) -> int:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty if the file is missing, damaged or unfinished."""
+    """Return the JSON object in a file; empty if the file is missing or damaged."""
     try:
         found = read_json(file)
     except (OSError, ValueError):
@@ -254,7 +251,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in the complete lines of a file; none if the file cannot be read."""
+    """Yield the JSON objects in a file's complete lines; none if it cannot be read."""
     with suppress(OSError):
         yield from read_json_lines(file)
 
