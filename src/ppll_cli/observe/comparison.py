@@ -256,5 +256,4 @@ def _size(group: Group) -> str:
 
 
 def _threads(run: FoundRun) -> int:
-    """Return the number of threads of each worker; 1 if unknown."""
     return int(number(run.get("threads")) or 1)

@@ -174,7 +174,7 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
-    """Return the columns in which any group has content."""
+    """Return the columns that are not empty."""
     target = (
         "target" if comparison.target is None else f"{comparison.metric} {comparison.target:.4g}"
     )
@@ -200,7 +200,6 @@ def _columns(comparison: Comparison) -> list[Column]:
 
 
 def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Column:
-    """Return a column of texts, such as names and settings."""
 
     def text(group: Group) -> str:
         found = value(group)
@@ -210,7 +209,6 @@ def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Col
 
 
 def _mean(name: str, key: str) -> Column:
-    """Return a column of fractions, without their standard deviation."""
 
     def text(group: Group) -> str:
         found = group.spread(MEASURES[key])

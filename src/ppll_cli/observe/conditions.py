@@ -34,7 +34,6 @@ OWN |= {"lower_is_better"}
 """Keys of `config.json` that are not compared as settings."""
 
 NAMED = OWN | {"schedule"}
-"""Keys and groups that are not listed as settings."""
 
 LOCAL = ("ll", "ppll")
 """Schedules that train with local losses."""
@@ -212,7 +211,6 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
 
 
 def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping without the keys of local methods."""
     return {key: value for key, value in keys.items() if key.partition(".")[0] not in METHOD}
 
 
@@ -233,7 +231,6 @@ def shown(value: Any) -> str:
 
 
 def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
-    """Return the chosen option of a group, and the values of the group's keys."""
     values = run.configured(group)
     known = values if isinstance(values, Mapping) else {}
     choice = _first(run.get(group), run.configured("choices", group))
@@ -243,7 +240,6 @@ def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
 
 
 def _digest(run: FoundRun) -> str | None:
-    """Return the beginning of the digest of a run's data; None if unknown."""
     found = run.configured("data_sha256")
     return found[:8] if isinstance(found, str) else None
 

@@ -153,7 +153,6 @@ class Console:
         self._tick(REFRESH_S, partial(self._refresh, live, progress, looks))
 
     def _has_display(self) -> bool:
-        """Return whether stdout is a terminal that can show a live display."""
         moves = os.environ.get("TERM", "").lower() not in NO_CURSOR
         wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
         return self._out.is_terminal and moves and wide
@@ -325,7 +324,6 @@ def _logs_above() -> Iterator[None]:
 
 
 def _steady(summary: Line) -> bool:
-    """Return whether a run had a steady state."""
     return summary["train"]["samples_per_second"] is not None
 
 

@@ -54,7 +54,6 @@ def workspace(
 
 
 def _panels(metrics: Sequence[str]) -> dict[str, list[Any]]:
-    """Return the panels of each section of the page."""
     import wandb_workspaces.reports.v2 as wr
 
     metric, tested = f"test {' or '.join(metrics)}", [f"test/{metric}" for metric in metrics]
@@ -109,7 +108,6 @@ def _of_stages(key: str) -> list[str]:
 
 
 def _over_time(title: str, keys: list[str]) -> Any:
-    """Return a panel with a curve for each key."""
     import wandb_workspaces.reports.v2 as wr
 
     return wr.LinePlot(title=title, x="train_seconds", y=keys, title_x="seconds of training")

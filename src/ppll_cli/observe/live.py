@@ -19,7 +19,6 @@ BAR, SHORTEST = 40, 8
 """Largest and smallest length of a bar, in characters."""
 
 LONGEST_NAME = 60
-"""Largest length of a unit's name, in characters."""
 
 
 @dataclass(frozen=True)

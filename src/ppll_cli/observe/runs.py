@@ -121,7 +121,7 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 
 def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
-    """Yield the runs in a folder by their paths. The path of a refused job need not exist."""
+    """Yield the runs in a folder by path. A refused job has the path that its run would have."""
     run = read_run(folder)
     if run is not None:
         yield folder, run
@@ -224,7 +224,6 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
 
 
 def _metric(summary: Mapping[str, Any]) -> str | None:
-    """Return the metric in the summary, such as "test accuracy"; None if there is none."""
     splits = [split for split in SPLITS if isinstance(summary.get(split), Mapping)]
     names = (f"{split} {name}" for split in splits for name in summary[split] if name != "loss")
     return next(names, None)

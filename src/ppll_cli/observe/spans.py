@@ -6,19 +6,18 @@ from typing import NamedTuple
 from ppll_cli.pipeline.instructions import Forward, Instruction, Loss
 
 SHOWN = 4
-"""`timeline.png` ends at the time when the slowest stage has computed this number of batches.
-`timeline.json` has all traced batches."""
+"""`timeline.png` ends when the slowest stage has computed this number of batches."""
 
 
 class Span(NamedTuple):
     """An interval of a stage's time.
 
     Attributes:
-        start_s: Start of the interval, in seconds on a clock that all stages share.
-        end_s: End of the interval, on the same clock.
+        start_s: Start, in seconds on a clock that all stages share.
+        end_s: End, on the same clock.
         kind: What the stage did, one of `progress.KINDS`.
-        instruction: The instruction that the stage executed; None for an interval without one.
-        step: Number of optimizer steps done before the batch on which the stage worked.
+        instruction: The instruction that the stage executed; None if there was none.
+        step: Optimizer steps done before the batch on which the stage worked.
     """
 
     start_s: float
@@ -28,12 +27,12 @@ class Span(NamedTuple):
     step: int
 
     def later(self, seconds: float) -> "Span":
-        """Return this span moved to a later time."""
+        """Return this span, moved to a later time."""
         return self._replace(start_s=self.start_s + seconds, end_s=self.end_s + seconds)
 
     @property
     def category(self) -> str:
-        """The category of the span, a key of `timeline_picture.COLOURS`."""
+        """A key of `timeline_picture.COLOURS`."""
         if self.kind in ("starved", "blocked"):
             return "idle"
         if self.kind == "compute":
@@ -45,15 +44,15 @@ class Span(NamedTuple):
 
 
 Lanes = Sequence[Sequence[Span]]
-"""The spans of each worker; none for a worker that failed before its trace was complete."""
+"""The spans of each worker. A worker that failed before its trace was complete has none."""
 
 
 class Restart(NamedTuple):
     """A restart of a worker with `recover=stage`.
 
     Attributes:
-        worker: Index of the worker in the list of lanes.
-        start_s: When the launcher detected the failure, in seconds on the clock of the spans.
+        worker: Index of the worker in the lanes.
+        start_s: When the launcher detected the failure, on the clock of the spans.
         end_s: When the new worker continued the work or failed, on the same clock.
         phase: What the worker did when it failed.
         batch: Text that names the batch, evaluation or checkpoint at which the worker failed; None
@@ -68,7 +67,7 @@ class Restart(NamedTuple):
     batch: str | None
 
     def later(self, seconds: float) -> "Restart":
-        """Return this restart moved to a later time."""
+        """Return this restart, moved to a later time."""
         return self._replace(start_s=self.start_s + seconds, end_s=self.end_s + seconds)
 
     @property

@@ -1,7 +1,6 @@
 """Replaces standard output and standard error by streams whose failures cannot end a run.
 
-A pipe without a reader, a full disk, a closed descriptor or a closed terminal must not end a
-training that has run for days. This module does not import torch.
+A failure is a pipe without a reader, a full disk, or a closed terminal. Imports no torch.
 """
 
 import logging
@@ -19,8 +18,7 @@ NAMES = ("stdout", "stderr")
 class Shown:
     """A text stream that never raises. After its first failure it drops all text.
 
-    `failure` is the first failure; None if the stream works. A stream that was closed when the
-    program began has a failure from the start.
+    `failure` is the first failure; None if the stream works.
     """
 
     def __init__(self, stream: TextIO, name: str, failure: Exception | None = None) -> None:
@@ -46,7 +44,7 @@ class Shown:
                 self._give_up(error)
 
     def isatty(self) -> bool:
-        """Return whether the stream is a terminal that works."""
+        """Return whether the stream is a working terminal."""
         try:
             return self.failure is None and self._stream.isatty()
         except ValueError:  # the stream is closed
@@ -63,7 +61,7 @@ class Shown:
 
     def _give_up(self, failure: Exception) -> None:
         self.failure = failure
-        # When Python exits, it writes out the rest of the buffer. The null device accepts it.
+        # When Python exits, it flushes the buffer. The null device accepts the rest.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
@@ -73,7 +71,7 @@ class Shown:
 
 
 def guard() -> None:
-    """Replace both standard streams by `Shown`; a second call changes nothing."""
+    """Replace both standard streams by `Shown`, if that is not done yet."""
     _open_closed()
     for name in NAMES:
         stream: TextIO | None = getattr(sys, name)
@@ -84,15 +82,14 @@ def guard() -> None:
             shown = Shown(nowhere, name, OSError("it was closed from the start"))
         else:
             shown = Shown(stream, name)
-            # A character that the encoding cannot represent is written as an escape, such as
-            # \u2588.
+            # A character that the encoding lacks is written as an escape, such as \u2588.
             with suppress(AttributeError, OSError, ValueError):
                 cast(Any, stream).reconfigure(errors="backslashreplace")
         setattr(sys, name, shown)
 
 
 def tell_failures() -> None:
-    """Log the failures of streams from the time before the log file was opened."""
+    """Log failures of the streams from before the log file was opened."""
     for name in NAMES:
         stream = getattr(sys, name)
         if isinstance(stream, Shown):
@@ -100,7 +97,7 @@ def tell_failures() -> None:
 
 
 def output_failure() -> str | None:
-    """Return why output could not be printed; None if it was printed, or if nobody reads it."""
+    """Return why output was lost; None if it was printed, or if nobody reads it."""
     stream = sys.stdout
     if not isinstance(stream, Shown):
         return None
@@ -113,7 +110,7 @@ def output_failure() -> str | None:
 
 
 def leave(program: str) -> NoReturn:
-    """End a program whose result is printed: with status 0, or 1 if the output was lost."""
+    """End a program that has printed its result: with status 0, or 1 if output was lost."""
     if (failure := output_failure()) is not None:
         sys.stderr.write(f"{program}: the output cannot be written: {failure}\n")
     sys.exit(0 if failure is None else 1)
@@ -126,10 +123,9 @@ def reason(error: BaseException) -> str:
 
 
 def _open_closed() -> None:
-    """Open the null device for each of the descriptors 0, 1 and 2 that is closed.
+    """Open the null device for each closed descriptor among 0, 1 and 2.
 
-    If a descriptor stayed closed, the next file that is opened would get it, and receive printed
-    text.
+    A file that is opened later could else get the descriptor, and receive printed text.
     """
     for descriptor in range(3):
         try:

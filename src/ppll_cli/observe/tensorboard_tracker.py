@@ -18,8 +18,7 @@ from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, sta
 class TensorboardTracker:
     """Writes event files for TensorBoard.
 
-    `dir` is the folder for the event files of this run alone; None for the folder `tensorboard` in
-    the run directory.
+    `dir` is the folder of this run's event files; None for `tensorboard` in the run directory.
     """
 
     def __init__(self, *, dir: str | None = None) -> None:  # noqa: A002 - as for wandb
@@ -31,8 +30,8 @@ class TensorboardTracker:
     def start(self, run: Tracked) -> None:
         """Open the event files.
 
-        If a run is resumed, TensorBoard hides values that were written for steps after the
-        checkpoint. Values for the checkpoint's own step remain.
+        After a resume, TensorBoard hides earlier values of steps after the checkpoint. Values of
+        the checkpoint's own step remain.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -58,7 +57,7 @@ class TensorboardTracker:
             self._writer.add_scalar(key, value, step, walltime=at.unix_s)
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary, the picture of the timeline, and samples; then close the files."""
+        """Write summary, timeline and samples, and close the files."""
         self._picture("timeline", self._tracked.run_dir / "timeline.png", summary["steps"])
         for sample in samples(self._tracked.run_dir):
             self._picture(f"samples/{sample.stem}", sample, summary["steps"])
@@ -67,7 +66,7 @@ class TensorboardTracker:
         self._writer.close()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Write the comparison of a sweep's runs to separate event files."""
+        """Write the comparison of a sweep's runs."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(self._dir or str(folder / "tensorboard"))
@@ -87,5 +86,5 @@ class TensorboardTracker:
 
 
 def _as_code(text: str) -> str:
-    """Indent a text, so that TensorBoard's Markdown shows it unchanged."""
+    """Indent a text, so that TensorBoard's Markdown does not change it."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Writes a trace and a picture of the stages' work over a few batches of the steady state."""
+"""Writes a trace and a picture of the stages' work over a few batches."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from ppll_cli.pipeline.rules import receives, sends
 
 
 def title(summary: Mapping[str, Any]) -> str:
-    """Return a title with a run's schedule, speed, and measured and predicted bubble."""
+    """Return a title: a run's schedule and speed, and its measured and predicted bubble."""
     rate, pipeline = summary["train"]["samples_per_second"], summary["pipeline"]
     splits = f", {summary['microbatches']} micro-batches" if summary["microbatches"] > 1 else ""
     bubbles = ", ".join(
@@ -39,7 +39,7 @@ def write(folder: Path, traced: Traced) -> None:
 
 
 def trace(traced: Traced) -> dict[str, Any]:
-    """Return a Chrome trace for Perfetto: a process for each worker, times in microseconds."""
+    """Return a Chrome trace for Perfetto, with a process for each worker."""
     lanes, restarts = traced.lanes, traced.restarts
     starts_s = [span.start_s for span in chain(*lanes)]
     zero_s = min(starts_s + [restart.start_s for restart in restarts])
@@ -67,7 +67,7 @@ def trace(traced: Traced) -> dict[str, Any]:
 def _event(
     worker: int, name: str, span: Span, zero_s: float, args: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a bar of the trace, with its time relative to `zero_s`."""
+    """Return a bar of the trace. `zero_s` is the start of the trace."""
     return {
         "name": name,
         "cat": span.category,
@@ -83,8 +83,8 @@ def _event(
 def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, Any]]:
     """Yield an arrow for each message, from the start of its send to the middle of its receive.
 
-    Perfetto attaches each end of an arrow to the bar at that time. Clocks of two workers differ a
-    little; an arrow that would point back in time is left out.
+    Perfetto attaches both ends to the bars at these times. The workers' clocks differ a little, so
+    an arrow that would point back in time is left out.
     """
     sent: dict[Any, list[tuple[int, Span]]] = {}
     spans = [

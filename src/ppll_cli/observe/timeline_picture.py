@@ -25,10 +25,10 @@ COLOURS = {
     "snapshot": "#8C564B",
     "restart": "#000000",
 }
-"""Colours of categories, mostly from the palette of Okabe and Ito for colour-blind readers."""
+"""Colours by category, mostly from the palette of Okabe and Ito for colour-blind readers."""
 
 RARE = ("snapshot", "restart")
-"""Categories that the legend leaves out if the picture does not show them."""
+"""The legend has these categories only if the picture shows them."""
 
 LEGEND = {
     "auxiliary": "auxiliary network",
@@ -38,7 +38,7 @@ LEGEND = {
     "idle": "waiting (bubble)",
     "restart": "restart of the stage",
 }
-"""Names in the legend for categories whose own names are not clear enough."""
+"""Names of categories in the legend, if they are not the categories' own names."""
 
 LANE_INCHES = 0.5
 MOST_INCHES = 40.0
@@ -46,16 +46,14 @@ TITLE_WIDTH = 92
 """Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
-"""Width of a digit, as a fraction of the picture's width. A bar that is wide enough shows the
-number of its batch."""
+"""Width of a digit, as a fraction of the picture's width."""
 
 
 def window(lanes: Lanes) -> tuple[float, float]:
-    """Return start and end, in seconds, of the time that the picture shows.
+    """Return the start and the end of the time that the picture shows, in seconds.
 
-    The traces of stages begin and end at different times. The picture shows the time in which all
-    stages were traced, up to the end of the `SHOWN`th batch of the slowest stage. If the traces
-    have no time in common, it shows the whole time of all traces.
+    It is the time in which all stages were traced, until the slowest stage ended batch `SHOWN`. If
+    no such time exists, it is the time of all traces.
     """
     starts = [min(span.start_s for span in spans) for spans in lanes if spans]
     ends = [max(span.end_s for span in spans) for spans in lanes if spans]
@@ -76,7 +74,7 @@ def _shown_until(spans: Sequence[Span], start_s: float) -> float:
 
 
 def picture(path: Path, traced: Traced) -> None:
-    """Draw a lane for each worker. A bar that is wide enough shows the number of its batch."""
+    """Draw a lane for each worker. A bar shows the number of its batch if there is room."""
     from matplotlib.patches import Patch
 
     lanes, restarts = traced.lanes, traced.restarts

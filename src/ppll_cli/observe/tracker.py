@@ -1,6 +1,6 @@
-"""Defines the interface of trackers, and a guard so that no tracker can stop a run.
+"""Defines the interface of trackers, and a guard that keeps them from stopping a run.
 
-This module imports neither torch nor any tracker's library.
+Imports neither torch nor any tracker's library.
 """
 
 import logging
@@ -21,11 +21,10 @@ from ppll_cli.observe.conditions import LOCAL
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""Largest number of seconds that training waits for a tracker to start. Without the wait, the
-tracker's imports would slow down the first steps: a run of 9 s on two cores took a fifth longer."""
+"""Seconds that training waits for a tracker to start, because its imports slow down other work."""
 
 END_LIMIT_S = 60.0
-"""Seconds that a tracker may take to finish at the end of a run, unless it has a `limit_s`."""
+"""Seconds that a tracker without `limit_s` may take to finish at the end of a run."""
 
 ABANDONED_LIMIT_S = 5.0
 """Seconds that a tracker may take, after `abandon`, to free what the next run's tracker needs."""
@@ -33,13 +32,12 @@ ABANDONED_LIMIT_S = 5.0
 
 @dataclass(frozen=True)
 class Tracked:
-    """The facts about a run that its tracker receives.
+    """What a tracker is told about its run.
 
     Attributes:
-        choices: The option chosen in each configuration group.
+        choices: The option of each configuration group.
         metric: Name of the task's metric, a key of the lines of `metrics.jsonl`.
-        lower_is_better: Whether a lower metric is better.
-        step: Number of optimizer steps done before this start of the run; 0 for a new run.
+        step: Optimizer steps done before this start of the run; 0 for a new run.
         resumed: Whether an existing run is continued, possibly from step 0.
     """
 
@@ -69,7 +67,7 @@ class Tracked:
 
     @property
     def described(self) -> str:
-        """A description of the run, followed by the name of its directory."""
+        """A description of the run, with the name of its directory."""
         groups = ["schedule", "model", "data"]
         groups += ["local"] if self.choices.get("schedule") in LOCAL else []
         said = [self.choices[group] for group in groups if group in self.choices]
@@ -79,7 +77,7 @@ class Tracked:
 
     @property
     def sweep(self) -> str | None:
-        """The name of the run's sweep, DATE/TIME; None if the run belongs to no sweep."""
+        """The name of the run's sweep; None if the run belongs to none."""
         for folder in list(self.run_dir.parents)[:2]:  # a `hydra.sweep.subdir` may have a slash
             if (folder / "multirun.yaml").exists():
                 return sweep_name(folder)
@@ -87,7 +85,7 @@ class Tracked:
 
 
 def sweep_name(folder: Path) -> str:
-    """Return the name of a sweep: the last two parts of the path of its folder."""
+    """Return a sweep's name, DATE/TIME by default: the last two parts of its folder's path."""
     return f"{folder.parent.name}/{folder.name}"
 
 
@@ -97,7 +95,7 @@ class Moment:
 
     Attributes:
         unix_s: Seconds since 1970.
-        train_s: Seconds of training, without the time between an interruption and resumption.
+        train_s: Seconds of training, without the time between an interruption and a resume.
     """
 
     unix_s: float
@@ -107,38 +105,38 @@ class Moment:
 class Tracker(Protocol):
     """Receives the progress of a run; a separate thread calls `start` first, and `end` last.
 
-    A tracker is constructed from the keys of its configuration group before the run starts, and
-    raises a ConfigError for wrong values. It must not open or send anything before `start`. If it
-    raises an exception later, the user gets one warning and the run continues without the tracker.
+    A tracker is constructed from the keys of its configuration group, before the run starts. Its
+    constructor raises a ConfigError for wrong values, and neither opens nor sends anything. If
+    another method raises, the user gets one warning, and the run continues without the tracker.
 
-    A tracker may have an attribute `limit_s`: the number of seconds that it may take at the end of
-    the run to handle the remaining calls. It may also have a method `abandon`, which another thread
-    calls after that time. The method must immediately end all processes that would outlive the run.
+    A tracker may have an attribute `limit_s`: the seconds that it may take for the remaining calls
+    at the end of the run. It may have a method `abandon`, which another thread calls after that
+    time. `abandon` must immediately end all processes that would outlive the run.
     """
 
     def start(self, run: Tracked) -> None:
-        """Begin to track. Training will start next, and `config.json` exists."""
+        """Begin to track. `config.json` exists, and training starts next."""
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
         """Receive a line of `metrics.jsonl`.
 
-        `module` in the line is the number of the module that the line is about; None for the last
-        module, which has the model's own head.
+        The line's `module` is the number of a module; None for the last one, with the model's own
+        head.
         """
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Receive the fractions of recent time that the stages spent on work and waiting.
+        """Receive how the stages spent recent time.
 
-        `step` is the number of optimizer steps done. `stages` has for each stage a mapping with
-        index, replica, compute_fraction, aux_fraction, starved_fraction, blocked_fraction and
-        memory_bytes. Unknown values are None.
+        `step` is the number of optimizer steps done. Each stage has index, replica,
+        compute_fraction, aux_fraction, starved_fraction, blocked_fraction and memory_bytes. Unknown
+        values are None.
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:
-        """Finish tracking. The run has ended (completed or not), and its files are written."""
+        """Finish tracking. The run has ended, completed or not, and its files are written."""
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Receive the comparison of a finished sweep. A tracker for a sweep gets no other call.
+        """Receive the comparison of a finished sweep. The tracker gets no other call.
 
         The folder has `comparison.png` and `comparison.csv`.
         """
@@ -149,10 +147,10 @@ class NoTracker(Tracker):
 
 
 class Guarded:
-    """Wraps a tracker, so that the tracker can neither stop a run nor delay it for long.
+    """Wraps a tracker, so that it can neither stop a run nor delay it for long.
 
-    Calls are put into a queue, and a thread executes them. The caller waits only for the first and
-    the last call, within time limits. After an exception the tracker gets no more calls.
+    A thread executes the calls. The caller waits only for the first and the last one, within time
+    limits. After an exception the tracker gets no more calls.
     """
 
     def __init__(self, tracker: Tracker, name: str) -> None:
@@ -164,16 +162,16 @@ class Guarded:
         self._lost = threading.Lock()  # acquired once, by the first thread that sees a failure
 
     def start(self, run: Tracked) -> None:
-        """Start the tracker, and wait for it, but not longer than `START_LIMIT_S`."""
+        """Start the tracker, and wait for it for at most `START_LIMIT_S`."""
         self._tell("start", run)
         self._started.wait(START_LIMIT_S)
 
     def metrics(self, line: Mapping[str, Any]) -> None:
-        """Pass a new line of `metrics.jsonl` to the tracker."""
+        """Pass a line of `metrics.jsonl` to the tracker."""
         self._tell("metrics", line, Moment(time.time(), line["seconds"]))
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], seconds: float) -> None:
-        """Pass the stages' fractions of time, after `seconds` of training, to the tracker."""
+        """Pass the stages' fractions of time to the tracker; `seconds` is the time of training."""
         self._tell("stages", step, stages, Moment(time.time(), seconds))
 
     def end(self, summary: Mapping[str, Any]) -> None:
@@ -182,7 +180,7 @@ class Guarded:
         self._finish()
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Pass a sweep's comparison to the tracker, and wait for the tracker as `end` does."""
+        """Pass a sweep's comparison to the tracker, and wait as `end` does."""
         self._tell("sweep", folder, name)
         self._finish()
 
@@ -245,7 +243,7 @@ def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
 def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """Return a line's numbers by keys such as `test/accuracy` and `module_3/train/loss`.
 
-    The learning rate is equal for all modules, so only lines of the model's own head include it.
+    Only lines of the model's own head include the learning rate, which all modules share.
     """
     module = "" if line["module"] is None else f"module_{line['module']}/"
     prefix = f"{module}{line['split']}/"
@@ -260,9 +258,8 @@ def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
 def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return each stage's numbers, by keys such as `stage_0/compute_fraction`, and the bubble.
 
-    Keys of all replicas but the first contain the replica's number, as in `stage_0_replica_1`.
-    `pipeline/bubble_fraction` is the fraction of time in which stages waited, as in `summary.json`.
-    This number is left out if the waiting time of a stage is unknown.
+    Keys of later replicas have the form `stage_0_replica_1/...`. `pipeline/bubble_fraction` is the
+    fraction of time in which stages waited; it is missing if a stage's waiting time is unknown.
     """
     found = {
         f"{_stage(stage)}/{key}": float(value)
@@ -283,15 +280,14 @@ def _stage(stage: Mapping[str, Any]) -> str:
 
 
 def samples(run_dir: Path) -> list[Path]:
-    """Return the files of the sample pictures that a run saved at its end."""
+    """Return the files of a run's sample pictures."""
     return sorted((run_dir / "samples").glob("*.png"))
 
 
 def tree(value: Any) -> Any:
-    """Convert a JSON value to nested dictionaries.
+    """Convert a JSON value to nested dictionaries, without None.
 
-    A list of plain values becomes one string; any other list becomes a dictionary by index. Values
-    that are None are left out of dictionaries.
+    A list of plain values becomes one string; any other list becomes a dictionary by index.
     """
     if isinstance(value, list):
         if not any(isinstance(inner, Mapping | list) for inner in value):

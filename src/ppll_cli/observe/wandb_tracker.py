@@ -1,7 +1,6 @@
 """Tracks a run for `tracker=wandb`: the parent process reports each run to one wandb run.
 
-The tracker's thread imports wandb when the run starts. The import takes a second, and neither a
-refused configuration nor training should wait for it.
+wandb is imported in the tracker's thread, because the import takes a second.
 """
 
 import csv
@@ -29,31 +28,30 @@ from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, sta
 log = logging.getLogger(__name__)
 
 RUN_FILE = "wandb-run.json"
-"""File in a run directory with the id of the wandb run, which a resumed run continues."""
+"""File in a run directory with the id of the wandb run that a resumed run continues."""
 
 MARGIN_S = 15.0
-"""Seconds for wandb's import and last writes, in addition to the time limits for its server."""
+"""Seconds for wandb's import and last writes, besides the time limits for its server."""
 
 EXIT_CODES = {"completed": 0, "interrupted": 255}
-"""Exit codes by status. wandb shows 0 as finished, 255 as killed, any other code as failed."""
+"""wandb shows 0 as finished, 255 as killed, any other code as failed."""
 
 RESOLVED = ("gpus", "device", "threads", "modules", "microbatches", "emulated")
-"""Resolved settings in the summary. They are added to wandb's config, so panels can group by
-them."""
+"""Keys of the summary that are added to wandb's config, so that panels can group by them."""
 
 
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
-"""Older names of the modes online and offline. `WANDB_MODE` may still have these values."""
+"""Older names of the modes online and offline, which `WANDB_MODE` may have."""
 
 Seconds = Annotated[FiniteFloat, Field(gt=0, le=threading.TIMEOUT_MAX / 4)]
-"""A time limit in seconds. It is above 0, because wandb would understand 0 as "no limit"."""
+"""A time limit in seconds. It is above 0, because wandb understands 0 as "no limit"."""
 
 OLDER: Mapping[str, Mode] = {"run": "online", "dryrun": "offline"}
 
 
 class Upload(BaseModel):
-    """Says which files are uploaded to wandb as artifacts at the end of a run."""
+    """Says which files become wandb artifacts at the end of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -69,10 +67,9 @@ class WandbTracker:
 
     Args:
         entity: User or team of wandb; None for the account's default.
-        mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set, otherwise online if
-            there is a key, otherwise offline.
-        name: Name of the wandb run. If None, it is the name that the user gave to the run or,
-            without such a name, a description of the run.
+        mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set; without it, online if
+            there is a key, and offline if not.
+        name: Name of the wandb run; None for the user's name of the run, or a description of it.
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.
         tags: Tags of the wandb run; None for the run's `tags`.
@@ -104,7 +101,7 @@ class WandbTracker:
         self.limit_s = self.init_timeout_s + self.finish_timeout_s + MARGIN_S
 
     def start(self, run: Tracked) -> None:
-        """Begin a wandb run, or continue the previous one if the run is resumed."""
+        """Begin a wandb run, or continue the previous one of a resumed run."""
         self._tracked = run
         self._run = self._init(
             {**run.config, "choices": dict(run.choices), "metric": run.metric},
@@ -132,9 +129,9 @@ class WandbTracker:
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
     def _best_counts(self, key: str) -> None:
-        """Tell wandb to keep the best value of a metric in the summary, besides the latest one.
+        """Make wandb keep a metric's best value in the summary, besides the latest one.
 
-        wandb needs this call once for each metric, before the first value.
+        wandb needs this call before the metric's first value.
         """
         if key not in self._with_best:
             self._with_best.add(key)
@@ -172,7 +169,7 @@ class WandbTracker:
         self._finish(EXIT_CODES.get(summary["status"], 1))
 
     def sweep(self, folder: Path, name: str) -> None:
-        """Make a wandb run with the comparison of a sweep, in the group of the sweep's runs."""
+        """Make a wandb run with a sweep's comparison, in the group of the sweep's runs."""
         import wandb
 
         self._run = run = self._init(
@@ -196,11 +193,11 @@ class WandbTracker:
         self._finish(0)
 
     def abandon(self) -> None:
-        """Kill wandb's process. Data that it has already written stay on disk."""
+        """Kill wandb's process. Data that it has written stay on disk."""
         from wandb.sdk import wandb_setup
 
-        # wandb has no public way to end its process without waiting for it. Without `_cleanup`,
-        # wandb would wait again when the program exits.
+        # wandb has no public way to end its process at once. Without `_cleanup`, it would wait when
+        # the program exits.
         connection: Any = wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()
@@ -208,9 +205,9 @@ class WandbTracker:
         log.warning("to upload what wandb did not receive: %s", self._how_to_sync())
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
-        """Begin a wandb run; begin it offline if the server does not answer in time."""
-        # By default, wandb sends reports of its errors, even offline: without a network, this
-        # delays the exit of the program by 10 to 20 s. It also prints where it found the key.
+        """Begin a wandb run, offline if the server does not answer in time."""
+        # wandb reports its errors to its server even offline. Without a network, this delays the
+        # program's exit by 10 to 20 s.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -274,7 +271,7 @@ class WandbTracker:
         return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"
 
     def _artifact(self, kind: str, paths: Sequence[Path]) -> None:
-        """Upload those of `paths` that exist, files and folders, as one artifact."""
+        """Upload the existing files and folders among `paths` as one artifact."""
         import wandb
 
         artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
@@ -288,7 +285,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return the mode by its current name. If `given` is None, `WANDB_DISABLED` decides."""
+    """Return the current name of a mode. For None, `WANDB_DISABLED` decides."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()
@@ -300,7 +297,7 @@ def _mode(given: str | None) -> Mode | None:
 
 
 def _run_id(run: Tracked) -> str:
-    """Return the id of the wandb run to continue, or save and return a new id."""
+    """Return the id of the wandb run to continue, or save and return a new one."""
     file = run.run_dir / RUN_FILE
     if run.resumed:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -311,7 +308,7 @@ def _run_id(run: Tracked) -> str:
 
 
 def _number(cell: str) -> float | str | None:
-    """Convert a table's cell to a number if possible, or to None if it is empty."""
+    """Convert a cell to a number if possible, or to None if it is empty."""
     try:
         return float(cell) if cell else None
     except ValueError:

@@ -1,9 +1,8 @@
-"""A chain: copies of some units of a model, one after another, trained for a number of steps.
+"""A chain: copies of some units of a model, one after another, trained for a few steps.
 
-A profile times the chain's units; other processes train the chain to keep other cores busy. Units
-are timed inside a training step of the whole chain. In such a step, tensors fill the caches, and
-memory is allocated and freed, as in a run. A unit that was timed alone in a loop took a fifth less
-time than in such a step.
+A profile times the chain's units; other processes train the chain to keep cores busy. Units are
+timed inside a training step of the whole chain, because a unit alone in a loop is faster: its
+tensors stay in the caches, and no memory is allocated.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ class Part:
     """A unit of a chain, by its index in the model.
 
     `inputs` has shape (without the batch dimension) and dtype of each tensor that the unit reads.
-    For each of these tensors, `needs_gradient` says whether autograd must compute its gradient.
+    `needs_gradient` says for each of them whether its gradient is computed.
     """
 
     index: int
@@ -41,10 +40,10 @@ class Part:
 
 
 class Saved(NamedTuple):
-    """Sizes in bytes of what a unit's backward pass needs besides the unit's inputs.
+    """Sizes in bytes of what a unit's backward pass needs, besides the unit's inputs.
 
-    `kept` bytes stay in memory from the forward pass on. If the backward pass runs the forward pass
-    again, this makes `recomputed` further bytes.
+    `kept` bytes stay in memory from the forward pass on. `recomputed` bytes are added if the
+    backward pass runs the forward pass again.
     """
 
     kept: int
@@ -53,14 +52,14 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """The model and the conditions of a measurement, as plain data that is sent to processes.
+    """The model and the conditions of a measurement, as plain data for other processes.
 
     Attributes:
         model: Configuration of the model's class.
         samples: Number of samples of a batch, or of a micro-batch.
         threads: CPU threads, as many as a worker has.
-        compiled: Whether networks are compiled by torch.compile.
-        recompute: Whether the backward pass of a unit first runs the forward pass again.
+        compiled: Whether torch.compile compiles the networks.
+        recompute: Whether a unit's backward pass first runs the forward pass again.
         seed: Seed for random numbers that the model or the local method draws when it is made.
     """
 
@@ -77,7 +76,7 @@ class Setup:
     seed: int
 
     def units(self) -> tuple[Unit, ...]:
-        """Prepare the compiler if it is used, and make the model's units."""
+        """Make the model's units, and prepare the compiler if it is used."""
         if self.compiled:
             prepare_compiler()
         return units_seeded(self.model, self.input_spec, self.task, self.seed)
@@ -87,8 +86,7 @@ class Setup:
 class Work:
     """The description of a chain, which is sent to the process that makes the chain.
 
-    If `split` is True, each backward pass runs in two halves: first for gradients of the inputs,
-    then for gradients of the parameters.
+    If `split` is True, each backward pass runs in two halves: for the inputs, then the parameters.
     """
 
     setup: Setup
@@ -96,13 +94,13 @@ class Work:
     split: bool = False
 
     def chain(self) -> "Chain":
-        """Make the chain, with new random weights."""
+        """Make the chain, with random weights."""
         units = self.setup.units()
         return Chain(self, [units[part.index] for part in self.parts])
 
 
 class Chain:
-    """Some units of a model, one after another, and one optimizer for all of them."""
+    """Some units of a model, one after another, and one optimizer for all."""
 
     def __init__(self, work: Work, units: Sequence[Unit]) -> None:
         self.work, self.setup, self.units = work, work.setup, units
@@ -114,15 +112,14 @@ class Chain:
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}
 
     def step(self) -> list[float]:
-        """Run one training step, and time each forward and backward pass and the optimizer's step.
+        """Run a training step, and time each forward and backward pass and the optimizer's step.
 
-        A unit reads the outputs of earlier units of the chain. If the chain lacks the unit that
-        makes an input, random numbers replace this input.
+        Random numbers replace inputs that no earlier unit of the chain makes.
 
         Returns:
             Seconds of each unit's forward pass, of each unit's backward pass from the last unit to
-            the first, and of the optimizer's step. If backward passes are split, each has two
-            times: first of the half for the inputs, then of the half for the parameters.
+                the first, and of the optimizer's step. A split backward pass has two times: first
+                of the half for the inputs, then of the half for the parameters.
         """
         watch = Stopwatch(self.device)
         values: dict[str, Tensor] = {}
@@ -130,7 +127,7 @@ class Chain:
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
             watch.mark()
-            # The repeated forward pass may draw other random numbers, which take the same time.
+            # The repeated forward pass draws other random numbers, which take the same time.
             run = partial(recomputed, network, _no_seed) if self.setup.recompute else network
             with self._autocast():
                 made = run(*leaves)
@@ -157,9 +154,9 @@ class Chain:
     def saved_bytes(self) -> list[Saved]:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        A unit leaves its outputs and the tensors that autograd saves, except parameters, buffers
-        and inputs. A storage that several tensors share is counted once. With recomputation, a unit
-        leaves only its outputs.
+        These are its outputs and the tensors that autograd saves, except parameters, buffers and
+        inputs. A storage that several tensors share counts once. With recomputation, only outputs
+        stay.
         """
         values: dict[str, Tensor] = {}
         sizes = []
@@ -176,7 +173,7 @@ class Chain:
         return sizes
 
     def bytes_per_parameter(self) -> float:
-        """Return the mean bytes of a parameter, its gradient and its optimizer state together.
+        """Return the mean bytes of a parameter with its gradient and its optimizer state.
 
         Call this after a step, because the optimizer has no state before.
         """
@@ -214,19 +211,19 @@ def _backward(
     watch: Stopwatch,
     weights: Sequence[Tensor] | None,
 ) -> None:
-    """Run a unit's backward pass, as two halves if `weights` are given, and time it with `watch`.
+    """Run a unit's backward pass, and time it with `watch`.
 
-    `gradients` has, by name, the gradients of the unit's outputs, which later units have computed.
-    Random numbers replace a missing gradient. The function adds the gradients of the unit's inputs,
-    `leaves`, to `gradients`. `weights` are the unit's trained parameters.
+    `gradients` has, by name, the gradients that later units computed; random numbers replace
+    missing ones. The gradients of the unit's inputs, `leaves`, are added. If `weights`, the unit's
+    trained parameters, are given, the pass runs in two halves.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
         if output.requires_grad:
             gradient = gradients.get(name)
             if gradient is None or gradient.shape != output.shape:
-                # A mean loss has gradients of this scale. Smaller gradients could become denormal
-                # numbers, which are slow.
+                # The scale of a mean loss. Smaller gradients could become denormal numbers, which
+                # are slow.
                 gradient = torch.randn_like(output) / len(output)
             roots.append(output)
             given.append(gradient.to(output.dtype))

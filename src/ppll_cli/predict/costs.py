@@ -1,4 +1,4 @@
-"""Computes from a profile how long a job's instructions take, and the transfers that they start."""
+"""Computes, from a profile, the times of a job's instructions and the transfers that they start."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -30,7 +30,7 @@ from ppll_cli.transport.averages import BUCKET_BYTES, CUDA_BUCKET_BYTES
 
 
 class Source(Protocol):
-    """The measurements that predictions need; see the methods of the same names in `Profile`."""
+    """The measurements that predictions need; `Profile` describes the methods."""
 
     def at(self, samples: int, neighbours: int = 0) -> "Source": ...  # noqa: D102
     def unit(self, index: int, first: bool = False) -> Measured: ...  # noqa: D102
@@ -46,15 +46,14 @@ class Source(Protocol):
 def instruction_times(
     job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> list[Times]:
-    """Return the seconds of each stage's instructions; instructions that take no time are left out.
+    """Return the seconds of each stage's instructions; those that take no time are left out.
 
-    Receiving takes no time, because stages read messages in place. Loading the next batch takes no
-    time, because a separate thread loads it.
+    Receiving takes no time, because stages read messages in place. Loading a batch takes none,
+    because a separate thread loads it. The sender copies each message, except those that a
+    connection inside a machine carries.
 
-    `sizes` has the number of samples of each micro-batch. The profile has times for the first
-    micro-batch, which is the largest. Times of smaller micro-batches are assumed to be proportional
-    to their numbers of samples. If a connection inside a machine carries a message, the sender
-    spends no time on the message. The sender has to copy all other messages.
+    `sizes` has the number of samples of each micro-batch, and the first is the largest. The profile
+    has its times. Times of smaller micro-batches are assumed to be proportional to their sizes.
     """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):
@@ -93,7 +92,7 @@ def journeys_of(
 ) -> list[dict[Instruction, Journey | None]]:
     """Return the transfer that each instruction of each stage starts.
 
-    The transfer is None if the sender copies the message itself.
+    None means that the sender copies the message itself.
     """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):
@@ -142,8 +141,8 @@ def _message_bytes(
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
     """Return the fraction of the backward pass after which each bucket of gradients is complete.
 
-    The estimate ignores the forward pass of the loss. It also assumes that a bucket may end inside
-    a parameter, and may hold parameters of several units (see `transport.averages.Average`).
+    The estimate ignores the loss's forward pass. A bucket may end inside a parameter, and may hold
+    parameters of several units (see `transport.averages.Average`).
     """
     limit = CUDA_BUCKET_BYTES if job.devices[0].startswith("cuda") else BUCKET_BYTES
     units = [profile.unit(index) for index in chunk.units]
@@ -161,12 +160,11 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 
 
 class _ChunkTimes:
-    """The seconds of each kind of instruction of a chunk, for the profile's number of samples."""
+    """The seconds of a chunk's instructions, for the profile's number of samples."""
 
     def __init__(self, job: Job, number: int, profile: Source) -> None:
         chunk = job.layout.chunks[number]
-        # No gradients of a module's inputs are computed, so its first unit has a cheaper backward
-        # pass.
+        # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.
         starts = job.layout.modules[chunk.module].start == chunk.units.start
         first = chunk.units.start if starts and job.local_learning else None
         units = [profile.unit(index, index == first) for index in chunk.units]
@@ -180,7 +178,7 @@ class _ChunkTimes:
 
     @cached_property
     def halves_s(self) -> tuple[float, float]:
-        """Seconds of the two halves of a split backward pass: for the inputs and the parameters."""
+        """Seconds of a split backward pass's halves: for the inputs and for the parameters."""
         halves = [self._profile.halves(unit) for unit in self._chunk.units]
         input_s, weight_s = (sum(seconds) for seconds in zip(*halves, strict=True))
         return input_s, weight_s
@@ -200,20 +198,20 @@ def gradient_bytes(job: Job, chunk: Chunk, profile: Source) -> int:
 
 
 def params_of(job: Job, stage: int, profile: Source) -> int:
-    """Return the number of trained parameters of a stage's units and auxiliary networks."""
+    """Return the number of trained parameters of a stage, with auxiliary networks."""
     chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
     return sum(gradient_bytes(job, chunk, profile) for chunk in chunks) // 4
 
 
 class Sent(NamedTuple):
-    """Bytes per sample of the activations that a chunk sends, and of the gradients it receives."""
+    """Bytes per sample of a chunk's sent activations, and of its received gradients."""
 
     activations: int
     gradients: int
 
 
 def sent_bytes(job: Job) -> list[Sent]:
-    """Return, for each chunk but the last, the bytes per sample to and from the next chunk."""
+    """Return the bytes per sample to and from the next chunk, for each chunk but the last."""
     sent = []
     for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True):
         both = route.names, route.gradients
@@ -227,5 +225,5 @@ def weight_bytes(job: Job, watcher: int) -> int:
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:
-    """Return the bytes of tensors with these shapes and dtypes, without a batch dimension."""
+    """Return the bytes of tensors with these shapes and dtypes. Shapes have no batch dimension."""
     return sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)

@@ -1,7 +1,4 @@
-"""Makes texts that identify networks and source files.
-
-Networks with equal texts are measured once.
-"""
+"""Makes texts that identify networks. Networks with equal texts are measured once."""
 
 import hashlib
 import inspect
@@ -18,8 +15,7 @@ from ppll_cli.job.ends import Ends
 def structure(network: nn.Module) -> str:
     """Return a text with a network's layers and options, and its tensors' names, shapes and dtypes.
 
-    Two networks with the same text take the same time and memory. The text contains no values of
-    weights and no addresses in memory.
+    Networks with equal texts take the same time and memory. Weights are not in the text.
     """
     lines = []
     for name, layer in network.named_modules():
@@ -31,7 +27,7 @@ def structure(network: nn.Module) -> str:
 
 
 def unit_kinds(ends: Ends) -> list[str]:
-    """Return a text for each unit; units with equal texts take the same time and memory."""
+    """Return a text for each unit. Units with equal texts take the same time and memory."""
     kinds = []
     specs = dict(ends.batch)
     for unit, made in zip(ends.site.units, ends.traced, strict=True):
@@ -49,7 +45,7 @@ def criterion_kind(
     """Return a text for a module's auxiliary network.
 
     Networks with equal texts take the same time and memory. `with_gradient` has the names of the
-    input tensors for which gradients are computed.
+    inputs for which gradients are computed.
     """
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):
@@ -60,11 +56,11 @@ def criterion_kind(
 
 
 def digest(*parts: object) -> str:
-    """Return a hash of the parts' texts, 16 hexadecimal digits."""
+    """Return 16 hexadecimal digits: a hash of the parts' texts."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 def source_digest(*targets: object) -> str:
-    """Return a hash of the files that define the classes of the targets; times depend on them."""
+    """Return a hash of the files that define the classes of the targets."""
     files = [inspect.getsourcefile(type(target)) for target in targets]
     return digest(*(Path(file).read_text() for file in files if file is not None))

@@ -9,7 +9,7 @@ from ppll_cli.pipeline.simulate import Journey
 
 
 class Link(NamedTuple):
-    """Speed and latency of a connection, the same in each direction."""
+    """Speed and latency of a connection, equal in both directions."""
 
     bytes_per_second: float
     latency_s: float = 0.0
@@ -21,9 +21,9 @@ class Interconnect:
 
     Attributes:
         within: The connection between two devices of a machine, which carries messages while the
-            devices compute. None if the senders themselves copy messages, in the machine's memory.
-        between: The connection of a machine to other machines, shared by all messages that leave
-            the machine; None if it equals `within`.
+            devices compute. None if senders copy messages themselves.
+        between: The connection of a machine to other machines, which all messages that leave the
+            machine share; None if it equals `within`.
         bf16: Whether float32 tensors travel as bfloat16 between machines.
     """
 
@@ -35,17 +35,14 @@ class Interconnect:
 def ring_bytes(size: int, replicas: int) -> int:
     """Return the bytes that each replica sends in a ring all-reduce of `size` bytes.
 
-    The tensor is cut into one part per replica. In each of two rounds, a replica sends all parts
-    except one.
+    The tensor has a part for each replica. In each of two rounds, a replica sends all parts but
+    one.
     """
     return size * 2 * (replicas - 1) // replicas
 
 
 class Carriers:
-    """Finds the connections over which a job sends messages and averages gradients of replicas.
-
-    `homes` of the job gives the machine of each worker.
-    """
+    """Finds the connections that carry a job's messages and averages."""
 
     def __init__(self, job: Job, interconnect: Interconnect) -> None:
         self._job, self._interconnect = job, interconnect
@@ -57,14 +54,13 @@ class Carriers:
         )
 
     def crosses(self, source: int, target: int) -> bool:
-        """Return whether two stages are on different machines, in at least one of the replicas."""
+        """Return whether two stages are on different machines in any replica."""
         return any(self._leaves(source, target, r) for r in range(self._job.replicas))
 
     def of_edge(self, source: int, target: int) -> Link | None:
         """Return the connection between two stages; None if senders copy messages themselves.
 
-        If several pairs of workers share a connection between machines, each pair gets an equal
-        part of the bandwidth.
+        Pairs of workers that share a connection between machines get equal parts of its bandwidth.
         """
         if not self.crosses(source, target) or self._interconnect.between is None:
             return self._interconnect.within
@@ -88,10 +84,9 @@ class Carriers:
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
-        """Return the transfer of a message; None if the sender copies the message itself.
+        """Return the transfer of a message of `size` bytes; None if the sender copies it.
 
-        `size` is in bytes. If `as_is` is True, as for weights, the message keeps its dtype between
-        machines.
+        If `as_is` is True, as for weights, the message keeps its dtype between machines.
         """
         link = self.of_edge(source, target)
         if link is None:
@@ -102,7 +97,7 @@ class Carriers:
     def average(self, stage: int, size: int) -> Journey | None:
         """Return the transfer of a ring all-reduce of `size` bytes over a stage's replicas.
 
-        Return None if the replicas copy their gradients themselves.
+        The result is None if the replicas copy their gradients themselves.
         """
         link, replicas = self.of_average(stage), self._job.replicas
         if link is None:
@@ -115,5 +110,5 @@ class Carriers:
 
 
 def connected_stages(job: Job) -> list[tuple[int, int]]:
-    """Return the pairs of stages that exchange tensors, with the lower stage first in each pair."""
+    """Return the pairs of stages that exchange tensors, each with the lower stage first."""
     return sorted({(min(pair), max(pair)) for pair in job.crossing()})

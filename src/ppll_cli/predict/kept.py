@@ -1,8 +1,6 @@
 """Keeps measured times in files of the user's cache folder.
 
-The cache only saves time, so a problem with its folder or files never stops a program. If a file
-cannot be read, this program measures again. If a file cannot be written, the next program measures
-again.
+A problem with the folder or a file never stops a program: it only has to measure again.
 """
 
 import logging
@@ -16,7 +14,7 @@ from ppll_cli.leaves.files import problem_of, read_json, write_json
 log = logging.getLogger(__name__)
 
 Record = dict[str, float]
-"""The values of one measurement, such as that of a unit: seconds, bytes and counts, by name."""
+"""The values of one measurement by name: seconds, bytes and counts."""
 
 FIELDS = {
     "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
@@ -25,14 +23,14 @@ FIELDS = {
     "copy": {"seconds"},
     "parameter": {"step_s", "bytes"},
 }
-"""The names of a record's fields, by the first word of the record's key in the file."""
+"""The names of a record's values, by the first word of the record's key."""
 
 MOST = 1e15
-"""Largest value that a field can have; a file with a larger value counts as damaged."""
+"""Largest value in a record; a file with a larger one is damaged."""
 
 
 class Kept:
-    """The folder of the files with measured times. The folder need not exist."""
+    """The folder of measured times. It need not exist."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._writable = folder, True
@@ -50,7 +48,7 @@ class Kept:
             return {}
 
     def write(self, name: str, records: Mapping[str, Record]) -> None:
-        """Write a file, and replace any file or folder of this name; log a warning on failure."""
+        """Write a file, and replace a file or folder of this name. A failure is only logged."""
         if not self._writable:
             return
         path = self._folder / name
@@ -65,7 +63,7 @@ class Kept:
 
 
 def _records(path: Path) -> dict[str, Record]:
-    """Return the records of a file; raise ValueError if `Kept.write` cannot have written it."""
+    """Return the records of a file; raise ValueError if it is damaged."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError("it holds no JSON object")
@@ -84,7 +82,7 @@ def _is_record(key: str, record: Any) -> bool:
 
 
 def _put_aside(folder: Path) -> None:
-    """Remove a folder if it is empty, else rename it, so that a file can have its name."""
+    """Remove a folder if it is empty, else rename it."""
     with suppress(OSError):
         folder.rmdir()
         return

@@ -1,8 +1,7 @@
 """A separate process that measures time and memory of networks.
 
-The parent process of a run lives as long as the run's workers. If the parent itself measured, it
-would hold the memory for measuring, and the memory of a CUDA context, during the whole run. The
-workers could not use this memory.
+If the parent process measured, it would hold the memory of networks and of a CUDA context during
+the whole run, and the workers could not use it.
 """
 
 import os
@@ -23,17 +22,17 @@ from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
 
 LIMIT_S = 1800.0
-"""Largest number of seconds for one request: the process may have to compile networks first."""
+"""Largest number of seconds for a request, which may include compiling."""
 
 LEAVE_S = 5.0
-"""Seconds to wait for the end of a process that was killed."""
+"""Seconds to wait for the end of a killed process."""
 
 Found = TypeVar("Found")
 P = ParamSpec("P")
 
 
 class Meter:
-    """Starts the measuring process when it is first needed, has it measure, and ends it."""
+    """Starts the measuring process when it is first needed, and ends it."""
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
@@ -93,15 +92,15 @@ class Meter:
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
-    A request is a number of threads and a function without arguments. An answer is a pair of a
-    report and the result. The report describes a failure, or is empty.
+    A request is a number of threads and a function without arguments. An answer is a report of a
+    failure, empty if there was none, and the result.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
     while True:
         try:
             threads, measure = parent.recv()
-            if not ready:  # prepare this process in the same way as a worker prepares itself
+            if not ready:  # prepare this process as a worker prepares itself
                 torch.manual_seed(0)
                 numerics.apply(on)
                 if on.type == "cuda":
@@ -118,7 +117,7 @@ def serve(parent: Connection, device: str, numerics: Numerics) -> None:
 
 
 def _end_with_parent() -> None:
-    """Kill this process as soon as the parent has ended, even while it measures."""
+    """Kill this process when the parent ends, even while it measures."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

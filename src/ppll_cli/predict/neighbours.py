@@ -1,8 +1,6 @@
 """Processes that keep other CPU cores busy while the measuring process measures.
 
-Cores share caches, memory and other hardware, so a stage takes longer while other stages compute.
-To predict this longer time, units are measured while other processes train copies of the same
-units.
+Cores share caches and memory, so a stage takes longer while other stages compute.
 """
 
 import time
@@ -52,10 +50,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Wait for a neighbour's message, and raise an error unless the neighbour trains.
-
-    An empty message says that the neighbour trains; any other message describes a failure.
-    """
+    """Wait for a neighbour's message; raise an error unless it is empty: the neighbour trains."""
     error, report = f"it sent nothing for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:
@@ -70,7 +65,7 @@ def _hear(link: Connection, limit_s: float) -> None:
 
 
 def _train(work: Work, parent: Connection) -> None:
-    """Train a chain until this process is killed or the parent ends; a neighbour runs this."""
+    """Train a chain, in a neighbour, until the process is killed or the parent ends."""
     torch.set_num_threads(work.setup.threads)
     try:
         work.setup.numerics.apply(torch.device(work.setup.device))

@@ -1,4 +1,4 @@
-"""Finds the pace of a pipeline in its steady state, and how much the work of stages overlaps."""
+"""Finds the pace of a pipeline in its steady state, and how much the stages' work overlaps."""
 
 from bisect import bisect_right
 from collections import Counter
@@ -14,15 +14,13 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline. After them, the same number of batches is
-simulated to find the pace: the time from one batch to the next.
-
-For any costs of instructions, the pace does not change after the second batch. If each channel has
-two slots or more, the slowest stage determines the pace. If the pipeline is drained after each
-batch, the time of a batch through all stages determines the pace."""
+"""Number of simulated batches that fill the pipeline; the pace is the mean over as many batches
+after them. For any costs of instructions, the pace does not change after the second batch:
+either the slowest stage sets it, or, if the pipeline drains after each batch, the path of a
+batch."""
 
 Times = dict[Instruction, float]
-"""A number, such as seconds, for each instruction of a stage in a batch. A missing number is 0."""
+"""A number, such as seconds, for each instruction of a stage in a batch; 0 if missing."""
 
 _Spans = list[tuple[float, float]]
 """Starts and ends of intervals, in seconds."""
@@ -45,19 +43,19 @@ class Steady:
 
     @property
     def busy_s(self) -> list[float]:
-        """For each stage, the seconds of work for a batch."""
+        """The seconds of work for a batch, for each stage."""
         return [sum(event.end_s - event.start_s for event in events) for events in self.events]
 
     @property
     def bubble_fraction(self) -> float:
-        """The share of the stages' total time in which they wait."""
+        """The fraction of the stages' total time in which they wait."""
         total_s = self.batch_s * len(self.events)
         return max(0.0, 1 - sum(self.busy_s) / total_s) if total_s else 0.0
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline: the instructions of each stage for one training batch, and slots by channel."""
+    """The instructions of each stage for a training batch, and the number of slots by channel."""
 
     streams: Sequence[Sequence[Instruction]]
     slots: Mapping[Channel, int]
@@ -71,7 +69,7 @@ class Pipeline:
         """Simulate batches until the pipeline is in its steady state.
 
         `cost` returns the seconds that an instruction takes. `journeys` returns the transfer that
-        an instruction starts; by default transfers take no time.
+        an instruction starts; by default, transfers take no time.
         """
         filled = FILLED if journeys is at_once else max(FILLED, self._batches_held())
         streams = [list(stream) * 2 * filled for stream in self.streams]
@@ -104,14 +102,11 @@ class Pipeline:
 def mean_neighbours(
     steady: Steady, limit: int, workers: Sequence[Mapping[int, int]]
 ) -> list[Times]:
-    """Return the mean number of other workers that compute while each instruction runs.
+    """Return, for each stage, the mean number of other workers that compute during an instruction.
 
-    All stages repeat their instructions every `batch_s` seconds, so times are taken modulo
-    `batch_s`. Replicas of a stage run the same instructions at the same time and wait for the
-    slowest replica. Therefore each number is the largest over the machines, and at most `limit`.
-
-    `workers` has, for each stage, the number of its workers by machine. The result has, for each
-    stage, the mean number by instruction.
+    Stages repeat their instructions every `batch_s` seconds, so times are taken modulo `batch_s`.
+    Replicas of a stage wait for the slowest one, so a number is the largest over the machines, at
+    most `limit`. `workers` has, for each stage, the number of its workers by machine.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {
@@ -134,11 +129,11 @@ def mean_neighbours(
 def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """Return a function: the integral of the number of other busy workers, from 0 to a time.
+    """Return a function: the integral of the number of other busy workers from 0 to a time.
 
-    A busy worker shares its machine with these other workers; at most `limit` of them are counted.
-    `pieces` has, for each stage, the intervals in which its instructions run. No interval ends
-    after `period_s`. `workers` has, for each stage, the number of its workers on the machine.
+    At most `limit` others are counted. `pieces` has, for each stage, the intervals in which its
+    instructions run, in [0, `period_s`]. `workers` has each stage's number of workers on the
+    machine.
     """
     changes: dict[float, int] = {0.0: 0, period_s: 0}
     for stage, count in zip(pieces, workers, strict=True):
@@ -161,7 +156,7 @@ def _integral_of_others(
 
 
 def _wrapped(event: Event, period_s: float) -> _Spans:
-    """Return an event's interval modulo a period: two intervals if it crosses the period's end."""
+    """Return an event's interval modulo a period, in two parts if it crosses the period's end."""
     length_s = min(event.end_s - event.start_s, period_s)
     if length_s <= 0:
         return []

@@ -1,7 +1,7 @@
 """Measures time and memory of a model's units on the device that will train them.
 
-A separate process (`meter`) measures copies of the units with other weights. So measuring changes
-no weights, counters or random numbers of the run, and occupies no device memory afterwards.
+A separate process measures copies of the units. So measuring changes no weights or random numbers
+of the run, and occupies no device memory afterwards.
 """
 
 import json
@@ -25,15 +25,14 @@ from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
 FORMAT = 5
-"""Version of the files in which times are kept. Files of another version are not read."""
+"""Version of the cache files. Files of another version are not read."""
 
 COPIES = 4
-"""Largest number of equal units that are measured: enough to fill caches as a stage does, and few
-enough to measure very deep models quickly."""
+"""Largest number of equal units in a chain: enough to fill caches as a stage does."""
 
 LEAST_S = 1e-9
-"""Smallest time of a unit's forward pass in seconds. It replaces a measured 0, which would cause a
-division by 0."""
+"""Smallest time of a forward pass in seconds, in place of a measured 0, by which nothing can be
+divided."""
 
 
 class Measured(NamedTuple):
@@ -41,8 +40,8 @@ class Measured(NamedTuple):
 
     Attributes:
         saved_bytes: Bytes kept in memory until the backward pass, without inputs.
-        params: Number of parameters; of an auxiliary network only those that are trained.
-        recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
+        params: Number of parameters; of an auxiliary network only the trained ones.
+        recomputed_bytes: Bytes that the backward pass computes again, besides `saved_bytes`.
         frozen_bytes: Bytes of an auxiliary network's parameters that are not trained.
     """
 
@@ -62,9 +61,9 @@ class Profile:
         ends: The model and the local method.
         setup: How the model is built and measured.
         local: Configuration of the local method's class.
-        receiver: The device to which messages are copied. It differs from the measured device if
-            there are several devices.
-        conditions: All other conditions on which the times depend, for the name of the cache file.
+        receiver: The device to which messages are copied; the measured device if it is the only
+            one.
+        conditions: Further conditions on which the times depend, for the name of the cache file.
         neighbours: How many other processes train copies of the model at the same time.
     """
 
@@ -85,8 +84,8 @@ class Profile:
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
         """Return the profile of the same model under other conditions.
 
-        `neighbours` other processes compute at the same time. If `threads` is None, the
-        profile keeps its number of threads.
+        `neighbours` other processes compute at the same time. If `threads` is None, the number of
+        threads stays.
         """
         key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:
@@ -97,7 +96,7 @@ class Profile:
         return self._family[key]
 
     def save(self) -> None:
-        """Write the times of this profile, and of all profiles that `at` has made, to the cache."""
+        """Write the times of this profile, and of those that `at` returned, to the cache."""
         for profile in (self, *self._family.values()):
             if profile._new:
                 profile.kept.write(profile._file, profile._known)
@@ -110,8 +109,8 @@ class Profile:
     def unit(self, index: int, first: bool = False) -> Measured:
         """Return the cost of a unit, measured in a chain of units.
 
-        If `first` is True, the unit is the first one of a module with a local loss, so no gradients
-        of its inputs are computed.
+        If `first` is True, the unit is the first of a module with a local loss, and its inputs get
+        no gradients.
         """
         self._measure_units()
         return self._measured(self._key(index, first))
@@ -119,8 +118,7 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        The two are measured together, without neighbours. If the profile has neighbours, the
-        measured times are multiplied by `slowdown`.
+        It is measured without neighbours. With neighbours, its times are multiplied by `slowdown`.
         """
         key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:
@@ -154,7 +152,7 @@ class Profile:
 
     @property
     def _way(self) -> str:
-        """Part of a record's key that says how messages reach `receiver`; empty for one device."""
+        """The part of a record's key that says how messages reach `receiver`."""
         to = f" to {model_of(self.receiver)}" if self.receiver != self.setup.device else ""
         return to + (" by the host" if self._by_host else "")
 
@@ -166,13 +164,13 @@ class Profile:
 
     @property
     def parameter_bytes(self) -> float:
-        """Bytes of one parameter, its gradient and its optimizer state together."""
+        """Bytes of a parameter with its gradient and its optimizer state."""
         self._measure_units()
         return self._known["parameter"]["bytes"]
 
     @cached_property
     def slowdown(self) -> float:
-        """The time of all units with neighbours, divided by their time without neighbours."""
+        """The time of all units with neighbours, divided by their time without."""
         if not self.neighbours:
             return 1.0
         alone = self.at(self.setup.samples)
@@ -200,7 +198,7 @@ class Profile:
         return known["input_s"], known["weight_s"]
 
     def _measure_units(self) -> None:
-        """Measure all kinds of units in one chain; do nothing if the results are known already."""
+        """Measure all kinds of units in one chain, if they are not known yet."""
         chosen = self._chosen()
         keys = [self._key(index, first) for index, first in chosen]
         if {"parameter", *keys} <= self._known.keys():
@@ -222,9 +220,9 @@ class Profile:
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record. `first` has the meaning that `unit` describes.
+        """Return the key of a unit's record. `first` is as for `unit`.
 
-        A unit that reads only the data of a batch has one key for both values of `first`.
+        A unit that reads only the batch has one key, because its inputs never get gradients.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)
@@ -253,7 +251,7 @@ class Profile:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """For each unit, a text that is equal for units with the same time and memory."""
+        """A text for each unit, equal for units with the same time and memory."""
         return unit_kinds(self.ends)
 
     def _criterion(self, modules: tuple[range, ...], module: int) -> tuple[str, frozenset[str]]:
@@ -278,12 +276,11 @@ class Profile:
 
     @cached_property
     def _known(self) -> dict[str, Record]:
-        """All records for the profile's conditions, from the cache or measured now."""
+        """All records for the profile's conditions."""
         return self.kept.read(self._file)
 
     @cached_property
     def _file(self) -> str:
-        """Name of the cache file for the profile's conditions."""
         here, optim = self.setup, self.setup.optim
         own = {"samples": here.samples, "device": model_of(here.device), "threads": here.threads}
         own |= {**asdict(here.numerics), "compile": here.compiled, "torch": torch.__version__}

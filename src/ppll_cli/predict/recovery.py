@@ -11,20 +11,17 @@ from ppll_cli.predict.costs import Source, params_of, sent_bytes, weight_bytes
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
-"""Size in bytes of a copy that is timed. Snapshots are assumed to be copied at the speed of this
-copy."""
+"""Size in bytes of a timed copy. Snapshots are assumed to be copied at its speed."""
 
 
 def with_copies(
     job: Job, profile: Source, sizes: Sequence[int], times: Sequence[Times]
 ) -> list[Times]:
-    """Return the seconds of each stage's instructions, with the copies that `recover=stage` makes.
+    """Return `times`, the seconds of each stage's instructions, plus the copies of `recover=stage`.
 
     A stage copies each message that it receives from a channel that keeps messages for a replay.
-    The time of a snapshot is divided by the number of batches between two snapshots. Each batch's
-    part of this time is divided equally among the optimizer steps of the stage's chunks.
-
-    `times` are the seconds without these copies.
+    The time of a snapshot is divided by the batches between two snapshots, and its part for a batch
+    is divided equally among the stage's optimizer steps.
     """
     if not job.restartable:
         return list(times)
@@ -57,7 +54,7 @@ def with_copies(
 
 
 def recovery_bytes(job: Job, profile: Source) -> list[int]:
-    """Return for each stage the bytes of its snapshots and of the messages kept for a replay."""
+    """Return, for each stage, the bytes of snapshots and of messages kept for a replay."""
     result = [0] * job.stages
     for stage in job.restartable:
         result[stage] = BUFFERS * snapshot_bytes(job, stage, params_of(job, stage, profile))

@@ -1,4 +1,4 @@
-"""The functions that the measuring process (`meter`) runs for a profile."""
+"""The functions that the measuring process runs for a profile."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,9 +22,8 @@ class UnitTimes(NamedTuple):
             inputs.
         step_s: Seconds of the optimizer's step for all units.
         params: Number of parameters of all units.
-        bytes_per_parameter: See `Chain.bytes_per_parameter`.
-        weight_s: Seconds of each unit's half for the parameters; empty if backward passes are not
-            split.
+        bytes_per_parameter: Bytes of a parameter with its gradient and its optimizer state.
+        weight_s: Seconds of each unit's half for the parameters; empty without split passes.
     """
 
     forward_s: list[float]
@@ -37,7 +36,7 @@ class UnitTimes(NamedTuple):
 
 
 def time_units(work: Work) -> UnitTimes:
-    """Make a chain of units, and time each of its units in a training step."""
+    """Make a chain of units, and time its training steps."""
     chain = work.chain()
     saved = chain.saved_bytes()
     seconds = repeat(chain.step, chain.device)
@@ -72,7 +71,7 @@ def time_loss(
         modules: For each module, the indices of its units.
         module: Number of the module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
-        with_gradient: Names of the module's own tensors, for which gradients are computed.
+        with_gradient: Names of the module's own tensors, which get gradients.
     """
     device, units = torch.device(setup.device), setup.units()
     method: LocalMethod = make_seeded("local", local, setup.seed)
@@ -92,10 +91,9 @@ def time_loss(
 
 
 def time_copy(size: int, source: str, target: str, by_host: bool) -> float:
-    """Return the seconds that the ring transport needs to copy a message to another device.
+    """Return the seconds that the ring transport needs to copy `size` bytes to another device.
 
-    `size` is in bytes. If `by_host` is True, CUDA devices copy through pinned host memory. The
-    result is then the time of the copy to the host plus the time of the copy from the host.
+    If `by_host` is True, CUDA devices copy through pinned host memory, and both copies count.
     """
     here, there = torch.device(source), torch.device(target)
     sent = torch.ones(size, dtype=torch.uint8, device=here)

@@ -25,7 +25,7 @@ from ppll_cli.predict.pace import Pipeline, Times, mean_neighbours
 from ppll_cli.predict.recovery import recovery_bytes, with_copies
 
 ROUNDS = 8
-"""Largest number of iterations in `predict`, each of which updates the overlap and the times."""
+"""Largest number of iterations in `predict`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EdgeLoad:
 
     Attributes:
         stages: The two stages, the lower one first.
-        between_machines: Whether, in any replica, the two workers are on different machines.
+        between_machines: Whether the two workers are on different machines in any replica.
         busy_fraction: Fraction of time in which the connection is in use, in the direction with
             more bytes; None if senders copy messages themselves.
     """
@@ -51,16 +51,16 @@ class Prediction:
 
     Attributes:
         batch_s: Seconds from one batch to the next.
-        bubble_fraction: Share of the stages' total time in which they wait.
-        stage_s: For each stage, the seconds of work for a batch.
-        activation_bytes: For each stage, the largest number of bytes kept for backward passes at
-            the same time: inputs, outputs and tensors that autograd saves.
-        parameter_bytes: For each stage, bytes of parameters, gradients, optimizer states and
-            averaged weights; also older versions of weights that losses read, and slots for them.
-        averaged_bytes: Bytes of gradients that each replica sends for a batch, at the stage that
-            sends most; 0 without replicas.
-        recovery_bytes: For each stage, bytes of shared memory for snapshots and messages that
-            `recover=stage` keeps; zeros without it.
+        bubble_fraction: Fraction of the stages' total time in which they wait.
+        stage_s: Seconds of work for a batch, for each stage.
+        activation_bytes: Largest number of bytes kept for backward passes at the same time, for
+            each stage: inputs, outputs and tensors that autograd saves.
+        parameter_bytes: Bytes of parameters, gradients, optimizer states and averaged weights, for
+            each stage; also of older versions of weights that losses read, and of slots for them.
+        averaged_bytes: Bytes of gradients that a replica sends for a batch, at the stage that sends
+            most; 0 without replicas.
+        recovery_bytes: Bytes of shared memory for snapshots and kept messages, for each stage;
+            zeros without `recover=stage`.
     """
 
     samples_per_second: float
@@ -82,15 +82,14 @@ def predict(
 ) -> Prediction:
     """Predict the speed and memory of a job.
 
-    CPU cores share caches and memory, so a stage takes longer while other stages compute. Therefore
-    every unit is measured twice: alone, and while other processes compute, one for each other
-    worker that has cores of its own. The time of each instruction is interpolated between the two
-    measured times, according to the number of workers that compute while the instruction runs.
-    Times and overlap depend on each other, so both are found by iteration.
+    CPU cores share caches and memory, so a stage takes longer while other stages compute. Every
+    unit is measured alone, and while other processes compute. An instruction's time is interpolated
+    between both, by the number of workers that compute during it. Times and overlap depend on each
+    other, so both are found by iteration.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
-    time. If it is given, the prediction assumes that all workers are on one machine. If it is None,
-    the result of `neighbours_of` is used, and each worker is on the machine that `job` gives it.
+    time. If it is given, all workers are assumed to be on one machine. None means the result of
+    `neighbours_of`, and the machines of `job`.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -131,7 +130,7 @@ def predict(
 
 
 def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
-    """Return, for each stage, the number of replicas by machine: all on machine 0 if `together`."""
+    """Return, for each stage, the number of replicas by machine; if `together`, all are on 0."""
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
         for stage in range(job.stages)
@@ -143,7 +142,7 @@ def _times(job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers) 
 
 
 def bp_batch_s(units: int, profile: Source) -> float:
-    """Return the seconds of back-propagation for a batch of the profile's size, on one device."""
+    """Return the seconds of back-propagation for a batch of the profile's size on one device."""
     measured = [profile.unit(index) for index in range(units)]
     loss = profile.auxiliary([range(units)], 0)
     steps = profile.step_s * sum(unit.params for unit in measured)
@@ -153,8 +152,7 @@ def bp_batch_s(units: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    With several machines, the result is for the machine with the most workers. It is limited by the
-    number of cores of the machine on which this process runs.
+    The machine with the most workers counts, as if it had the cores of this one.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":
@@ -163,17 +161,14 @@ def neighbours_of(job: Job) -> int:
 
 
 def _cost(times: Sequence[Times]) -> Cost:
-    """Return a function that returns an instruction's seconds, for the simulator."""
     return lambda stage, instruction: times[stage].get(instruction, 0.0)
 
 
 def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
-    """For each stage, return the largest number of bytes kept for backward passes at a time.
+    """Return, for each stage, the largest number of bytes kept for backward passes at a time.
 
-    These bytes include the stage's inputs.
-
-    Under local learning, a stage keeps the activations of its largest chunk. In other runs, it
-    keeps the activations of all forward passes that wait for their backward pass.
+    Inputs are included. Under local learning, a stage keeps the activations of its largest chunk.
+    In other runs, it keeps those of all forward passes that wait for their backward pass.
     """
     first = bytes_of({**job.input_spec.specs, **job.task.targets}.values())
     local, slots = job.local_learning, Pipeline.of(job).slots
@@ -202,8 +197,8 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
 def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
     """Return the bytes that a chunk keeps until its backward pass, and its largest extra memory.
 
-    The extra memory is the larger of two: the graph of the chunk's auxiliary network, which is
-    freed before the backward pass begins, and the tensors that a backward pass computes again.
+    The extra memory is the larger of two: the graph of the auxiliary network, which is freed before
+    the backward pass begins, and the tensors that a backward pass computes again.
     """
     units = [profile.unit(index) for index in chunk.units]
     ends = end_of(job, chunk, profile).saved_bytes
@@ -212,7 +207,6 @@ def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
 
 
 def _parameter_bytes(job: Job, profile: Source) -> list[int]:
-    """Return the value of `Prediction.parameter_bytes`."""
     result = []
     for stage in range(job.stages):
         params = params_of(job, stage, profile)
@@ -228,8 +222,7 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
 def _watched_bytes(job: Job, stage: int) -> int:
     """Return the bytes on a stage for weights that losses of earlier modules read.
 
-    The bytes are for older versions of this stage's units, and for slots that receive weights from
-    other stages.
+    They are older versions of this stage's units, and slots for weights from other stages.
     """
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():
@@ -246,7 +239,6 @@ def _watched_bytes(job: Job, stage: int) -> int:
 
 
 def _averaged_bytes(job: Job, profile: Source) -> int:
-    """Return the bytes of gradients that one replica sends for a batch, at the stage with most."""
     if job.replicas == 1:
         return 0
     most = max(params_of(job, stage, profile) for stage in range(job.stages))
@@ -254,7 +246,6 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
-    """Return the load of each pair of stages between which tensors travel."""
     directions: Counter[tuple[int, int]] = Counter()
     for number, sent in enumerate(sent_bytes(job), 1):
         before, here = (job.layout.chunks[n].stage for n in (number - 1, number))
@@ -280,7 +271,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
 
 
 def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
-    """Return lines for the user with the measured times, the partition and the predicted speed.
+    """Return lines for the user: measured times, partition and predicted speed.
 
     If `stages_are_modules`, the training depends on the cuts, and the last line says so.
     """

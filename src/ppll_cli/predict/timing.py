@@ -1,4 +1,4 @@
-"""Times steps of training on a device, and counts the memory that autograd keeps for them."""
+"""Times steps of training on a device, and counts the memory that autograd keeps."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,23 +15,19 @@ from ppll_cli.local.method import Criterion
 from ppll_cli.tasks.task import Task
 
 WARMUP, REPETITIONS, BUDGET_S = 2, 12, 4.0
-"""Number of untimed steps, largest number of timed steps, and seconds for the timed steps.
-
-Timing ends after `REPETITIONS` steps or, if at least three were timed, after `BUDGET_S` seconds."""
+"""Untimed steps, largest number of timed steps, and seconds after which no further step is timed.
+At least three steps are timed."""
 
 CUDA_WARMUP_S = 0.5
-"""Seconds for which a CUDA device is kept busy before timing, because the device is slow after a
-pause."""
+"""Seconds for which a CUDA device works before timing, because it is slow after a pause."""
 
 
 class Stopwatch:
     """Measures the times between marks that are set in a device's work.
 
     On CUDA, `mark` records an event on the current stream of the current device, and `spans` waits
-    for the device.
-
-    On CPU with a single thread, the stopwatch measures the thread's own CPU time. So it leaves out
-    the time in which other programs use the thread's core. The timed work itself never waits.
+    for the device. On CPU with a single thread, the thread's own CPU time is measured, without the
+    time that other programs take from its core.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -40,7 +36,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Set a mark after all work that has been queued on the device until now."""
+        """Set a mark after all work that was queued on the device so far."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -61,11 +57,9 @@ class Stopwatch:
 def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]:
     """Run a step several times after a warm-up, and return the median of each measured time.
 
-    On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. A step
-    returns only when the device has finished it, so the warm-up is over when timing begins.
-
-    The median is used, because some steps of a run are slow: when memory is allocated, or when
-    other processes use the caches. The minimum would ignore the slow steps.
+    On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. Some
+    later steps are slow too: when memory is allocated, or other processes use the caches. The
+    median counts them, while the minimum would ignore them.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0
@@ -80,7 +74,7 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
 
 
 def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
-    """Make a batch [samples, *spec.shape] of random numbers, or of zeros for integer dtypes."""
+    """Make a batch [samples, *spec.shape] of random numbers; of zeros for integer dtypes."""
     shape = (samples, *spec.shape)
     if not spec.dtype.is_floating_point:
         return torch.zeros(shape, dtype=spec.dtype, device=device)
@@ -91,10 +85,10 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
     """Collect the storages that autograd saves in the `with` block, except those of `others`.
 
-    The dictionary, which the block fills, has the bytes of each storage by its address in memory.
+    The block fills the dictionary: the bytes of each storage, by its address in memory.
     """
     found: dict[int, int] = {}
-    kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
+    kept: list[Tensor] = []  # else an address could be used twice
     known = dict(map(storage, others))
 
     def pack(tensor: Tensor) -> Tensor:
@@ -114,7 +108,7 @@ def held(network: nn.Module) -> list[Tensor]:
 
 
 def storage(tensor: Tensor) -> tuple[int, int]:
-    """Return address and bytes of a tensor's storage."""
+    """Return the address and the bytes of a tensor's storage."""
     memory = tensor.untyped_storage()
     return memory.data_ptr(), memory.nbytes()
 
@@ -122,7 +116,7 @@ def storage(tensor: Tensor) -> tuple[int, int]:
 def time_criterion(
     criterion: Criterion, values: Mapping[str, Tensor], task: Task, numerics: Numerics
 ) -> dict[str, float]:
-    """Measure the cost of an auxiliary network and its loss, including the task's metric.
+    """Measure the cost of an auxiliary network with its loss and the task's metric.
 
     The criterion is on the device and in training mode. In `values`, the tensors that the module
     makes require gradients. The result has `forward_s`, `backward_s`, `saved_bytes`, `params` and

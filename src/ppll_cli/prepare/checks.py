@@ -18,8 +18,7 @@ from ppll_cli.prepare.trials import check_halves, check_recompute
 def check_equal_counts(job: Job) -> None:
     """Refuse batches that replicas would split into different numbers of micro-batches.
 
-    With synchronised BatchNorm, replicas wait for each other in every BatchNorm layer for every
-    micro-batch, so they need the same number of micro-batches.
+    With synchronised BatchNorm, replicas wait for each other in each micro-batch.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
@@ -42,8 +41,8 @@ def check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a schedule that does not train the model correctly.
 
     Raises:
-        ConfigError: The schedule is wrong, or the model's units do not allow split backward passes
-            or recomputation.
+        ConfigError: The schedule is wrong, or a unit does not allow split backward passes or
+            recomputation.
     """
     check_streams(job)
     check_backwards(job)
@@ -59,8 +58,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
 def check_streams(job: Job) -> None:
     """Refuse a schedule with wrong instructions, or whose stages would deadlock.
 
-    The function checks and simulates the instructions of all stages, for every number of
-    micro-batches into which a replica may split its samples of a batch.
+    All numbers of micro-batches that occur in the run are checked.
 
     Raises:
         ConfigError: The schedule is wrong.
@@ -80,7 +78,7 @@ def check_streams(job: Job) -> None:
 
 
 def in_one_line(error: PpllError) -> str:
-    """Return an error's message in one line."""
+    """Return an error's message, with its notes, in one line."""
     head, *lines = (" ".join(line.split()) for line in str(error).splitlines())
     notes = getattr(error, "__notes__", ())
     return "; ".join([f"{head} {'; '.join(lines)}" if lines else head, *notes])
@@ -89,8 +87,7 @@ def in_one_line(error: PpllError) -> str:
 def _check_calls(job: Job) -> None:
     """Refuse a schedule that yields other instructions when it is called again.
 
-    Such a run could not be repeated, and machines that each call the schedule could wait for each
-    other for ever.
+    Such a run could not be repeated, and machines could wait for each other for ever.
     """
     schedules = job.make_schedule(), job.make_schedule()
     for stage in range(job.stages):
@@ -108,7 +105,7 @@ def _check_calls(job: Job) -> None:
 def _check_equal(
     stage: int, method: str, first: Iterable[Compute | Measure], second: Iterable[Compute | Measure]
 ) -> None:
-    """Refuse two calls of a schedule's method that returned different instructions."""
+    """Refuse two calls that returned different instructions."""
     for one, other in zip(first, second, strict=False):  # no valid order begins with another
         if one != other:
             raise ScheduleError(
@@ -120,9 +117,8 @@ def _check_equal(
 def _check_averages(job: Job) -> None:
     """Refuse a schedule under which two replicas would average their chunks in different orders.
 
-    The order of a schedule may depend on the number of micro-batches. Replicas whose shares of a
-    batch differ in size may have different numbers of micro-batches, but all replicas of a stage
-    must average the same chunk at the same time.
+    Replicas may have different numbers of micro-batches, on which a schedule's order may depend.
+    But all replicas of a stage must average the same chunk at the same time.
     """
     for samples in {*job.course.batch_sizes()}:
         counts = sorted({len(job.microbatches(samples, each)) for each in range(job.replicas)})
@@ -139,14 +135,14 @@ def _check_averages(job: Job) -> None:
 
 
 def _averaged(job: Job, stage: int, count: int) -> list[int]:
-    """Return a stage's chunks in the order in which their averages over the replicas start."""
+    """Return a stage's chunks in the order in which their averages start."""
     return [i.chunk for i in job.training(stage, count) if isinstance(i, StartAverage)]
 
 
 def check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
-    Together, the halves run parts of the forward pass's graph twice, which neither key allows.
+    Both halves run parts of the forward pass's graph, which neither key allows.
     """
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:
@@ -156,12 +152,10 @@ def check_backwards(job: Job) -> None:
 
 
 def check_inputs(job: Job, subject: Subject) -> None:
-    """Refuse a unit that changes in place an input that its chunk receives, or a view of it.
+    """Refuse a unit that changes an input of its chunk, or a view of it, in place.
 
-    Torch does not allow this if a gradient of the input is sent back. Without gradients, the values
-    of other tensors would depend on the cuts: within a stage, two tensors may share memory, so the
-    change affects both. Between two stages each tensor has its own slot, so the change affects only
-    one.
+    Torch forbids this if a gradient of the input is sent back. Without a gradient, results could
+    depend on the cuts: two tensors may share memory inside a stage, but never between stages.
     """
     key, path = as_typed("model", job.settings.model["_target_"])
     for chunk, specs in zip(job.layout.chunks, job.specs, strict=True):

@@ -15,18 +15,17 @@ def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
 
 
 def evaluated_together(settings: Settings, schedule: Schedule) -> int:
-    """Return how many evaluation batches go through the pipeline of a replica together.
+    """Return how many evaluation batches go through a replica's pipeline together.
 
-    If a batch visits each stage once, the result is 1, because batches follow one another through
-    the stages. If a batch visits a stage several times, one batch per stage is needed to keep all
-    stages busy.
+    The result is 1 if a batch visits each stage once. If it visits a stage several times, one batch
+    per stage keeps all stages busy.
     """
     stages = 1 if schedule.one_stage else settings.stages_asked
     return stages if len(placed(schedule, stages)) > stages else 1
 
 
 def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Course:
-    """Return the plan of batches, evaluations and checkpoints of a run.
+    """Return the plan of a run's batches, evaluations and checkpoints.
 
     Raises:
         ConfigError: The training set has fewer samples than a batch, or a batch has fewer samples

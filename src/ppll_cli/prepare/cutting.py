@@ -1,7 +1,7 @@
-"""Cuts a model into modules and stages, as the settings say.
+"""Cuts a model into modules and stages.
 
-Under local learning, `local.cuts` or `local.modules` fixes the modules. If neither is set, each
-stage that the partition cuts is a module.
+Under local learning, `local.cuts` or `local.modules` fixes the modules. Without both, each stage is
+a module.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,20 +25,18 @@ from ppll_cli.predict.costs import bytes_of
 from ppll_cli.predict.profile import Measured, Profile
 
 MOST_CHUNKS = 10_000
-"""Largest accepted number of chunks. It stops a user's `layout()` that never ends."""
+"""Largest accepted number of chunks. A user's `layout()` may never end."""
 
 BACKWARD = 3
-"""Cost of a forward and backward pass together, divided by the cost of the forward pass alone.
-
-For each matrix product of the forward pass, the backward pass has two products: one for the
-gradients of the weights, and one for the gradients of the inputs."""
+"""Cost of a forward and backward pass, divided by the cost of the forward pass. For each matrix
+product of the forward pass, the backward pass has two: for gradients of weights and of inputs."""
 
 STEP_FLOPS = 10
-"""Approximate number of floating point operations of the optimizer's step for one parameter."""
+"""Approximate FLOPs of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""A function that returns the cost of a module's auxiliary network, given the units of all modules
-and the number of the module."""
+"""Returns the cost of a module's auxiliary network. The arguments are the units of all modules, and
+the module's number."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,9 @@ class Weights:
 
     Attributes:
         units: Cost of each unit of the model.
-        auxiliary: Returns the cost of an auxiliary network; see `AuxiliaryCost` for the arguments.
-            None to ignore this cost.
+        auxiliary: Returns the cost of an auxiliary network, as `AuxiliaryCost`; None to ignore it.
         copy: Returns the cost of sending the tensors that cross a cut, given the index of the unit
-            after the cut. None to ignore this cost.
+            after the cut; None to ignore it.
     """
 
     units: Sequence[float]
@@ -67,8 +64,8 @@ def weights(
 ) -> Weights:
     """Return the costs that the chosen partition balances.
 
-    `batch_size` counts the samples that a worker processes for each optimizer step. If `profile` is
-    given, the costs are the times recorded in it.
+    `batch_size` is the number of samples that a worker processes per optimizer step. With
+    `profile`, the costs are its times.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
@@ -86,10 +83,9 @@ def weights(
 
 
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
-    """Return costs in seconds for the number of samples that the profile measures.
+    """Return costs in seconds for the profile's number of samples.
 
-    The optimizer makes one step per batch. The costs include a part of the time of this step, in
-    proportion to the number of samples.
+    They include a part of the optimizer's step, in proportion to the number of samples.
     """
 
     def seconds(part: Measured) -> float:
@@ -118,8 +114,8 @@ def cut(
 ) -> Layout:
     """Cut the model into chunks, and place them on stages.
 
-    `partitions` has the model's own partitions: by name, the first unit of each module except
-    module 0.
+    `partitions` has the model's own partitions by name: the first unit of each module except module
+    0.
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
@@ -166,7 +162,7 @@ def cut(
 def _fixed_modules(
     settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
 ) -> list[range] | None:
-    """Return the modules that `local.cuts` or `local.modules` fix; None if neither is given."""
+    """Return the modules that `local.cuts` or `local.modules` fixes; None if neither is given."""
     given, count = settings.local.get("cuts"), settings.local.get("modules")
     if given is not None:
         cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
@@ -183,7 +179,7 @@ def _fixed_modules(
 
 
 def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return, for the partition of this name, the first unit of each module except module 0."""
+    """Return the cuts of the model's partition of this name."""
     if name not in partitions:
         names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
         remedy = f"{names}; or give a list of names of units"
@@ -197,8 +193,8 @@ def placed(schedule: Schedule, stages: int) -> list[int]:
     Under local learning, each stage has one group. In other runs, the schedule decides.
 
     Raises:
-        ConfigError: The schedule leaves a stage without units, or does not assign the first group
-            to stage 0, which loads the batches.
+        ConfigError: The schedule leaves a stage without units, or the first group is not on stage
+            0, which loads the batches.
     """
     if schedule.local:
         return [*range(stages)]
@@ -219,8 +215,8 @@ def _manual(
 ) -> list[range]:
     """Cut the model at `partition.cuts`, and return the units of each stage or chunk.
 
-    No cut may divide an atom: a fixed module or a single unit. `stages` is the number of stages, or
-    of chunks if the schedule assigns several chunks to a stage.
+    No cut may be inside an atom: a fixed module or a single unit. `stages` is the number of stages,
+    or of chunks if a stage has several.
     """
     cuts = settings.partition.cuts
     assert cuts is not None
@@ -268,7 +264,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
     @cache
     def at_end(module: int, stop: int) -> float:
-        # The cost may depend a little on the other modules; assume that these have equal sizes.
+        # The cost may depend a little on other modules, which are assumed to have equal sizes.
         modules_left, units_left = stages - module - 1, count - stop
         if units_left < modules_left or (units_left and not modules_left):
             return float("inf")  # no partition can end the module before unit `stop`
@@ -284,7 +280,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
 
 def _even(items: int, groups: int) -> list[range]:
-    """Group items of equal cost evenly. The search of `balance` would be slow for deep models."""
+    """Group items of equal cost evenly. `balance` would be slow for deep models."""
     size, longer = divmod(items, groups)
     starts = [group * size + min(group, longer) for group in range(groups + 1)]
     return [range(start, stop) for start, stop in pairwise(starts)]

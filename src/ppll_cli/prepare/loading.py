@@ -20,7 +20,7 @@ DATA_SET = ("prepare", "load", "image_spec", "evaluation_form", "batches", "drop
 """The attributes that a data set must have."""
 
 SPLITS = {"train", "test", "val"}
-"""The splits that a data set may have; it must have `train` and `test`."""
+"""The splits of a data set; only `val` may be missing."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class LoadedData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes in the order of their labels; empty if the data set gives none."""
+        """Names of the classes in the order of their labels; empty if unknown."""
         return tuple(map(str, getattr(self.dataset, "class_names", ())))
 
 
@@ -77,7 +77,7 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
 
 
 def _fault_of(data: LoadedData) -> tuple[str, str]:
-    """Return what is wrong with a loaded data set, and the remedy; empty if nothing is wrong."""
+    """Return what is wrong with a loaded data set, and the remedy; empty if nothing is."""
     splits: object = data.splits
     found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
     if not isinstance(splits, Mapping) or not {"train", "test"} <= splits.keys() <= SPLITS:

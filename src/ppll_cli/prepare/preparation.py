@@ -44,12 +44,12 @@ NO_BANK_LOCAL = (
     "fba=on is the same as local=fba here: no auxiliary network has an earlier module to read from"
 )
 NO_BANK_WHOLE = "fba=on has no effect here: only ll and ppll use a feature bank"
-"""Notes for a run with `fba=on` in which no auxiliary network reads the feature bank."""
+"""Notes for a run with `fba=on` without a reader of the feature bank."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job, and facts that the program found while it prepared the job.
+    """A job, and facts that were found while it was prepared.
 
     Attributes:
         units: Names of the model's units.
@@ -57,10 +57,8 @@ class Prepared:
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
         identity: The identity of the data; None if the data set gives none.
-        weights: The record of the file of weights with which the run began; None if all weights
-            were initialized from the seed.
-        classes: Names of the classes in the order of their labels; empty if the data set gives
-            none.
+        weights: The record of the file of initial weights; None if all came from the seed.
+        classes: Names of the classes in the order of their labels; empty if unknown.
     """
 
     job: Job
@@ -84,7 +82,7 @@ def prepare(
 ) -> Prepared:
     """Prepare the job that the settings describe.
 
-    `machines` is given if the run has several machines; `machine` is the number of this machine.
+    `machines` is given if there are several; `machine` is the number of this one.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -247,7 +245,7 @@ def _routes(
 
 
 def _reads_bank(end: ModuleEnd) -> bool:
-    """Return whether a module's auxiliary network reads features besides the module's own."""
+    """Return whether a module's auxiliary network reads features of other modules."""
     criterion = end.follows[-1]
     return isinstance(criterion, Criterion) and len(criterion.features) > 1
 
@@ -255,10 +253,9 @@ def _reads_bank(end: ModuleEnd) -> bool:
 def _specs(
     routes: Routes, before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[Mapping[str, ValueSpec], ...]:
-    """Return for each chunk the shape and dtype of each tensor that enters it, by name.
+    """Return, for each chunk, the shape and dtype of each tensor that enters it, by name.
 
-    `before` has, for each unit, the tensors that exist before it. The tensors of a batch enter
-    chunk 0 if the model needs them.
+    `before` has the tensors that exist before each unit.
     """
     entering = [routes.reads[0] | routes.passing(0), *(route.names for route in routes.into[1:])]
     chunks = zip(routes.layout.chunks, entering, strict=True)
@@ -266,13 +263,13 @@ def _specs(
 
 
 def _partitions(settings: Settings, schedule: Schedule) -> bool:
-    """Return whether this run uses the cuts that the partition makes."""
+    """Return whether this run uses the partition's cuts."""
     several = settings.stages_asked > 1
     return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
 
 
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
-    """Return whether each stage that the partition cuts is a module."""
+    """Return whether each stage of the partition is a module."""
     return schedule.local and not settings.fixes_modules
 
 

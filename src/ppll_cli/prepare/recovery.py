@@ -17,20 +17,19 @@ from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
 
 USUAL, MOST, FEWEST = 16, 64, 2
-"""How many messages a stage may handle between two snapshots, if the program chooses the number.
-`MOST` is for messages that are small compared with the state, and `FEWEST` for a machine with
-little shared memory."""
+"""How many messages a stage may handle between two snapshots, if the program chooses: `MOST` for
+messages that are small compared with the state, `FEWEST` with little shared memory."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
-"""Processors on which other processes see a process's writes to memory in their order."""
+"""Processors on which all processes see a process's writes to memory in their order."""
 
 
 def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
     """Return the job with `snapshot_every` set as the group `recover` asks for.
 
     `costs` has the cost of each unit, and then of each module's auxiliary network. Notes for the
-    user are appended to `notes`. `machine` is the number of this machine. The shared memory of
-    other machines is not checked.
+    user are appended to `notes`. Only the shared memory of this machine, number `machine`, is
+    checked.
 
     Raises:
         ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone.
@@ -61,10 +60,10 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job for a prediction, and why `snapshot_every` is not set in it.
+    """Return the job with `snapshot_every` for a prediction, and why it is not set.
 
-    The text is empty if `snapshot_every` is set, or if the run has `recover=off`. The run may use
-    other machines than this one, so shared memory is not checked.
+    The text is empty if it is set, or with `recover=off`. Shared memory is not checked, because the
+    run may use other machines.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -78,9 +77,9 @@ class _Room(NamedTuple):
     """The shared memory that channels and snapshots take, in bytes.
 
     Attributes:
-        states: Total size of one snapshot of each stage that can be restarted.
-        messages: Total size of one message of each channel that keeps messages.
-        least: Total size of all channels if stages save their state after each message.
+        states: Size of one snapshot of every stage that can be restarted, summed.
+        messages: Size of one message of every channel that keeps messages, summed.
+        least: Size of all channels if stages save their state after each message.
     """
 
     states: int
@@ -89,10 +88,7 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
-        """Return the shared memory that a job takes on a machine if its workers can be restarted.
-
-        If `machine` is None, the result is the sum over all machines.
-        """
+        """Return the shared memory of a job on a machine, or on all machines for None."""
         job, layout = replace(job, snapshot_every=1), job.layout
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         units = len(costs) - len(layout.modules)
@@ -115,17 +111,17 @@ class _Room(NamedTuple):
         return states + self.least + (every - 1) * self.messages
 
     def wished(self) -> int:
-        """Return how many messages to allow between two snapshots, if shared memory suffices.
+        """Return how many messages to allow between two snapshots if shared memory suffices.
 
-        The result is `USUAL`. If snapshots take more memory than `USUAL` messages, the result is
-        the number of messages that take as much memory as snapshots, but not more than `MOST`.
+        It is the number of messages that take as much memory as the snapshots, from `USUAL` to
+        `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
     def every(self, asked: int | None) -> int:
         """Return the number of messages between two snapshots; 0 if shared memory is too small.
 
-        `asked` is the user's number; if it is None, the program chooses the number.
+        `asked` is the user's number; None if the program chooses.
         """
         if not self.messages:  # no stage of this machine restarts
             return asked or USUAL
@@ -134,7 +130,6 @@ class _Room(NamedTuple):
         return next((n for n in range(self.wished(), FEWEST - 1, -1) if fits(self.size(n))), 0)
 
     def told(self, every: int) -> str:
-        """Return a sentence with `every`, the number of messages between two snapshots."""
         words = f"a stage saves its state after at most {every} messages"
         if every == self.wished():
             return words
@@ -151,7 +146,7 @@ class _Room(NamedTuple):
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:
-    """Return why a single worker cannot be started again, and a remedy; None if it can."""
+    """Return why no single worker can be restarted, and a remedy; None if one can."""
     settings = job.settings
     if not job.local_learning:
         problem = "the stages of this schedule need each other's gradients in every batch"

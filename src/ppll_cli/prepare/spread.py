@@ -18,7 +18,7 @@ class Machine:
     Attributes:
         devices: Number of CUDA devices.
         cores: Number of usable CPU cores.
-        versions: By name, the versions of software that must be equal on all machines.
+        versions: Versions of software that must be equal on all machines, by name.
     """
 
     host: str
@@ -41,7 +41,7 @@ class Machine:
 def spread(
     settings: Settings, workers: int, machines: Sequence[Machine]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the device and the number of the machine of each worker.
+    """Return the device of each worker, and the number of its machine.
 
     On CPU, the numbers of workers on two machines differ by at most one.
 
@@ -67,9 +67,6 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the threads per worker: the setting `threads` or, without it, the cores per worker.
-
-    If the number of cores per worker differs between machines, the result is the smallest.
-    """
+    """Return the threads per worker: the setting, or the smallest number of cores per worker."""
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

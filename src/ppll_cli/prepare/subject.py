@@ -1,7 +1,7 @@
 """The subject of a run, independent of the schedule: data set, model and local method.
 
-The exports of a module are units that the local method adds at the module's end. They make tensors
-for later modules, such as features for a bank.
+A module's exports are units at its end, added by the local method. They make tensors for later
+modules, such as features for a bank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
-"""A pair: the end of each module; and for each unit, shape and dtype of each tensor that exists
-before the unit runs, by name."""
+"""The end of each module; and for each unit, the shape and dtype of each tensor that exists before
+it."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,13 @@ class Subject:
     """The data set, model and local method of a run.
 
     Attributes:
-        samples: Number of samples of each split of the data set.
+        samples: Number of samples of each split.
         drop_last: Whether a shorter last batch of an epoch is left out.
         local: Configuration of the local method's class.
         ends: Has the model's units, and finds the exports and the loss of each module.
         identity: The identity of the data; None if the data set gives none.
         evaluation: Evaluation batches; None if they have the shapes of training batches.
-        classes: Names of the classes in the order of their labels; empty if the data set gives
-            none.
+        classes: Names of the classes in the order of their labels; empty if unknown.
     """
 
     samples: Mapping[str, int]
@@ -96,7 +95,7 @@ class Subject:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The model's own partitions: by name, the first unit of each module except module 0."""
+        """The model's own partitions by name: the first unit of each module except module 0."""
         named: Mapping[str, Sequence[str]] = getattr(self.model, "partitions", {})
         return named
 
@@ -104,15 +103,15 @@ class Subject:
         """Return the end of each module, and the tensors that exist before each unit.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or it exports a tensor that
-                is not allowed, or it watches a unit that is not allowed.
+            ConfigError: The local method does not apply to the model, or exports a tensor or
+                watches a unit that is not allowed.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
         return self._found[modules]
 
     def watched(self, index: int) -> WatchedUnit:
-        """Return the name and the parameters' shapes and dtypes of a unit that a loss watches."""
+        """Return the name of a unit that a loss watches, and its parameters' shapes and dtypes."""
         unit = self.units[index]
         with torch.device("meta"):
             parameters = dict(unit.build().named_parameters())
@@ -123,7 +122,7 @@ class Subject:
 def make_units(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Model, tuple[Unit, ...]]:
-    """Make a model and its units. All their random numbers depend only on the seed.
+    """Make a model and its units. Their random numbers depend only on the seed.
 
     Raises:
         ConfigError: The class is no model, or the model does not fit the data or the task.
@@ -153,7 +152,7 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    # `local=greedy` passes this key even to a user's class, which may not have such an argument.
+    # `local=greedy` passes this key also to a user's class, which may lack the argument.
     if local.get("detection_head") is None:
         local.pop("detection_head", None)
     if settings.fba.enabled and "bank" in local:  # fill in the bank's defaults, to record them
@@ -196,10 +195,9 @@ def _check_mixing(mixed: Mapping[str, float], batch_size: int) -> None:
 def _traced(
     units: Sequence[Unit], batch: Mapping[str, ValueSpec], model: tuple[str, object]
 ) -> list[TracedUnit]:
-    """Trace a sample through the units; trace units with the same recipe only once.
+    """Trace a sample through the units; trace units with equal recipes only once.
 
-    This process stores traces of units of the program's own models, and reuses them for its next
-    configuration, for example in a sweep.
+    The process keeps traces of the program's own models for its next configuration, as in a sweep.
     """
     known: dict[object, TracedUnit] = {}
     specs = dict(batch)
@@ -223,7 +221,7 @@ _TRACED: dict[object, TracedUnit] = {}
 
 
 def _is_own(unit: Unit) -> bool:
-    """Return whether a class in `ppll_cli.models` builds the unit from plain values alone."""
+    """Return whether a class in `ppll_cli.models` builds the unit from plain values."""
     if not isinstance(unit.build, partial) or not isinstance(unit.build.func, type):
         return False
     plain = (bool, int, float, str, NoneType)
@@ -234,7 +232,7 @@ def _is_own(unit: Unit) -> bool:
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """Return a value that is equal for two units with the same construction and equal inputs."""
+    """Return a value that is equal for units with equal construction and inputs."""
     if not isinstance(unit.build, partial):
         return id(unit)
     options = repr((unit.build.args, unit.build.keywords))
@@ -244,7 +242,7 @@ def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
 def _check_units(
     units: Sequence[Unit], input_spec: InputSpec, task: Task, model: tuple[str, object]
 ) -> None:
-    """Check the units that a model returns: their names, and what they read and write."""
+    """Check the names of a model's units, and what they read and write."""
     if not units or not all(isinstance(u, Unit) and isinstance(u.name, str) for u in units):
         problem = "its units() must return a list of at least one Unit, each with text as its name"
         raise ConfigError(*model, problem)
@@ -266,7 +264,7 @@ def _check_units(
 
 
 def _check_form(unit: Unit, model: tuple[str, object]) -> None:
-    """Check that a unit has a function that builds its network, and proper names of tensors."""
+    """Check a unit's function that builds its network, and the form of its tensors' names."""
     if isinstance(unit.build, nn.Module) or not callable(unit.build):
         problem = f"`build` of unit {unit.name!r} is no function that returns a network"
         raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")

@@ -1,10 +1,9 @@
 """Tests, before a run, whether split backward or repeated forward passes give right gradients.
 
-Zero-bubble schedules run a backward pass in two halves, and both halves run the operations that use
-parameters. If an operation frees its saved tensors or counts its calls, or if a hook changes
-gradients, the result may be wrong. `recompute=true` runs the forward pass twice. Buffers and random
-numbers are the same in both runs. But if a unit keeps other state, such as a Python counter, the
-second run may return another result than the first.
+Both halves of a split backward pass run the operations that use parameters. Gradients may be wrong
+if such an operation frees its saved tensors or counts its calls, or if a hook changes gradients.
+With `recompute=true`, the forward pass runs twice, with equal buffers and random numbers. Gradients
+may be wrong if a unit keeps other state, such as a Python counter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,23 +22,22 @@ from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import recipe_of
 
 SAMPLES = 2
-"""Number of samples in the batch with which units are tested."""
+"""Number of samples with which units are tested."""
 
 _Gradients = list[Tensor | None]
 """Gradients of a unit's inputs and parameters."""
 
 _Way = Callable[[nn.Module, Sequence[Tensor]], None]
-"""A function that runs a network forward and backward on leaf tensors, to set all gradients."""
+"""A function that runs a network forward and backward on leaf tensors."""
 
 
 def check_halves(
     schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> None:
-    """Check that a backward pass in two halves gives the same gradients as an undivided one.
+    """Check that a backward pass in two halves gives the gradients of an undivided one.
 
     Each kind of unit is tested with random inputs, on the CPU. `schedule` is the key and the value
-    by which the user chose the schedule; the error names them. `before` has, for each unit, the
-    tensors that exist before it.
+    by which the user chose the schedule. `before` has the tensors that exist before each unit.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
@@ -53,9 +51,12 @@ def check_halves(
 
 
 def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]) -> None:
-    """Check that a unit's gradients are the same if its forward pass is run a second time.
+    """Check that a unit's gradients stay equal if its forward pass runs twice.
 
-    See `check_halves` for the test and for `before`.
+    Test and `before` are as for `check_halves`.
+
+    Raises:
+        ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
     if found := _first_unfit(_recomputed, units, before):
         name, why = found
@@ -66,10 +67,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
 def _first_unfit(
     way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[str, str] | None:
-    """Return the name of the first unit for which `way` gives wrong gradients, and the problem.
-
-    Return None if there is no such unit.
-    """
+    """Return the first unit with wrong gradients, and the problem; None if there is none."""
     tried = set()
     for unit, specs in zip(units, before, strict=True):
         recipe = recipe_of(unit, specs)
@@ -93,7 +91,7 @@ def _same(these: _Gradients, those: _Gradients) -> bool:
 
 
 def _gradients(unit: Unit, inputs: Sequence[Tensor], way: _Way) -> _Gradients:
-    """Return a unit's gradients; each call uses the same initial weights and random state."""
+    """Return a unit's gradients; each call begins with equal weights and random numbers."""
     network = build_unit(unit, seed=0).train()
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Finds the tensors in a file of weights that fit a model, and reports tensors that do not."""
+"""Finds the tensors in a file of weights that fit a model."""
 
 import hashlib
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class FoundWeights:
     unused: Sequence[str]
 
     def report(self) -> dict[str, Any]:
-        """Return the result as plain data, for the record of a run and its summary."""
+        """Return the result as plain data, for the run's record and summary."""
         return {
             "file": str(self.weights.file),
             "sha256": self.sha256,
@@ -64,9 +64,9 @@ class FoundWeights:
 def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeights:
     """Compare a file of weights with a model.
 
-    `given` is the path of the file, or of a run directory. The file may use the names of this
-    program or the names of torchvision. If `partial` is True, tensors may be missing in the file,
-    have another shape than in the model, or be unknown to the model.
+    `given` is the path of the file, or of a run directory. Tensors may have this program's or
+    torchvision's names. If `partial` is True, tensors may be missing, have another shape, or be
+    unknown to the model.
 
     Raises:
         ConfigError: There is no such file, it cannot be read, or it does not fit the model.
