@@ -1,7 +1,7 @@
-"""ppll-run: compose and check the configuration, launch the run, report the run's result.
+"""ppll-run: compose and check the configuration, launch the run, report its result.
 
-Slow imports are inside the functions that need them: `--help`, `--cfg job` and the refusal of a
-wrong configuration import no torch.
+Slow imports are inside functions: `--help`, `--cfg job` and the refusal of a wrong configuration
+import no torch.
 """
 
 import gc
@@ -53,8 +53,8 @@ _running: "list[Sweep]" = []
 def main() -> NoReturn:
     """Run the console script.
 
-    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. If text cannot be
-    written to stdout, `--help` and `--cfg job` exit with 1, but the status of a run is unchanged.
+    Exit status: 0 completed, 1 failed, 2 wrong input, 128 + n ended by signal n. `--help` and
+    `--cfg job` exit with 1 if their text cannot be written.
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
@@ -71,7 +71,7 @@ def main() -> NoReturn:
         _complain(str(error))
         sys.exit(128 + error.signal)
     finally:
-        gc.freeze()  # otherwise the exit would scan all objects of torch again for garbage
+        gc.freeze()  # else the exit would scan all objects of torch for garbage
         gc.enable()
     sys.exit(0)
 
@@ -79,8 +79,7 @@ def main() -> NoReturn:
 def _leave(number: int, _: FrameType | None) -> NoReturn:
     """Handle a signal that arrives while there are no workers: end the process at once.
 
-    A signal can arrive at any line, even in an import. If this function raised an exception, that
-    line could swallow or print it. Therefore the function ends the process itself.
+    A signal can arrive at any line, even in an import, which could swallow an exception.
     """
     forkserver.kill()
     scratch.remove()
@@ -119,7 +118,7 @@ def _main(arguments: list[str]) -> None:
 def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) -> None:
     """Run the launcher of one machine among several.
 
-    The launcher of machine 0 composes the configuration, and sends orders to the other launchers.
+    The launcher of machine 0 composes the configuration, and sends orders to the others.
     """
     from ppll_cli.launch.machines.fleet import Fleet
 
@@ -150,7 +149,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
 
 
 def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None" = None) -> None:
-    """Have Hydra compose the configuration of each job, and run the jobs."""
+    """Make Hydra compose the configuration of each job and run the jobs."""
     import argparse
 
     import hydra
@@ -159,7 +158,7 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     from ppll_cli.cli.sweep import CompareRuns
     from ppll_cli.cli.sweeper import BasicSweeper, Sweep
 
-    # Let Hydra raise exceptions, instead of printing them and exiting with status 1.
+    # With this variable, Hydra raises exceptions instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
@@ -198,9 +197,8 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
 def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
-    Return the record of the run to be resumed, and the folders that Hydra will make. The record is
-    None for a sweep and for a new run. The folders are None if they are unknown. They are also None
-    for a sweep and for a resumed run.
+    Return the record of the run to be resumed; None if there is none. Also return the folders that
+    Hydra will make for a new run; None if unknown.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
@@ -227,7 +225,7 @@ def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, 
 
 
 def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
-    """If `error` says that results cannot be written into `folder`, log and return the failure."""
+    """Log and return the failure if `error` says that results cannot be written into `folder`."""
     from ppll_cli.launch.failure import is_of_disk, run_failed
 
     if not isinstance(error, OSError) or not is_of_disk(error, folder):
@@ -238,7 +236,7 @@ def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
 
 
 def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
-    """If resuming can help, print how to resume a sweep; then raise the first failure, if any."""
+    """Print how to resume a sweep, if that can help; then raise the first failure, if any."""
     from ppll_cli.cli.sweep import CompareRuns
 
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
@@ -258,5 +256,5 @@ def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
 
 
 def _complain(message: str) -> None:
-    """Write an error as one line, even if it contains line breaks."""
+    """Write an error as one line."""
     sys.stderr.write(f"ppll-run: {printable(' '.join(message.splitlines()))}\n")

@@ -1,6 +1,6 @@
-"""What ppll-compare, ppll-eval and ppll-plan share: parsing a command line, and the exit status.
+"""What ppll-compare, ppll-eval and ppll-plan share: the command line and the exit status.
 
-This module does not import torch.
+Imports no torch.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from ppll_cli.observe import streams
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a program, and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C.
 
-    `main` gets the arguments of the command line. Error messages begin with `program`.
+    `main` gets the command line's arguments. Error messages begin with `program`.
     """
     streams.guard()
     try:
@@ -64,7 +64,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def existing_folder(text: str) -> Path:
-    """Return the folder with the path `text`; raise argparse's error if there is none."""
+    """Return the folder with this path; raise argparse's error if there is none."""
     folder = Path(text).expanduser()
     if not os.path.isdir(folder):
         raise argparse.ArgumentTypeError(f"there is no folder {text}")
@@ -72,24 +72,21 @@ def existing_folder(text: str) -> Path:
 
 
 def searched(config_dir: Path | None) -> list[str]:
-    """Return the override that adds `config_dir` to Hydra's search path; an empty list for None."""
+    """Return the override that adds `config_dir` to Hydra's search path; [] for None."""
     if config_dir is None:
         return []
     return [search_path([config_dir])]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports wrong arguments in one line, with exit status 2.
-
-    Lines of the description and of the epilog are kept as they are.
-    """
+    """An argument parser that reports wrong arguments in one line, with exit status 2."""
 
     def __init__(self, prog: str, description: str, epilog: str, usage: str | None = None) -> None:
         plain = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, usage, description, epilog, formatter_class=plain)
 
     def add_config_dir(self) -> None:
-        """Add the option `--config-dir`. The function `searched` turns its value into overrides."""
+        """Add the option `--config-dir`; `searched` turns its value into overrides."""
         self.add_argument(
             "--config-dir",
             type=existing_folder,

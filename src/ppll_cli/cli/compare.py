@@ -1,6 +1,6 @@
 """ppll-compare: compare runs by the files in their directories.
 
-The program imports neither torch nor Hydra, and trains nothing.
+Imports neither torch nor Hydra.
 """
 
 import os
@@ -81,10 +81,9 @@ def _refused(folder: str, problem: str) -> ConfigError:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """If one folder is given that contains run directories, return it; else the current directory.
+    """Return the only given folder if it contains run directories, else the current directory.
 
-    If the given folder is itself a run directory, it is not returned, because a run directory
-    holds only the files of its own run.
+    A run directory itself is not returned, because it holds only its own run's files.
     """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)
@@ -94,8 +93,8 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
 def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
-    Return the suffixes of the files `comparison.*` that were written. If the picture cannot be
-    drawn, the function logs a line and raises no error.
+    Return the suffixes of the written files `comparison.*`. A picture that cannot be drawn is only
+    logged.
 
     Raises:
         OSError: A table cannot be written.
@@ -114,9 +113,9 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 def show(
     comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
 ) -> None:
-    """Print a comparison, and where its files are; suggest the command `then`, if given.
+    """Print a comparison and the place of its files; suggest the command `then`, if given.
 
-    `written` has the suffixes of the files `comparison.*` that were written.
+    `written` has the suffixes of the written files `comparison.*`.
     """
     from ppll_cli.observe.console import rich_console
 

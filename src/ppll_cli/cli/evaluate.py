@@ -1,7 +1,6 @@
 """ppll-eval: evaluate a finished run's model on its own data, other data, or a user's pictures.
 
-Slow imports are inside the functions that need them: `--help` and the refusal of a wrong command
-line import no torch.
+Slow imports are inside functions: `--help` and the refusal of a wrong command line import no torch.
 """
 
 import argparse
@@ -27,7 +26,7 @@ READING = {"download", "cache", "loaders"}
 """Keys of `data` that only say how samples are read."""
 
 FREE = ("batch_size", "data", "device", "threads")
-"""Keys, and groups of keys, of the run's configuration that an evaluation may change."""
+"""Keys and groups of the run's configuration that an evaluation may change."""
 
 DESCRIPTION = """\
 Evaluates the model that a run has trained, on the run's own data or on other data for the same
@@ -60,13 +59,12 @@ class EvaluationRequest:
         settings: `config` as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
-        compares_data: Whether to refuse data that have changed since the run. This is True for a
-            split that the run held out from its training set.
-        data: Name of the chosen option of the group `data`.
-        other_data: The value of `data` if the evaluation changes any setting of the run's data,
-            else None.
+        compares_data: Whether to refuse data that have changed since the run, as for a split that
+            the run held out from its training set.
+        data: The chosen option of the group `data`.
+        other_data: `data` if the evaluation changes the run's data, else None.
         batch_size: Samples per evaluation batch; None if not given.
-        pictures: Files of pictures for which the model predicts.
+        pictures: Files for which the model predicts.
     """
 
     run: "Recorded"
@@ -134,7 +132,7 @@ def _asked(arguments: Sequence[str]) -> EvaluationRequest:
 
 
 def _is_override(argument: str) -> bool:
-    """Return whether an argument contains `=` and is neither an option nor an existing path."""
+    """Return whether an argument contains `=`, and is neither an option nor an existing path."""
     return "=" in argument and not argument.startswith("-") and not os.path.exists(argument)
 
 
@@ -193,8 +191,7 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    If the command line chooses other data, these are preprocessed like the run's own data, unless
-    the command line sets keys of the preprocessing.
+    Other data are preprocessed as the run's own data, unless the command line sets these keys.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that
@@ -231,9 +228,9 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more samples than the run did: the run was trained on the rest.
+    """Refuse to hold out more samples than the run did: it was trained on the rest.
 
-    `before` is the configuration `data` of the run, and `now` that of the evaluation.
+    `before` is the run's configuration of `data`, and `now` the evaluation's.
     """
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0

@@ -30,12 +30,10 @@ if TYPE_CHECKING:
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
-"""Largest number of rows of a table. If there are more classes or pictures, the table shows only
-the rows with the worst metric."""
+"""Largest number of rows of a table. A longer table has only the rows with the worst metric."""
 
 MOST_LABELS = 3
-"""Largest number of labels or boxes that are printed for a picture, the most probable first. The
-file `evaluation.json` lists all."""
+"""Largest number of labels or boxes that are printed for a picture."""
 
 
 def report(asked: "EvaluationRequest") -> None:
@@ -74,7 +72,7 @@ def report(asked: "EvaluationRequest") -> None:
 
 
 def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
-    """Refuse to test on samples with which the run was trained, as far as this is known."""
+    """Refuse to test on samples with which the run was trained, as far as known."""
     if asked.split not in ("test", "val"):
         return
     if asked.compares_data:
@@ -94,8 +92,7 @@ def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
 def _as_json(found: Evaluated) -> dict[str, Any]:
     """Return an evaluation as plain data.
 
-    The keys are those of `summary.json`, but keys of results with averaged weights have no `_ema`
-    at the end.
+    The keys are those of `summary.json`, but without `_ema` for averaged weights.
     """
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
@@ -128,7 +125,7 @@ def _predictions(
 
 
 def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
-    """Draw the confusion matrix, if there is one; if drawing fails, log a warning."""
+    """Draw the confusion matrix, if there is one."""
     if found.details is None or found.details.confusion is None:
         return
     with only_warn("confusion.png could not be drawn"):
@@ -169,7 +166,7 @@ def _show(
 
 
 def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
-    """Return the split and its metric as text, as in the last line of a run's output."""
+    """Return the split and its metric as text, as in the last line of a run."""
     metric = run.task.metric
     split = found.split + AVERAGED if ema else found.split
     return f"{split} {metric} {_number(found.result.get(metric))}"
@@ -178,7 +175,7 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
     """Return a table with a row for each entry; at most the `MOST_ROWS` with the worst metric.
 
-    `kind` says what an entry describes, such as "class". An entry has its name under this key.
+    `kind`, such as "class", is the key of an entry's name.
     """
     from rich.table import Table
 
@@ -201,14 +198,12 @@ def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Tabl
 
 
 def _number(value: Any) -> str:
-    """Return a number as text, with four decimals if it is no integer; a dash for None."""
     if value is None:
         return "-"
     return str(value) if isinstance(value, int) else f"{value:.4f}"
 
 
 def _predicted(found: Mapping[str, Any]) -> str:
-    """Return a prediction as one line."""
     if "probabilities" in found:
         sure = found["probabilities"][:MOST_LABELS]
         said = ", ".join(f"{each['class']} {each['probability']:.4f}" for each in sure)

@@ -29,8 +29,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
     """Return the error that the user sees when the configuration cannot be composed.
 
     Args:
-        error: The exception. A ConfigError is returned unchanged. If any other exception has a
-            cause, the returned error describes the cause.
+        error: The exception. A ConfigError is returned unchanged. The cause of another exception,
+            if it has one, is described in its place.
         arguments: The arguments of the command line, or the overrides of a job.
         program: Name of the program whose `--help` the message suggests.
     """
@@ -97,9 +97,9 @@ def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
 
 
 def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigError:
-    """Return the error for a folder or file of results that Hydra could not create or write to.
+    """Return the error for a folder or file of results that Hydra could not write.
 
-    `usual` is the key that sets the folder for results: `hydra.run.dir` or `hydra.sweep.dir`.
+    `usual` is the key of the folder for results: `hydra.run.dir` or `hydra.sweep.dir`.
     """
     remedy = f"give {usual}=FOLDER with a folder that you can write to"
     if given.get("resume", "null") != "null":
@@ -116,9 +116,9 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of all groups: those of the program, and those in the user's own folders.
+    """The options of all groups: the program's, and those in the user's folders.
 
-    `given` has the value of each override by its key, and `folders` has the user's folders.
+    `given` has the value of each override by its key.
     """
 
     given: Mapping[str, str]
@@ -126,7 +126,7 @@ class _Options:
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Self:
-        """Find the overrides and folders in the arguments of a program or in a job's overrides."""
+        """Read the arguments of a program, or a job's overrides."""
         overrides = [argument for argument in arguments if is_override(argument)]
         given = {key_of(override): override.partition("=")[2] for override in overrides}
         searched = [override for override in overrides if key_of(override) == SEARCH_PATH]
@@ -144,7 +144,7 @@ class _Options:
 
     @property
     def places(self) -> list[Path]:
-        """The folders with options; the program's own folder is the first."""
+        """The folders with options; the program's own is the first."""
         return [conf_dir(), *self.folders]
 
     def names(self, group: str) -> list[str]:
@@ -152,7 +152,7 @@ class _Options:
         return sorted({path.stem for at in self.places for path in (at / group).glob("*.yaml")})
 
     def with_key(self, group: str, key: str) -> list[str]:
-        """Return the names of those options of a group that have the key `key`."""
+        """Return the options of a group that have the key `key`."""
         found = []
         for path in (path for at in self.places for path in sorted((at / group).glob("*.yaml"))):
             text = path.read_text("utf-8", errors="replace")
@@ -162,10 +162,9 @@ class _Options:
         return found
 
     def all_keys(self) -> list[str]:
-        """Return all keys of the configuration, such as `optim.lr`.
+        """Return all keys of the chosen options, such as `optim.lr`.
 
-        They are the keys of the chosen options. If these cannot be composed, for example because
-        the user adds a group, they are the keys of the default options.
+        If the chosen options cannot be composed, return the keys of the default options.
         """
         chosen = [f"{key}={value}" for key, value in self.given.items() if value in self.names(key)]
         if self.folders:

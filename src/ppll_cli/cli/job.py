@@ -1,4 +1,4 @@
-"""The jobs of a command: check the composed configuration of each, and run it."""
+"""The jobs of a command: check the configuration of each, and run it."""
 
 import gc
 import logging
@@ -28,15 +28,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BEGAN_S = time.monotonic()
-"""When this process began, on the clock of `time.monotonic`.
-
-If Hydra's launcher runs jobs of a sweep in other processes, each process has its own value.
-"""
+"""When this process began, on the clock of `time.monotonic`."""
 
 
 _stopped: list[Interrupted] = []
-"""Interrupts of this process's jobs. If the list is not empty, this process skips all further jobs.
-The list is only filled in processes that Hydra's launcher has started to run jobs of a sweep."""
+"""Interrupts of jobs in a process that Hydra's launcher started. After one, the process skips its
+further jobs."""
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Jobs:
         before: The record of the run to be resumed; None for a new run and for a sweep.
         made: The folders that Hydra makes for a new run; None if unknown.
         began: Whether Hydra has begun a job.
-        failures: The errors with which jobs ended; an interrupt comes first in the list.
+        failures: The errors with which jobs ended; an interrupt comes first.
     """
 
     arguments: Sequence[str]
@@ -61,8 +58,8 @@ class Jobs:
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
 
-        If the job fails, add the error to `failures` and return None. Hydra must not catch the
-        error: it would print its own message, and drop the results of a sweep.
+        A failure is added to `failures`, and None is returned. Hydra must not catch the error: it
+        would print its own message, and drop the results of a sweep.
         """
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
@@ -127,7 +124,7 @@ class Jobs:
         return value(run.objective, summary)
 
     def _checked(self, cfg: "DictConfig", run_dir: Path, choices: dict[str, str]) -> "Run":
-        """Return the run of a job, after checking its settings without torch as far as possible."""
+        """Return the run of a job, after checking what can be checked without torch."""
         from ppll_cli.config import settings
         from ppll_cli.config.changes import changes
         from ppll_cli.config.interpolated import plain

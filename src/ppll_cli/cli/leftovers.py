@@ -1,4 +1,4 @@
-"""Removes folders that Hydra has made for a run or a sweep that was then refused."""
+"""Removes folders that Hydra made for a run or a sweep that was then refused."""
 
 import shutil
 from pathlib import Path
@@ -11,8 +11,8 @@ from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
     """Remove the files that Hydra made for a refused run, then the folders that became empty.
 
-    `ours` has the names of the files and folders that Hydra made in the run directory. `made` has
-    the folders that were made for the run; None if these are unknown.
+    `ours` has the names that Hydra made in the run directory. `made` has the folders that were made
+    for the run; None if unknown.
     """
     for name in ours:
         path = run_dir / name
@@ -23,7 +23,7 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
 def remove_sweep(folder: Path, made: set[Path]) -> None:
     """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
 
-    The folder is only removed if it was made for the sweep, and if no other sweep runs there.
+    The folder stays if it was not made for the sweep, or if another sweep runs there.
     """
     if folder not in made or not folder.is_dir() or sweep_runs(folder):
         return
@@ -37,9 +37,8 @@ def remove_sweep(folder: Path, made: set[Path]) -> None:
 def _remove_empty(folder: Path, made: set[Path] | None) -> None:
     """Remove a folder, then its parent, and so on upwards.
 
-    Stop at the first folder that is not empty, or that was not made for the run. If `made` is None,
-    assume that `folder` was made for the run, and so were its parents inside `outputs`, the default
-    folder for runs.
+    Stop at a folder that is not empty, or was not made for the run. If `made` is None, `folder` and
+    its parents inside `outputs` count as made for the run.
     """
     outputs = start_folder() / "outputs"
     for path in (folder, *folder.parents):

@@ -1,6 +1,6 @@
 """Checks the command line before Hydra reads it: overrides, run directory, and `resume=auto`.
 
-Slow imports are inside the functions that need them.
+Slow imports are inside functions.
 """
 
 import os
@@ -34,7 +34,7 @@ def is_sweep(arguments: Sequence[str]) -> bool:
 
 
 def expand_home(override: str) -> str:
-    """Expand `~` in an override of the folder for results; Hydra would make a folder named `~`."""
+    """Expand `~` in the folder for results; Hydra would make a folder named `~`."""
     found = re.fullmatch(r"(hydra\.(?:run|sweep)\.dir)=(['\"]?)(~.*)\2", override)
     return f"{found[1]}={quoted(os.path.expanduser(found[3]))}" if found else override
 
@@ -42,8 +42,7 @@ def expand_home(override: str) -> str:
 def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Replace `resume=auto` by `resume=FOLDER` if the folder `hydra.run.dir` has a run.
 
-    If the folder has no run, drop `resume=auto`, so that a new run begins there. With
-    `resume=auto`, a batch system can start the same command again and again.
+    If it has none, drop `resume=auto`. So a batch system can repeat one command.
 
     Raises:
         ConfigError: `resume=auto` is given for a sweep, or without `hydra.run.dir`.
@@ -76,10 +75,10 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 def for_each_job(overrides: Sequence[str]) -> list[str]:
     """Rewrite a sweep's overrides so that Hydra checks keys of swept groups only in the jobs.
 
-    Before it starts jobs, Hydra composes the overrides that have one value, and leaves out those
-    that have several. From `local=dgl,infopro local.hidden=64` Hydra would compose only
-    `local.hidden=64`, and refuse this key, because the default option of `local` has no such key.
-    So this function writes `local.hidden=choice(64)`, which Hydra composes only for the jobs.
+    Before it starts jobs, Hydra composes all overrides that have one value. From `local=dgl,infopro
+    local.hidden=64` it would compose only `local.hidden=64`, and refuse this key, because the
+    default option of `local` has no such key. Hydra composes `local.hidden=choice(64)` only for the
+    jobs.
     """
     from hydra.errors import OverrideParseException
 
@@ -103,8 +102,8 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
     """Return a warning if Hydra ignores the only folder for results that is given.
 
-    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run. There is no warning
-    for a command that resumes, because `resume` checks both keys.
+    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run. With `resume`, both
+    are checked elsewhere.
     """
     used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
     given = {key_of(each): each.partition("=")[2] for each in overrides}
@@ -117,9 +116,8 @@ def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
-    A folder is accepted if it holds only files of a start-up that ended before any training. Return
-    the folders that Hydra will make. Return None if the command line does not name the directory,
-    or if an interpolation in its name cannot be resolved before Hydra starts.
+    Files of a start that ended before training are accepted. Return the folders that Hydra will
+    make; None if the directory is not named, or only Hydra can resolve its name.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
@@ -142,9 +140,9 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 
 
 def check_links(run_dir: Path) -> None:
-    """Refuse to resume a run if a file to which the run appends is a symbolic link.
+    """Refuse to resume a run if a file to which it appends is a symbolic link.
 
-    Through a link, anybody who can write into the folder could make the run change other files.
+    Through a link, anybody who can write into the folder could change other files.
     """
     for name in (LOG_FILE, METRICS_FILE):
         if (run_dir / name).is_symlink():
@@ -165,14 +163,14 @@ def _named(override: "Override", overrides: Sequence[str]) -> str | None:
 
 
 def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Resolve the interpolations in `run_dir`; return None if Hydra cannot resolve them."""
+    """Resolve the interpolations in `run_dir`; return None if Hydra cannot."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # Hydra does not know the user's folders here, so it may refuse the user's own options. If
-        # it does, compose `run_dir` alone: most names of run directories use no other override.
+        # Hydra does not know the user's folders here, so it may refuse the user's own options. Then
+        # compose `run_dir` alone: most names of run directories use no other override.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

@@ -1,8 +1,7 @@
 """ppll-plan: predict speed and memory of each schedule on each number of devices, before any run.
 
-The program measures the model's units once, then simulates each schedule's instructions. Slow
-imports are inside the functions that need them: `--help` and the refusal of a wrong configuration
-import no torch.
+Slow imports are inside functions: `--help` and the refusal of a wrong configuration import no
+torch.
 """
 
 import argparse
@@ -31,8 +30,7 @@ LISTED = 4
 """Largest number of edges (pairs of stages that exchange tensors) that get a line each."""
 
 FEW = 2
-"""Largest number of stages or edges for which each value is shown. If there are more, only the
-largest value is shown."""
+"""Largest number of values that a cell shows; of more, it shows only the largest."""
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
@@ -112,8 +110,7 @@ def _count(text: str) -> int:
 class Plan:
     """What the command line asks for: numbers of devices, and the configuration of each schedule.
 
-    `replicas` lists the numbers of replicas of each stage to plan for; None to find the fastest
-    number.
+    `replicas` has the numbers of replicas to plan for; None to find the fastest.
     """
 
     gpus: tuple[int, ...]
@@ -180,11 +177,11 @@ class Plan:
         return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
-        """Return the settings of a run. The number of threads does not depend on `gpus`.
+        """Return the settings of a run.
 
-        If the configuration gives no `threads`, each worker gets max(1, cores // n) threads.
-        `cores` is the number of usable CPU cores. n is the largest number of devices in the plan
-        that does not exceed `cores`.
+        Without `threads` in the configuration, each worker gets cores // n threads: n is the plan's
+        largest number of devices that is at most the number of usable CPU cores. If all numbers of
+        devices are larger, each worker gets one thread.
         """
         config = self.configs[name]
         cores = usable_cores()
@@ -204,7 +201,7 @@ def _check_class(overrides: Sequence["Override"], schedules: Sequence[Any]) -> N
 
 
 def _values(override: "Override") -> tuple[Any, ...]:
-    """Return the values of an override: a single value, or the elements of a list or sweep."""
+    """Return the values of an override: one value, or the elements of a list or sweep."""
     values = list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
     values = values if isinstance(values, list) else [values]
     # For some lists, Hydra returns numbers as text.
@@ -282,7 +279,7 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
 
 
 def _told(row: "Row") -> Iterator[str]:
-    """Yield lines about the fastest layout: its speed, traffic on edges, and averaged gradients."""
+    """Yield lines about the fastest layout."""
     found = row.prediction
     assert found is not None
     layout = f"{row.stages} stage" + "s" * (row.stages > 1)
@@ -311,7 +308,7 @@ def _told(row: "Row") -> Iterator[str]:
 
 
 def _each(values: Sequence[float], text: Callable[[float], str]) -> str:
-    """Return each stage's or edge's value as text or, if there are many, only the largest."""
+    """Return each stage's or edge's value as text or, if there are many, the largest."""
     if len(values) > FEW:
         return f"<= {text(max(values))}"
     return " / ".join(map(text, values))

@@ -24,8 +24,8 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: The predicted speed divided by the speed of back-propagation on one device with
-            as many threads as a worker.
+        speed_up: The predicted speed divided by that of back-propagation on one device with as many
+            threads as a worker.
     """
 
     schedule: str
@@ -41,16 +41,16 @@ class Row:
 class Planner:
     """Measures the units of a model once, and predicts many schedules from the measurements.
 
-    A planner is a context manager. At the end of a with block, it ends the measuring process.
+    At the end of a `with` block, a planner ends the measuring process.
 
     Attributes:
         settings: Returns the settings of a run, given the name of a schedule, the number of devices
             and the number of replicas.
-        replicas: The numbers of replicas of each stage to predict for. If None, tables are for
-            stages without replicas, and `fastest` tries every divisor of the number of devices.
-        per_machine: Number of devices of each machine; None if one machine has all devices.
-        neighbours: Largest number of other workers that compute on a worker's CPU at the same time.
-            If None, the result of `neighbours_of` is used.
+        replicas: The numbers of replicas to predict for. If None, tables are without replicas, and
+            `fastest` tries every divisor of the number of devices.
+        per_machine: Number of devices of each machine; None if one machine has all.
+        neighbours: Largest number of other workers that compute on a worker's CPU at the same time;
+            None for the result of `neighbours_of`.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -85,11 +85,11 @@ class Planner:
 
     @property
     def bp_samples_per_second(self) -> float:
-        """Samples per second of back-propagation on one device, with the threads of one worker."""
+        """Samples per second of back-propagation on one device, with one worker's threads."""
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
-        """Return a row for each schedule and each number of replicas asked for, by row title."""
+        """Return a row for each schedule and each number of replicas, by title."""
         return {
             _title(name, replicas): self._row(name, gpus, replicas)
             for replicas in self.replicas or (1,)
@@ -104,7 +104,7 @@ class Planner:
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """If nothing could be predicted, raise the error of the first schedule."""
+        """Raise the error of the first schedule if nothing could be predicted."""
         if self._errors and not self._found:
             raise self._errors[0]
 
@@ -117,7 +117,7 @@ class Planner:
         return f"{' '.join(parts)} on {where}, {base.threads_per_worker} thread(s) a worker"
 
     def notes(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on how the tables were computed, and how to read them, a line each."""
+        """Return notes on how the tables were computed, and how to read them."""
         threads = self.base.threads_per_worker
         here = usable_cores() // threads if self.device == "cpu" else cuda.device_count()
         lines = [f"bp on one device: {self.bp_samples_per_second:.0f} samples/s"]
@@ -236,5 +236,4 @@ class Planner:
 
 
 def _title(name: str, replicas: int) -> str:
-    """Return the title of a row for a schedule and a number of replicas of each stage."""
     return name if replicas == 1 else f"{name}, {replicas} replicas"

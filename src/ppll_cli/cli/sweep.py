@@ -27,16 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def note_refusal(error: ConfigError) -> None:
-    """If this process runs a job of a sweep, record in the sweep's folder why it was refused."""
+    """If this process runs a job of a sweep, record why the job was refused."""
     config = HydraConfig.get()
     if config.mode is RunMode.MULTIRUN:
         refuse(Path(config.sweep.dir), config.job.num, overrides_of(config, "task"), str(error))
 
 
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
-    """Record a refused job in the sweep's folder, because such a job has no run directory."""
+    """Record a refused job in the sweep's folder, because the job has no run directory."""
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
-    # Several jobs may run at the same time in their own processes, so one call writes the line.
+    # Several processes may append at the same time, so one call writes the line.
     file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(file, line.encode())
@@ -71,9 +71,9 @@ class CompareRuns(Callback):
     """Ends a sweep with the comparison of its runs, in the sweep's folder.
 
     Attributes:
-        failed: How many jobs of the latest sweep did not complete, in this or in other processes.
-        interrupted: Whether one of these jobs was interrupted by a signal.
-        made: The sweep's folder and those of its parents that did not exist before the sweep.
+        failed: How many jobs of the latest sweep did not complete.
+        interrupted: Whether a signal interrupted one of these jobs.
+        made: The sweep's folder and its parents, as far as the sweep made them.
     """
 
     failed: ClassVar[int] = 0
@@ -104,7 +104,7 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Write and show the comparison; if all jobs were refused, do neither and return False."""
+        """Write and show the comparison; if all jobs were refused, only return False."""
         comparison = compare([folder])
         ends = _ends(folder)
         type(self).failed = len(comparison.failed) if ends is None else len(ends)
@@ -122,7 +122,7 @@ class CompareRuns(Callback):
 
 
 def _ends(folder: Path) -> list[str] | None:
-    """Return the status of each job that has not completed; None if the jobs are unknown."""
+    """Return the status of each job that is not complete; None if the jobs are unknown."""
     try:
         jobs = read_sweep(folder).jobs
     except ConfigError:

@@ -1,6 +1,6 @@
 """Replaces Hydra's basic sweeper by one that records its jobs, so that a sweep can be resumed.
 
-In this module, a launcher is Hydra's plugin that runs the jobs of a sweep.
+A launcher is Hydra's plugin that runs the jobs of a sweep.
 """
 
 import json
@@ -45,7 +45,7 @@ class Sweep:
     """The sweep whose jobs this process runs.
 
     Attributes:
-        process: ID of the process that runs the sweep; a launcher may run jobs in other processes.
+        process: ID of the process that runs the sweep; jobs may run in other processes.
         before: The record of the sweep to be resumed; None for a new sweep or a single run.
         resume_command: The command that resumes the sweep; None until the sweep can be resumed.
     """
@@ -72,7 +72,7 @@ class BasicSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Store the configuration and make the launcher; Hydra calls this."""
+        """Store the configuration and make the launcher."""
         self._config, self._hydra = config, hydra_context
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -80,15 +80,15 @@ class BasicSweeper(Sweeper):
 
     @classmethod
     def install(cls, current: Sweep) -> None:
-        """Have Hydra use this class in this process."""
+        """Make Hydra use this class in this process."""
         cls.current = current
         # Hydra takes plugins only from its own packages, but it looks up each class by this name.
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all jobs of a new sweep, or the jobs of a resumed sweep that are not complete.
+        """Run all jobs of a new sweep, or the incomplete jobs of a resumed sweep.
 
-        The arguments are the overrides on the command line, except overrides of Hydra's own keys.
+        `arguments` has the command line's overrides, except those of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
         if self.current.before is not None:
@@ -175,7 +175,7 @@ class BasicSweeper(Sweeper):
         return ready
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[Any]:
-        """Have the launcher run the jobs, at most `max_batch_size` at a time."""
+        """Make the launcher run the jobs, at most `max_batch_size` at a time."""
         returned = []
         size = max(1, self._size or len(jobs))
         for start in range(0, len(jobs), size):
@@ -191,8 +191,8 @@ class BasicSweeper(Sweeper):
     ) -> str:
         """Return the command that resumes this sweep.
 
-        The command repeats what `resume` does not take from the sweep's record: the user's classes,
-        the tracker, and those settings of the launcher that may contain a shell command.
+        It repeats what `resume` does not take from the record: the user's classes, the tracker, and
+        settings of the launcher that may contain a shell command.
         """
         with _hydra_config(self._config):
             options = options_given()
@@ -208,9 +208,9 @@ class BasicSweeper(Sweeper):
 class _Numbers(int):
     """The numbers of the jobs that a launcher gets together, in the form of an integer.
 
-    A launcher gets only the number of the first job, and computes the number of each job by adding
-    the job's index. In a resumed sweep, complete jobs are left out, so this sum would be wrong.
-    Therefore the addition of an index to this integer returns the number of the job.
+    A launcher gets the number of the first job, and adds a job's index to it. In a resumed sweep,
+    complete jobs are left out, and the sum would be wrong. So the addition returns the right
+    number.
     """
 
     numbers: tuple[int, ...]
@@ -245,7 +245,7 @@ def _write(file: int, text: str) -> None:
 
 
 def _folder(config: DictConfig) -> str | None:
-    """Return a job's folder relative to the sweep's folder; None if only a launcher knows it."""
+    """Return a job's folder relative to the sweep's; None if only a launcher knows it."""
     try:
         with _hydra_config(config):
             name = str(config.hydra.sweep.subdir)
@@ -255,7 +255,7 @@ def _folder(config: DictConfig) -> str | None:
 
 
 def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
-    """Refuse to begin a sweep in another sweep's folder: the other sweep's record would be lost."""
+    """Refuse to begin a sweep in another sweep's folder, whose record would be lost."""
     for number, config in enumerate(configs):
         name = _folder(config)
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
