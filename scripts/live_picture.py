@@ -1,7 +1,7 @@
 """`scripts/live_picture [options] [KEY=VALUE ...]`: draw the terminal during a run of ppll-run.
 
-The picture shows the terminal at one moment of a real run. The program's output is read from a
-pseudo-terminal and not changed. The SVG loads nothing from other files or from the network.
+The picture shows one moment of a real run. The SVG loads nothing from other files or from the
+network.
 """
 
 import argparse
@@ -30,7 +30,7 @@ FONT = re.compile(r"@font-face \{[^}]*\}\s*")
 
 
 class Screen:
-    """Emulates the part of a terminal that a live display needs: lines that are written and erased.
+    """Emulates a terminal, as far as a live display needs it.
 
     Attributes:
         frames: For each complete display, the lines of the screen just before it is redrawn.
@@ -42,7 +42,7 @@ class Screen:
         self._row = 0
 
     def feed(self, text: str) -> None:
-        """Process the text and the control sequences that a program has written."""
+        """Process the text and the control sequences that a program wrote."""
         end = 0
         for found in CONTROL.finditer(text):
             self._lines[self._row] += text[end : found.start()]
@@ -67,7 +67,7 @@ class Screen:
 
 
 def progress(lines: Sequence[str]) -> float | None:
-    """Return the fraction of steps that a complete live display shows; None if incomplete."""
+    """Return the fraction of steps done that a live display shows; None if it is incomplete."""
     text = Text.from_ansi("\n".join(lines)).plain
     found = STEP.findall(text)
     complete = "█ compute" in text and "samples/s" in text and "not known yet" not in text
@@ -75,11 +75,7 @@ def progress(lines: Sequence[str]) -> float | None:
 
 
 def record(command: Sequence[str], columns: int) -> tuple[int, Screen, str]:
-    """Run a command on a pseudo-terminal.
-
-    Args:
-        command: The program and its arguments.
-        columns: Width of the terminal.
+    """Run a command on a pseudo-terminal with `columns` columns.
 
     Returns:
         The exit status of the command, the screen of the terminal, and all written text.

@@ -31,7 +31,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Run the benchmark that the first argument names, with the further arguments as options."""
+    """Run the benchmark that the first argument names."""
     parser = argparse.ArgumentParser(
         prog="scripts/benchmark",
         usage="%(prog)s NAME [options]",

@@ -1,22 +1,19 @@
 """`scripts/benchmark accuracy`: test accuracy and cost of each local method.
 
-Each method trains ResNet-20, cut into 2, 4 and 8 modules, and ResNet-32, cut into 16 modules. It
-trains on a third of Fashion-MNIST's training set, with three seeds. The table has the mean accuracy
-over the seeds and its standard deviation. All rows take many hours on two cores; `--epochs` trains
-longer, on the whole training set. All rows have the same number of training steps. The last module
-always has a residual unit. A last module with only the head would do worse, because the features
-that it reads would be trained for the auxiliary network of the module before, not for the head.
+Each method trains ResNet-20 in 2, 4 and 8 modules, and ResNet-32 in 16 modules, on a third of
+Fashion-MNIST's training set, with three seeds. All rows have equal numbers of training steps, and
+take many hours on two cores. `--epochs` trains longer, on the whole training set. The last module
+always has a residual unit. A head alone would read features that are trained for another network.
 
-Accuracy is measured under `schedule=ll`. Its weights are bit-identical to those of `ppll`, but it
-uses one process, so several rows are trained at the same time. Speed and memory are measured in
-short runs under `ppll` on two stages, one run at a time. Each worker has one thread.
-Back-propagation could use more threads, so the table also has rows for `bp` with all threads, for
-`bp` with two replicas (data parallelism), and for `zb_h1`.
+Accuracy is measured under `schedule=ll`, whose weights are bit-identical to those of `ppll`: it
+needs one process, so several rows are trained at the same time. Speed and memory are measured in
+short runs under `ppll` on two stages, one run at a time. Each worker has one thread. For a fair
+comparison, there are rows for `bp` with all threads, for `bp` with two replicas (data parallelism),
+and for `zb_h1`.
 
-The column "seconds to bp" says how soon a method under `ppll` is at most one percentage point below
-the accuracy of `bp`. The time is the number of training samples until then, divided by the measured
-speed. Both accuracies are measured on training batches, with the same seed. For `bp`, it is the
-accuracy at the end of the training.
+"seconds to bp" says how soon a method under `ppll` is at most one percentage point below the final
+accuracy of `bp` with the same seed: the number of training samples until then, divided by the
+measured speed. Both accuracies are measured on training batches.
 """
 
 import argparse
@@ -72,7 +69,7 @@ VARIANTS = {
     "fba on, input": ["fba=on", "fba.join=input"],
     "fba on, probe": ["fba=on", "fba.trains=probe"],
 }
-"""Other values of methods' options, measured only with the model and cut of `VARIANTS_OF`."""
+"""Other values of methods' options, measured only with `VARIANTS_OF`."""
 
 
 def _units(*numbers: str) -> list[str]:
@@ -85,8 +82,8 @@ MODULES: dict[tuple[int, int], list[str]] = {
     (20, 8): _units("1.0", "1.1", "1.2", "2.1", "2.2", "3.1", "3.2"),
     (32, 16): _units(*(f"{stage}.{unit}" for stage in (1, 2, 3) for unit in range(5))),
 }
-"""For each depth of the model and number of modules, the first unit of each module except module 0.
-The entry (32, 16) is the partition `man_K16`."""
+"""The first unit of each module except module 0, by depth of the model and number of modules. The
+entry (32, 16) is the partition `man_K16`."""
 
 NUMBERS = [modules for _, modules in MODULES]
 
@@ -98,7 +95,7 @@ ALONE = {
     "bp, 2 replicas": ["schedule=bp", "gpus=2", "replicas=2", "threads=1"],
     "zb_h1": ["schedule=zb_h1", "gpus=2", "partition=flops", "threads=1"],
 }
-"""The rows without a local method. Only `bp` is trained to measure accuracy. The other rows would
+"""The rows without a local method. Only `bp` is trained to measure accuracy: the other rows would
 learn the same weights, except that BatchNorm may compute its statistics over other samples."""
 
 SHORT = ["epochs=1", "data.val_fraction=0.667", "data.eval_limit=10000", "log_every=25"]
@@ -132,7 +129,7 @@ def rows(
     """Return the rows of each model: back-propagation, and each method with each cut.
 
     `budget` has the overrides that set the length of the training. "bp" among the methods means the
-    rows of `ALONE`. A model has no rows if `MODULES` has no entry for it with one of `numbers`.
+    rows of `ALONE`. A model without an entry in `MODULES` for one of `numbers` has no rows.
     """
     found = []
     choices = METHODS | VARIANTS
@@ -172,8 +169,8 @@ def _row(
 def training_results(summary: Summary, run_dir: Path) -> dict[str, Any]:
     """Return the results of a training (see `results_of`), and how its accuracy rose.
 
-    `train_accuracy` has a pair for each training line in `metrics.jsonl`: the number of steps done,
-    and the accuracy of the model's own head on the batches of this line.
+    `train_accuracy` has a pair for each training line of the model's own head: the number of steps
+    done, and the accuracy.
     """
     lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     rise = [
@@ -195,10 +192,8 @@ def steps_to(rise: Sequence[tuple[int, float]], aim: float) -> int | None:
 def seconds_to_bp(pairs: Sequence[tuple[Found, Found]], samples_per_second: float) -> float | None:
     """Return the mean seconds until a method is one point below the final accuracy of `bp`.
 
-    Each pair has the results of two trainings with the same seed: of the method, and of `bp`.
-
-    Returns:
-        The seconds; None if the training with some seed does not reach this accuracy.
+    Each pair has the results of a method and of `bp` with the same seed. The result is None if a
+    training does not reach this accuracy.
     """
     steps = []
     for found, bp in pairs:
@@ -211,7 +206,7 @@ def seconds_to_bp(pairs: Sequence[tuple[Found, Found]], samples_per_second: floa
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the trials that have no results yet, write the table, and print it."""
+    """Run the trials that have no results yet; write and print the table."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark accuracy", description=__doc__)
     parser.add_argument(
         "--epochs",
@@ -235,7 +230,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def markdown(trials: Trials, rows: Sequence[Row]) -> str:
-    """Return the tables of all results so far in Markdown, one for each model."""
+    """Return a table in Markdown for each model, with all results so far."""
     found = {row: [trials.find(trial) for trial in row.trained] for row in rows}
     texts = []
     for depth in dict.fromkeys(row.depth for row in rows):

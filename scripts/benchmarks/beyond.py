@@ -1,19 +1,18 @@
 """`scripts/benchmark beyond`: local learning for detection and super-resolution.
 
 There are three cases: a small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a
-small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation. Cut into 2
-and into 4 modules, it is also trained by local losses: the task's smallest head (greedy), the
-Simple Local Module alone (fba off), and with the feature bank (fba on). Detection also has
-heads that train only the pyramid levels of a module's own stride (greedy, level), and MAN++ with
-such heads (manpp). All rows of a case have the same number of training steps. In detection with two
-modules, no earlier module could put features into a bank. So in this case fba on equals fba off,
-and both rows share one run.
+small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation and, cut
+into 2 and into 4 modules, by local losses: the task's smallest head (greedy), the Simple Local
+Module alone (fba off), and with the feature bank (fba on). Detection also has heads that train only
+the pyramid levels of a module's own stride (greedy, level), and MAN++ with such heads (manpp). All
+rows of a case have equal numbers of training steps. In detection with two modules, no earlier
+module can put features into a bank, so fba on and fba off share one run.
 
-Metrics are measured under `schedule=ll` with one thread, so several rows are trained at the same
-time. The weights are bit-identical to those of `ppll`. Speed and memory are measured in short runs,
-one at a time: local methods on two stages with one thread per worker, `bp` in one worker with one
-thread and with all threads. The benchmark takes about two hours on two cores, and more with several
-`--seeds`; `--short` reduces the training to a tenth.
+Metrics are measured under `schedule=ll` with one thread, whose weights are bit-identical to those
+of `ppll`, so several rows are trained at the same time. Speed and memory are measured in short
+runs, one at a time: local methods on two stages with one thread per worker, `bp` in one worker with
+one thread and with all threads. The benchmark takes about two hours on two cores, and more with
+several `--seeds`; `--short` reduces the training to a tenth.
 """
 
 import argparse
@@ -63,16 +62,14 @@ class Case:
         title: Heading of the case's tables.
         overrides: Overrides for all rows.
         length: The configuration key for the number of samples per epoch, and this number.
-        cuts: For each number of modules, the first unit of each module except module 0. The last
-            module never has the head alone, because the features that the head reads would be
-            trained for the auxiliary network of the module before, not for the head.
-        metrics: Heading and format of each metric. A column compares the first metric with that of
-            bp.
+        cuts: The first unit of each module except module 0, by number of modules. The last module
+            never has the head alone, which would read features trained for another network.
+        metrics: Heading and format of each metric. A column compares the first one with that of bp.
         methods: Keys of `METHODS`.
-        reference: Name of a method that needs no training, and its key in the results for each
-            metric; None if the case has no such method.
-        brief: Further overrides for runs that measure speed and memory. With them, an evaluation is
-            short and needs no more memory than the training.
+        reference: Name of a method without training, and its key in the results for each metric;
+            None if there is none.
+        brief: Further overrides for runs that measure speed and memory. They make evaluations
+            short, and no larger than the training.
     """
 
     title: str
@@ -98,9 +95,8 @@ class Case:
 def super_resolution(scale: int, patch: int) -> Case:
     """Return the case of EDSR with 8 residual units of 32 channels.
 
-    Back-propagation with 2,000 steps takes about five minutes on one thread. After these steps, the
-    PSNR for x2 is 1.8 dB above that of bicubic enlargement. Patches for x4 are smaller, because
-    many small patches gave a better PSNR than few large patches that took equally long.
+    Patches for x4 are smaller, because many small patches gave a better PSNR than few large patches
+    that took equally long.
     """
     return Case(
         title=f"Super-resolution x{scale}",
@@ -177,7 +173,7 @@ def rows(name: str, short: bool, seeds: Sequence[int] = (0,)) -> list[Row]:
 
 
 def schedules(name: str, short: bool) -> dict[str, Trial]:
-    """Return the runs that measure the speed of each schedule, by name.
+    """Return the run that measures the speed of each schedule, by name.
 
     `ll` and `ppll` use fba on, with two modules.
     """
@@ -200,10 +196,7 @@ def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
 
 
 def _same(name: str, method: str, modules: int) -> str:
-    """Return the method that is run for a row. Rows with the same training share one run.
-
-    For detection with 2 modules, fba on has the same training as fba off.
-    """
+    """Return the method that is run for a row: in detection with 2 modules, fba on is fba off."""
     return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 
@@ -213,7 +206,7 @@ def _local(name: str, method: str, modules: int) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run the trials that have no results yet, write the tables, and print them."""
+    """Run the trials that have no results yet; write and print the tables."""
     parser = argparse.ArgumentParser(prog="scripts/benchmark beyond", description=__doc__)
     parser.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
@@ -246,7 +239,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _begun(trials: Trials, row: Row) -> bool:
-    """Return whether there are results of a row, from this or an earlier call of the benchmark."""
+    """Return whether a row has results, perhaps from an earlier call."""
     return any(trials.find(trial) for trial in (*row.trained, row.speed))
 
 
@@ -284,14 +277,13 @@ def _cells(case: Case, trials: Trials, row: Row, bp: Sequence[Found | None]) -> 
 
 
 def _reached(case: Case, found: Sequence[Found | None], bp: Sequence[Found | None]) -> list[str]:
-    """Return cells with the metrics, and with the difference of the first from that of bp."""
+    """Return cells with the metrics, and with the first metric's difference from bp's."""
     cells = [averaged(found, key, form) for key, (_, form) in case.metrics.items()]
     key, (_, form) = next(iter(case.metrics.items()))
     return [*cells, difference(found, bp, key, form)]
 
 
 def _pace(found: Found | None) -> tuple[str, str]:
-    """Return cells with samples per second and the bubble."""
     if found is None:
         return "", ""
     rate, bubble = found["samples_per_second"], found["bubble_fraction"]

@@ -1,7 +1,4 @@
-"""Makes the contenders that `scripts/benchmark schedules` compares.
-
-The job of each contender is made from overrides like those that a user gives to `ppll-run`.
-"""
+"""Makes the contenders that `scripts/benchmark schedules` compares."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -60,7 +57,7 @@ OURS = {
     "bp_all_threads": ["schedule=bp", "partition=uniform", f"threads={usable_cores()}"],
     "bp_replicas": ["schedule=bp", "partition=uniform"],
 }
-"""Rows of this program's schedules: the overrides of each row, by its name."""
+"""Overrides of this program's rows, by name."""
 
 TORCH: dict[str, tuple[str, MakeTrainer]] = {
     "torch_gpipe_m4": ("gpipe_m4", partial(PipelineTrainer, ScheduleGPipe)),
@@ -74,12 +71,11 @@ TORCH: dict[str, tuple[str, MakeTrainer]] = {
     ),
     "ddp": ("bp", DataParallelTrainer),
 }
-"""Rows of torch: for each name, the row of `OURS` with the same stages and batches, and a function
-or class that makes the trainer of a rank."""
+"""Rows of torch: the row of `OURS` with equal stages and batches, and a function that makes the
+trainer of a rank."""
 
 UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
-"""Rows that train the stages of `ppll` without channels: for each name, the class that measures the
-row."""
+"""Rows that train the stages of `ppll` without channels, each with the class that measures it."""
 
 LONG = (
     *("ppll", "ppll_recover", "bound", "bound_in_turn", "ll", "ppll_queue"),
@@ -103,7 +99,7 @@ class Case:
     Args:
         model: Key of `MODELS`.
         gpus: Number of stages.
-        overrides: Overrides for all contenders, in addition to the benchmark's own overrides.
+        overrides: Further overrides for all contenders.
 
     Attributes:
         overrides: All overrides that the contenders share.
@@ -115,7 +111,7 @@ class Case:
         self._prepared: dict[str, tuple[Settings, Prepared]] = {}
 
     def prepared(self, name: str) -> tuple[Settings, Prepared]:
-        """Return the settings and the prepared job of a row of `OURS`; compute them only once."""
+        """Return the settings and the prepared job of a row of `OURS`."""
         if name not in self._prepared:
             own = [*OURS[name], *self._modules(name)]
             if name == "bp_replicas":  # one replica per device
@@ -129,7 +125,7 @@ class Case:
         return self.prepared(name)[1].job
 
     def contenders(self, names: Sequence[str]) -> tuple[list[Contender], dict[str, str]]:
-        """Return contenders for these rows, and the reason for each row that cannot be measured."""
+        """Return contenders for these rows, and why each other row cannot be measured."""
         skipped = {name: reason for name in names if (reason := self._obstacle(name))}
         return [self._contender(name) for name in names if name not in skipped], skipped
 
@@ -139,7 +135,7 @@ class Case:
         return self.job("ppll").devices
 
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return facts about this program's rows for the result file, such as their stages."""
+        """Return facts about this program's rows for the result file."""
         ours = [name for name in names if name in OURS]
         units = {name: self.prepared(name)[1].units for name in ours}
         return {
@@ -165,8 +161,6 @@ class Case:
         if name == "ddp" and batch_size % self.gpus:
             return f"a batch of {batch_size} cannot be shared evenly"
         if name == "torch_zero_bubble_m4" and len(self.job("ppll").features[0].shape) == 3:
-            # torch detaches a stage's outputs in place, which fails for views. Channels-last maps
-            # are sent as views.
             return "torch's split backward fails for views, and feature maps are sent as views"
         return None
 
@@ -187,13 +181,13 @@ class Case:
         return [f"local.cuts=[{cuts}]"]
 
     def _transport(self, name: str) -> Transport:
-        """Return the transport that a run would use: the configured transport, if it is usable."""
+        """Return the transport that a run would use."""
         asked = self.prepared(name)[0].transport
         return fitting(asked["_target_"], make("transport", asked), self.job(name), machine=0)
 
 
 def compose_settings(overrides: Sequence[str]) -> Settings:
-    """Return the settings for overrides, as if they were given on the command line."""
+    """Return the settings for overrides, as if given on the command line."""
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose("config", list(overrides))

@@ -18,10 +18,8 @@ KINDS = {
     "truncate": (signal.SIGKILL, 1),
     "flip": (signal.SIGKILL, 1),
 }
-"""For each fault, the signal and the exit status with which the run must end.
-
-The last two faults kill a worker, and then a file of the newest checkpoint is damaged.
-"""
+"""For each fault, the signal and the exit status with which the run must end. After the last two, a
+file of the newest checkpoint is damaged."""
 
 DAMAGES = ("truncate", "flip")
 TO_A_WORKER = ("kill worker", "stop worker", *DAMAGES)
@@ -35,13 +33,13 @@ class Plan:
     """A run and its fault.
 
     Attributes:
-        case: A key of `soak.CASES`. The key ends with the number of workers.
+        case: A key of `soak.CASES`, which ends with the number of workers.
         kind: The fault, a key of `KINDS`.
         moment: The phase of the run: start-up, training, evaluation or checkpoint.
         stage: A random number that selects the worker, the file and the bit to damage.
         step: Number of optimizer steps after which the fault is injected.
-        delay_s: Seconds between the moment and the fault. The moment of a fault in start-up is the
-            start of the process that the fault hits.
+        delay_s: Seconds between the moment and the fault. In start-up, the moment is the start of
+            the process that the fault hits.
         place: Position of the damage in the file, as a fraction from 0 to 1.
     """
 
@@ -59,7 +57,7 @@ class Plan:
         return self.stage % int(self.case.split()[-1])
 
     def when(self) -> str:
-        """Return the time of the fault as text for the table."""
+        """Return the time of the fault as text."""
         at = "" if self.moment == "start-up" else f" {self.step}"
         return f"{self.moment}{at} + {self.delay_s:.2f} s"
 
@@ -67,8 +65,7 @@ class Plan:
 def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
     """Wait for the moment of a fault, and inject the fault.
 
-    Returns:
-        The time of the fault on the monotonic clock; None if the run ended before the fault.
+    Return the time of the fault on the monotonic clock; None if the run ended before.
     """
     target: int | None = None
 
@@ -116,7 +113,7 @@ def steps(run_dir: Path) -> int:
 
 
 def saved(run_dir: Path) -> list[int]:
-    """Return the steps of all checkpoints of a run, in order."""
+    """Return the steps of a run's checkpoints, in order."""
     names = (path.name for path in run_dir.glob("checkpoints/step-*"))
     return sorted(int(name.removeprefix("step-")) for name in names)
 

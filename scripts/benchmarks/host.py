@@ -1,16 +1,16 @@
 """`scripts/benchmark host`: time that the program adds to torch, per stage and batch.
 
-`Worker.run` trains the middle stage of three. The stage has four transformer blocks and a local
-loss. Its channels carry nothing: the same input is always available, and outputs are dropped. After
-each block of such steps, a bare loop makes the same calls of torch (forward, loss, metric,
-backward, the optimizer's kernel) on a second copy of the stage. The difference of the two median
-step times is the time that the program adds to torch.
+`Worker.run` trains the middle stage of three: four transformer blocks and a local loss. Its
+channels carry nothing: the same input is always available, and outputs are dropped. After each
+block of such steps, a bare loop makes the same calls of torch (forward, loss, metric, backward, the
+optimizer's kernel) on a second copy of the stage. The result is the difference of the two median
+step times.
 
-The transformer blocks are narrow, so that on CPU the difference is not small compared with the time
-for arithmetic. Narrow blocks make as many calls, and have as many parameter tensors, as wide
-blocks. On CPU the CPU time of the thread is measured. It excludes the time in which other programs
-use the core. On CUDA the backward pass runs in another thread, so wall-clock time is measured. Both
-loops then queue their work for the device, and wait for the device only between blocks of steps.
+The transformer blocks are narrow, so that arithmetic takes little time. They make as many calls,
+and have as many parameter tensors, as wide ones. On CPU the CPU time of the thread is measured,
+which excludes the time of other programs. On CUDA the backward pass runs in another thread, so
+wall-clock time is measured. Both loops then queue their work, and wait for the device only between
+blocks of steps.
 """
 
 import argparse
@@ -45,10 +45,9 @@ from scripts.benchmarks.unlinked import NoSender, random_values
 RESULT = Path("outputs/benchmark/host.json")
 STAGE, STAGES, BATCH_SIZE = 1, 3, 4
 CHUNK = STAGE
-"""The number of the stage's only chunk."""
 
 BLOCK = 50
-"""Number of steps in a block of steps. A block is an epoch of the worker."""
+"""Number of steps in a block of steps, which is an epoch of the worker."""
 
 OVERRIDES = ["model=vit", "model.dim=16", "model.heads=1", "model.depth=12", "data=synthetic"]
 OVERRIDES += ["data.size=8", f"data.train_samples={BLOCK * BATCH_SIZE}", "data.test_samples=1"]
@@ -94,15 +93,12 @@ def main(arguments: Sequence[str]) -> None:
 def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     """Time the steps of a stage in the worker and in a bare loop, alternating.
 
-    Args:
-        overrides: The overrides of the run.
-        blocks: How many blocks of `BLOCK` steps to time in the worker, and how many in the bare
-            loop. Before them, two blocks of each run untimed.
+    `blocks` blocks of `BLOCK` steps are timed in each, after two untimed blocks.
 
     Returns:
         Times per step in milliseconds: the medians `worker_ms` and `torch_ms`, their difference
-        `own_ms`, and the mean `worker_mean_ms`, which includes the slower steps that send reports;
-        and `steps`, the number of timed steps of the worker.
+            `own_ms`, and the mean `worker_mean_ms`, which includes the slower steps that send
+            reports; and `steps`, the number of timed steps of the worker.
     """
     job = prepare(compose_settings(overrides), run_dir="").job
     job = replace(job, course=replace(job.course, epochs=blocks + 2, eval_every=10**6))
@@ -269,7 +265,7 @@ class _TimedReceiver:
         return self._header
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """Return the next message. The message at the end of training has no tensors."""
+        """Return the next message. The one at the end of training has no tensors."""
         header, self._header = self.peek(), None
         return header, dict(self._inputs) if isinstance(header.item, TrainBatch) else {}
 

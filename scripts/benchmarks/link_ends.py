@@ -1,8 +1,8 @@
 """A program that runs at each of the two ends of a link, for `scripts/benchmark network`.
 
 `ping` measures the link with messages of channels. `ddp` trains with torch's
-`DistributedDataParallel`. The two processes connect through a file that both can read. The first
-process prints the result as JSON.
+`DistributedDataParallel`. The two processes connect through a file. The first one prints the result
+as JSON.
 """
 
 import json
@@ -26,7 +26,7 @@ from scripts.benchmarks.ranks import serve
 from scripts.benchmarks.torch_trainers import DataParallelTrainer
 
 SIZES = (64, 2**22)
-"""Sizes in bytes of the messages that are sent to the other end and back."""
+"""Sizes in bytes of the messages that go to the other end and back."""
 
 TIMES = 20
 
@@ -52,7 +52,7 @@ class Once:
 
 
 def ddp(rank: int, store: str, warm_up: int, steps: int, overrides: Sequence[str]) -> float:
-    """Train warm-up steps, then timed steps, and return the speed in samples per second."""
+    """Train warm-up steps, then timed steps; return samples per second."""
     job = prepare(compose_settings(overrides), run_dir="").job
     orders = Once((warm_up, steps))
     serve(DataParallelTrainer, replace(job, devices=("cpu", "cpu")), rank, store, orders)
@@ -110,7 +110,7 @@ def _send(sender: NetworkSender, message: dict[str, Tensor]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run `ping` or `ddp` as one of the two ends, and print the result at the first end."""
+    """Run `ping` or `ddp` as one of the two ends; the first end prints the result."""
     what, rank, store, *rest = arguments
     found: Any
     if what == "ping":

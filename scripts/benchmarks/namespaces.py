@@ -1,6 +1,6 @@
-"""Makes two network namespaces joined by a link, which behave like two machines on a network.
+"""Makes two network namespaces joined by a link, which behave like two machines.
 
-The module needs Linux, the permission to make namespaces, and Debian's package iproute2.
+It needs Linux, the permission to make namespaces, and Debian's package iproute2.
 """
 
 import os

@@ -1,14 +1,14 @@
 """`scripts/benchmark network`: how much a link between two machines slows down each schedule.
 
-Two network namespaces on this machine represent the two machines. A link with or without a limited
-rate joins them. Each row trains on two stages, or two replicas, with one thread each: first on one
+Two network namespaces on this machine represent two machines, joined by a link with or without a
+limited rate. Each row trains on two stages, or two replicas, with one thread each: first on one
 machine, then over each link, in one or more rounds. The table shows the median speed over each link
 relative to the median speed on one machine, and the bytes that are sent per batch. In `bf16` rows
 the sent tensors are rounded to 16 bits. `ddp` is torch's `DistributedDataParallel` with its
-defaults. The table also compares the measured speeds with predictions of `ppll-plan`, which are
-computed from one profile and from the measured latency and speed of each link. With `--accuracy`,
-the benchmark instead compares the test accuracy with and without rounding, for the given settings.
-Without options the benchmark trains a ViT under three schedules, in seven minutes on two cores.
+defaults. The table also compares the speeds with predictions of `ppll-plan`, which are computed
+from one profile and from the measured latency and speed of each link. With `--accuracy`, the
+benchmark instead compares the test accuracy with and without rounding, for the given settings.
+Without options it trains a ViT under three schedules, in seven minutes on two cores.
 """
 
 import argparse
@@ -64,7 +64,7 @@ HERE = "one machine"
 LIMIT_S = 300.0
 
 Speeds = dict[str, list[float]]
-"""For each link, the samples per second of each round."""
+"""The samples per second of each round, by link."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def overrides_of(model: str, name: str, steps: int) -> tuple[str, ...]:
-    """Return the overrides of a row, for a run on one machine or on two machines."""
+    """Return the overrides of a row."""
     return (*COMMON, *MODELS[model], *ROWS[name], f"max_steps={steps}")
 
 
@@ -139,9 +139,8 @@ def markdown(result: Mapping[str, Any]) -> str:
 def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return the predicted samples per second of a row: on one machine, and over each link.
 
-    The result is empty for `ddp`. Both namespaces share this machine's cores and memory, so their
-    workers slow each other down, unlike workers on two real machines. Therefore the prediction for
-    a link assumes that all workers share the cores of one machine.
+    The result is empty for `ddp`. Both namespaces share this machine's cores and memory, so the
+    prediction for a link assumes that all workers share the cores of one machine.
     """
     if name == DDP:
         return {}
@@ -185,7 +184,7 @@ def _rows(
     options: argparse.Namespace,
     links: Mapping[str, Mapping[str, float]],
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield model, name and results of each row, measured on one machine and over each link."""
+    """Yield model, name and results of each row."""
     cache = FOLDER / "network" / "cache"
     os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
     for model in models:
@@ -221,7 +220,7 @@ def _ours(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tupl
 
 
 def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple[float, float]:
-    """Run torch's trainer; return samples per second, and 0 for the bytes, which are unknown."""
+    """Run torch's trainer; return samples per second, and 0 for the unknown bytes."""
     warm_up = min(10, steps // 5)
     return _at_ends(both, ["ddp", str(warm_up), str(steps - warm_up), *overrides]), 0.0
 
@@ -229,7 +228,7 @@ def _ddp(both: Namespaces | None, overrides: Sequence[str], steps: int) -> tuple
 def _learn(
     both: Namespaces, overrides: Sequence[str], rounds: int, console: Console
 ) -> dict[str, list[float]]:
-    """Train over the link without a limited rate; return the test accuracy of each seed by row."""
+    """Train over the unlimited link; return the test accuracy of each seed by row."""
     both.shape(None)
     found: dict[str, list[float]] = {name: [] for name in LEARNT}
     for seed in range(rounds):

@@ -1,10 +1,9 @@
 """Runs the real workers of a job. They train when they get an order, and are idle otherwise.
 
-The course of such a job waits on a pipe for orders. An order is a list of spans: each span is a
-number of training batches. After each span the course sends a mark: an item that follows the
-batches through the pipeline and makes each stage report. The pipeline is not drained for a mark. So
-the time between two reports of the last stage is the time that the running pipeline needs for the
-batches between the two marks, even if another stage is the slowest.
+An order is a list of spans: each span is a number of training batches. After each span the course
+sends a mark: an item that follows the batches through the pipeline and makes each stage report. The
+pipeline is not drained for a mark. So the time between two reports of the last stage is the time
+that the running pipeline needs for the batches between the two marks.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +25,15 @@ from ppll_cli.transport.channel import Transport
 from scripts.benchmarks.runs import RunFailedError
 
 LIMIT_S = 60.0
-"""Time limit in seconds for each event that is waited for."""
+"""Time limit in seconds for each event."""
 
 EPOCH = 50
-"""Number of steps in an epoch, and value of `log_every`. Besides marks, only the end of an epoch
-makes workers report."""
+"""Number of steps in an epoch, and value of `log_every`. So workers report only at marks and at the
+end of an epoch."""
 
 WARM_UP = (3, 3)
-"""Numbers of batches in two spans before the measurements: memory is allocated during the first
-span, and the time of a step is estimated from the second span."""
+"""Numbers of batches in two spans before the measurements. Memory is allocated during the first
+one. The time of a step is estimated from the second one."""
 
 LEAST_STEPS = 3
 """Smallest number of steps of a measurement."""
@@ -51,7 +50,7 @@ class PacedCourse(Course):
     orders: Connection
 
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
-        """Yield the batches of all orders, a mark after each span of batches, and then the end."""
+        """Yield the batches of all orders, a mark after each span, and then the end."""
         step, per_epoch = start, self.steps_per_epoch
         while spans := self._order():
             for batches in spans:
@@ -86,7 +85,7 @@ class Line:
     Attributes:
         orders: The connection to which orders are sent.
         last: Number of the last of these stages, whose reports are timed.
-        steps: Number of steps that have been ordered so far.
+        steps: Number of steps ordered so far.
         step_s: Seconds per step in the latest measurement.
     """
 
@@ -96,11 +95,11 @@ class Line:
     step_s: float = 0.0
 
     def order(self, spans: Sequence[int]) -> list[int]:
-        """Order spans of batches, and return the number of steps done at the end of each span."""
+        """Order spans of batches; return the number of steps done at the end of each span."""
         lengths, ends = [], []
         for batches in spans:
-            # If a span ended together with an epoch, a worker would report before the mark. So such
-            # a span gets one more batch.
+            # At the end of an epoch, a worker would report before the mark. So a span that would
+            # end there gets one more batch.
             length = batches + ((self.steps + batches) % EPOCH == 0)
             self.steps += length
             lengths.append(length)
@@ -127,18 +126,18 @@ class Workers:
         self._thread = Thread(target=self._launch, args=(transport,), name=name, daemon=True)
 
     def start(self) -> None:
-        """Start the workers, and wait until each of them is ready."""
+        """Start the workers, and wait until all are ready."""
         self._others = set(active_children())
         self._thread.start()
         for _ in range(self.job.stages):
             self._hear()
 
     def warm_up(self) -> float:
-        """Train the first steps, and return the mean loss of the last `WARM_UP[1]` of them."""
+        """Train the first steps, and return the mean loss of the last `WARM_UP[1]`."""
         return self.time(self.lines, [WARM_UP] * len(self.lines))
 
     def measure(self, seconds: float) -> float:
-        """Train for about `seconds`, and return the samples per second of the slowest line."""
+        """Train for about `seconds`; return the samples per second of the slowest line."""
         orders = [self.spans(line, seconds) for line in self.lines]
         self.time(self.lines, orders)
         return self.job.course.batch_size / max(line.step_s for line in self.lines)
@@ -147,16 +146,14 @@ class Workers:
         """Return an order whose second span takes about `seconds` and keeps the pipeline full."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
-        # Without a third span, the first stages would have no work left while the last stages still
-        # compute the second span.
+        # Without a third span, the first stages would end before the last ones.
         tail = self.job.depth * (self.job.stages - 1) if self.job.local_learning else 0
         return [fill, steps, tail] if tail else [fill, steps]
 
     def time(self, lines: Sequence[Line], orders: Sequence[Sequence[int]]) -> float:
         """Send orders to lines at the same time, and measure the second span of each order.
 
-        Returns:
-            The mean loss of the second span on the last line.
+        Return the mean loss of the second span on the last line.
         """
         ends = [line.order(spans) for line, spans in zip(lines, orders, strict=True)]
         waited = {(line.last, end) for line, each in zip(lines, ends, strict=True) for end in each}
@@ -178,7 +175,7 @@ class Workers:
         return [report["peak_memory_bytes"] for report in event.reports]
 
     def stop(self) -> None:
-        """Kill all child processes that exist now but did not exist before `start`."""
+        """Kill all child processes that did not exist before `start`."""
         for child in set(active_children()) - self._others:
             child.kill()  # the launcher notices this and collects their statuses
         if self._thread.ident is not None:

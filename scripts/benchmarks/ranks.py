@@ -1,6 +1,6 @@
 """Runs `torch.distributed` processes. They train when they get an order, and are idle otherwise.
 
-The timed steps begin and end with a barrier of all ranks.
+Timed steps begin and end with a barrier of all ranks.
 """
 
 import tempfile
@@ -27,13 +27,13 @@ from scripts.benchmarks.runs import RunFailedError
 from scripts.benchmarks.torch_trainers import Trainer
 
 LEAVE_S = 5.0
-"""Seconds for a process to exit, and for other ranks to report failures after a first failure."""
+"""Seconds for a process to exit, and for other ranks to fail after a first failure."""
 
 MakeTrainer = Callable[[Job, int], Trainer]
 
 
 class Orders(Protocol):
-    """A connection that gives orders to a rank and takes its answers; usually a pipe."""
+    """A connection that gives orders to a rank and takes its answers."""
 
     def recv(self) -> Any:
         """Return the next order: lengths of spans of steps."""
@@ -46,7 +46,7 @@ class Orders(Protocol):
 
 @dataclass(frozen=True)
 class _Span:
-    """Measurements of a rank: seconds of all steps, and the mean loss, if the rank knows it."""
+    """Seconds of all steps, and the mean loss; None if the rank does not know it."""
 
     seconds: float
     loss: float | None
@@ -91,11 +91,11 @@ class Ranks:
         self._gather()
 
     def warm_up(self) -> float:
-        """Train the first steps, and return the mean loss of the last `WARM_UP[1]` of them."""
+        """Train the first steps, and return the mean loss of the last `WARM_UP[1]`."""
         return self._train(WARM_UP)
 
     def measure(self, seconds: float) -> float:
-        """Train for about `seconds`, and return the speed in samples per second."""
+        """Train for about `seconds`, and return the samples per second."""
         self._train((1, max(LEAST_STEPS, round(seconds / self._step_s))))
         return self.job.course.batch_size / self._step_s
 
@@ -108,7 +108,7 @@ class Ranks:
         return peaks
 
     def stop(self) -> None:
-        """Kill the processes of all ranks, in any state."""
+        """Kill the processes of all ranks."""
         for process in self._processes:
             process.kill()
         for process in self._processes:
@@ -162,8 +162,7 @@ class Ranks:
 def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Connection) -> None:
     """Run a rank: execute orders, and exit if the process that gives orders has ended.
 
-    The ranks connect through the path `store`, at which no file exists yet. `orders` receives
-    orders and sends answers.
+    The ranks connect through the path `store`, at which no file exists yet.
     """
     try:
         serve(make_trainer, job, rank, store, orders)
@@ -175,7 +174,7 @@ def main(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Con
 
 
 def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Orders) -> None:
-    """Train as ordered until an order is empty. `main` describes the arguments."""
+    """Train as ordered until an order is empty."""
     device = torch.device(job.devices[rank])
     torch.set_num_threads(job.threads)
     memory = PeakMemory(device)

@@ -1,10 +1,10 @@
 """`scripts/benchmark restarts`: kills and stops single stages of runs with `recover=stage`.
 
-Each short run of a small model has one fault or two. Two faults hit one stage twice in a row, or
-two stages at once. The moments are random: during the start-up, training, an evaluation, a
-checkpoint or a snapshot. The run must end with exit status 0 and with the weights of a run without
-a fault, bit for bit. Only stages that were hit may get a new process, and no process and no shared
-memory may be left behind. The exit status is 1 if any run fails one of these checks.
+Each short run of a small model has one fault, or two: of one stage twice in a row, or of two stages
+at once. The moments are random: during the start-up, training, an evaluation, a checkpoint or a
+snapshot. The run must end with exit status 0 and with the weights of a run without a fault, bit for
+bit. Only stages that were hit may get a new process, and no process and no shared memory may be
+left behind. The exit status is 1 if any run fails a check.
 """
 
 import argparse
@@ -36,7 +36,7 @@ RECOVER = ("recover=stage", "recover.every=4")
 NAMES = ("vit ppll 2", "vit ppll 3", "resnet ppll 3")
 MOMENTS = ("start-up", "training", "evaluation", "checkpoint", "snapshot", "twice", "together")
 DELAYS_S = {"start-up": 1.0, "training": 0.1, "evaluation": 0.05, "twice": 0.1, "together": 0.1}
-"""For each moment, the longest time from the moment to the fault, in seconds."""
+"""The longest time from the moment to the fault, in seconds, by moment."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,9 @@ class Outcome:
     """The results of a run with faults.
 
     Attributes:
-        plan: The run and its faults.
         hits: Number of faults injected.
         restarts: Seconds from the detection of each fault until the new worker was ready; None if
-            the new worker failed before it was ready.
+            it failed before.
         notes: Descriptions of all failed checks.
     """
 
@@ -186,7 +185,7 @@ def _at(plan: Plan, run_dir: Path) -> bool:
 
 
 def _new(session: Session, before: Sequence[int]) -> set[int]:
-    """Return the process ids of workers that have been started again."""
+    """Return the process ids of workers that were started again."""
     return {each.pid for each in session.workers()} - {*before}
 
 

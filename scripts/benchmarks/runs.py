@@ -35,9 +35,6 @@ class Results:
 
     A row is reused if it was measured with the same overrides, on the same machine and by the same
     version of the program. So a benchmark that was stopped continues with the missing rows.
-
-    Args:
-        path: The file. If it exists, its rows are read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,14 +60,9 @@ class Results:
 
 
 def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
-    """Run ppll-run in a new process.
+    """Run ppll-run in a new process, and return the content of `summary.json`.
 
-    Args:
-        overrides: The overrides of the run.
-        run_dir: The run directory. An existing folder is removed first.
-
-    Returns:
-        The content of `summary.json`.
+    An existing folder `run_dir` is removed first.
 
     Raises:
         RunFailedError: The run did not complete. The message contains its output.

@@ -1,30 +1,29 @@
 """`scripts/benchmark schedules`: speed of each schedule, of this program and of torch.
 
 A ViT and ResNet-32 train on synthetic images of 32 x 32 pixels, in batches of 64, on `--gpus`
-stages with one thread each. All contenders of a model are started once and stay alive. Then, in
-each round, one contender after the other trains for a few seconds while the rest are idle. The
-table shows medians over the rounds.
+stages with one thread each. All contenders of a model are started once and stay alive. In each
+round, one contender after the other trains for a few seconds while the rest are idle. The table
+shows medians over the rounds.
 
 - `ppll`, `ppll_recover` (with `recover=stage`), `ppll_queue` (with another transport) and `ll`
   train the same modules: the stages that `partition=profile` cuts for `ppll`. For `pp`, `gpipe_m4`
-  and similar rows, `partition=profile` cuts other stages; `torch_gpipe_m4` has the stages of
-  `gpipe_m4`, and so on. `ddp` is torch's `DistributedDataParallel` with its defaults, where each
-  rank trains a part of the batch; `bp_replicas` is `schedule=bp` with the same number of replicas.
-- `bp` and `ll` have one worker with one thread. On a CPU, back-propagation could use more threads,
-  so there is a row `bp_all_threads`.
-- `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent;
-  the slowest stage determines the speed. `bound_in_turn`: the same stages train one after another.
-  The speed of `bound` divided by the speed of `bound_in_turn`, `ceiling`, is the largest possible
-  speed-up of `ppll` over `ll` on this machine's memory system.
+  and similar rows it cuts other stages; `torch_gpipe_m4` has the stages of `gpipe_m4`, and so on.
+  `ddp` is torch's `DistributedDataParallel` with its defaults, where each rank trains a part of the
+  batch; `bp_replicas` is `schedule=bp` with the same number of replicas.
+- `bp` and `ll` have one worker with one thread. On a CPU, `bp_all_threads` uses all threads.
+- `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent.
+  `bound_in_turn`: the same stages train one after another. `ceiling`, the speed of `bound` divided
+  by the speed of `bound_in_turn`, is the largest possible speed-up of `ppll` over `ll` on this
+  machine's memory system.
 
 For rows of this program, marks follow some batches through the pipeline (see `paced`). The timed
-interval begins when a mark reaches the last stage, and ends when a later mark reaches it. The
-pipeline is full for the whole interval; only `gpipe` and similar schedules drain it in each step,
-by design. For rows of torch, whole steps between two barriers are timed. The time includes loading
-batches and the optimizer steps, but the last rank of torch's pipelines loads its labels before the
-timed steps. For a fair comparison, torch's ranks are started by this program's fork server, with
-the same settings of the allocator, and their networks have the same memory layout. Peak memory is
-measured for each process in its steady state, minus its memory before the model was built.
+interval begins when a mark reaches the last stage, and ends when a later mark reaches it. So the
+pipeline stays full, unless a schedule such as `gpipe` drains it. For rows of torch, whole steps
+between two barriers are timed. The time includes loading batches and the optimizer steps, but the
+last rank of torch's pipelines loads its labels before. Torch's ranks are started by this program's
+fork server, with equal settings of the allocator, and their networks have the same memory layout.
+Peak memory is measured for each process in its steady state, minus its memory before the model was
+built.
 """
 
 import argparse
@@ -56,7 +55,7 @@ RATIOS = {
     "zb_h1_over_1f1b": ("zb_h1_m4", "1f1b_m4"),
     "replicas_over_ddp": ("bp_replicas", "ddp"),
 }
-"""For each key, two rows: the speed of the first one is divided by the speed of the second one."""
+"""For each key, two rows: the speed of the first is divided by that of the second."""
 
 TARGETS = {
     model: {
@@ -72,7 +71,7 @@ TARGETS = {
 """Target values of the ratios, with two stages on two cores."""
 
 SECONDS = 2.0
-"""Approximate length of one measurement, in seconds."""
+"""Approximate length of a measurement, in seconds."""
 
 BUDGET_S = 270.0
 """Time limit in seconds for the rounds of a model on a number of stages."""
@@ -117,16 +116,12 @@ def main(arguments: Sequence[str]) -> None:
 def measure(
     case: Case, names: Sequence[str], budget_s: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure a model on a number of stages.
+    """Measure a model on a number of stages, and return the results for the JSON file.
 
-    At least `LEAST_ROUNDS` rounds are made, whatever the budget. `say` prints messages about the
-    progress.
-
-    Returns:
-        The results for the JSON file.
+    At least `LEAST_ROUNDS` rounds are made. `say` prints progress.
 
     Raises:
-        RunFailedError: A contender failed. The message names it, and all contenders are stopped.
+        RunFailedError: A contender failed. All contenders are stopped.
     """
     until = perf_counter() + budget_s
     forkserver.start()  # it imports torch while the profile is measured
