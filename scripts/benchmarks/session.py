@@ -1,7 +1,6 @@
 """Runs a program in its own session, and observes its processes and what remains after its end.
 
-All facts are read from /proc, because multiprocessing gives workers no names that other processes
-can read.
+All facts are read from /proc, because multiprocessing gives workers no readable names.
 """
 
 import os
@@ -19,7 +18,7 @@ from typing import Self
 from ppll_cli.leaves.scratch import SHARED_MEMORY
 
 LIMIT_S = 120.0
-"""Time limit in seconds for each event that is waited for."""
+"""Time limit in seconds for each event."""
 
 LEAVE_S = 10.0
 """Seconds after a program's end within which its processes must end and free shared memory."""
@@ -33,8 +32,7 @@ class Process:
 
     Attributes:
         parent: The process id of the parent.
-        started: The time when the process was started, in clock ticks since the machine was
-            started.
+        started: When the process was started, in clock ticks since the machine was started.
     """
 
     pid: int
@@ -44,15 +42,15 @@ class Process:
 
 
 class Session:
-    """Runs a program in its own session, and kills all its processes at the end of a with block.
+    """Runs a program in its own session, and kills all its processes at the end of a `with` block.
 
     Args:
         command: The program and its arguments.
-        output: The file to which the program's output is written.
-        environment: Environment variables, in addition to the variables of this process.
+        output: The file for the program's output.
+        environment: Environment variables, besides those of this process.
 
     Attributes:
-        started_s: The time when the program was started, on the monotonic clock.
+        started_s: When the program was started, on the monotonic clock.
     """
 
     def __init__(
@@ -95,15 +93,15 @@ class Session:
         return self._popen.poll()
 
     def printed(self) -> str:
-        """Return the output of the program so far."""
+        """Return the program's output so far."""
         return self.output.read_text(errors="replace")
 
     def processes(self) -> list[Process]:
-        """Return the live processes of the session, in the order in which they were started."""
+        """Return the live processes of the session, in the order of their start."""
         return sorted(_of_session(self.pid), key=lambda process: (process.started, process.pid))
 
     def server(self) -> Process | None:
-        """Return the fork server of the program; None if there is none."""
+        """Return the program's fork server; None if there is none."""
         ours = (each for each in self.processes() if each.parent == self.pid)
         return next((each for each in ours if "multiprocessing.forkserver" in each.command), None)
 
@@ -120,7 +118,7 @@ class Session:
         return now
 
     def wait(self, limit_s: float = LIMIT_S) -> int | None:
-        """Wait for the end of the program; return its exit status, or None after the time limit."""
+        """Wait for the program's end; return its exit status, or None after the time limit."""
         with suppress(subprocess.TimeoutExpired):
             return self._popen.wait(limit_s)
         return None
@@ -137,7 +135,7 @@ class Session:
         return False
 
     def left(self) -> list[str]:
-        """Return processes and names in shared memory that still exist after `LEAVE_S` seconds."""
+        """Return processes and names in shared memory that still exist after `LEAVE_S`."""
         end_s = monotonic() + LEAVE_S
         while True:
             left = [f"process {each.pid}: {each.command}" for each in self.processes()]
@@ -153,14 +151,14 @@ def ppll_run(*arguments: str) -> list[str]:
 
 
 def names_in_shared_memory() -> set[str]:
-    """Return all names in shared memory except semaphores, which belong to no single run."""
+    """Return all names in shared memory, except semaphores."""
     with suppress(OSError):
         return {name for name in os.listdir(SHARED_MEMORY) if not name.startswith("sem.")}
     return set()
 
 
 def _unused(before: set[str]) -> set[str]:
-    """Return new names in shared memory that no process of any program uses."""
+    """Return new names in shared memory that no process uses."""
     found = names_in_shared_memory() - before
     return found - _used(found) if found else found
 

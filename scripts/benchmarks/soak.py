@@ -1,11 +1,10 @@
 """`scripts/benchmark soak`: injects faults into runs, and checks that runs recover from them.
 
 Each short run of a small model has one fault: a worker, the fork server or the parent process is
-killed, a worker is stopped, the run is asked to end, or its newest checkpoint is damaged. The time
-of the fault and the worker are random; `--seed` is their seed. The run must end as documented and
-leave no process and no shared memory behind. After `resume`, its final weights must be
-bit-identical to the weights of a run without a fault. The exit status is 1 if any run fails one of
-these checks.
+killed, a worker is stopped, the run is asked to end, or its newest checkpoint is damaged. The
+moment and the worker are random; `--seed` is their seed. The run must end as documented and leave
+no process and no shared memory behind. After `resume`, its final weights must be bit-identical to
+those of a run without a fault. The exit status is 1 if any run fails a check.
 """
 
 import argparse
@@ -41,7 +40,7 @@ EPOCHS = 6
 EVALUATED = 2
 """Number of epochs between evaluations."""
 SAVED = 5
-"""Number of steps between checkpoints, chosen so that some are in the middle of an epoch."""
+"""Number of steps between checkpoints; some are in the middle of an epoch."""
 
 COMMON = ["data=synthetic", "data.size=8", "data.flip=true", "data.pad=1", "data.test_samples=256"]
 COMMON += [f"data.train_samples={16 * BATCHES}", "batch_size=16", f"epochs={EPOCHS}"]
@@ -72,7 +71,7 @@ FAULTS = [
 """Pairs of a fault and a moment. In `len(FAULTS)` successive runs, each pair occurs once."""
 
 DELAYS_S = {"start-up": 4.0, "training": 0.1, "evaluation": 0.05, "checkpoint": 0.0}
-"""For each moment, the largest delay of the fault in seconds."""
+"""The largest delay of the fault in seconds, by moment."""
 
 
 @dataclass
@@ -80,15 +79,14 @@ class Outcome:
     """The results of a run with a fault.
 
     Attributes:
-        plan: The run and its fault.
         injected: Whether the fault was injected before the end of the run.
         status: The exit status, or minus the number of the signal that killed the run.
         detected: Whether the run ended as documented.
-        detection_s: Seconds from the fault to the end of the run. If the parent process was killed,
-            seconds to the end of its workers.
+        detection_s: Seconds from the fault to the end of the run; after "kill parent", to the end
+            of its workers.
         left: Processes and shared memory that remained after the run.
         resumed_from: The step after which the run was continued; None if it was started again.
-        recovered: Whether the weights are equal to the weights of a run without a fault.
+        recovered: Whether the weights equal those of a run without a fault.
         notes: Descriptions of all failed checks.
     """
 
@@ -143,7 +141,7 @@ def plans(runs: int, seed: int) -> list[Plan]:
         faults = faults or random.sample(FAULTS, len(FAULTS))
         cases = cases or random.sample(list(CASES), len(CASES))
         kind, moment = faults.pop()
-        # A damaged checkpoint must not be the only one, and the run must not end before the fault.
+        # The damaged checkpoint must not be the only one.
         least = 3 * SAVED if kind in DAMAGES else 1
         step = random.randint(least, (EPOCHS - 2) * BATCHES)
         if moment == "evaluation":
@@ -190,9 +188,9 @@ def reference(case: str, folder: Path) -> bytes:
 
 
 def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
-    """Run a plan: start the run, inject the fault, resume the run, and check the results.
+    """Start a run in a new folder, inject the fault, resume the run, and check the results.
 
-    The folder must not exist yet; `reference` has the weights of a run without a fault.
+    `reference` has the weights of a run without a fault.
     """
     outcome = Outcome(plan)
     with Session(*start(plan.case, folder)) as session:
@@ -271,7 +269,7 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
 
 
 def _resumed_from(printed: str) -> int:
-    """Return the step after which a run was continued, from its output; 0 if no step is named."""
+    """Return the step after which a run was continued, as it printed; 0 if it printed none."""
     _, told, rest = printed.partition("continuing after step ")
     return int(rest.split(",")[0]) if told else 0
 
@@ -281,7 +279,7 @@ def _printed(folder: Path, name: str) -> str:
 
 
 def weights(folder: Path) -> bytes:
-    """Return the bytes of the file of weights that a run has written."""
+    """Return the bytes of a run's file of weights."""
     return (folder / "run" / "model.safetensors").read_bytes()
 
 

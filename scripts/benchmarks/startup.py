@@ -1,9 +1,9 @@
 """`scripts/benchmark startup`: time from the start of a run to its first training step.
 
 Trains the default model on two stages, and measures the time from the start of the process until
-the metrics file contains the first step. For comparison, the time of `import torch` alone is
-measured. An epoch has one batch, because metrics are written at the end of an epoch. The results
-are medians of alternating repetitions.
+the metrics file contains the first step. For comparison, `import torch` alone is timed. An epoch
+has one batch, because metrics are written at the end of an epoch. The results are medians of
+alternating repetitions.
 """
 
 import argparse
@@ -52,9 +52,8 @@ def main(arguments: Sequence[str]) -> None:
 def measure(repetitions: int) -> dict[str, float]:
     """Measure both times repeatedly.
 
-    Returns:
-        The medians `import_torch_s` and `first_step_s`, and their ratio
-        `first_step_over_import_torch`.
+    Return the medians `import_torch_s` and `first_step_s`, and their ratio
+    `first_step_over_import_torch`.
     """
     imports, steps = [], []
     for _ in range(repetitions):

@@ -1,7 +1,7 @@
 """Trains the units of a job with torch's own pipeline schedules and with DDP.
 
-Each rank has a trainer. The trainer gets its networks and its optimizer from `HeldChunk`, and its
-batches from `BatchMaker`, as the workers of this program do.
+Networks, optimizers and batches come from `HeldChunk` and `BatchMaker`, as in this program's
+workers.
 
 Legend: B batch, C channels, H height, W width.
 """
@@ -81,10 +81,9 @@ class BetweenRanks(nn.Module):
 class PipelineTrainer:
     """Trains a rank with one of torch's schedules, on the chunks of the job's stage.
 
-    The first rank loads its batch within the step, as the workers of this program do. The rank with
-    the loss needs only labels, which it loads before the timed steps. Shapes are given explicitly,
-    because torch would find them by running another batch, which would change BatchNorm's
-    statistics.
+    The first rank loads its batch within the step, as this program's workers do. The rank with the
+    loss loads its labels before the timed steps. Shapes are given, because torch would find them by
+    running another batch, which would change BatchNorm's statistics.
 
     Args:
         schedule: The class of the schedule.
@@ -171,13 +170,13 @@ class DataParallelTrainer:
 
 
 Trainer = PipelineTrainer | DataParallelTrainer
-"""Trains one rank of a job. `step` returns None if this rank does not know the loss."""
+"""Trains one rank of a job. `step` returns None if the rank does not know the loss."""
 
 
 def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
     """Return names and examples of the tensors that cross the cut before chunk number `cut`.
 
-    Targets are left out, because torch's schedules pass them directly to the rank with the loss.
+    Targets are left out, because torch's schedules pass them to the rank with the loss.
     """
     if cut == 0:
         specs = dict(job.input_spec.specs)
@@ -191,7 +190,7 @@ def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
 
 
 def _example(job: Job, spec: ValueSpec, travels: bool) -> Tensor:
-    """Return a tensor on the meta device with the shape and dtype of a micro-batch."""
+    """Return a micro-batch of a tensor on the meta device."""
     shape = spec.shape
     if travels and len(shape) == 3:
         shape = (*shape[1:], shape[0])

@@ -2,8 +2,8 @@
 
 Another process sends a tensor to this process. The time is measured from before `send` until
 `receive` has returned, on a clock that both processes share. After each message the sender
-computes, as a stage does. For comparison, the time to copy the same tensor within one process is
-measured. The results are medians of alternating repetitions.
+computes, as a stage does. For comparison, a copy of the same tensor within one process is timed.
+The results are medians of alternating repetitions.
 
 If there are CUDA devices, messages from the first device to the last one are also measured. Such a
 message is sent alone, and its time ends when the tensor is on the device. In the row "bulk", many
@@ -32,8 +32,7 @@ from scripts.benchmarks.runs import machine, save
 RESULT = Path("outputs/benchmark/transport.json")
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
 BULK = 256 << 20
-"""Bytes of a bulk message on CUDA. With a smaller message, the host's calls take longer than the
-copy."""
+"""Bytes of a bulk message on CUDA: so many that the host's calls take less time than the copy."""
 SLOTS = 3
 LIMIT_S = 60.0
 
@@ -60,7 +59,7 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
 
     Returns:
         For each size: `bytes`, the median seconds of `memcpy`, `ring` and `queue`, and the ratios
-        `ring_speed_over_memcpy` and `queue_time_over_ring`.
+            `ring_speed_over_memcpy` and `queue_time_over_ring`.
     """
     forkserver.start()
     torch.set_num_threads(1)
@@ -98,8 +97,8 @@ def measure_edge(
 
     Returns:
         The devices; `rows` with, for each size, `bytes` and the median seconds of `copy` (from
-        device to device), `ring` and `queue`; and `bulk`, a row with the seconds per message and
-        `ring_speed_over_copy`.
+            device to device), `ring` and `queue`; and `bulk`, a row with the seconds per message
+            and `ring_speed_over_copy`.
     """
     forkserver.start()
     single, singles = _channels(1, max(sizes), source, target)
@@ -132,7 +131,7 @@ def measure_edge(
 
 
 def _channels(slots: int, size: int, source: str, target: str) -> tuple[Senders, Receivers]:
-    """Make a channel of each transport. The queue is left out if it cannot work here."""
+    """Make a channel of each transport, except the queue if it cannot work here."""
     transports: dict[str, Transport] = {
         "ring": RingTransport(depth=slots),
         "queue": QueueTransport(depth=slots),
@@ -167,7 +166,7 @@ def _produce(
                 _send(sender, tensor)
                 for _ in range(20):
                     matrix = (matrix @ matrix).clamp(0, 1)
-                _wait(sender)  # otherwise the next message would wait for the receiver
+                _wait(sender)  # else the next message would wait for the receiver
     _wait_for_word(ended)
 
 
@@ -180,7 +179,7 @@ def _produce_edge(
     repetitions: int,
     go: Connection,
 ) -> None:
-    """Run the sending process of `measure_edge`. It waits for a signal before it uses a sender."""
+    """Run the sending process of `measure_edge`. It waits for a signal before each sender."""
     torch.set_num_threads(1)
     _open([*single.values(), *steady.values()])
     for size in sizes:
@@ -240,7 +239,7 @@ def _message_s(receiver: Receiver, messages: int, device: str) -> float:
 
 
 def _copy_s(size: int, source: str, target: str) -> float:
-    """Return the seconds of a copy from the memory of `source` to the memory of `target`."""
+    """Return the seconds of a copy from the memory of `source` to that of `target`."""
     here = torch.ones(size, dtype=torch.uint8, device=source)
     there = torch.empty(size, dtype=torch.uint8, device=target)
     if source == "cpu":
@@ -260,7 +259,7 @@ def _synchronize(device: str) -> None:
 
 
 def _medians(times: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the median of each list without its first fifth: the first use of memory is slow."""
+    """Return the median of each list without its first fifth, in which memory is new and slow."""
     return {name: median(seconds[len(seconds) // 5 :]) for name, seconds in times.items()}
 
 
@@ -288,7 +287,6 @@ def _print(result: Mapping[str, Any]) -> None:
 
 
 def _cells(row: Mapping[str, float], yardstick: str) -> list[str]:
-    """Return cells with a size and its times, empty if unknown."""
     names = (yardstick, "ring", "queue")
     times = [f"{1000 * row[name]:.3f} ms" if name in row else "" for name in names]
     return [f"{int(row['bytes']) >> 10} KiB", *times]

@@ -42,7 +42,7 @@ class Trials:
 
     Args:
         benchmark: Name of the benchmark.
-        say: Prints a text. It is called with the results of each trial.
+        say: Prints a text, such as the results of a trial.
     """
 
     def __init__(self, benchmark: str, say: Callable[[str], None]) -> None:
@@ -55,9 +55,7 @@ class Trials:
         read: Reader,
         jobs: int = 1,
     ) -> None:
-        """Run the trials that have no result yet.
-
-        Equal trials are run once. At most `jobs` trials run at the same time.
+        """Run the trials that have no result yet, at most `jobs` at a time; run equal trials once.
 
         Raises:
             RunFailedError: A run did not complete. All other runs have ended.
@@ -78,16 +76,15 @@ class Trials:
     def train(self, rows: Iterable[Sequence[Trial]], read: Reader, jobs: int | None) -> None:
         """Run the trainings of rows; each row has one trial per seed.
 
-        The seeds are trained one after another, so that a benchmark that was stopped has all rows
-        of the first seeds. `jobs` trials run at the same time. If `jobs` is None, this is the
-        number of cores, or 1 if there is a GPU.
+        All rows of one seed are trained before the next seed. `jobs` trials run at the same time;
+        None for the number of cores, or 1 if there is a GPU.
         """
         by_seed = zip(*(row for row in rows if row), strict=True)
         trials = [trial for seed in by_seed for trial in seed]
         self.make(trials, read, jobs or (1 if machine()["gpus"] else usable_cores()))
 
     def find(self, trial: Trial) -> dict[str, Any] | None:
-        """Return the results of a trial; None if it has not been run."""
+        """Return the results of a trial; None if it must be run."""
         return self._results.find(trial.name, trial.overrides)
 
 
@@ -97,7 +94,7 @@ def add_options(
     modules: Sequence[int],
     seeds: Sequence[int],
 ) -> None:
-    """Add options that select trials. By default, all `methods`, `modules` and `seeds` are used."""
+    """Add options that select trials; their defaults are `methods`, `modules` and `seeds`."""
     parser.add_argument(
         "--jobs", type=int, help="rows trained at the same time (default: one per core; 1 on a GPU)"
     )

@@ -1,9 +1,8 @@
 """Measures an upper bound of PPLL's speed: each stage trains on its own inputs, without channels.
 
-The workers are the workers of the real job, but their channels are replaced: a receiver always has
-a next batch, with tensors that are used again and again, and a sender drops its messages. So
-the time excludes all costs of a transport, and the time that stages wait for one another. It still
-includes the slowdown of processes that share the machine.
+The workers are those of the real job, but a receiver always has a next batch, and a sender drops
+its messages. So the time excludes all costs of a transport, and the time that stages wait for one
+another. It still includes the slowdown of processes that share the machine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,8 +43,7 @@ class Endless:
         course: Yields the items of the messages. It waits for orders (see `paced`).
         specs: Shape and dtype of the tensors of a batch, by name.
         chunk: Number of the chunk that receives the messages.
-        slots: Number of different batches. They are received one after another, again and again, as
-            from the slots of a ring.
+        slots: Number of different batches, which are received in turn, as from the slots of a ring.
     """
 
     def __init__(
@@ -64,7 +62,7 @@ class Endless:
         """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the course has another item, unless a message is ready. Return True."""
+        """Wait for the course's next item, unless a message is ready. Return True."""
         if self._header is None:
             self._header = Header(next(self._items), chunk=self._chunk)
         return True
@@ -88,7 +86,6 @@ class Endless:
 
     @cached_property
     def _tensors(self) -> Iterator[dict[str, Tensor]]:
-        """The endless sequence of tensors, made in the worker that uses them."""
         samples = self._course.batch_size
         return cycle(
             [
@@ -143,10 +140,7 @@ class InTurn(Workers):
 
 
 def unlinked(name: str, job: Job, kind: type[Workers] = Workers) -> Workers:
-    """Return the workers of a local-learning job, in which each stage follows its own orders.
-
-    `kind` defines how the workers are measured.
-    """
+    """Return the workers of a local-learning job, in which each stage follows its own orders."""
     paced_jobs, orders = zip(*(paced(job) for _ in range(job.stages)), strict=True)
     transport = NoTransport(job, [each.course for each in paced_jobs[1:]])
     lines = [Line(each, stage) for stage, each in enumerate(orders)]

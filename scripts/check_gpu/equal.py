@@ -30,7 +30,7 @@ class Equal:
     other: str
 
     def act(self, check: Check) -> Outcome:
-        """Compare the checkpoints. The step is skipped if one of the runs did not complete."""
+        """Compare the checkpoints. Skip the step if one of the runs did not complete."""
         for run in (self.one, self.other):
             if not (check.folder(run) / "summary.json").exists():
                 return skipped(f"{run!r} did not complete")
@@ -142,10 +142,9 @@ class Interrupted:
 
 
 def wrong(check: Check, output: str, seconds: float, **facts: Any) -> Outcome:
-    """Return the outcome of a step whose run did not end as it should.
+    """Return "FAILED" for a step whose run did not end as it should.
 
-    The outcome is "FAILED". If no time is left for the whole check, it is "skipped", because then
-    the step may not have waited long enough.
+    If the whole check has no time left, return "skipped": the step may have waited too shortly.
     """
     if check.left_s() <= 0:
         return skipped("no time left", output, seconds)

@@ -1,8 +1,7 @@
 """Measures facts about CUDA on which the program's design relies, and prints a JSON line for each.
 
-Call it as `python -m scripts.check_gpu.probe cuda`, or with `cpu` to test the probe itself. Names
-that end in `_s`, `_ms` and `_us` are times in seconds, milliseconds and microseconds. Times of the
-host are the times until a call returns to Python, not the times for which the device works.
+Call it as `python -m scripts.check_gpu.probe cuda`, or with `cpu` to test the probe itself. Times
+of the host are the times until a call returns to Python.
 """
 
 import json
@@ -57,11 +56,7 @@ class Heartbeat:
 
 
 class Probe:
-    """Measures the facts of one device.
-
-    Args:
-        device: The device, "cuda:0" or "cpu".
-    """
+    """Measures the facts of one device, "cuda:0" or "cpu"."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.cuda = device, device.type == "cuda"
@@ -81,7 +76,7 @@ class Probe:
     def start(self) -> None:
         """Measure how long CUDA takes to start, and for how long it blocks other threads.
 
-        A launcher regards a starting worker as stopped if the worker sends no heartbeat for 60 s.
+        A launcher regards a worker without a heartbeat for 60 s as stopped.
         """
         with Heartbeat() as heartbeat:
             start_s = perf_counter()
@@ -159,7 +154,7 @@ class Probe:
     def shared_events(self) -> None:
         """Check that two CUDA events synchronise two processes, one event for each direction.
 
-        The same two events are recorded again in each turn.
+        Both events are recorded again in each turn.
         """
         context = torch.multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -220,7 +215,7 @@ class Probe:
         return graph.replay
 
     def _step_ms(self, step: Callable[[], None], repeated: int) -> tuple[float, float]:
-        """Return the time of a step, and the time of the host to queue it, in milliseconds."""
+        """Return the time of a step, and of the host to queue it, in milliseconds."""
         self._synchronize()
         start_s = perf_counter()
         for _ in range(repeated):
@@ -250,7 +245,7 @@ class Probe:
 
 
 def say(fact: str, **found: object) -> None:
-    """Print a fact as one line of JSON; times are rounded."""
+    """Print a fact as one line of JSON, with rounded numbers."""
     rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in found.items()}
     print(json.dumps({"fact": fact, **rounded}), flush=True)  # noqa: T201
 
@@ -283,10 +278,7 @@ def _sleep(cycles: int) -> None:
 
 
 def _add_up(connection: Connection, device: str) -> None:
-    """Run the other process of `shared_events`: in each turn, read the first shared number.
-
-    After the last turn, send the sum of these numbers.
-    """
+    """Run the other process of `shared_events`: add up the first shared number of all turns."""
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]
     filled = _event_of(torch.device(device), _received(connection))

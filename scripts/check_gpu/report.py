@@ -23,7 +23,7 @@ SHOWN = (
     "last",
     "text",
 )
-"""Facts that the table shows; `results.json` contains all facts."""
+"""Facts that the table shows; `results.json` has all."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Outcome:
 def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -> Outcome:
     """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED".
 
-    If a failed step has no fact `reason`, the reason is taken from `output`.
+    A failed step without a fact `reason` gets the reason from `output`.
     """
     if not right and not facts.get("reason"):
         facts["reason"] = _reasons(output)
@@ -54,7 +54,7 @@ def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -
 
 
 def _reasons(output: str) -> list[str]:
-    """Return why a step failed: failed tests, or ppll-run's last message, or else the last line."""
+    """Return failed tests or, without one, ppll-run's last message or the last line."""
     lines = output.strip().splitlines()
     messages = [line for line in lines if line.startswith("ppll-run: ")]
     return failed_tests(output) or messages[-1:] or lines[-1:]
@@ -144,7 +144,6 @@ def _line(name: str, outcome: Outcome) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return the value of a fact as short text for the table."""
     if isinstance(value, list):
         return "/".join(map(_short, value))
     if isinstance(value, float):

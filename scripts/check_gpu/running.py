@@ -16,7 +16,7 @@ from scripts.benchmarks.session import Session, ppll_run
 from scripts.check_gpu.report import Outcome, Report, failed_tests, skipped, verdict
 
 STOP_S = 15.0
-"""Seconds after SIGTERM within which a run must finish its batch, save a checkpoint and end."""
+"""Seconds after SIGTERM within which a run must save a checkpoint and end."""
 
 LEAST_S = 8.0
 """Seconds that must be left of the check's time for another step to begin."""
@@ -43,8 +43,7 @@ class Check:
     """The settings of a check, and functions that its steps share.
 
     Attributes:
-        report: The report to which outcomes are added.
-        cuda: Whether runs use CUDA; otherwise they use the CPU.
+        cuda: Whether runs use CUDA; without it, they use the CPU.
         quick: Whether models are tiny and runs have few steps, to test the check itself.
         work: A folder for runs and data.
         limit_s: Time limit of the whole check, in seconds.
@@ -63,7 +62,7 @@ class Check:
         return self.limit_s - self.report.passed_s
 
     def limited(self, limit_s: float) -> float:
-        """Return the time limit of a step in seconds; no more than the whole check has left."""
+        """Return the time limit of a step in seconds, at most what the whole check has left."""
         return min(self.patience * limit_s, self.left_s())
 
     def folder(self, name: str) -> Path:
@@ -122,7 +121,7 @@ class Train:
     stops: bool = True
 
     def act(self, check: Check) -> Outcome:
-        """Train. The step is skipped if the run is too slow, but fails if it ignores SIGTERM."""
+        """Train. A run that is too slow is skipped, but fails if it ignores SIGTERM."""
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
@@ -146,7 +145,7 @@ class Program:
     log: str = ""
 
     def act(self, check: Check) -> Outcome:
-        """Run the program. If it exceeds the time limit, and no test has failed, skip the step."""
+        """Run the program. Skip the step if the time limit ends before any test has failed."""
         ended = check.command(self.name, [sys.executable, *self.arguments], self.limit_s)
         if self.log:
             with (check.report.folder / self.log).open("a") as log:

@@ -21,13 +21,12 @@ from scripts.check_gpu.report import Outcome
 from scripts.check_gpu.running import Check, Program, Step, Train, read_json, usable_width
 
 PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "-v", "-rfE"]
-# A test that hangs must fail before the time limit of its step, or the step would name no test. A
-# thread ends the process of such a test: no signal handler runs while a call of CUDA hangs.
+# A test that hangs must fail before its step's time limit, so that the step names the test. A
+# thread ends it, because no signal handler runs while a call of CUDA hangs.
 PYTEST += ["--timeout=75", "--timeout-method=thread"]
 TWO = ["local.modules=2"]
 PINNED = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""Environment of runs whose rings are in pinned host memory, because processes cannot share the
-device memory that this allocator provides."""
+"""Environment for rings in pinned host memory: processes cannot share memory of this allocator."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Benchmark:
     limit_s: float
 
     def act(self, check: Check) -> Outcome:
-        """Run the benchmark in this checkout, and copy its result file to the report."""
+        """Run the benchmark, and copy its result file to the report."""
         arguments = ["-m", "scripts.benchmarks", *self.benchmark]
         outcome = Program(self.name, arguments, self.limit_s).act(check)
         found = read_json(Path("outputs/benchmark") / f"{self.benchmark[0]}.json")
@@ -252,9 +251,9 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names or, if it names none, all groups.
+    """Return the groups that `--only` names, each with the group of its runs or of its comparisons.
 
-    A group of runs and the group that compares these runs are returned together.
+    If it names none, return all groups.
     """
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:
@@ -272,7 +271,6 @@ def unavailable(check: Check) -> str | None:
 
 
 def _several(check: Check) -> bool:
-    """Return whether there are several GPUs, so that stages need not share one."""
     return check.cuda and torch.cuda.device_count() > 1
 
 
