@@ -2,12 +2,11 @@
 
 Each method trains ResNet-20 in 2, 4 and 8 modules, and ResNet-32 in 16 modules, on a third of
 Fashion-MNIST's training set, with three seeds. All rows have equal numbers of training steps, and
-take many hours on two cores. `--epochs` trains longer, on the whole training set. The last module
-always has a residual unit. A head alone would read features that are trained for another network.
+take many hours on two cores. `--epochs` trains longer, on the whole training set.
 
 Accuracy is measured under `schedule=ll`, whose weights are bit-identical to those of `ppll`: it
 needs one process, so several rows are trained at the same time. Speed and memory are measured in
-short runs under `ppll` on two stages, one run at a time. Each worker has one thread. For a fair
+short runs under `ppll` on two stages, one run at a time, with one thread per worker. For a fair
 comparison, there are rows for `bp` with all threads, for `bp` with two replicas (data parallelism),
 and for `zb_h1`.
 
@@ -83,6 +82,7 @@ MODULES: dict[tuple[int, int], list[str]] = {
     (32, 16): _units(*(f"{stage}.{unit}" for stage in (1, 2, 3) for unit in range(5))),
 }
 """The first unit of each module except module 0, by depth of the model and number of modules. The
+last module is never the head alone, which would read features trained for another network. The
 entry (32, 16) is the partition `man_K16`."""
 
 NUMBERS = [modules for _, modules in MODULES]
@@ -109,8 +109,7 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, `VARIANTS` or `ALONE`.
-        trained: For each seed the run that measures accuracy; empty for `ALONE` except `bp`.
-        speed: The run that measures speed and memory.
+        trained: The run that measures accuracy for each seed; empty for `ALONE` except `bp`.
     """
 
     depth: int
@@ -156,7 +155,6 @@ def _row(
     speed: Sequence[str],
     seeds: Sequence[int],
 ) -> Row:
-    """Make a row from the overrides of its runs."""
     name = f"resnet{depth} {method} {modules}"
     learning = tuple(
         Trial(f"{name} seed {seed}", (*trained, f"seed={seed}"))
@@ -248,7 +246,6 @@ COLUMNS += ["auxiliary FLOPs", "samples/s", "peak memory per stage, MB", "second
 def _cells(
     row: Row, found: Sequence[Found | None], bp: Sequence[Found | None], speed: Found | None
 ) -> list[str]:
-    """Return the cells of a row's line; cells that were not measured are empty."""
     auxiliary = ("", "")
     pairs = paired(found, bp)
     if first := next((each for each in found if each), None):

@@ -1,18 +1,18 @@
 """`scripts/benchmark beyond`: local learning for detection and super-resolution.
 
-There are three cases: a small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a
-small EDSR enlarges photographs by 2 and by 4. Each model is trained by back-propagation and, cut
-into 2 and into 4 modules, by local losses: the task's smallest head (greedy), the Simple Local
-Module alone (fba off), and with the feature bank (fba on). Detection also has heads that train only
-the pyramid levels of a module's own stride (greedy, level), and MAN++ with such heads (manpp). All
-rows of a case have equal numbers of training steps. In detection with two modules, no earlier
-module can put features into a bank, so fba on and fba off share one run.
+A small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a small EDSR enlarges
+photographs by 2 and by 4. Each model is trained by back-propagation and, cut into 2 and into 4
+modules, by local losses: the task's smallest head (greedy), the Simple Local Module alone (fba
+off), and with the feature bank (fba on). Detection also has heads that train only the pyramid
+levels of a module's own stride (greedy, level), and MAN++ with such heads (manpp). All rows of a
+case have equal numbers of training steps. In detection with two modules, no earlier module can put
+features into a bank, so fba on and fba off share one run.
 
-Metrics are measured under `schedule=ll` with one thread, whose weights are bit-identical to those
-of `ppll`, so several rows are trained at the same time. Speed and memory are measured in short
-runs, one at a time: local methods on two stages with one thread per worker, `bp` in one worker with
-one thread and with all threads. The benchmark takes about two hours on two cores, and more with
-several `--seeds`; `--short` reduces the training to a tenth.
+Metrics are measured under `schedule=ll`, whose weights are bit-identical to those of `ppll`, in
+several runs at the same time. Speed and memory are measured in short runs, one at a time: local
+methods on two stages with one thread per worker, `bp` in one worker with one thread and with all
+threads. The benchmark takes about two hours on two cores, and more with several `--seeds`;
+`--short` reduces the training to a tenth.
 """
 
 import argparse
@@ -137,8 +137,7 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, or "bp".
-        trained: For each seed the run that measures the metrics.
-        speed: The run that measures speed and memory.
+        trained: The run that measures the metrics for each seed.
     """
 
     method: str
@@ -239,7 +238,6 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _begun(trials: Trials, row: Row) -> bool:
-    """Return whether a row has results, perhaps from an earlier call."""
     return any(trials.find(trial) for trial in (*row.trained, row.speed))
 
 
@@ -277,7 +275,6 @@ def _cells(case: Case, trials: Trials, row: Row, bp: Sequence[Found | None]) -> 
 
 
 def _reached(case: Case, found: Sequence[Found | None], bp: Sequence[Found | None]) -> list[str]:
-    """Return cells with the metrics, and with the first metric's difference from bp's."""
     cells = [averaged(found, key, form) for key, (_, form) in case.metrics.items()]
     key, (_, form) = next(iter(case.metrics.items()))
     return [*cells, difference(found, bp, key, form)]

@@ -100,9 +100,6 @@ class Case:
         model: Key of `MODELS`.
         gpus: Number of stages.
         overrides: Further overrides for all contenders.
-
-    Attributes:
-        overrides: All overrides that the contenders share.
     """
 
     def __init__(self, model: str, gpus: int, overrides: Sequence[str]) -> None:
@@ -152,7 +149,6 @@ class Case:
         }
 
     def _obstacle(self, name: str) -> str | None:
-        """Return why a row cannot be measured on this machine; None if it can."""
         on_gpus, batch_size = self.devices[0] != "cpu", self.job("ppll").course.batch_size
         if name == "bp_all_threads" and on_gpus:
             return "this row is for CPUs"
@@ -181,7 +177,6 @@ class Case:
         return [f"local.cuts=[{cuts}]"]
 
     def _transport(self, name: str) -> Transport:
-        """Return the transport that a run would use."""
         asked = self.prepared(name)[0].transport
         return fitting(asked["_target_"], make("transport", asked), self.job(name), machine=0)
 

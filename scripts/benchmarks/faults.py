@@ -97,7 +97,6 @@ def _target(plan: Plan, session: Session) -> int | None:
 
 
 def _at(plan: Plan, run_dir: Path) -> bool:
-    """Return whether the run has reached the moment of the fault."""
     checkpoints = run_dir / "checkpoints"
     if plan.moment == "checkpoint" and (checkpoints / f".step-{plan.step}.unfinished").exists():
         return True

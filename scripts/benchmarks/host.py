@@ -2,15 +2,13 @@
 
 `Worker.run` trains the middle stage of three: four transformer blocks and a local loss. Its
 channels carry nothing: the same input is always available, and outputs are dropped. After each
-block of such steps, a bare loop makes the same calls of torch (forward, loss, metric, backward, the
-optimizer's kernel) on a second copy of the stage. The result is the difference of the two median
-step times.
+block of such steps, a bare loop makes the same calls of torch on a second copy of the stage. The
+result is the difference of the two median step times.
 
-The transformer blocks are narrow, so that arithmetic takes little time. They make as many calls,
-and have as many parameter tensors, as wide ones. On CPU the CPU time of the thread is measured,
-which excludes the time of other programs. On CUDA the backward pass runs in another thread, so
-wall-clock time is measured. Both loops then queue their work, and wait for the device only between
-blocks of steps.
+The transformer blocks are narrow, so that arithmetic takes little time. On CPU the CPU time of the
+thread is measured, which excludes the time of other programs. On CUDA the backward pass runs in
+another thread, so wall-clock time is measured. Both loops then queue their work, and wait for the
+device only between blocks of steps.
 """
 
 import argparse
@@ -174,7 +172,6 @@ def bare_step(job: Job, device: torch.device, inputs: Mapping[str, Tensor]) -> S
 
 
 def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) -> Step:
-    """Return a function that makes the optimizer's step with torch's fused kernel."""
     state = [torch.zeros_like(p) for p in parameters], [torch.zeros_like(p) for p in parameters]
     count = torch.zeros(len(parameters), device=device)
     counts = list(count.unbind())
@@ -223,12 +220,7 @@ def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) ->
 class _TimedReceiver:
     """A channel's receiving end that always provides the same batch, and times the worker's steps.
 
-    Args:
-        job: The job, which defines the sequence of batches.
-        inputs: The tensors of each batch, by name.
-        between: A function that is called before each block of steps.
-        times: The list to which the seconds of each step are appended.
-        clock: Returns the time in seconds.
+    It appends the seconds of each step to `times`, and calls `between` before each block of steps.
     """
 
     def __init__(
@@ -278,7 +270,6 @@ class _NoStop:
 
 
 def _items(job: Job) -> Iterator[Item]:
-    """Yield all training batches without evaluations, and then the end."""
     steps = job.course.steps
     each = job.course.steps_per_epoch
     yield from (TrainBatch(step, *divmod(step, each), BATCH_SIZE) for step in range(steps))

@@ -32,11 +32,7 @@ TIMES = 20
 
 
 class Once:
-    """The orders for a rank: one order with the numbers of steps to train, then an empty one.
-
-    Attributes:
-        answers: All answers of the rank.
-    """
+    """The orders for a rank: one order with the numbers of steps to train, then an empty one."""
 
     def __init__(self, steps: Sequence[int]) -> None:
         self._spans: Iterator[Sequence[int]] = iter([steps, ()])

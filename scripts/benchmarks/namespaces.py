@@ -17,12 +17,7 @@ class NamespaceError(Exception):
 
 
 class Namespaces:
-    """The two namespaces and their link.
-
-    Attributes:
-        names: Names of the namespaces.
-        links: Names of the network interfaces at the two ends of the link.
-    """
+    """Two network namespaces and their link. `links` has the network interfaces at its ends."""
 
     def __init__(self) -> None:
         self.names = [f"ppll-{os.getpid()}-{number}" for number in range(2)]

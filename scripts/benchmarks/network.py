@@ -1,13 +1,12 @@
 """`scripts/benchmark network`: how much a link between two machines slows down each schedule.
 
 Two network namespaces on this machine represent two machines, joined by a link with or without a
-limited rate. Each row trains on two stages, or two replicas, with one thread each: first on one
-machine, then over each link, in one or more rounds. The table shows the median speed over each link
-relative to the median speed on one machine, and the bytes that are sent per batch. In `bf16` rows
-the sent tensors are rounded to 16 bits. `ddp` is torch's `DistributedDataParallel` with its
-defaults. The table also compares the speeds with predictions of `ppll-plan`, which are computed
-from one profile and from the measured latency and speed of each link. With `--accuracy`, the
-benchmark instead compares the test accuracy with and without rounding, for the given settings.
+limited rate. Each row trains on two stages, or two replicas, with one thread each: on one machine,
+then over each link. The table shows the median speed over each link relative to the median speed on
+one machine, the bytes that are sent per batch, and speeds that `ppll-plan` predicts from one
+profile and from the measured latency and speed of each link. In `bf16` rows the sent tensors are
+rounded to 16 bits. `ddp` is torch's `DistributedDataParallel` with its defaults. With `--accuracy`,
+the benchmark instead compares the test accuracy with and without rounding, for the given settings.
 Without options it trains a ViT under three schedules, in seven minutes on two cores.
 """
 
@@ -168,7 +167,6 @@ def predicted(model: str, name: str, links: Mapping[str, Mapping[str, float]]) -
 
 
 def _links(both: Namespaces, console: Console) -> dict[str, dict[str, float]]:
-    """Measure the latency and speed of each link."""
     links = {}
     for link, rate in LINKS.items():
         both.shape(rate)
@@ -184,7 +182,6 @@ def _rows(
     options: argparse.Namespace,
     links: Mapping[str, Mapping[str, float]],
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield model, name and results of each row."""
     cache = FOLDER / "network" / "cache"
     os.environ["XDG_CACHE_HOME"] = str(cache.absolute())
     for model in models:
@@ -241,7 +238,6 @@ def _learn(
 
 
 def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
-    """Run ppll-run on both machines, and return the content of `summary.json`."""
     shutil.rmtree(run_dir, ignore_errors=True)
     command = [sys.executable, "-m", "ppll_cli", *overrides]
     command.append(f"hydra.run.dir={run_dir.absolute()}")
@@ -269,11 +265,7 @@ def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
 def _side_by_side(
     commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
 ) -> list[str]:
-    """Run programs at the same time, and return the output of each.
-
-    Raises:
-        RunFailedError: A program failed, or did not end in time.
-    """
+    """Run programs at the same time, and return the output of each."""
     with ExitStack() as started:
         programs = []
         for command, environment in zip(commands, environments, strict=True):

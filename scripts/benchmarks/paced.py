@@ -25,7 +25,6 @@ from ppll_cli.transport.channel import Transport
 from scripts.benchmarks.runs import RunFailedError
 
 LIMIT_S = 60.0
-"""Time limit in seconds for each event."""
 
 EPOCH = 50
 """Number of steps in an epoch, and value of `log_every`. So workers report only at marks and at the
@@ -36,16 +35,11 @@ WARM_UP = (3, 3)
 one. The time of a step is estimated from the second one."""
 
 LEAST_STEPS = 3
-"""Smallest number of steps of a measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PacedCourse(Course):
-    """A course that waits for orders, and yields the batches of each span and then a mark.
-
-    Attributes:
-        orders: The connection from which orders are received. An empty order ends the run.
-    """
+    """A course that waits for orders. An empty order ends the run."""
 
     orders: Connection
 
@@ -114,7 +108,6 @@ class Workers:
     Args:
         name: The name of the contender in errors.
         job: The job, whose course is a `PacedCourse`.
-        transport: The transport, which makes the channels between the workers.
         lines: Groups of stages; all stages of a group follow the same orders.
     """
 
@@ -203,11 +196,7 @@ class Workers:
             self._marks[stage, event["step"]] = mark
 
     def _hear(self) -> Report | Ending:
-        """Return the next event.
-
-        Raises:
-            RunFailedError: The event is a failure, or no event arrives within the time limit.
-        """
+        """Return the next event; raise RunFailedError if it is a failure or does not arrive."""
         event: Report | Ending | Exception | None = None
         with suppress(Empty):
             event = self._events.get(timeout=LIMIT_S)

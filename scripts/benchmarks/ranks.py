@@ -54,17 +54,13 @@ class _Span:
 
 @dataclass(frozen=True)
 class _Failure:
-    """The traceback of the exception that ended a rank."""
-
     traceback: str
 
 
 class Ranks:
     """The processes that train a job with torch, one rank for each device.
 
-    Args:
-        name: The name of the contender in errors.
-        make_trainer: Function that makes the trainer of a rank, called in the rank's process.
+    `name` is the contender's name in errors. `make_trainer` is called in each rank's process.
     """
 
     def __init__(self, name: str, job: Job, make_trainer: MakeTrainer) -> None:
@@ -128,11 +124,7 @@ class Ranks:
             pipe.send(spans)
 
     def _gather(self) -> list[Any]:
-        """Wait for an answer of each rank, and return the answers in the order of ranks.
-
-        Raises:
-            RunFailedError: A rank failed, ended, or did not answer within the time limit.
-        """
+        """Return the ranks' answers; raise RunFailedError if one fails or does not answer."""
         answers: dict[int, Any] = {}
         until = perf_counter() + LIMIT_S
         while len(answers) < len(self._pipes):
@@ -212,7 +204,6 @@ def _timed(trainer: Trainer, steps: range, device: torch.device) -> _Span:
 
 
 def _all_here(device: torch.device) -> float:
-    """Wait for the device and for all ranks, and return the time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     dist.barrier()

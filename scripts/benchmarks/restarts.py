@@ -46,7 +46,6 @@ class Plan:
     Attributes:
         case: A key of `soak.CASES`.
         number: The signal that the stages get.
-        moment: One of `MOMENTS`.
         stages: The stages that are hit.
         step: Number of optimizer steps after which the first fault is injected.
         delay_s: Seconds between the moment and the fault.
@@ -173,7 +172,6 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
 
 
 def _at(plan: Plan, run_dir: Path) -> bool:
-    """Return whether the run has reached the moment of the fault."""
     if plan.moment == "start-up":
         return True
     if plan.moment == "checkpoint":
@@ -185,7 +183,6 @@ def _at(plan: Plan, run_dir: Path) -> bool:
 
 
 def _new(session: Session, before: Sequence[int]) -> set[int]:
-    """Return the process ids of workers that were started again."""
     return {each.pid for each in session.workers()} - {*before}
 
 

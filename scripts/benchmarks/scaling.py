@@ -1,11 +1,10 @@
 """`scripts/benchmark scaling`: predicted speed of every schedule on 2, 4, ... 1024 devices.
 
-The predictions come from one profile of a vision transformer with 1024 units: an embedding, 1022
-equal transformer blocks, of which only a few are measured, and a head. The table also has median
-speeds of short runs of this model: `ppll` and `gpipe` on two stages or, with `--long`, every
-schedule on up to 8 stages, if this machine has enough cores or GPUs. The model is narrow, so that a
-batch takes only seconds. All stages have equal numbers of units (partition=uniform), and one thread
-each.
+The predictions come from one profile of a vision transformer with 1024 units, of which only a few
+are measured. The table also has median speeds of short runs of this model: `ppll` and `gpipe` on
+two stages or, with `--long`, every schedule on up to 8 stages, if this machine has enough cores or
+GPUs. The model is narrow, so that a batch takes only seconds. All stages have equal numbers of
+units (partition=uniform), and one thread each.
 """
 
 import argparse

@@ -68,10 +68,8 @@ TARGETS = {
     }
     for model, over_torch in (("vit", 1.35), ("resnet32", 1.15))
 }
-"""Target values of the ratios, with two stages on two cores."""
 
 SECONDS = 2.0
-"""Approximate length of a measurement, in seconds."""
 
 BUDGET_S = 270.0
 """Time limit in seconds for the rounds of a model on a number of stages."""

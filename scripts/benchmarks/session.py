@@ -18,7 +18,6 @@ from typing import Self
 from ppll_cli.leaves.scratch import SHARED_MEMORY
 
 LIMIT_S = 120.0
-"""Time limit in seconds for each event."""
 
 LEAVE_S = 10.0
 """Seconds after a program's end within which its processes must end and free shared memory."""
@@ -28,12 +27,7 @@ LOOK_S = 0.005
 
 @dataclass(frozen=True)
 class Process:
-    """A running process.
-
-    Attributes:
-        parent: The process id of the parent.
-        started: When the process was started, in clock ticks since the machine was started.
-    """
+    """A running process. `started` is in clock ticks since the machine was started."""
 
     pid: int
     parent: int
@@ -44,13 +38,8 @@ class Process:
 class Session:
     """Runs a program in its own session, and kills all its processes at the end of a `with` block.
 
-    Args:
-        command: The program and its arguments.
-        output: The file for the program's output.
-        environment: Environment variables, besides those of this process.
-
-    Attributes:
-        started_s: When the program was started, on the monotonic clock.
+    The program's output goes to the file `output`. `environment` has further environment variables.
+    `started_s` is the time of the start on the monotonic clock.
     """
 
     def __init__(
@@ -173,7 +162,6 @@ def _used(names: set[str]) -> set[str]:
 
 
 def _of_session(session: int) -> Iterator[Process]:
-    """Yield the processes of a session, without zombies."""
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has ended
             fields = (folder / "stat").read_text().rpartition(")")[2].split()

@@ -58,7 +58,6 @@ CASES = {
     "resnet ppll 3": [*RESNET, "schedule=ppll", "gpus=3"],
     "resnet pp 2": [*RESNET, "schedule=pp", "gpus=2"],
 }
-"""Overrides of each case, by model, schedule and number of workers."""
 
 FAULTS = [
     *[("kill worker", moment) for moment in ("start-up", "training", "evaluation", "checkpoint")],
@@ -71,7 +70,6 @@ FAULTS = [
 """Pairs of a fault and a moment. In `len(FAULTS)` successive runs, each pair occurs once."""
 
 DELAYS_S = {"start-up": 4.0, "training": 0.1, "evaluation": 0.05, "checkpoint": 0.0}
-"""The largest delay of the fault in seconds, by moment."""
 
 
 @dataclass
@@ -226,7 +224,6 @@ def start(case: str, folder: Path, *overrides: str) -> tuple[list[str], Path]:
 
 
 def _wrong(plan: Plan, outcome: Outcome, run_dir: Path, printed: str) -> list[str]:
-    """Return descriptions of everything that is wrong after the fault."""
     wrong = []
     _, status = KINDS[plan.kind]
     if outcome.status is None:
@@ -269,7 +266,6 @@ def _recover(plan: Plan, outcome: Outcome, folder: Path, reference: bytes) -> No
 
 
 def _resumed_from(printed: str) -> int:
-    """Return the step after which a run was continued, as it printed; 0 if it printed none."""
     _, told, rest = printed.partition("continuing after step ")
     return int(rest.split(",")[0]) if told else 0
 

@@ -28,10 +28,8 @@ from ppll_cli.worker.chunk import HeldChunk
 class UnitsModule(nn.Module):
     """Successive units as one module.
 
-    Args:
-        units: The units and their networks, in order.
-        reads: Names of the tensors that the module takes.
-        writes: Names of the tensors that it returns, as a tuple if there are several.
+    It takes the tensors that `reads` names, and returns those that `writes` names, as a tuple if
+    there are several.
     """
 
     def __init__(
@@ -53,14 +51,10 @@ class UnitsModule(nn.Module):
 
 
 class BetweenRanks(nn.Module):
-    """A module whose inputs or outputs are sent between ranks.
+    """A module that receives its inputs from another rank, or sends its outputs to another rank.
 
     torch can send only contiguous tensors. Maps [B, C, H, W] are sent as [B, H, W, C], which is
     their order in memory where convolutions keep channels last, so no copy is needed.
-
-    Args:
-        receives: Whether the inputs come from another rank.
-        sends: Whether the outputs go to another rank.
     """
 
     def __init__(self, module: nn.Module, receives: bool, sends: bool) -> None:
@@ -84,11 +78,6 @@ class PipelineTrainer:
     The first rank loads its batch within the step, as this program's workers do. The rank with the
     loss loads its labels before the timed steps. Shapes are given, because torch would find them by
     running another batch, which would change BatchNorm's statistics.
-
-    Args:
-        schedule: The class of the schedule.
-        job: The job of this program with the corresponding schedule.
-        rank: Number of the stage.
     """
 
     def __init__(
@@ -142,8 +131,7 @@ class PipelineTrainer:
 class DataParallelTrainer:
     """Trains the whole model on a rank's part of each batch, with `DistributedDataParallel`.
 
-    Args:
-        job: A job with one stage, and a device for each rank.
+    The job has one stage, and a device for each rank.
     """
 
     def __init__(self, job: Job, rank: int) -> None:
@@ -190,7 +178,6 @@ def _crossing(job: Job, cut: int) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
 
 
 def _example(job: Job, spec: ValueSpec, travels: bool) -> Tensor:
-    """Return a micro-batch of a tensor on the meta device."""
     shape = spec.shape
     if travels and len(shape) == 3:
         shape = (*shape[1:], shape[0])
@@ -205,5 +192,4 @@ def _batches(job: Job, device: torch.device, size: int) -> BatchMaker:
 
 
 def _batch(batches: BatchMaker, number: int) -> dict[str, Tensor]:
-    """Return the training batch with this number, counted over all epochs."""
     return batches.train(*divmod(number, batches.steps_per_epoch))

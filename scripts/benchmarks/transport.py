@@ -131,7 +131,6 @@ def measure_edge(
 
 
 def _channels(slots: int, size: int, source: str, target: str) -> tuple[Senders, Receivers]:
-    """Make a channel of each transport, except the queue if it cannot work here."""
     transports: dict[str, Transport] = {
         "ring": RingTransport(depth=slots),
         "queue": QueueTransport(depth=slots),
@@ -155,7 +154,6 @@ def _open(ends: Iterable[Sender | Receiver]) -> None:
 def _produce(
     senders: Mapping[str, Sender], sizes: Sequence[int], repetitions: int, ended: Connection
 ) -> None:
-    """Run the sending process of `measure`, until all messages have been received."""
     torch.set_num_threads(1)
     _open(senders.values())
     matrix = torch.rand(256, 256)
@@ -227,7 +225,6 @@ def _receive(receiver: Receiver, device: str = "cpu") -> float:
 
 
 def _message_s(receiver: Receiver, messages: int, device: str) -> float:
-    """Receive messages that follow one another, and return the mean seconds per message."""
     _receive(receiver, device)
     start = perf_counter()
     for _ in range(messages - 1):
@@ -239,7 +236,6 @@ def _message_s(receiver: Receiver, messages: int, device: str) -> float:
 
 
 def _copy_s(size: int, source: str, target: str) -> float:
-    """Return the seconds of a copy from the memory of `source` to that of `target`."""
     here = torch.ones(size, dtype=torch.uint8, device=source)
     there = torch.empty(size, dtype=torch.uint8, device=target)
     if source == "cpu":

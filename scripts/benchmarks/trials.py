@@ -14,10 +14,8 @@ from scripts.benchmarks.runs import Results, machine, run
 FOLDER = Path("outputs/benchmark")
 
 Summary = Mapping[str, Any]
-"""The content of a run's `summary.json`."""
 
 Found = Mapping[str, Any]
-"""The results kept from a run."""
 
 Reader = Callable[[Summary, Path], dict[str, Any]]
 """A function that returns the results to keep, given a run's summary and its run directory."""
@@ -25,11 +23,7 @@ Reader = Callable[[Summary, Path], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of ppll-run for a benchmark. Several rows of a table may share it.
-
-    Attributes:
-        name: Name of the result in the file, unique in the benchmark.
-    """
+    """A run of ppll-run for a benchmark, with a name that is unique in the benchmark."""
 
     name: str
     overrides: tuple[str, ...]
@@ -39,10 +33,6 @@ class Trials:
     """The trials of a benchmark. A benchmark that was stopped continues with the missing trials.
 
     Results are in `outputs/benchmark/NAME.json`, run directories in `outputs/benchmark/NAME/`.
-
-    Args:
-        benchmark: Name of the benchmark.
-        say: Prints a text, such as the results of a trial.
     """
 
     def __init__(self, benchmark: str, say: Callable[[str], None]) -> None:

@@ -99,12 +99,7 @@ class Endless:
 
 
 class NoTransport:
-    """A transport whose channels carry nothing.
-
-    Args:
-        job: The job whose channels are replaced.
-        courses: The course of each stage except stage 0.
-    """
+    """A transport whose channels carry nothing. `courses` has one for each stage except stage 0."""
 
     def __init__(self, job: Job, courses: Iterable[PacedCourse]) -> None:
         self.depth = job.depth

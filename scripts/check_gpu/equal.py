@@ -17,8 +17,8 @@ from scripts.check_gpu.report import Outcome, skipped, verdict
 from scripts.check_gpu.running import Check
 
 FOUND_S = 12.0
-"""Seconds within which a run with a dead or stopped worker must end: 10 s until the run notices the
-fault, and 2 s for its processes to end."""
+"""Seconds within which a run with a dead or stopped worker must end: 10 s to notice the fault, and
+2 s to end."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LostWorker:
 
     Attributes:
         overrides: Overrides of a run whose result depends only on its number of steps.
-        signal: The signal for the worker: SIGKILL, or SIGSTOP, which makes it hang.
+        signal: SIGKILL, or SIGSTOP, which makes the worker hang.
     """
 
     name: str
@@ -84,8 +84,7 @@ class LostWorker:
 class Restarted:
     """A step whose run loses a worker, and must restart only this worker (`recover=stage`).
 
-    Attributes:
-        overrides: Overrides of a run whose result depends only on its number of steps.
+    `overrides` are as for `LostWorker`.
     """
 
     name: str
@@ -173,7 +172,6 @@ def compared(one: Path, other: Path) -> Outcome:
 
 
 def _saved(folder: Path) -> int:
-    """Return the number of steps of a run's latest checkpoint."""
     return int((folder / "checkpoints" / "last").resolve().name.removeprefix("step-"))
 
 

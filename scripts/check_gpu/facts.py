@@ -59,7 +59,6 @@ class Facts:
 
 
 def _said(*command: str) -> str:
-    """Return the output of a command; "" if the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

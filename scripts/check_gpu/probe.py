@@ -29,8 +29,7 @@ LIMIT_S = 20.0
 class Heartbeat:
     """A thread that wakes up every 5 ms, to measure for how long other threads hold the GIL.
 
-    Attributes:
-        gap_s: The longest time between two wake-ups so far.
+    `gap_s` is the longest time between two wake-ups so far.
     """
 
     def __enter__(self) -> Self:
@@ -202,7 +201,6 @@ class Probe:
             say("graphs", what=f"{name}, {samples} samples, bf16", **found)
 
     def _captured(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that replays a step as a CUDA graph."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -273,7 +271,6 @@ def _stage_step(
 
 
 def _sleep(cycles: int) -> None:
-    """Queue work that keeps the device busy for a number of cycles."""
     torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
 
 

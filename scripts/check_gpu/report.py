@@ -23,7 +23,6 @@ SHOWN = (
     "last",
     "text",
 )
-"""Facts that the table shows; `results.json` has all."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Outcome:
         state: "ok", "FAILED" or "skipped".
         facts: Measured facts as JSON values. For a skipped step, `reason` says why.
         output: The output of the step's command.
-        seconds: Duration of the step in seconds.
     """
 
     state: str
@@ -75,12 +73,9 @@ def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
 
 
 class Report:
-    """Writes outcomes to files, and prints each of them. Several threads may use it.
+    """Writes outcomes to files in `folder`, and prints them. Several threads may use it.
 
     All files are complete after each outcome, because the check itself may be killed.
-
-    Args:
-        folder: The folder for `results.json`, `jobs.log` and `table.txt`.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -29,7 +29,6 @@ class Ended:
     Attributes:
         status: The exit status; None if the command had to be killed.
         late: Whether the time limit was exceeded, so that the command got SIGTERM.
-        seconds: Duration in seconds.
     """
 
     status: int | None
@@ -43,7 +42,6 @@ class Check:
     """The settings of a check, and functions that its steps share.
 
     Attributes:
-        cuda: Whether runs use CUDA; without it, they use the CPU.
         quick: Whether models are tiny and runs have few steps, to test the check itself.
         work: A folder for runs and data.
         limit_s: Time limit of the whole check, in seconds.
@@ -110,7 +108,6 @@ class Train:
 
     Attributes:
         name: Name of the step. Steps that compare runs refer to it.
-        environment: Environment variables for the run.
         stops: Whether the run can end soon after SIGTERM. A run that compiles its networks cannot.
     """
 
@@ -135,8 +132,7 @@ class Train:
 class Program:
     """A step that runs a Python program, which must end with status 0.
 
-    Attributes:
-        log: Name of a file in the report's folder to which the output is appended; "" for none.
+    The output is appended to the file `log` in the report's folder; "" for no file.
     """
 
     name: str

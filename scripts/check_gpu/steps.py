@@ -31,13 +31,7 @@ PINNED = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 @dataclass(frozen=True)
 class Group:
-    """Steps that may run at the same time.
-
-    Attributes:
-        name: Name of the group for `--only`.
-        steps: The steps, in the order in which they begin.
-        width: Number of steps that run at the same time.
-    """
+    """Steps, of which at most `width` run at the same time. `--only` uses the name."""
 
     name: str
     steps: Sequence[Step]
@@ -46,11 +40,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A step that runs a benchmark of `scripts/benchmark`.
-
-    Attributes:
-        benchmark: Name of the benchmark, and its options.
-    """
+    """A step that runs a benchmark of `scripts/benchmark`, given by its name and options."""
 
     name: str
     benchmark: Sequence[str]

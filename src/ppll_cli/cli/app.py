@@ -256,5 +256,4 @@ def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
 
 
 def _complain(message: str) -> None:
-    """Write an error as one line."""
     sys.stderr.write(f"ppll-run: {printable(' '.join(message.splitlines()))}\n")

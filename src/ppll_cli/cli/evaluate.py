@@ -56,7 +56,6 @@ class EvaluationRequest:
     Attributes:
         run: The run as it was recorded.
         config: The run's configuration, with the evaluation's changes.
-        settings: `config` as typed settings.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
         compares_data: Whether to refuse data that have changed since the run, as for a split that
@@ -64,7 +63,6 @@ class EvaluationRequest:
         data: The chosen option of the group `data`.
         other_data: `data` if the evaluation changes the run's data, else None.
         batch_size: Samples per evaluation batch; None if not given.
-        pictures: Files for which the model predicts.
     """
 
     run: "Recorded"

@@ -125,7 +125,6 @@ def _predictions(
 
 
 def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
-    """Draw the confusion matrix, if there is one."""
     if found.details is None or found.details.confusion is None:
         return
     with only_warn("confusion.png could not be drawn"):

@@ -83,7 +83,6 @@ def refuse_arguments(_: object, message: str) -> NoReturn:
 
 
 def _no_override(error: OverrideParseException, ask_help: str) -> ConfigError:
-    """Return the error for an override that Hydra cannot parse; usually its value needs quotes."""
     key, _, value = error.override.partition("=")
     found = re.search(
         r"(mismatched|extraneous|no viable).* input '[^']*'|missing EQUAL", str(error.message)
@@ -191,7 +190,6 @@ def _no_option(group: str, name: str, options: _Options) -> ConfigError:
 
 
 def _no_key(key: str, options: _Options) -> ConfigError:
-    """Return the error for an unknown key; it suggests other options or similar keys."""
     keys = options.all_keys()
     group, _, name = key.rpartition(".")
     beside = [k.rpartition(".")[2] for k in keys if k.rpartition(".")[0] == group]

@@ -279,7 +279,6 @@ def _table(gpus: int, rows: Mapping[str, "Row"]) -> "Table":
 
 
 def _told(row: "Row") -> Iterator[str]:
-    """Yield lines about the fastest layout."""
     found = row.prediction
     assert found is not None
     layout = f"{row.stages} stage" + "s" * (row.stages > 1)

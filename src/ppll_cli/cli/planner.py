@@ -156,7 +156,6 @@ class Planner:
         return lines + self._without_recovery() + self._bounds(gpus)
 
     def _without_recovery(self) -> list[str]:
-        """Return notes on rows of local learning that are predicted without `recover`."""
         return [
             f"{_title(name, replicas)} for gpus={','.join(map(str, gpus))} is predicted without "
             f"recover={self.base.recover.name}: {obstacle}"
@@ -164,7 +163,6 @@ class Planner:
         ]
 
     def _bounds(self, gpus: Sequence[int]) -> list[str]:
-        """Return notes on how cheap auxiliary networks must be for ppll to be the fastest."""
         others = [(name, f) for name, f in (("1f1b", 1), ("zb_h1", 3)) if name in self.schedules]
         if "ppll" not in self.schedules:
             return []

@@ -118,11 +118,7 @@ class BasicSweeper(Sweeper):
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """Return the configuration that a launcher will compose for a job.
-
-        Raises:
-            ConfigError: Hydra cannot compose it.
-        """
+        """Return the configuration that a launcher will compose for a job."""
         load = self._hydra.config_loader.load_sweep_config
         try:
             config: DictConfig = load(self._config, list(overrides))
@@ -175,7 +171,6 @@ class BasicSweeper(Sweeper):
         return ready
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[Any]:
-        """Make the launcher run the jobs, at most `max_batch_size` at a time."""
         returned = []
         size = max(1, self._size or len(jobs))
         for start in range(0, len(jobs), size):

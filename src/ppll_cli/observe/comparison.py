@@ -99,7 +99,6 @@ def _row(
 
 
 def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
-    """Return a row with its baselines; a refused run has none."""
     if not row.conditions:
         return row
 
@@ -177,7 +176,6 @@ def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> It
 
 
 def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes that name the baselines of the speed-ups."""
     baselines = {
         id(group.first.bps[0].first.run): group.first.bps[0]
         for group in groups
@@ -206,7 +204,6 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes that explain `NOISE` and name the groups whose noise is unknown."""
     ran = [group for group in groups if group.first.run.status == "completed"]
     if any(group.seeds > 1 for group in ran):
         yield "± is the standard deviation over the seeds; brackets hold the number of seeds"
@@ -231,7 +228,6 @@ def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
-    """Yield notes on runs that are not averaged, and on seeds with several runs."""
     left = [
         f"{row.run.name} ({row.run.status})"
         for group in groups

@@ -20,7 +20,6 @@ HEAD_WIDTH = 115
 """Largest number of characters in a line of the heading and of the legend."""
 
 UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
-"""The unit or range of each known metric."""
 
 
 def labels(groups: Sequence[Group]) -> list[str]:

@@ -28,7 +28,6 @@ PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
 """Widths of a panel without its labels, and of one character of the numbers in it."""
 
 MARK = "#333333"
-"""Colour of error bars and of points of single runs."""
 
 
 def picture(path: Path, comparison: Comparison) -> None:
@@ -207,7 +206,7 @@ class _Panel:
 
 
 def _stages(group: Group) -> list[float]:
-    """Return the mean peak memory of each stage over a group's runs, in MB."""
+    """Return the mean peak memory of each stage, in MB."""
     sizes = [row.stage_bytes for row in group.averaged]
     most = max(map(len, sizes))
     means = (spread(size[stage] for size in sizes if stage < len(size)) for stage in range(most))

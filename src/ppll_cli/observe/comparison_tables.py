@@ -51,7 +51,6 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
 }
-"""Columns of CSV files for names and tags that users gave to runs."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,6 @@ def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _columns(comparison: Comparison) -> list[Column]:
-    """Return the columns that are not empty."""
     target = (
         "target" if comparison.target is None else f"{comparison.metric} {comparison.target:.4g}"
     )

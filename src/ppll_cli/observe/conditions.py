@@ -19,7 +19,6 @@ A missing key is unknown: the run has just begun, or an older program wrote it. 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic", "recompute")
 
 LONGEST_VALUE = 200
-"""Largest length of a shown value, in characters."""
 
 PLACES = {"root", "download", "cache"}
 """Keys that say where data are stored. They do not change results."""
@@ -36,7 +35,6 @@ OWN |= {"lower_is_better"}
 NAMED = OWN | {"schedule"}
 
 LOCAL = ("ll", "ppll")
-"""Schedules that train with local losses."""
 
 WHOLE = ("bp", "pp", "gpipe", "1f1b", "interleaved", "zb_h1")
 """Schedules of this program that train the whole model by one loss."""
@@ -81,7 +79,6 @@ def locality(run: FoundRun) -> Conditions:
 
 
 def _first_unit(module: Any) -> str | None:
-    """Return the name of a module's first unit in `summary.json`; None if unknown."""
     units = module.get("units") if isinstance(module, Mapping) else None
     return str(units[0]) if isinstance(units, list) and units else None
 

@@ -184,10 +184,7 @@ class Console:
 
     @_never_raises
     def metrics(self, line: Line) -> None:
-        """Print an evaluation of the model's own head, with the latest training loss.
-
-        Lines about the heads of other modules are ignored.
-        """
+        """Print an evaluation of the model's own head, with the latest training loss."""
         if line["module"] is not None:
             return
         split, metric = line["split"], self._facts.metric
@@ -206,10 +203,7 @@ class Console:
 
     @_never_raises
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
-        """Print the summary of a run, and the command `then` that the user may run next.
-
-        The last line has the metric and the run directory.
-        """
+        """Print the summary of a run; `then` is a command that the user may run next."""
         for table in self._tables(summary):
             self._print(table)
         if then:
@@ -242,7 +236,6 @@ class Console:
         self._say(f"test {metric} {_number(test.get(metric))}{compared} in {short_path(run_dir)}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
-        """Yield a table of the modules, if there are several, and a table of the stages."""
         modules, metric = summary["per_module"], self._facts.metric
         if len(modules) > 1:
             names = ["module", "units", "parameters", "auxiliary", f"test {metric}"]
@@ -297,7 +290,6 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[s
 
 
 def _plain(table: Table) -> str:
-    """Return a table as text, at most `PLAIN_WIDTH` characters wide."""
     plain = RichConsole(file=io.StringIO(), width=PLAIN_WIDTH, color_system=None)
     with plain.capture() as captured:
         plain.print(table)

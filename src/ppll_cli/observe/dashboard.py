@@ -20,7 +20,6 @@ RUN_SPEED = "train.samples_per_second"
 """The summary's key for the samples per second in the steady state."""
 
 METRICS = ("accuracy", "ap", "psnr")
-"""Metrics of this project's tasks. A panel draws those that the runs have."""
 
 
 def workspace(
@@ -103,7 +102,6 @@ def _panels(metrics: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def _of_stages(key: str) -> list[str]:
-    """Return `key` for each shown stage, with the stage's number in place of `{}`."""
     return [key.format(stage) for stage in range(STAGES_SHOWN)]
 
 

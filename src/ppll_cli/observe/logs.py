@@ -80,10 +80,7 @@ def to_file(text: str) -> None:
 
 @contextmanager
 def only_warn(problem: str) -> Iterator[None]:
-    """In the `with` block, log an exception as a warning that begins with `problem`.
-
-    Use it for work that a run does not need.
-    """
+    """In the `with` block, log an exception as a warning that begins with `problem`."""
     try:
         yield
     except Interrupted:  # a signal can interrupt any line

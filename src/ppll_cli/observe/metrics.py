@@ -18,8 +18,6 @@ Line = dict[str, Any]
 
 @dataclass
 class _Epoch:
-    """Sums of loss and samples over the reports of a training epoch."""
-
     number: int = 0
     loss: float = 0.0
     samples: int = 0
@@ -171,7 +169,6 @@ class Metrics:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """Yield the valid lines of a metrics file."""
     return (line for line in read_json_lines(path) if _is_line(line))
 
 

@@ -101,10 +101,7 @@ class Progress:
         self._shares: list[Mapping[str, float] | None] = []
 
     def update(self, now_s: float, looks: Sequence[Look]) -> Now:
-        """Return the progress of the run, given the states of all workers.
-
-        `now_s` is the time of a monotonic clock, in seconds.
-        """
+        """Return the run's progress, given a monotonic clock's time and all workers' states."""
         step = max(self._start, looks[-1].step)
         if self._began_s is None and step > self._start:
             self._began_s, self._first = now_s, step  # the first step may include compilation

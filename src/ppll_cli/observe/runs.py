@@ -241,7 +241,6 @@ def _step(line: Mapping[str, Any]) -> int:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; empty if the file is missing or damaged."""
     try:
         found = read_json(file)
     except (OSError, ValueError):
@@ -250,7 +249,6 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def _objects(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a file's complete lines; none if it cannot be read."""
     with suppress(OSError):
         yield from read_json_lines(file)
 

@@ -82,7 +82,6 @@ class Traced(NamedTuple):
     Attributes:
         lanes: The spans of each worker, with replicas of a stage next to one another.
         names: The name of each worker, by stage and replica.
-        devices: The device of each worker.
     """
 
     lanes: Lanes

@@ -67,7 +67,6 @@ def trace(traced: Traced) -> dict[str, Any]:
 def _event(
     worker: int, name: str, span: Span, zero_s: float, args: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a bar of the trace. `zero_s` is the start of the trace."""
     return {
         "name": name,
         "cat": span.category,

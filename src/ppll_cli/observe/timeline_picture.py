@@ -38,12 +38,10 @@ LEGEND = {
     "idle": "waiting (bubble)",
     "restart": "restart of the stage",
 }
-"""Names of categories in the legend, if they are not the categories' own names."""
 
 LANE_INCHES = 0.5
 MOST_INCHES = 40.0
 TITLE_WIDTH = 92
-"""Characters per line of the title."""
 
 DIGIT_SHARE = 0.0085
 """Width of a digit, as a fraction of the picture's width."""

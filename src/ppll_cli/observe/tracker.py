@@ -51,10 +51,7 @@ class Tracked:
 
     @property
     def name(self) -> str | None:
-        """The user's name for the run; None if there is none.
-
-        In a sweep, the name of the job's folder is appended.
-        """
+        """The user's name for the run, with the job's folder in a sweep; None if there is none."""
         given = self.config.get("name")
         if given is None:
             return None
@@ -91,7 +88,7 @@ def sweep_name(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Moment:
-    """The time of a measurement. A tracker may receive the measurement later.
+    """The time of a measurement, which a tracker may receive later.
 
     Attributes:
         unix_s: Seconds since 1970.

@@ -129,10 +129,7 @@ class WandbTracker:
         self._log(line["step"], {"epoch": line["epoch"], **values}, at)
 
     def _best_counts(self, key: str) -> None:
-        """Make wandb keep a metric's best value in the summary, besides the latest one.
-
-        wandb needs this call before the metric's first value.
-        """
+        """Make wandb keep a metric's best value too. Call this before the metric's first value."""
         if key not in self._with_best:
             self._with_best.add(key)
             best = "min" if self._tracked.lower_is_better else "max"
@@ -271,7 +268,6 @@ class WandbTracker:
         return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"
 
     def _artifact(self, kind: str, paths: Sequence[Path]) -> None:
-        """Upload the existing files and folders among `paths` as one artifact."""
         import wandb
 
         artifact = wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
@@ -297,7 +293,6 @@ def _mode(given: str | None) -> Mode | None:
 
 
 def _run_id(run: Tracked) -> str:
-    """Return the id of the wandb run to continue, or save and return a new one."""
     file = run.run_dir / RUN_FILE
     if run.resumed:
         with suppress(OSError, ValueError, KeyError, TypeError):
@@ -308,7 +303,6 @@ def _run_id(run: Tracked) -> str:
 
 
 def _number(cell: str) -> float | str | None:
-    """Convert a cell to a number if possible, or to None if it is empty."""
     try:
         return float(cell) if cell else None
     except ValueError:

@@ -58,7 +58,6 @@ class Setup:
         model: Configuration of the model's class.
         samples: Number of samples of a batch, or of a micro-batch.
         threads: CPU threads, as many as a worker has.
-        compiled: Whether torch.compile compiles the networks.
         recompute: Whether a unit's backward pass first runs the forward pass again.
         seed: Seed for random numbers that the model or the local method draws when it is made.
     """

@@ -160,8 +160,6 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 
 
 class _ChunkTimes:
-    """The seconds of a chunk's instructions, for the profile's number of samples."""
-
     def __init__(self, job: Job, number: int, profile: Source) -> None:
         chunk = job.layout.chunks[number]
         # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.

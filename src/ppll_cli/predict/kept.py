@@ -82,7 +82,6 @@ def _is_record(key: str, record: Any) -> bool:
 
 
 def _put_aside(folder: Path) -> None:
-    """Remove a folder if it is empty, else rename it."""
     with suppress(OSError):
         folder.rmdir()
         return

@@ -23,7 +23,6 @@ Times = dict[Instruction, float]
 """A number, such as seconds, for each instruction of a stage in a batch; 0 if missing."""
 
 _Spans = list[tuple[float, float]]
-"""Starts and ends of intervals, in seconds."""
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ class Profile:
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """Return the units to measure: the index of each, and whether it is first in its module."""
+        """Return the index of each unit to measure, and whether it is first in its module."""
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):
@@ -276,7 +276,6 @@ class Profile:
 
     @cached_property
     def _known(self) -> dict[str, Record]:
-        """All records for the profile's conditions."""
         return self.kept.read(self._file)
 
     @cached_property

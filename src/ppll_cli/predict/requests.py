@@ -22,7 +22,6 @@ class UnitTimes(NamedTuple):
             inputs.
         step_s: Seconds of the optimizer's step for all units.
         params: Number of parameters of all units.
-        bytes_per_parameter: Bytes of a parameter with its gradient and its optimizer state.
         weight_s: Seconds of each unit's half for the parameters; empty without split passes.
     """
 

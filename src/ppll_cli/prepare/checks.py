@@ -105,7 +105,6 @@ def _check_calls(job: Job) -> None:
 def _check_equal(
     stage: int, method: str, first: Iterable[Compute | Measure], second: Iterable[Compute | Measure]
 ) -> None:
-    """Refuse two calls that returned different instructions."""
     for one, other in zip(first, second, strict=False):  # no valid order begins with another
         if one != other:
             raise ScheduleError(
@@ -135,7 +134,6 @@ def _check_averages(job: Job) -> None:
 
 
 def _averaged(job: Job, stage: int, count: int) -> list[int]:
-    """Return a stage's chunks in the order in which their averages start."""
     return [i.chunk for i in job.training(stage, count) if isinstance(i, StartAverage)]
 
 

@@ -162,7 +162,7 @@ def cut(
 def _fixed_modules(
     settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
 ) -> list[range] | None:
-    """Return the modules that `local.cuts` or `local.modules` fixes; None if neither is given."""
+    """Return the modules that `local.cuts` or `local.modules` fixes, if any."""
     given, count = settings.local.get("cuts"), settings.local.get("modules")
     if given is not None:
         cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
@@ -179,7 +179,6 @@ def _fixed_modules(
 
 
 def _named_cuts(name: str, partitions: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the cuts of the model's partition of this name."""
     if name not in partitions:
         names = f"the names are {', '.join(partitions)}" if partitions else "this model has none"
         remedy = f"{names}; or give a list of names of units"

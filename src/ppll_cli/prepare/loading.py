@@ -17,7 +17,6 @@ from ppll_cli.models.unit import ImageSpec
 from ppll_cli.tasks.task import Task
 
 DATA_SET = ("prepare", "load", "image_spec", "evaluation_form", "batches", "drop_last", "task")
-"""The attributes that a data set must have."""
 
 SPLITS = {"train", "test", "val"}
 """The splits of a data set; only `val` may be missing."""
@@ -108,7 +107,6 @@ def _fault_of(data: LoadedData) -> tuple[str, str]:
 
 
 def _fault_of_inputs(input_spec: InputSpec, targets: Mapping[str, ValueSpec]) -> str:
-    """Return what is wrong with a description of the model's inputs, or an empty text."""
     if getattr_static(input_spec, "specs", None) is None:
         return type(input_spec).__name__
     specs: object = input_spec.specs
@@ -123,7 +121,6 @@ def _fault_of_inputs(input_spec: InputSpec, targets: Mapping[str, ValueSpec]) ->
 
 
 def _fault_of_specs(specs: object, called: str) -> str:
-    """Return what is wrong with shapes and dtypes by name, or an empty text."""
     if not isinstance(specs, Mapping):
         return f"{specs!r} as `{called}`"
     for name, spec in specs.items():

@@ -263,7 +263,6 @@ def _specs(
 
 
 def _partitions(settings: Settings, schedule: Schedule) -> bool:
-    """Return whether this run uses the partition's cuts."""
     several = settings.stages_asked > 1
     return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
 

@@ -217,7 +217,6 @@ def _traced(
 
 
 _TRACED: dict[object, TracedUnit] = {}
-"""The traces of units of the program's own models, by recipe."""
 
 
 def _is_own(unit: Unit) -> bool:
@@ -242,7 +241,6 @@ def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
 def _check_units(
     units: Sequence[Unit], input_spec: InputSpec, task: Task, model: tuple[str, object]
 ) -> None:
-    """Check the names of a model's units, and what they read and write."""
     if not units or not all(isinstance(u, Unit) and isinstance(u.name, str) for u in units):
         problem = "its units() must return a list of at least one Unit, each with text as its name"
         raise ConfigError(*model, problem)
@@ -264,7 +262,6 @@ def _check_units(
 
 
 def _check_form(unit: Unit, model: tuple[str, object]) -> None:
-    """Check a unit's function that builds its network, and the form of its tensors' names."""
     if isinstance(unit.build, nn.Module) or not callable(unit.build):
         problem = f"`build` of unit {unit.name!r} is no function that returns a network"
         raise ConfigError(*model, problem, "for example functools.partial(nn.Linear, 16, 16)")

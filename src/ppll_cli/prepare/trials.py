@@ -22,10 +22,8 @@ from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import recipe_of
 
 SAMPLES = 2
-"""Number of samples with which units are tested."""
 
 _Gradients = list[Tensor | None]
-"""Gradients of a unit's inputs and parameters."""
 
 _Way = Callable[[nn.Module, Sequence[Tensor]], None]
 """A function that runs a network forward and backward on leaf tensors."""
