@@ -79,7 +79,7 @@ def main() -> NoReturn:
 def _leave(number: int, _: FrameType | None) -> NoReturn:
     """Handle a signal that arrives while there are no workers: end the process at once.
 
-    A signal can arrive at any line, even in an import, which could swallow an exception.
+    A signal can arrive at any line, and some lines would swallow an exception.
     """
     forkserver.kill()
     scratch.remove()

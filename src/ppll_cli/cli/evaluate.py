@@ -189,7 +189,7 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data are preprocessed as the run's own data, unless the command line sets these keys.
+    Other data are preprocessed as the run's own data, unless the command line sets the keys for it.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that

@@ -30,8 +30,8 @@ class Comparison:
         groups: The lines of the tables: groups of runs that differ only in their seed, or single
             runs.
         metric: Split and metric of most runs, such as "test accuracy".
-        target: The worst final value of all comparable completed runs, so each of these runs
-            reached it. Each run is timed until it reached this value. None if unknown.
+        target: The worst final metric of all comparable completed runs. Each run is timed until it
+            reaches this value. None if unknown.
         notes: Lines below the tables that explain them.
     """
 
@@ -246,7 +246,7 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _size(group: Group) -> str:
-    """Return as text the number of threads and, if there are several, of seeds."""
+    """Return the number of threads and, if there are several, the number of seeds, as text."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
     return mean + counted(_threads(group.first.run), "thread")
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 8
-"""Largest number of groups for which the legend lists each group; for more, it lists only schedules
-and methods."""
+"""Largest number of groups that the legend lists. For more groups, it lists only schedules and
+methods."""
 
 COLUMNS = 4
 """Number of columns of a legend that lists schedules and methods."""
@@ -27,7 +27,7 @@ MARKERS = "os^DvxP*"
 class Point(NamedTuple):
     """A group's mean training time and mean metric after some number of optimizer steps.
 
-    `deviation` is the standard deviation of the metric over the seeds; 0 for one run.
+    `deviation` is the standard deviation of the metric over the runs; 0 for one run.
     """
 
     seconds: float

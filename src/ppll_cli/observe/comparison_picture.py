@@ -62,7 +62,7 @@ def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
         high = LINE_INCHES * (1 + text.count("\n")) + GAP_INCHES
         places.append(end + high / 2)
         end += high
-    return places, max(end, 4 * (LINE_INCHES + GAP_INCHES))  # so that few bars are not too broad
+    return places, max(end, 4 * (LINE_INCHES + GAP_INCHES))  # at least four labels of one line
 
 
 @dataclass(frozen=True)

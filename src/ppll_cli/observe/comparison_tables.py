@@ -75,9 +75,9 @@ def cell(
 ) -> str:
     """Return a group's mean of a measure and, with several seeds, its standard deviation, as text.
 
-    Numbers are divided by `scale`. `NOISE` follows them if noise can explain how `group` differs
-    from `against` in `judged`; None for `judged` means `measure`. `counted` adds the number of
-    seeds.
+    Numbers are divided by `scale`. `NOISE` follows if noise can explain the difference between
+    `group` and `against` in the measure `judged`; if `judged` is None, in `measure`. `counted` adds
+    the number of seeds.
     """
     found = group.spread(measure)
     if found is None:

@@ -13,7 +13,8 @@ from ppll_cli.observe.runs import FoundRun
 Conditions = Mapping[str, Any]
 """Values that must be equal for two runs to be comparable.
 
-A missing key is unknown: the run has just begun, or an older program wrote it. It forbids nothing.
+A value is missing if the run has just begun, or if an older program wrote the run. Such a run is
+comparable to runs with any value.
 """
 
 KEYS = ("batch_size", "epochs", "precision", "compile", "deterministic", "recompute")
@@ -24,7 +25,7 @@ PLACES = {"root", "download", "cache"}
 """Keys that say where data are stored. They do not change results."""
 
 DIGEST = "data.digest"
-"""The condition whose values differ if two runs have equal settings but other samples."""
+"""The digest of the data: it differs if two runs have equal settings but different samples."""
 
 OWN = {"gpus", "threads", "name", "tags"}  # keys with a column of their own
 OWN |= {"resume", "tracker", "objective", "max_minutes"}  # keys that change no compared value
@@ -84,10 +85,10 @@ def _first_unit(module: Any) -> str | None:
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Return the conditions that differ, with both values, but not those that follow from others.
+    """Return the conditions that differ, with both values.
 
-    If the options of a group differ, its keys are left out. If other keys of `data` differ, the
-    digest of the data is left out. If any other condition differs, `steps` is left out.
+    Conditions that follow from others are left out: the keys of a group whose options differ, the
+    digest of the data if another key of `data` differs, and `steps` if any other condition differs.
     """
     found = {
         key: (value, theirs[key])
@@ -112,7 +113,7 @@ def usual(runs: Sequence[Conditions]) -> Conditions:
 
 
 def seedless(run: FoundRun) -> Conditions:
-    """Return values that are equal for two runs if these differ only in their seed.
+    """Return values that are equal for two runs that differ only in their seed.
 
     For a completed run, `steps` replaces `max_steps`.
     """
@@ -173,7 +174,7 @@ def method(run: FoundRun) -> str | None:
 def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
-    Keys of `NAMED` are left out, and those of local methods for a run of `WHOLE`. If runs have
+    Keys of `NAMED` are left out; for a run of `WHOLE`, also keys of local methods. If runs have
     different options of a group, such as `model`, the option is listed. Then a key of the group is
     listed only if all options have it, or if runs with equal options differ in it. `data.root` is
     listed only if the data differ.
@@ -212,9 +213,9 @@ def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return the options of a group within which runs differ in `key`.
+    """Return each option whose runs differ in the value of `key`.
 
-    `flat` has each run's settings, and `options` has each run's option of the group.
+    `flat` has the settings of each run. `options` has the chosen option of each run.
     """
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):

@@ -114,7 +114,7 @@ def _over_time(title: str, keys: list[str]) -> Any:
 def _bars(key: str, title: str, summary: str) -> Any:
     """Return a panel with a bar for each value of the configuration key `key`.
 
-    A bar shows the mean of the summary's value `summary` over the runs with that value of `key`.
+    A bar shows the mean of `summary`, a key of the runs' summaries, over the runs with its value.
     """
     import wandb_workspaces.reports.v2 as wr
 

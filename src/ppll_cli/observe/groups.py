@@ -12,7 +12,7 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun, number
 
 LONGEST_NAMES = 24
-"""Largest length of a list of run names, in characters. A longer list is shortened to "0 +3"."""
+"""Largest length of a list of run names, in characters; a longer list becomes, say, "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
 """A function that returns a measured value of a run; None if unknown."""
@@ -116,7 +116,7 @@ class Group:
 
     @property
     def settings(self) -> dict[str, str]:
-        """Settings that differ between the compared runs, but not within the averaged runs."""
+        """Settings that differ between the compared runs, but are equal in all averaged runs."""
         rows = self.averaged
         return {
             key: value
@@ -158,7 +158,7 @@ class Group:
         return ", ".join(f"{count} {status}" for status, count in found.items())
 
     def spread(self, measure: Measure) -> Spread | None:
-        """Return mean and deviation over seeds. Runs with one seed are averaged first."""
+        """Return mean and deviation over seeds. Runs with the same seed are averaged first."""
         found: dict[Hashable, list[float]] = {}
         for row in self.averaged:
             if (value := measure(row)) is not None:

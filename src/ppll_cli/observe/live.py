@@ -127,7 +127,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def spelled(stage: StageFacts) -> str:
-    """Return the first and the last unit of a stage's first two groups, as text."""
+    """Return a stage's units as text: first and last unit of its first two groups."""
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
@@ -144,7 +144,7 @@ def size(count: int | None) -> str:
 
 
 def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, blocks: bool) -> None:
-    """Append a bar with a stage's fractions of time. Its empty part is other work."""
+    """Append a bar with a stage's fractions of time. The empty part is time for other work."""
     if shares is None:
         text.append("not known yet", style="dim")
         return

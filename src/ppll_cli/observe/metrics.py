@@ -42,7 +42,7 @@ class Metrics:
     """Converts workers' reports to lines of `metrics.jsonl`.
 
     A training report is incomplete if the run stopped before the report was due. The first report
-    after a resume covers its steps again.
+    after a resume covers the steps of an incomplete report again.
 
     Attributes:
         modules: Number of modules. The head of the last module is the model's own head.
@@ -114,7 +114,7 @@ class Metrics:
     def go_back(
         self, step: int, state: Mapping[str, Any], evaluated: bool, incomplete: bool = False
     ) -> None:
-        """Remove all results measured after a step; for step 0, all results.
+        """Remove all results measured after a step. Step 0 removes all results.
 
         Call this before the file is opened. `state` is the result of `state()` after that step. If
         `evaluated` is False, evaluations at the step are removed too, and will be repeated. If

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation of values: with denominator n - 1; None for one value."""
+    """Mean and sample standard deviation of `count` values; for one value, the latter is None."""
 
     mean: float
     deviation: float | None

@@ -23,7 +23,7 @@ REFUSED_FILE = "refused.jsonl"
 """File in a sweep's folder with a line for each refused job, which has no folder."""
 
 SWEEP_FILE = "sweep.json"
-"""File in a sweep's folder with the jobs. Only a process that locks it runs them."""
+"""File in a sweep's folder with the jobs. Only a process that locks this file runs the jobs."""
 
 LOG_FILE = "ppll-run.log"
 
@@ -37,7 +37,7 @@ SPLITS = ("val", "test")
 def only_started(folder: Path) -> bool:
     """Return whether a folder is empty, or has only files of a run that died before training.
 
-    A folder with a symbolic link does not count, because a starting run makes none.
+    The result is False if the folder has a symbolic link, because a starting run makes none.
     """
     return all(path.name in STARTED and not path.is_symlink() for path in folder.iterdir())
 
@@ -127,7 +127,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
         yield folder, run
         return
     # The caller keeps the last run of each path. So a run that followed a refusal replaces the
-    # refused job. A run that the program refused to resume gets the reason.
+    # refused job. A run that the program refused to resume gets the reason as its error.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
@@ -146,8 +146,8 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Return a name for each run: its relative path, with as many parents as make it unique.
 
-    `depths` has the number of parts of each relative path. With `above`, a name has a parent at
-    least.
+    `depths` has the number of parts of each relative path. With `above`, a name has a parent or
+    more.
     """
     for more in count(int(above)):
         names = {

@@ -125,7 +125,7 @@ def reason(error: BaseException) -> str:
 def _open_closed() -> None:
     """Open the null device for each closed descriptor among 0, 1 and 2.
 
-    A file that is opened later could else get the descriptor, and receive printed text.
+    Without this, a file that is opened later could get the descriptor, and receive printed text.
     """
     for descriptor in range(3):
         try:

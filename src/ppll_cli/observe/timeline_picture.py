@@ -50,8 +50,8 @@ DIGIT_SHARE = 0.0085
 def window(lanes: Lanes) -> tuple[float, float]:
     """Return the start and the end of the time that the picture shows, in seconds.
 
-    It is the time in which all stages were traced, until the slowest stage ended batch `SHOWN`. If
-    no such time exists, it is the time of all traces.
+    It begins when all stages are traced. It ends when the slowest stage has ended `SHOWN` batches,
+    or when a trace ends. If the traces have no time in common, it is the whole time of all traces.
     """
     starts = [min(span.start_s for span in spans) for spans in lanes if spans]
     ends = [max(span.end_s for span in spans) for spans in lanes if spans]

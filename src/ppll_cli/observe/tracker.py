@@ -21,7 +21,7 @@ from ppll_cli.observe.conditions import LOCAL
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""Seconds that training waits for a tracker to start, because its imports slow down other work."""
+"""Seconds that training waits for a tracker to start. Imports at the same time slow it down."""
 
 END_LIMIT_S = 60.0
 """Seconds that a tracker without `limit_s` may take to finish at the end of a run."""
@@ -122,11 +122,11 @@ class Tracker(Protocol):
         """
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
-        """Receive how the stages spent recent time.
+        """Receive the fractions of recent time that the stages spent on work and waiting.
 
-        `step` is the number of optimizer steps done. Each stage has index, replica,
-        compute_fraction, aux_fraction, starved_fraction, blocked_fraction and memory_bytes. Unknown
-        values are None.
+        `step` is the number of optimizer steps done. `stages` has a mapping for each stage: index,
+        replica, compute_fraction, aux_fraction, starved_fraction, blocked_fraction and
+        memory_bytes. Unknown values are None.
         """
 
     def end(self, summary: Mapping[str, Any]) -> None:

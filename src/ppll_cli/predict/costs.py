@@ -52,8 +52,9 @@ def instruction_times(
     because a separate thread loads it. The sender copies each message, except those that a
     connection inside a machine carries.
 
-    `sizes` has the number of samples of each micro-batch, and the first is the largest. The profile
-    has its times. Times of smaller micro-batches are assumed to be proportional to their sizes.
+    `sizes` has the number of samples of each micro-batch; the first is the largest, and the profile
+    is for this number. Times of smaller micro-batches are assumed to be proportional to their
+    sizes.
     """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):

@@ -92,8 +92,8 @@ class Meter:
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
-    A request is a number of threads and a function without arguments. An answer is a report of a
-    failure, empty if there was none, and the result.
+    A request is a number of threads and a function without arguments. An answer is a pair: the
+    report of a failure, empty if there was none, and the result.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False

@@ -50,7 +50,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Wait for a neighbour's message; raise an error unless it is empty: the neighbour trains."""
+    """Wait for a neighbour's message: empty if it trains. Raise an error in all other cases."""
     error, report = f"it sent nothing for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:

@@ -14,10 +14,10 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline; the pace is the mean over as many batches
-after them. For any costs of instructions, the pace does not change after the second batch:
-either the slowest stage sets it, or, if the pipeline drains after each batch, the path of a
-batch."""
+"""Number of simulated batches that fill the pipeline. The pace is the mean over equally many
+batches after them. It does not change after the second batch, for any costs of instructions:
+with two slots or more per channel, the slowest stage sets it; if the pipeline is drained after
+each batch, the time of a batch through all stages sets it."""
 
 Times = dict[Instruction, float]
 """A number, such as seconds, for each instruction of a stage in a batch; 0 if missing."""

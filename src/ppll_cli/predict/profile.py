@@ -31,8 +31,8 @@ COPIES = 4
 """Largest number of equal units in a chain: enough to fill caches as a stage does."""
 
 LEAST_S = 1e-9
-"""Smallest time of a forward pass in seconds, in place of a measured 0, by which nothing can be
-divided."""
+"""Smallest time of a forward pass in seconds. It replaces a measured 0, so that one can divide by
+it."""
 
 
 class Measured(NamedTuple):
@@ -118,7 +118,7 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        It is measured without neighbours. With neighbours, its times are multiplied by `slowdown`.
+        It is measured without neighbours. If there are any, its times are multiplied by `slowdown`.
         """
         key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:

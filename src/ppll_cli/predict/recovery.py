@@ -20,7 +20,7 @@ def with_copies(
     """Return `times`, the seconds of each stage's instructions, plus the copies of `recover=stage`.
 
     A stage copies each message that it receives from a channel that keeps messages for a replay.
-    The time of a snapshot is divided by the batches between two snapshots, and its part for a batch
+    The time of a snapshot is divided by the number of batches between two snapshots. A batch's part
     is divided equally among the stage's optimizer steps.
     """
     if not job.restartable:

@@ -83,9 +83,9 @@ def predict(
     """Predict the speed and memory of a job.
 
     CPU cores share caches and memory, so a stage takes longer while other stages compute. Every
-    unit is measured alone, and while other processes compute. An instruction's time is interpolated
-    between both, by the number of workers that compute during it. Times and overlap depend on each
-    other, so both are found by iteration.
+    unit is measured alone, and while other processes compute. The time of an instruction is
+    interpolated between the two, by the number of other workers that compute while it runs. Times
+    and overlap depend on each other, so both are found by iteration.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
     time. If it is given, all workers are assumed to be on one machine. None means the result of
@@ -152,7 +152,7 @@ def bp_batch_s(units: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    The machine with the most workers counts, as if it had the cores of this one.
+    With several machines, the one with the most workers counts, with as many cores as this machine.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":

@@ -88,7 +88,7 @@ def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
     The block fills the dictionary: the bytes of each storage, by its address in memory.
     """
     found: dict[int, int] = {}
-    kept: list[Tensor] = []  # else an address could be used twice
+    kept: list[Tensor] = []  # keeps the memory, so that no address is used twice
     known = dict(map(storage, others))
 
     def pack(tensor: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def _check_calls(job: Job) -> None:
 def _check_equal(
     stage: int, method: str, first: Iterable[Compute | Measure], second: Iterable[Compute | Measure]
 ) -> None:
-    for one, other in zip(first, second, strict=False):  # no valid order begins with another
+    for one, other in zip(first, second, strict=False):  # none is the beginning of another
         if one != other:
             raise ScheduleError(
                 f"{method}() yielded {one} for stage {stage}, and {other} when it was called "
@@ -140,7 +140,7 @@ def _averaged(job: Job, stage: int, count: int) -> list[int]:
 def check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
-    Both halves run parts of the forward pass's graph, which neither key allows.
+    Some parts of the graph run in both halves, which neither key allows.
     """
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:

@@ -60,7 +60,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job with `snapshot_every` for a prediction, and why it is not set.
+    """Return the job for a prediction, and why `snapshot_every` is not set in it.
 
     The text is empty if it is set, or with `recover=off`. Shared memory is not checked, because the
     run may use other machines.
@@ -88,7 +88,7 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
-        """Return the shared memory of a job on a machine, or on all machines for None."""
+        """Return the shared memory of a job on a machine; None means on all machines."""
         job, layout = replace(job, snapshot_every=1), job.layout
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         units = len(costs) - len(layout.modules)
@@ -113,8 +113,7 @@ class _Room(NamedTuple):
     def wished(self) -> int:
         """Return how many messages to allow between two snapshots if shared memory suffices.
 
-        It is the number of messages that take as much memory as the snapshots, from `USUAL` to
-        `MOST`.
+        They take as much memory as the snapshots, but are at least `USUAL` and at most `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
