@@ -32,8 +32,7 @@ FONT = re.compile(r"@font-face \{[^}]*\}\s*")
 class Screen:
     """Emulates a terminal, as far as a live display needs it.
 
-    Attributes:
-        frames: For each complete display, the lines of the screen just before it is redrawn.
+    `frames` has the lines of each complete display, just before it is redrawn.
     """
 
     def __init__(self) -> None:
@@ -75,11 +74,7 @@ def progress(lines: Sequence[str]) -> float | None:
 
 
 def record(command: Sequence[str], columns: int) -> tuple[int, Screen, str]:
-    """Run a command on a pseudo-terminal with `columns` columns.
-
-    Returns:
-        The exit status of the command, the screen of the terminal, and all written text.
-    """
+    """Run a command on a pseudo-terminal; return its exit status, the screen and its output."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}

@@ -63,7 +63,7 @@ class Case:
         overrides: Overrides for all rows.
         length: The configuration key for the number of samples per epoch, and this number.
         cuts: The first unit of each module except module 0, by number of modules. The last module
-            never has the head alone, which would read features trained for another network.
+            is never the head alone: the head would read features trained for another network.
         metrics: Heading and format of each metric. A column compares the first one with that of bp.
         methods: Keys of `METHODS`.
         reference: Name of a method without training, and its key in the results for each metric;
@@ -137,7 +137,7 @@ class Row:
 
     Attributes:
         method: Key of `METHODS`, or "bp".
-        trained: The run that measures the metrics for each seed.
+        trained: For each seed, the run that measures the metrics.
     """
 
     method: str
@@ -195,7 +195,7 @@ def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
 
 
 def _same(name: str, method: str, modules: int) -> str:
-    """Return the method that is run for a row: in detection with 2 modules, fba on is fba off."""
+    """Return the method that is run for a row: in detection with 2 modules, fba off for fba on."""
     return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 

@@ -78,7 +78,7 @@ class Line:
 
     Attributes:
         orders: The connection to which orders are sent.
-        last: Number of the last of these stages, whose reports are timed.
+        last: Number of the last stage. Its reports are timed.
         steps: Number of steps ordered so far.
         step_s: Seconds per step in the latest measurement.
     """

@@ -139,7 +139,7 @@ def plans(runs: int, seed: int) -> list[Plan]:
         faults = faults or random.sample(FAULTS, len(FAULTS))
         cases = cases or random.sample(list(CASES), len(CASES))
         kind, moment = faults.pop()
-        # The damaged checkpoint must not be the only one.
+        # A damaged checkpoint must not be the only one, and the run must not end before the fault.
         least = 3 * SAVED if kind in DAMAGES else 1
         step = random.randint(least, (EPOCHS - 2) * BATCHES)
         if moment == "evaluation":

@@ -37,7 +37,7 @@ class NoSender:
 
 
 class Endless:
-    """A channel's receiving end whose messages always have the same tensors.
+    """A channel's receiving end whose messages repeat a few batches of random tensors.
 
     Args:
         course: Yields the items of the messages. It waits for orders (see `paced`).

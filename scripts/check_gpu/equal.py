@@ -143,7 +143,7 @@ class Interrupted:
 def wrong(check: Check, output: str, seconds: float, **facts: Any) -> Outcome:
     """Return "FAILED" for a step whose run did not end as it should.
 
-    If the whole check has no time left, return "skipped": the step may have waited too shortly.
+    If the whole check has no time left, return "skipped": the step may not have waited long enough.
     """
     if check.left_s() <= 0:
         return skipped("no time left", output, seconds)

@@ -151,10 +151,7 @@ class Probe:
         say("full_queue", launches=4000, host_s=host_s, gil_gap_s=heartbeat.gap_s)
 
     def shared_events(self) -> None:
-        """Check that two CUDA events synchronise two processes, one event for each direction.
-
-        Both events are recorded again in each turn.
-        """
+        """Check that two CUDA events synchronise two processes, one event for each direction."""
         context = torch.multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         child = context.Process(target=_add_up, args=(theirs, str(self.device)))
@@ -275,7 +272,7 @@ def _sleep(cycles: int) -> None:
 
 
 def _add_up(connection: Connection, device: str) -> None:
-    """Run the other process of `shared_events`: add up the first shared number of all turns."""
+    """Run the other process of `shared_events`: sum up the first shared number over all turns."""
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]
     filled = _event_of(torch.device(device), _received(connection))

@@ -52,7 +52,7 @@ def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -
 
 
 def _reasons(output: str) -> list[str]:
-    """Return failed tests or, without one, ppll-run's last message or the last line."""
+    """Return the failed tests, else ppll-run's last message, else the last line."""
     lines = output.strip().splitlines()
     messages = [line for line in lines if line.startswith("ppll-run: ")]
     return failed_tests(output) or messages[-1:] or lines[-1:]

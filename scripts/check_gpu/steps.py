@@ -241,7 +241,7 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names, each with the group of its runs or of its comparisons.
+    """Return the groups that `--only` names, with the groups of their runs or comparisons.
 
     If it names none, return all groups.
     """

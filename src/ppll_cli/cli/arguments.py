@@ -17,10 +17,7 @@ from ppll_cli.observe import streams
 
 
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Run a program, and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C.
-
-    `main` gets the command line's arguments. Error messages begin with `program`.
-    """
+    """Run a program, and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     streams.guard()
     try:
         check_surroundings()

@@ -47,10 +47,7 @@ NO_CURSOR = ("", "dumb", "unknown")
 
 
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
-    """Return Rich's console for stdout.
-
-    It is `plain_width` characters wide if stdout is no terminal, or narrower than `NARROWEST`.
-    """
+    """Return Rich's console for stdout, `plain_width` characters wide outside a usable terminal."""
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
         out.width = plain_width

@@ -158,10 +158,9 @@ class Metrics:
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Return loss and scores of the latest evaluation of a split, such as `test_ema`.
+        """Return loss and scores of the latest evaluation of a split, such as `test_ema`, if any.
 
-        `module` is the module whose head was evaluated; None for the model's own head. The result
-        is None if there is no evaluation.
+        `module` is the module whose head was evaluated; None for the model's own head.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))

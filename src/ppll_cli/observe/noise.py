@@ -27,10 +27,7 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def within_noise(one: Spread, other: Spread) -> bool | None:
-    """Return whether noise can explain the difference between two means.
-
-    The result is None if one of the two has a single value.
-    """
+    """Return whether noise can explain how two means differ; None if one has a single value."""
     if one.deviation is None or other.deviation is None:
         return None
     errors = one.deviation / sqrt(one.count), other.deviation / sqrt(other.count)

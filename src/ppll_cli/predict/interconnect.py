@@ -33,11 +33,7 @@ class Interconnect:
 
 
 def ring_bytes(size: int, replicas: int) -> int:
-    """Return the bytes that each replica sends in a ring all-reduce of `size` bytes.
-
-    The tensor has a part for each replica. In each of two rounds, a replica sends all parts but
-    one.
-    """
+    """Return the bytes that each replica sends in a ring all-reduce of `size` bytes."""
     return size * 2 * (replicas - 1) // replicas
 
 
