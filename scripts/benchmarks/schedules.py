@@ -17,13 +17,13 @@ shows medians over the rounds.
   machine's memory system.
 
 For rows of this program, marks follow some batches through the pipeline (see `paced`). The timed
-interval begins when a mark reaches the last stage, and ends when a later mark reaches it. So the
-pipeline stays full, unless a schedule such as `gpipe` drains it. For rows of torch, whole steps
-between two barriers are timed. The time includes loading batches and the optimizer steps, but the
-last rank of torch's pipelines loads its labels before. Torch's ranks are started by this program's
-fork server, with equal settings of the allocator, and their networks have the same memory layout.
-Peak memory is measured for each process in its steady state, minus its memory before the model was
-built.
+interval begins when a mark reaches the last stage, and ends when a later mark reaches it. The
+pipeline is full for the whole interval, unless a schedule such as `gpipe` drains it. For rows of
+torch, whole steps between two barriers are timed. The time includes loading batches and the
+optimizer steps, but the last rank of torch's pipelines loads its labels before. Torch's ranks are
+started by this program's fork server, with equal settings of the allocator, and their networks have
+the same memory layout. Peak memory is measured for each process in its steady state, minus its
+memory before the model was built.
 """
 
 import argparse

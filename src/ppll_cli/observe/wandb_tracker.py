@@ -204,7 +204,7 @@ class WandbTracker:
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
         """Begin a wandb run, offline if the server does not answer in time."""
         # wandb reports its errors to its server even offline. Without a network, this delays the
-        # program's exit by 10 to 20 s.
+        # program's exit by 10 to 20 s. wandb also prints where it found the key.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
