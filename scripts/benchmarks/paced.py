@@ -139,7 +139,7 @@ class Workers:
         """Return an order whose second span takes about `seconds` and keeps the pipeline full."""
         steps = max(LEAST_STEPS, round(seconds / line.step_s))
         fill = max(1, self.job.stages - 1)
-        # Without a third span, the first stages would end before the last ones.
+        # Without a third span, the first stages would be idle at the end of the second.
         tail = self.job.depth * (self.job.stages - 1) if self.job.local_learning else 0
         return [fill, steps, tail] if tail else [fill, steps]
 

@@ -138,6 +138,6 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     if counted_s <= 0:
         return None
     spent = {kind: now.spent_s[kind] - before.spent_s[kind] for kind in KINDS}
-    # The two are not read at the same instant, so the sum of `spent_s` may exceed `counted_s`.
+    # The times are read one after another, so the sum of `spent_s` may exceed `counted_s`.
     whole_s = max(counted_s, sum(spent.values()))
     return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}

@@ -105,7 +105,7 @@ def _check_calls(job: Job) -> None:
 def _check_equal(
     stage: int, method: str, first: Iterable[Compute | Measure], second: Iterable[Compute | Measure]
 ) -> None:
-    for one, other in zip(first, second, strict=False):  # none is the beginning of another
+    for one, other in zip(first, second, strict=False):  # no valid order is a prefix of another
         if one != other:
             raise ScheduleError(
                 f"{method}() yielded {one} for stage {stage}, and {other} when it was called "
