@@ -54,7 +54,6 @@ class EvaluationRequest:
     """What the command line asks for, checked as far as possible without torch.
 
     Attributes:
-        run: The run as it was recorded.
         config: The run's configuration, with the evaluation's changes.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
@@ -226,10 +225,7 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more samples than the run did: it was trained on the rest.
-
-    `before` is the run's configuration of `data`, and `now` the evaluation's.
-    """
+    """Refuse to hold out more samples than the run did: it was trained on the rest."""
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if same and fraction > most:

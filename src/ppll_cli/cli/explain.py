@@ -115,10 +115,7 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of all groups: the program's, and those in the user's folders.
-
-    `given` has the value of each override by its key.
-    """
+    """The options of all groups: the program's, and those in the user's folders."""
 
     given: Mapping[str, str]
     folders: Sequence[Path]

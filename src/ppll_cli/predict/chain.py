@@ -42,8 +42,7 @@ class Part:
 class Saved(NamedTuple):
     """Sizes in bytes of what a unit's backward pass needs, besides the unit's inputs.
 
-    `kept` bytes stay in memory from the forward pass on. `recomputed` bytes are added if the
-    backward pass runs the forward pass again.
+    `kept` bytes stay in memory from the forward pass on. A repeated forward pass adds `recomputed`.
     """
 
     kept: int
@@ -57,7 +56,6 @@ class Setup:
     Attributes:
         model: Configuration of the model's class.
         samples: Number of samples of a batch, or of a micro-batch.
-        threads: CPU threads, as many as a worker has.
         recompute: Whether a unit's backward pass first runs the forward pass again.
         seed: Seed for random numbers that the model or the local method draws when it is made.
     """

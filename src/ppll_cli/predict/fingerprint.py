@@ -42,10 +42,9 @@ def unit_kinds(ends: Ends) -> list[str]:
 def criterion_kind(
     ends: Ends, modules: Sequence[range], module: int, with_gradient: Container[str]
 ) -> str:
-    """Return a text for a module's auxiliary network.
+    """Return a text for a module's auxiliary network, as `unit_kinds` does for units.
 
-    Networks with equal texts take the same time and memory. `with_gradient` has the names of the
-    inputs for which gradients are computed.
+    `with_gradient` has the names of the inputs for which gradients are computed.
     """
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):

@@ -65,11 +65,7 @@ class Pipeline:
         return cls(job.streams(), {channel: room.slots for channel, room in job.channels.items()})
 
     def steady(self, cost: Cost, journeys: Journeys = at_once) -> Steady:
-        """Simulate batches until the pipeline is in its steady state.
-
-        `cost` returns the seconds that an instruction takes. `journeys` returns the transfer that
-        an instruction starts; by default, transfers take no time.
-        """
+        """Simulate batches until the steady state; without `journeys`, transfers take no time."""
         filled = FILLED if journeys is at_once else max(FILLED, self._batches_held())
         streams = [list(stream) * 2 * filled for stream in self.streams]
         run = simulate(streams, cost, lambda channel: self.slots[channel], journeys)

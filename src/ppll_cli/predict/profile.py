@@ -59,10 +59,8 @@ class Profile:
 
     Args:
         ends: The model and the local method.
-        setup: How the model is built and measured.
         local: Configuration of the local method's class.
-        receiver: The device to which messages are copied; the measured device if it is the only
-            one.
+        receiver: The device to which messages are copied; the measured device if there is one only.
         conditions: Further conditions on which the times depend, for the name of the cache file.
         neighbours: How many other processes train copies of the model at the same time.
     """

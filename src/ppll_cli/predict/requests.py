@@ -18,10 +18,8 @@ class UnitTimes(NamedTuple):
     """The time and memory of the units of a chain.
 
     Attributes:
-        backward_s: Seconds of each unit's backward pass; if it is split, of the half for the
-            inputs.
+        backward_s: Seconds of each unit's backward pass; if split, of the half for the inputs.
         step_s: Seconds of the optimizer's step for all units.
-        params: Number of parameters of all units.
         weight_s: Seconds of each unit's half for the parameters; empty without split passes.
     """
 
@@ -64,11 +62,9 @@ def time_loss(
     """Make a module's auxiliary network, and time it; see `time_criterion` for the result.
 
     Args:
-        setup: How the model is built and measured.
         local: Configuration of the local method's class.
         features: Shape and dtype of the first output of each unit.
         modules: For each module, the indices of its units.
-        module: Number of the module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
         with_gradient: Names of the module's own tensors, which get gradients.
     """

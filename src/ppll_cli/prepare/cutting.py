@@ -35,8 +35,7 @@ STEP_FLOPS = 10
 """Approximate FLOPs of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""Returns the cost of a module's auxiliary network. The arguments are the units of all modules, and
-the module's number."""
+"""Cost of an auxiliary network, by the units of all modules and the number of its module."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +111,7 @@ def cut(
     partitions: Mapping[str, Sequence[str]],
     weights: Weights,
 ) -> Layout:
-    """Cut the model into chunks, and place them on stages.
-
-    `partitions` has the model's own partitions by name: the first unit of each module except module
-    0.
+    """Cut the model into chunks, and place them on stages. `partitions` is that of `Subject`.
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.

@@ -230,10 +230,7 @@ def _routes(
     found: Sequence[ModuleEnd],
     specs: Sequence[Mapping[str, ValueSpec]],
 ) -> Routes:
-    """Return the routes of all tensors through the chunks of a layout.
-
-    `found` has the end of each module. `specs` has the tensors that exist before each unit.
-    """
+    """Return the routes of all tensors through the chunks of a layout."""
     at_ends = [(m.stop - 1, end) for m, end in zip(layout.modules, found, strict=True)]
     ends = {last: end.follows for last, end in at_ends}
     watches = {last: end.watches for last, end in at_ends if end.watches is not None}
@@ -253,10 +250,7 @@ def _reads_bank(end: ModuleEnd) -> bool:
 def _specs(
     routes: Routes, before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[Mapping[str, ValueSpec], ...]:
-    """Return, for each chunk, the shape and dtype of each tensor that enters it, by name.
-
-    `before` has the tensors that exist before each unit.
-    """
+    """Return, for each chunk, the shape and dtype of each tensor that enters it, by name."""
     entering = [routes.reads[0] | routes.passing(0), *(route.names for route in routes.into[1:])]
     chunks = zip(routes.layout.chunks, entering, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in names} for chunk, names in chunks)
