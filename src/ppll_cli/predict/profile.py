@@ -80,11 +80,7 @@ class Profile:
     _new: bool = field(default=False, init=False)
 
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
-        """Return the profile of the same model under other conditions.
-
-        `neighbours` other processes compute at the same time. If `threads` is None, the number of
-        threads stays.
-        """
+        """Return the model's profile under other conditions; None keeps the number of threads."""
         key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:
             setup = replace(self.setup, samples=samples, threads=key[2])

@@ -62,9 +62,11 @@ def time_loss(
     """Make a module's auxiliary network, and time it; see `time_criterion` for the result.
 
     Args:
+        setup: How the model is built and measured.
         local: Configuration of the local method's class.
         features: Shape and dtype of the first output of each unit.
         modules: For each module, the indices of its units.
+        module: Number of the module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
         with_gradient: Names of the module's own tensors, which get gradients.
     """
