@@ -90,7 +90,7 @@ SHORT = tuple(name for name in LONG if name not in ("torch_gpipe_m8", "torch_1f1
 
 
 Contender = Workers | Ranks
-"""Processes that train when they get an order, and are idle between orders."""
+"""Processes that train when they are told to, and are idle otherwise."""
 
 
 class Case:

@@ -1,4 +1,4 @@
-"""Runs `torch.distributed` processes. They train when they get an order, and are idle otherwise.
+"""Runs `torch.distributed` processes. They train when they are told to, and are idle otherwise.
 
 Timed steps begin and end with a barrier of all ranks.
 """

@@ -20,7 +20,7 @@ from ppll_cli.leaves.scratch import SHARED_MEMORY
 LIMIT_S = 120.0
 
 LEAVE_S = 10.0
-"""Seconds after a program's end within which its processes must end and free shared memory."""
+"""After a program's end, its processes must end and free shared memory within these seconds."""
 
 LOOK_S = 0.005
 

@@ -164,5 +164,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def megabytes(sizes: Iterable[int | None]) -> str:
-    """Return a cell with the sizes of all stages in MB; `sizes` are in bytes."""
+    """Return a table cell with the sizes of all stages in MB; `sizes` are in bytes."""
     return " / ".join("?" if size is None else f"{size / 1e6:.0f}" for size in sizes)

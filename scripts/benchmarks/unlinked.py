@@ -124,10 +124,10 @@ class NoTransport:
 
 
 class InTurn(Workers):
-    """Workers whose lines (see `paced.Line`) train one after another."""
+    """Workers whose pipelines (one `paced.Line` for each replica) train one after another."""
 
     def measure(self, seconds: float) -> float:
-        """Train one line after another, for about `seconds` in all; return samples per second."""
+        """Train the pipelines, for about `seconds` in total, and return samples per second."""
         for line in self.lines:
             fill, steps, *_ = self.spans(line, seconds / len(self.lines))
             self.time([line], [[fill, steps]])

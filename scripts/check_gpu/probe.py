@@ -167,7 +167,7 @@ class Probe:
         for turn in range(1, TURNS + 1):
             if turn > 1:
                 torch.cuda.current_stream().wait_event(read)
-            _sleep(200_000)  # the host runs ahead of the device
+            _sleep(200_000)  # keeps the device busy, so that the host runs ahead
             memory.fill_(turn)
             filled.record()
             ours.send(None)

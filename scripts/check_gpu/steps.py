@@ -241,9 +241,10 @@ def write_data(folder: Path) -> Mapping[str, Path]:
 
 
 def needed(all_groups: Sequence[Group], only: Sequence[str]) -> list[Group]:
-    """Return the groups that `--only` names, with the groups of their runs or comparisons.
+    """Return the groups that `--only` names, and the groups without which these cannot work.
 
-    If it names none, return all groups.
+    For example, runs are compared only if another group has made them. If `--only` names no group,
+    return all groups.
     """
     names = {*only} | ({"exact"} if "equal" in only else set())
     if {"numbers", "equal numbers"} & names:

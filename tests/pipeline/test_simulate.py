@@ -70,7 +70,7 @@ def test_a_deadlock_error_says_what_each_stage_waits_for() -> None:
     assert str(caught.value).splitlines() == [
         "the stages wait for each other:",
         "  stage 0: SendActivations(peer=1, chunk=0, micro_batch=1) waits for "
-        "a free slot to stage 1; slots in use: 1",
+        "a free slot of the channel to stage 1; slots in use: 1",
         "  stage 1: ReceiveActivations(peer=0, chunk=1, micro_batch=1) waits for "
         "Message(kind='activations', micro_batch=1) from stage 0; nothing is there",
     ]

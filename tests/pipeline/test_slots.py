@@ -153,7 +153,7 @@ def test_one_slot_fewer_than_a_stage_holds_causes_a_deadlock(kind: type[Schedule
             assert [line.split(":")[0].strip() for line in report] == [
                 f"stage {stage}" for stage in range(stages)
             ]
-            assert "a free slot to stage" in report[narrow.source]
+            assert "a free slot of the channel to stage" in report[narrow.source]
             assert all(" waits for " in line or line.endswith(": done") for line in report)
 
 

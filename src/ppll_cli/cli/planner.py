@@ -44,8 +44,8 @@ class Planner:
     At the end of a `with` block, a planner ends the measuring process.
 
     Attributes:
-        settings: Returns the settings of a run, given the name of a schedule, the number of devices
-            and the number of replicas.
+        settings: A function that returns the settings of a run, given the name of a schedule, the
+            number of devices and the number of replicas.
         replicas: The numbers of replicas to predict for. If None, tables are without replicas, and
             `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all.

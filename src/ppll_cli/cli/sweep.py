@@ -1,4 +1,4 @@
-"""Writes the files of a sweep: the name of its sweeper, the refused jobs, and the comparison."""
+"""Writes the files of a sweep: which sweeper ran it, the refused jobs, and the comparison."""
 
 import json
 import logging

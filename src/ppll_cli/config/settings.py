@@ -192,7 +192,7 @@ def _check_cuts(cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check probabilities here too, because the models, which check them, import torch."""
+    """Check probabilities without torch, which the models' own checks import."""
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
             checked(f"model.{name}", model[name], Fraction)

@@ -48,7 +48,7 @@ class ImageDataset(Classified):
     A subclass that adds keys must be a frozen keyword-only dataclass with a field for each key.
 
     Attributes:
-        remedy: The advice of error messages if `read` returns wrong images or labels.
+        remedy: What error messages advise the user if `read` returns wrong images or labels.
     """
 
     remedy: ClassVar[str] = "correct the method read() of the data set"

@@ -85,7 +85,7 @@ class Ends:
     ) -> tuple[Criterion, Cost]:
         key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
-        if here.is_last:  # The model makes its own head, not the local method.
+        if here.is_last:  # This head is made by the model, not by the local method.
             key, value = "model", here.units[-1].name
             doing = f"the loss of its output for features {specs[here.feature].shape}"
         with blaming(key, value, doing):

@@ -20,7 +20,7 @@ def has_ema(checkpoint: Path) -> bool:
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    If `ema` is true, read their averages. Integer buffers, which have none, are read themselves.
+    If `ema` is true, read the averages of floating-point tensors instead; others have no averages.
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
     with SavedTensors(checkpoint) as saved:

@@ -9,10 +9,11 @@ BUFFERS = 2
 """Number of snapshots that a stage stores: it writes a new one before it drops the old one."""
 
 MARGIN = 1.15
-"""`snapshot_bytes` times this number is the room in shared memory for a snapshot: buffers (such as
-BatchNorm's statistics), their averages and alignment are not counted. The largest uncounted part
-that we saw is 12 %, in the first stage of a ResNet-32. A model with larger buffers needs more room
-than the check before the start asks for.
+"""A snapshot gets `snapshot_bytes` times this number of bytes in shared memory.
+
+The reason is that `snapshot_bytes` counts neither buffers (such as BatchNorm's statistics) nor
+their averages and alignment. The largest such part that we saw is 12 %, in the first stage of a
+ResNet-32. A model with larger buffers needs more memory than the check before the start asks for.
 """
 
 COST = 0.01

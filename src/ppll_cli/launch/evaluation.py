@@ -122,7 +122,7 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Run the body with `count` CPU threads. Last bits of results depend on this number."""
+    """Run the body with `count` CPU threads. The last bits of the results depend on this number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

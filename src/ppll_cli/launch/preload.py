@@ -21,8 +21,8 @@ def _end_with_parent(number: int) -> None:
 
 
 # The fork server notices the end of its parent only after the imports below, which take seconds.
-# Until then, the kernel kills it when the thread that started it ends. The last line of this file
-# withdraws this request, because that thread may end before the program does.
+# Until then, it asks the kernel to kill it when the thread that started it ends. The last line of
+# this file withdraws this request, because that thread may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals all processes of a run, but only the parent handles signals.

@@ -23,7 +23,8 @@ DIGEST = "sha256"
 """The key under which `config.json` stores the file's own digest."""
 
 PATHS = ("root", "cache", "folders")
-"""Keys of a data set's configuration whose values are folders. Records have absolute paths."""
+"""Keys of a data set's configuration whose values are folders. In a record, these folders have
+absolute paths."""
 
 DATA_FILES = "data-files.json"
 """Name of the file in a run directory with the identity of the run's data."""

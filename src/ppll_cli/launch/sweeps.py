@@ -68,7 +68,7 @@ class RecordedSweep:
         """Return the overrides for Hydra that apply to all jobs of the sweep.
 
         Raises:
-            ConfigError: A recorded setting of the launcher may be a command.
+            ConfigError: The sweep's files have a setting of the launcher that could run a command.
         """
         given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
         again = any(LAUNCHER.match(override.key_or_group) for override in given)

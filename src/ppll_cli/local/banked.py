@@ -29,7 +29,10 @@ class BankedCriterion(Criterion):
             self.further = (ZEROED,)
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the prediction for a bank of zeros; an empty mapping without `measure_zeroed`."""
+        """Return the prediction that the head makes from a bank of zeros, by the name `ZEROED`.
+
+        Without the argument `measure_zeroed`, return an empty mapping.
+        """
         if not self.further:
             return {}
         x, *bank = (values[name] for name in self.features)

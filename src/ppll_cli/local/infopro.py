@@ -96,7 +96,7 @@ class InfoPro(LocalMethod):
         return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature, classes)
 
     def weights_at(self, site: Site) -> tuple[float, float]:
-        """Return l1 and l2 of a module."""
+        """Return the loss weights l1 and l2 of a module."""
         weights = self.weights
         if weights is None:
             count = len(site.modules)

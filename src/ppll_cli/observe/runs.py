@@ -15,7 +15,7 @@ from ppll_cli.leaves.files import read_json, read_json_lines
 from ppll_cli.leaves.metric_lines import LINE_KEYS
 
 CONFIG_FILE = "config.json"
-"""The configuration of a run. Only a process that locks it may write to its folder."""
+"""The configuration of a run. Only a process that locks this file may write to the folder."""
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 

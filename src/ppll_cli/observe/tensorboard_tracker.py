@@ -30,8 +30,8 @@ class TensorboardTracker:
     def start(self, run: Tracked) -> None:
         """Open the event files.
 
-        After a resume, TensorBoard hides earlier values of steps after the checkpoint. Values of
-        the checkpoint's own step remain.
+        After a resume, TensorBoard hides what the interrupted run had written for steps after the
+        checkpoint. It still shows what that run had written for the checkpoint's own step.
         """
         from torch.utils.tensorboard import SummaryWriter
 

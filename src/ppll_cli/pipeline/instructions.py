@@ -170,7 +170,7 @@ class SendWeights:
     """Send a unit's weights to another stage, for a chunk's loss that reads ("watches") them.
 
     `chunk` is the chunk whose loss reads the weights. `ahead` is the number of batches between
-    sending and reading; as many messages are sent before the first batch.
+    sending and reading. So `ahead` messages are sent before the first batch.
     """
 
     peer: int

@@ -255,6 +255,6 @@ def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Cha
             sent = rules.sends(stage.number, instruction)
             assert sent is not None
             used = channel(sent[0]).used
-            waits = f"a free slot to stage {sent[0].target}; slots in use: {used}"
+            waits = f"a free slot of the channel to stage {sent[0].target}; slots in use: {used}"
         lines.append(f"  stage {stage.number}: {instruction} waits for {waits}")
     return "\n".join(lines)

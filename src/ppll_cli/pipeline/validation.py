@@ -93,7 +93,7 @@ class _Checker:
         self._stepped: set[int] = set()
 
     def check(self, instruction: Compute | Measure) -> None:
-        """Count the next instruction, or raise ScheduleError if it is wrong at this point."""
+        """Count the next instruction, or raise ScheduleError if the instruction is wrong here."""
         if not isinstance(instruction, self._allowed):
             *names, last = (kind.__name__ for kind in self._allowed)
             raise ScheduleError(

@@ -30,13 +30,15 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class EdgeLoad:
-    """The bytes that travel between two stages, in both directions and for all replicas together.
+    """The traffic between two stages, in both directions and for all replicas together.
 
     Attributes:
         stages: The two stages, the lower one first.
+        bytes_per_batch: Bytes that travel for one batch.
         between_machines: Whether the two workers are on different machines in any replica.
         busy_fraction: Fraction of time in which the connection is in use, in the direction with
-            more bytes; None if senders copy messages themselves.
+            more bytes. None without a connection: then the sender copies each message into shared
+            memory.
     """
 
     stages: tuple[int, int]
@@ -273,7 +275,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
 def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
     """Return lines for the user: measured times, partition and predicted speed.
 
-    If `stages_are_modules`, the training depends on the cuts, and the last line says so.
+    If `stages_are_modules`, the cuts decide what is trained, and the last line says so.
     """
     whole, samples = job.course.batch_size, job.microbatch_size
     others, prediction = neighbours_of(job), predict(job, profile)

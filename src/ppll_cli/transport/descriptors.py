@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from ppll_cli.transport.channel import Transport
 
 OWN = 128
-"""File descriptors that a process may need for files, libraries and the CUDA driver."""
+"""Number of file descriptors that a process may need for files, libraries and the CUDA driver."""
 
 PER_WORKER = 3
-"""File descriptors that the parent opens for each worker: two pipes, by which the parent and the
-worker notice the end of the other process, and the connection for reports."""
+"""Number of file descriptors that the parent opens for each worker: two pipes, by which the parent
+and the worker notice the end of the other process, and the connection for reports."""
 
 PER_CHANNEL = 5
 """File descriptors that the parent opens for each channel and keeps until the workers end: the four

@@ -1,4 +1,4 @@
-"""The memory of the slots of a ring."""
+"""Allocates and shares the memory for the slots of a ring."""
 
 import pickle
 import re

@@ -57,8 +57,8 @@ class MessageQueue(AnyQueue):
     def _on_queue_feeder_error(self, error: Exception, message: object) -> None:
         """Send the reason instead of the message. Python's feeder thread calls this."""
         internals: Any = self
-        # The feeder has already released the semaphore for the lost message, and the receiver will
-        # release it again when it gets `_Lost`.
+        # The feeder has already released the semaphore for the lost message. The receiver will
+        # release it again when it gets `_Lost`, so acquire it once here.
         internals._sem.acquire(False)
         reason = f"{type(error).__name__}: {error}"
         internals._writer.send_bytes(ForkingPickler.dumps(_Lost(reason)))

@@ -16,7 +16,8 @@ from ppll_cli.worker.recorder import Recorder
 class Mail:
     """Sends and receives messages through this worker's ends of channels.
 
-    `item` is the batch or mark that the stage handles now. The headers of messages contain it.
+    `item` is what the stage handles now: a batch, or a mark (evaluation, checkpoint or end). The
+    header of each message contains `item`.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:

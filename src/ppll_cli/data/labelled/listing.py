@@ -171,7 +171,10 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Check a part's classes; only a CSV file may lack some of the training pictures' classes."""
+    """Check the classes of a split.
+
+    Only in a CSV file may a split lack some of the classes of the training pictures.
+    """
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:
         problem = f"has the class {new[0]}, which the training pictures do not have"

@@ -74,8 +74,8 @@ class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
         """Make a batch of one tile, because tiles have different shapes; `size` must be 1.
 
         Returns:
-            The small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32 in [0, 1], and
-            `TILE` and `BICUBIC` of `ppll_cli.tasks.super_resolution`, all by name.
+            By name, the small tile [1, 3, H, W] and the large tile [1, 3, sH, sW], float32 in
+            [0, 1], and `TILE` and `BICUBIC` of `ppll_cli.tasks.super_resolution`.
         """
         here = self.splits[split]
         assert size == 1
