@@ -11,6 +11,7 @@ from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.validation import validate, validate_evaluation
+from ppll_cli.prepare.dtypes import check_dtypes
 from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
 
@@ -42,12 +43,13 @@ def check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a schedule that does not train the model correctly.
 
     Raises:
-        ConfigError: The schedule is wrong, or the model's units do not allow split backward passes
-            or recomputation.
+        ConfigError: The schedule is wrong; or the model's units or the losses do not allow split
+            backward passes or recomputation, or cannot read a dtype.
     """
     check_streams(job)
     check_backwards(job)
     check_inputs(job, subject)
+    check_dtypes(job, subject)
     before = subject.at_ends(job.layout.modules)[1]
     if job.settings.recompute:
         check_recompute(subject.units, before)
