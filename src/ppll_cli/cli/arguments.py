@@ -5,6 +5,7 @@ This module does not import torch.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ppll_cli.config.commands import command, search_path
-from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
+from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.leaves.programs import ending_signals
 from ppll_cli.observe import streams
 
 
@@ -22,6 +24,8 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
     `main` gets the arguments of the command line. Error messages begin with `program`.
     """
     streams.guard()
+    if signal.SIGINT in ending_signals():  # until here, `end_at_signals` handled Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         check_surroundings()
         main(sys.argv[1:])
@@ -33,7 +37,8 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
         sys.stderr.write(f"{program}: {error}\n{report.get('traceback', '')}".rstrip() + "\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.stderr.write(f"{program}: {Interrupted(signal.SIGINT)}\n")
+        sys.exit(128 + signal.SIGINT)
     streams.leave(program)
 
 

@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from ppll_cli.errors import RunFailedError
+from ppll_cli.leaves.programs import STOPPING
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
@@ -24,9 +25,6 @@ ANSWER_LIMIT_S = 600.0
 imports torch, perhaps from a slow disk."""
 
 LOOK_S = 0.5
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
 """Name and value of the environment variable with which Python leaves the current directory out of
@@ -148,20 +146,6 @@ def lost_helper(name: str) -> RunFailedError:
     return RunFailedError(
         f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
     )
-
-
-def ending_signals() -> list[signal.Signals]:
-    """Return the signals that end this program.
-
-    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. In this
-    case, this program ignores the same signals.
-    """
-    ignorable = (signal.SIGINT, signal.SIGHUP)
-    return [
-        number
-        for number in STOPPING
-        if number not in ignorable or signal.getsignal(number) is not signal.SIG_IGN
-    ]
 
 
 def stop() -> None:
