@@ -26,6 +26,7 @@ from omegaconf.basecontainer import BaseContainer
 from ppll_cli.cli import app, plan
 from ppll_cli.cli.sweep import CompareRuns
 from ppll_cli.leaves import forkserver
+from ppll_cli.leaves.programs import STOPPING
 
 
 @contextmanager
@@ -38,7 +39,7 @@ def restored() -> Iterator[None]:
     root = logging.getLogger()
     before, level = list(root.handlers), root.level
     Plugins.instance()  # Hydra's search for plugins takes longer than most tests: find them once
-    signals = {number: signal.getsignal(number) for number in forkserver.STOPPING}
+    signals = {number: signal.getsignal(number) for number in STOPPING}
     singletons = {kind: copy(made) for kind, made in Singleton._instances.items()}
     resolvers = {**BaseContainer._resolvers}
     modules, path = {*sys.modules}, [*sys.path]

@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Any
 
 from ppll_cli.leaves import forkserver
+from ppll_cli.leaves.programs import STOPPING
 from scripts.benchmarks.session import Session, names_in_shared_memory
 
 PRELOAD = "ppll_cli.launch.preload"
@@ -76,7 +77,7 @@ def _program(arguments: list[str], output: str, environment: dict[str, str], fir
         for target, source in ((0, nothing), (1, file), (2, file)):
             os.dup2(source.fileno(), target)
     os.environ.update(environment)
-    for number in forkserver.STOPPING:
+    for number in STOPPING:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _begin_as_a_program()

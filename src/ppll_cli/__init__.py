@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppll_cli.leaves.cache import keep_compiled_code
+from ppll_cli.leaves.programs import end_at_signals
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load_run"]
 
 __version__ = "0.1.0"
+
+end_at_signals()  # until the program itself, which is still to be imported, handles them
 
 # `python -m ppll_cli` puts the current directory first on `sys.path`. It is removed, because a file
 # `torch.py` there would be imported instead of torch. While Python looks for the module `ppll_cli`,

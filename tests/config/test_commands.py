@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from ppll_cli.config import commands
 from ppll_cli.config.commands import STARTED_AS, command, setting, short_path, word
+from ppll_cli.leaves.programs import MODULES
 
 PARSER = OverridesParser.create()
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / ".venv" / "bin"
     folder.mkdir(parents=True)
-    for name in (*commands.MODULES, "python", "wandb"):
+    for name in (*MODULES, "python", "wandb"):
         (folder / name).touch(0o755)
 
     def started(*argv: str, script: str = "", path: str = "", wrapper: str = "") -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from ppll_cli.errors import RunFailedError
 from ppll_cli.leaves import forkserver
+from ppll_cli.leaves.programs import STOPPING
 
 WAIT_S = 60.0
 
@@ -49,7 +50,7 @@ def test_started_processes_block_signals_of_the_terminal(recorded: Recorded) -> 
     forkserver.start()
     tracker, server = recorded.masks
     assert signal.SIGHUP in tracker
-    assert {*forkserver.STOPPING} <= server
+    assert {*STOPPING} <= server
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
@@ -145,20 +146,6 @@ def test_time_during_which_all_processes_were_stopped_does_not_count(
     forkserver._end_if_stopped(ended, problem)
     assert problem == []
     assert next(times, None) is None
-
-
-@pytest.mark.parametrize("ignored", [None, signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
-def test_signals_ignored_at_the_start_stay_ignored(ignored: signal.Signals | None) -> None:
-    """`nohup` starts programs with SIGHUP ignored, a shell script's `&` with SIGINT ignored."""
-    before = {number: signal.getsignal(number) for number in forkserver.STOPPING}
-    try:
-        for number in forkserver.STOPPING:
-            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
-        expected = {*forkserver.STOPPING} - ({ignored} - {signal.SIGTERM})
-        assert {*forkserver.ending_signals()} == expected
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def test_the_watch_ends_once_the_worker_has_started(monkeypatch: pytest.MonkeyPatch) -> None:

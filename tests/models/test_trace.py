@@ -109,7 +109,8 @@ class Watched(nn.Module):
 def test_tracing_computes_no_gradients_and_uses_no_memory() -> None:
     seen: list[tuple[bool, bool, str]] = []
     trace([Unit("watched", partial(Watched, seen), reads=(IMAGE,))], BATCH)
-    assert seen == [(False, False, "meta"), (True, False, "meta")]
+    in_training = (True, False, "meta")
+    assert seen == [(False, False, "meta"), in_training, in_training]  # again: `seen` has changed
     assert torch.is_grad_enabled()
     assert torch.zeros(1).device.type == "cpu"
 

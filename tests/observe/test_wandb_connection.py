@@ -7,12 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+from wandb.sdk import wandb_setup
 
 from ppll_cli.config.commands import command
 from ppll_cli.observe import wandb_tracker
@@ -136,6 +140,31 @@ def test_a_hanging_wandb_process_is_ended(
         f"to upload what wandb did not receive: {command('wandb', 'sync', str(tmp_path / 'wandb'))}"
     )
     assert services() == []
+
+
+def test_no_upload_is_proposed_if_wandb_hangs_before_its_run_begins(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message named "nothing" as the command that uploads the records."""
+    import wandb
+
+    guarded = guard(mode="offline")
+    guarded._limit_s = 0.1
+    released = threading.Event()
+
+    def hang(**_: Any) -> None:
+        released.wait(100.0)
+        raise TimeoutError
+
+    process = Mock()
+    setup = SimpleNamespace(_connection=SimpleNamespace(_cleanup=released.set, _proc=process))
+    monkeypatch.setattr(wandb, "init", hang)
+    monkeypatch.setattr(wandb_setup, "singleton", lambda: setup)
+    guarded.start(tracked(tmp_path))
+    guarded.end(SUMMARY)
+    assert process._process.kill.called
+    (lost,) = messages(caplog)
+    assert lost.startswith("tracker=wandb has failed: it has not finished")
 
 
 KILLED = """

@@ -35,6 +35,7 @@ from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError,
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
 from ppll_cli.leaves.printable import printable
+from ppll_cli.leaves.programs import ending_signals
 from ppll_cli.observe import streams
 from ppll_cli.observe.logs import said
 from ppll_cli.observe.runs import CONFIG_FILE
@@ -58,7 +59,7 @@ def main() -> NoReturn:
     """
     gc.disable()  # until torch is imported: garbage collection takes a fifth of the import's time
     streams.guard()
-    for number in forkserver.ending_signals():
+    for number in ending_signals():
         signal.signal(number, _leave)
     try:
         _main(sys.argv[1:])

@@ -5,6 +5,7 @@ Imports no torch.
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from ppll_cli.config.commands import command, search_path
-from ppll_cli.errors import ConfigError, RunFailedError, WorkerFailedError
+from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.leaves.programs import ending_signals
 from ppll_cli.observe import streams
 
 
 def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Run a program, and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     streams.guard()
+    if signal.SIGINT in ending_signals():  # until here, `end_at_signals` handled Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         check_surroundings()
         main(sys.argv[1:])
@@ -30,7 +34,8 @@ def script(program: str, main: Callable[[Sequence[str]], None]) -> NoReturn:
         sys.stderr.write(f"{program}: {error}\n{report.get('traceback', '')}".rstrip() + "\n")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.stderr.write(f"{program}: {Interrupted(signal.SIGINT)}\n")
+        sys.exit(128 + signal.SIGINT)
     streams.leave(program)
 
 

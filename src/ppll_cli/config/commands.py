@@ -10,16 +10,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ppll_cli.leaves.programs import MODULES
+
 STARTED_AS = "PPLL_RUN_STARTED_AS"
 """Environment variable that `scripts/run` sets to the path by which the user called it."""
-
-MODULES = {
-    "ppll-run": "ppll_cli",
-    "ppll-plan": "ppll_cli.cli.plan",
-    "ppll-compare": "ppll_cli.cli.compare",
-    "ppll-eval": "ppll_cli.cli.evaluate",
-}
-"""The module of each program, for `python -m`."""
 
 SEARCH_PATH = "hydra.searchpath"
 """The key that lists users' folders of options, which Hydra searches after this program's."""

@@ -23,6 +23,7 @@ from ppll_cli.launch.restarts import Restarts
 from ppll_cli.launch.watched import LEAVE_S, Watched
 from ppll_cli.launch.wiring import Ends, needs_groups, wire
 from ppll_cli.leaves import forkserver
+from ppll_cli.leaves.programs import ending_signals
 from ppll_cli.leaves.scratch import scratch, shared_scratch
 from ppll_cli.transport.channel import Transport
 
@@ -161,7 +162,7 @@ def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
         told = "stopping after the current batch; send the signal (Ctrl-C) again to stop at once"
         log.warning(told)
 
-    previous = {number: signal.signal(number, handle) for number in forkserver.ending_signals()}
+    previous = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
         yield
     finally:

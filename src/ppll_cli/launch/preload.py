@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 
-from ppll_cli.leaves.forkserver import SAFE_PATH, STOPPING
+from ppll_cli.leaves.forkserver import SAFE_PATH
+from ppll_cli.leaves.programs import STOPPING
 
 gc.disable()  # garbage collection would take a fifth of the time of the imports
 

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any
 
 from ppll_cli.errors import RunFailedError
+from ppll_cli.leaves.programs import STOPPING
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
@@ -27,9 +28,6 @@ ANSWER_LIMIT_S = 600.0
 imports torch, perhaps from a slow disk."""
 
 LOOK_S = 0.5
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
 """Environment variable, and a value, that keep the current directory out of `sys.path`."""
@@ -135,20 +133,6 @@ def lost_helper(name: str) -> RunFailedError:
     return RunFailedError(
         f"multiprocessing's {name} is gone; if nobody killed it, the system was out of memory"
     )
-
-
-def ending_signals() -> list[signal.Signals]:
-    """Return the signals that end this program.
-
-    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. An
-    ignored signal is left out.
-    """
-    ignorable = (signal.SIGINT, signal.SIGHUP)
-    return [
-        number
-        for number in STOPPING
-        if number not in ignorable or signal.getsignal(number) is not signal.SIG_IGN
-    ]
 
 
 def stop() -> None:

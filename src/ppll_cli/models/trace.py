@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppll_cli.errors import noted
 from ppll_cli.leaves.random_states import random_states
 from ppll_cli.leaves.values import ValueSpec, empty, spec_of
+from ppll_cli.models.counters import counters
 from ppll_cli.models.unit import Unit
 
 ODD = 7
@@ -47,12 +48,15 @@ class TracedUnit:
         changed: Numbers of the inputs that the unit changes in place.
         shared: Pairs of numbers: of an input, and of an output in the same memory. This output is
             the input itself or a view of it.
+        counters: Names of the network's Python attributes that each forward pass in training
+            changes.
     """
 
     outputs: tuple[ValueSpec, ...]
     cost: Cost
     changed: tuple[int, ...]
     shared: tuple[tuple[int, int], ...]
+    counters: tuple[str, ...]
 
 
 @contextmanager
@@ -195,9 +199,12 @@ def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedU
     for unit in units:
         inputs, outputs, cost = _run(unit, specs)
         made = {name: spec_of(tensor) for name, tensor in outputs.items()}
-        changed = sorted({*_changed(inputs), *_changed(_run_in_training(unit, specs)[0])})
+        trained = _run_in_training(unit, specs)
+        changed = sorted({*_changed(inputs), *_changed(trained.inputs)})
         shared = _shared(inputs, outputs.values())
-        traced.append(TracedUnit(tuple(made.values()), cost, tuple(changed), shared))
+        traced.append(
+            TracedUnit(tuple(made.values()), cost, tuple(changed), shared, trained.counters)
+        )
         specs.update(made)
     return traced
 
@@ -211,21 +218,37 @@ def _run(
     return inputs, unit.written(result), cost
 
 
-@_without_compiler()
-def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> tuple[list[Tensor], list[Any]]:
-    """Run samples through a unit in training mode; return its inputs, and a list with its result.
+class _Trained(NamedTuple):
+    """A unit's inputs, its results and its counters (see `TracedUnit`) in training mode.
 
-    The list is empty if the unit raises an error, for example because it reads values, which the
-    meta device does not have.
+    If the unit raises an error, for example because it reads values, which the meta device does not
+    have, `results` is empty.
+    """
+
+    inputs: list[Tensor]
+    results: list[Any]
+    counters: tuple[str, ...]
+
+
+@_without_compiler()
+def _run_in_training(unit: Unit, specs: Mapping[str, ValueSpec]) -> _Trained:
+    """Run samples through a unit in training mode.
+
+    An in-place dropout, for example, changes its input only in training.
     """
     inputs = [empty(specs[name], ODD) for name in unit.reads]
-    results = []
+    results: list[Any] = []
+
+    def run() -> None:
+        with suppress(Exception):
+            results.append(module(*inputs))
+
     with torch.no_grad():
         with torch.device("meta"):
             module = unit.build().train()
-        with _drawing_with_torch(), suppress(Exception):
-            results.append(module(*inputs))
-    return inputs, results
+        with _drawing_with_torch():
+            found = counters(module, run)
+    return _Trained(inputs, results[:1], found)
 
 
 def _changed(inputs: Iterable[Tensor]) -> list[int]:
@@ -267,7 +290,7 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
         if output.shape[1:] != one_made.shape:
             shapes += f" and {[1, *one_made.shape]} for one"
             return f"{shapes}; only the first dimension may depend on the number of samples"
-    for result in _run_in_training(unit, specs)[1]:
+    for result in _run_in_training(unit, specs).results:
         with noted("in training mode"):
             trained = unit.written(result)
         for (name, output), evaluated in zip(trained.items(), outputs.values(), strict=True):

@@ -199,7 +199,8 @@ class WandbTracker:
         connection._cleanup()
         connection._proc._process.kill()
         connection._proc._process.wait()
-        log.warning("to upload what wandb did not receive: %s", self._how_to_sync())
+        if self._run is not None:  # otherwise wandb has written nothing that could be uploaded
+            log.warning("to upload what wandb did not receive: %s", self._how_to_sync())
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
         """Begin a wandb run, offline if the server does not answer in time."""
@@ -265,7 +266,7 @@ class WandbTracker:
             wandb.teardown()  # otherwise wandb's process runs until the program ends
 
     def _how_to_sync(self) -> str:
-        return command("wandb", "sync", self._run.settings.sync_dir) if self._run else "nothing"
+        return command("wandb", "sync", self._run.settings.sync_dir)
 
     def _artifact(self, kind: str, paths: Sequence[Path]) -> None:
         import wandb

@@ -11,6 +11,7 @@ from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.validation import validate, validate_evaluation
+from ppll_cli.prepare.dtypes import check_dtypes
 from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
 
@@ -42,11 +43,12 @@ def check_instructions(job: Job, subject: Subject) -> None:
 
     Raises:
         ConfigError: The schedule is wrong, or a unit does not allow split backward passes or
-            recomputation.
+            recomputation, or a unit or a loss cannot read a dtype.
     """
     check_streams(job)
     check_backwards(job)
     check_inputs(job, subject)
+    check_dtypes(job, subject)
     before = subject.at_ends(job.layout.modules)[1]
     if job.settings.recompute:
         check_recompute(subject.units, before)

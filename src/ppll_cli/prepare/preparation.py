@@ -15,6 +15,7 @@ from ppll_cli.job.learning_rate import note_on_epochs
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.leaves.machine import processor
+from ppll_cli.leaves.names import counted
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion
 from ppll_cli.models.trace import Cost
@@ -107,6 +108,7 @@ def prepare(
     check_processors(settings, devices[:here], notes)
 
     subject = examine(settings)
+    _note_counters(subject, notes)
     profile = None
     if settings.partition.name == "profile" and _partitions(settings, schedule):
         profile = profile_of(settings, subject, devices[0])
@@ -264,6 +266,21 @@ def _partitions(settings: Settings, schedule: Schedule) -> bool:
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
     """Return whether each stage of the partition is a module."""
     return schedule.local and not settings.fixes_modules
+
+
+def _note_counters(subject: Subject, notes: list[str]) -> None:
+    """Note the Python attributes that units change in each forward pass, a line per attribute."""
+    found: dict[str, list[str]] = {}
+    for name, traced in zip(subject.names, subject.ends.traced, strict=True):
+        for attribute in traced.counters:
+            found.setdefault(attribute, []).append(name)
+    for attribute, (unit, *others) in found.items():
+        more = f" (and {counted(len(others), 'other unit')})" if others else ""
+        notes.append(
+            f"each forward pass of unit {unit!r}{more} changes its attribute {attribute!r}, which "
+            "no checkpoint contains and no other process sees: if results depend on it, keep it in "
+            "a buffer, so that a resumed run does not differ"
+        )
 
 
 def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:

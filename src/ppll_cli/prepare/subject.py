@@ -7,6 +7,7 @@ modules, such as features for a bank.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from types import NoneType
 from typing import Any
 
@@ -33,6 +34,10 @@ from ppll_cli.tasks.task import Task
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
 """The end of each module; and for each unit, the shape and dtype of each tensor that exists before
 it."""
+
+
+MOST_UNITS = 10_000
+"""Largest accepted number of units. It stops a user's generator that never ends."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,10 @@ def make_units(
     with seeded_model(config, seed) as model:
         require(key, path, model, ("units",), f"see {class_path(Model)}")
         with blaming(key, path, "units()"):
-            units = tuple(model.units(input_spec, task))
+            units = tuple(islice(model.units(input_spec, task), MOST_UNITS + 1))
+    if len(units) > MOST_UNITS:
+        problem = f"its units() returns more than {MOST_UNITS} units; it may never end"
+        raise ConfigError(key, path, problem, "put several layers into one unit")
     _check_units(units, input_spec, task, (key, path))
     return model, units
 

@@ -1,7 +1,9 @@
 """A class of a user's own that cannot be used is refused in one line."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 import pytest
@@ -128,6 +130,13 @@ class Numbered(Chain):
         return [first, replace(second, name=2)]  # type: ignore[arg-type]
 
 
+class Endless:
+    """A model whose units never end."""
+
+    def units(self, image: ImageSpec, task: Task) -> Iterator[Unit]:
+        return (Unit(f"layers.{number}", nn.Flatten, ("image",)) for number in count())
+
+
 class NoPrediction(Chain):
     """A model whose output is a feature map instead of logits."""
 
@@ -217,6 +226,7 @@ model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
 model HERE.Products | 'x' with shape [7, 7] for 7 samples and [1, 1] for one; only the first
 model HERE.Numbered | must return a list of at least one Unit, each with text as its name
+model HERE.Endless | its units() returns more than 10000 units; it may never end; put several
 model HERE.RaisesInConstructor | constructing it raised KeyError: 'where is it'; see line
 model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ppll_cli.data.labelled.crops import Draw, middle, random_piece
 from ppll_cli.data.pictures.files import Box, cut_out
 from ppll_cli.errors import PpllError, RunFailedError
-from ppll_cli.leaves.forkserver import STOPPING
+from ppll_cli.leaves.programs import STOPPING
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""The programs of this project, and how signals end them. Imports neither torch nor processes."""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+MODULES = {
+    "ppll-run": "ppll_cli",
+    "ppll-plan": "ppll_cli.cli.plan",
+    "ppll-compare": "ppll_cli.cli.compare",
+    "ppll-eval": "ppll_cli.cli.evaluate",
+}
+"""The module of each program, for `python -m`."""
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
+
+
+def ending_signals() -> list[signal.Signals]:
+    """Return the signals that end this program.
+
+    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. In this
+    case, this program ignores the same signals.
+    """
+    ignorable = (signal.SIGINT, signal.SIGHUP)
+    return [
+        number
+        for number in STOPPING
+        if number not in ignorable or signal.getsignal(number) is not signal.SIG_IGN
+    ]
+
+
+def end_at_signals() -> None:
+    """If this process runs one of the programs, let a signal end it with one line and no traceback.
+
+    The program replaces this behaviour when it has been imported, which takes a third of a second.
+    """
+    program = _running()
+    if program is None:
+        return
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        with suppress(OSError):  # standard error may be closed
+            os.write(2, f"{program}: stopped by signal {number}\n".encode())
+        os._exit(128 + number)  # an exception could be caught by the code that is being imported
+
+    for number in ending_signals():
+        signal.signal(number, end)
+
+
+def _running() -> str | None:
+    """Return the name of the program that this process runs; None if it is none of this project.
+
+    Processes of multiprocessing may have a copy of the `sys.argv` of the process that started them,
+    but their `sys.orig_argv` is their own.
+    """
+    started = (getattr(sys, "argv", None) or [""])[0]
+    if started == "-m":  # as long as Python looks for the module
+        return next((name for name, module in MODULES.items() if module in sys.orig_argv), None)
+    name = os.path.basename(started)
+    return name if name in MODULES and started in sys.orig_argv else None

@@ -1,0 +1,56 @@
+"""Finds Python attributes of a network that a forward pass changes, such as a counter of passes."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import count
+
+from torch import Tensor, nn
+
+DEEPEST = 4
+"""Containers inside more than this number of others are not looked into: one may hold itself."""
+
+TORCHS_OWN = frozenset(vars(nn.Module()))
+"""Attributes of every network, such as its mode and its hooks."""
+
+
+def counters(network: nn.Module, run: Callable[[], object]) -> tuple[str, ...]:
+    """Return the names of the attributes that each call of `run` changes.
+
+    `run` runs the network. An attribute that only the first pass changes is not returned: it may be
+    a cache, such as the sizes of features. So are attributes of layers of torch itself.
+    """
+    before = _state(network)
+    run()
+    first = _state(network)
+    if first == before:
+        return ()
+    run()
+    second = _state(network)
+    return tuple(name for name in second if second[name] != first.get(name))
+
+
+def _state(network: nn.Module) -> dict[str, str]:
+    """Return the network's attributes by name, as texts that differ if the values differ."""
+    return {
+        f"{path}.{name}" if path else name: _text(value)
+        for path, layer in network.named_modules()
+        if not type(layer).__module__.startswith("torch.")
+        for name, value in vars(layer).items()
+        if name not in TORCHS_OWN
+    }
+
+
+def _text(value: object, depth: int = 0) -> str:
+    """Describe a value: numbers, texts and containers by their content, others by their type."""
+    if value is None or isinstance(value, bool | int | float | str | bytes | count):
+        return repr(value)
+    kind = type(value).__name__
+    if depth > DEEPEST or isinstance(value, Tensor):
+        return kind
+    if isinstance(value, Mapping):
+        return f"{kind}({ {_text(k, depth + 1): _text(v, depth + 1) for k, v in value.items()} })"
+    if isinstance(value, list | tuple | deque):
+        return f"{kind}({[_text(each, depth + 1) for each in value]})"
+    if isinstance(value, set | frozenset):
+        return f"{kind}({sorted(_text(each, depth + 1) for each in value)})"
+    return kind

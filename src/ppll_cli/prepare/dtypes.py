@@ -1,0 +1,106 @@
+"""Tests, before a run, whether units and losses can read tensors of other dtypes than float32.
+
+Models are traced on torch's meta device, which does not check all dtypes: there a Linear layer
+accepts integers. So a unit or loss that reads such a tensor of a unit runs once on the CPU.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ppll_cli.config.options import as_typed
+from ppll_cli.errors import ConfigError
+from ppll_cli.job.job import Job
+from ppll_cli.job.numerics import Numerics
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.method import Criterion
+from ppll_cli.models.unit import Unit, build_unit, seeded
+from ppll_cli.predict.timing import batch_like
+from ppll_cli.prepare.subject import Subject, recipe_of
+from ppll_cli.prepare.trials import SAMPLES
+
+CPU = torch.device("cpu")
+
+_Run = Callable[[Mapping[str, Tensor]], object]
+"""A function that builds a network, and runs it on tensors by name."""
+
+
+def check_dtypes(job: Job, subject: Subject) -> None:
+    """Check that units and losses can read the dtypes of the tensors that units make.
+
+    Raises:
+        ConfigError: A unit or loss fails with the dtype of such a tensor, but not with float32.
+    """
+    units, modules, tried = subject.units, job.layout.modules, set()
+    ends, before = subject.at_ends(modules)
+    for index, (unit, specs) in enumerate(zip(units, before, strict=True)):
+        recipe, odd = recipe_of(unit, specs), _odd(unit.reads, specs, units[:index])
+        if not odd or recipe in tried:
+            continue
+        tried.add(recipe)
+        if why := _why_not(job.numerics, partial(_run_unit, unit), unit.reads, specs, odd):
+            model = as_typed("model", job.settings.model["_target_"])
+            remedy = "convert it in forward(), for example by x.float()"
+            raise ConfigError(*model, f"unit {unit.name!r} {why}", remedy)
+    for number, module in enumerate(modules[:-1]):
+        reads, specs = ends[number].follows[-1].reads, before[module.stop]
+        if not (odd := _odd(reads, specs, units[: module.stop])):
+            continue
+        build, _ = subject.ends.criterion(modules, number)
+        if why := _why_not(job.numerics, partial(_run_criterion, build), reads, specs, odd):
+            method = as_typed("local", job.local["_target_"])
+            remedy = "end the module at another unit (local.cuts), or return float32 there"
+            raise ConfigError(*method, f"the auxiliary network of module {number} {why}", remedy)
+
+
+def _odd(
+    reads: Sequence[str], specs: Mapping[str, ValueSpec], units: Sequence[Unit]
+) -> dict[str, str]:
+    """Return the tensors of other dtypes than float32 that units have made.
+
+    The dictionary has, by the name of the tensor, the name of the unit that has made it.
+    """
+    names = [name for name in reads if specs[name].dtype != torch.float32]
+    return {name: unit.name for unit in units for name in unit.writes if name in names}
+
+
+def _why_not(
+    numerics: Numerics,
+    run: _Run,
+    reads: Sequence[str],
+    specs: Mapping[str, ValueSpec],
+    odd: Mapping[str, str],
+) -> str:
+    """Return why a network cannot read the dtypes of the tensors `odd`; an empty text if it can."""
+    given = {name: specs[name] for name in reads}
+    usual = {name: replace(specs[name], dtype=torch.float32) for name in odd}
+    error = _error(numerics, run, given)
+    if error is None or _error(numerics, run, {**given, **usual}) is not None:
+        return ""  # the error has another reason: random inputs may not suit the network
+    name, maker = next(iter(odd.items()))
+    dtype = str(specs[name].dtype).removeprefix("torch.")
+    said = " ".join(str(error).split())
+    made = f"cannot read {name!r}, which unit {maker!r} returns as {dtype}"
+    return f"{made} ({type(error).__name__}: {said})"
+
+
+def _error(numerics: Numerics, run: _Run, specs: Mapping[str, ValueSpec]) -> Exception | None:
+    """Run a network on random values, and return the exception that it raises."""
+    values = {name: batch_like(spec, SAMPLES, CPU) for name, spec in specs.items()}
+    try:
+        with seeded(0), torch.no_grad(), numerics.autocast(CPU):
+            run(values)
+    except Exception as error:  # raised by a user's network
+        return error
+    return None
+
+
+def _run_unit(unit: Unit, values: Mapping[str, Tensor]) -> None:
+    build_unit(unit, seed=0)(*unit.inputs(values))
+
+
+def _run_criterion(build: Callable[[], Criterion], values: Mapping[str, Tensor]) -> None:
+    build()(values)

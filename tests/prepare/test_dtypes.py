@@ -1,0 +1,122 @@
+"""Tensors of dtypes that the next unit or a loss cannot read are refused before the start."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ppll_cli.errors import ConfigError
+from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.task import Task
+from tests.conftest import Runner, assert_same_run, own_model, prepared
+
+DTYPES = ["float64", "float16", "bfloat16", "complex64", "int64", "bool"]
+
+
+class _Typed(nn.Linear):
+    """A Linear layer that returns a given dtype."""
+
+    def __init__(self, pixels: int, dtype: torch.dtype) -> None:
+        super().__init__(pixels, 8)
+        self.dtype = dtype
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (4 * super().forward(image.flatten(1))).to(self.dtype)
+
+
+class _Converting(nn.Linear):
+    """A Linear layer that converts its input to float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x.real if x.is_complex() else x).float())
+
+
+class Typed:
+    """A model whose first unit returns a given dtype. The next unit may convert it."""
+
+    def __init__(self, *, dtype: str, converts: bool = True) -> None:
+        self.dtype, self.converts = getattr(torch, dtype), converts
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return three units."""
+        pixels = image.channels * image.height * image.width
+        return [
+            Unit("typed", partial(_Typed, pixels, self.dtype), ("image",)),
+            Unit("next", partial(_Converting if self.converts else nn.Linear, 8, 8)),
+            Unit("head", partial(nn.Linear, 8, classes_of(task, "typed"))),
+        ]
+
+
+class Tokens:
+    """A model whose first unit makes token ids, which the next unit embeds."""
+
+    class _Ids(nn.Flatten):
+        def forward(self, image: Tensor) -> Tensor:
+            return super().forward(image).clamp(0, 1).mul(7).long()
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        """Return three units."""
+        head = nn.Sequential
+        return [
+            Unit("ids", self._Ids, ("image",)),
+            Unit("embed", partial(nn.EmbeddingBag, 8, 8)),
+            Unit("head", lambda: head(nn.ReLU(), nn.Linear(8, classes_of(task, "tokens")))),
+        ]
+
+
+class Convert(LocalMethod):
+    """A local method whose head converts features to float32."""
+
+    def criterion(self, site: Site) -> Criterion:
+        """Return a Linear head."""
+        head = _Converting(site.spec.shape[0], classes_of(site.task, "convert"))
+        return Criterion(head, (site.feature,), site.task)
+
+
+def typed(dtype: str, **options: object) -> list[str]:
+    return own_model("prepare.test_dtypes.Typed", dtype=dtype, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_local_loss_that_cannot_read_a_modules_output_is_refused(dtype: str) -> None:
+    """A worker failed, with a message of torch that named no unit."""
+    cut = "local.cuts=[next]"
+    with pytest.raises(ConfigError, match="the auxiliary network of module 0 cannot read") as error:
+        prepared(*typed(dtype), cut)
+    found = str(error.value)
+    assert found.startswith("local=greedy: ")
+    assert f"'x', which unit 'typed' returns as {dtype} (RuntimeError: mat1 and mat2 m" in found
+    assert "end the module at another unit (local.cuts), or return float32 there" in found
+    assert "\n" not in found
+    prepared(*typed(dtype), "local.cuts=[head]")
+    prepared(*typed(dtype), cut, "schedule=gpipe")
+
+
+def test_bf16_casts_half_but_not_double() -> None:
+    prepared(*typed("float16"), "local.cuts=[next]", "precision=bf16")
+    with pytest.raises(ConfigError, match="as float64"):
+        prepared(*typed("float64"), "local.cuts=[next]", "precision=bf16")
+
+
+def test_a_unit_that_cannot_read_its_input_is_refused() -> None:
+    refused = r"^model\._target_=\S+: unit 'next' cannot read 'x', which unit 'typed' returns as fl"
+    with pytest.raises(ConfigError, match=rf"{refused}oat64 .*; convert it in forward\(\)"):
+        prepared(*typed("float64", converts=False), "schedule=bp")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64", "complex64"])
+def test_a_local_method_that_reads_another_dtype_trains_the_same_under_ll_and_ppll(
+    run: Runner, dtype: str
+) -> None:
+    method = "local._target_=tests.prepare.test_dtypes.Convert"
+    tiny = [*typed(dtype), method, "local.cuts=[next]", "max_steps=3", "data.eval_limit=20"]
+    assert_same_run(run(*tiny, "schedule=ll"), run(*tiny, "schedule=ppll"))
+
+
+def test_token_ids_cross_a_cut_without_a_gradient(run: Runner) -> None:
+    tiny = [*own_model("prepare.test_dtypes.Tokens"), "max_steps=3", "data.eval_limit=20"]
+    cut = ["gpus=2", "partition=manual", "partition.cuts=[embed]"]
+    assert_same_run(run(*tiny, "schedule=bp"), run(*tiny, "schedule=pp", *cut))
