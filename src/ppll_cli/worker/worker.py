@@ -108,9 +108,9 @@ class Worker:
             if before is not None:  # the snapshot is newer than the checkpoint and the file
                 return before, {}
         if job.checkpoint is not None:
-            with checkpoint.SavedTensors(job.checkpoint) as saved:
-                restore(self.chunks.values(), saved)
-                return None, saved.unreported
+            saved, unreported = checkpoint.saved_tensors(job.checkpoint)
+            restore(self.chunks.values(), saved)
+            return None, unreported
         if job.weights is not None:
             begin_with(self.chunks.values(), job.weights)
         return None, {}
