@@ -5,7 +5,6 @@ import pytest
 from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.instructions import Backward, Forward
 from ppll_cli.worker import clock as clocks
-from ppll_cli.worker.clock import HostClock
 from ppll_cli.worker.recorder import Recorder
 
 FORWARD, BACKWARD = Forward(0, 0), Backward(0, 0)
@@ -33,7 +32,7 @@ class Script:
         self.steady_at: list[float] = []
         self.step = 0
         self.recorder = Recorder(
-            HostClock(), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
+            clocks.Clock(), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
         )
 
     def batches(self, count: int) -> None:
