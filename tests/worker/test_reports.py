@@ -266,7 +266,7 @@ def test_the_steady_state_never_waits_for_the_device() -> None:
     recorder = Recorder(StreamClock(cast(Any, device)), 0, 0, lambda: None, traced=2)
     for step in range(50):
         recorder.begin_batch(step)
-        with recorder.working("compute", Forward(0, 0)):
+        with recorder.span("compute", Forward(0, 0)):
             device.queued += 3
         device.queued += 1
         recorder.end_batch(8)

@@ -210,7 +210,7 @@ class Worker:
         if self.links.replicas is None:
             return
         if memories := [buffer for chunk in self.chunks.values() for buffer in chunk.memories]:
-            with self.recorder.waiting("average"):
+            with self.recorder.span("average"):
                 self.links.replicas.take_from_first(memories)
 
     def _end_training(self) -> None:
@@ -236,7 +236,7 @@ class Worker:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
         # Queued training must not count as time of the snapshot.
         Moment(self.device).wait()
-        with self.recorder.waiting("snapshot"), snapshots.timed():
+        with self.recorder.span("snapshot"), snapshots.timed():
             self._save_snapshot(snapshots)
 
     def _save_snapshot(self, snapshots: Snapshots) -> None:
