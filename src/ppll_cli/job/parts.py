@@ -80,7 +80,6 @@ class Parts:
         self,
         job: Job,
         transport: str,
-        units: Sequence[str],
         before: Iterable[Part] = (),
         counted: Iterable[Counted] = (),
     ) -> None:
@@ -90,7 +89,7 @@ class Parts:
             "devices": list(job.devices),
             "threads": job.threads,
             "transport": transport,
-            "stages": [units[cut] for cut in job.layout.cuts()],
+            "stages": [job.names[cut] for cut in job.layout.cuts()],
         }
         if job.settings.recompute:
             self._conditions["recompute"] = True

@@ -92,11 +92,12 @@ def _speed(
 
 
 def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
-    for index, units in enumerate(prepared.job.layout.modules):
+    job = prepared.job
+    for index, units in enumerate(job.layout.modules):
         costs = [prepared.unit_costs[unit] for unit in units]
         auxiliary = prepared.auxiliary_costs[index]
         yield {
-            "units": [prepared.units[unit] for unit in units],
+            "units": [job.names[unit] for unit in units],
             "params": sum(cost.params for cost in costs),
             "aux_params": auxiliary.params,
             "flops": sum(cost.flops for cost in costs),
@@ -114,7 +115,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
             "replica": seat.replica,
             "machine": job.home(seat),
             "device": job.device(seat),
-            "units": [prepared.units[unit] for unit in job.layout.units(seat.stage)],
+            "units": [job.names[unit] for unit in job.layout.units(seat.stage)],
             "modules": job.layout.modules_of(seat.stage),
             **{f"{name}_fraction": _fraction(counted, *kinds) for name, kinds in FRACTIONS.items()},
             **({"snapshot_fraction": _fraction(counted, "snapshot")} if job.restartable else {}),
