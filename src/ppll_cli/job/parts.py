@@ -5,13 +5,12 @@ later steps of an earlier process are not counted twice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NotRequired, TypeVar
+from typing import NotRequired, TypeVar
 
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from ppll_cli.job.job import Job
 
-Report = Mapping[str, Any]
 Number = TypeVar("Number", int, float)
 
 
@@ -142,20 +141,6 @@ class Parts:
         """Return the counts of all parts; parts with equal `Conditions` are summed."""
         alike: Counted = {"conditions": self._conditions, "workers": self.alike(workers)}
         return [*self._others, alike]
-
-
-def worker(report: Report) -> Worker:
-    """Convert the counts and times in a worker's report to plain data for JSON."""
-    return {
-        "batches": report["batches"],
-        "samples": report["samples"],
-        "wall_s": report["wall_s"],
-        "spent_s": dict(report["spent_s"]),
-        "instruction_s": {repr(each): s for each, s in report["instruction_s"].items()},
-        "bytes_sent": {str(peer): sent for peer, sent in report["bytes_sent"].items()},
-        "peak_memory_bytes": report["peak_memory_bytes"] if report["batches"] else None,
-        "peak_reserved_bytes": report["peak_reserved_bytes"] if report["batches"] else None,
-    }
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:

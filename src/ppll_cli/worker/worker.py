@@ -11,7 +11,7 @@ import torch
 from ppll_cli.config.targets import make
 from ppll_cli.data.batches import Ahead
 from ppll_cli.data.source import Dataset
-from ppll_cli.job import checkpoint
+from ppll_cli.job import checkpoint, parts
 from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.learning_rate import learning_rate
@@ -271,7 +271,7 @@ class Worker:
         chunks, replicas = [*self.chunks.values()], self.links.replicas
         unreported = self.reports.unreported(chunks, replicas, self.device)
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
-        self.report("counted", step=mark.step, **self._counted())
+        self.report("counted", step=mark.step, worker=self._counted())
         if self.replica > 0:  # all replicas have the same state, and the first one saves it
             return
         run_dir, tensors = self.job.run_dir, tensors_of(chunks)
@@ -285,7 +285,7 @@ class Worker:
         self.report(
             "done",
             step=mark.step,
-            **self._counted(),
+            worker=self._counted(),
             numerics=in_force(self.device),
             trace=self.recorder.trace,
             ahead_s=None if self.links.groups is None else self.links.groups.ahead_s,
@@ -293,20 +293,21 @@ class Worker:
 
     # Reports
 
-    def _counted(self) -> dict[str, Any]:
-        totals = self.recorder.totals
-        sent: Counter[int] = Counter()
+    def _counted(self) -> parts.Worker:
+        """Return the counts and times of the steady state so far."""
+        totals, memory = self.recorder.totals, self.memory
+        sent: Counter[str] = Counter()
         for channel, end in self.links.senders.items():
-            sent[channel.target] += end.bytes_sent
+            sent[str(channel.target)] += end.bytes_sent
         return {
             "batches": totals.batches,
             "samples": totals.samples,
             "wall_s": totals.wall_s,
             "spent_s": dict(totals.spent_s),
-            "instruction_s": dict(totals.instruction_s),
+            "instruction_s": {repr(each): s for each, s in totals.instruction_s.items()},
             "bytes_sent": dict(sent),
-            "peak_memory_bytes": self.memory.read(),
-            "peak_reserved_bytes": self.memory.reserved(),
+            "peak_memory_bytes": memory.read() if totals.batches else None,
+            "peak_reserved_bytes": memory.reserved() if totals.batches else None,
         }
 
     def report(self, kind: str, **fields: object) -> None:
