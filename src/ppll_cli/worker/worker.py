@@ -59,12 +59,14 @@ class Worker:
         self.reports = Reports(
             clock,
             job.task,
+            self.chunks.values(),
+            links.replicas,
             stop=settings.optim.nonfinite == "stop",
             tell=self.report if self.replica == 0 else None,
             show_progress=links.pulse.renew_progress,
         )
         if self.replica == 0:  # the measurements are sums over all replicas
-            self.reports.continue_sums([*self.chunks.values()], unreported)
+            self.reports.continue_sums(unreported)
         self.recorder = Recorder(
             clock,
             warmup=job.warmup,
@@ -268,13 +270,12 @@ class Worker:
         if self.links.recovery is not None and mark.step <= self.links.recovery.saved:
             return  # an earlier process has written this file
         self._announce_wait()
-        chunks, replicas = [*self.chunks.values()], self.links.replicas
-        unreported = self.reports.unreported(chunks, replicas, self.device)
+        unreported = self.reports.unreported()
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
         self.report("counted", step=mark.step, worker=self._counted())
         if self.replica > 0:  # all replicas have the same state, and the first one saves it
             return
-        run_dir, tensors = self.job.run_dir, tensors_of(chunks)
+        run_dir, tensors = self.job.run_dir, tensors_of(self.chunks.values())
         file = checkpoint.save_stage(run_dir, mark.step, self.index, tensors, unreported)
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
@@ -325,8 +326,7 @@ class Worker:
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
         """Begin a report on a split since its last report."""
         self._announce_wait()
-        chunks, replicas = [*self.chunks.values()], self.links.replicas
-        self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
+        self.reports.take(split, step, epoch, **how)
 
     def _announce_wait(self) -> None:
         """Tell the parent that this worker waits for other replicas, without a time limit."""
