@@ -134,7 +134,7 @@ class Case:
     def describe(self, names: Sequence[str]) -> dict[str, Any]:
         """Return facts about this program's rows for the result file."""
         ours = [name for name in names if name in OURS]
-        units = {name: self.prepared(name)[1].units for name in ours}
+        units = {name: self.prepared(name)[1].job.names for name in ours}
         return {
             "stages": {
                 name: [
@@ -172,9 +172,7 @@ class Case:
         """Return the overrides that give `ll` the modules of `ppll`; none for other rows."""
         if name != "ll":
             return []
-        units, layout = self.prepared("ppll")[1].units, self.job("ppll").layout
-        cuts = ",".join(units[module.start] for module in layout.modules[1:])
-        return [f"local.cuts=[{cuts}]"]
+        return [f"local.cuts=[{','.join(self.prepared('ppll')[1].cuts)}]"]
 
     def _transport(self, name: str) -> Transport:
         asked = self.prepared(name)[0].transport

@@ -165,7 +165,7 @@ class Workers:
             line.orders.send(())
         while not isinstance(event := self._hear(), Ending):
             pass
-        return [report["peak_memory_bytes"] for report in event.reports]
+        return [report["worker"]["peak_memory_bytes"] for report in event.reports]
 
     def stop(self) -> None:
         """Kill all child processes that did not exist before `start`."""

@@ -113,7 +113,7 @@ def prepared(name: str, *overrides: str) -> Prepared:
 
 
 def modules(result: Prepared) -> list[list[str]]:
-    return [[result.units[index] for index in units] for units in result.job.layout.modules]
+    return [[result.job.names[index] for index in units] for units in result.job.layout.modules]
 
 
 def starts(result: Prepared) -> list[str]:

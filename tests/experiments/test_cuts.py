@@ -113,7 +113,7 @@ def test_presets_of_man_plus_for_vision_transformers_have_three_blocks_a_module(
 @pytest.mark.parametrize("name", ["edsr_div2k_x4", "fba_edsr_div2k_x4"])
 def test_presets_of_super_resolution_have_the_baselines_network(name: str, tmp_path: Path) -> None:
     result = conftest.prepared(f"experiment={name}", *div2k_files(name, tmp_path), "device=cpu")
-    assert len(result.units) == 18
+    assert len(result.job.names) == 18
     assert starts(result) == (["body.4", "body.9", "body.13"] if name.startswith("fba") else [])
     assert modules_of_stages(result) == STAGES[name]
     millions = sum(cost.params for cost in result.unit_costs) / 1e6
@@ -139,7 +139,7 @@ def test_presets_of_residual_networks_have_the_named_cuts(name: str) -> None:
     assert starts(result) == list(make("model", config["model"]).partitions[cuts])
     assert modules_of_stages(result) == STAGES[name]
     if name in STARTS:  # module 0 is the stem, module i the i-th residual unit
-        stages = [result.units[cut] for cut in result.job.layout.cuts()]
+        stages = [result.job.names[cut] for cut in result.job.layout.cuts()]
         assert stages == STARTS[name]
         units = [[f"layer{group}.{unit}"] for group in (1, 2, 3) for unit in range(5)]
         assert modules(result) == [["stem"], *units[:-1], ["layer3.4", "head"]]

@@ -39,7 +39,7 @@ def counted(batches: int, wall_s: float, peak: int | None = 5) -> Worker:
 
 
 def test_a_part_lists_its_steps_speed_and_conditions(job: Prepared) -> None:
-    parts = Parts(job.job, "ring", job.units)
+    parts = Parts(job.job, "ring")
     assert parts.listed(0, 1.0, []) == []
     (part,) = parts.listed(7, 2.5, [counted(4, 1.0), counted(4, 2.0)])
     assert part == {
@@ -57,15 +57,15 @@ def test_a_part_lists_its_steps_speed_and_conditions(job: Prepared) -> None:
 
 
 def test_counts_of_parts_with_equal_conditions_are_added(job: Prepared) -> None:
-    first = Parts(job.job, "ring", job.units)
+    first = Parts(job.job, "ring")
     kept = first.counted([counted(4, 1.0, 7), counted(4, 2.0)])
     kept = json.loads(json.dumps(kept))  # as JSON, like a manifest
-    again = Parts(job.job, "ring", job.units, (), kept)
+    again = Parts(job.job, "ring", (), kept)
     both = again.alike([counted(2, 1.0, None), counted(2, 1.0)])
     assert both[0] == {**counted(6, 2.0, 7)}
     assert rate(both, 1) == 48 / 3.0
     assert again.alike([]) == kept[0]["workers"]  # the current part is failed or too short
-    other = Parts(job.job, "queue", job.units, (), kept)
+    other = Parts(job.job, "queue", (), kept)
     assert other.alike([]) == []
     mine = [counted(1, 1.0), counted(1, 1.0)]
     assert other.alike(mine) == mine
@@ -76,8 +76,8 @@ def test_counts_of_parts_with_equal_conditions_are_added(job: Prepared) -> None:
 
 def test_counts_with_and_without_recompute_are_not_added(job: Prepared) -> None:
     mine = [counted(1, 1.0), counted(1, 1.0)]
-    kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
-    again = Parts(with_settings(job.job, recompute=True), "ring", job.units, (), kept)
+    kept = Parts(job.job, "ring").counted([counted(4, 1.0), counted(4, 2.0)])
+    again = Parts(with_settings(job.job, recompute=True), "ring", (), kept)
     assert again.alike(mine) == mine
     (part,) = again.listed(7, 2.5, mine)
     assert part["recompute"] is True
@@ -86,9 +86,9 @@ def test_counts_with_and_without_recompute_are_not_added(job: Prepared) -> None:
 
 def test_counts_with_names_of_older_programs_are_not_added(job: Prepared) -> None:
     """If they were added, predictions would use means in which their times are missing."""
-    kept = Parts(job.job, "ring", job.units).counted([counted(4, 1.0), counted(4, 2.0)])
+    kept = Parts(job.job, "ring").counted([counted(4, 1.0), counted(4, 2.0)])
     kept[0]["workers"][0]["instruction_s"] = {"LocalUpdate(chunk=0, micro_batch=0)": 1.0}
-    again = Parts(job.job, "ring", job.units, (), kept)
+    again = Parts(job.job, "ring", (), kept)
     mine = [counted(2, 1.0), counted(2, 1.0)]
     assert again.alike(mine) == mine
     assert again.counted(mine)[0] == kept[0]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.job.checkpoint import SavedTensors, finish, go_back, newest, save_stage
+from ppll_cli.job.checkpoint import finish, go_back, newest, save_stage, saved_tensors
 from ppll_cli.job.manifest import Manifest
 from ppll_cli.leaves.files import digest_of
 from ppll_cli.observe.metrics import Metrics
@@ -149,8 +149,8 @@ def test_a_manifest_that_is_no_json_is_damaged(checkpoints: Path, content: str) 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(checkpoints: Path) -> None:
     os.mkfifo(checkpoints / "step-9" / "stage-7.safetensors")
-    with SavedTensors(checkpoints / "step-9") as tensors:
-        assert [*tensors] == ["model.head.weight"]
+    tensors, _ = saved_tensors(checkpoints / "step-9")
+    assert [*tensors] == ["model.head.weight"]
 
 
 @pytest.mark.parametrize(

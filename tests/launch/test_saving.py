@@ -67,7 +67,7 @@ def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_better(
             metrics.add({**measured, "split": split, "scores": {"accuracy": score}})
             file = checkpoint.save_stage(str(tmp_path), step, 0, {"model.x": torch.ones(1)})
             seat = {"step": step, "stage": 0, "replica": 0}
-            saving.take({"kind": "counted", **seat, **COUNTED}, 1.0)
+            saving.take({"kind": "counted", **seat, "worker": COUNTED}, 1.0)
             saving.take({"kind": "saved", **seat, "epoch": 1, "file": file}, 1.0)
             found.append(checkpoint.best_step(tmp_path))
     assert found == best
@@ -84,6 +84,6 @@ def test_a_run_directory_that_was_moved_ends_the_run(tmp_path: Path) -> None:
         run_dir.rename(tmp_path / "moved")
         file = checkpoint.save_stage(str(run_dir), 1, 0, {"model.x": torch.ones(1)})
         seat = {"step": 1, "stage": 0, "replica": 0}
-        saving.take({"kind": "counted", **seat, **COUNTED}, 1.0)
+        saving.take({"kind": "counted", **seat, "worker": COUNTED}, 1.0)
         with pytest.raises(FileNotFoundError, match=r"run/metrics\.jsonl"):
             saving.take({"kind": "saved", **seat, "epoch": 1, "file": file}, 1.0)

@@ -63,7 +63,7 @@ def every_cut(names: Sequence[str], stages: int) -> list[str]:
 )
 def test_flops_partition_minimizes_the_cost_of_the_dearest_stage(case: list[str]) -> None:
     found = prepared(*case, "partition=flops")
-    names = found.units
+    names = found.job.names
     stages = found.job.stages
     starts = [m.start for m in found.job.layout.modules]
     if "local.modules=5" in case:

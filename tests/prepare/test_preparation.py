@@ -25,7 +25,7 @@ WATCHING = "local._target_=tests.watching.Watching"
 
 def test_a_partition_named_by_the_model_sets_the_modules() -> None:
     result = prepared(*RESNET, "local.cuts=K4", "local.modules=4")
-    modules = [[result.units[index] for index in units] for units in result.job.layout.modules]
+    modules = [[result.job.names[index] for index in units] for units in result.job.layout.modules]
     assert [(units[0], units[-1]) for units in modules] == [
         ("stem", "layer1.2"),
         ("layer1.3", "layer2.1"),

@@ -48,7 +48,7 @@ def job_of(folder: Path, files: dict[str, list[str]], model: str, *more: str) ->
     """Return a job in which each unit is a chunk."""
     data = files.get(model.split()[0], DATA)
     usual = ["batch_size=4", *data, *MODELS[model], *more]
-    units = len(prepared(*usual, "schedule=bp").units)
+    units = len(prepared(*usual, "schedule=bp").job.names)
     shape = ["schedule=gpipe", f"gpus={units}", "schedule.microbatches=2"]
     return prepared(*usual, *shape, folder=folder).job
 

@@ -5,7 +5,6 @@ import pytest
 from ppll_cli.observe.spans import Span
 from ppll_cli.pipeline.instructions import Backward, Forward
 from ppll_cli.worker import clock as clocks
-from ppll_cli.worker.clock import HostClock
 from ppll_cli.worker.recorder import Recorder
 
 FORWARD, BACKWARD = Forward(0, 0), Backward(0, 0)
@@ -33,18 +32,18 @@ class Script:
         self.steady_at: list[float] = []
         self.step = 0
         self.recorder = Recorder(
-            HostClock(), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
+            clocks.Clock(), warmup, skip, lambda: self.steady_at.append(clock.now_s), traced
         )
 
     def batches(self, count: int) -> None:
         for _ in range(count):
             self.recorder.begin_batch(self.step)
             self.step += 1
-            with self.recorder.waiting("starved"):
+            with self.recorder.span("starved"):
                 self.clock.now_s += 1
-            with self.recorder.working("compute", FORWARD):
+            with self.recorder.span("compute", FORWARD):
                 self.clock.now_s += 2
-            with self.recorder.working("compute", BACKWARD):
+            with self.recorder.span("compute", BACKWARD):
                 self.clock.now_s += 3
             self.clock.now_s += 4  # time that belongs to no activity
             self.recorder.end_batch(8)
@@ -52,9 +51,9 @@ class Script:
     def evaluation(self) -> None:
         self.recorder.end_segment()
         self.recorder.settle()
-        with self.recorder.waiting("starved"):
+        with self.recorder.span("starved"):
             self.clock.now_s += 50
-        with self.recorder.working("compute", FORWARD):
+        with self.recorder.span("compute", FORWARD):
             self.clock.now_s += 50
 
     def counted(self) -> int:
@@ -119,7 +118,7 @@ def test_parts_and_the_whole_are_of_the_same_time(clock: Clock) -> None:
     """The total includes the wait between two batches, like the part `starved`."""
     script = Script(clock)
     script.batches(1)
-    with script.recorder.waiting("starved"):
+    with script.recorder.span("starved"):
         clock.now_s += 20
     script.batches(1)
     script.recorder.end_segment()
@@ -218,7 +217,7 @@ def test_a_snapshot_is_a_kind_of_its_own(clock: Clock) -> None:
     """It is neither work nor bubble, and the segment goes on in it."""
     script = Script(clock, traced=2)
     script.batches(1)
-    with script.recorder.waiting("snapshot"):
+    with script.recorder.span("snapshot"):
         script.recorder.so_far()
         clock.now_s += 7
     script.batches(1)

@@ -79,12 +79,12 @@ class OneModule:
 class Case:
     """A stage with one module on the fake device."""
 
-    def __init__(self) -> None:
+    def __init__(self, replicas: Replicas | None = None) -> None:
         self.device = Device()
         self.sent: list[dict[str, Any]] = []
         self.chunk = OneModule()
-        clock = StreamClock(self.device)
-        self.reports = Reports(clock, TASK, True, lambda _, **f: self.sent.append(f), lambda: None)
+        measured = StreamClock(self.device), TASK, [cast(Any, self.chunk)], replicas
+        self.reports = Reports(*measured, True, lambda _, **f: self.sent.append(f), lambda: None)
 
     def train(self, step: int, loss: float = 0.5) -> None:
         self.step(loss)
@@ -97,18 +97,14 @@ class Case:
         self.chunk.sums.setdefault("train", Sums()).add(torch.tensor(loss), 4, measures)
 
     def report(self, step: int, **how: Any) -> None:
-        self.reports.take("train", step, 1, self.chunks, None, torch.device("cpu"), **how)
+        self.reports.take("train", step, 1, **how)
         self.reports.send()
-
-    @property
-    def chunks(self) -> list[Any]:
-        return [self.chunk]
 
     def saved(self) -> dict[int, dict[str, Any]]:
         """Return the data that a checkpoint has, after writing and reading them."""
         self.reports.pause("train")
         self.reports.send(wait=True)
-        found = self.reports.unreported(self.chunks, None, torch.device("cpu"))
+        found = self.reports.unreported()
         return {int(module): each for module, each in json.loads(json.dumps(found)).items()}
 
     @property
@@ -148,17 +144,15 @@ class Twins(Replicas):
 def test_an_evaluation_reports_the_metric_of_further_predictions(
     replicas: Replicas | None, samples: int
 ) -> None:
-    case = Case()
+    case = Case(replicas)
     case.chunk.criterion.further = ("probe",)
     rows = {split: torch.tensor([[n, 4.0]]).double() for n, split in ((3, "test"), (1, "train"))}
     rows["test.probe"] = torch.tensor([[2.0, 4.0]]).double()
     for split, measures in rows.items():
         case.chunk.sums.setdefault(split, Sums()).add(torch.tensor(0.5), 4, measures)
-    cpu = torch.device("cpu")
-    case.reports.take("train", 1, 1, case.chunks, replicas, cpu, rate=0.1)
-    case.reports.take("test", 1, 1, case.chunks, replicas, cpu)
-    # no evaluation batch is left for this replica
-    case.reports.take("test", 2, 1, case.chunks, replicas, cpu)
+    case.reports.take("train", 1, 1, rate=0.1)
+    case.reports.take("test", 1, 1)
+    case.reports.take("test", 2, 1)  # no evaluation batch is left for this replica
     case.reports.send(wait=True)
     training, evaluation = case.sent
     assert training["scores"] == {"accuracy": 0.25}
@@ -233,7 +227,7 @@ def test_an_incomplete_report_is_part_of_the_next_one() -> None:
         case.step(loss)
     case.report(2, complete=False)
     saved = case.saved()
-    again.reports.continue_sums(again.chunks, saved)
+    again.reports.continue_sums(saved)
     again.step(3.0)
     again.report(3)
     again.reports.send(wait=True)
@@ -266,7 +260,7 @@ def test_the_steady_state_never_waits_for_the_device() -> None:
     recorder = Recorder(StreamClock(cast(Any, device)), 0, 0, lambda: None, traced=2)
     for step in range(50):
         recorder.begin_batch(step)
-        with recorder.working("compute", Forward(0, 0)):
+        with recorder.span("compute", Forward(0, 0)):
             device.queued += 3
         device.queued += 1
         recorder.end_batch(8)

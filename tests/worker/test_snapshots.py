@@ -169,7 +169,7 @@ def test_the_wait_for_queued_work_does_not_count_as_snapshot_time(
     made: Any = SimpleNamespace(
         device=torch.device("cpu"),
         links=SimpleNamespace(pulse=SimpleNamespace(begin=lambda *_: None)),
-        recorder=SimpleNamespace(waiting=noted),
+        recorder=SimpleNamespace(span=noted),
         _save_snapshot=lambda _: calls.append("save"),
     )
     timed: Any = SimpleNamespace(timed=lambda: noted("timed"))

@@ -1,13 +1,11 @@
 """Runs whose initial weights come from a file."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from ppll_cli.job.weights import Opened, opened
+from ppll_cli.job.weights import read_weights
 from ppll_cli.worker import state
 from ppll_cli.worker.networks import Networks
 from tests.conftest import assert_same, prepared
@@ -24,17 +22,12 @@ def test_a_worker_takes_the_tensors_of_its_own_units(
     job = prepared(*COURSE, "gpus=2", f"weights={saved(tmp_path, tensors)}").job
     asked: list[str] = []
 
-    @contextmanager
-    def noting(file: Path) -> Iterator[Opened]:
-        with opened(file) as (shapes, read):
+    class Noting(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            asked.append(name)
+            return super().__getitem__(name)
 
-            def note(name: str) -> torch.Tensor:
-                asked.append(name)
-                return read(name)
-
-            yield Opened(shapes, note)
-
-    monkeypatch.setattr(state, "opened", noting)
+    monkeypatch.setattr(state, "read_weights", lambda file: Noting(read_weights(file)))
     site = job.site(job.units())
     chunk = Networks(job, job.layout.chunks[1], site, torch.device("cpu"))
     assert job.weights is not None

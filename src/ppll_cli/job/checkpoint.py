@@ -17,11 +17,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -64,51 +63,25 @@ class Checkpoint:
         return self.manifest.step
 
 
-class SavedTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, from the files of all stages; use it in a `with` block.
+def saved_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, Mapping[str, Any]]]:
+    """Return the tensors of a checkpoint by name, and its `Unreported` measurements.
 
+    The tensors are views of the files of all stages, so their values are read only when needed.
     Without a manifest in the folder, because a user copied only the stages' files, all files
-    `stage-*.safetensors` are read. `unreported` has the training measurements that had not been
-    reported when the checkpoint was saved.
+    `stage-*.safetensors` are read.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open = ExitStack()
-        self._files: dict[str, Any] = {}
-        self.unreported: dict[int, Mapping[str, Any]] = {}
-
-    def __enter__(self) -> Self:
-        if (self._folder / MANIFEST_FILE).exists():
-            paths = [self._folder / file.name for file in read_manifest(self._folder).files]
-        else:
-            paths = sorted(self._folder.glob("stage-*.safetensors"))
-        for path in paths:
-            file = self._open.enter_context(safe_open(path, framework="pt"))
-            self._files |= dict.fromkeys(file.keys(), file)
+    if (folder / MANIFEST_FILE).exists():
+        paths = [folder / file.name for file in read_manifest(folder).files]
+    else:
+        paths = sorted(folder.glob("stage-*.safetensors"))
+    tensors: dict[str, Tensor] = {}
+    unreported: dict[int, Mapping[str, Any]] = {}
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             found = json.loads((file.metadata() or {}).get(UNREPORTED, "{}"))
-            self.unreported |= {int(module): plain for module, plain in found.items()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return the shape of a tensor without reading its values."""
-        return tuple(self._files[name].get_slice(name).get_shape())
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._files
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+        unreported |= {int(module): plain for module, plain in found.items()}
+    return tensors, unreported
 
 
 def save_stage(
@@ -260,9 +233,3 @@ def _step_paths(run_dir: str | Path) -> list[tuple[int, Path]]:
 
 def _step_folders(run_dir: str | Path) -> list[tuple[int, Path]]:
     return [(step, path) for step, path in _step_paths(run_dir) if path.is_dir()]
-
-
-def has_unreported(checkpoint: Checkpoint) -> bool:
-    """Return whether a checkpoint holds training measurements that were not reported."""
-    with SavedTensors(checkpoint.folder) as saved:
-        return bool(saved.unreported)

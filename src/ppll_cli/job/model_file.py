@@ -6,15 +6,15 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppll_cli.job.checkpoint import EMA, SavedTensors
+from ppll_cli.job.checkpoint import EMA, saved_tensors
 from ppll_cli.job.manifest import check_files, read_manifest
 from ppll_cli.leaves.files import apply_umask
 
 
 def has_ema(checkpoint: Path) -> bool:
     """Return whether a checkpoint holds averaged weights."""
-    with SavedTensors(checkpoint) as saved:
-        return any(name.startswith(EMA) for name in saved)
+    tensors, _ = saved_tensors(checkpoint)
+    return any(name.startswith(EMA) for name in tensors)
 
 
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
@@ -23,9 +23,8 @@ def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     If `ema` is true, read the averages of floating-point tensors instead; others have no averages.
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
-    with SavedTensors(checkpoint) as saved:
-        names = {n.removeprefix(p): n for p in prefixes for n in saved if n.startswith(p)}
-        return {name: saved[key] for name, key in names.items()}
+    tensors, _ = saved_tensors(checkpoint)
+    return {n.removeprefix(p): t for p in prefixes for n, t in tensors.items() if n.startswith(p)}
 
 
 def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:

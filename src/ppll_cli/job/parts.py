@@ -5,13 +5,12 @@ later steps of an earlier process are not counted twice.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NotRequired, TypeVar
+from typing import NotRequired, TypeVar
 
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from ppll_cli.job.job import Job
 
-Report = Mapping[str, Any]
 Number = TypeVar("Number", int, float)
 
 
@@ -80,7 +79,6 @@ class Parts:
         self,
         job: Job,
         transport: str,
-        units: Sequence[str],
         before: Iterable[Part] = (),
         counted: Iterable[Counted] = (),
     ) -> None:
@@ -90,7 +88,7 @@ class Parts:
             "devices": list(job.devices),
             "threads": job.threads,
             "transport": transport,
-            "stages": [units[cut] for cut in job.layout.cuts()],
+            "stages": [job.names[cut] for cut in job.layout.cuts()],
         }
         if job.settings.recompute:
             self._conditions["recompute"] = True
@@ -143,20 +141,6 @@ class Parts:
         """Return the counts of all parts; parts with equal `Conditions` are summed."""
         alike: Counted = {"conditions": self._conditions, "workers": self.alike(workers)}
         return [*self._others, alike]
-
-
-def worker(report: Report) -> Worker:
-    """Convert the counts and times in a worker's report to plain data for JSON."""
-    return {
-        "batches": report["batches"],
-        "samples": report["samples"],
-        "wall_s": report["wall_s"],
-        "spent_s": dict(report["spent_s"]),
-        "instruction_s": {repr(each): s for each, s in report["instruction_s"].items()},
-        "bytes_sent": {str(peer): sent for peer, sent in report["bytes_sent"].items()},
-        "peak_memory_bytes": report["peak_memory_bytes"] if report["batches"] else None,
-        "peak_reserved_bytes": report["peak_reserved_bytes"] if report["batches"] else None,
-    }
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:

@@ -1,13 +1,11 @@
 """Reads the file of initial weights of a run (setting `weights=`)."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 
@@ -23,31 +21,17 @@ class Weights:
     names: Mapping[str, str]
 
 
-class Opened(NamedTuple):
-    """The tensors in an open file: their shapes by name, and a function that reads one."""
+def read_weights(file: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of a file: safetensors, or a dictionary that torch.save wrote, by name.
 
-    shapes: Mapping[str, list[int]]
-    read: Callable[[str], Tensor]
-
-
-@contextmanager
-def opened(file: Path) -> Iterator[Opened]:
-    """Open a file of weights: safetensors, or a dictionary of tensors that torch.save wrote.
-
-    If the format allows it, a tensor is read only when needed. No code in the file is executed.
+    If the format allows it, they are views of the file, so their values are read only when needed.
+    No code in the file is executed.
 
     Raises:
         ValueError: The file holds something else.
         Exception: The file cannot be read; torch and safetensors raise various exceptions.
     """
-    if _is_safetensors(file):
-        with safe_open(file, framework="pt") as found:
-            shapes = {n: list(found.get_slice(n).get_shape()) for n in found.keys()}  # noqa: SIM118
-            yield Opened(shapes, found.get_tensor)
-        return
-    tensors = _saved_by_torch(file)
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    yield Opened(shapes, tensors.__getitem__)
+    return load_file(file) if _is_safetensors(file) else _saved_by_torch(file)
 
 
 def _is_safetensors(file: Path) -> bool:

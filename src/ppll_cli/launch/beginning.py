@@ -16,7 +16,7 @@ from ppll_cli.config.weights import MODEL_FILE, absolute_path
 from ppll_cli.data.identity import Identity, difference
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import checkpoint
-from ppll_cli.job.checkpoint import EMA, Checkpoint, SavedTensors
+from ppll_cli.job.checkpoint import EMA, Checkpoint, saved_tensors
 from ppll_cli.job.job import Job
 from ppll_cli.launch.record import DATA_FILES, PATHS, absolute, write_record
 from ppll_cli.launch.results import drop_unfinished
@@ -118,8 +118,7 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
     seed = job.settings.seed
     model = make_seeded("model", job.settings.model, seed)
     method: LocalMethod = make_seeded("local", job.local, seed)
-    with SavedTensors(start.folder) as saved:
-        known = {name: saved.shape(name) for name in saved}
+    known = {name: tuple(tensor.shape) for name, tensor in saved_tensors(start.folder)[0].items()}
     needed = dict(_needed(job, method))
     unknown = [name for name in known if name.startswith(NETWORKS) and name not in needed]
     for key in (*needed, *unknown):
@@ -204,7 +203,7 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
         log.info("continuing after step %d, from %s", start.step, short_path(start.folder))
     step = start.step if start else 0
     state = start.manifest.metrics if start else {}
-    incomplete = start is not None and checkpoint.has_unreported(start)
-    metrics.go_back(step, state, evaluated=step < steps, incomplete=incomplete)
+    unreported = saved_tensors(start.folder)[1] if start else {}
+    metrics.go_back(step, state, evaluated=step < steps, incomplete=bool(unreported))
     checkpoint.go_back(run_dir, start)
     drop_unfinished(run_dir)  # they may have files of stages that the run no longer has

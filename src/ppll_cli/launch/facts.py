@@ -18,7 +18,7 @@ def facts(prepared: Prepared) -> RunFacts:
             StageFacts(
                 job.name(seat),
                 job.place_name(seat),
-                [prepared.units[unit] for unit in units],
+                [job.names[unit] for unit in units],
                 modules,
                 sum(cost.params for cost in costs),
                 sum(cost.flops for cost in costs),

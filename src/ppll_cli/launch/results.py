@@ -18,14 +18,13 @@ from ppll_cli.errors import Interrupted, RunFailedError
 from ppll_cli.job import model_file
 from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
+from ppll_cli.launch.machines.others import Report
 from ppll_cli.leaves.files import remove, write_json
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.observe import timeline
 from ppll_cli.observe.logs import only_warn, to_file
 from ppll_cli.observe.spans import Restart, Traced
 from ppll_cli.observe.tracker import Guarded
-
-Report = Mapping[str, Any]
 
 
 def write_results(

@@ -121,7 +121,7 @@ class Run:
         transport = fitting(name, transport, job, machine=0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         was = () if start is None else (start.manifest.parts, start.manifest.counted)
-        self.parts = Parts(job, self.choices["transport"], self.prepared.units, *was)
+        self.parts = Parts(job, self.choices["transport"], *was)
         wanted = self.settings.objective
         metric, lower = job.task.metric, lower_is_better(job.task)
         self.objective = objective.chosen(wanted, self._summarise(), metric)

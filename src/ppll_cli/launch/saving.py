@@ -7,7 +7,8 @@ from typing import Any
 from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Seat
 from ppll_cli.job.manifest import Manifest, SavedFile
-from ppll_cli.job.parts import Parts, Report, Worker, worker
+from ppll_cli.job.parts import Parts, Worker
+from ppll_cli.launch.machines.others import Report
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.prepare.preparation import Prepared
 from ppll_cli.tasks.task import lower_is_better
@@ -43,7 +44,7 @@ class Saving:
         step, job = report["step"], self._job
         reported = self._unfinished.setdefault(step, _Reported())
         if report["kind"] == "counted":
-            reported.workers[Seat(report["stage"], report["replica"])] = worker(report)
+            reported.workers[Seat(report["stage"], report["replica"])] = report["worker"]
         else:
             reported.files[report["stage"]] = report["file"]
             reported.epoch = report["epoch"]

@@ -10,14 +10,13 @@ from typing import Any
 
 import ppll_cli
 from ppll_cli.job.job import Job
-from ppll_cli.job.parts import Part, Parts, Worker, is_steady, rate, worker
+from ppll_cli.job.parts import Part, Parts, Worker, is_steady, rate
+from ppll_cli.launch.machines.others import Report
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import FRACTIONS
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.predict.pace import Pipeline
 from ppll_cli.prepare.preparation import Prepared
-
-Report = Mapping[str, Any]
 
 GIT_LIMIT_S = 5.0
 """Seconds that git may take: it hangs if a network disk does not respond."""
@@ -42,7 +41,7 @@ def summarise(
     job = prepared.job
     course, settings = job.course, job.settings
     step = reports[-1]["step"] if reports else metrics.last_step
-    counted = [worker(report) for report in reports]
+    counted = [report["worker"] for report in reports]
     listed = parts.listed(step, seconds, counted)
     workers = parts.alike(counted)
     return {
@@ -92,11 +91,12 @@ def _speed(
 
 
 def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
-    for index, units in enumerate(prepared.job.layout.modules):
+    job = prepared.job
+    for index, units in enumerate(job.layout.modules):
         costs = [prepared.unit_costs[unit] for unit in units]
         auxiliary = prepared.auxiliary_costs[index]
         yield {
-            "units": [prepared.units[unit] for unit in units],
+            "units": [job.names[unit] for unit in units],
             "params": sum(cost.params for cost in costs),
             "aux_params": auxiliary.params,
             "flops": sum(cost.flops for cost in costs),
@@ -114,7 +114,7 @@ def _stages(prepared: Prepared, workers: Sequence[Worker]) -> Iterator[dict[str,
             "replica": seat.replica,
             "machine": job.home(seat),
             "device": job.device(seat),
-            "units": [prepared.units[unit] for unit in job.layout.units(seat.stage)],
+            "units": [job.names[unit] for unit in job.layout.units(seat.stage)],
             "modules": job.layout.modules_of(seat.stage),
             **{f"{name}_fraction": _fraction(counted, *kinds) for name, kinds in FRACTIONS.items()},
             **({"snapshot_fraction": _fraction(counted, "snapshot")} if job.restartable else {}),

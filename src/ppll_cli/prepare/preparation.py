@@ -53,7 +53,6 @@ class Prepared:
     """A job, and facts that were found while it was prepared.
 
     Attributes:
-        units: Names of the model's units.
         auxiliary_costs: Cost of each module's auxiliary network.
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
@@ -63,7 +62,6 @@ class Prepared:
     """
 
     job: Job
-    units: tuple[str, ...]
     unit_costs: tuple[Cost, ...]
     auxiliary_costs: tuple[Cost, ...]
     emulated: bool
@@ -75,7 +73,8 @@ class Prepared:
     @property
     def cuts(self) -> tuple[str, ...]:
         """Name of the first unit of each module except module 0."""
-        return tuple(self.units[module.start] for module in self.job.layout.modules[1:])
+        job = self.job
+        return tuple(job.names[module.start] for module in job.layout.modules[1:])
 
 
 def prepare(
@@ -128,7 +127,6 @@ def prepare(
             profile.save()
     return Prepared(
         job,
-        subject.names,
         subject.costs,
         auxiliary,
         emulated,

@@ -9,7 +9,7 @@ import torch
 
 from ppll_cli.config.weights import weights_file
 from ppll_cli.errors import ConfigError
-from ppll_cli.job.weights import Weights, opened
+from ppll_cli.job.weights import Weights, read_weights
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.torchvision_weights import COUNTER, our_name
 from ppll_cli.models.unit import Unit
@@ -73,8 +73,8 @@ def find_weights(given: str, partial: bool, units: Sequence[Unit]) -> FoundWeigh
     """
     file = weights_file(given)
     try:
-        with opened(file) as saved, file.open("rb") as content:
-            there = saved.shapes
+        there = {name: list(tensor.shape) for name, tensor in read_weights(file).items()}
+        with file.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except Exception as error:  # safetensors, torch and the file system raise several kinds
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -6,67 +6,47 @@ device has reached the event.
 """
 
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class Clock(Protocol):
-    """The clock of a device. Only this clock can interpret its moments."""
+class Clock:
+    """The clock of a CPU. A moment is a value of `perf_counter`, in seconds.
+
+    Only the clock that made a moment can interpret it.
+    """
 
     def mark(self) -> Any:
         """Return the moment at which the device has done all work that is queued so far."""
-        ...
+        return perf_counter()
 
     def passed(self, moment: Any) -> bool:
         """Return whether the device has reached a moment."""
-        ...
+        return True
 
     def wait(self, moment: Any) -> None:
         """Wait until the device has reached a moment."""
-        ...
 
     def seconds(self, first: Any, last: Any) -> float:
         """Return the seconds between two moments, which the device must have reached."""
-        ...
+        elapsed_s: float = last - first
+        return elapsed_s
 
     def free(self, moment: Any) -> None:
         """Allow the clock to reuse a moment."""
-        ...
 
     def host_s(self, moment: Any) -> float:
         """Wait for the device, and return the time of a moment, in seconds of `perf_counter`."""
-        ...
+        now_s: float = moment
+        return now_s
 
 
-class HostClock:
-    """The clock of a CPU. A moment is a value of `perf_counter`, in seconds."""
+class StreamClock(Clock):
+    """The clock of the current CUDA stream. A moment is a CUDA event.
 
-    def mark(self) -> float:
-        """Return the present time."""
-        return perf_counter()
-
-    def passed(self, moment: float) -> bool:
-        """Return True: on a CPU the work before `mark` is already done."""
-        return True
-
-    def wait(self, moment: float) -> None:
-        """Return immediately, because every moment has passed."""
-
-    def seconds(self, first: float, last: float) -> float:
-        """Return the seconds between two moments."""
-        return last - first
-
-    def free(self, moment: float) -> None:
-        """Do nothing: a time needs no reuse."""
-
-    def host_s(self, moment: float) -> float:
-        """Return the moment itself."""
-        return moment
-
-
-class StreamClock:
-    """The clock of the current CUDA stream. `backend` is `torch.cuda`, or a fake of it in tests."""
+    `backend` is `torch.cuda`, or a fake of it in tests.
+    """
 
     def __init__(self, backend: Any = torch.cuda) -> None:
         self._backend = backend
@@ -106,4 +86,4 @@ class StreamClock:
 
 def clock_of(device: torch.device) -> Clock:
     """Return a new clock for a device."""
-    return StreamClock() if device.type == "cuda" else HostClock()
+    return StreamClock() if device.type == "cuda" else Clock()

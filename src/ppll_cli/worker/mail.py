@@ -31,7 +31,7 @@ class Mail:
         The wait has no time limit, so that the parent blames the stage that hangs, not this one. If
         the run fails or the parent ends, this process ends too.
         """
-        with self._recorder.waiting(kind):
+        with self._recorder.span(kind):
             while not end.wait(timeout_s=1.0):
                 self._links.pulse.renew_progress()
 
@@ -46,7 +46,7 @@ class Mail:
         self.wait(receiver, "starved")
         # On CUDA the stream waits here for the sender's queued work; this process does not.
         kind = "starved" if self._device.type == "cuda" else "transfer"
-        with self._recorder.working(kind, instruction):
+        with self._recorder.span(kind, instruction):
             header, tensors = receiver.receive()
             expected = self._header(version, message.micro_batch, channel.chunk)
             assert header == expected, f"expected {expected} of {channel}, got {header}"
@@ -71,7 +71,7 @@ class Mail:
         channel, message = found
         sender = self._links.senders[channel]
         self.wait(sender, "blocked")
-        with self._recorder.working("transfer", instruction):
+        with self._recorder.span("transfer", instruction):
             sender.send(self._header(version, message.micro_batch, channel.chunk), tensors)
         self._links.pulse.sent += channel.kind == "activations"
 

@@ -160,20 +160,27 @@ class Recorder:
             self.collect()
         self._in_segment = 0
 
-    def waiting(self, kind: str) -> AbstractContextManager[None]:
-        """Measure time that belongs to no instruction, such as a wait for another stage."""
-        return self._span(kind, None)
+    @contextmanager
+    def span(self, kind: str, instruction: Instruction | None = None) -> Iterator[None]:
+        """Measure the device's work for an instruction.
 
-    def working(self, kind: str, instruction: Instruction) -> AbstractContextManager[None]:
-        """Measure the device's work for an instruction."""
-        return self._span(kind, instruction)
+        Without `instruction`, measure other time, such as a wait for another stage.
+        """
+        since = self._since
+        if since is None:
+            yield
+            return
+        first = self._clock.mark()
+        yield
+        last = self._clock.mark()
+        self._unread.append(_Queued(kind, instruction, first, last, self._step, since, self._trace))
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
         """Measure the device's work for an instruction that `KINDS` lists."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"
-        return nullcontext() if kind is None else self._span(kind, instruction)
+        return nullcontext() if kind is None else self.span(kind, instruction)
 
     def collect(self) -> None:
         """Add the times of all spans that the device has finished."""
@@ -209,17 +216,6 @@ class Recorder:
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:
             self._traced = 0
-
-    @contextmanager
-    def _span(self, kind: str, instruction: Instruction | None) -> Iterator[None]:
-        since = self._since
-        if since is None:
-            yield
-            return
-        first = self._clock.mark()
-        yield
-        last = self._clock.mark()
-        self._unread.append(_Queued(kind, instruction, first, last, self._step, since, self._trace))
 
     def _read(self, queued: _Queued) -> None:
         kind, instruction, first, last, step, since, trace = queued

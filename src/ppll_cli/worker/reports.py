@@ -1,7 +1,7 @@
 """Copies metrics from a stage's device to the host, and sends them to the parent."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -72,6 +72,8 @@ class Reports:
     The worker calls `send` after each step. `send` leaves out reports whose copies are not done,
     because waiting for a copy would leave a CUDA device without work.
 
+    The measurements are summed over the replicas.
+
     Args:
         stop: Whether a training loss that is not finite ends the run.
         tell: Sends a report to the parent; None except in a stage's first replica.
@@ -82,11 +84,15 @@ class Reports:
         self,
         clock: Clock,
         task: Task,
+        chunks: Iterable[HeldChunk],
+        replicas: Replicas | None,
         stop: bool,
         tell: Callable[..., None] | None,
         show_progress: Callable[[], None],
     ) -> None:
         self._clock, self._task, self._stop = clock, task, stop
+        self._chunks = [chunk for chunk in chunks if chunk.criterion is not None]
+        self._replicas = replicas
         self._tell, self._show_progress = tell, show_progress
         self._since: dict[str, Any] = {}
         self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
@@ -108,32 +114,25 @@ class Reports:
         split: str,
         step: int,
         epoch: int,
-        chunks: Sequence[HeldChunk],
-        replicas: Replicas | None,
-        device: torch.device,
         *,
         rate: float | None = None,
         complete: bool = True,
     ) -> None:
         """Begin to copy the measurements of a split since its last complete report.
 
-        The measurements are summed over the replicas. `complete` is False if the run stops between
-        two reports: after a resume, the next report has these batches again. `_Pending` explains
-        the other arguments.
+        `complete` is False if the run stops between two reports: after a resume, the next report
+        has these batches again. `_Pending` explains the other arguments.
         """
         modules = []
-        for chunk in chunks:
-            if chunk.criterion is not None:
-                names = () if split == "train" else chunk.criterion.further
-                keys = {name: split_of(split, name) for name in ("", *names)}
-                sums = {
-                    name: _over(chunk.sums.get(key, Sums()), replicas, device)
-                    for name, key in keys.items()
-                }
-                modules.append(_copied(chunk, sums.pop(""), sums))
-                if complete:
-                    for key in keys.values():
-                        chunk.sums.pop(key, None)
+        for chunk in self._chunks:
+            assert chunk.criterion is not None
+            names = () if split == "train" else chunk.criterion.further
+            keys = {name: split_of(split, name) for name in ("", *names)}
+            sums = {name: self._sums(chunk, key) for name, key in keys.items()}
+            modules.append(_copied(chunk, sums.pop(""), sums))
+            if complete:
+                for key in keys.values():
+                    chunk.sums.pop(key, None)
         copied = self._clock.mark()
         spans, before_s = self._spans.pop(split, []), self._before_s.pop(split, 0.0)
         if (since := self._since.pop(split, None)) is not None:
@@ -154,36 +153,29 @@ class Reports:
         while self._pending and self._clock.passed(self._pending[0].copied):
             self._send(self._pending.popleft())
 
-    def unreported(
-        self, chunks: Sequence[HeldChunk], replicas: Replicas | None, device: torch.device
-    ) -> dict[int, dict[str, Any]]:
+    def unreported(self) -> dict[int, dict[str, Any]]:
         """Wait for the device, and return the training measurements that no complete report has.
 
         Returns:
-            The sums over the replicas as plain data, by the module's number.
+            The sums as plain data, by the module's number.
 
         Raises:
             NonFiniteError: A loss is not finite, and `stop` is set.
         """
         found: dict[int, dict[str, Any]] = {}
         seconds = self._seconds("train")
-        for chunk in chunks:
-            if chunk.criterion is not None:
-                module = chunk.place.module
-                plain = _over(chunk.sums.get("train", Sums()), replicas, device).plain()
-                if self._stop and not isfinite(plain["loss"]):
-                    raise NonFiniteError(None, module, None)
-                if plain["samples"]:
-                    found[module] = {**plain, "seconds": seconds}
+        for chunk in self._chunks:
+            module, plain = chunk.place.module, self._sums(chunk, "train").plain()
+            if self._stop and not isfinite(plain["loss"]):
+                raise NonFiniteError(None, module, None)
+            if plain["samples"]:
+                found[module] = {**plain, "seconds": seconds}
         return found
 
-    def continue_sums(
-        self, chunks: Sequence[HeldChunk], unreported: Mapping[int, Mapping[str, Any]]
-    ) -> None:
+    def continue_sums(self, unreported: Mapping[int, Mapping[str, Any]]) -> None:
         """Continue from what `unreported` returned in an earlier process."""
-        for chunk in chunks:
-            if chunk.criterion is not None and chunk.place.module in unreported:
-                plain = unreported[chunk.place.module]
+        for chunk in self._chunks:
+            if plain := unreported.get(chunk.place.module):
                 chunk.sums["train"] = Sums.of(plain, chunk.device)
                 self._before_s["train"] = plain["seconds"]
 
@@ -197,6 +189,10 @@ class Reports:
     def continue_seconds(self, seconds: Mapping[str, float]) -> None:
         """Continue from what `seconds` returned in an earlier process."""
         self._before_s.update(seconds)
+
+    def _sums(self, chunk: HeldChunk, key: str) -> Sums:
+        own = chunk.sums.get(key, Sums())
+        return own if self._replicas is None else own.over(self._replicas, chunk.device)
 
     def _seconds(self, split: str) -> float:
         """Return the seconds of a split since its last complete report. Call `pause` first."""
@@ -245,10 +241,6 @@ class Reports:
             if value is not None:
                 scores[f"{metric}_{name}"] = value
         return scores
-
-
-def _over(sums: Sums, replicas: Replicas | None, device: torch.device) -> Sums:
-    return sums if replicas is None else sums.over(replicas, device)
 
 
 def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:

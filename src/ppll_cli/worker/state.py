@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ppll_cli.job.weights import Weights, opened
+from ppll_cli.job.weights import Weights, read_weights
 from ppll_cli.worker.networks import Networks
 
 
@@ -61,16 +61,16 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
     """Load weights of units from a file; weights that the file lacks keep their values."""
-    with opened(weights.file) as saved:
-        for chunk in chunks:
-            for unit, network in chunk.units:
-                names = {n: weights.names.get(f"{unit.name}.{n}") for n in network.state_dict()}
-                taken = {name: saved.read(key) for name, key in names.items() if key is not None}
-                network.load_state_dict(taken, strict=False)
-            if chunk.ema is not None:
-                chunk.ema.begin()
-            for versions in chunk.versions.values():
-                versions.begin()
+    saved = read_weights(weights.file)
+    for chunk in chunks:
+        for unit, network in chunk.units:
+            names = {n: weights.names.get(f"{unit.name}.{n}") for n in network.state_dict()}
+            taken = {name: saved[key] for name, key in names.items() if key is not None}
+            network.load_state_dict(taken, strict=False)
+        if chunk.ema is not None:
+            chunk.ema.begin()
+        for versions in chunk.versions.values():
+            versions.begin()
 
 
 def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:

@@ -45,7 +45,7 @@ class Upstream:
         """Receive the weights that a loss reads in the batch after `step` optimizer steps."""
         version = self._version(instruction.chunk, step)
         weights = self._mail.receive(instruction, version)
-        with self._recorder.working("auxiliary", instruction):
+        with self._recorder.span("auxiliary", instruction):
             self._show(instruction.chunk, weights, version)
         self._mail.release(instruction)
 

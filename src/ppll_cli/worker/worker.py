@@ -11,7 +11,7 @@ import torch
 from ppll_cli.config.targets import make
 from ppll_cli.data.batches import Ahead
 from ppll_cli.data.source import Dataset
-from ppll_cli.job import checkpoint
+from ppll_cli.job import checkpoint, parts
 from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.learning_rate import learning_rate
@@ -59,12 +59,14 @@ class Worker:
         self.reports = Reports(
             clock,
             job.task,
+            self.chunks.values(),
+            links.replicas,
             stop=settings.optim.nonfinite == "stop",
             tell=self.report if self.replica == 0 else None,
             show_progress=links.pulse.renew_progress,
         )
         if self.replica == 0:  # the measurements are sums over all replicas
-            self.reports.continue_sums([*self.chunks.values()], unreported)
+            self.reports.continue_sums(unreported)
         self.recorder = Recorder(
             clock,
             warmup=job.warmup,
@@ -108,9 +110,9 @@ class Worker:
             if before is not None:  # the snapshot is newer than the checkpoint and the file
                 return before, {}
         if job.checkpoint is not None:
-            with checkpoint.SavedTensors(job.checkpoint) as saved:
-                restore(self.chunks.values(), saved)
-                return None, saved.unreported
+            saved, unreported = checkpoint.saved_tensors(job.checkpoint)
+            restore(self.chunks.values(), saved)
+            return None, unreported
         if job.weights is not None:
             begin_with(self.chunks.values(), job.weights)
         return None, {}
@@ -210,7 +212,7 @@ class Worker:
         if self.links.replicas is None:
             return
         if memories := [buffer for chunk in self.chunks.values() for buffer in chunk.memories]:
-            with self.recorder.waiting("average"):
+            with self.recorder.span("average"):
                 self.links.replicas.take_from_first(memories)
 
     def _end_training(self) -> None:
@@ -236,7 +238,7 @@ class Worker:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
         # Queued training must not count as time of the snapshot.
         Moment(self.device).wait()
-        with self.recorder.waiting("snapshot"), snapshots.timed():
+        with self.recorder.span("snapshot"), snapshots.timed():
             self._save_snapshot(snapshots)
 
     def _save_snapshot(self, snapshots: Snapshots) -> None:
@@ -268,13 +270,12 @@ class Worker:
         if self.links.recovery is not None and mark.step <= self.links.recovery.saved:
             return  # an earlier process has written this file
         self._announce_wait()
-        chunks, replicas = [*self.chunks.values()], self.links.replicas
-        unreported = self.reports.unreported(chunks, replicas, self.device)
+        unreported = self.reports.unreported()
         self.links.pulse.begin("saving", SAVING_LIMIT_S)
-        self.report("counted", step=mark.step, **self._counted())
+        self.report("counted", step=mark.step, worker=self._counted())
         if self.replica > 0:  # all replicas have the same state, and the first one saves it
             return
-        run_dir, tensors = self.job.run_dir, tensors_of(chunks)
+        run_dir, tensors = self.job.run_dir, tensors_of(self.chunks.values())
         file = checkpoint.save_stage(run_dir, mark.step, self.index, tensors, unreported)
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
@@ -285,7 +286,7 @@ class Worker:
         self.report(
             "done",
             step=mark.step,
-            **self._counted(),
+            worker=self._counted(),
             numerics=in_force(self.device),
             trace=self.recorder.trace,
             ahead_s=None if self.links.groups is None else self.links.groups.ahead_s,
@@ -293,20 +294,21 @@ class Worker:
 
     # Reports
 
-    def _counted(self) -> dict[str, Any]:
-        totals = self.recorder.totals
-        sent: Counter[int] = Counter()
+    def _counted(self) -> parts.Worker:
+        """Return the counts and times of the steady state so far."""
+        totals, memory = self.recorder.totals, self.memory
+        sent: Counter[str] = Counter()
         for channel, end in self.links.senders.items():
-            sent[channel.target] += end.bytes_sent
+            sent[str(channel.target)] += end.bytes_sent
         return {
             "batches": totals.batches,
             "samples": totals.samples,
             "wall_s": totals.wall_s,
             "spent_s": dict(totals.spent_s),
-            "instruction_s": dict(totals.instruction_s),
+            "instruction_s": {repr(each): s for each, s in totals.instruction_s.items()},
             "bytes_sent": dict(sent),
-            "peak_memory_bytes": self.memory.read(),
-            "peak_reserved_bytes": self.memory.reserved(),
+            "peak_memory_bytes": memory.read() if totals.batches else None,
+            "peak_reserved_bytes": memory.reserved() if totals.batches else None,
         }
 
     def report(self, kind: str, **fields: object) -> None:
@@ -324,8 +326,7 @@ class Worker:
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
         """Begin a report on a split since its last report."""
         self._announce_wait()
-        chunks, replicas = [*self.chunks.values()], self.links.replicas
-        self.reports.take(split, step, epoch, chunks, replicas, self.device, **how)
+        self.reports.take(split, step, epoch, **how)
 
     def _announce_wait(self) -> None:
         """Tell the parent that this worker waits for other replicas, without a time limit."""

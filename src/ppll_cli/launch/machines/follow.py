@@ -94,7 +94,7 @@ def _announcement(
     fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
 ) -> Message:
     """Return the message that announces a job, with all that machine 0 has decided."""
-    job, units = prepared.job, prepared.units
+    job = prepared.job
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
     # Either all machines restart workers or none does, so `auto` is not left to each machine.
@@ -104,7 +104,7 @@ def _announcement(
     fixed["weights"] = absolute_path(fixed["weights"]) if begins else None
     fixed["weights_partial"] = begins and fixed["weights_partial"]
     if job.stages > 1:
-        cuts = [units[cut] for cut in job.layout.cuts()]
+        cuts = [job.names[cut] for cut in job.layout.cuts()]
         fixed["partition"] = {"name": "manual", "cuts": cuts}
     elif fixed["partition"]["name"] == "profile":
         fixed["partition"]["name"] = "uniform"
