@@ -7,12 +7,10 @@ the whole run, and the workers could not use it.
 import os
 import signal
 import threading
-import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -20,12 +18,10 @@ import torch
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
+from ppll_cli.predict.helper import LEAVE_S, Helper, report_of
 
 LIMIT_S = 1800.0
 """Largest number of seconds for a request, which may include compiling."""
-
-LEAVE_S = 5.0
-"""Seconds to wait for the end of a killed process."""
 
 Found = TypeVar("Found")
 P = ParamSpec("P")
@@ -36,8 +32,7 @@ class Meter:
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
-        self._process: ForkServerProcess | None = None
-        self._link: Connection | None = None
+        self._helper: Helper | None = None
 
     def ask(
         self, threads: int, measure: Callable[P, Found], *args: P.args, **kwargs: P.kwargs
@@ -48,18 +43,17 @@ class Meter:
             WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.
             RunFailedError: The process cannot be started.
         """
-        link = self._link or self._start()
+        helper = self._helper = self._helper or Helper(serve, self._device, self._numerics)
         report: dict[str, Any]
         try:
-            link.send((threads, partial(measure, *args, **kwargs)))
-            if wait([link], LIMIT_S):
-                report, found = link.recv()
+            helper.link.send((threads, partial(measure, *args, **kwargs)))
+            if wait([helper.link], LIMIT_S):
+                report, found = helper.link.recv()
             else:
                 report, found = {"error": f"nothing was measured in {LIMIT_S:.0f} s"}, None
         except (EOFError, OSError):
-            assert self._process is not None
-            self._process.join(LEAVE_S)
-            fate = forkserver.how_ended(self._process.exitcode)
+            helper.process.join(LEAVE_S)
+            fate = forkserver.how_ended(helper.process.exitcode)
             report, found = {"error": f"the process is gone ({fate})"}, None
         if report:
             self.close()
@@ -68,25 +62,10 @@ class Meter:
         return answer
 
     def close(self) -> None:
-        """End the process, which frees its memory on the device."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join(LEAVE_S)
-        if self._link is not None:
-            self._link.close()
-        self._process = self._link = None
-
-    def _start(self) -> Connection:
-        forkserver.start()
-        context = forkserver.context()
-        self._link, there = context.Pipe()
-        process = context.Process(
-            target=serve, args=(there, self._device, self._numerics), name="ppll-meter", daemon=True
-        )
-        forkserver.begin(process)
-        self._process = process
-        there.close()
-        return self._link
+        """End the process. The next request starts a new one."""
+        if self._helper is not None:
+            self._helper.close()
+        self._helper = None
 
 
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
@@ -111,8 +90,7 @@ def serve(parent: Connection, device: str, numerics: Numerics) -> None:
         except EOFError:
             return
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            answer = {"error": said, "traceback": traceback.format_exc()}, None
+            answer = report_of(error), None
         parent.send(answer)
 
 
