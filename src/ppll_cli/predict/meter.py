@@ -7,6 +7,7 @@ the whole run, and the workers could not use it.
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import parent_process
@@ -18,13 +19,45 @@ import torch
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
-from ppll_cli.predict.helper import LEAVE_S, Helper, report_of
+from ppll_cli.leaves.printable import error_text
 
 LIMIT_S = 1800.0
 """Largest number of seconds for a request, which may include compiling."""
 
+LEAVE_S = 5.0
+"""Seconds to wait for the end of a killed process."""
+
 Found = TypeVar("Found")
 P = ParamSpec("P")
+
+
+class Helper:
+    """A process that this process has started, and this process's end of the pipe between them.
+
+    The process calls `work` with the other end of the pipe and with `arguments`.
+
+    Raises:
+        RunFailedError: The process cannot be started.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        forkserver.start()
+        context = forkserver.context()
+        self.link, there = context.Pipe()
+        self.process = context.Process(target=work, args=(there, *arguments), daemon=True)
+        forkserver.begin(self.process)
+        there.close()
+
+    def close(self) -> None:
+        """End the process, which frees its memory on the device."""
+        self.process.kill()
+        self.process.join(LEAVE_S)
+        self.link.close()
+
+
+def report_of(error: Exception) -> dict[str, Any]:
+    """Return the report of an exception that is being handled, for a WorkerFailedError."""
+    return {"error": error_text(error), "traceback": traceback.format_exc()}
 
 
 class Meter:

@@ -12,7 +12,7 @@ import torch
 
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.predict.chain import Work
-from ppll_cli.predict.helper import Helper, report_of
+from ppll_cli.predict.meter import Helper, report_of
 
 START_S = 300.0
 """Seconds that neighbours may take until each has made its first training step."""

@@ -263,11 +263,9 @@ class Profile:
         return self._criteria[modules, module]
 
     def _measured(self, key: str) -> Measured:
-        known = self._known[key]
-        saved, params = int(known["saved_bytes"]), int(known["params"])
-        others = [int(known.get(name, 0)) for name in ("recomputed_bytes", "frozen_bytes")]
-        forward_s = max(LEAST_S, known["forward_s"])
-        return Measured(forward_s, known["backward_s"], saved, params, *others)
+        record: Mapping[str, Any] = self._known[key]
+        found = Measured(**record)
+        return found._replace(forward_s=max(LEAST_S, found.forward_s))
 
     def _add(self, key: str, **record: float) -> None:
         self._known[key] = record
