@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.cli import compare, evaluate, plan
+from ppll_cli.cli.evaluation_request import FREE
 from ppll_cli.config import settings
 from ppll_cli.errors import ConfigError
 from scripts.benchmarks.__main__ import NAMES
@@ -117,7 +118,7 @@ def test_evaluation_commands_have_valid_options(command: str) -> None:
     given = [word for word in words if evaluate._is_override(word)]
     options = evaluate._options([word for word in words if word not in given])
     assert str(options.run_dir).startswith("outputs/")
-    assert {word.split("=")[0].split(".")[0] for word in given} <= {*evaluate.FREE}
+    assert {word.split("=")[0].split(".")[0] for word in given} <= {*FREE}
     compose_config(given)
 
 

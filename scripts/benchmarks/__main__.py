@@ -2,32 +2,12 @@
 
 import argparse
 import sys
+from importlib import import_module
 
-from scripts.benchmarks import (
-    accuracy,
-    beyond,
-    host,
-    network,
-    restarts,
-    scaling,
-    schedules,
-    soak,
-    startup,
-    transport,
+NAMES = (
+    *("accuracy", "beyond", "host", "network", "restarts"),
+    *("scaling", "schedules", "soak", "startup", "transport"),
 )
-
-NAMES = {
-    "accuracy": accuracy.main,
-    "beyond": beyond.main,
-    "host": host.main,
-    "network": network.main,
-    "restarts": restarts.main,
-    "scaling": scaling.main,
-    "schedules": schedules.main,
-    "soak": soak.main,
-    "startup": startup.main,
-    "transport": transport.main,
-}
 
 
 def main() -> None:
@@ -38,7 +18,8 @@ def main() -> None:
         description="Run a benchmark. 'scripts/benchmark NAME --help' explains it.",
     )
     parser.add_argument("name", choices=NAMES, metavar="NAME", help=", ".join(NAMES))
-    NAMES[parser.parse_args(sys.argv[1:2]).name](sys.argv[2:])
+    name = parser.parse_args(sys.argv[1:2]).name
+    import_module(f"scripts.benchmarks.{name}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra import initialize_config_dir
 from torch.distributed.pipelining import (
     Schedule1F1B,
     ScheduleGPipe,
@@ -15,7 +14,7 @@ from torch.distributed.pipelining import (
 )
 
 from ppll_cli.config import settings
-from ppll_cli.config.composition import register_resolvers
+from ppll_cli.config.composition import composed, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, usable_cores
 from ppll_cli.config.targets import make
@@ -183,6 +182,5 @@ def compose_settings(overrides: Sequence[str]) -> Settings:
     """Return the settings for overrides, as if given on the command line."""
     register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose("config", list(overrides))
-    config: Any = OmegaConf.to_container(composed, resolve=True)
+        config, _ = composed(overrides)
     return settings.parse(config)

@@ -38,6 +38,7 @@ from scripts.benchmarks.namespaces import (
     namespaces,
 )
 from scripts.benchmarks.runs import RunFailedError, machine, run, source
+from scripts.benchmarks.session import ppll_run
 from scripts.benchmarks.trials import FOLDER, table
 
 COMMON = (
@@ -239,8 +240,7 @@ def _learn(
 
 def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
     shutil.rmtree(run_dir, ignore_errors=True)
-    command = [sys.executable, "-m", "ppll_cli", *overrides]
-    command.append(f"hydra.run.dir={run_dir.absolute()}")
+    command = ppll_run(*overrides, f"hydra.run.dir={run_dir.absolute()}")
     environments = [as_torchrun(rank, ADDRESSES[0], 29400) for rank in range(2)]
     _side_by_side([both.command(rank, command) for rank in range(2)], environments)
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())

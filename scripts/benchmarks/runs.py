@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.leaves.files import write_json
 from ppll_cli.leaves.machine import processor
+from scripts.benchmarks.session import ppll_run
 
 
 class RunFailedError(Exception):
@@ -27,7 +27,7 @@ class RunFailedError(Exception):
 def save(result: Mapping[str, Any], path: Path) -> None:
     """Write the results of a benchmark as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write_json(path, result)
 
 
 class Results:
@@ -55,8 +55,7 @@ class Results:
         """Add a row, and write all rows to the file."""
         with self._lock:
             self.rows[name] = {"overrides": list(overrides), **row, **self.conditions}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, {"rows": self.rows})
+            save({"rows": self.rows}, self.path)
 
 
 def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def run(overrides: Sequence[str], run_dir: Path) -> dict[str, Any]:
         RunFailedError: The run did not complete. The message contains its output.
     """
     shutil.rmtree(run_dir, ignore_errors=True)
-    command = [sys.executable, "-m", "ppll_cli", *overrides, f"hydra.run.dir={run_dir}"]
+    command = ppll_run(*overrides, f"hydra.run.dir={run_dir}")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip()

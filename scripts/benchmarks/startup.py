@@ -13,16 +13,15 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import monotonic, perf_counter
 
 from rich.console import Console
 from rich.table import Table
 
 from scripts.benchmarks.runs import RunFailedError, machine, save
+from scripts.benchmarks.session import LIMIT_S, Session, ppll_run
 
 RESULT = Path("outputs/benchmark/startup.json")
-LIMIT_S = 120.0
-LOOK_S = 0.01
 GPUS = 2
 OVERRIDES = [
     f"gpus={GPUS}",
@@ -75,17 +74,15 @@ def _import_torch() -> float:
 
 def _first_step() -> float:
     with tempfile.TemporaryDirectory() as folder:
-        metrics = Path(folder) / "run" / "metrics.jsonl"
-        command = [sys.executable, "-m", "ppll_cli", *OVERRIDES, f"hydra.run.dir={metrics.parent}"]
-        start = perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
-            try:
-                while not (metrics.exists() and '"train"' in metrics.read_text()):
-                    if run.poll() is not None or perf_counter() - start > LIMIT_S:
-                        raise RunFailedError(f"no training step was done by {' '.join(command)}")
-                    sleep(LOOK_S)
-                seconds = perf_counter() - start
-                run.communicate(timeout=LIMIT_S)
-            finally:
-                run.kill()
-        return seconds
+        metrics = Path(folder, "run", "metrics.jsonl")
+        command = ppll_run(*OVERRIDES, f"hydra.run.dir={metrics.parent}")
+
+        def trained() -> bool:
+            return metrics.exists() and '"train"' in metrics.read_text()
+
+        with Session(command, Path(folder, "printed.txt")) as session:
+            if not session.wait_until(trained):
+                raise RunFailedError(f"no training step was done by {' '.join(command)}")
+            seconds = monotonic() - session.started_s
+            session.wait()
+    return seconds

@@ -52,18 +52,17 @@ class LostWorker:
 
     def act(self, check: Check) -> Outcome:
         """Send the signal after the first checkpoint, resume, and compare with a faultless run."""
-        start_s = monotonic()
         folder = check.folder(self.name)
         endless = [*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}"]
         with check.session(self.name, ppll_run(*endless)) as session:
             if not _started(session, folder, check):
-                return skipped("no checkpoint in time", session.printed(), monotonic() - start_s)
+                return skipped("no checkpoint in time", session.printed())
             hurt_s = session.signal(self.signal, session.workers()[-1].pid)
             status = session.wait(check.limited(2 * FOUND_S))
             found_s, left, output = monotonic() - hurt_s, session.left(), session.printed()
         facts = {"status": status, "found_s": round(found_s, 1), "left": left}
         if status != 1 or left or found_s > check.patience * FOUND_S:
-            return wrong(check, output, monotonic() - start_s, **facts)
+            return wrong(check, output, **facts)
         steps = _saved(folder) + 10
         again = ppll_run(f"resume={folder}", f"max_steps={steps}")
         whole = check.folder(f"{self.name} whole")
@@ -71,13 +70,11 @@ class LostWorker:
         for name, command in ((f"{self.name} resumed", again), (f"{self.name} whole", unhurt)):
             ended = check.command(name, command, 80.0)
             if ended.late:
-                return skipped("out of time", output, monotonic() - start_s)
+                return skipped("out of time", output)
             if ended.status != 0:
-                return verdict(False, output + ended.output, monotonic() - start_s, **facts)
+                return verdict(False, output + ended.output, **facts)
         outcome = compared(folder, whole)
-        return verdict(
-            outcome.state == "ok", output, monotonic() - start_s, **facts, **outcome.facts
-        )
+        return verdict(outcome.state == "ok", output, **facts, **outcome.facts)
 
 
 @dataclass(frozen=True)
@@ -92,13 +89,12 @@ class Restarted:
 
     def act(self, check: Check) -> Outcome:
         """Kill a worker, end the run after the restart, and compare it with a faultless run."""
-        start_s = monotonic()
         folder, whole = check.folder(self.name), check.folder(f"{self.name} whole")
         endless = [*self.overrides, "recover=stage", "max_steps=1000000"]
         command = ppll_run(*endless, f"hydra.run.dir={folder}")
         with check.session(self.name, command) as session:
             if not _started(session, folder, check):
-                return skipped("no checkpoint in time", session.printed(), monotonic() - start_s)
+                return skipped("no checkpoint in time", session.printed())
             session.signal(signal.SIGKILL, session.workers()[-1].pid)
             limit_s = check.limited(60.0)
             again = session.wait_until(lambda: " continues after " in session.printed(), limit_s)
@@ -107,14 +103,14 @@ class Restarted:
             left, output = session.left(), session.printed()
         facts = {"status": status, "restarted": again, "left": left}
         if not again or status != 128 + signal.SIGTERM or left:
-            return wrong(check, output, monotonic() - start_s, **facts)
+            return wrong(check, output, **facts)
         unhurt = ppll_run(*self.overrides, f"max_steps={_saved(folder)}", f"hydra.run.dir={whole}")
         ended = check.command(f"{self.name} whole", unhurt, 80.0)
         if ended.late:
-            return skipped("out of time", output, monotonic() - start_s)
+            return skipped("out of time", output)
         outcome = compared(folder, whole)
         right = ended.status == 0 and outcome.state == "ok"
-        return verdict(right, output, monotonic() - start_s, **facts, **outcome.facts)
+        return verdict(right, output, **facts, **outcome.facts)
 
 
 @dataclass(frozen=True)
@@ -126,28 +122,27 @@ class Interrupted:
 
     def act(self, check: Check) -> Outcome:
         """Interrupt the run after its first checkpoint, and check how it ends."""
-        start_s = monotonic()
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}")
         with check.session(self.name, command) as session:
             if not _started(session, folder, check):
-                return skipped("no checkpoint in time", session.printed(), monotonic() - start_s)
+                return skipped("no checkpoint in time", session.printed())
             session.signal(signal.SIGINT, session.pid)
             status = session.wait(check.limited(30.0))
             left, output = session.left(), session.printed()
         if status != 128 + signal.SIGINT or left or not (folder / "summary.json").exists():
-            return wrong(check, output, monotonic() - start_s, status=status, left=left)
-        return verdict(True, output, monotonic() - start_s, status=status)
+            return wrong(check, output, status=status, left=left)
+        return verdict(True, output, status=status)
 
 
-def wrong(check: Check, output: str, seconds: float, **facts: Any) -> Outcome:
+def wrong(check: Check, output: str, **facts: Any) -> Outcome:
     """Return "FAILED" for a step whose run did not end as it should.
 
     If the whole check has no time left, return "skipped": the step may not have waited long enough.
     """
     if check.left_s() <= 0:
-        return skipped("no time left", output, seconds)
-    return verdict(False, output, seconds, **facts)
+        return skipped("no time left", output)
+    return verdict(False, output, **facts)
 
 
 def compared(one: Path, other: Path) -> Outcome:

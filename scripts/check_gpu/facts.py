@@ -55,7 +55,7 @@ class Facts:
         if outcome.state == "skipped":
             return replace(outcome, facts={**outcome.facts, "facts": facts})
         right = outcome.state == "ok" and bool(facts) and not wrong
-        return verdict(right, outcome.output, outcome.seconds, facts=facts, reason=wrong)
+        return verdict(right, outcome.output, facts=facts, reason=wrong)
 
 
 def _said(*command: str) -> str:

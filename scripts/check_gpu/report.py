@@ -41,14 +41,14 @@ class Outcome:
     seconds: float = 0.0
 
 
-def verdict(right: bool, output: str = "", seconds: float = 0.0, **facts: Any) -> Outcome:
+def verdict(right: bool, output: str = "", **facts: Any) -> Outcome:
     """Return the outcome of a step that ran to its end: "ok" if `right`, else "FAILED".
 
     A failed step without a fact `reason` gets the reason from `output`.
     """
     if not right and not facts.get("reason"):
         facts["reason"] = _reasons(output)
-    return Outcome("ok" if right else "FAILED", facts, output, seconds)
+    return Outcome("ok" if right else "FAILED", facts, output)
 
 
 def _reasons(output: str) -> list[str]:
@@ -67,9 +67,9 @@ def failed_tests(output: str) -> list[str]:
     ]
 
 
-def skipped(reason: str, output: str = "", seconds: float = 0.0) -> Outcome:
+def skipped(reason: str, output: str = "") -> Outcome:
     """Return the outcome of a step that could not run or finish. The check can still succeed."""
-    return Outcome("skipped", {"reason": reason}, output, seconds)
+    return Outcome("skipped", {"reason": reason}, output)
 
 
 class Report:

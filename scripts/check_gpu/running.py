@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
@@ -34,7 +34,6 @@ class Ended:
     status: int | None
     late: bool
     output: str
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +78,13 @@ class Check:
         environment: Mapping[str, str] | None = None,
     ) -> Ended:
         """Run a command. After the time limit, send SIGTERM, and kill it if it does not end."""
-        start_s = monotonic()
         with self.session(name, command, **(environment or {})) as session:
             status = session.wait(self.limited(limit_s))
             late = status is None
             if late:
                 session.signal(signal.SIGTERM, session.pid)
                 status = session.wait(STOP_S)
-        return Ended(status, late, session.printed(), monotonic() - start_s)
+        return Ended(status, late, session.printed())
 
 
 class Step(Protocol):
@@ -123,9 +121,9 @@ class Train:
         command = ppll_run(*self.overrides, f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
         if ended.late and (ended.status == 128 + signal.SIGTERM or not self.stops):
-            return skipped("out of time, still training", ended.output, ended.seconds)
+            return skipped("out of time, still training", ended.output)
         facts = figures(folder)
-        return verdict(ended.status == 0, ended.output, ended.seconds, status=ended.status, **facts)
+        return verdict(ended.status == 0, ended.output, status=ended.status, **facts)
 
 
 @dataclass(frozen=True)
@@ -147,17 +145,16 @@ class Program:
             with (check.report.folder / self.log).open("a") as log:
                 log.write(f"===== {self.name}\n{ended.output}\n")
         if ended.late and not failed_tests(ended.output):
-            return skipped("out of time", ended.output, ended.seconds)
+            return skipped("out of time", ended.output)
         last = (ended.output.strip().splitlines() or [""])[-1]
-        return verdict(
-            ended.status == 0, ended.output, ended.seconds, status=ended.status, last=last
-        )
+        return verdict(ended.status == 0, ended.output, status=ended.status, last=last)
 
 
 def run_steps(check: Check, steps: Sequence[Step], width: int) -> None:
     """Run steps, `width` at a time. A step that raises an exception has failed."""
 
     def act(step: Step) -> None:
+        start_s = monotonic()
         if check.left_s() < LEAST_S:
             outcome = skipped("no time left")
         else:
@@ -165,7 +162,7 @@ def run_steps(check: Check, steps: Sequence[Step], width: int) -> None:
                 outcome = step.act(check)
             except Exception as error:
                 outcome = verdict(False, repr(error), reason=repr(error))
-        check.report.add(step.name, outcome)
+        check.report.add(step.name, replace(outcome, seconds=monotonic() - start_s))
 
     with ThreadPoolExecutor(width) as pool:
         list(pool.map(act, steps))
@@ -189,14 +186,12 @@ def figures(folder: Path) -> dict[str, Any]:
     for key in ("compute", "aux", "starved", "blocked"):
         found[f"{key}_fraction"] = [stage.get(f"{key}_fraction") for stage in stages]
     found["peak_memory_bytes"] = [stage.get("peak_memory_bytes") for stage in stages]
-    return {
-        key: value for key, value in found.items() if value not in (None, []) and any_known(value)
-    }
+    return {key: value for key, value in found.items() if _is_known(value)}
 
 
-def any_known(value: Any) -> bool:
-    """Return False for a list in which all values are None, and True for any other value."""
-    return not isinstance(value, list) or any(each is not None for each in value)
+def _is_known(value: Any) -> bool:
+    """Return False for None, and for a list without a value that is not None."""
+    return any(each is not None for each in (value if isinstance(value, list) else [value]))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

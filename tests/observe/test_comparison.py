@@ -55,7 +55,7 @@ def test_the_target_is_a_value_that_all_comparable_runs_reached(tmp_path: Path) 
     found = compare([tmp_path])
     assert found.target == 0.6
     assert [row.seconds_to_target for row in found.rows] == [4.0, 6.0, 4.0]
-    assert [row.best for row in found.rows] == [0.875, 0.8, 0.6]
+    assert [row.best() for row in found.rows] == [0.875, 0.8, 0.6]
 
 
 def test_lower_values_of_some_metrics_are_better(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_lower_values_of_some_metrics_are_better(tmp_path: Path) -> None:
     found = compare([tmp_path])
     assert found.target == 6.0
     assert [row.seconds_to_target for row in found.rows] == [4.0, 2.0, 2.0]
-    assert [row.best for row in found.rows] == [2.0, 3.0, 5.0]
+    assert [row.best() for row in found.rows] == [2.0, 3.0, 5.0]
 
 
 def test_a_run_that_did_not_complete_sets_no_target(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_run_with_another_metric_has_no_values_of_the_usual_metric(tmp_path: P
     found = compare([tmp_path])
     assert (found.metric, found.target) == ("test accuracy", 0.75)
     assert [row.seconds_to_target for row in found.rows] == [4.0, 2.0, None]
-    assert [row.best for row in found.rows] == [0.75, 0.75, None]
+    assert [row.best() for row in found.rows] == [0.75, 0.75, None]
     assert points(found.groups[2]) == []
     said = "metric is test psnr instead of test accuracy"
     assert f"* 2 is not comparable to most runs: {said}" in found.notes
@@ -168,10 +168,10 @@ def test_trained_runs_can_be_compared(run: Runner, tmp_path: Path) -> None:
     ppll = run("schedule=ppll", *small)
     one, other = compare([bp.run_dir, ppll.run_dir]).rows
     assert (one.run.name, other.run.name) == ("run-0", "run-1")
-    assert (one.over_bp, one.unequal, other.unequal) == (1.0, {}, {})
-    assert other.over_bp is not None
+    assert (one.over_bp(), one.unequal, other.unequal) == (1.0, {}, {})
+    assert other.over_bp() is not None
     rates = [each.summary["train"]["samples_per_second"] for each in (ppll, bp)]
-    assert other.over_bp == rates[0] / rates[1]
-    assert other.best == ppll.summary["test"]["accuracy"]
+    assert other.over_bp() == rates[0] / rates[1]
+    assert other.best() == ppll.summary["test"]["accuracy"]
     assert other.run.evaluations[0].seconds is not None
     assert 0 < other.run.evaluations[0].seconds <= ppll.summary["train"]["seconds"]

@@ -66,7 +66,7 @@ def test_a_run_that_is_not_comparable_is_marked_and_left_out(
     found = compare([tmp_path])
     assert names(found) == ["0", "1", "2*"]
     assert f"* 2 is not comparable to most runs: {said}" in found.notes
-    assert found.rows[1].over_bp == 1.5
+    assert found.rows[1].over_bp() == 1.5
     assert found.target == 0.5
     assert [row["comparable"] for row in rows(tmp_path)] == ["True", "True", "False"]
 
@@ -80,7 +80,7 @@ def test_unknown_settings_do_not_make_a_run_incomparable(tmp_path: Path) -> None
     (tmp_path / "3" / "config.json").unlink()
     found = compare([tmp_path])
     assert names(found) == ["0", "1", "2", "3"]
-    assert [row.over_bp for row in found.rows] == [1.0, 1.5, None, 1.5]
+    assert [row.over_bp() for row in found.rows] == [1.0, 1.5, None, 1.5]
 
 
 def test_a_different_option_is_named_without_its_settings(tmp_path: Path) -> None:

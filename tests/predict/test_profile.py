@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.profile import Measured, Profile
 from ppll_cli.prepare.preparation import Prepared
 from tests import conftest
@@ -95,7 +94,7 @@ def test_measured_times_are_kept_and_used_again(
         def never(*_: object) -> Any:
             raise AssertionError("measured again")
 
-        patched.setattr(Meter, "_start", never)
+        patched.setattr("ppll_cli.predict.meter.Helper", never)
         again = prepared("gpus=2")
     assert again.job.layout == first.job.layout
     assert again.notes == first.notes

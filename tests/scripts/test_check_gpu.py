@@ -118,9 +118,9 @@ def test_late_steps_are_skipped_and_an_exception_fails_a_step(check: Check) -> N
 
 def test_a_run_that_ends_wrongly_fails_its_step_unless_the_time_is_over(check: Check) -> None:
     """The step then has not waited long enough, and once was counted as failed."""
-    assert wrong(check, "said", 1.0, status=None).state == "FAILED"
+    assert wrong(check, "said", status=None).state == "FAILED"
     late = Check(report=check.report, cuda=False, quick=True, work=check.work, limit_s=0.0)
-    assert wrong(late, "said", 1.0, status=None).state == "skipped"
+    assert wrong(late, "said", status=None).state == "skipped"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """Compares runs: their metrics and speeds, and whether a comparison is fair."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppll_cli.leaves.names import counted
 from ppll_cli.observe.conditions import (
     LOCAL,
-    Conditions,
     conditions,
     locality,
     settings,
@@ -60,10 +59,12 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
     # The columns and axes show this metric, so values of other metrics are left out.
     runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
-    recorded = [run for run in runs if run.config]  # a refused job has no configuration
-    differs = dict(zip(map(id, recorded), settings(recorded), strict=True))
+    asked = {id(run): dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
+    recorded = [run for run in runs if run.config]  # a refused job has only its overrides
+    differs = asked | dict(zip(map(id, recorded), settings(recorded), strict=True))
     measured = [
-        _row(run, mine, differs.get(id(run)), most) for run, mine in zip(runs, known, strict=True)
+        Row(run, mine, differs[id(run)], unequal(mine, most))
+        for run, mine in zip(runs, known, strict=True)
     ]
     ended_well = [
         row.run
@@ -81,21 +82,6 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     seen = [Group([row]) for row in rows.values()] if each else groups
     found = Comparison(list(rows.values()), seen, metric, target, ())
     return replace(found, notes=list(_notes(found, groups, each=each)))
-
-
-def _row(
-    run: FoundRun, mine: Conditions, differs: Mapping[str, str] | None, most: Conditions
-) -> Row:
-    """Return a run with its measured numbers. The settings of a refused run are its overrides."""
-    asked = (override.partition("=") for override in run.overrides)
-    return Row(
-        run,
-        mine,
-        {key: value for key, _, value in asked} if differs is None else differs,
-        unequal(mine, most),
-        number(run.get("train", "samples_per_second")),
-        run.best,
-    )
 
 
 def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
@@ -127,7 +113,7 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
         (other.first.run.merit(found.mean), -place)
         for place, other in enumerate(groups)
         if not unequal(group.first.conditions, other.first.conditions)
-        and (found := other.spread(lambda row: row.best)) is not None
+        and (found := other.spread(Row.best)) is not None
     ]
     return groups[-max(best)[1]] if best else None
 
@@ -179,14 +165,14 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
     baselines = {
         id(group.first.bps[0].first.run): group.first.bps[0]
         for group in groups
-        if group.over_bp is not None
+        if group.spread(Row.over_bp) is not None
     }
     if baselines:
         named = "; ".join(f"row {bp.name} ({_size(bp)})" for bp in baselines.values())
         yield f"x bp: speed-up over the fastest back-propagation under the same conditions: {named}"
     short = []
     for group in groups:
-        if group.over_bp is None or group.first.run.get("device") != "cpu":
+        if group.spread(Row.over_bp) is None or group.first.run.get("device") != "cpu":
             continue
         most = max(_threads(bp.first.run) for bp in group.first.bps)
         if (wanted := (group.first.gpus or 1) * _threads(group.first.run)) > most:
@@ -196,7 +182,7 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
             f"x bp is too high for {'; '.join(short)}. For a fair comparison on a CPU, add "
             "back-propagation with all the threads: schedule=bp gpus=1"
         )
-    if any(group.over_ll is not None for group in groups):
+    if any(group.spread(Row.over_ll) is not None for group in groups):
         yield (
             "x ll: speed-up over sequential local learning under the same conditions; for ll and "
             "ppll, the baseline also has the same local method and modules"

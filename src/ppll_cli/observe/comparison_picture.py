@@ -76,15 +76,11 @@ class _Panel:
 
     def draw_speed(self) -> None:
         """Draw each group's speed, relative to back-propagation if any group has this baseline."""
-        over = any(group.over_bp is not None for group in self.groups)
-        based = [bp for group in self.groups if group.over_bp for bp in group.first.bps[:1]]
+        based = [g.first.bps[0] for g in self.groups if g.spread(Row.over_bp) is not None]
         rates = {bp.rate.mean for bp in based if bp.rate}
         base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
-        self._title("speed", f"times bp's {base}samples/s" if over else "samples/s")
-
-        def measure(row: Row) -> float | None:
-            return row.over_bp if over else row.samples_per_second
-
+        self._title("speed", f"times bp's {base}samples/s" if based else "samples/s")
+        measure = Row.over_bp if based else Row.rate
         found = [group.spread(measure) for group in self.groups]
         if not any(each and each.mean for each in found):
             self._nothing()
@@ -93,8 +89,8 @@ class _Panel:
             if each is not None:
                 self._bar(place, each.mean, group)
             self._marks(place, group, measure)
-        self._values(measure, ".2f" if over else ".0f", judged=lambda row: row.samples_per_second)
-        if over:
+        self._values(measure, ".2f" if based else ".0f", judged=Row.rate)
+        if based:
             self.axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
 
     def draw_memory(self) -> None:
@@ -116,7 +112,7 @@ class _Panel:
         """Draw each group's best metric as a point, on an axis that need not begin at 0."""
         self._title(f"best {metric}", with_unit(metric))
         averaged = [row for group in self.groups for row in group.averaged]
-        known = [row.best for row in averaged if row.best is not None]
+        known = [best for row in averaged if (best := row.best()) is not None]
         if not known:
             self._nothing()
             return
@@ -125,11 +121,11 @@ class _Panel:
         self.axes.grid(visible=True, axis="x", color="#EEEEEE")
         self.axes.set_axisbelow(True)
         for group, place in zip(self.groups, self.places, strict=True):
-            if (found := group.spread(lambda row: row.best)) is not None:
+            if (found := group.spread(Row.best)) is not None:
                 colour = self.style.colour(group)
                 self.axes.plot(found.mean, place, "o", color=colour, markersize=5, zorder=5)
-            self._marks(place, group, lambda row: row.best)
-        self._values(lambda row: row.best, ".4f")
+            self._marks(place, group, Row.best)
+        self._values(Row.best, ".4f")
 
     def _bar(
         self, place: float, width: float, group: Group, left: float = 0.0, linewidth: float = 0.0

@@ -12,7 +12,7 @@ from rich.table import Table
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
 from ppll_cli.observe.conditions import seed, tags
-from ppll_cli.observe.groups import Group, Measure
+from ppll_cli.observe.groups import Group, Measure, Row
 from ppll_cli.observe.runs import number
 
 GAP = 2
@@ -26,12 +26,12 @@ LONGEST_CELL, LONGEST_NOTE = 400, 1000
 
 
 MEASURES: dict[str, Measure] = {
-    "samples_per_second": lambda row: row.samples_per_second,
-    "speed_up_over_bp": lambda row: row.over_bp,
-    "speed_up_over_ll": lambda row: row.over_ll,
+    "samples_per_second": Row.rate,
+    "speed_up_over_bp": Row.over_bp,
+    "speed_up_over_ll": Row.over_ll,
     "bubble_fraction": lambda row: number(row.run.get("pipeline", "bubble_fraction")),
     "seconds_to_target": lambda row: row.seconds_to_target,
-    "best_metric": lambda row: row.best,
+    "best_metric": Row.best,
     "peak_memory_bytes": lambda row: max(row.stage_bytes, default=None),
     "aux_fraction": lambda row: (
         sum(found) / len(found) if (found := row.of_stages("aux_fraction")) else None

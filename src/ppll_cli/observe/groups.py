@@ -27,8 +27,6 @@ class Row:
         settings: The run's values of settings in which the compared runs differ.
         unequal: Conditions in which this run differs from most runs; each has the value of this run
             and that of most runs.
-        samples_per_second: Speed in the steady state.
-        best: The best metric of any evaluation.
         seconds_to_target: Training time until an evaluation reached the target.
         bps: Comparable groups with back-propagation. The first is the run's baseline.
         lls: Comparable groups with sequential local learning. The first is the run's baseline.
@@ -38,8 +36,6 @@ class Row:
     conditions: Conditions
     settings: Mapping[str, str]
     unequal: Mapping[str, tuple[Any, Any]]
-    samples_per_second: float | None
-    best: float | None
     seconds_to_target: float | None = None
     bps: Sequence["Group"] = ()
     lls: Sequence["Group"] = ()
@@ -62,15 +58,27 @@ class Row:
         """Peak memory of each stage, in bytes."""
         return [int(size) for size in self.of_stages("peak_memory_bytes") if size]
 
-    @property
-    def over_bp(self) -> float | None:
-        """The run's speed divided by the mean speed of its baseline in `bps`; None if unknown."""
-        return _over(self.samples_per_second, self.bps)
+    def rate(self) -> float | None:
+        """Return the samples per second in the steady state; None if unknown."""
+        return number(self.run.get("train", "samples_per_second"))
 
-    @property
+    def best(self) -> float | None:
+        """Return the best metric of any evaluation; None if unknown."""
+        return self.run.best
+
+    def over_bp(self) -> float | None:
+        """Return the speed divided by the mean speed of the baseline in `bps`; None if unknown."""
+        return self._over(self.bps)
+
     def over_ll(self) -> float | None:
-        """The run's speed divided by the mean speed of its baseline in `lls`; None if unknown."""
-        return _over(self.samples_per_second, self.lls)
+        """Return the speed divided by the mean speed of the baseline in `lls`; None if unknown."""
+        return self._over(self.lls)
+
+    def _over(self, baselines: Sequence["Group"]) -> float | None:
+        rate, base = self.rate(), baselines[0].rate if baselines else None
+        if rate is None or base is None or not base.mean:
+            return None
+        return number(rate / base.mean)  # infinite if a damaged file gives a wrong speed
 
 
 @dataclass(frozen=True)
@@ -169,17 +177,7 @@ class Group:
     @cached_property
     def rate(self) -> Spread | None:
         """Samples per second: mean and deviation over seeds."""
-        return self.spread(lambda row: row.samples_per_second)
-
-    @property
-    def over_bp(self) -> Spread | None:
-        """Speed-up over back-propagation: mean and deviation over seeds."""
-        return self.spread(lambda row: row.over_bp)
-
-    @property
-    def over_ll(self) -> Spread | None:
-        """Speed-up over sequential local learning: mean and deviation over seeds."""
-        return self.spread(lambda row: row.over_ll)
+        return self.spread(Row.rate)
 
     def is_same(self, other: "Group") -> bool:
         """Return whether another object has the same first run."""
@@ -233,10 +231,3 @@ def _seed(row: Row) -> Hashable:
     """Return a run's seed; for an unknown seed, a value that no other run has."""
     found = seed(row.run)
     return row.run.folder if found is None else found
-
-
-def _over(rate: float | None, baselines: Sequence[Group]) -> float | None:
-    base = baselines[0].rate if baselines else None
-    if rate is None or base is None or not base.mean:
-        return None
-    return number(rate / base.mean)  # infinite if a damaged file gives a wrong speed

@@ -1,7 +1,6 @@
 """Computes, from a profile, the times of a job's instructions and the transfers that they start."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from math import prod
 from typing import NamedTuple, Protocol
 
@@ -58,24 +57,19 @@ def instruction_times(
     """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):
-        parts = {number: _ChunkTimes(job, number, profile) for number in job.layout.of(stage)}
-        times: Times = {}
-        for instruction in job.training(stage, len(sizes)):
+        stream, times = job.training(stage, len(sizes)), Times()
+        split = any(isinstance(instruction, BackwardInput) for instruction in stream)
+        parts = {n: _seconds(job, n, profile, split) for n in job.layout.of(stage)}
+        for instruction in stream:
             match instruction:
-                case Forward(chunk, m):
-                    seconds = parts[chunk].forward_s * sizes[m] / sizes[0]
-                case Loss(chunk, m):
-                    seconds = parts[chunk].loss_s * sizes[m] / sizes[0]
-                case Backward(chunk, m):
-                    seconds = parts[chunk].backward_s * sizes[m] / sizes[0]
-                case BackwardInput(chunk, m):
-                    seconds = parts[chunk].halves_s[0] * sizes[m] / sizes[0]
-                case BackwardWeight(chunk, m):
-                    seconds = parts[chunk].halves_s[1] * sizes[m] / sizes[0]
+                case Forward() | Loss() | Backward() | BackwardInput() | BackwardWeight():
+                    whole_s = parts[instruction.chunk][type(instruction)]
+                    seconds = whole_s * sizes[instruction.micro_batch] / sizes[0]
                 case Step(chunk):
-                    seconds = parts[chunk].step_s
+                    seconds = parts[chunk][Step]
                 case FinishAverage(chunk):
-                    moved = ring_bytes(parts[chunk].gradient_bytes, job.replicas)
+                    size = gradient_bytes(job, job.layout.chunks[chunk], profile)
+                    moved = ring_bytes(size, job.replicas)
                     seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
                 case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
                     carried = carriers.of_edge(stage, peer) and not carriers.crosses(stage, peer)
@@ -160,27 +154,24 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
     return [*shares, 1.0]
 
 
-class _ChunkTimes:
-    def __init__(self, job: Job, number: int, profile: Source) -> None:
-        chunk = job.layout.chunks[number]
-        # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.
-        starts = job.layout.modules[chunk.module].start == chunk.units.start
-        first = chunk.units.start if starts and job.local_learning else None
-        units = [profile.unit(index, index == first) for index in chunk.units]
-        end = end_of(job, chunk, profile)
-        self.forward_s = sum(unit.forward_s for unit in units)
-        self.loss_s = end.forward_s + end.backward_s
-        self.backward_s = sum(unit.backward_s for unit in units)
-        self.gradient_bytes = gradient_bytes(job, chunk, profile)
-        self.step_s = profile.step_s * (sum(unit.params for unit in units) + end.params)
-        self._chunk, self._profile = chunk, profile
-
-    @cached_property
-    def halves_s(self) -> tuple[float, float]:
-        """Seconds of a split backward pass's halves: for the inputs and for the parameters."""
-        halves = [self._profile.halves(unit) for unit in self._chunk.units]
-        input_s, weight_s = (sum(seconds) for seconds in zip(*halves, strict=True))
-        return input_s, weight_s
+def _seconds(job: Job, number: int, profile: Source, split: bool) -> dict[type, float]:
+    """Return the seconds of a chunk's instructions by type; if `split`, also of backward halves."""
+    chunk = job.layout.chunks[number]
+    # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.
+    starts = job.layout.modules[chunk.module].start == chunk.units.start
+    first = chunk.units.start if starts and job.local_learning else None
+    units = [profile.unit(index, index == first) for index in chunk.units]
+    end = end_of(job, chunk, profile)
+    found = {
+        Forward: sum(unit.forward_s for unit in units),
+        Loss: end.forward_s + end.backward_s,
+        Backward: sum(unit.backward_s for unit in units),
+        Step: profile.step_s * (sum(unit.params for unit in units) + end.params),
+    }
+    if split:
+        halves = zip(*(profile.halves(index) for index in chunk.units), strict=True)
+        found[BackwardInput], found[BackwardWeight] = map(sum, halves)
+    return found
 
 
 def end_of(job: Job, chunk: Chunk, profile: Source) -> Measured:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -20,6 +19,7 @@ import torch
 from ppll_cli.errors import WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
+from ppll_cli.leaves.printable import error_text
 
 LIMIT_S = 1800.0
 """Largest number of seconds for a request, which may include compiling."""
@@ -31,13 +31,41 @@ Found = TypeVar("Found")
 P = ParamSpec("P")
 
 
+class Helper:
+    """A process that this process has started, and this process's end of the pipe between them.
+
+    The process calls `work` with the other end of the pipe and with `arguments`.
+
+    Raises:
+        RunFailedError: The process cannot be started.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        forkserver.start()
+        context = forkserver.context()
+        self.link, there = context.Pipe()
+        self.process = context.Process(target=work, args=(there, *arguments), daemon=True)
+        forkserver.begin(self.process)
+        there.close()
+
+    def close(self) -> None:
+        """End the process, which frees its memory on the device."""
+        self.process.kill()
+        self.process.join(LEAVE_S)
+        self.link.close()
+
+
+def report_of(error: Exception) -> dict[str, Any]:
+    """Return the report of an exception that is being handled, for a WorkerFailedError."""
+    return {"error": error_text(error), "traceback": traceback.format_exc()}
+
+
 class Meter:
     """Starts the measuring process when it is first needed, and ends it."""
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
-        self._process: ForkServerProcess | None = None
-        self._link: Connection | None = None
+        self._helper: Helper | None = None
 
     def ask(
         self, threads: int, measure: Callable[P, Found], *args: P.args, **kwargs: P.kwargs
@@ -48,18 +76,17 @@ class Meter:
             WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.
             RunFailedError: The process cannot be started.
         """
-        link = self._link or self._start()
+        helper = self._helper = self._helper or Helper(serve, self._device, self._numerics)
         report: dict[str, Any]
         try:
-            link.send((threads, partial(measure, *args, **kwargs)))
-            if wait([link], LIMIT_S):
-                report, found = link.recv()
+            helper.link.send((threads, partial(measure, *args, **kwargs)))
+            if wait([helper.link], LIMIT_S):
+                report, found = helper.link.recv()
             else:
                 report, found = {"error": f"nothing was measured in {LIMIT_S:.0f} s"}, None
         except (EOFError, OSError):
-            assert self._process is not None
-            self._process.join(LEAVE_S)
-            fate = forkserver.how_ended(self._process.exitcode)
+            helper.process.join(LEAVE_S)
+            fate = forkserver.how_ended(helper.process.exitcode)
             report, found = {"error": f"the process is gone ({fate})"}, None
         if report:
             self.close()
@@ -68,25 +95,10 @@ class Meter:
         return answer
 
     def close(self) -> None:
-        """End the process, which frees its memory on the device."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join(LEAVE_S)
-        if self._link is not None:
-            self._link.close()
-        self._process = self._link = None
-
-    def _start(self) -> Connection:
-        forkserver.start()
-        context = forkserver.context()
-        self._link, there = context.Pipe()
-        process = context.Process(
-            target=serve, args=(there, self._device, self._numerics), name="ppll-meter", daemon=True
-        )
-        forkserver.begin(process)
-        self._process = process
-        there.close()
-        return self._link
+        """End the process. The next request starts a new one."""
+        if self._helper is not None:
+            self._helper.close()
+        self._helper = None
 
 
 def serve(parent: Connection, device: str, numerics: Numerics) -> None:
@@ -111,8 +123,7 @@ def serve(parent: Connection, device: str, numerics: Numerics) -> None:
         except EOFError:
             return
         except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            answer = {"error": said, "traceback": traceback.format_exc()}, None
+            answer = report_of(error), None
         parent.send(answer)
 
 

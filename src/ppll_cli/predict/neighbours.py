@@ -4,7 +4,6 @@ Cores share caches and memory, so a stage takes longer while other stages comput
 """
 
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection, wait
@@ -12,9 +11,8 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from ppll_cli.errors import WorkerFailedError
-from ppll_cli.leaves import forkserver
 from ppll_cli.predict.chain import Work
-from ppll_cli.predict.meter import LEAVE_S
+from ppll_cli.predict.meter import Helper, report_of
 
 START_S = 300.0
 """Seconds that neighbours may take until each has made its first training step."""
@@ -27,19 +25,12 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
     Raises:
         WorkerFailedError: A process failed.
     """
-    if count:
-        forkserver.start()
-    context = forkserver.context()
     with ExitStack() as held:
         links = []
         for _ in range(count):
-            here, there = context.Pipe()
-            links.append(held.enter_context(here))
-            process = context.Process(target=_train, args=(work, there), daemon=True)
-            forkserver.begin(process)
-            held.callback(process.join, LEAVE_S)
-            held.callback(process.kill)
-            there.close()
+            helper = Helper(_train, work)
+            held.callback(helper.close)
+            links.append(helper.link)
         deadline_s = time.monotonic() + START_S
         for link in links:
             _hear(link, max(0.0, deadline_s - time.monotonic()))
@@ -64,7 +55,7 @@ def _hear(link: Connection, limit_s: float) -> None:
     raise WorkerFailedError({"name": name, "device": "cpu", "error": error, **report})
 
 
-def _train(work: Work, parent: Connection) -> None:
+def _train(parent: Connection, work: Work) -> None:
     """Train a chain, in a neighbour, until the process is killed or the parent ends."""
     torch.set_num_threads(work.setup.threads)
     try:
@@ -75,5 +66,4 @@ def _train(work: Work, parent: Connection) -> None:
         while not parent.poll():
             chain.step()
     except Exception as error:
-        report = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        parent.send(report)
+        parent.send(report_of(error))

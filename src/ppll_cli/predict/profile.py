@@ -21,7 +21,7 @@ from ppll_cli.predict.fingerprint import criterion_kind, digest, unit_kinds
 from ppll_cli.predict.kept import Kept, Record
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.neighbours import neighbours
-from ppll_cli.predict.requests import time_copy, time_loss, time_units
+from ppll_cli.predict.requests import UnitTimes, time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
 FORMAT = 5
@@ -178,40 +178,45 @@ class Profile:
         """Return the seconds of a split backward pass's halves: for inputs and for parameters."""
         key = f"halves of {self._key(index, False)}"
         if key not in self._known:
-            chosen = self._chosen()
-            work = replace(self._work(chosen), split=True)
-            with neighbours(work, self.neighbours):
-                found = self.meter.ask(self.setup.threads, time_units, work)
-            halves = list(zip(found.backward_s, found.weight_s, strict=True))
-            keys = [self._key(index, first) for index, first in chosen]
-            for each in dict.fromkeys(keys):
-                own = [halves[place] for place, other in enumerate(keys) if other == each]
-                input_s, weight_s = (median(times) for times in zip(*own, strict=True))
-                self._add(f"halves of {each}", input_s=input_s, weight_s=weight_s)
+            found, places = self._timed(self._chosen(), split=True)
+            for each, own in places.items():
+                self._add(
+                    f"halves of {each}",
+                    input_s=median(found.backward_s[place] for place in own),
+                    weight_s=median(found.weight_s[place] for place in own),
+                )
         known = self._known[key]
         return known["input_s"], known["weight_s"]
 
     def _measure_units(self) -> None:
         """Measure all kinds of units in one chain, if they are not known yet."""
         chosen = self._chosen()
-        keys = [self._key(index, first) for index, first in chosen]
-        if {"parameter", *keys} <= self._known.keys():
+        if {"parameter", *(self._key(*each) for each in chosen)} <= self._known.keys():
             return
-        work = self._work(chosen)
-        with neighbours(work, self.neighbours):
-            found = self.meter.ask(self.setup.threads, time_units, work)
-        for key in dict.fromkeys(keys):
-            places = [place for place, other in enumerate(keys) if other == key]
+        found, places = self._timed(chosen)
+        for key, own in places.items():
             self._add(
                 key,
-                forward_s=median(found.forward_s[place] for place in places),
-                backward_s=median(found.backward_s[place] for place in places),
-                saved_bytes=found.saved[places[0]].kept,
-                recomputed_bytes=found.saved[places[0]].recomputed,
-                params=self.ends.traced[chosen[places[0]][0]].cost.params,
+                forward_s=median(found.forward_s[place] for place in own),
+                backward_s=median(found.backward_s[place] for place in own),
+                saved_bytes=found.saved[own[0]].kept,
+                recomputed_bytes=found.saved[own[0]].recomputed,
+                params=self.ends.traced[chosen[own[0]][0]].cost.params,
             )
         step_s = found.step_s / max(1, found.params)
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
+
+    def _timed(
+        self, chosen: Sequence[tuple[int, bool]], split: bool = False
+    ) -> tuple[UnitTimes, dict[str, list[int]]]:
+        """Time the chosen units in one chain; return also the places in the chain of each key."""
+        work = replace(self._work(chosen), split=split)
+        with neighbours(work, self.neighbours):
+            found = self.meter.ask(self.setup.threads, time_units, work)
+        places: dict[str, list[int]] = {}
+        for place, each in enumerate(chosen):
+            places.setdefault(self._key(*each), []).append(place)
+        return found, places
 
     def _key(self, index: int, first: bool) -> str:
         """Return the key of a unit's record. `first` is as for `unit`.
@@ -258,11 +263,9 @@ class Profile:
         return self._criteria[modules, module]
 
     def _measured(self, key: str) -> Measured:
-        known = self._known[key]
-        saved, params = int(known["saved_bytes"]), int(known["params"])
-        others = [int(known.get(name, 0)) for name in ("recomputed_bytes", "frozen_bytes")]
-        forward_s = max(LEAST_S, known["forward_s"])
-        return Measured(forward_s, known["backward_s"], saved, params, *others)
+        record: Mapping[str, Any] = self._known[key]
+        found = Measured(**record)
+        return found._replace(forward_s=max(LEAST_S, found.forward_s))
 
     def _add(self, key: str, **record: float) -> None:
         self._known[key] = record
