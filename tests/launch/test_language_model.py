@@ -95,7 +95,7 @@ def test_the_lowest_perplexity_is_the_best(folder: Path) -> None:
     assert values[lowest] < max(values.values())
     assert checkpoint.best_step(folder / "run") == lowest
     (row,) = compare([folder / "run"]).rows
-    assert row.best == values[lowest]
+    assert row.best() == values[lowest]
 
     own = ["my_language.Manual", "my_language.Decoder"]
     with restored():
