@@ -127,9 +127,9 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     links = Links(
         {Channel(STAGE, STAGE + 1, "activations", CHUNK + 1): NoSender()},
         {Channel(STAGE - 1, STAGE, "activations", CHUNK): receiver},
-        cast(Any, parent),
-        _NoStop(),
-        Pulse(),
+        parent=cast(Any, parent),
+        stop=_NoStop(),
+        pulse=Pulse(),
     )
     Worker(job, Seat(STAGE, 0), links).run()
     warm = 2 * BLOCK

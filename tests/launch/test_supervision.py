@@ -119,7 +119,7 @@ def test_a_worker_that_fails_because_its_parent_is_gone_prints_nothing(
     here.close()
     job: Any = SimpleNamespace(device=lambda _: "cpu")  # fails at its first use
     with pytest.raises(SystemExit):
-        process.main(job, Seat(0), Links({}, {}, there, RawValue("b", 0), Pulse()))
+        process.main(job, Seat(0), Links(parent=there, stop=RawValue("b", 0), pulse=Pulse()))
     assert capfd.readouterr().err == ""
 
 

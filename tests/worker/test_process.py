@@ -65,7 +65,7 @@ def test_a_worker_gives_a_sign_of_life_before_its_long_limit_applies(
     for module, name in ((streams, "guard"), (lifeline, "share")):
         monkeypatch.setattr(module, name, lambda *_: None)
     job: Any = None  # a process that is stopped so early has not looked at its job
-    links = Links({}, {}, Pipe()[0], RawValue("b", 0), Watched())
+    links = Links(parent=Pipe()[0], stop=RawValue("b", 0), pulse=Watched())
     with pytest.raises(SystemExit):
         process.main(job, Seat(0), links)
     assert begun[0] > 0

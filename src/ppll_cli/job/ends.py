@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +54,11 @@ class Ends:
             ConfigError: The method does not fit the model, or it has an export or a `Watch` that is
                 not allowed.
         """
-        specs = dict(self.batch)
         before: list[dict[str, ValueSpec]] = []
         found: list[ModuleEnd] = []
         owners: dict[int, int] = {}
-        for here, exports in self._walk(modules, specs, before):
+        for here, exports, inside, specs in self._walk(modules):
+            before += inside
             self._check_batches(exports, specs)
             build = partial(module_criterion, self.method, here)
             criterion, cost = self._measured(build, specs, here)
@@ -69,10 +70,7 @@ class Ends:
 
     def specs(self, modules: Sequence[range]) -> list[dict[str, ValueSpec]]:
         """Return, for each unit, shapes and dtypes of the tensors that exist before it runs."""
-        before: list[dict[str, ValueSpec]] = []
-        for _ in self._walk(modules, dict(self.batch), before):
-            pass
-        return before
+        return [each for _, _, inside, _ in self._walk(modules) for each in inside]
 
     def cost(self, modules: Sequence[range], module: int) -> Cost:
         """Return the cost of the auxiliary network of one module."""
@@ -124,8 +122,7 @@ class Ends:
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
         """Return a function that builds a module's criterion, and specs of tensors it may read."""
-        specs = dict(self.batch)
-        here = next(h for h, _ in self._walk(modules, specs, []) if h.module == module)
+        here, _, _, specs = next(islice(self._walk(modules), module, None))
         return partial(module_criterion, self.method, here), specs
 
     def before(self, index: int) -> dict[str, ValueSpec]:
@@ -136,22 +133,19 @@ class Ends:
         return specs
 
     def _walk(
-        self,
-        modules: Sequence[range],
-        specs: dict[str, ValueSpec],
-        before: list[dict[str, ValueSpec]],
-    ) -> Iterator[tuple[Site, Sequence[Unit]]]:
-        """Yield each module's site and exports.
+        self, modules: Sequence[range]
+    ) -> Iterator[tuple[Site, Sequence[Unit], list[dict[str, ValueSpec]], dict[str, ValueSpec]]]:
+        """Yield, for each module, its site, its exports, and shapes and dtypes of tensors.
 
-        The outputs of the units and exports are added to `specs`, which begins as the batch. The
-        tensors that exist before each unit runs are appended to `before`.
+        These tensors are those that exist before each unit of the module, and after its exports.
         """
-        units = self.site.units
+        units, specs = self.site.units, dict(self.batch)
         names = [unit.name for unit in units]
         for module, indices in enumerate(modules):
             here = replace(self.site, module=module, modules=tuple(modules))
+            inside = []
             for index in indices:
-                before.append(dict(specs))
+                inside.append(dict(specs))
                 specs.update(zip(units[index].writes, self.traced[index].outputs, strict=True))
             with blaming(*self._method, f"making the exports of module {module}"):
                 exports = module_exports(self.method, here)
@@ -161,7 +155,7 @@ class Ends:
                 _check_export(unit, made, [*specs, *names], self._method)
                 names.append(unit.name)
                 specs.update(zip(unit.writes, made.outputs, strict=True))
-            yield here, exports
+            yield here, exports, inside, dict(specs)
 
 
 def _check_units(

@@ -3,7 +3,7 @@
 A mark asks for an evaluation report, a checkpoint or the end of the run; see `job.course`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import NamedTuple, Protocol
@@ -43,23 +43,29 @@ class Handled(NamedTuple):
 NOTHING = Handled()
 
 
-@dataclass(frozen=True)
-class Links:
-    """A worker's connections.
+@dataclass
+class Ends:
+    """A worker's ends of channels, and its process groups.
 
     Replica 0 of stage 0 leads the stage's other replicas: `followers` has its sender to each of
     them, by replica number, and `leader` is their receiver.
     """
 
-    senders: Mapping[Channel, Sender]  # ends of channels to other stages
-    receivers: Mapping[Channel, Receiver]  # ends of channels from other stages
+    senders: dict[Channel, Sender] = field(default_factory=dict)  # to other stages
+    receivers: dict[Channel, Receiver] = field(default_factory=dict)  # from other stages
+    groups: Groups | None = None  # process groups of torch.distributed; None if none is needed
+    replicas: Replicas | None = None  # connection to the other replicas of the stage, if any
+    followers: dict[int, Sender] = field(default_factory=dict)
+    leader: Receiver | None = None
+
+
+@dataclass(kw_only=True)
+class Links(Ends):
+    """A worker's connections."""
+
     parent: Connection  # connection for reports to the parent, and for its permission to exit
     stop: StopFlag
     pulse: Pulse
-    groups: Groups | None = None  # process groups of torch.distributed; None if none is needed
-    replicas: Replicas | None = None  # connection to the other replicas of the stage, if any
-    followers: Mapping[int, Sender] = field(default_factory=dict)
-    leader: Receiver | None = None
     recovery: Recovery | None = None  # None if workers are not restarted
 
     def ends(self) -> list[Sender | Receiver]:

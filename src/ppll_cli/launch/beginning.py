@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ppll_cli.config import objective
 from ppll_cli.config.commands import short_path
@@ -23,6 +22,7 @@ from ppll_cli.launch.results import drop_unfinished
 from ppll_cli.launch.resume import Recorded
 from ppll_cli.leaves.files import digest_of, read_json, write_text
 from ppll_cli.local.method import LocalMethod, module_criterion
+from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import make_seeded
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE
@@ -136,28 +136,22 @@ def check_restorable(job: Job, start: Checkpoint) -> None:
 
 def _needed(job: Job, method: LocalMethod) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the name and shape of each tensor that a checkpoint must hold."""
-    for prefix, network in _networks(job, method):
-        kind, _, owner = prefix.partition(".")
-        averaged = job.settings.optim.ema is not None and kind == "model"
-        for name, tensor in network.state_dict().items():
-            yield f"{prefix}.{name}", tuple(tensor.shape)
-            if averaged and tensor.is_floating_point():
-                yield f"{EMA}{owner}.{name}", tuple(tensor.shape)
+    site = job.site(job.units())
+    with torch.device("meta"):
+        model = PlainModel(site.units)
+        criteria = [module_criterion(method, site.at(m)) for m in range(len(job.layout.modules))]
+    for name, tensor in model.state_dict().items():
+        yield f"model.{name}", tuple(tensor.shape)
+        if job.settings.optim.ema is not None and tensor.is_floating_point():
+            yield f"{EMA}{name}", tuple(tensor.shape)
+    for module, criterion in enumerate(criteria):
+        for name, tensor in criterion.state_dict().items():
+            yield f"auxiliary.{module}.{name}", tuple(tensor.shape)
     for watch in job.routes.watches.values():
         unit = job.watched[watch.unit]
         for age in range(1, watch.lag):
             for name, spec in unit.specs.items():
                 yield saved_name(unit.name, age, name), spec.shape
-
-
-def _networks(job: Job, method: LocalMethod) -> Iterator[tuple[str, nn.Module]]:
-    """Yield each network (unit or criterion, on the meta device) after the prefix of its names."""
-    site = job.site(job.units())
-    with torch.device("meta"):
-        for unit in site.units:
-            yield f"model.{unit.name}", unit.build()
-        for module in range(len(job.layout.modules)):
-            yield f"auxiliary.{module}", module_criterion(method, site.at(module))
 
 
 def finished(

@@ -14,14 +14,14 @@ from typing import Any
 
 from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Recovery, StopFlag
+from ppll_cli.job.links import Ends, Recovery, StopFlag
 from ppll_cli.job.pulse import Pulse, Watchdog
 from ppll_cli.job.spelling import spelled
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen, cause
 from ppll_cli.launch.restarts import Restarts
 from ppll_cli.launch.watched import LEAVE_S, Watched
-from ppll_cli.launch.wiring import Ends, needs_groups, wire
+from ppll_cli.launch.wiring import needs_groups, wire
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.programs import ending_signals
 from ppll_cli.leaves.scratch import scratch, shared_scratch

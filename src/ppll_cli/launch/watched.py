@@ -10,9 +10,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from ppll_cli.job.job import Job
-from ppll_cli.job.links import Links, Recovery, StopFlag
+from ppll_cli.job.links import Ends, Links, Recovery, StopFlag
 from ppll_cli.launch.machines.others import Report, Seen
-from ppll_cli.launch.wiring import Ends
 from ppll_cli.leaves import forkserver
 from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker import process

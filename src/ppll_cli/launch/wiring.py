@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.links import Ends
 from ppll_cli.job.spelling import read, spelled
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
@@ -17,18 +18,6 @@ from ppll_cli.transport.replicas import Replicas
 
 AHEAD = 4
 """Number of items (batches or marks) that replica 0 of stage 0 may be ahead of other replicas."""
-
-
-@dataclass
-class Ends:
-    """One worker's ends of channels, and its process groups; see `Links`."""
-
-    senders: dict[Channel, Sender] = field(default_factory=dict)
-    receivers: dict[Channel, Receiver] = field(default_factory=dict)
-    groups: Groups | None = None
-    replicas: Replicas | None = None
-    followers: dict[int, Sender] = field(default_factory=dict)
-    leader: Receiver | None = None
 
 
 @dataclass(frozen=True)

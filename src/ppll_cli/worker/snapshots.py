@@ -10,7 +10,7 @@ import os
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -46,14 +46,14 @@ class Progress:
         seconds: Seconds of each split that are not reported yet.
     """
 
-    items: int
-    trained: int
-    reported: int
-    training: bool
-    totals: Totals
-    trace: list[Span]
-    peak: tuple[int | None, int | None]
-    seconds: Mapping[str, float]
+    items: int = 0
+    trained: int = 0
+    reported: int = 0
+    training: bool = False
+    totals: Totals = field(default_factory=Totals)
+    trace: list[Span] = field(default_factory=list)
+    peak: tuple[int | None, int | None] = None, None
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -75,15 +75,11 @@ class Worker:
             traced=SHOWN + buffered if settings.timeline else 0,
             auxiliary={number for number, chunk in self.chunks.items() if chunk.auxiliary},
         )
-        self._items = self._trained = 0  # numbers of items and of training batches handled
-        self._reported = 0  # the step of the latest report of training
-        self._training = False
-        if before is not None:
-            self._items, self._trained = before.items, before.trained
-            self._reported, self._training = before.reported, before.training
-            self.recorder.continue_from(before.totals, before.trace)
-            self.memory.continue_from(*before.peak)
-            self.reports.continue_seconds(before.seconds)
+        self.recorder.continue_from(before.totals, before.trace)
+        self.memory.continue_from(*before.peak)
+        self.reports.continue_seconds(before.seconds)
+        self._items, self._trained = before.items, before.trained
+        self._reported, self._training = before.reported, before.training
         self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         marks: dict[type, Callable[[Any], None]] = {
             do.Evaluate: self._evaluate,
@@ -94,11 +90,11 @@ class Worker:
             job, seat, links, self.chunks, self.batches, self.recorder, marks
         )
 
-    def _restore(self) -> tuple[Progress | None, checkpoint.Unreported]:
+    def _restore(self) -> tuple[Progress, checkpoint.Unreported]:
         """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
 
-        Return the progress at the snapshot (None without a snapshot), and the measurements in the
-        checkpoint that are not reported yet.
+        Return the progress at the snapshot, and the measurements in the checkpoint that are not
+        reported yet.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -112,10 +108,10 @@ class Worker:
         if job.checkpoint is not None:
             saved, unreported = checkpoint.saved_tensors(job.checkpoint)
             restore(self.chunks.values(), saved)
-            return None, unreported
+            return Progress(), unreported
         if job.weights is not None:
             begin_with(self.chunks.values(), job.weights)
-        return None, {}
+        return Progress(), {}
 
     def _make_batches(self) -> Ahead:
         job, settings = self.job, self.job.settings
