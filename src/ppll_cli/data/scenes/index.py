@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ppll_cli.data.files import cache_root
 from ppll_cli.data.kept import kept_file, place
 from ppll_cli.data.pictures.cache import Bytes
+from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.scenes.upright import on_upright
 
 MOST_PIXELS = 1e6
@@ -101,6 +103,12 @@ class Scene(NamedTuple):
     boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the upright picture, [n, 4]
     labels: NDArray[np.int64]  # classes from 0, [n]
     ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [n]
+
+    @property
+    def picture(self) -> Image.Image:
+        """The upright picture in RGB."""
+        pixels = self.pixels
+        return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
 
 
 @dataclass(frozen=True)
