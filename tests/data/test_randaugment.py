@@ -10,7 +10,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from ppll_cli.data import randaugment as ra
-from ppll_cli.data.augment import augmented
+from ppll_cli.data.batches import augmented
 from ppll_cli.data.digits import Digits
 from tests.data.picture_files import picture
 from tests.no_waiting import DEVICE, NoWaiting

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ppll_cli.data.scenes.dataset import fitted
 from ppll_cli.data.scenes.index import Found, Index
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.values import spec_of
@@ -51,9 +50,9 @@ def test_a_batch_has_the_tensors_of_the_task(make_voc: MakeVoc) -> None:
     ],
 )
 def test_pictures_are_fitted_to_the_short_and_the_long_side(
-    height: int, width: int, wanted: tuple[int, int]
+    make_voc: MakeVoc, height: int, width: int, wanted: tuple[int, int]
 ) -> None:
-    assert fitted(height, width, 60, 90) == wanted
+    assert make_voc().fitted(height, width) == wanted
 
 
 def test_pictures_are_resized_normalised_and_padded(make_voc: MakeVoc, tmp_path: Path) -> None:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
+from ppll_cli.config.overrides import parsed
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import checked, locate, parameters_of
 from ppll_cli.errors import ConfigError
@@ -60,7 +60,7 @@ def _as_wanted(text: str, path: tuple[str, ...], config: Mapping[str, Any]) -> A
 def _spelled(text: str) -> Any:
     """Return the number, boolean or null that Hydra reads from a text, or else the text."""
     try:
-        value = OverridesParser.create().parse_overrides([f"key={text}"])[0].value()
+        value = parsed([f"key={text}"])[0].value()
     except OverrideParseException:
         return text
     return value if value is None or isinstance(value, bool | int | float) else text

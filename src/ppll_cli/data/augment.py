@@ -10,20 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ppll_cli.data.classified import Classified
-from ppll_cli.data.randaugment import picked, rand_augment
+from ppll_cli.data.randaugment import picked
 from ppll_cli.data.staging import to_device
-
-
-def augmented(images: Tensor, dataset: Classified, generator: torch.Generator) -> Tensor:
-    """Augment a batch of images, uint8 [B, C, H, W], by the settings of a data set."""
-    if dataset.augment == "none":
-        return images
-    if dataset.pad:
-        images = random_crop(images, dataset.pad, dataset.pad_mode, generator)
-    if dataset.flip:
-        images = random_flip(images, generator)
-    return rand_augment(images, generator) if dataset.augment == "randaugment" else images
 
 
 def per_channel(values: Sequence[float], device: torch.device) -> Tensor:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.data.augment import augmented, normalise, per_channel
+from ppll_cli.data.augment import normalise, per_channel, random_crop, random_flip
 from ppll_cli.data.classified import Classified
 from ppll_cli.data.files import Files
 from ppll_cli.data.mixing import mixed, unmixed
+from ppll_cli.data.randaugment import rand_augment
 from ppll_cli.data.source import BatchMaker
 from ppll_cli.data.staging import CPU, SideStream, to_device
 from ppll_cli.errors import ConfigError
@@ -102,6 +103,17 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def augmented(images: Tensor, dataset: Classified, generator: torch.Generator) -> Tensor:
+    """Augment a batch of images, uint8 [B, C, H, W], by the settings of a data set."""
+    if dataset.augment == "none":
+        return images
+    if dataset.pad:
+        images = random_crop(images, dataset.pad, dataset.pad_mode, generator)
+    if dataset.flip:
+        images = random_flip(images, generator)
+    return rand_augment(images, generator) if dataset.augment == "randaugment" else images
 
 
 ImageData = TypeVar("ImageData", bound=Classified)

@@ -24,17 +24,12 @@ class Cifar10(Published):
 
     def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
         cifar = self.published
-        batches = cifar.train_list if part == "train" else cifar.test_list
-        listed = [*batches, (cifar.meta["filename"], cifar.meta["md5"])]
+        listed = [*self.listed(part), (cifar.meta["filename"], cifar.meta["md5"])]
         return {f"{cifar.base_folder}/{name}": md5 for name, md5 in listed}
 
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
-        cifar = self.published
-        # torchvision would check the files of both parts although only one part is read.
-        other = "test_list" if part == "train" else "train_list"
-        one_part = type(cifar.__name__, (cifar,), {other: []})
         with warnings.catch_warnings():
             # NumPy 2.4.0 to 2.4.4 warn about the way in which Python 2 pickled a dtype.
             warnings.filterwarnings("ignore", message=".*align should be passed.*")
-            data = one_part(folder, train=part == "train", download=download)
+            data = self.only(part)(folder, train=part == "train", download=download)
         return data.data.transpose(0, 3, 1, 2), np.asarray(data.targets)

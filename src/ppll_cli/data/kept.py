@@ -66,11 +66,8 @@ def kept_folder(
     that the folder is damaged. `refused` returns the error to raise if the folder cannot be
     written.
     """
-    if os.path.lexists(folder):
-        try:
-            return read(folder)
-        except Exception as error:  # damaged files raise exceptions of any kind
-            _say_damaged(folder, error)
+    if (found := _undamaged(folder, read)) is not None:
+        return found
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
@@ -91,11 +88,8 @@ def kept_file(
     A damaged file is replaced, and so is a link or folder at its path. If the new file cannot be
     written, only a warning is logged.
     """
-    if os.path.lexists(path):
-        try:
-            return read(path)
-        except Exception as error:  # damaged files raise exceptions of any kind
-            _say_damaged(path, error)
+    if (found := _undamaged(path, read)) is not None:
+        return found
     made = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +107,16 @@ def kept_file(
     return made
 
 
+def _undamaged(path: Path, read: Callable[[Path], T]) -> T | None:
+    """Return the content of a file or folder; None if it is missing or damaged."""
+    if os.path.lexists(path):
+        try:
+            return read(path)
+        except Exception as error:  # damaged files raise exceptions of any kind
+            log.warning("%s in the cache is damaged (%s): it is made again", path, one_line(error))
+    return None
+
+
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
     """Move a new folder to its final path, unless an undamaged folder is there already."""
     if os.path.lexists(folder):
@@ -127,7 +131,3 @@ def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -
     except OSError:
         if not folder.is_dir():  # if it is a folder, another run was faster
             raise
-
-
-def _say_damaged(path: Path, error: Exception) -> None:
-    log.warning("%s in the cache is damaged (%s): it is made again", path, one_line(error))

@@ -1,7 +1,7 @@
 """Data sets that torchvision downloads, checks against published MD5 sums, and reads."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +37,16 @@ class Published(ImageDataset):
     def url(self) -> str:
         """The URL where a person finds the files."""
         return str(self.published.url)
+
+    def listed(self, part: Part) -> Sequence[tuple[str, str]]:
+        """Return name and MD5 sum of each file that torchvision lists for a part."""
+        found: Sequence[tuple[str, str]] = getattr(self.published, f"{part}_list")
+        return found
+
+    def only(self, part: Part) -> Any:
+        """Return torchvision's class for one part: it would check the files of all parts."""
+        lists = {f"{each}_list": self.listed(each) if each == part else [] for each in PARTS}
+        return type(self.original, (self.published,), lists)
 
     @abstractmethod
     def files(self, part: Part) -> Mapping[str, str]:

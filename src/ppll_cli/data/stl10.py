@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ppll_cli.data.files import Part
 from ppll_cli.data.published import Content, Published
@@ -20,19 +19,12 @@ class Stl10(Published):
     channel_count = 3
 
     def files(self, part: Part) -> Mapping[str, str]:  # noqa: D102
-        return {f"{self.published.base_folder}/{name}": md5 for name, md5 in self._listed(part)}
+        return {f"{self.published.base_folder}/{name}": md5 for name, md5 in self.listed(part)}
 
     def open(self, part: Part, folder: Path, *, download: bool = False) -> Content:  # noqa: D102
-        # torchvision would check the sums of all files, even of the 2.8 GB of unlabelled images.
-        lists: dict[str, Any] = {
-            "train_list": [],
-            "test_list": [],
-            f"{part}_list": self._listed(part),
-        }
-        data = type("STL10", (self.published,), lists)(folder, part, download=download)
+        data = self.only(part)(folder, part, download=download)
         return data.data, data.labels
 
-    def _listed(self, part: Part) -> Sequence[tuple[str, str]]:
-        """Return the name and MD5 sum of each file of a part, without unlabelled images."""
-        listed: Sequence[tuple[str, str]] = getattr(self.published, f"{part}_list")
-        return listed[:2]
+    def listed(self, part: Part) -> Sequence[tuple[str, str]]:
+        """Return the two files of a part, without the 2.8 GB of unlabelled images."""
+        return super().listed(part)[:2]

@@ -1,22 +1,28 @@
 """Defines the contents of the feature bank for each task, and networks that read the bank.
 
 The feature bank holds detached features of earlier modules (FBA, arXiv 2406.00446). "Banked"
-features are features in the bank.
+features are features in the bank. Legend: B batch, C channels, D width, H height, W width of a map,
+T tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppll_cli.config.sections import FeatureBank
+from ppll_cli.errors import ConfigError
 from ppll_cli.local.copies import CopiedNetwork, Copies
 from ppll_cli.local.parts import head_of
 from ppll_cli.tasks.classification import ClassifierHead, Pool, pooled_width
 from ppll_cli.tasks.picture_heads import PictureHead, Upsampler
 from ppll_cli.tasks.super_resolution import check_map
 from ppll_cli.tasks.task import Shape
+
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
 
 
 class Bank:
@@ -71,9 +77,39 @@ class MapBank(Bank):
         return FusedPictureHead(own, channels, bank)
 
 
+class InputBank(Bank):
+    """The bank for `fba.join=input`: it holds the outputs of earlier modules, not pooled."""
+
+    def form(self, shape: Shape) -> nn.Module:
+        """Return the identity, so that the bank holds unchanged features."""
+        return nn.Identity()
+
+    def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
+        """Return a network of copied units and head that fuses its input with banked features."""
+        if not banked:
+            return CopiedNetwork(copies.units, copies.head)
+        return JoinedAtInput(copies, banked, bank.joined)
+
+
 def fused(maps: Sequence[Tensor], fusion: str, dim: int = 1) -> Tensor:
     """Return the sum of maps or vectors if `fusion` is "add"; otherwise concatenate along `dim`."""
     return torch.stack([*maps]).sum(dim=0) if fusion == "add" else torch.cat([*maps], dim=dim)
+
+
+def mixing(layer: Callable[[int, int], Layer], width: int, count: int) -> Layer:
+    """Return a layer that reduces `count` concatenated features to the width of one.
+
+    With its initial weights the layer returns the first of them.
+    """
+    mix = layer(count * width, width)
+    assert mix.bias is not None
+    with torch.no_grad():
+        nn.init.eye_(mix.weight.view(width, -1))
+        nn.init.zeros_(mix.bias)
+    return mix
+
+
+_pointwise = partial(nn.Conv2d, kernel_size=1)
 
 
 class VectorHead(ClassifierHead):
@@ -108,9 +144,7 @@ class FusedHead(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(banked, width) for banked in widths)
         self.mix: nn.Linear | None = None
         if self.fusion == "concatenate" and bank.shared_head:
-            self.mix = nn.Linear(joined, width)
-            nn.init.eye_(self.mix.weight)
-            nn.init.zeros_(self.mix.bias)
+            self.mix = mixing(nn.Linear, width, 1 + len(widths))
         if not bank.shared_head:
             head.fc = nn.Linear(joined, head.fc.out_features)
 
@@ -149,14 +183,11 @@ class FusedPictureHead(nn.Module):
         old = head.upsampler
         width, joined = old.channels, old.channels * (1 + len(channels))
         self.projections = nn.ModuleList(
-            nn.Identity() if banked == width else nn.Conv2d(banked, width, 1) for banked in channels
+            nn.Identity() if banked == width else _pointwise(banked, width) for banked in channels
         )
         self.mix: nn.Conv2d | None = None
         if self.fusion == "concatenate" and bank.shared_head:
-            self.mix = nn.Conv2d(joined, width, 1)
-            nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
-            with torch.no_grad():
-                self.mix.weight.copy_(torch.eye(width, joined)[:, :, None, None])
+            self.mix = mixing(_pointwise, width, 1 + len(channels))
         elif self.fusion == "concatenate":
             head.upsampler = Upsampler(joined, old.scale, old.mean)
 
@@ -170,3 +201,43 @@ class FusedPictureHead(nn.Module):
             joined = self.mix(joined)
         pictures: Tensor = self.head.upsampler(joined)
         return pictures
+
+
+class JoinedAtInput(CopiedNetwork):
+    """A Simple Local Module that reads a module's features fused with the bank (our variant).
+
+    All features have the same kind of shape: maps [B, C, H, W], tokens [B, T, D] or vectors [B, D].
+    Banked maps are averaged to the size of the module's map. A Linear layer (for maps a 1x1
+    convolution) and ReLU project each banked tensor to the width of the module's features. `add`
+    sums the projections and the module's features. `concatenate` concatenates them, and another
+    Linear layer (or 1x1 convolution), which initially returns the module's features, reduces the
+    result to their width. `banked` are the shapes of banked features.
+    """
+
+    def __init__(self, copies: Copies, banked: Sequence[Shape], fusion: str) -> None:
+        super().__init__(copies.units, copies.head)
+        own, self.fusion = copies.shapes[0], fusion
+        self.maps = len(own) == 3
+        layer: Callable[[int, int], nn.Linear | nn.Conv2d]
+        layer = _pointwise if self.maps else nn.Linear
+        for shape in banked:
+            if len(shape) != len(own) or (len(own) == 2 and shape[0] != own[0]):
+                problem = f"cannot join features {list(shape)} with features {list(own)}"
+                raise ConfigError("fba.join", "input", problem, "use fba.join=head")
+        width, widths = pooled_width(own), [pooled_width(shape) for shape in banked]
+        self.projections = nn.ModuleList(layer(inputs, width) for inputs in widths)
+        concatenated = fusion == "concatenate"
+        self.mix = mixing(layer, width, 1 + len(widths)) if concatenated else None
+
+    def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
+        """Return the prediction for a module's features and banked features."""
+        return super().forward(self.joined(x, bank))
+
+    def joined(self, x: Tensor, bank: Sequence[Tensor]) -> Tensor:
+        """Fuse banked features into a module's features, whose shape does not change."""
+        if self.maps:  # detached, because the pool's backward pass is not deterministic on CUDA
+            size = x.shape[2], x.shape[3]
+            bank = [F.adaptive_avg_pool2d(b.detach(), size) for b in bank]
+        projected = (F.relu(p(b)) for p, b in zip(self.projections, bank, strict=True))
+        joined = fused([x, *projected], self.fusion, dim=1 if self.maps else -1)
+        return joined if self.mix is None else self.mix(joined)

@@ -14,11 +14,10 @@ from torch import nn
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Depth
-from ppll_cli.local.bank import Bank, MapBank
+from ppll_cli.local.bank import Bank, InputBank, MapBank
 from ppll_cli.local.banked import BankedCriterion, ProbedCriterion
 from ppll_cli.local.copies import CopiedNetwork, copies_of, later_units
 from ppll_cli.local.detection_head import DetectionHead, with_detection_head
-from ppll_cli.local.input_bank import InputBank
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.tasks.classification import Classification

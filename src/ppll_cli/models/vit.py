@@ -179,7 +179,7 @@ class ViT:
             raise ConfigError("model.mlp_ratio", self.mlp_ratio, problem, "use a smaller ratio")
         if self.dim % self.heads:
             problem = f"does not divide model.dim={self.dim}"
-            raise ConfigError("model.heads", self.heads, problem, _possible(_divisors(self.dim)))
+            raise ConfigError("model.heads", self.heads, problem, _divisors(self.dim))
 
     @property
     def hidden(self) -> int:
@@ -220,15 +220,13 @@ class ViT:
     def _patches(self, image: ImageSpec) -> int:
         if image.height % self.patch or image.width % self.patch:
             problem = f"does not divide the image's {image.height} x {image.width} pixels"
-            remedy = _possible(_divisors(math.gcd(image.height, image.width)))
+            remedy = _divisors(math.gcd(image.height, image.width))
             raise ConfigError("model.patch", self.patch, problem, remedy)
         return (image.height // self.patch) * (image.width // self.patch)
 
 
-def _divisors(number: int) -> list[int]:
+def _divisors(number: int) -> str:
+    """Return the remedy for a value that must divide a number."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
-    return sorted({*small, *(number // divisor for divisor in small)})
-
-
-def _possible(values: Sequence[int]) -> str:
-    return "possible: " + ", ".join(str(value) for value in values)
+    every = sorted({*small, *(number // divisor for divisor in small)})
+    return f"possible: {', '.join(map(str, every))}"

@@ -75,16 +75,15 @@ class SuperResolution:
     @property
     def targets(self) -> Mapping[str, ValueSpec]:
         """Shape (without the batch dimension) and dtype of each training target, by name."""
-        return self._targets(self.patch, self.patch)
+        return self.tile_targets(self.patch, self.patch, tile=0, bicubic=0)
 
-    def tile_targets(self, height: int, width: int) -> Mapping[str, ValueSpec]:
-        """Return `targets` for evaluation with tiles of this size in the small picture."""
-        return self._targets(height, width, tile=9, bicubic=2)
-
-    def _targets(
-        self, height: int, width: int, tile: int = 0, bicubic: int = 0
+    def tile_targets(
+        self, height: int, width: int, tile: int = 9, bicubic: int = 2
     ) -> Mapping[str, ValueSpec]:
-        """Return `targets`; `tile` and `bicubic` are the lengths of `TILE` and `BICUBIC`."""
+        """Return `targets` for evaluation with tiles of this size in the small picture.
+
+        `tile` and `bicubic` are the lengths of `TILE` and `BICUBIC`.
+        """
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),
             TILE: ValueSpec((tile,), torch.int64),

@@ -6,7 +6,7 @@ Legend: B batch, H height, W width (pixels of the images).
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 
 from ppll_cli import seeding
 from ppll_cli.data.batches import ImageBatches, Images, generator_of
+from ppll_cli.data.classified import Classified
 from ppll_cli.data.labelled.crops import TRIES
-from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import Listing
 from ppll_cli.data.labelled.loader import Wanted
 from ppll_cli.data.labelled.loaders import Loaders, Loading
 from ppll_cli.data.staging import to_device
+
+if TYPE_CHECKING:  # the data set imports this file
+    from ppll_cli.data.labelled.dataset import LabelledPictures
+
 
 AHEAD = 2
 """Number of batches after the current batch that loaders decode in advance."""
@@ -52,11 +56,13 @@ class DecodedAhead(Generic[Key]):
             loading.release()
 
 
-class LoadedBatches(ImageBatches[LabelledPictures, Listing]):
+class LoadedBatches(ImageBatches[Classified, Listing]):
     """Makes batches of pictures that loaders decode when they are needed.
 
     Only one thread may make training batches, and only one may make evaluation batches.
     """
+
+    dataset: "LabelledPictures"
 
     def __post_init__(self) -> None:
         super().__post_init__()

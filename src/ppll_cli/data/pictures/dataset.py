@@ -11,7 +11,9 @@ import numpy as np
 from pydantic import Field
 
 from ppll_cli.data.files import Files, Part, cache_root, hold_out, sample_name
+from ppll_cli.data.pictures.cache import Source, kept, large_size
 from ppll_cli.data.pictures.files import unreadable
+from ppll_cli.data.pictures.tiles import PictureSplit, Tile, spans
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.images import IMAGE, ImageSpec
@@ -22,8 +24,7 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
     from PIL.Image import Image
 
     from ppll_cli.data.identity import Identity
-    from ppll_cli.data.pictures.cache import Source
-    from ppll_cli.data.pictures.patches import PatchBatches, PictureSplit, Tile
+    from ppll_cli.data.pictures.patches import PatchBatches
     from ppll_cli.tasks.super_resolution import SuperResolution
 
 
@@ -56,7 +57,7 @@ class PictureDataset(Files, ABC):
     mean: Annotated[list[Share], Field(min_length=3, max_length=3)]
 
     @abstractmethod
-    def sources(self, part: Part) -> "Sequence[Source]":
+    def sources(self, part: Part) -> Sequence[Source]:
         """Return the files of the pictures of a part; refuse a part with too few pictures."""
 
     @property
@@ -74,16 +75,13 @@ class PictureDataset(Files, ABC):
         """Decode the pictures, unless the cache folder has their pixels."""
         self.load()
 
-    def load(self) -> "dict[str, PictureSplit]":
+    def load(self) -> dict[str, PictureSplit]:
         """Return the splits `train`, `test`, and perhaps `val`, which are equal in every run."""
         divided = self._divided().items()
         return {name: self._split(sources, name == "train") for name, sources in divided}
 
-    def _split(self, sources: "Sequence[Source]", trained: bool) -> "PictureSplit":
+    def _split(self, sources: Sequence[Source], trained: bool) -> PictureSplit:
         """Return a split of patches for training, or of tiles for evaluation."""
-        from ppll_cli.data.pictures.cache import kept
-        from ppll_cli.data.pictures.patches import PictureSplit
-
         folder = Path(os.path.expanduser(self.cache)) if self.cache else cache_root() / "pictures"
         for source in sources:
             self._check_size(source.high, trained)
@@ -92,14 +90,14 @@ class PictureDataset(Files, ABC):
         return PictureSplit(pictures, self.patches_per_epoch if trained else 0, tiles)
 
     def evaluated(
-        self, splits: "Mapping[str, PictureSplit]", name: str
-    ) -> "Mapping[str, PictureSplit]":
+        self, splits: Mapping[str, PictureSplit], name: str
+    ) -> Mapping[str, PictureSplit]:
         """Return the splits, with the named split divided into tiles for its evaluation."""
         if splits[name].tiles:
             return splits
         return {**splits, name: self._split(self._divided()[name], trained=False)}
 
-    def _divided(self) -> "dict[str, Sequence[Source]]":
+    def _divided(self) -> dict[str, Sequence[Source]]:
         train = list(self.sources("train"))
         divided = {"train": train}
         if self.val_fraction:
@@ -111,7 +109,7 @@ class PictureDataset(Files, ABC):
         divided["test"] = list(test)[: self.eval_limit]
         return {**divided}
 
-    def _check_apart(self, parts: "Iterable[Sequence[Source]]") -> None:
+    def _check_apart(self, parts: Iterable[Sequence[Source]]) -> None:
         """Check that no file occurs twice in the parts, for example through a link."""
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
@@ -126,8 +124,6 @@ class PictureDataset(Files, ABC):
                     raise ConfigError("data", source.high, problem, "list each picture once")
 
     def _check_size(self, file: Path, trained: bool) -> None:
-        from ppll_cli.data.pictures.cache import large_size
-
         # SSIM leaves out a border of `scale` pixels; the rest must hold its window of 11x11 pixels.
         least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
         height, width = (side // self.scale for side in large_size(file, self.scale, self.longest))
@@ -141,10 +137,7 @@ class PictureDataset(Files, ABC):
             then = "remove it, or give a smaller data.patch" if trained else "remove it"
             raise ConfigError("data", file, problem, then)
 
-    def _tiles(self, shapes: Sequence[Sequence[int]]) -> "tuple[Tile, ...]":
-        from ppll_cli.data.pictures.patches import Tile
-        from ppll_cli.data.pictures.tiles import spans
-
+    def _tiles(self, shapes: Sequence[Sequence[int]]) -> tuple[Tile, ...]:
         return tuple(
             Tile(number, rows, columns)
             for number, (height, width, _) in enumerate(shapes)
@@ -159,11 +152,11 @@ class PictureDataset(Files, ABC):
 
         return SuperResolution(self.scale, self.patch, tuple(self.mean), self.overlap)
 
-    def image_spec(self, splits: "Mapping[str, PictureSplit]") -> ImageSpec:
+    def image_spec(self, splits: Mapping[str, PictureSplit]) -> ImageSpec:
         """Return the shape of training images, which are not normalised."""
         return ImageSpec(3, self.patch, self.patch)
 
-    def evaluation_form(self, splits: "Mapping[str, PictureSplit]") -> EvaluationForm:
+    def evaluation_form(self, splits: Mapping[str, PictureSplit]) -> EvaluationForm:
         """Return the shapes of a batch with the largest tile; each batch has one tile."""
         tiles = [tile for split in splits.values() for tile in split.tiles]
         height = max(tile.rows.stop - tile.rows.start for tile in tiles)
@@ -200,7 +193,7 @@ class PictureDataset(Files, ABC):
         made = enlarged(inputs[IMAGE], self._tiles([(picture.height, picture.width, 3)]), predict)
         return Prediction({"width": made.width, "height": made.height}, made)
 
-    def identity(self, splits: "Mapping[str, PictureSplit]") -> "Identity":
+    def identity(self, splits: Mapping[str, PictureSplit]) -> "Identity":
         """Return the names and sizes of the pictures' files of each split."""
         from ppll_cli.data.identity import of_files
 
@@ -211,7 +204,7 @@ class PictureDataset(Files, ABC):
 
     def batches(
         self,
-        splits: "Mapping[str, PictureSplit]",
+        splits: Mapping[str, PictureSplit],
         batch_size: int,
         seed: int,
         device: "torch.device",

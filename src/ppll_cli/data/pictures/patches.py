@@ -5,8 +5,7 @@ height, W width, in pixels of the small picture; s scale.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,37 +13,22 @@ from torch import Tensor
 
 from ppll_cli import seeding
 from ppll_cli.data.batches import SplitBatches, generator_of
+from ppll_cli.data.files import Files
 from ppll_cli.data.pictures.cache import Bytes, Pictures
-from ppll_cli.data.pictures.dataset import PictureDataset
-from ppll_cli.data.pictures.tiles import Span
+from ppll_cli.data.pictures.tiles import PictureSplit, Span
 from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.picture_quality import RADIUS
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
 
-
-class Tile(NamedTuple):
-    """A rectangle of a small picture that is evaluated separately."""
-
-    picture: int  # index of the picture within its split, from 0
-    rows: Span
-    columns: Span
+if TYPE_CHECKING:  # the data set imports this file
+    from ppll_cli.data.pictures.dataset import PictureDataset
 
 
-@dataclass(frozen=True)
-class PictureSplit:
-    """A split, whose samples are random patches of its pictures, or tiles."""
-
-    pictures: Pictures
-    patches: int = 0  # number of patches per epoch; 0 if the samples are tiles
-    tiles: tuple[Tile, ...] = ()  # in order; empty if the samples are patches
-
-    def __len__(self) -> int:
-        return self.patches or len(self.tiles)
-
-
-class PatchBatches(SplitBatches[PictureDataset, PictureSplit]):
+class PatchBatches(SplitBatches[Files, PictureSplit]):
     """Makes batches of pieces of pictures. Only the pieces are copied to the device."""
+
+    dataset: "PictureDataset"
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch of patches at random places of random pictures.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppll_cli.data.drawing import INK, PAGE_WIDTH, PAPER, font_of, label_size, text_size
 from ppll_cli.data.pictures.cache import Bytes
-from ppll_cli.data.pictures.patches import Tile
+from ppll_cli.data.pictures.tiles import Tile
 from ppll_cli.data.source import Predict
 from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 

@@ -1,7 +1,10 @@
 """Divides pictures into tiles that can be evaluated separately."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from ppll_cli.data.pictures.cache import Pictures
 
 
 class Span(NamedTuple):
@@ -11,6 +14,26 @@ class Span(NamedTuple):
     stop: int  # first pixel after the range
     first: int  # first used pixel
     behind: int  # first pixel after the used pixels
+
+
+class Tile(NamedTuple):
+    """A rectangle of a small picture that is evaluated separately."""
+
+    picture: int  # index of the picture within its split, from 0
+    rows: Span
+    columns: Span
+
+
+@dataclass(frozen=True)
+class PictureSplit:
+    """A split, whose samples are random patches of its pictures, or tiles."""
+
+    pictures: Pictures
+    patches: int = 0  # number of patches per epoch; 0 if the samples are tiles
+    tiles: tuple[Tile, ...] = ()  # in order; empty if the samples are patches
+
+    def __len__(self) -> int:
+        return self.patches or len(self.tiles)
 
 
 def spans(length: int, tile: int, overlap: int) -> Iterator[Span]:

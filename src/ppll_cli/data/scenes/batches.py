@@ -5,8 +5,7 @@ batch's images).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,15 @@ from torch import Tensor
 from ppll_cli import seeding
 from ppll_cli.data.augment import normalise, per_channel
 from ppll_cli.data.batches import SplitBatches, generator_of
+from ppll_cli.data.files import Files
 from ppll_cli.data.pictures.cache import Bytes
-from ppll_cli.data.pictures.files import decoded
-from ppll_cli.data.scenes.dataset import DetectionDataset, fitted, padded
 from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.staging import to_device
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.detection import BOXES, COUNT, FRAME, IGNORED, LABELS, NUMBER
+
+if TYPE_CHECKING:  # the data set imports this file
+    from ppll_cli.data.scenes.dataset import DetectionDataset
 
 
 class Sized(NamedTuple):
@@ -36,8 +37,10 @@ class Sized(NamedTuple):
     frame: tuple[float, float, float, float]  # height, width, and the factors that scaled them
 
 
-class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
+class SceneBatches(SplitBatches[Files, Scenes]):
     """Makes batches of pictures, which are decoded for each batch."""
+
+    dataset: "DetectionDataset"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,9 +72,8 @@ class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
         return self._named([self._sized(scenes[number]) for number in numbers.tolist()], numbers)
 
     def _sized(self, scene: Scene) -> Sized:
-        picture = decode(scene.pixels)
-        sides = self.dataset.short_side, self.dataset.long_side
-        height, width = fitted(picture.height, picture.width, *sides)
+        picture = scene.picture
+        height, width = self.dataset.fitted(picture.height, picture.width)
         ratios = height / picture.height, width / picture.width
         if (width, height) != picture.size:  # PIL's bilinear filter is antialiased
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -104,7 +106,7 @@ class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
     def _images(self, pictures: Sequence[Bytes]) -> Tensor:
         """Normalise pictures, and pad them with zeros at right and bottom: float32 [B, 3, H, W]."""
         height, width = (
-            padded(max(picture.shape[side] for picture in pictures)) for side in (0, 1)
+            self.dataset.padded(max(picture.shape[side] for picture in pictures)) for side in (0, 1)
         )
         canvas = np.zeros((len(pictures), height, width, 3), dtype=np.uint8)
         for row, picture in enumerate(pictures):
@@ -116,11 +118,6 @@ class SceneBatches(SplitBatches[DetectionDataset, Scenes]):
         below = torch.arange(height, device=self.device)[:, None] >= sizes[:, :1, None]
         right = torch.arange(width, device=self.device) >= sizes[:, 1:, None]
         return normal.masked_fill_((below | right)[:, None], 0)
-
-
-def decode(pixels: Path | Bytes) -> Image.Image:
-    """Return a picture in RGB from its file or its pixels."""
-    return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
 
 
 def _without_ignored(scene: Scene) -> Scene:

@@ -38,20 +38,6 @@ MULTIPLE = 32
 log = logging.getLogger(__name__)
 
 
-def fitted(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Return height and width of a resized picture, in pixels.
-
-    The shorter side becomes `short_side`, or less if the longer side would exceed `long_side`.
-    """
-    factor = min(short_side / min(height, width), long_side / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def padded(side: int) -> int:
-    """Round the largest height or width in a batch up to a multiple of `MULTIPLE`."""
-    return -(-side // MULTIPLE) * MULTIPLE
-
-
 @dataclass(frozen=True, kw_only=True)
 class DetectionDataset(Files, ABC):
     """A data set of pictures of any size with boxes of objects. A subclass finds the files.
@@ -145,10 +131,20 @@ class DetectionDataset(Files, ABC):
                     raise self.fault(f"{file}{where}", problem, "list each picture once")
                 seen[real] = file
 
+    def fitted(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of a picture after it was resized, in pixels."""
+        factor = min(self.short_side / min(height, width), self.long_side / max(height, width))
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+    @staticmethod
+    def padded(side: int) -> int:
+        """Round the largest height or width in a batch up to a multiple of `MULTIPLE`."""
+        return -(-side // MULTIPLE) * MULTIPLE
+
     @property
     def largest(self) -> int:
         """Largest height and width of images, in pixels."""
-        return padded(self.long_side)
+        return self.padded(self.long_side)
 
     @property
     def task(self) -> "Detection":

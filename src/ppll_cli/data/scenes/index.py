@@ -4,7 +4,7 @@ Legend: P pictures, n objects of one picture, S objects of all pictures.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ppll_cli.data.files import cache_root
 from ppll_cli.data.kept import kept_file, place
 from ppll_cli.data.pictures.cache import Bytes
+from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.scenes.upright import on_upright
 
 MOST_PIXELS = 1e6
@@ -47,24 +49,17 @@ class Objects:
     ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [S]
 
     @classmethod
-    def of(cls, pictures: Iterable[Found]) -> "Objects":
+    def of(cls, pictures: Sequence[Found]) -> "Objects":
         """Gather the objects of pictures.
 
         Boxes are clipped at the picture's border, and dropped if they are then less than one pixel
         wide or high. Pictures without objects remain.
         """
-        starts, rows = [0], []
-        for picture in pictures:
-            for box in picture.objects:
-                left, top, right, bottom, label, ignored = box
-                left, right = max(left, 0.0), min(right, picture.width)
-                top, bottom = max(top, 0.0), min(bottom, picture.height)
-                if min(right - left, bottom - top) >= _LEAST_SIDE:
-                    rows.append((left, top, right, bottom, label, ignored))
-            starts.append(len(rows))
-        table = np.array(rows, dtype=np.float64).reshape(-1, 6)
-        boxes, labels = table[:, :4].astype(np.float32), table[:, 4].astype(np.int64)
-        return cls(np.array(starts, dtype=np.int64), boxes, labels, table[:, 5] != 0)
+        table, boxes = _clipped(pictures)
+        kept = _sides(boxes).min(axis=1) >= _LEAST_SIDE
+        table, boxes = table[kept], boxes[kept].astype(np.float32)
+        starts = np.searchsorted(table[:, 0], np.arange(len(pictures) + 1)).astype(np.int64)
+        return cls(starts, boxes, table[:, 5].astype(np.int64), table[:, 6] != 0)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -89,9 +84,8 @@ class Index:
                 pictures, or their unit is not pixels.
         """
         sizes = np.array([(each.width, each.height) for each in pictures], dtype=np.int64)
-        objects = Objects.of(pictures)
-        remark = _remark(files, pictures, objects)
-        return cls(tuple(classes), tuple(files), sizes.reshape(-1, 2), objects, remark)
+        remark = _remark(files, pictures)
+        return cls(tuple(classes), tuple(files), sizes.reshape(-1, 2), Objects.of(pictures), remark)
 
 
 class Scene(NamedTuple):
@@ -101,6 +95,12 @@ class Scene(NamedTuple):
     boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the upright picture, [n, 4]
     labels: NDArray[np.int64]  # classes from 0, [n]
     ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [n]
+
+    @property
+    def picture(self) -> Image.Image:
+        """The upright picture in RGB."""
+        pixels = self.pixels
+        return decoded(pixels) if isinstance(pixels, Path) else Image.fromarray(np.asarray(pixels))
 
 
 @dataclass(frozen=True)
@@ -214,41 +214,44 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
     return objects
 
 
-def _remark(files: Sequence[str], pictures: Sequence[Found], objects: Objects) -> str:
+def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
     """Return a warning about boxes that are dropped or mostly outside of their pictures, or "".
 
     Raise ValueError if most boxes are like this.
     """
-    boxes = [(picture, *box[:4]) for picture in pictures for box in picture.objects]
-    total = len(boxes)
-    if total and all(max(right, bottom) <= 1 for _, _, _, right, bottom in boxes):
+    table, clipped = _clipped(pictures)
+    total = len(table)
+    if total and table[:, 3:5].max() <= 1:
         raise ValueError("all boxes end within the first pixel: give pixels, not fractions")
-    lost = [len(each.objects) for each in pictures] - np.diff(objects.starts)
-    missing = int(lost.sum())
-    outside = sum(not _inside(box) for box in boxes)
-    if 2 * outside > total:
-        problem = f"{outside} of {total} boxes lie outside of their pictures or have no area"
-        name = next(
-            name
-            for name, each in zip(files, pictures, strict=True)
-            if any(not _inside((each, *box[:4])) for box in each.objects)
-        )
-        raise ValueError(f"{problem}; {name} has such boxes")
-    if not outside:
+    sides = _sides(clipped)
+    dropped = sides.min(axis=1) < _LEAST_SIDE
+    outside = dropped | (sides.prod(axis=1) < _LEAST_PART * _sides(table[:, 1:5]).prod(axis=1))
+    missing, wrong = int(dropped.sum()), int(outside.sum())
+    if 2 * wrong > total:
+        problem = f"{wrong} of {total} boxes lie outside of their pictures or have no area"
+        raise ValueError(f"{problem}; {files[int(table[outside][0, 0])]} has such boxes")
+    if not wrong:
         return ""
-    first = f", the first in {files[int((lost > 0).argmax())]}" if missing else ""
+    first = f", the first in {files[int(table[dropped][0, 0])]}" if missing else ""
     return (
         f"{missing} of {total} boxes are left out, because they lie outside of their pictures "
-        f"or are thinner than a pixel{first}; {outside - missing} more boxes lose over half of "
+        f"or are thinner than a pixel{first}; {wrong - missing} more boxes lose over half of "
         "their area at the border"
     )
 
 
-def _inside(box: tuple[Found, float, float, float, float]) -> bool:
-    """Return whether at least half of a box, and at least 1x1 pixel, is inside its picture."""
-    picture, left, top, right, bottom = box
-    width = min(right, picture.width) - max(left, 0.0)
-    height = min(bottom, picture.height) - max(top, 0.0)
-    if min(width, height) < _LEAST_SIDE:
-        return False
-    return width * height >= _LEAST_PART * (right - left) * (bottom - top)
+def _clipped(pictures: Sequence[Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a table with a row for each object, [S, 7], and its box after clipping, [S, 4].
+
+    A row has the index of the object's picture, and the six numbers of the object (see `Found`).
+    """
+    rows = [(number, *each) for number, picture in enumerate(pictures) for each in picture.objects]
+    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    sizes = np.array([(each.width, each.height) for each in pictures]).reshape(-1, 2)
+    ends = np.minimum(table[:, 3:5], sizes[table[:, 0].astype(np.intp)])
+    return table, np.hstack([np.maximum(table[:, 1:3], 0.0), ends])
+
+
+def _sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return width and height of boxes, [S, 2]."""
+    return boxes[:, 2:] - boxes[:, :2]

@@ -26,9 +26,8 @@ from ppll_cli.data.drawing import (
     text_size,
 )
 from ppll_cli.data.files import sample_name
-from ppll_cli.data.scenes.batches import SceneBatches, decode
 from ppll_cli.data.scenes.index import Scene, Scenes
-from ppll_cli.data.source import Predict, Prediction
+from ppll_cli.data.source import BatchMaker, Predict, Prediction
 from ppll_cli.leaves.printable import printable
 from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.boxes import Detections
@@ -74,7 +73,7 @@ class Mark(NamedTuple):
 
 
 def write_samples(
-    scenes: Scenes, batches: SceneBatches, task: Detection, predict: Predict, folder: Path
+    scenes: Scenes, batches: BatchMaker, task: Detection, predict: Predict, folder: Path
 ) -> None:
     """Write a PNG file for each of the first `PICTURES` pictures into a new folder."""
     folder.mkdir()
@@ -103,7 +102,7 @@ def drawn(
     scene: Scene, found: Detections, classes: Sequence[str], *, truth: bool = True
 ) -> Image.Image:
     """Draw a picture with dashed true boxes (if `truth`), found boxes and a legend."""
-    picture = decode(scene.pixels)
+    picture = scene.picture
     factor = max(1, -(-_LEAST_SIDE // max(picture.size)))
     if factor > 1:
         size = (factor * picture.width, factor * picture.height)
