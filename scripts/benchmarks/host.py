@@ -14,6 +14,7 @@ device only between blocks of steps.
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
@@ -29,7 +30,7 @@ from torch import Tensor
 from ppll_cli.config.sections import Optim
 from ppll_cli.job.course import Item, TrainBatch
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Header, Links
+from ppll_cli.job.links import Links
 from ppll_cli.job.pulse import Pulse
 from ppll_cli.pipeline.instructions import End
 from ppll_cli.pipeline.rules import Channel
@@ -38,7 +39,7 @@ from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.worker import Worker
 from scripts.benchmarks.contenders import compose_settings
 from scripts.benchmarks.runs import machine, save
-from scripts.benchmarks.unlinked import NoSender, random_values
+from scripts.benchmarks.unlinked import Endless, NoSender, random_values
 
 RESULT = Path("outputs/benchmark/host.json")
 STAGE, STAGES, BATCH_SIZE = 1, 3, 4
@@ -122,7 +123,7 @@ def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
         torch_s.extend(_timed(bare, BLOCK, clock))
         wait()
 
-    receiver = _TimedReceiver(job, inputs, between, worker_s, clock)
+    receiver = _TimedReceiver(job, device, between, worker_s, clock)
     parent = SimpleNamespace(send=lambda report: None)
     links = Links(
         {Channel(STAGE, STAGE + 1, "activations", CHUNK + 1): NoSender()},
@@ -217,63 +218,41 @@ def _update(optim: Optim, parameters: Sequence[Tensor], device: torch.device) ->
     return update
 
 
-class _TimedReceiver:
+class _TimedReceiver(Endless):
     """A channel's receiving end that always provides the same batch, and times the worker's steps.
 
     It appends the seconds of each step to `times`, and calls `between` before each block of steps.
     """
 
     def __init__(
-        self,
-        job: Job,
-        inputs: Mapping[str, Tensor],
-        between: Step,
-        times: list[float],
-        clock: Clock,
+        self, job: Job, device: torch.device, between: Step, times: list[float], clock: Clock
     ) -> None:
-        self._items, self._inputs = _items(job), inputs
+        super().__init__(job.course, job.specs[CHUNK], CHUNK, str(device), slots=1)
         self._between, self._times, self._clock = between, times, clock
-        self._header: Header | None = None
         self._since: float | None = None
-
-    def open(self) -> None:
-        """Do nothing."""
 
     def wait(self, timeout_s: float) -> bool:
         """Record the time of a finished step, choose the next message, and return True."""
         if self._header is None:
             if self._since is not None:
                 self._times.append(self._clock() - self._since)
-            item = next(self._items)
+            super().wait(timeout_s)
+            item = self.peek().item
             if isinstance(item, TrainBatch) and item.batch == 0:
                 self._between()
-            self._header = Header(item, chunk=CHUNK)
             self._since = self._clock() if isinstance(item, TrainBatch) else None
         return True
 
-    def peek(self) -> Header:
-        """Return the header of the next message."""
-        assert self._header is not None
-        return self._header
-
-    def receive(self) -> tuple[Header, dict[str, Tensor]]:
-        """Return the next message. The one at the end of training has no tensors."""
-        header, self._header = self.peek(), None
-        return header, dict(self._inputs) if isinstance(header.item, TrainBatch) else {}
-
-    def release(self) -> None:
-        """Do nothing."""
+    @cached_property
+    def _items(self) -> Iterator[Item]:
+        """Yield all batches of the course, without evaluations."""
+        steps, each = self._course.steps, self._course.steps_per_epoch
+        yield from (TrainBatch(step, *divmod(step, each), BATCH_SIZE) for step in range(steps))
+        yield End(steps)
 
 
 class _NoStop:
     value = 0
-
-
-def _items(job: Job) -> Iterator[Item]:
-    steps = job.course.steps
-    each = job.course.steps_per_epoch
-    yield from (TrainBatch(step, *divmod(step, each), BATCH_SIZE) for step in range(steps))
-    yield End(steps)
 
 
 def _timed(step: Step, steps: int, clock: Clock) -> list[float]:

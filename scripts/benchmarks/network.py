@@ -14,13 +14,11 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
-from time import monotonic
 from typing import Any
 
 from rich.console import Console
@@ -38,7 +36,7 @@ from scripts.benchmarks.namespaces import (
     namespaces,
 )
 from scripts.benchmarks.runs import RunFailedError, machine, run, source
-from scripts.benchmarks.session import ppll_run
+from scripts.benchmarks.session import LEAVE_S, Session, ppll_run
 from scripts.benchmarks.trials import FOLDER, table
 
 COMMON = (
@@ -250,7 +248,6 @@ def _run_on_both(both: Namespaces, overrides: Sequence[str], run_dir: Path) -> d
 def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
     """Run `link_ends` with these arguments, over the link or on one machine; return its result."""
     store = (FOLDER / "network" / "store").absolute()
-    store.parent.mkdir(parents=True, exist_ok=True)
     store.unlink(missing_ok=True)
     what, *rest = arguments
     program = [sys.executable, "-m", "scripts.benchmarks.link_ends", what]
@@ -259,34 +256,26 @@ def _at_ends(both: Namespaces | None, arguments: Sequence[str]) -> Any:
     if both is not None:
         commands = [both.command(rank, command) for rank, command in enumerate(commands)]
         environments = [{"GLOO_SOCKET_IFNAME": link} for link in both.links]
-    return json.loads(_side_by_side(commands, environments)[0].splitlines()[-1])
+    return json.loads(_side_by_side(commands, environments).splitlines()[-1])
 
 
 def _side_by_side(
     commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]
-) -> list[str]:
-    """Run programs at the same time, and return the output of each."""
+) -> str:
+    """Run programs at the same time, and return the output of the first."""
+    folder = FOLDER / "network"
+    folder.mkdir(parents=True, exist_ok=True)
+    programs = zip(commands, environments, strict=True)
     with ExitStack() as started:
-        programs = []
-        for command, environment in zip(commands, environments, strict=True):
-            program = subprocess.Popen(
-                command,
-                env={**os.environ, **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            started.callback(program.kill)
-            programs.append(program)
-        said: list[tuple[str, str]] = [("", "")] * len(programs)
-        until_s, running = monotonic() + LIMIT_S, [*range(len(programs))]
-        while running:
-            for number in running:
-                with suppress(subprocess.TimeoutExpired):
-                    said[number] = programs[number].communicate(timeout=0.1)
-            running = [number for number in running if programs[number].returncode is None]
-            failed = any(program.returncode for program in programs)
-            if failed or monotonic() > until_s:
-                text = "".join(part for each in said for part in each)
-                raise RunFailedError(f"{' '.join(commands[0])} failed or is too slow:\n{text}")
-    return [out for out, _ in said]
+        sessions = [
+            started.enter_context(Session(command, folder / f"end-{number}.txt", environment))
+            for number, (command, environment) in enumerate(programs)
+        ]
+        # If a program fails, the others may wait for it.
+        failed = sessions[0].wait_until(
+            lambda: any(session.status for session in sessions), LIMIT_S, look_s=0.1
+        )
+        if failed or any(session.wait(LEAVE_S) != 0 for session in sessions):
+            text = "".join(session.printed() for session in sessions)
+            raise RunFailedError(f"{' '.join(commands[0])} failed or is too slow:\n{text}")
+        return sessions[0].printed()

@@ -12,7 +12,7 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from ppll_cli.job.course import Item, TrainBatch
+from ppll_cli.job.course import Course, Item, TrainBatch
 from ppll_cli.job.job import Job
 from ppll_cli.job.links import Header
 from ppll_cli.leaves.values import ValueSpec
@@ -40,7 +40,7 @@ class Endless:
     """A channel's receiving end whose messages repeat a few batches of random tensors.
 
     Args:
-        course: Yields the items of the messages. It waits for orders (see `paced`).
+        course: Yields the items of the messages. A `PacedCourse` waits for orders.
         specs: Shape and dtype of the tensors of a batch, by name.
         chunk: Number of the chunk that receives the messages.
         slots: Number of different batches, which are received in turn, as from the slots of a ring.
@@ -48,7 +48,7 @@ class Endless:
 
     def __init__(
         self,
-        course: PacedCourse,
+        course: Course,
         specs: Mapping[str, ValueSpec],
         chunk: int,
         device: str,
@@ -67,14 +67,14 @@ class Endless:
             self._header = Header(next(self._items), chunk=self._chunk)
         return True
 
-    def peek(self) -> channel.Header:
+    def peek(self) -> Header:
         """Return the header of the next message."""
+        assert self._header is not None
         return self._header
 
-    def receive(self) -> tuple[channel.Header, dict[str, Tensor]]:
-        """Return the next message. The message of a mark has no tensors."""
-        header, self._header = self._header, None
-        assert header is not None
+    def receive(self) -> tuple[Header, dict[str, Tensor]]:
+        """Return the next message. Only the message of a training batch has tensors."""
+        header, self._header = self.peek(), None
         return header, next(self._tensors) if isinstance(header.item, TrainBatch) else {}
 
     def release(self) -> None:

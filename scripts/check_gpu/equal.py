@@ -2,8 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from scripts.benchmarks.session import Session, ppll_run
 from scripts.check_gpu.report import Outcome, skipped, verdict
-from scripts.check_gpu.running import Check
+from scripts.check_gpu.running import Check, SkippedError, Train
 
 FOUND_S = 12.0
 """Seconds within which a run with a dead or stopped worker must end: 10 s to notice the fault, and
@@ -52,29 +53,21 @@ class LostWorker:
 
     def act(self, check: Check) -> Outcome:
         """Send the signal after the first checkpoint, resume, and compare with a faultless run."""
-        folder = check.folder(self.name)
-        endless = [*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}"]
-        with check.session(self.name, ppll_run(*endless)) as session:
-            if not _started(session, folder, check):
-                return skipped("no checkpoint in time", session.printed())
+        with endless(check, self.name, self.overrides) as session:
             hurt_s = session.signal(self.signal, session.workers()[-1].pid)
             status = session.wait(check.limited(2 * FOUND_S))
             found_s, left, output = monotonic() - hurt_s, session.left(), session.printed()
         facts = {"status": status, "found_s": round(found_s, 1), "left": left}
         if status != 1 or left or found_s > check.patience * FOUND_S:
             return wrong(check, output, **facts)
-        steps = _saved(folder) + 10
-        again = ppll_run(f"resume={folder}", f"max_steps={steps}")
-        whole = check.folder(f"{self.name} whole")
-        unhurt = ppll_run(*self.overrides, f"max_steps={steps}", f"hydra.run.dir={whole}")
-        for name, command in ((f"{self.name} resumed", again), (f"{self.name} whole", unhurt)):
-            ended = check.command(name, command, 80.0)
-            if ended.late:
-                return skipped("out of time", output)
-            if ended.status != 0:
-                return verdict(False, output + ended.output, **facts)
-        outcome = compared(folder, whole)
-        return verdict(outcome.state == "ok", output, **facts, **outcome.facts)
+        steps = _saved(check, self.name) + 10
+        again = ppll_run(f"resume={check.folder(self.name)}", f"max_steps={steps}")
+        ended = check.command(f"{self.name} resumed", again, 80.0)
+        if ended.late:
+            return skipped("out of time", ended.output)
+        if ended.status != 0:
+            return verdict(False, output + ended.output, **facts)
+        return _compared_with_whole(check, self, facts)
 
 
 @dataclass(frozen=True)
@@ -89,12 +82,7 @@ class Restarted:
 
     def act(self, check: Check) -> Outcome:
         """Kill a worker, end the run after the restart, and compare it with a faultless run."""
-        folder, whole = check.folder(self.name), check.folder(f"{self.name} whole")
-        endless = [*self.overrides, "recover=stage", "max_steps=1000000"]
-        command = ppll_run(*endless, f"hydra.run.dir={folder}")
-        with check.session(self.name, command) as session:
-            if not _started(session, folder, check):
-                return skipped("no checkpoint in time", session.printed())
+        with endless(check, self.name, [*self.overrides, "recover=stage"]) as session:
             session.signal(signal.SIGKILL, session.workers()[-1].pid)
             limit_s = check.limited(60.0)
             again = session.wait_until(lambda: " continues after " in session.printed(), limit_s)
@@ -104,13 +92,7 @@ class Restarted:
         facts = {"status": status, "restarted": again, "left": left}
         if not again or status != 128 + signal.SIGTERM or left:
             return wrong(check, output, **facts)
-        unhurt = ppll_run(*self.overrides, f"max_steps={_saved(folder)}", f"hydra.run.dir={whole}")
-        ended = check.command(f"{self.name} whole", unhurt, 80.0)
-        if ended.late:
-            return skipped("out of time", output)
-        outcome = compared(folder, whole)
-        right = ended.status == 0 and outcome.state == "ok"
-        return verdict(right, output, **facts, **outcome.facts)
+        return _compared_with_whole(check, self, facts)
 
 
 @dataclass(frozen=True)
@@ -122,17 +104,42 @@ class Interrupted:
 
     def act(self, check: Check) -> Outcome:
         """Interrupt the run after its first checkpoint, and check how it ends."""
-        folder = check.folder(self.name)
-        command = ppll_run(*self.overrides, "max_steps=1000000", f"hydra.run.dir={folder}")
-        with check.session(self.name, command) as session:
-            if not _started(session, folder, check):
-                return skipped("no checkpoint in time", session.printed())
+        with endless(check, self.name, self.overrides) as session:
             session.signal(signal.SIGINT, session.pid)
             status = session.wait(check.limited(30.0))
             left, output = session.left(), session.printed()
-        if status != 128 + signal.SIGINT or left or not (folder / "summary.json").exists():
+        summary = check.folder(self.name) / "summary.json"
+        if status != 128 + signal.SIGINT or left or not summary.exists():
             return wrong(check, output, status=status, left=left)
         return verdict(True, output, status=status)
+
+
+@contextmanager
+def endless(check: Check, name: str, overrides: Sequence[str]) -> Iterator[Session]:
+    """Start a run that does not end, and provide its session after its first checkpoint.
+
+    Raises:
+        SkippedError: There is no checkpoint in time, or no /proc to find workers, as on macOS.
+    """
+    folder = check.folder(name)
+    command = ppll_run(*overrides, "max_steps=1000000", f"hydra.run.dir={folder}")
+    last = folder / "checkpoints" / "last"
+    with check.session(name, command) as session:
+        limit_s = check.limited(90.0)
+        if sys.platform != "linux" or not session.wait_until(last.exists, limit_s, look_s=0.1):
+            raise SkippedError("no checkpoint in time", session.printed())
+        yield session
+
+
+def _compared_with_whole(
+    check: Check, step: LostWorker | Restarted, facts: Mapping[str, Any]
+) -> Outcome:
+    """Compare a step's run with a faultless run of as many steps, and add facts to the outcome."""
+    whole = Train(f"{step.name} whole", [*step.overrides, f"max_steps={_saved(check, step.name)}"])
+    outcome = whole.act(check)
+    if outcome.state == "ok":
+        outcome = compared(check.folder(step.name), check.folder(whole.name))
+    return replace(outcome, facts={**facts, **outcome.facts})
 
 
 def wrong(check: Check, output: str, **facts: Any) -> Outcome:
@@ -166,17 +173,11 @@ def compared(one: Path, other: Path) -> Outcome:
     )
 
 
-def _saved(folder: Path) -> int:
-    return int((folder / "checkpoints" / "last").resolve().name.removeprefix("step-"))
+def _saved(check: Check, run: str) -> int:
+    last = (check.folder(run) / "checkpoints" / "last").resolve()
+    return int(last.name.removeprefix("step-"))
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     files = sorted((folder / "checkpoints" / "last").glob("*.safetensors"))
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
-
-
-def _started(session: Session, folder: Path, check: Check) -> bool:
-    """Wait for a checkpoint; return False on time-out, or outside Linux, where /proc is missing."""
-    last = folder / "checkpoints" / "last"
-    limit_s = check.limited(90.0)
-    return sys.platform == "linux" and session.wait_until(last.exists, limit_s, look_s=0.1)

@@ -87,6 +87,10 @@ class Check:
         return Ended(status, late, session.printed())
 
 
+class SkippedError(Exception):
+    """Raised when a step cannot run or finish. Its arguments are those of `skipped`."""
+
+
 class Step(Protocol):
     """A step of the check."""
 
@@ -160,6 +164,8 @@ def run_steps(check: Check, steps: Sequence[Step], width: int) -> None:
         else:
             try:
                 outcome = step.act(check)
+            except SkippedError as error:
+                outcome = skipped(*error.args)
             except Exception as error:
                 outcome = verdict(False, repr(error), reason=repr(error))
         check.report.add(step.name, replace(outcome, seconds=monotonic() - start_s))

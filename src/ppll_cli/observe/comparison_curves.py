@@ -60,9 +60,9 @@ def draw(
     style: Style,
 ) -> None:
     """Draw a curve for each evaluated group, and the legend of the whole picture."""
-    axes.set_title(f"{comparison.metric} while training", loc="left", fontsize=9, parse_math=False)
+    axes.set_title(f"{comparison.metric} while training", loc="left", fontsize=9)
     axes.set_xlabel("seconds of training, evaluation included", fontsize=8)
-    axes.set_ylabel(with_unit(comparison.metric), fontsize=8, parse_math=False)
+    axes.set_ylabel(with_unit(comparison.metric), fontsize=8)
     axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#EEEEEE")
@@ -143,7 +143,7 @@ def _legend(figure: Any, entries: Mapping[str, Any], columns: int) -> None:
     from matplotlib.legend_handler import HandlerTuple
 
     longest = 10 * HEAD_WIDTH if columns == 1 else 40
-    made = figure.legend(
+    figure.legend(
         list(entries.values()),
         [printable(name, longest) for name in entries],
         loc="outside lower left",
@@ -153,5 +153,3 @@ def _legend(figure: Any, entries: Mapping[str, Any], columns: int) -> None:
         handlelength=4.0,
         handler_map={tuple: HandlerTuple(ndivide=None)},
     )
-    for text in made.get_texts():
-        text.set_parse_math(False)  # a "$" in a name does not begin a formula

@@ -40,7 +40,7 @@ def picture(path: Path, comparison: Comparison) -> None:
     lines = head.count("\n") + curves.lines(groups, names, style)
     height = end + CURVES_INCHES + LINE_INCHES * lines + 1.9
     with figure(path, height) as made:
-        made.suptitle(head, fontsize=9, x=0.01, ha="left", parse_math=False)
+        made.suptitle(head, fontsize=9, x=0.01, ha="left")
         grid = made.add_gridspec(2, 3, height_ratios=[end, CURVES_INCHES])
         panels = [_Panel(made.add_subplot(grid[0, n]), groups, places, style) for n in range(3)]
         speed, memory, best = panels
@@ -49,7 +49,7 @@ def picture(path: Path, comparison: Comparison) -> None:
         best.draw_best(comparison.metric)
         for panel in panels:
             panel.axes.set_ylim(end, 0)
-            panel.axes.set_yticks(places, wrapped if panel is speed else [], parse_math=False)
+            panel.axes.set_yticks(places, wrapped if panel is speed else [])
             panel.axes.tick_params(labelsize=8)
             panel.axes.spines[["top", "right"]].set_visible(False)
         curves.draw(made.add_subplot(grid[1, :]), groups, names, comparison, style)
@@ -192,8 +192,8 @@ class _Panel:
             self.axes.text(1.0, place, text, transform=at, ha="right", va="center", fontsize=8)
 
     def _title(self, title: str, unit: str) -> None:
-        self.axes.set_title(title, loc="left", fontsize=9, parse_math=False)
-        self.axes.set_xlabel(unit, fontsize=8, parse_math=False)
+        self.axes.set_title(title, loc="left", fontsize=9)
+        self.axes.set_xlabel(unit, fontsize=8)
 
     def _nothing(self) -> None:
         self.axes.set_xticks([])

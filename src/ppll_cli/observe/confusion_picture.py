@@ -31,13 +31,13 @@ def picture(
     places = range(0, len(classes), step)
     names = [_short(printable(classes[place])) for place in places]
     with figure(path, WIDTH * 0.95) as made:
-        made.suptitle(printable(title), fontsize=10, parse_math=False)
+        made.suptitle(printable(title), fontsize=10)
         axes = made.add_subplot()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         made.colorbar(image, ax=axes, fraction=0.04, label="share of the true class's samples")
         size = 8 if len(names) <= MOST_NUMBERED else 6
-        axes.set_xticks(places, names, rotation=90, fontsize=size, parse_math=False)
-        axes.set_yticks(places, names, fontsize=size, parse_math=False)
+        axes.set_xticks(places, names, rotation=90, fontsize=size)
+        axes.set_yticks(places, names, fontsize=size)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
         if len(classes) <= MOST_NUMBERED:

@@ -23,7 +23,7 @@ from ppll_cli.leaves.printable import LONGEST, printable
 from ppll_cli.observe.facts import RunFacts
 from ppll_cli.observe.live import Ticker, View, few, line, size, spelled
 from ppll_cli.observe.logs import to_file
-from ppll_cli.observe.progress import Look, Progress
+from ppll_cli.observe.progress import Look, Now, Progress
 
 log = logging.getLogger(__name__)
 
@@ -134,45 +134,40 @@ class Console:
         """Show the progress of the run until `close`. `looks` returns the state of each worker."""
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
-        if not self._has_display():
-            self._tick(PLAIN_S / 5, partial(self._speak, progress, looks))
-            return
-        live = self._held.enter_context(
-            Live(
+        every_s, show = PLAIN_S / 5, self._speak
+        if self._has_display():
+            live = Live(
                 console=self._out,
                 auto_refresh=False,
                 transient=True,
                 redirect_stderr=sys.stderr.isatty(),
             )
-        )
-        self._out.show_cursor(True)  # else Ctrl-Z leaves a terminal without its cursor
-        self._held.enter_context(_logs_above())
-        self._tick(REFRESH_S, partial(self._refresh, live, progress, looks))
+            every_s, show = REFRESH_S, partial(self._refresh, self._held.enter_context(live))
+            self._out.show_cursor(True)  # else Ctrl-Z leaves a terminal without its cursor
+            self._held.enter_context(_logs_above())
+
+        def tick(now_s: float) -> None:
+            if not self.lost:
+                with self.guarded():
+                    show(now_s, progress.update(now_s, looks()))
+
+        ticker = Ticker(every_s, tick)
+        ticker.start()
+        self._held.callback(ticker.stop)
 
     def _has_display(self) -> bool:
         moves = os.environ.get("TERM", "").lower() not in NO_CURSOR
         wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
         return self._out.is_terminal and moves and wide
 
-    @_never_raises
-    def _speak(self, progress: Progress, looks: Callable[[], Sequence[Look]], now_s: float) -> None:
-        now = progress.update(now_s, looks())
+    def _speak(self, now_s: float, now: Now) -> None:
         if now_s - self._spoke_s >= PLAIN_S and now.step < self._facts.steps:
             self._spoke_s = now_s
             self._say(line(self._facts, now))
 
-    @_never_raises
-    def _refresh(
-        self, live: Live, progress: Progress, looks: Callable[[], Sequence[Look]], now_s: float
-    ) -> None:
-        now = progress.update(now_s, looks())
+    def _refresh(self, live: Live, _: float, now: Now) -> None:
         results = "  ".join(self._results.values())
         live.update(View(self._facts, now, results), refresh=True)
-
-    def _tick(self, every_s: float, tick: Callable[[float], None]) -> None:
-        ticker = Ticker(every_s, tick)
-        ticker.start()
-        self._held.callback(ticker.stop)
 
     def close(self) -> None:
         """End the display, after the workers have ended."""

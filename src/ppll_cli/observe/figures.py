@@ -44,6 +44,7 @@ def figure(path: Path, height: float) -> Iterator["Figure"]:
     image = BytesIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["text.parse_math"] = False  # a "$" in a name does not begin a formula
         made = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
         FigureCanvasAgg(made)
         yield made

@@ -90,12 +90,12 @@ def picture(path: Path, traced: Traced) -> None:
         axes.set_ylim(len(lanes) - 0.5, -0.5)
         workers = zip(traced.names, traced.devices, strict=True)
         places = [f"stage {name}\n{device}" for name, device in workers]
-        axes.set_yticks(range(len(lanes)), places, fontsize=9, parse_math=False)
+        axes.set_yticks(range(len(lanes)), places, fontsize=9)
         axes.tick_params(axis="x", labelsize=9)
         axes.set_xlabel("time in ms; numbers are those of batches (optimizer steps)", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
         text = fill(printable(traced.title), TITLE_WIDTH)
-        axes.set_title(text, loc="left", fontsize=10, parse_math=False)
+        axes.set_title(text, loc="left", fontsize=10)
         handles = [
             Patch(facecolor=c, edgecolor="black", linewidth=0.5, label=LEGEND.get(name, name))
             for name, c in COLOURS.items()
