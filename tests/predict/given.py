@@ -36,6 +36,7 @@ class Source:
     step_s: float = 0.0
     spared_s: float = 0.0
     recomputed: int = 0
+    frozen: int = 0  # bytes of each unit's parameters that are not trained
     slower: float = 1.0
     parameter_bytes: float = 16.0
     samples: int = 8
@@ -58,6 +59,7 @@ class Source:
             self.step_s,
             spared_s=share * self.spared_s,
             recomputed=self.recomputed,
+            frozen=self.frozen,
             samples=samples,
         )
 
@@ -65,7 +67,7 @@ class Source:
         saved, backward_s = self.samples * 100 * (index + 1), self.backward_s[index]
         backward_s -= first * self.spared_s
         params, again = 10 * (index + 1), self.samples * self.recomputed * (index + 1)
-        return Measured(self.forward_s[index], backward_s, saved, params, again)
+        return Measured(self.forward_s[index], backward_s, saved, params, again, self.frozen)
 
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         return self.loss

@@ -16,7 +16,8 @@ def test_networks_of_equal_structure_have_equal_costs() -> None:
     with torch.device("meta"):
         assert structure(layers()) == structure(layers().eval())
     others = [layers(9), layers(dropout=0.2), nn.Sequential(*list(layers())[:2]), layers().double()]
-    assert len({structure(network) for network in (layers(), *others)}) == 5
+    others.append(layers().requires_grad_(False))
+    assert len({structure(network) for network in (layers(), *others)}) == 6
 
 
 def test_kept_times_depend_on_the_code_of_the_model() -> None:

@@ -12,10 +12,10 @@ from ppll_cli.prepare.preparation import prepare
 from tests.conftest import compose_config
 from tests.predict.given import SMALL
 
-LOSS = {"forward_s": 1.5, "backward_s": 0.0, "saved_bytes": 8, "params": 3}
+LOSS = {"forward_s": 1.5, "backward_s": 0.0, "saved_bytes": 8, "params": 3, "frozen_bytes": 16}
 RECORDS = {
     "unit 1": {**LOSS, "recomputed_bytes": 4},
-    "auxiliary 2": {**LOSS, "frozen_bytes": 16},
+    "auxiliary 2": LOSS,
     "copy 512": {"seconds": 2e-6},
     "parameter": {"step_s": 1e-9, "bytes": 16.0},
 }

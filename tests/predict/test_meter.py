@@ -176,10 +176,12 @@ def test_the_parent_creates_no_cuda_context(
             copies.add(args[1:])
             return 1e-3
         if measure is time_loss:
-            return {"forward_s": 1e-3, "backward_s": 1e-3, "saved_bytes": 1, "params": 1}
+            times = {"forward_s": 1e-3, "backward_s": 1e-3}
+            return {**times, "saved_bytes": 1, "params": 1, "frozen_bytes": 0}
         assert measure is time_units
         count = len(args[0].parts)
-        return UnitTimes([1e-3] * count, [1e-3] * count, [Saved(1, 0)] * count, 1e-3, 10, 16.0, [])
+        seconds, saved, ones = [1e-3] * count, [Saved(1, 0)] * count, [1] * count
+        return UnitTimes(seconds, seconds, saved, 1e-3, ones, ones, 16.0, [])
 
     monkeypatch.setattr(Meter, "ask", answer)
     small = [each for each in SMALL if each != "device=cpu"]

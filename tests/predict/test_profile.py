@@ -3,19 +3,24 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.predict.profile import Measured, Profile
 from ppll_cli.prepare.preparation import Prepared
+from ppll_cli.tasks.classification import classes_of
+from ppll_cli.tasks.task import Task
 from tests import conftest
-from tests.conftest import Runner, assert_same
+from tests.conftest import Runner, assert_same, own_model
 from tests.predict.dictated import Dictated, dictate
-from tests.predict.given import SMALL
+from tests.predict.given import DATA, SMALL
 from tests.predict.small import UNITS, made
 
 
@@ -61,6 +66,31 @@ def test_equal_units_are_measured_once(cache: Path) -> None:
     for name, record in records.items():
         assert all(record[key] > 0 for key in record if key.endswith("_s")), name
     assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.2)  # AdamW's state and counters
+
+
+class Partly:
+    """A model whose first unit is not trained."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        pixels = image.channels * image.height * image.width
+        head = partial(nn.Linear, 5, classes_of(task, "partly"))
+        return [Unit("frozen", partial(_frozen, pixels), ("image",)), Unit("head", head)]
+
+
+def _frozen(pixels: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 5).requires_grad_(False))
+
+
+def test_parameters_that_are_not_trained_are_counted_apart(cache: Path) -> None:
+    """They were counted as trained, with gradients, states of the optimizer and averages."""
+    own = own_model("predict.test_profile.Partly")
+    case = [*DATA, "threads=1", "batch_size=8", "schedule=gpipe", "gpus=2", *own]
+    conftest.prepared(*case, "partition=profile")
+    records = kept(cache)
+    units = [record for name, record in records.items() if name.startswith("unit")]
+    counts = {(record["params"], record["frozen_bytes"]) for record in units}
+    assert counts == {(0, 4 * (3 * 8 * 8 + 1) * 5), ((5 + 1) * 10, 0)}
+    assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.5)  # as for other models
 
 
 def test_profiling_changes_neither_random_numbers_nor_threads() -> None:

@@ -15,6 +15,7 @@ from ppll_cli.predict.costs import instruction_times
 from ppll_cli.predict.interconnect import Carriers, Interconnect, Link
 from ppll_cli.predict.profile import Measured
 from ppll_cli.predict.speed import bp_batch_s, predict
+from tests.conftest import with_settings
 from tests.predict.given import TOKENS, UNITS, Source, batch_s, job
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -162,6 +163,16 @@ def test_memory_includes_saved_tensors_and_parameters() -> None:
     ]
     assert ppll.parameter_bytes == [16 * (10 + 20 + 30 + 40 + 6) + 40, 16 * (50 + 60 + 3) + 20]
     assert pp.parameter_bytes == [16 * 60, 16 * (150 + 3) + 20]
+
+
+def test_weights_that_are_not_trained_have_neither_gradients_nor_states() -> None:
+    """They are in memory once. Averages of weights include them."""
+    trained, frozen = 10 + 20 + 30, 3 * 400
+    plain = job("pp", 2)
+    assert predict(plain, Source(frozen=400)).parameter_bytes[0] == 16 * trained + frozen
+    averaged = with_settings(plain, optim=plain.settings.optim.model_copy(update={"ema": 0.9}))
+    found = predict(averaged, Source(frozen=400)).parameter_bytes[0]
+    assert found == (16 + 4) * trained + 2 * frozen
 
 
 def test_memory_is_lower_if_units_recompute() -> None:

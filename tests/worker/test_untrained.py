@@ -68,6 +68,25 @@ def test_a_loss_that_changes_labels_in_training_is_refused(cut: HeldChunk) -> No
         cut.loss(0)
 
 
+TOLD = "the loss of module 0 does not train the module's units"
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_units_without_an_output_that_has_a_gradient_are_told(
+    cut: HeldChunk, caplog: pytest.LogCaptureFixture, trained: bool
+) -> None:
+    """A module that ends with token ids, for example, was not trained, without a word."""
+    assert cut.criterion is not None
+    cut.criterion.__class__ = Criterion
+    values = cut.tensors[0].values
+    values.update({name: tensor.detach() for name, tensor in values.items()})
+    if not trained:
+        for parameter in cut.parameters:
+            parameter.requires_grad_(False)
+    cut.loss(0)
+    assert [record.getMessage()[:54] for record in caplog.records] == [TOLD][: int(trained)]
+
+
 def test_a_loss_that_trains_only_its_own_head_is_told_once(
     cut: HeldChunk, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -75,7 +94,5 @@ def test_a_loss_that_trains_only_its_own_head_is_told_once(
     cut.criterion.__class__ = OfDetached
     for _ in range(2):
         cut.loss(0)
-    assert [record.getMessage()[:54] for record in caplog.records] == [
-        "the loss of module 0 does not train the module's units"
-    ]
+    assert [record.getMessage()[:54] for record in caplog.records] == [TOLD]
     assert all(parameter.grad is not None for parameter in cut.criterion.parameters())

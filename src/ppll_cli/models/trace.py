@@ -174,6 +174,11 @@ def _check_network(module: object) -> None:
                 f"the parameter {name!r} is complex: keep torch.view_as_real of it as the "
                 "parameter, and use torch.view_as_complex in forward()"
             )
+        if not parameter.is_meta:  # the network was built with the meta device as the default
+            raise TypeError(
+                f"the parameter {name!r} existed before the network was built: make new weights at "
+                "each call, and keep no layer in a global variable or in a class"
+            )
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise TypeError(

@@ -171,16 +171,17 @@ class Chain:
         return sizes
 
     def bytes_per_parameter(self) -> float:
-        """Return the mean bytes of a parameter with its gradient and its optimizer state.
+        """Return the mean bytes of a trained parameter with its gradient and its optimizer state.
 
         Call this after a step, because the optimizer has no state before.
         """
-        if self.optimizer is None:
+        trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        if self.optimizer is None or not trained:
             return 0.0
         states = self.optimizer.state.values()
         kept = sum(value.nbytes for state in states for value in state.values())
-        parameters = sum(parameter.nbytes for parameter in self.parameters)
-        return (2 * parameters + kept) / sum(p.numel() for p in self.parameters)
+        parameters = sum(parameter.nbytes for parameter in trained)
+        return (2 * parameters + kept) / sum(parameter.numel() for parameter in trained)
 
     def _leaves(self, unit: Unit, part: Part, values: Mapping[str, Tensor]) -> list[Tensor]:
         leaves = []

@@ -13,15 +13,16 @@ from ppll_cli.job.ends import Ends
 
 
 def structure(network: nn.Module) -> str:
-    """Return a text with a network's layers and options, and its tensors' names, shapes and dtypes.
+    """Return a text with a network's layers, options and tensors.
 
-    Networks with equal texts take the same time and memory. Weights are not in the text.
+    It says which tensors are trained. Networks with equal texts take the same time and memory.
+    Weights are not in the text.
     """
     lines = []
     for name, layer in network.named_modules():
         options = {k: v for k, v in vars(layer).items() if k[0] != "_" and k != "training"}
         own = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
-        shapes = [(key, tuple(tensor.shape), tensor.dtype) for key, tensor in own]
+        shapes = [(key, tuple(t.shape), t.dtype, t.requires_grad) for key, t in own]
         lines.append(f"{name}: {type(layer)} {options} {shapes}")
     return re.sub(r" at 0x[0-9a-f]+", "", "\n".join(lines))
 

@@ -16,10 +16,12 @@ log = logging.getLogger(__name__)
 Record = dict[str, float]
 """The values of one measurement by name: seconds, bytes and counts."""
 
+COSTS = {"forward_s", "backward_s", "saved_bytes", "params", "frozen_bytes"}
+
 FIELDS = {
-    "unit": {"forward_s", "backward_s", "saved_bytes", "recomputed_bytes", "params"},
+    "unit": {*COSTS, "recomputed_bytes"},
     "halves": {"input_s", "weight_s"},
-    "auxiliary": {"forward_s", "backward_s", "saved_bytes", "params", "frozen_bytes"},
+    "auxiliary": COSTS,
     "copy": {"seconds"},
     "parameter": {"step_s", "bytes"},
 }

@@ -24,7 +24,7 @@ from ppll_cli.predict.neighbours import neighbours
 from ppll_cli.predict.requests import UnitTimes, time_copy, time_loss, time_units
 from ppll_cli.transport.devices import cannot_reach, cannot_share
 
-FORMAT = 5
+FORMAT = 6
 """Version of the cache files. Files of another version are not read."""
 
 COPIES = 4
@@ -40,9 +40,9 @@ class Measured(NamedTuple):
 
     Attributes:
         saved_bytes: Bytes kept in memory until the backward pass, without inputs.
-        params: Number of parameters; of an auxiliary network only the trained ones.
+        params: Number of trained parameters.
         recomputed_bytes: Bytes that the backward pass computes again, besides `saved_bytes`.
-        frozen_bytes: Bytes of an auxiliary network's parameters that are not trained.
+        frozen_bytes: Bytes of the parameters that are not trained.
     """
 
     forward_s: float
@@ -158,7 +158,7 @@ class Profile:
 
     @property
     def parameter_bytes(self) -> float:
-        """Bytes of a parameter with its gradient and its optimizer state."""
+        """Bytes of a trained parameter with its gradient and its optimizer state."""
         self._measure_units()
         return self._known["parameter"]["bytes"]
 
@@ -201,9 +201,10 @@ class Profile:
                 backward_s=median(found.backward_s[place] for place in own),
                 saved_bytes=found.saved[own[0]].kept,
                 recomputed_bytes=found.saved[own[0]].recomputed,
-                params=self.ends.traced[chosen[own[0]][0]].cost.params,
+                params=found.params[own[0]],
+                frozen_bytes=found.frozen_bytes[own[0]],
             )
-        step_s = found.step_s / max(1, found.params)
+        step_s = found.step_s / max(1, sum(found.params))
         self._add("parameter", step_s=step_s, bytes=found.bytes_per_parameter)
 
     def _timed(

@@ -11,7 +11,13 @@ from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import LocalMethod, Site, module_criterion
 from ppll_cli.models.unit import make_seeded
 from ppll_cli.predict.chain import Saved, Setup, Work
-from ppll_cli.predict.timing import Stopwatch, batch_like, repeat, time_criterion
+from ppll_cli.predict.timing import (
+    Stopwatch,
+    batch_like,
+    repeat,
+    time_criterion,
+    trained_and_frozen,
+)
 
 
 class UnitTimes(NamedTuple):
@@ -20,6 +26,8 @@ class UnitTimes(NamedTuple):
     Attributes:
         backward_s: Seconds of each unit's backward pass; if split, of the half for the inputs.
         step_s: Seconds of the optimizer's step for all units.
+        params: Number of trained parameters of each unit.
+        frozen_bytes: Bytes of each unit's parameters that are not trained.
         weight_s: Seconds of each unit's half for the parameters; empty without split passes.
     """
 
@@ -27,7 +35,8 @@ class UnitTimes(NamedTuple):
     backward_s: list[float]
     saved: list[Saved]
     step_s: float
-    params: int
+    params: list[int]
+    frozen_bytes: list[int]
     bytes_per_parameter: float
     weight_s: list[float]
 
@@ -39,13 +48,15 @@ def time_units(work: Work) -> UnitTimes:
     seconds = repeat(chain.step, chain.device)
     count = len(chain.units)
     backwards, each = seconds[count:-1], 2 if work.split else 1
+    params, frozen_bytes = zip(*map(trained_and_frozen, chain.networks), strict=True)
     return UnitTimes(
         forward_s=seconds[:count],
         backward_s=backwards[::each][::-1],
         weight_s=backwards[1::2][::-1] if work.split else [],
         saved=saved,
         step_s=seconds[-1],
-        params=sum(parameter.numel() for parameter in chain.parameters),
+        params=list(params),
+        frozen_bytes=list(frozen_bytes),
         bytes_per_parameter=chain.bytes_per_parameter(),
     )
 

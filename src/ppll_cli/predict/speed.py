@@ -214,9 +214,11 @@ def _parameter_bytes(job: Job, profile: Source) -> list[int]:
         params = params_of(job, stage, profile)
         kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
         chunks = (job.layout.chunks[number] for number in job.layout.of(stage))
-        kept += sum(end_of(job, chunk, profile).frozen_bytes for chunk in chunks)
+        units = [profile.unit(unit) for unit in job.layout.units(stage)]
+        frozen = sum(unit.frozen_bytes for unit in units)
+        kept += frozen + sum(end_of(job, chunk, profile).frozen_bytes for chunk in chunks)
         if job.settings.optim.ema is not None:
-            kept += 4 * sum(profile.unit(unit).params for unit in job.layout.units(stage))
+            kept += 4 * sum(unit.params for unit in units) + frozen
         result.append(kept)
     return result
 

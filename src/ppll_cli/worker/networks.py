@@ -27,8 +27,9 @@ from ppll_cli.worker.versions import watched_versions
 log = logging.getLogger(__name__)
 
 UNTRAINED = (
-    "the loss of module %d does not train the module's units, because it does not depend on their "
-    "outputs: if this is not intended, look for detach() and no_grad() in the loss"
+    "the loss of module %d does not train the module's units, because it depends on none of their "
+    "outputs that have a gradient: if this is not intended, look for detach(), no_grad() and "
+    "integers in the units and in the loss"
 )
 
 
@@ -163,8 +164,12 @@ class Networks:
         return loss.requires_grad
 
     def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
-        """Warn once if outputs need gradients, but the module's loss gives them none."""
-        if outputs and not gradients and not self._told:
+        """Warn once if units have something to train, but the module's loss gives no gradients.
+
+        `outputs` has the units' outputs that need gradients. There is none if, for example, the
+        module ends with integers.
+        """
+        if (outputs or self.unit_weights) and not gradients and not self._told:
             self._told = True
             log.warning(UNTRAINED, self.place.module)
 

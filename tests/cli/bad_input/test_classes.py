@@ -13,6 +13,7 @@ from ppll_cli.data.dataset import Arrays, ImageDataset
 from ppll_cli.data.files import Part
 from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import ImageSpec, Unit
+from ppll_cli.tasks.classification import Pool
 from ppll_cli.tasks.task import Task
 from tests.cli.bad_input.conftest import Refused, rows, write
 from tests.conftest import own_model
@@ -173,6 +174,24 @@ class MisfitHead(LocalMethod):
         return Criterion(nn.Linear(3, 3), (site.feature,), site.task)
 
 
+class KeptHead(LocalMethod):
+    """A local method that keeps its head in the class."""
+
+    head = nn.Linear(128, 10)
+
+    def criterion(self, site: Site) -> Criterion:
+        return Criterion(nn.Sequential(Pool(2), self.head), (site.feature,), site.task)
+
+
+class KeptLayer(Chain):
+    """A model that keeps a layer in the class."""
+
+    layer = nn.Linear(64, 10)
+
+    def second(self, pixels: int) -> nn.Module:
+        return nn.Sequential(self.layer)
+
+
 class NoTransport:
     """A class with the constructor of a transport, but no transport."""
 
@@ -223,6 +242,8 @@ model HERE.SetOfNames | must be tuples of names, not frozenset({'x'}); for examp
 model HERE.NoNames | must be tuples of names, not None
 model HERE.NumberAsName | must be tuples of names, not (1,)
 model HERE.SharedWeights | 'second' has the same 'weight' after two calls of its build(); build()
+model HERE.KeptLayer | 'second' raised TypeError: the parameter '0.weight' existed before the net
+local HERE.KeptHead | module 0 raised TypeError: the parameter 'head.1.weight' existed before the
 model HERE.NoBatch | 'second' writes 'x' with shape [1, 7, 64] for 7 samples; the first dimension
 model HERE.Products | 'x' with shape [7, 7] for 7 samples and [1, 1] for one; only the first
 model HERE.Numbered | must return a list of at least one Unit, each with text as its name
