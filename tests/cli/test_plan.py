@@ -14,6 +14,7 @@ from rich.console import Console
 from ppll_cli.cli import plan as planning
 from ppll_cli.cli.plan import GPUS, SCHEDULES, Plan
 from ppll_cli.cli.planner import Row
+from ppll_cli.errors import ConfigError
 from ppll_cli.predict.speed import predict
 from tests import program
 from tests.predict import given
@@ -149,6 +150,14 @@ def test_a_plan_has_the_given_schedules() -> None:
     assert plan.settings("gpipe", 4).schedule["microbatches"] == 8
     assert (plan.choices["model"], plan.settings("ppll", 4).gpus) == ("resnet32", 4)
     assert tuple(Plan.compose([]).configs) == SCHEDULES
+
+
+def test_a_key_of_one_schedule_is_for_this_schedule_alone() -> None:
+    plan = Plan.compose(["schedule=1f1b,interleaved", "schedule.chunks=3"])
+    assert plan.settings("interleaved", 1).schedule["chunks"] == 3
+    assert "chunks" not in plan.settings("1f1b", 1).schedule
+    with pytest.raises(ConfigError, match="chunks=3: there is no such key; it is a key of"):
+        Plan.compose(["schedule=1f1b,gpipe", "schedule.chunks=3"])
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,14 @@ def test_a_note_says_that_bp_had_fewer_threads_on_cpu(tmp_path: Path) -> None:
     ]
 
 
+def test_the_threads_of_all_replicas_of_bp_count(tmp_path: Path) -> None:
+    """Data parallelism on two workers uses as many threads as a pipeline of two stages."""
+    make(tmp_path / "bp", "bp", 80.0, gpus=2)
+    make(tmp_path / "ppll", "ppll", 120.0)
+    (speed,) = (note for note in compare([tmp_path]).notes if note.startswith("x bp"))
+    assert speed.endswith("row bp (2 threads)")
+
+
 def test_a_note_names_the_baseline(tmp_path: Path) -> None:
     make(tmp_path / "slow", "bp", 80.0, gpus=1)
     make(tmp_path / "fast", "bp", 100.0, gpus=1, threads=2)

@@ -52,6 +52,20 @@ def test_an_average_follows_the_weights() -> None:
     assert [tuple(buffer.shape) for buffer in ema.buffers] == [(3,), (3,)]
 
 
+def test_an_average_follows_a_buffer_that_its_network_replaces() -> None:
+    """A forward may contain `self.mean = 0.9 * self.mean + 0.1 * x.mean(0)`."""
+    network, ema = averaged()
+    network.norm.running_mean = torch.ones(3)
+    ema.update(0)
+    expected = torch.full((3,), 0.9)
+    torch.testing.assert_close(dict(ema.saved())["ema.tied.norm.running_mean"], expected)
+    network.norm.running_mean = torch.full((3,), 2.0)
+    ema.swap()
+    torch.testing.assert_close(network.norm.running_mean, expected)
+    ema.swap()
+    assert network.norm.running_mean.tolist() == [2, 2, 2]
+
+
 def test_units_without_weights_have_no_averages() -> None:
     """A chunk of such units also begins and updates its averages."""
     ema = Ema([(Unit("flat", nn.Flatten), nn.Flatten())], 0.5)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ppll_cli.cli.arguments import Parser, script, searched
+from ppll_cli.config.commands import key_of
 from ppll_cli.config.composition import composed, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import Settings, parse, usable_cores
@@ -170,10 +171,8 @@ class Plan:
                 given_counts = ",".join("null" if n is None else str(n) for n in counts)
                 raise ConfigError(key, given_counts, problem, f"as in {key}=1,2,4,8")
         register_resolvers()
-        configs: dict[str, Mapping[str, Any]] = {}
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            for name in lists["schedule"]:
-                configs[str(name)], choices = composed([*given, f"schedule={name}"])
+            configs, choices = _composed(given, [str(name) for name in lists["schedule"]])
         return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
@@ -188,6 +187,27 @@ class Plan:
         largest = max((n for n in self.gpus if n <= cores), default=cores)
         threads = config["threads"] if config["threads"] is not None else max(1, cores // largest)
         return parse({**config, "gpus": gpus, "threads": threads, "replicas": replicas})
+
+
+def _composed(
+    overrides: Sequence[str], schedules: Sequence[str]
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+    """Return the configuration of each schedule, and the chosen option of each group.
+
+    An override of a key that only some of the schedules have, such as `schedule.chunks`, is only
+    for these schedules.
+    """
+    configs: dict[str, Mapping[str, Any]] = {}
+    shared = [each for each in overrides if not key_of(each).startswith("schedule.")]
+    for name in schedules:
+        configs[name], choices = composed([*shared, f"schedule={name}"])
+    if len(shared) < len(overrides):
+        keys = {name: {f"schedule.{key}" for key in configs[name]["schedule"]} for name in configs}
+        elsewhere = {name: set().union(*keys.values()) - keys[name] for name in keys}
+        for name in schedules:
+            given = [each for each in overrides if key_of(each) not in elsewhere[name]]
+            configs[name], choices = composed([*given, f"schedule={name}"])
+    return configs, choices
 
 
 def _check_class(overrides: Sequence["Override"], schedules: Sequence[Any]) -> None:

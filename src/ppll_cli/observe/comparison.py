@@ -15,7 +15,7 @@ from ppll_cli.observe.conditions import (
     usual,
 )
 from ppll_cli.observe.groups import Group, Row, grouped
-from ppll_cli.observe.runs import FoundRun, find, number
+from ppll_cli.observe.runs import find, number
 
 NOISE = "~"
 """Follows a number in a table if noise can explain its difference from the reference."""
@@ -174,8 +174,8 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         if group.spread(Row.over_bp) is None or group.first.run.get("device") != "cpu":
             continue
-        most = max(_threads(bp.first.run) for bp in group.first.bps)
-        if (wanted := (group.first.gpus or 1) * _threads(group.first.run)) > most:
+        most = max(map(_threads, group.first.bps))
+        if (wanted := _threads(group)) > most:
             short.append(f"row {group.names} ({counted(wanted, 'thread')} against {most})")
     if short:
         yield (
@@ -234,8 +234,9 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 def _size(group: Group) -> str:
     """Return the number of threads and, if there are several, the number of seeds, as text."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
-    return mean + counted(_threads(group.first.run), "thread")
+    return mean + counted(_threads(group), "thread")
 
 
-def _threads(run: FoundRun) -> int:
-    return int(number(run.get("threads")) or 1)
+def _threads(group: Group) -> int:
+    """Return the number of threads of all workers of a run. Unknown numbers count as 1."""
+    return (group.first.gpus or 1) * int(number(group.first.run.get("threads")) or 1)

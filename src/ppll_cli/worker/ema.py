@@ -19,12 +19,16 @@ class Ema:
 
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
         self._decay = decay
-        self._live = {
-            f"{EMA}{unit.name}.{name}": tensor
-            for unit, network in units
-            for name, tensor in network.state_dict(keep_vars=True).items()
-            if tensor.is_floating_point()
-        }
+        self._live: dict[str, Tensor] = {}  # by name in a checkpoint
+        self._places: dict[str, tuple[nn.Module, str]] = {}  # of the buffers: layer and attribute
+        for unit, network in units:
+            prefix = f"{EMA}{unit.name}."
+            for name, tensor in network.state_dict(keep_vars=True).items():
+                if tensor.is_floating_point():
+                    self._live[prefix + name] = tensor
+            for name, place in _buffer_places(network):
+                if prefix + name in self._live:
+                    self._places[prefix + name] = place
         # By tensor, not by name: a weight that two units share has one average.
         self._averages = {live: live.detach().clone() for live in self._live.values()}
 
@@ -42,6 +46,7 @@ class Ema:
 
     def update(self, step: int) -> None:
         """Update the averages after optimizer step `step`, counted from 0."""
+        self._find_buffers()
         decay = min(self._decay, (1 + step) / (10 + step))
         if self._averages:
             with torch.no_grad():
@@ -49,8 +54,17 @@ class Ema:
 
     def swap(self) -> None:
         """Exchange averages and weights, but keep the parameter objects, which optimizers use."""
+        self._find_buffers()
         for live, average in self._averages.items():
             live.data, average.data = average.data, live.data
+
+    def _find_buffers(self) -> None:
+        """Look the buffers up again, because a forward may replace a buffer by a new tensor."""
+        found = {name: layer.get_buffer(key) for name, (layer, key) in self._places.items()}
+        if any(buffer is not self._live[name] for name, buffer in found.items()):
+            averages = {name: self._averages[live] for name, live in self._live.items()}
+            self._live |= found
+            self._averages = {self._live[name]: average for name, average in averages.items()}
 
     def saved(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the averages, each with its name in a checkpoint."""
@@ -61,3 +75,10 @@ class Ema:
         """Load the averages from a checkpoint."""
         for name, live in self._live.items():
             self._averages[live].copy_(saved[name])
+
+
+def _buffer_places(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+    """Yield the name of each buffer, and its place: the layer that has it, and its name there."""
+    for path, layer in network.named_modules(remove_duplicate=False):
+        for key, _ in layer.named_buffers(recurse=False):
+            yield f"{path}.{key}" if path else key, (layer, key)
