@@ -199,7 +199,7 @@ def endure(plan: Plan, folder: Path, reference: bytes) -> Outcome:
         if plan.kind == "kill parent":
             end_s = monotonic()
         printed = session.printed()
-    # The run may have ended between the moment and the fault.
+    # The run may have ended before the fault hit it.
     outcome.injected = fault_s is not None and outcome.status != 0
     if not outcome.injected or fault_s is None:
         outcome.notes.append("it ended before its fault")

@@ -49,8 +49,8 @@ class Planner:
         replicas: The numbers of replicas to predict for. If None, tables are without replicas, and
             `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all.
-        neighbours: Largest number of other workers that compute on a worker's CPU at the same time;
-            None for the result of `neighbours_of`.
+        neighbours: Largest number of other workers that share the CPU of a machine with a worker
+            while it computes. If None, `neighbours_of` computes this number.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.

@@ -33,8 +33,8 @@ def provide(
     interrupted download leaves no incomplete data, and two runs can download at the same time.
 
     `files` are relative to the folder, and a person finds them at `url`. `fetch` downloads at least
-    the missing files into a folder. If `everything`, all downloaded files are moved, and `files`
-    last.
+    the missing files into a folder. If `everything` is true, move all downloaded files; move
+    `files` last, because they show that the others are complete.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.

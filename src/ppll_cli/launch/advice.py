@@ -56,7 +56,8 @@ def resume_command(
     """
     classes = [change for change in changes or () if key_of(change).endswith("._target_")]
     if changes is None or any(choices.get(preset, "None") != "None" for preset in PRESETS):
-        # `resume` does not compose a preset again, so the command gives the preset's classes.
+        # `resume` does not read a preset's file again, and imports a user's class only if the
+        # command line names it. So the command names the user's classes in the preset.
         known = {key_of(change) for change in classes}
         found = [(key, path) for key, path in targets_in(config) if key not in known]
         classes += [setting(key, path) for key, path in found if not path.startswith("ppll_cli.")]

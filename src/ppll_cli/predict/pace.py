@@ -14,10 +14,13 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline. The pace is the mean over equally many
-batches after them. It does not change after the second batch, for any costs of instructions:
-with two slots or more per channel, the slowest stage sets it; if the pipeline is drained after
-each batch, the time of a batch through all stages sets it."""
+"""Number of simulated batches that fill the pipeline.
+
+The pace is the mean time of the next `FILLED` batches. Two batches are enough, whatever the
+instructions cost: each later batch takes the same time. If the pipeline is drained after each
+batch, this is the time of a batch through all stages; otherwise it is the time of the slowest
+stage.
+"""
 
 Times = dict[Instruction, float]
 """A number, such as seconds, for each instruction of a stage in a batch; 0 if missing."""

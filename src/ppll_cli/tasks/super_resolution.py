@@ -80,9 +80,9 @@ class SuperResolution:
     def tile_targets(
         self, height: int, width: int, tile: int = 9, bicubic: int = 2
     ) -> Mapping[str, ValueSpec]:
-        """Return `targets` for evaluation with tiles of this size in the small picture.
+        """Return `targets` for evaluation; a tile has `height` x `width` pixels when small.
 
-        `tile` and `bicubic` are the lengths of `TILE` and `BICUBIC`.
+        `tile` and `bicubic` are the numbers of elements of the tensors `TILE` and `BICUBIC`.
         """
         return {
             TARGET: ValueSpec((3, self.scale * height, self.scale * width), torch.float32),

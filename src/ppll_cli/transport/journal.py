@@ -134,7 +134,11 @@ class _End:
 
 
 class JournalSender(_End):
-    """The sending end; see `channel.Sender`. After a restart, `sent` may be above `position`."""
+    """The sending end; see `channel.Sender`.
+
+    After a restart, `position` may be less than `sent`: the process before the restart had already
+    sent messages that this process computes again.
+    """
 
     bytes_sent = 0
 

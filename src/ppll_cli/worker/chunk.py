@@ -61,7 +61,7 @@ class HeldChunk(Networks):
         self.tensors.training, self.batch = batch.training, batch
 
     def forward(self, micro_batch: int) -> None:
-        """Run the units on a micro-batch, and then, without gradients, the exports."""
+        """Run the units on a micro-batch. Then run the exports without gradients."""
         values, batch = self.tensors[micro_batch].values, self.batch
 
         def state() -> list[Tensor]:

@@ -148,7 +148,7 @@ class DetectionDataset(Files, ABC):
 
     @property
     def task(self) -> "Detection":
-        """Object detection with the classes and the largest pictures of this data set."""
+        """Object detection for the classes and the largest picture size of this data set."""
         from ppll_cli.tasks.detection import Detection
 
         boxes = max(1, *(scenes.most_objects for scenes in self._splits.values()))
