@@ -80,7 +80,7 @@ class SuperResolution:
     def tile_targets(
         self, height: int, width: int, tile: int = 9, bicubic: int = 2
     ) -> Mapping[str, ValueSpec]:
-        """Return `targets` for evaluation; a tile has `height` x `width` pixels when small.
+        """Return `targets` for tiles, which have `height` x `width` pixels in the small picture.
 
         `tile` and `bicubic` are the numbers of elements of the tensors `TILE` and `BICUBIC`.
         """
