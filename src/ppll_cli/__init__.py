@@ -2,12 +2,26 @@
 
 import os
 import sys
+
+# `python -m ppll_cli` puts the current directory first on `sys.path`. It is removed, because a file
+# `torch.py` or `signal.py` there would be imported instead of the real module. While Python looks
+# for the module `ppll_cli`, `sys.argv[0]` is "-m".
+if (
+    getattr(sys, "argv", [])[:1] == ["-m"]
+    and not sys.flags.safe_path
+    and sys.path[:1] != [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+):
+    del sys.path[0]
+
+from ppll_cli.leaves.programs import end_at_signals
+
+end_at_signals()  # until the program itself, which is still to be imported, handles them
+
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppll_cli.leaves.cache import keep_compiled_code
-from ppll_cli.leaves.programs import end_at_signals
 
 if TYPE_CHECKING:
     import torch
@@ -17,18 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "load_run"]
 
 __version__ = "0.1.0"
-
-end_at_signals()  # until the program itself, which is still to be imported, handles them
-
-# `python -m ppll_cli` puts the current directory first on `sys.path`. It is removed, because a file
-# `torch.py` there would be imported instead of torch. While Python looks for the module `ppll_cli`,
-# `sys.argv[0]` is "-m".
-if (
-    getattr(sys, "argv", [])[:1] == ["-m"]
-    and not sys.flags.safe_path
-    and sys.path[:1] != [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
-):
-    del sys.path[0]
 
 # In every process, this must come before the import of torch's compiler. The constructor of a torch
 # optimizer imports it, for example.

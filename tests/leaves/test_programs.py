@@ -51,6 +51,12 @@ def test_a_signal_during_the_imports_ends_a_console_script(tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (130, "ppll-compare: stopped by signal 2\n")
 
 
+def test_a_users_module_named_like_one_of_python_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "signal.py").write_text("raise SystemExit('imported')\n")
+    done = signalled(["-m", "ppll_cli", "--version"], signal.SIGINT, tmp_path)
+    assert (done.returncode, done.stderr) == (130, "ppll-run: stopped by signal 2\n")
+
+
 def test_a_program_of_a_user_keeps_its_own_handling_of_signals(tmp_path: Path) -> None:
     script = tmp_path / "theirs.py"
     script.write_text("import ppll_cli\nimport argparse\n")

@@ -1,6 +1,7 @@
 """Tensors of dtypes that the next unit or a loss cannot read are refused before the start."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,6 +94,19 @@ def test_a_local_loss_that_cannot_read_a_modules_output_is_refused(dtype: str) -
     assert "\n" not in found
     prepared(*typed(dtype), "local.cuts=[head]")
     prepared(*typed(dtype), cut, "schedule=gpipe")
+
+
+def test_a_partition_does_not_cut_where_the_loss_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measuring such a loss failed with a traceback."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = prepared(*typed("float64"), "gpus=2", "partition=profile")
+    assert found.cuts == ("head",)
+    with pytest.raises(ConfigError, match="of module 0 cannot read 'x', which unit 'typed'"):
+        prepared(*typed("float64"), "gpus=3", "partition=profile")
+    with pytest.raises(ConfigError, match="unit 'next' cannot read 'x', which unit 'typed'"):
+        prepared(*typed("float64", converts=False), "gpus=2", "partition=profile")
 
 
 def test_bf16_casts_half_but_not_double() -> None:

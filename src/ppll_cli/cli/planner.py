@@ -13,6 +13,7 @@ from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
 from ppll_cli.prepare.checks import check_backwards, check_inputs, check_streams
+from ppll_cli.prepare.dtypes import check_losses, check_units
 from ppll_cli.prepare.preparation import assemble, profile_of
 from ppll_cli.prepare.recovery import planned
 from ppll_cli.prepare.subject import examine
@@ -69,6 +70,7 @@ class Planner:
             self.interconnect = replace(self.interconnect, bf16=True)
         self.device = device_of(self.base)
         self.subject = examine(self.base)
+        check_units(self.base, self.subject)
         self.profile = profile_of(self.base, self.subject, self.device)
         self._rows: dict[tuple[str, int, int], Row] = {}
         self._beside: set[int] = set()
@@ -200,6 +202,7 @@ class Planner:
             check_streams(job)
             check_backwards(job)
             check_inputs(job, self.subject)
+            check_losses(job, self.subject)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)

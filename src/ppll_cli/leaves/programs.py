@@ -1,11 +1,12 @@
-"""The programs of this project, and how signals end them. Imports neither torch nor processes."""
+"""The programs of this project, and how signals end them.
+
+Each program imports this module first, so it imports only what takes little time.
+"""
 
 import os
 import signal
 import sys
 from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
 
 MODULES = {
     "ppll-run": "ppll_cli",
@@ -42,7 +43,7 @@ def end_at_signals() -> None:
     if program is None:
         return
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
+    def end(number: int, _: object) -> None:
         with suppress(OSError):  # standard error may be closed
             os.write(2, f"{program}: stopped by signal {number}\n".encode())
         os._exit(128 + number)  # an exception could be caught by the code that is being imported

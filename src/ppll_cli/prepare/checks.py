@@ -11,7 +11,7 @@ from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.validation import validate, validate_evaluation
-from ppll_cli.prepare.dtypes import check_dtypes
+from ppll_cli.prepare.dtypes import check_losses
 from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_recompute
 
@@ -48,7 +48,7 @@ def check_instructions(job: Job, subject: Subject) -> None:
     check_streams(job)
     check_backwards(job)
     check_inputs(job, subject)
-    check_dtypes(job, subject)
+    check_losses(job, subject)
     before = subject.at_ends(job.layout.modules)[1]
     if job.settings.recompute:
         check_recompute(subject.units, before)

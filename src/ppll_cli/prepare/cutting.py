@@ -23,6 +23,7 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.pipeline.validation import whole
 from ppll_cli.predict.costs import bytes_of
 from ppll_cli.predict.profile import Measured, Profile
+from ppll_cli.prepare.dtypes import unreadable
 
 MOST_CHUNKS = 10_000
 """Largest accepted number of chunks. A user's `layout()` may never end."""
@@ -30,6 +31,10 @@ MOST_CHUNKS = 10_000
 BACKWARD = 3
 """Cost of a forward and backward pass, divided by the cost of the forward pass. For each matrix
 product of the forward pass, the backward pass has two: for gradients of weights and of inputs."""
+
+UNREADABLE_S = 1e9
+"""Seconds that an auxiliary network seems to take if it cannot read its module's output. Such a cut
+is chosen only if there is no other, and is refused later."""
 
 STEP_FLOPS = 10
 """Approximate FLOPs of the optimizer's step for one parameter."""
@@ -97,11 +102,12 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
         specs, reads = profile.ends.before(stop), profile.ends.site.units[stop].reads
         return profile.copy(profile.setup.samples * bytes_of(specs[name] for name in reads))
 
-    return Weights(
-        [seconds(profile.unit(index)) for index in range(units)],
-        lambda modules, module: seconds(profile.auxiliary(modules, module)),
-        copy,
-    )
+    def auxiliary(modules: Sequence[range], module: int) -> float:
+        if unreadable(profile.ends, modules, module, profile.setup.numerics):
+            return UNREADABLE_S
+        return seconds(profile.auxiliary(modules, module))
+
+    return Weights([seconds(profile.unit(index)) for index in range(units)], auxiliary, copy)
 
 
 def cut(

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ppll_cli.config.options import as_typed
+from ppll_cli.config.settings import Settings
 from ppll_cli.errors import ConfigError
+from ppll_cli.job.ends import Ends
 from ppll_cli.job.job import Job
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves.values import ValueSpec
@@ -28,32 +30,49 @@ _Run = Callable[[Mapping[str, Tensor]], object]
 """A function that builds a network, and runs it on tensors by name."""
 
 
-def check_dtypes(job: Job, subject: Subject) -> None:
-    """Check that units and losses can read the dtypes of the tensors that units make.
+def check_units(settings: Settings, subject: Subject) -> None:
+    """Check that units can read the dtypes of the tensors that earlier units make.
 
     Raises:
-        ConfigError: A unit or loss fails with the dtype of such a tensor, but not with float32.
+        ConfigError: A unit fails with the dtype of such a tensor, but not with float32.
     """
-    units, modules, tried = subject.units, job.layout.modules, set()
-    ends, before = subject.at_ends(modules)
-    for index, (unit, specs) in enumerate(zip(units, before, strict=True)):
+    numerics = Numerics(settings.precision, settings.deterministic)
+    units, specs, tried = subject.units, dict(subject.ends.batch), set()
+    for index, (unit, traced) in enumerate(zip(units, subject.ends.traced, strict=True)):
         recipe, odd = recipe_of(unit, specs), _odd(unit.reads, specs, units[:index])
-        if not odd or recipe in tried:
-            continue
-        tried.add(recipe)
-        if why := _why_not(job.numerics, partial(_run_unit, unit), unit.reads, specs, odd):
-            model = as_typed("model", job.settings.model["_target_"])
-            remedy = "convert it in forward(), for example by x.float()"
-            raise ConfigError(*model, f"unit {unit.name!r} {why}", remedy)
-    for number, module in enumerate(modules[:-1]):
-        reads, specs = ends[number].follows[-1].reads, before[module.stop]
-        if not (odd := _odd(reads, specs, units[: module.stop])):
-            continue
-        build, _ = subject.ends.criterion(modules, number)
-        if why := _why_not(job.numerics, partial(_run_criterion, build), reads, specs, odd):
+        if odd and recipe not in tried:
+            tried.add(recipe)
+            if why := _why_not(numerics, partial(_run_unit, unit), unit.reads, specs, odd):
+                model = as_typed("model", settings.model["_target_"])
+                remedy = "convert it in forward(), for example by x.float()"
+                raise ConfigError(*model, f"unit {unit.name!r} {why}", remedy)
+        specs.update(zip(unit.writes, traced.outputs, strict=True))
+
+
+def check_losses(job: Job, subject: Subject) -> None:
+    """Check that local losses can read the dtypes of the tensors that units make.
+
+    Raises:
+        ConfigError: A loss fails with the dtype of such a tensor, but not with float32.
+    """
+    for number in range(len(job.layout.modules)):
+        if why := unreadable(subject.ends, job.layout.modules, number, job.numerics):
             method = as_typed("local", job.local["_target_"])
             remedy = "end the module at another unit (local.cuts), or return float32 there"
             raise ConfigError(*method, f"the auxiliary network of module {number} {why}", remedy)
+
+
+def unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
+    """Return why a module's auxiliary network cannot read a unit's output; empty if it can."""
+    stop, units = modules[number].stop, ends.site.units
+    outputs = (spec for traced in ends.traced[:stop] for spec in traced.outputs)
+    if stop == len(units) or all(spec.dtype == torch.float32 for spec in outputs):
+        return ""
+    build, specs = ends.criterion(modules, number)
+    with torch.device("meta"):
+        reads = build().reads
+    odd = _odd(reads, specs, units[:stop])
+    return _why_not(numerics, partial(_run_criterion, build), reads, specs, odd) if odd else ""
 
 
 def _odd(

@@ -36,6 +36,7 @@ from ppll_cli.prepare.checks import (
 )
 from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
+from ppll_cli.prepare.dtypes import check_units
 from ppll_cli.prepare.recovery import recovering
 from ppll_cli.prepare.spread import Machine, spread, threads_of
 from ppll_cli.prepare.subject import Subject, examine
@@ -107,6 +108,7 @@ def prepare(
     check_processors(settings, devices[:here], notes)
 
     subject = examine(settings)
+    check_units(settings, subject)
     _note_counters(subject, notes)
     profile = None
     if settings.partition.name == "profile" and _partitions(settings, schedule):
