@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from ppll_cli.launch.run import Run
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import ImageSpec
 from ppll_cli.models.vit import ViT
+from ppll_cli.observe.metrics import Metrics
 from ppll_cli.tasks.classification import Classification
 from tests.conftest import Runner, assert_same, compose_config, own_model, shared_memory
 
@@ -218,6 +221,26 @@ def test_speed_and_memory_are_measured_from_five_steps_on(run: Runner, steps: in
     assert known == (steps >= 5)
     assert (summary["pipeline"]["bubble_fraction"] is not None) == known
     assert all((stage["peak_memory_bytes"] is not None) == known for stage in summary["stages"])
+
+
+def test_times_in_the_metrics_file_are_those_of_the_workers(tmp_path: Path) -> None:
+    """The program reads reports late, and may read all of one worker before those of another."""
+    lines: list[dict[str, Any]] = []
+    measured = {"kind": "metrics", "module": 0, "split": "train", "epoch": 1, "stage": 0}
+    measured |= {"loss": 1.0, "samples": 1, "scores": {}, "seconds": 1.0}
+    with Metrics(tmp_path / "metrics.jsonl", Classification(2), 2) as metrics:
+        console, tracker = (SimpleNamespace(metrics=each) for each in (lines.append, id))
+        run: Any = SimpleNamespace(metrics=metrics, console=console, tracker=tracker)
+        run._ready, run._started_s = 0, 1000.0
+        for report in (
+            {"kind": "ready", "at_s": 50.0},
+            {**measured, "step": 1, "at_s": 53.0},
+            {"kind": "ready", "at_s": 52.0},
+            {**measured, "step": 2, "at_s": 60.5},
+        ):
+            Run._on_report(run, report)
+    assert [line["seconds"] for line in lines] == [3.0, 8.5]
+    assert run._started_s == 52.0
 
 
 def test_a_failure_to_list_the_settings_does_not_fail_the_run(

@@ -59,7 +59,7 @@ def test_a_checkpoint_becomes_the_best_only_if_its_metric_is_better(
         saving = Saving(prepared, metrics, cast(Any, parts))
         for step, accuracy in enumerate(accuracies, 1):
             measured = {"step": step, "epoch": 1, "stage": 0, "module": 0, "seconds": 1.0}
-            measured |= {"loss": 1.0, "samples": 1}
+            measured |= {"loss": 1.0, "samples": 1, "at_s": 0.0}
             score = float("nan") if accuracy is None else accuracy
             if split == "val":  # the test set would select the last checkpoint
                 tested = {"accuracy": -step if lower_is_better else step}

@@ -14,8 +14,9 @@ from ppll_cli.local.infopro import Decoder, InfoProCriterion
 from ppll_cli.local.man import MAN, MANPlus, MomentumCriterion
 from ppll_cli.local.method import Watch
 from ppll_cli.models.resnet import CifarResNet
-from ppll_cli.models.unit import IMAGE, Model
+from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit
 from ppll_cli.tasks.classification import LABEL
+from ppll_cli.tasks.task import Task
 from tests.local.conftest import CLASSES, TokenSpec, assert_trained, batch_at
 from tests.local.watched_units import RESNET, VIT, site_of, weights_of
 from tests.other_task import OtherTask
@@ -132,6 +133,25 @@ def test_a_module_before_the_head_has_only_the_local_loss() -> None:
             if isinstance(layer, nn.Linear) and not layer.weight.any():
                 nn.init.normal_(layer.weight)
         assert_trained(criterion, batch_at(site))
+
+
+class Activated(CifarResNet):
+    """A ResNet with a unit without parameters after its stem."""
+
+    def units(self, image: ImageSpec, task: Task) -> list[Unit]:
+        units = super().units(image, task)
+        return [units[0], Unit("relu", nn.ReLU), *units[1:]]
+
+
+def test_a_unit_without_parameters_is_not_watched() -> None:
+    """Its weights were once averaged, which torch refuses for an empty list."""
+    site = site_of(Activated(depth=8), [1, 3])
+    criterion = MAN(loss="ce").criterion(site)
+    assert criterion.watches is None
+    for layer in criterion.modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.any():
+            nn.init.normal_(layer.weight)
+    assert_trained(criterion, batch_at(site))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ppll_cli.leaves.metric_lines import LINE_KEYS
-from ppll_cli.observe import metrics as metrics_module
 from ppll_cli.observe.metrics import Metrics, finite
 from ppll_cli.observe.runs import find
 from ppll_cli.tasks.classification import Classification
@@ -31,6 +30,7 @@ def report(module: int, split: str, **changes: object) -> dict[str, Any]:
         "samples": 10,
         "scores": {"accuracy": 0.4},
         "seconds": 0.5,
+        "at_s": 0.0,
         **changes,
     }
 
@@ -69,25 +69,19 @@ def test_a_line_of_training_has_values_of_its_last_step(metrics: Metrics) -> Non
     assert metrics.result("train") == {"loss": 2.0, "accuracy": 0.4}
 
 
-def test_seconds_continue_from_the_checkpoint_of_a_resumed_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_seconds_continue_from_the_checkpoint_of_a_resumed_run(tmp_path: Path) -> None:
     """Start-up does not count.
 
     Work after the checkpoint from which the run resumes does not count either.
     """
-    now_s = [100.0]
-    monkeypatch.setattr(metrics_module, "perf_counter", lambda: now_s[0])
 
     def train(metrics: Metrics, *steps: int) -> list[float]:
-        now_s[0] += 60.0
-        metrics.begin()
-        seconds = []
+        metrics.begin(100.0)
         with metrics:
-            for step in steps:
-                now_s[0] += 2.0
-                seconds.append(metrics.add(report(2, "test", step=step))["seconds"])
-        return seconds
+            return [
+                metrics.add(report(2, "test", step=step, at_s=100.0 + 2.0 * number))["seconds"]
+                for number, step in enumerate(steps, 1)
+            ]
 
     first = Metrics(tmp_path / "m", Classification(3), MODULES)
     assert train(first, 10, 20, 30) == [2.0, 4.0, 6.0]

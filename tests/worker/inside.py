@@ -33,7 +33,7 @@ from tests.conftest import assert_same, compose_config
 LIMIT_S = 120.0
 """Limit for a wait. If it is exceeded, the test fails."""
 
-UNEQUAL = {"seconds", "stage"}
+UNEQUAL = {"at_s", "seconds", "stage"}
 """Fields of a report that depend on time, or on the partition of modules into stages."""
 
 

@@ -246,10 +246,12 @@ class Run:
 
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
+            # Reports may wait here for seconds, and those of another worker may come first.
+            self._started_s = (
+                max(report["at_s"], self._started_s) if self._ready else report["at_s"]
+            )
             self._ready += 1
-            if self._ready == len(self.prepared.job.seats):
-                self._started_s = time.perf_counter()
-                self.metrics.begin()
+            self.metrics.begin(self._started_s)
         elif report["kind"] == "metrics":
             line = self.metrics.add(report)
             self.console.metrics(line)

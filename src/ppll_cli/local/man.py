@@ -78,7 +78,9 @@ class MAN(LocalMethod):
         features = list(site.features)
         features[following - 1] = site.features[following]  # the shape of y, which the loss reads
         base = self._base(replace(site, features=features), site)
-        return MomentumCriterion(mixture, base, Watch(following, self.lag))
+        # A unit without parameters, such as an activation, has no weights to average.
+        watch = Watch(following, self.lag) if [*mixture.average.parameters()] else None
+        return MomentumCriterion(mixture, base, watch)
 
     def infopro_weights(self, site: Site) -> list[float] | None:
         """Return InfoPro's weights if the user gives none; None for its defaults (our choice)."""
@@ -187,10 +189,10 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
 
-    The averages in the mixture follow the weights of the unit `watches`.
+    The averages in the mixture follow the weights of the unit `watches`; None if it has no weights.
     """
 
-    def __init__(self, mixture: Mixture, base: Criterion, watch: Watch) -> None:
+    def __init__(self, mixture: Mixture, base: Criterion, watch: Watch | None) -> None:
         super().__init__(mixture, base.features, base.task)
         self.base = base
         self.reads, self.watches = base.reads, watch

@@ -6,7 +6,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from math import inf, isfinite, nan
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Self
 
 from ppll_cli.leaves.files import read_json_lines, write_text
@@ -55,7 +54,7 @@ class Metrics:
     modules: int
     latest: dict[tuple[str, int | None], Line] = field(default_factory=dict)
     last_step: int = 0
-    _began_s: float = field(default_factory=perf_counter)
+    _began_s: float = 0.0
     _before_s: float = 0.0
     _epoch: _Epoch = field(default_factory=_Epoch)
     _incomplete: Mapping[str, Any] | None = None
@@ -77,9 +76,12 @@ class Metrics:
         """
         self.path.stat()
 
-    def begin(self) -> None:
-        """Start the clock of training, or continue it in a resumed run."""
-        self._began_s = perf_counter()
+    def begin(self, at_s: float) -> None:
+        """Start the clock of training, or continue it in a resumed run.
+
+        The worker that was ready last was ready at `at_s`, on the clock of `time.perf_counter`.
+        """
+        self._began_s = at_s
 
     def add(self, report: Mapping[str, Any]) -> Line:
         """Convert a report to a line, write the line, and return it."""
@@ -94,7 +96,7 @@ class Metrics:
             **{key: finite(v) for key, v in report["scores"].items()},
             **{key: finite(v) for key, v in report.get("last_step", {}).items()},
             "samples_per_second": finite(report["samples"] / max(report["seconds"], 1e-9)),
-            "seconds": round(self._before_s + perf_counter() - self._began_s, 3),
+            "seconds": round(self._before_s + max(0.0, report["at_s"] - self._began_s), 3),
         }
         if own and report["split"] == "train":
             complete = report.get("complete", True)

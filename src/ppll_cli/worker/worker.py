@@ -136,7 +136,7 @@ class Worker:
             self.links.groups.open(self.device)
         for end in self.links.ends():
             end.open()
-        self.report("ready", at_s=perf_counter())
+        self.report("ready")
         if not self._items:  # after a restart, the first weights have been sent
             self.interpreter.further.upstream.send_ahead()
         wait = self.interpreter.mail.wait
@@ -310,7 +310,7 @@ class Worker:
     def report(self, kind: str, **fields: object) -> None:
         """Send a report to the parent; its fields are plain data."""
         where = {"stage": self.index, "replica": self.replica}
-        self.links.parent.send({"kind": kind, **where, **fields})
+        self.links.parent.send({"kind": kind, "at_s": perf_counter(), **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
         """Begin a report, after `step` optimizer steps, on the training since the last report."""

@@ -79,7 +79,8 @@ class Leader:
         for message in self._fleet.messages():
             match message["kind"]:
                 case "report":
-                    report = read(message["report"])
+                    # The clock of another machine shows another time.
+                    report = {**read(message["report"]), "at_s": time.perf_counter()}
                     seen = self.away[Seat(report["stage"], report["replica"])]
                     if report["kind"] == "failed":
                         yield {**report, "machine": self._fleet.name(message["machine"])}
