@@ -80,7 +80,6 @@ class Worker:
         self.reports.continue_seconds(before.seconds)
         self._items, self._trained = before.items, before.trained
         self._reported, self._training = before.reported, before.training
-        self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         marks: dict[type, Callable[[Any], None]] = {
             do.Evaluate: self._evaluate,
             do.Checkpoint: self._checkpoint,
@@ -120,16 +119,6 @@ class Worker:
         batches = dataset.batches(dataset.load(), size, seed, self.device)
         return Ahead(batches, job.threads, self.device)
 
-    @property
-    def item(self) -> Item | None:
-        """The batch or mark that the stage handles now; None before the first."""
-        return self.interpreter.mail.item
-
-    @property
-    def instruction(self) -> do.Instruction | None:
-        """The instruction that the stage executes now."""
-        return self.interpreter.instruction
-
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run."""
         if self.links.groups is not None:
@@ -163,7 +152,7 @@ class Worker:
             self.reports.begin(item.split)
             sizes = self.job.course.evaluation_sizes(item)
             batch = Batch(sizes, first_micro_batch=item.batch, averaged=item.averaged)
-            self.interpreter.run(self._stream(False, len(batch.sizes)), batch)
+            self.interpreter.run(self.job.evaluation(self.index, len(sizes)), batch)
             self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
@@ -179,7 +168,7 @@ class Worker:
         self.reports.begin("train")
         first = sum(map(len, before)), sum(map(sum, before))
         batch = Batch(sizes, True, item.step, item.samples, *first)
-        self.interpreter.run(self._stream(True, len(sizes)), batch)
+        self.interpreter.run(self.job.training(self.index, len(sizes)), batch)
         self._share_memories()
         self.recorder.end_batch(sum(sizes))
         self._training = True
@@ -222,13 +211,6 @@ class Worker:
             self._announce_wait()
             buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
             self.links.replicas.take_from_first(buffers)
-
-    def _stream(self, training: bool, count: int) -> list[do.Instruction]:
-        """Return the stage's instructions for `count` micro-batches, which are cached."""
-        if (training, count) not in self._streams:
-            make = self.job.training if training else self.job.evaluation
-            self._streams[training, count] = make(self.index, count)
-        return self._streams[training, count]
 
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
