@@ -29,7 +29,7 @@ from ppll_cli.worker.interpreter import Interpreter
 from ppll_cli.worker.memory import PeakMemory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
-from ppll_cli.worker.snapshots import Interval, Progress, Snapshots
+from ppll_cli.worker.snapshots import Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 
@@ -98,8 +98,8 @@ class Worker:
         job, links = self.job, self.links
         if links.recovery is not None:
             fixed = job.settings.recover.every is not None
-            interval = Interval(job.snapshot_every, fixed)
-            self.snapshots = Snapshots(links.recovery.folder, interval, links)
+            folder = links.recovery.folder
+            self.snapshots = Snapshots(folder, job.snapshot_every, fixed, links)
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.messages()
             if before is not None:  # the snapshot is newer than the checkpoint and the file
