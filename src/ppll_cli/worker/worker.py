@@ -26,7 +26,7 @@ from ppll_cli.transport.order import Moment
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.clock import clock_of
 from ppll_cli.worker.interpreter import Interpreter
-from ppll_cli.worker.memory import PeakMemory
+from ppll_cli.worker.memory import Memory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
 from ppll_cli.worker.snapshots import Progress, Snapshots
@@ -41,7 +41,7 @@ class Worker:
         settings = job.settings
         self.index, self.replica = index, _ = seat
         self.device = torch.device(job.device(seat))
-        self.memory = PeakMemory(self.device)
+        self.memory = Memory(self.device)
         self.schedule = job.make_schedule()
         site = job.site(job.units())
         self.chunks = {
@@ -230,7 +230,7 @@ class Worker:
             training=self._training,
             totals=self.recorder.so_far(),
             trace=self.recorder.trace,
-            peak=(self.memory.read(), self.memory.reserved()),
+            peak=(self.memory.peak(), self.memory.reserved()),
             seconds=self.reports.seconds(),
         )
         snapshots.save(self.chunks, progress)
@@ -285,7 +285,7 @@ class Worker:
             "spent_s": dict(totals.spent_s),
             "instruction_s": {repr(each): s for each, s in totals.instruction_s.items()},
             "bytes_sent": dict(sent),
-            "peak_memory_bytes": memory.read() if totals.batches else None,
+            "peak_memory_bytes": memory.peak() if totals.batches else None,
             "peak_reserved_bytes": memory.reserved() if totals.batches else None,
         }
 
