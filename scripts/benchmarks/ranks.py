@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ppll_cli.job.job import Job
 from ppll_cli.leaves import forkserver
-from ppll_cli.worker.memory import PeakMemory
+from ppll_cli.worker.memory import Memory
 from scripts.benchmarks.paced import LEAST_STEPS, LIMIT_S, WARM_UP
 from scripts.benchmarks.runs import RunFailedError
 from scripts.benchmarks.torch_trainers import Trainer
@@ -169,7 +169,7 @@ def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Or
     """Train as ordered until an order is empty."""
     device = torch.device(job.devices[rank])
     torch.set_num_threads(job.threads)
-    memory = PeakMemory(device)
+    memory = Memory(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -190,7 +190,7 @@ def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Or
         orders.send(span)
         if done == sum(WARM_UP):
             memory.reset()
-    orders.send(memory.read())
+    orders.send(memory.peak())
     dist.destroy_process_group()
 
 

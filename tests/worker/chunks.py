@@ -11,7 +11,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.predict.timing import batch_like
 from ppll_cli.prepare.subject import recipe_of
 from ppll_cli.worker.chunk import HeldChunk
-from ppll_cli.worker.split_backward import backward_input, backward_weight
+from ppll_cli.worker.further import backward_input, backward_weight
 from ppll_cli.worker.state import tensors_of
 from tests.conftest import own_model, prepared
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ppll_cli.job.course import Batch
 from ppll_cli.predict.timing import batch_like
 from ppll_cli.worker.chunk import HeldChunk
-from ppll_cli.worker.measuring import measure
+from ppll_cli.worker.further import measure
 from tests.no_waiting import NoWaiting
 from tests.worker.inside import job_inside
 from tests.worker.test_chunk import CASES, held, whole_model

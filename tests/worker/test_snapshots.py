@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ppll_cli.job.job import Job
-from ppll_cli.job.snapshots import MARGIN, snapshot_bytes
+from ppll_cli.job.snapshots import MARGIN, messages_between, snapshot_bytes
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalTransport
 from ppll_cli.transport.slots import layout_bytes, layout_of
 from ppll_cli.worker import snapshots, worker
 from ppll_cli.worker.recorder import Totals
-from ppll_cli.worker.snapshots import Interval, Progress, Snapshots, _Buffer
+from ppll_cli.worker.snapshots import Progress, Snapshots, _Buffer
 from ppll_cli.worker.state import tensors_of
 from tests.conftest import assert_same, prepared
 from tests.worker.dying import Journals
@@ -81,26 +81,21 @@ def test_a_worker_that_dies_during_a_snapshot_does_not_change_the_results(
     assert (found.test, found.train) == (expected.test, expected.train)
 
 
-def test_the_interval_is_such_that_snapshots_take_a_hundredth_of_the_time() -> None:
+@pytest.mark.parametrize(
+    ("snapshot_s", "message_s", "expected"),
+    [
+        (0.25, 5.0, 5),  # 5 messages are 100 times as long as a snapshot
+        (0.01, 5.0, 1),
+        (0.3, 5.0, 6),
+        (9.0, 5.0, 16),
+        (0.1, 0.0, 16),  # a clock that stands still
+    ],
+)
+def test_the_interval_is_such_that_snapshots_take_a_hundredth_of_the_time(
+    snapshot_s: float, message_s: float, expected: int
+) -> None:
     """A stage saves as often as that allows, and as seldom as its channels have slots for."""
-    interval = Interval(16, fixed=False)
-    assert interval.messages == 16
-    for snapshot_s, messages, between_s, expected in (
-        (0.25, 16, 80.0, 5),  # a message takes 5 s, so 5 of them are 100 times as long
-        (0.01, 5, 25.0, 1),
-        (0.3, 1, 5.0, 6),
-        (9.0, 6, 30.0, 16),
-        (0.1, 16, 0.0, 16),  # a clock that stands still
-        (0.1, 0, 1.0, 16),
-    ):
-        interval.take(snapshot_s, messages, between_s)
-        assert interval.messages == expected
-
-
-def test_an_interval_that_the_user_sets_is_kept() -> None:
-    interval = Interval(3, fixed=True)
-    interval.take(0.001, 3, 100.0)
-    assert interval.messages == 3
+    assert messages_between(snapshot_s, message_s, 16) == expected
 
 
 def progress_with(trace: list[Any]) -> Progress:
@@ -124,7 +119,7 @@ def test_each_part_of_a_trace_is_pickled_once(
     channel = Channel(0, 1, "activations", 1)
     sender = JournalTransport(depth=1).channel(20, 512)[0]
     links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
-    made = Snapshots(str(tmp_path), Interval(16, fixed=False), links)
+    made = Snapshots(str(tmp_path), 16, False, links)
     trace = [Counted(), Counted()]
     for _ in range(3):
         made.save({}, progress_with(trace))
@@ -142,7 +137,7 @@ def test_a_users_random_numbers_go_on_after_a_snapshot(tmp_path: Path) -> None:
     channel = Channel(0, 1, "activations", 1)
     sender = JournalTransport(depth=1).channel(20, 512)[0]
     links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
-    made = Snapshots(str(tmp_path), Interval(16, fixed=False), links)
+    made = Snapshots(str(tmp_path), 16, False, links)
 
     def drawn() -> list[float]:
         return [random.random(), float(np.random.rand()), float(torch.rand(()))]
@@ -186,15 +181,16 @@ class Clock:
         return self.now_s
 
 
-def test_the_interval_follows_the_measured_snapshots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("fixed", "expected"), [(False, [16, 16, 4, 4]), (True, [16] * 4)])
+def test_the_interval_follows_the_measured_snapshots_unless_the_user_sets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool, expected: list[int]
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(snapshots, "perf_counter", clock)
     channel = Channel(0, 1, "activations", 1)
     sender = JournalTransport(depth=1).channel(20, 512)[0]
     links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
-    made = Snapshots(str(tmp_path), Interval(16, fixed=False), links)
+    made = Snapshots(str(tmp_path), 16, fixed, links)
     progress = progress_with([])
 
     def batches_until_due() -> int:
@@ -209,7 +205,7 @@ def test_the_interval_follows_the_measured_snapshots(
         return count
 
     # The first snapshot does not count: it takes the memory too.
-    assert [batches_until_due() for _ in range(4)] == [16, 16, 4, 4]
+    assert [batches_until_due() for _ in range(4)] == expected
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -53,14 +53,6 @@ class Version:
 
     steps: int  # number of optimizer steps before this version; 0 or less for the initial weights
 
-    @classmethod
-    def read_by(cls, step: int, lag: int) -> "Version":
-        """Return the version that a loss reads for the batch that follows `step` optimizer steps.
-
-        `lag` is the age of the version in batches, 1 or more (see `pipeline.routes.Watch`).
-        """
-        return cls(step - lag + 1)
-
 
 Item = TrainBatch | EvaluationBatch | Mark
 

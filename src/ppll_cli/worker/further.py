@@ -3,23 +3,27 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from ppll_cli.job.course import EvaluationBatch
+from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.job import Job
 from ppll_cli.job.links import Links
 from ppll_cli.pipeline import instructions as do
+from ppll_cli.tasks.task import measured
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.mail import Mail
-from ppll_cli.worker.measuring import measure
 from ppll_cli.worker.norms import Norms
 from ppll_cli.worker.recorder import Recorder
-from ppll_cli.worker.split_backward import backward_input, backward_weight
+from ppll_cli.worker.sums import Sums, split_of
 from ppll_cli.worker.upstream import Upstream
+from ppll_cli.worker.views import storages
 
 
 class Further:
-    """Executes what plain PPLL does not need, such as split backwards and averages."""
+    """Executes what plain PPLL does not need, such as split backwards and averages.
+
+    `norms` has the gradient norms of the batch; it is empty if none were exchanged.
+    """
 
     def __init__(
         self,
@@ -32,11 +36,11 @@ class Further:
     ) -> None:
         self.upstream = Upstream(job, links, chunks, mail, recorder)
         self._chunks, self._mail = chunks, mail
-        self._norms = Norms(len(job.features), chunks.values(), device)
+        self.norms = Norms(len(job.features), chunks.values(), device)
 
     def execute(self, instruction: do.Instruction, step: int) -> None:
         """Execute an instruction of the batch that comes after `step` optimizer steps."""
-        chunks, mail, norms, upstream = self._chunks, self._mail, self._norms, self.upstream
+        chunks, mail, norms, upstream = self._chunks, self._mail, self.norms, self.upstream
         match instruction:
             case do.ReceiveGradients(_, chunk, micro_batch):
                 chunks[chunk].tensors.store_gradients(micro_batch, mail.receive(instruction))
@@ -80,10 +84,41 @@ class Further:
             gradients = self._chunks[number + 1].tensors.take_input_gradients(micro_batch)
             chunk.tensors.store_gradients(micro_batch, gradients)
 
-    def squared_norm(self) -> Tensor | None:
-        """Return the squared gradient norm of the model; None if no norms were exchanged."""
-        return self._norms.total()
 
-    def end(self) -> None:
-        """Forget the norms of the batch."""
-        self._norms.end()
+def backward_input(chunk: HeldChunk, micro_batch: int) -> None:
+    """Compute the gradients of the inputs from those of the outputs."""
+    outputs, gradients = chunk.tensors.take_roots(micro_batch)
+    if outputs:
+        held = chunk.tensors[micro_batch]
+        leaves = [*held.leaves.values()]
+        held.weight_half = backward_to_inputs(outputs, gradients, leaves, chunk.unit_weights)
+        held.received = storages(gradients)
+        chunk.copy_received_gradients(micro_batch, held.received)
+
+
+def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
+    """Compute the gradients of the parameters, after `backward_input`."""
+    held = chunk.tensors[micro_batch]
+    half, held.weight_half = held.weight_half, None
+    if half is not None:
+        half.run()
+        chunk.copy_received_gradients(micro_batch, held.received)
+    chunk.complete_average()
+
+
+def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
+    """Add the loss and metrics of an evaluation micro-batch to `chunk.sums`, and free its tensors.
+
+    With averaged weights only the last module is measured: auxiliary networks have no averages.
+    """
+    held, criterion = chunk.tensors[micro_batch], chunk.criterion
+    values, held.values = held.values, {}
+    if criterion is None or (chunk.averaged and not chunk.is_last):
+        return
+    with chunk.autocast(), torch.no_grad():
+        loss, prediction = criterion(values)
+        predictions = {"": prediction, **criterion.predict_further(values)}
+        for name, found in predictions.items():
+            measures = measured(chunk.job.task, found, values, training=False)
+            sums = chunk.sums.setdefault(split_of(split, name), Sums())
+            sums.add(loss, chunk.batch.sizes[micro_batch], measures)

@@ -55,7 +55,7 @@ class Interpreter:
         self.execute(stream)
         for chunk in self.chunks.values():
             chunk.end()
-        self.further.end()
+        self.further.norms.end()
 
     def execute(self, stream: Iterable[do.Instruction]) -> None:
         """Execute instructions in order, and measure their times."""
@@ -94,7 +94,7 @@ class Interpreter:
                 self.further.hand_gradients(chunk, micro_batch)
                 chunks[chunk].backward(micro_batch)
             case do.Step(chunk):
-                chunks[chunk].step(self._batch.step, self.further.squared_norm())
+                chunks[chunk].step(self._batch.step, self.further.norms.total())
             case do.Release():
                 mail.release(instruction)
             case do.ReceiveMark():

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 
-class PeakMemory:
-    """The peak memory of the worker since the steady state began.
 
-    On CUDA, `read` returns the peak memory of tensors, and `reserved` the peak memory of torch's
-    allocator; papers report either. On CPU under Linux, `read` returns the peak resident size of
-    the process, minus its size when this object was created. On other systems the peak is unknown.
+class Memory:
+    """The memory that the worker uses: now, and at its peak since the steady state began.
+
+    On CUDA it is the memory of tensors; `reserved` is the peak memory of torch's allocator, and
+    papers report either peak. On CPU under Linux it is the resident size of the process, minus its
+    size when this object was created. On other systems it is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -21,7 +23,7 @@ class PeakMemory:
         self._earlier: tuple[int | None, int | None] = None, None
 
     def reset(self) -> None:
-        """Restart the measurement, when the steady state begins."""
+        """Restart the measurement of the peak, when the steady state begins."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif sys.platform == "linux":
@@ -31,17 +33,22 @@ class PeakMemory:
                 self._before = None  # unknown: the peak may be from before the reset
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
-        """Include the peaks in bytes that `read` and `reserved` returned in an earlier process."""
+        """Include the peaks in bytes that `peak` and `reserved` returned in an earlier process."""
         self._earlier = peak, reserved
 
-    def read(self) -> int | None:
+    def now(self) -> int | None:
+        """Return the memory in bytes; None if unknown, as before the process uses CUDA."""
+        if self._device.type == "cuda":
+            started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+            return torch.cuda.memory_allocated(self._device) if started else None
+        return self._growth("VmRSS")
+
+    def peak(self) -> int | None:
         """Return the peak in bytes; None if unknown."""
         if self._device.type == "cuda":
             return max(torch.cuda.max_memory_allocated(self._device), self._earlier[0] or 0)
-        peak = _status("VmHWM")
-        if peak is None or self._before is None:
-            return None
-        return max(0, peak - self._before, self._earlier[0] or 0)
+        grown = self._growth("VmHWM")
+        return None if grown is None else max(grown, self._earlier[0] or 0)
 
     def reserved(self) -> int | None:
         """Return the peak of torch's allocator in bytes; None on CPU."""
@@ -49,28 +56,9 @@ class PeakMemory:
             return None
         return max(torch.cuda.max_memory_reserved(self._device), self._earlier[1] or 0)
 
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
-
-
-class CurrentMemory:
-    """The memory that the worker uses now.
-
-    On CUDA it is the memory of tensors, which is unknown before the process uses CUDA. On CPU it is
-    the current value of what `PeakMemory` measures.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before = _status("VmRSS")
-
-    def read(self) -> int | None:
-        """Return the memory in bytes; None if unknown."""
-        if self._device.type == "cuda":
-            started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-            return torch.cuda.memory_allocated(self._device) if started else None
-        now = _status("VmRSS")
-        return None if now is None or self._before is None else max(0, now - self._before)
+    def _growth(self, field: str) -> int | None:
+        size = _status(field)
+        return None if size is None or self._before is None else max(0, size - self._before)
 
 
 def keep_freed_memory() -> None:

@@ -24,7 +24,7 @@ from ppll_cli.leaves.printable import error_text, shortened
 from ppll_cli.leaves.random_states import seed_generators
 from ppll_cli.observe import streams
 from ppll_cli.transport.memory import remove_left
-from ppll_cli.worker.memory import CurrentMemory
+from ppll_cli.worker.memory import Memory
 from ppll_cli.worker.worker import Worker
 
 LONGEST_TRACEBACK = 20_000
@@ -52,7 +52,7 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     # First, because the parent notices late if a worker is stopped before its first sign of life.
     links.pulse.beat()
     links.pulse.begin("starting", STARTING_LIMIT_S)
-    memory = CurrentMemory(torch.device(job.device(seat)))
+    memory = Memory(torch.device(job.device(seat)))
     threading.Thread(target=_stay_with_parent, args=(links, memory), daemon=True).start()
     worker: Worker | None = None
     try:
@@ -89,12 +89,12 @@ def _set_up(job: Job, seat: Seat) -> None:
     torch.manual_seed(settings.seed)
 
 
-def _stay_with_parent(links: Links, memory: CurrentMemory) -> None:
+def _stay_with_parent(links: Links, memory: Memory) -> None:
     """Renew the sign of life every second, and end this process when the parent has ended."""
     parent = parent_process()
     assert parent is not None
     while not wait([parent.sentinel], timeout=BEAT_S):
-        links.pulse.beat(memory.read())
+        links.pulse.beat(memory.now())
     # Usually the parent cleans up shared memory, but it has ended.
     remove_left(os.getpid())
     if links.recovery is not None:
@@ -132,8 +132,8 @@ def _failure(
         "replica": seat.replica,
         "time": time.time(),
         "device": job.device(seat),
-        "phase": "starting" if worker is None else str(worker.instruction),
-        "batch": None if worker is None else str(worker.item),
+        "phase": "starting" if worker is None else str(worker.interpreter.instruction),
+        "batch": None if worker is None else str(worker.interpreter.mail.item),
         "shapes": shapes,
         "error": _said(error),
         "final": is_final(error),

@@ -81,34 +81,20 @@ class _State:
     trace: bytes
 
 
-class Interval:
-    """The number of messages on a stage's busiest channel after which a snapshot is due.
+class Snapshots:
+    """Writes and reads the snapshots of one worker, in its folder in shared memory.
 
     Args:
-        most: Largest number of messages; the channels have slots to keep this many.
-        fixed: Whether the number is always `most`; if not, `take` adapts it.
+        most: Largest number of messages on the stage's busiest channel between two snapshots; the
+            channels have slots to keep this many.
+        fixed: Whether the number is always `most`; if not, it is such that snapshots take little
+            time.
     """
 
-    def __init__(self, most: int, fixed: bool) -> None:
-        self.messages = self._most = most
-        self._fixed = fixed
-
-    def take(self, snapshot_s: float, messages: int, between_s: float) -> None:
-        """Adapt the number of messages, so that snapshots take little time.
-
-        The latest snapshot took `snapshot_s` seconds. In the `between_s` seconds before it, since
-        the previous snapshot, the channel carried `messages` messages.
-        """
-        if not self._fixed and messages:
-            self.messages = messages_between(snapshot_s, between_s / messages, self._most)
-
-
-class Snapshots:
-    """Writes and reads the snapshots of one worker, in its folder in shared memory."""
-
-    def __init__(self, folder: str, interval: Interval, links: Links) -> None:
+    def __init__(self, folder: str, most: int, fixed: bool, links: Links) -> None:
         self._file = Path(folder, "last")
-        self._interval = interval
+        self._most, self._fixed = most, fixed
+        self._every = most
         self._ended_s: float | None = None  # when the last snapshot ended
         self._buffers = [_Buffer(Path(folder, f"tensors-{index}")) for index in range(BUFFERS)]
         self._current = 0
@@ -128,7 +114,7 @@ class Snapshots:
     @property
     def due(self) -> bool:
         """Whether a snapshot is due before the next batch or mark."""
-        return self._since_last() >= self._interval.messages
+        return self._since_last() >= self._every
 
     def _since_last(self) -> int:
         kept = [receiver.kept for receiver in self._receivers.values()]
@@ -143,8 +129,10 @@ class Snapshots:
         messages, began_s = self._since_last(), perf_counter()
         yield
         before_s, self._ended_s = self._ended_s, perf_counter()
-        if before_s is not None:  # the first snapshot takes longer: its memory is new
-            self._interval.take(self._ended_s - began_s, messages, began_s - before_s)
+        # The first snapshot takes longer: its memory is new.
+        if before_s is not None and messages and not self._fixed:
+            taken_s, message_s = self._ended_s - began_s, (began_s - before_s) / messages
+            self._every = messages_between(taken_s, message_s, self._most)
 
     def messages(self) -> tuple[int, int]:
         """Return how many messages with activations the stage has sent and received."""

@@ -60,7 +60,8 @@ class Upstream:
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _version(self, watcher: int, step: int) -> Version:
-        return Version.read_by(step, self._job.routes.watches[watcher].lag)
+        """Return the version that a loss reads in the batch after `step` optimizer steps."""
+        return Version(step + 1 - self._job.routes.watches[watcher].lag)
 
     def _show(self, watcher: int, weights: Mapping[str, Tensor], version: Version) -> None:
         chunk = self._chunks[watcher]

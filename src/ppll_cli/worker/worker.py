@@ -26,10 +26,10 @@ from ppll_cli.transport.order import Moment
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.clock import clock_of
 from ppll_cli.worker.interpreter import Interpreter
-from ppll_cli.worker.memory import PeakMemory
+from ppll_cli.worker.memory import Memory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
-from ppll_cli.worker.snapshots import Interval, Progress, Snapshots
+from ppll_cli.worker.snapshots import Progress, Snapshots
 from ppll_cli.worker.state import begin_with, restore, tensors_of
 
 
@@ -41,7 +41,7 @@ class Worker:
         settings = job.settings
         self.index, self.replica = index, _ = seat
         self.device = torch.device(job.device(seat))
-        self.memory = PeakMemory(self.device)
+        self.memory = Memory(self.device)
         self.schedule = job.make_schedule()
         site = job.site(job.units())
         self.chunks = {
@@ -80,7 +80,6 @@ class Worker:
         self.reports.continue_seconds(before.seconds)
         self._items, self._trained = before.items, before.trained
         self._reported, self._training = before.reported, before.training
-        self._streams: dict[tuple[bool, int], list[do.Instruction]] = {}
         marks: dict[type, Callable[[Any], None]] = {
             do.Evaluate: self._evaluate,
             do.Checkpoint: self._checkpoint,
@@ -99,8 +98,8 @@ class Worker:
         job, links = self.job, self.links
         if links.recovery is not None:
             fixed = job.settings.recover.every is not None
-            interval = Interval(job.snapshot_every, fixed)
-            self.snapshots = Snapshots(links.recovery.folder, interval, links)
+            folder = links.recovery.folder
+            self.snapshots = Snapshots(folder, job.snapshot_every, fixed, links)
             before = self.snapshots.load(self.chunks)
             links.pulse.sent, links.pulse.received = self.snapshots.messages()
             if before is not None:  # the snapshot is newer than the checkpoint and the file
@@ -119,16 +118,6 @@ class Worker:
         size, seed = job.course.batch_size, settings.seed
         batches = dataset.batches(dataset.load(), size, seed, self.device)
         return Ahead(batches, job.threads, self.device)
-
-    @property
-    def item(self) -> Item | None:
-        """The batch or mark that the stage handles now; None before the first."""
-        return self.interpreter.mail.item
-
-    @property
-    def instruction(self) -> do.Instruction | None:
-        """The instruction that the stage executes now."""
-        return self.interpreter.instruction
 
     def run(self) -> None:
         """Execute the instructions of all batches and marks until the end of the run."""
@@ -163,7 +152,7 @@ class Worker:
             self.reports.begin(item.split)
             sizes = self.job.course.evaluation_sizes(item)
             batch = Batch(sizes, first_micro_batch=item.batch, averaged=item.averaged)
-            self.interpreter.run(self._stream(False, len(batch.sizes)), batch)
+            self.interpreter.run(self.job.evaluation(self.index, len(sizes)), batch)
             self.links.pulse.started = True
 
     def _evaluates(self, item: EvaluationBatch) -> bool:
@@ -179,7 +168,7 @@ class Worker:
         self.reports.begin("train")
         first = sum(map(len, before)), sum(map(sum, before))
         batch = Batch(sizes, True, item.step, item.samples, *first)
-        self.interpreter.run(self._stream(True, len(sizes)), batch)
+        self.interpreter.run(self.job.training(self.index, len(sizes)), batch)
         self._share_memories()
         self.recorder.end_batch(sum(sizes))
         self._training = True
@@ -223,13 +212,6 @@ class Worker:
             buffers = [b for chunk in self.chunks.values() for b in chunk.buffers]
             self.links.replicas.take_from_first(buffers)
 
-    def _stream(self, training: bool, count: int) -> list[do.Instruction]:
-        """Return the stage's instructions for `count` micro-batches, which are cached."""
-        if (training, count) not in self._streams:
-            make = self.job.training if training else self.job.evaluation
-            self._streams[training, count] = make(self.index, count)
-        return self._streams[training, count]
-
     def _take_snapshot(self, snapshots: Snapshots) -> None:
         self.links.pulse.begin("taking a snapshot", SAVING_LIMIT_S)
         # Queued training must not count as time of the snapshot.
@@ -248,7 +230,7 @@ class Worker:
             training=self._training,
             totals=self.recorder.so_far(),
             trace=self.recorder.trace,
-            peak=(self.memory.read(), self.memory.reserved()),
+            peak=(self.memory.peak(), self.memory.reserved()),
             seconds=self.reports.seconds(),
         )
         snapshots.save(self.chunks, progress)
@@ -303,7 +285,7 @@ class Worker:
             "spent_s": dict(totals.spent_s),
             "instruction_s": {repr(each): s for each, s in totals.instruction_s.items()},
             "bytes_sent": dict(sent),
-            "peak_memory_bytes": memory.read() if totals.batches else None,
+            "peak_memory_bytes": memory.peak() if totals.batches else None,
             "peak_reserved_bytes": memory.reserved() if totals.batches else None,
         }
 
