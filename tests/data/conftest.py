@@ -13,8 +13,8 @@ from ppll_cli.data import augment, batches, randaugment
 from ppll_cli.data.pictures import patches
 from ppll_cli.data.scenes import batches as scene_batches
 from ppll_cli.data.voc import Voc
-from tests.conftest import compose_config
 from tests.data.scene_files import write_voc
+from tests.data.shipped import shipped
 from tests.data.small_voc import MakeVoc
 from tests.no_waiting import NoWaiting
 
@@ -100,7 +100,5 @@ def make_voc(tmp_path: Path, cache: Path) -> MakeVoc:
     Pictures have 50x40 pixels and are enlarged by 1.5.
     """
     root = write_voc(tmp_path / "root", ["2007"])
-    config, _ = compose_config(["data=voc", "data.years='07'"])
-    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
-    shipped |= {"root": str(root), "short_side": 60, "long_side": 90, "flip": False}
-    return lambda **changes: Voc(**(shipped | changes))
+    small = {"years": "07", "root": str(root), "short_side": 60, "long_side": 90, "flip": False}
+    return lambda **changes: Voc(**shipped("voc", **(small | changes)))

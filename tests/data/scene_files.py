@@ -97,9 +97,9 @@ def write_coco(root: Path) -> Path:
     return root
 
 
-def idx(array: NDArray[Any]) -> bytes:
+def idx(array: NDArray[Any], magic: int = 8) -> bytes:
     """Return an idx file of bytes."""
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    header = bytes([0, 0, magic, array.ndim]) + np.array(array.shape, ">u4").tobytes()
     return header + array.astype(np.uint8).tobytes()
 
 

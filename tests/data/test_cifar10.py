@@ -1,7 +1,4 @@
-import hashlib
-import io
 import pickle
-import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +11,9 @@ from torchvision.datasets import CIFAR10
 
 from ppll_cli.data.cifar10 import Cifar10
 from ppll_cli.errors import ConfigError
+from tests.data.published_files import Files, listed, md5, packed, write
 
 Options = Callable[..., dict[str, Any]]
-Files = dict[str, bytes]
 PIXELS = np.random.RandomState(0).randint(256, size=(12, 3, 32, 32), dtype=np.uint8)
 FOLDER = "cifar-10-batches-py"
 
@@ -46,10 +43,6 @@ def published() -> Files:
     return files | {"test_batch": batch(PIXELS[10:], [0, 1]), "batches.meta": pickle.dumps(names)}
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
-
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files], str]:
     """Return a function that writes files as if they were the published ones.
@@ -57,20 +50,18 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files]
     It returns the root.
     """
 
-    def write(files: Files) -> str:
-        (tmp_path / FOLDER).mkdir()
-        for name, content in files.items():
-            (tmp_path / FOLDER / name).write_bytes(content)
+    def install(files: Files) -> str:
+        write(tmp_path / FOLDER, files)
         publish(files, monkeypatch)
         return str(tmp_path)
 
-    return write
+    return install
 
 
 def publish(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = [[f"data_batch_{n}", md5(files[f"data_batch_{n}"])] for n in range(1, 6)]
+    *train, test, _ = listed(files)
     monkeypatch.setattr(CIFAR10, "train_list", train)
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5(files["test_batch"])]])
+    monkeypatch.setattr(CIFAR10, "test_list", [test])
     monkeypatch.setitem(CIFAR10.meta, "md5", md5(files["batches.meta"]))
 
 
@@ -157,15 +148,11 @@ def test_the_archive_is_downloaded_unpacked_and_removed(
     monkeypatch: pytest.MonkeyPatch,
     contents: Callable[[Path], Files],
 ) -> None:
-    files, archive = published(), io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name, content in (files | {"readme.html": b"unused"}).items():
-            member = tarfile.TarInfo(f"{FOLDER}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
+    files = published()
+    archive = packed(FOLDER, files | {"readme.html": b"unused"})
     publish(files, monkeypatch)
-    monkeypatch.setattr(CIFAR10, "url", serve({CIFAR10.filename: archive.getvalue()}))
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.getvalue()))
+    monkeypatch.setattr(CIFAR10, "url", serve({CIFAR10.filename: archive}))
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
     dataset = Cifar10(**options())
     dataset.prepare()
     assert contents(cache) == {f"{FOLDER}/{name}": content for name, content in files.items()}

@@ -1,9 +1,6 @@
 """Tests where CIFAR-100 differs from CIFAR-10: other files, and two labels for each picture."""
 
-import hashlib
-import io
 import pickle
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from torchvision.datasets import CIFAR100
 
 from ppll_cli.data.cifar100 import Cifar100
 from ppll_cli.errors import ConfigError
+from tests.data.published_files import listed, md5, packed, write
 
 Options = Callable[..., dict[str, Any]]
 FOLDER = "cifar-100-python"
@@ -38,17 +36,15 @@ def contents() -> dict[str, bytes]:
 def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """Return files that torchvision regards as the published ones."""
     made = contents()
-    sums = {name: hashlib.md5(content).hexdigest() for name, content in made.items()}
-    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
-    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
-    monkeypatch.setitem(CIFAR100.meta, "md5", sums["meta"])
+    train, test, (_, meta) = listed(made)
+    monkeypatch.setattr(CIFAR100, "train_list", [train])
+    monkeypatch.setattr(CIFAR100, "test_list", [test])
+    monkeypatch.setitem(CIFAR100.meta, "md5", meta)
     return made
 
 
 def test_fine_labels_are_used(options: Options, files: dict[str, bytes], tmp_path: Path) -> None:
-    (tmp_path / FOLDER).mkdir()
-    for name, content in files.items():
-        (tmp_path / FOLDER / name).write_bytes(content)
+    write(tmp_path / FOLDER, files)
     dataset = Cifar100(**options(root=str(tmp_path)))
     dataset.prepare()
     splits = dataset.load()
@@ -68,13 +64,8 @@ def test_the_archive_is_downloaded(
     serve: Callable[[dict[str, bytes]], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{FOLDER}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    monkeypatch.setattr(CIFAR100, "url", serve({CIFAR100.filename: archive.getvalue()}))
-    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.getvalue()).hexdigest())
+    archive = packed(FOLDER, files)
+    monkeypatch.setattr(CIFAR100, "url", serve({CIFAR100.filename: archive}))
+    monkeypatch.setattr(CIFAR100, "tgz_md5", md5(archive))
     Cifar100(**options()).prepare()
     assert {path.name for path in (cache / FOLDER).iterdir()} == set(files)

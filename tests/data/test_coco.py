@@ -12,8 +12,8 @@ from ppll_cli.data import coco
 from ppll_cli.data.coco import Coco
 from ppll_cli.data.scenes import dataset as scenes_dataset
 from ppll_cli.errors import ConfigError
-from tests.conftest import compose_config
 from tests.data.scene_files import write_coco
+from tests.data.shipped import shipped
 
 NAN = float("nan")
 Make = Callable[..., Coco]
@@ -24,9 +24,7 @@ Change = Callable[[Any], object]
 def make(tmp_path: Path, cache: Path) -> Make:
     """Return a function that makes the data set with three pictures per part, with changes."""
     root = write_coco(tmp_path / "root")
-    config, _ = compose_config(["data=coco"])
-    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
-    return lambda **changes: Coco(**(shipped | {"root": str(root)} | changes))
+    return lambda **changes: Coco(**shipped("coco", **({"root": str(root)} | changes)))
 
 
 def test_pictures_and_classes_are_sorted_by_their_ids(make: Make) -> None:

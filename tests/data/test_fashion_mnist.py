@@ -12,16 +12,11 @@ from torchvision.datasets import FashionMNIST
 from ppll_cli.data import fashion_mnist
 from ppll_cli.data.fashion_mnist import DEBIAN, RAW, FashionMnist, read_idx
 from ppll_cli.errors import ConfigError
+from tests.data.published_files import Files, write
+from tests.data.scene_files import idx
 
 Options = Callable[..., dict[str, Any]]
-Files = dict[str, bytes]
 PIXELS = np.random.RandomState(0).randint(256, size=(14, 28, 28), dtype=np.uint8)
-
-
-def idx(array: np.ndarray[Any, Any], magic: int = 8) -> bytes:
-    """Return an idx file of bytes."""
-    header = bytes([0, 0, magic, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    return header + array.astype(np.uint8).tobytes()
 
 
 def plain() -> Files:
@@ -36,12 +31,6 @@ def plain() -> Files:
 
 def zipped() -> Files:
     return {f"{name}.gz": gzip.compress(content) for name, content in plain().items()}
-
-
-def write(folder: Path, files: Files) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
 
 
 def check(dataset: FashionMnist) -> None:

@@ -15,8 +15,8 @@ from ppll_cli.data.files import fixed_random
 from ppll_cli.data.scenes import canvas
 from ppll_cli.data.scenes.canvas import VISIBLE, Cutout, _around, _common, _cutout, _fits, paint
 from ppll_cli.errors import ConfigError
-from tests.conftest import compose_config
 from tests.data.scene_files import write_fashion
+from tests.data.shipped import shipped
 
 Make = Callable[..., FashionScenes]
 
@@ -25,10 +25,8 @@ Make = Callable[..., FashionScenes]
 def make(tmp_path: Path, cache: Path) -> Make:
     """Return a function that makes the data set with a few scenes of discs, with changes."""
     root = write_fashion(tmp_path / "root")
-    config, _ = compose_config(["data=fashion_scenes"])
-    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
-    shipped |= {"root": str(root), "pictures": 6, "test_pictures": 3, "side": 96}
-    return lambda **changes: FashionScenes(**(shipped | changes))
+    few = {"root": str(root), "pictures": 6, "test_pictures": 3, "side": 96}
+    return lambda **changes: FashionScenes(**shipped("fashion_scenes", **(few | changes)))
 
 
 def test_scenes_do_not_depend_on_global_random_numbers(

@@ -1,6 +1,5 @@
 """Damaged data in the cache folder are made again. An index that cannot be written is not kept."""
 
-import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ from ppll_cli.data.files import sample_name
 from ppll_cli.data.photos import Photos
 from ppll_cli.data.voc import Voc
 from ppll_cli.errors import ConfigError
-from tests.conftest import compose_config
 from tests.data.picture_files import picture, write_photos
 from tests.data.scene_files import write_fashion, write_voc
+from tests.data.shipped import shipped
 
 SMALL = {"patch": 8, "patches_per_epoch": 10, "tile": 16, "overlap": 3}
 Damage = Callable[[Path], object]
@@ -47,22 +46,11 @@ def a_file(path: Path) -> None:
 DAMAGES: list[Damage] = [emptied, cut, a_folder, Path.unlink]
 
 
-@functools.cache
-def defaults(data: str) -> dict[str, object]:
-    """Return the defaults of a data set in conf/data; compose them only once."""
-    config, _ = compose_config([f"data={data}"])
-    return {key: value for key, value in config["data"].items() if key != "_target_"}
-
-
-def options(data: str, **changes: object) -> dict[str, object]:
-    return defaults(data) | changes
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Photos]:
     folder = write_photos(tmp_path / "photos")
     given = {"folders": [str(folder)], "cache": str(tmp_path / "kept"), **SMALL}
-    return lambda **changes: Photos(**(options("photos", **given) | changes))  # type: ignore[arg-type]
+    return lambda **changes: Photos(**shipped("photos", **(given | changes)))
 
 
 @pytest.mark.parametrize("name", ["high.npy", "low.npy", "index.json"])
@@ -85,24 +73,24 @@ def test_damaged_scenes_are_painted_again(
     tmp_path: Path, cache: Path, name: str, damage: Damage
 ) -> None:
     root = str(write_fashion(tmp_path / "root"))
-    given = options("fashion_scenes", root=root, pictures=2, test_pictures=1, side=64)
-    wanted = FashionScenes(**given).load()["train"]  # type: ignore[arg-type]
+    given = shipped("fashion_scenes", root=root, pictures=2, test_pictures=1, side=64)
+    wanted = FashionScenes(**given).load()["train"]
     boxes = wanted.objects.boxes.tolist()
     for folder in (cache / "fashion_scenes").iterdir():
         damage(folder / name)
-    again = FashionScenes(**given).load()["train"]  # type: ignore[arg-type]
+    again = FashionScenes(**given).load()["train"]
     assert again.objects.boxes.tolist() == boxes
     assert again[1].pixels.shape == (64, 64, 3)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("damage", [emptied, cut, longer, a_folder])
 def test_a_damaged_index_is_made_again(tmp_path: Path, cache: Path, damage: Damage) -> None:
-    given = options("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
-    boxes = Voc(**given).load()["train"].objects.boxes.tolist()  # type: ignore[arg-type]
+    given = shipped("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
+    boxes = Voc(**given).load()["train"].objects.boxes.tolist()
     for path in list((cache / "scenes").iterdir()):
         damage(path)
     for _ in range(2):
-        assert Voc(**given).load()["train"].objects.boxes.tolist() == boxes  # type: ignore[arg-type]
+        assert Voc(**given).load()["train"].objects.boxes.tolist() == boxes
     assert all(path.is_file() for path in (cache / "scenes").iterdir())
 
 
@@ -111,8 +99,8 @@ def test_a_run_works_if_its_index_cannot_be_kept(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    given = options("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
-    assert len(Voc(**given).load()["train"]) == 4  # type: ignore[arg-type]
+    given = shipped("voc", root=str(write_voc(tmp_path / "root", ["2007"])), years="07")
+    assert len(Voc(**given).load()["train"]) == 4
     assert "set XDG_CACHE_HOME to another folder" in caplog.text
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.data.labelled import crops, loaders
-from ppll_cli.data.labelled.batches import AHEAD, DecodedAhead, LoadedBatches
+from ppll_cli.data.labelled.batches import AHEAD, LoadedBatches
 from ppll_cli.data.labelled.loader import Wanted, image_of
-from ppll_cli.data.labelled.loaders import Loaders
+from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders
 from ppll_cli.errors import ConfigError, RunFailedError
 from tests.data.picture_files import picture
 

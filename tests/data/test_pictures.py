@@ -18,8 +18,8 @@ from ppll_cli.data.pictures.patches import PatchBatches, _turned
 from ppll_cli.data.pictures.samples import SIDE, captioned, views
 from ppll_cli.errors import ConfigError
 from ppll_cli.tasks.super_resolution import BICUBIC, TARGET, TILE
-from tests.conftest import compose_config
 from tests.data.picture_files import picture, write_div2k, write_photos
+from tests.data.shipped import shipped
 from tests.no_waiting import DEVICE, NoWaiting
 
 SMALL = {"patch": 8, "patches_per_epoch": 10, "tile": 16, "overlap": 3}
@@ -31,10 +31,8 @@ Make = Callable[..., Photos]
 def photos(tmp_path: Path) -> Make:
     """Return a function that makes the data set of six small pictures, with changes."""
     folder = write_photos(tmp_path / "photos")
-    config, _ = compose_config(["data=photos"])
-    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
-    shipped |= {"folders": [str(folder)], "cache": str(tmp_path / "cache"), **SMALL}
-    return lambda **changes: Photos(**(shipped | changes))
+    given = {"folders": [str(folder)], "cache": str(tmp_path / "cache"), **SMALL}
+    return lambda **changes: Photos(**shipped("photos", **(given | changes)))
 
 
 def batches_of(dataset: PictureDataset, seed: int = 0, batch_size: int = 4) -> PatchBatches:
@@ -181,10 +179,8 @@ def test_div2k_is_read_in_its_published_layout(tmp_path: Path, scale: int) -> No
 
 
 def div2k(tmp_path: Path, root: Path | None, **changes: object) -> Div2k:
-    config, _ = compose_config(["data=div2k"])
-    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
     given = {"root": str(root), "cache": str(tmp_path / "cache"), **SMALL, **changes}
-    return Div2k(**(shipped | given))
+    return Div2k(**shipped("div2k", **given))
 
 
 def test_missing_div2k_files_are_named_with_their_place(tmp_path: Path) -> None:

@@ -1,4 +1,3 @@
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from torchvision.datasets import STL10
 
 from ppll_cli.data.stl10 import Stl10
 from ppll_cli.errors import ConfigError
+from tests.data.published_files import Files, listed, write
 
 Options = Callable[..., dict[str, Any]]
-Files = dict[str, bytes]
 PIXELS = np.random.RandomState(0).randint(256, size=(14, 3, 96, 96), dtype=np.uint8)
 FOLDER = "stl10_binary"
 
@@ -33,17 +32,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Files]
     It returns the root.
     """
 
-    def write(files: Files) -> str:
-        (tmp_path / FOLDER).mkdir()
-        for name, content in files.items():
-            (tmp_path / FOLDER / name).write_bytes(content)
-        sums = [[name, hashlib.md5(content).hexdigest()] for name, content in files.items()]
-        unlabelled = [["unlabeled_X.bin", "5242ba1fed5e4be9e1e742405eb56ca4"]]
-        monkeypatch.setattr(STL10, "train_list", sums[:2] + unlabelled)
-        monkeypatch.setattr(STL10, "test_list", sums[2:])
+    def install(files: Files) -> str:
+        write(tmp_path / FOLDER, files)
+        *train, images, labels = listed(files)
+        unlabelled = ("unlabeled_X.bin", "5242ba1fed5e4be9e1e742405eb56ca4")
+        monkeypatch.setattr(STL10, "train_list", [*train, unlabelled])
+        monkeypatch.setattr(STL10, "test_list", [images, labels])
         return str(tmp_path)
 
-    return write
+    return install
 
 
 def test_files_are_read_into_splits_without_the_unlabelled_images(

@@ -1,4 +1,3 @@
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torchvision.datasets import SVHN
 
 from ppll_cli.data.svhn import Svhn
 from ppll_cli.errors import ConfigError
+from tests.data.published_files import md5
 
 Options = Callable[..., dict[str, Any]]
 Parts = dict[str, bytes]
@@ -61,7 +61,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Parts]
 
 
 def publish(part: str, content: bytes, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = [url, f"{part}_32x32.mat", hashlib.md5(content).hexdigest()]
+    entry = [url, f"{part}_32x32.mat", md5(content)]
     monkeypatch.setitem(SVHN.split_list, part, entry)
 
 

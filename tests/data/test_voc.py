@@ -17,8 +17,8 @@ from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.voc import CLASSES, YEARS, Voc
 from ppll_cli.errors import ConfigError
 from ppll_cli.prepare.loading import DATA_SET
-from tests.conftest import compose_config
 from tests.data.scene_files import voc_xml, write_voc
+from tests.data.shipped import shipped
 
 Make = Callable[..., Voc]
 
@@ -27,9 +27,7 @@ Make = Callable[..., Voc]
 def make(tmp_path: Path, cache: Path) -> Make:
     """Return a function that makes the data set with four pictures per list, with changes."""
     root = write_voc(tmp_path / "root")
-    config, _ = compose_config(["data=voc"])
-    shipped = {key: value for key, value in config["data"].items() if key != "_target_"}
-    return lambda **changes: Voc(**(shipped | {"root": str(root)} | changes))
+    return lambda **changes: Voc(**shipped("voc", **({"root": str(root)} | changes)))
 
 
 def names(scenes: Scenes) -> list[str]:

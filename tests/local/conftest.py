@@ -1,7 +1,8 @@
 """Fixtures and helpers for tests of local methods."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion, LocalMethod, Site
+from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.classification import LABEL, OTHER_LABEL, SHARE, Classification, with_mixing
+from ppll_cli.tasks.task import Task
 
 CLASSES = 5
 BATCH = 6
@@ -52,6 +55,19 @@ def site(shape: tuple[int, ...]) -> Site:
         input_spec=ImageSpec(1, 8, 8, (0.25,), (0.5,)),
         task=Classification(CLASSES),
     )
+
+
+def site_over(
+    units: Sequence[Unit], image: ImageSpec, task: Task, starts: Iterable[int] | None = None
+) -> Site:
+    """Return the site of the first module. Modules 2 to k begin at the units `starts`.
+
+    By default each unit is a module.
+    """
+    features = [traced.outputs[0] for traced in trace(units, image.specs)]
+    edges = [0, *(range(1, len(units)) if starts is None else starts), len(units)]
+    modules = tuple(range(start, stop) for start, stop in pairwise(edges))
+    return Site(0, modules, units, features, image, task)
 
 
 def batch_at(site: Site) -> dict[str, Tensor]:

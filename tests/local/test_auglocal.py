@@ -16,13 +16,12 @@ from ppll_cli.local.auglocal import AugLocal, NormedHead
 from ppll_cli.local.method import Site
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
 from ppll_cli.models.resnet import Head as ResNetHead
-from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.models.vit import Block, Embed, ViT
 from ppll_cli.models.vit import Head as ViTHead
 from ppll_cli.tasks.classification import Classification
 from tests.conftest import Runner
-from tests.local.conftest import CLASSES, Train
+from tests.local.conftest import CLASSES, Train, site_over
 
 TASK = Classification(CLASSES)
 GREY = ImageSpec(1, 28, 28)
@@ -35,12 +34,8 @@ LINEAR = partial(nn.Linear, 8, 8)
 
 def sites(model: CifarResNet | ResNet | ViT, image: ImageSpec) -> list[Site]:
     """Return sites at which each unit is a module. The last unit has no auxiliary network."""
-    units = model.units(image, TASK)
-    batch = {IMAGE: ValueSpec((image.channels, image.height, image.width), torch.float32)}
-    features = [unit.outputs[0] for unit in trace(units, batch)]
-    modules = tuple(range(index, index + 1) for index in range(len(units)))
-    site = Site(0, modules, units, features, image, TASK)
-    return [site.at(module) for module in range(len(units) - 1)]
+    site = site_over(model.units(image, TASK), image, TASK)
+    return [site.at(module) for module in range(len(site.units) - 1)]
 
 
 def row(units: int, *stops: int) -> list[Site]:

@@ -13,9 +13,9 @@ from ppll_cli.local.copies import copies_of, later_units
 from ppll_cli.local.method import Site
 from ppll_cli.models.drop_path import DropPath
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, Head
-from ppll_cli.models.trace import trace
 from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
+from tests.local.conftest import site_over
 
 TASK = Classification(5)
 IMAGES = ImageSpec(3, 16, 16)
@@ -23,9 +23,7 @@ IMAGES = ImageSpec(3, 16, 16)
 
 def of(units: list[Unit], image: ImageSpec = IMAGES) -> Site:
     """Return the site behind the first unit."""
-    batch = {IMAGE: ValueSpec((image.channels, image.height, image.width), torch.float32)}
-    features = [unit.outputs[0] for unit in trace(units, batch)]
-    return Site(0, (range(1), range(1, len(units))), units, features, image, TASK)
+    return site_over(units, image, TASK, [1])
 
 
 def resnet(image: ImageSpec = IMAGES) -> Site:

@@ -1,5 +1,6 @@
 """`local.detection_head` selects the levels on which each module of a detector is trained."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
-from ppll_cli.leaves.values import ValueSpec, empty
+from ppll_cli.leaves.values import empty
 from ppll_cli.local.auglocal import AugLocal
 from ppll_cli.local.detection_head import DetectionHead
 from ppll_cli.local.fba import FBA
@@ -20,11 +21,11 @@ from ppll_cli.local.man import MAN, MANPlus, Mixture
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.local.pyramid_bank import BankedPyramid
 from ppll_cli.models.retinanet import RetinaNet
-from ppll_cli.models.trace import trace
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.detection import Detection
 from ppll_cli.tasks.pyramid import PyramidHead, SmallestHead
+from tests.local.conftest import site_over
 from tests.other_task import OtherTask
 
 TASK = Detection(("a", "b"), boxes=2, height=64, width=64, anchor=16)
@@ -37,19 +38,17 @@ LEVELS = {8: ["P3"], 16: ["P4"], 32: ["P5", "P6", "P7"]}
 
 
 @pytest.fixture(scope="module")
-def model() -> tuple[list[Unit], list[ValueSpec]]:
-    units = list(RetinaNet(width=8).units(IMAGES, TASK))
+def model() -> Site:
     with torch.device("meta"):
-        batch = {IMAGE: ValueSpec((3, 64, 64), torch.float32)}
-        return units, [unit.outputs[0] for unit in trace(units, batch)]
+        return site_over(RetinaNet(width=8).units(IMAGES, TASK), IMAGES, TASK)
 
 
-def sites(model: tuple[list[Unit], list[ValueSpec]], cuts: tuple[str, ...]) -> list[Site]:
+def sites(model: Site, cuts: tuple[str, ...]) -> list[Site]:
     """Return the ends of all modules except the last."""
-    units, features = model
-    starts = [0, *([unit.name for unit in units].index(cut) for cut in cuts), len(units)]
+    names = [unit.name for unit in model.units]
+    starts = [0, *map(names.index, cuts), len(names)]
     modules = tuple(range(a, b) for a, b in pairwise(starts))
-    return [Site(m, modules, units, features, IMAGES, TASK) for m in range(len(cuts))]
+    return [replace(model, module=m, modules=modules) for m in range(len(cuts))]
 
 
 def levels_of(method: LocalMethod, site: Site) -> list[str]:
@@ -88,7 +87,7 @@ def method_of(name: str, head: DetectionHead | None) -> LocalMethod:
     ],
 )
 def test_level_trains_the_levels_for_the_stride_of_each_map(
-    model: Any, name: str, cuts: tuple[str, ...], strides: list[int]
+    model: Site, name: str, cuts: tuple[str, ...], strides: list[int]
 ) -> None:
     method = method_of(name, "level")
     found = [levels_of(method, site) for site in sites(model, cuts)]
@@ -104,7 +103,7 @@ def test_level_trains_the_levels_for_the_stride_of_each_map(
         ("man", PyramidHead),
     ],
 )
-def test_pyramid_trains_all_levels(model: Any, name: str, kind: type[nn.Module]) -> None:
+def test_pyramid_trains_all_levels(model: Site, name: str, kind: type[nn.Module]) -> None:
     for site in sites(model, BY_STAGE):
         with torch.device("meta"):
             criterion = method_of(name, "pyramid").criterion(site)
@@ -113,7 +112,7 @@ def test_pyramid_trains_all_levels(model: Any, name: str, kind: type[nn.Module])
 
 
 @pytest.mark.parametrize("name", ["greedy", "fba", "auglocal"])
-def test_an_older_record_means_pyramids(model: Any, name: str) -> None:
+def test_an_older_record_means_pyramids(model: Site, name: str) -> None:
     """An older record lacks the key `detection_head`."""
     target = type(method_of(name, None))
     options = {"bank": {"enabled": False}} if name == "fba" else {}
@@ -128,7 +127,7 @@ def test_an_older_record_means_pyramids(model: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["man", "manpp"])
-def test_momentum_networks_have_level_heads_by_default(model: Any, name: str) -> None:
+def test_momentum_networks_have_level_heads_by_default(model: Site, name: str) -> None:
     """Heads read two copies of the next stage's first unit: one is trained, one follows it."""
     for module, site in enumerate(sites(model, BY_STAGE)):
         criterion = method_of(name, None).criterion(site)
@@ -142,25 +141,25 @@ def test_momentum_networks_have_level_heads_by_default(model: Any, name: str) ->
         assert prediction.shape[1] == 9 * [64, 16, 4 + 1 + 1][module]
 
 
-def test_detection_head_is_refused_for_other_tasks(model: Any) -> None:
+def test_detection_head_is_refused_for_other_tasks(model: Site) -> None:
     for chosen in ("level", "pyramid"):
         message = rf"^local\.detection_head={chosen}: is for detection; choose a data set with box"
         for name in ALL:
             for task in (Classification(3), OtherTask()):
-                units, features = model
+                units, features = model.units, model.features
                 site = Site(0, (range(3), range(3, len(units))), units, features, IMAGES, task)
                 with pytest.raises(ConfigError, match=message):
                     method_of(name, chosen).criterion(site)
 
 
 @pytest.mark.parametrize("loss", ["infopro", "dgl", "ce"])
-def test_losses_for_classification_are_refused(model: Any, loss: Any) -> None:
+def test_losses_for_classification_are_refused(model: Site, loss: Any) -> None:
     with pytest.raises(ConfigError, match=f"^local.loss={loss}: is for classification: a detec"):
         MAN(loss=loss).criterion(sites(model, BY_STAGE)[0])
 
 
-def test_a_head_that_is_no_pyramid_head_is_refused(model: Any) -> None:
-    units, features = model
+def test_a_head_that_is_no_pyramid_head_is_refused(model: Site) -> None:
+    units, features = model.units, model.features
     units = [*units[:-1], Unit("head", nn.Identity, ("c5",), ("prediction",))]
     site = Site(0, (range(3), range(3, len(units))), units, features, IMAGES, TASK)
     message = r"^local\.detection_head=level: the model's head, Identity, .*detection_head=pyramid"

@@ -1,7 +1,6 @@
 """Simple Local Modules and the feature bank."""
 
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -17,12 +16,12 @@ from ppll_cli.local.method import Site, module_exports
 from ppll_cli.models.edsr import EDSR, Tail
 from ppll_cli.models.resnet import BasicUnit, CifarResNet, ResNet
 from ppll_cli.models.resnet import Head as ResNetHead
-from ppll_cli.models.trace import trace
-from ppll_cli.models.unit import IMAGE, ImageSpec, Model, Unit
+from ppll_cli.models.unit import ImageSpec, Model, Unit
 from ppll_cli.models.vit import Block, Embed, ViT
 from ppll_cli.models.vit import Head as ViTHead
 from ppll_cli.tasks.classification import Classification, Pool
 from ppll_cli.tasks.super_resolution import SuperResolution
+from tests.local.conftest import site_over
 from tests.other_task import OtherTask
 
 TASK = Classification(5)
@@ -35,12 +34,8 @@ def sites(model: Model, size: int = 12) -> list[Site]:
     """Return sites at which each unit is a module. The head belongs to the last module."""
     image = ImageSpec(1, size, size)
     units = model.units(image, TASK)
-    batch = {IMAGE: ValueSpec((1, size, size), torch.float32)}
-    features = [unit.outputs[0] for unit in trace(units, batch)]
-    starts = [*range(len(units) - 1), len(units)]
-    modules = tuple(range(start, stop) for start, stop in pairwise(starts))
-    site = Site(0, modules, units, features, image, TASK)
-    return [site.at(module) for module in range(len(modules))]
+    site = site_over(units, image, TASK, range(1, len(units) - 1))
+    return [site.at(module) for module in range(len(site.modules))]
 
 
 def bank(**options: object) -> FeatureBank:
@@ -267,12 +262,8 @@ EDSR_NET = EDSR(depth=3, width=4)  # first, body.0 body.1 body.2, tail
 def picture_sites() -> list[Site]:
     """Return sites at which each unit is a module."""
     image = ImageSpec(3, 8, 8)
-    units = EDSR_NET.units(image, PICTURES)
-    batch = {IMAGE: ValueSpec((3, 8, 8), torch.float32)}
-    features = [unit.outputs[0] for unit in trace(units, batch)]
-    modules = tuple(range(n, n + 1) for n in range(len(units)))
-    site = Site(0, modules, units, features, image, PICTURES)
-    return [site.at(module) for module in range(len(modules))]
+    site = site_over(EDSR_NET.units(image, PICTURES), image, PICTURES)
+    return [site.at(module) for module in range(len(site.modules))]
 
 
 OPEN = {"features": None, "fusion": None}

@@ -11,21 +11,18 @@ from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Site, module_criterion
 from ppll_cli.local.vit_blocks import ViTBlocks
 from ppll_cli.models.resnet import CifarResNet
-from ppll_cli.models.trace import trace
-from ppll_cli.models.unit import IMAGE, ImageSpec, Unit
+from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.models.vit import Block, Head, ViT
 from ppll_cli.tasks.classification import Classification
-from tests.local.conftest import CLASSES, Train
+from tests.local.conftest import CLASSES, Train, site_over
 
 TASK = Classification(CLASSES)
 IMAGES = ImageSpec(1, 8, 8)
 
 
 def sites(model: ViT | CifarResNet, modules: list[range]) -> list[Site]:
-    units = model.units(IMAGES, TASK)
-    batch = {IMAGE: ValueSpec((1, 8, 8), torch.float32)}
-    features = [unit.outputs[0] for unit in trace(units, batch)]
-    site = Site(0, tuple(modules), units, features, IMAGES, TASK)
+    starts = [module.start for module in modules[1:]]
+    site = site_over(model.units(IMAGES, TASK), IMAGES, TASK, starts)
     return [site.at(module) for module in range(len(modules))]
 
 

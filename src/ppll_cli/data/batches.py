@@ -64,14 +64,12 @@ class SplitBatches(Generic[Data, Content]):
     seed: int
     device: torch.device
 
+    _order_device = CPU  # where the order of the samples is kept
+
     def __post_init__(self) -> None:
         samples = len(self.splits["train"])
         self.steps_per_epoch = steps_per_epoch(samples, self.batch_size, self.dataset.drop_last)
         self._latest: tuple[int, Tensor] | None = None  # latest argument and result of `order`
-
-    @property
-    def _order_device(self) -> torch.device:
-        return CPU
 
     def order(self, epoch: int) -> Tensor:
         """Return the indices of all N training samples in the order of an epoch, int64 [N]."""
@@ -168,14 +166,11 @@ class Batches(ImageBatches[Classified, Split]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._order_device = self.device
         self.splits = {
             name: Split(split.images.to(self.device), split.labels.to(self.device))
             for name, split in self.splits.items()
         }
-
-    @property
-    def _order_device(self) -> torch.device:
-        return self.device
 
     def training_images(self, epoch: int, batch: int) -> LentImages:  # noqa: D102
         chosen, split = self.chosen(epoch, batch), self.splits["train"]

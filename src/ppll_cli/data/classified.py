@@ -100,11 +100,12 @@ class Classified(Files, ABC):
         return {IMAGE: normalise(fitted(picture, image).to(device), mean, std)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
-        """Return the model's probabilities of all classes for a user's picture."""
-        from ppll_cli.data.one_picture import labelled
-
-        found = self.task.probabilities(predict(inputs[IMAGE]))[0]
-        return labelled(found.tolist(), self.class_names)
+        """Return the most probable class, and all classes in order of falling probability."""
+        found = self.task.probabilities(predict(inputs[IMAGE]))[0].tolist()
+        names = self.class_names
+        sure = [{"label": n, "class": names[n], "probability": p} for n, p in enumerate(found)]
+        sure.sort(key=lambda each: -each["probability"])
+        return Prediction({**sure[0], "probabilities": sure})
 
 
 def check_normalisation(mean: list[float], std: list[float], channels: int) -> None:

@@ -31,13 +31,11 @@ class Coco(DetectionDataset):
     files (19 GB) are not downloaded.
     """
 
+    crowds = True
+
     @property
     def class_names(self) -> tuple[str, ...]:  # noqa: D102
         return self._indices["train"].classes
-
-    @property
-    def crowds(self) -> bool:  # noqa: D102
-        return True
 
     def read(self, part: Part) -> Scenes:  # noqa: D102
         index = self._indices[part]

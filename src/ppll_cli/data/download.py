@@ -3,8 +3,7 @@
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -61,7 +60,9 @@ def provide(
             failure = _fetch_bounded(fetch, Path(scratch))
             if failure is not None:
                 raise refused(f"and the download of {url} failed ({one_line(failure)})")
-            for name in [*(_others(Path(scratch), missing) if everything else ()), *missing]:
+            paths = Path(scratch).rglob("*") if everything else ()
+            fetched = {str(path.relative_to(scratch)) for path in paths if path.is_file()}
+            for name in [*(fetched - {*missing}), *missing]:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(scratch, name), folder / name)
     except OSError as error:
@@ -83,7 +84,9 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
             failures.append(error)
 
     thread = threading.Thread(target=run, name="download", daemon=True)
-    with _socket_timeout(SOCKET_TIMEOUT_S):
+    usual_s = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SOCKET_TIMEOUT_S)
+    try:
         thread.start()
         before, limit_s = 0, FIRST_BYTE_S
         while True:
@@ -94,21 +97,8 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
             if size == before:
                 return TimeoutError(f"no data for {limit_s:g} s")
             before, limit_s = size, STALL_S
-
-
-def _others(folder: Path, files: Sequence[str]) -> list[str]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return [name for path in paths if (name := str(path.relative_to(folder))) not in files]
-
-
-@contextmanager
-def _socket_timeout(limit_s: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(limit_s)
-    try:
-        yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(usual_s)
 
 
 def _size_bytes(folder: Path) -> int:

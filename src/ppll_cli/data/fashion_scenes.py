@@ -42,9 +42,7 @@ class FashionScenes(DetectionDataset):
     test_pictures: Number
     side: Annotated[int, Field(ge=32)]
 
-    @property
-    def class_names(self) -> tuple[str, ...]:  # noqa: D102
-        return CLASSES
+    class_names = CLASSES
 
     def prepare(self) -> None:  # noqa: D102
         self._items.prepare()

@@ -44,17 +44,14 @@ class ImageNet(LabelledPictures):
     middle_part: Annotated[FiniteFloat, Field(gt=0, le=1)]
     loaders: Count | None = None
 
+    resident = False  # loaders decode the pictures in every epoch, which may cut other pieces
+
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             remedy = "give 0 < low <= high <= 1"
             raise ConfigError("data.crop_scale", self.crop_scale, "is not a range of areas", remedy)
-
-    @property
-    def resident(self) -> bool:
-        """False: loaders decode the pictures in every epoch, which may cut other pieces."""
-        return False
 
     @property
     def middle(self) -> float:  # noqa: D102

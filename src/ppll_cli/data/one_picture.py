@@ -1,13 +1,10 @@
-"""Prepares a picture of the user for a classifier, and describes the classifier's prediction."""
-
-from collections.abc import Sequence
+"""Prepares a picture of the user for a classifier."""
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.unit import ImageSpec
 
@@ -33,13 +30,3 @@ def fitted(picture: Image.Image, image: ImageSpec) -> Tensor:
         made = ImageOps.fit(made, size, Image.Resampling.BILINEAR)
     pixels = np.array(made).reshape(image.height, image.width, image.channels)
     return torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous()
-
-
-def labelled(probabilities: Sequence[float], classes: Sequence[str]) -> Prediction:
-    """Return the most probable class, and all classes in order of falling probability."""
-    order = sorted(range(len(probabilities)), key=lambda label: -probabilities[label])
-    sure = [
-        {"label": label, "class": classes[label], "probability": probabilities[label]}
-        for label in order
-    ]
-    return Prediction({**sure[0], "probabilities": sure})

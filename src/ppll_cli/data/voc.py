@@ -48,6 +48,8 @@ class Voc(DetectionDataset):
 
     years: str | int
 
+    class_names = CLASSES
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self._years not in YEARS:
@@ -58,10 +60,6 @@ class Voc(DetectionDataset):
     @property
     def _years(self) -> str:
         return f"{self.years:02}" if isinstance(self.years, int) else self.years
-
-    @property
-    def class_names(self) -> tuple[str, ...]:  # noqa: D102
-        return CLASSES
 
     def prepare(self) -> None:  # noqa: D102
         lists = [_list(year, name) for part in PARTS for year, name in self._lists(part)]
@@ -81,10 +79,11 @@ class Voc(DetectionDataset):
         return YEARS[self._years][part]
 
     def read(self, part: Part) -> Scenes:  # noqa: D102
-        named = []
-        for year, name in self._lists(part):
-            for picture in self._pictures(year, name):
-                named.append((_devkit(year), picture))
+        named = [
+            (_devkit(year), picture)
+            for year, name in self._lists(part)
+            for picture in self._pictures(year, name)
+        ]
         annotations = [f"{folder}/Annotations/{picture}.xml" for folder, picture in named]
         try:
             stamps = [stamp(self.folder / name) for name in annotations]

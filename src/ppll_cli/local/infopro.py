@@ -93,7 +93,7 @@ class InfoPro(LocalMethod):
             return InfoProCriterion(self._head(channels, classes), decoder, site, weights)
         probe = Probe(nn.Linear(self.hidden, classes))
         head = self._head(channels, self.hidden)
-        return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature, classes)
+        return ContrastiveCriterion(head, decoder, site, weights, probe, self.temperature)
 
     def weights_at(self, site: Site) -> tuple[float, float]:
         """Return the loss weights l1 and l2 of a module."""
@@ -208,17 +208,17 @@ class ContrastiveCriterion(InfoProCriterion):
         weights: tuple[float, float],
         probe: Probe,
         temperature: float,
-        classes: int,
     ) -> None:
         super().__init__(head, decoder, site, weights)
-        self.probe, self.temperature, self.classes = probe, temperature, classes
+        self.probe, self.temperature = probe, temperature
 
     def classify(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the contrastive loss times l2 plus the probe's loss, and the probe's logits."""
         (feature,) = self.features
         vectors = F.normalize(self.head(values[feature]).float(), dim=1)
         prediction = self.probe(vectors)
-        loss = contrastive_loss(vectors, class_shares(values, self.classes), self.temperature)
+        shares = class_shares(values, prediction.shape[1])
+        loss = contrastive_loss(vectors, shares, self.temperature)
         return self.weights[1] * loss + self.task.loss(prediction, values), prediction
 
 

@@ -51,19 +51,18 @@ class PredSim(LocalMethod):
         if self.similarity == 0:
             return Criterion(head, (site.feature,), site.task)
         convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        return PredSimCriterion(head, convolution, site, classes, self.similarity)
+        return PredSimCriterion(head, convolution, site, self.similarity)
 
 
 class PredSimCriterion(Criterion):
     """PredSim's loss; `similarity`, above 0 and at most 1, is the weight of the similarity loss."""
 
     def __init__(
-        self, head: nn.Module, convolution: nn.Module, site: Site, classes: int, similarity: float
+        self, head: nn.Module, convolution: nn.Module, site: Site, similarity: float
     ) -> None:
         probed = similarity == 1
         super().__init__(Probe(head) if probed else head, (site.feature,), site.task)
         self.compared = nn.Sequential(AsMap(), convolution)
-        self.classes = classes
         self.weights = (1.0 if probed else 1 - similarity, similarity)
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -71,7 +70,7 @@ class PredSimCriterion(Criterion):
         loss, prediction = super().forward(values)
         (feature,) = self.features
         found = similarities(summary(self.compared(values[feature])))
-        wanted = similarities(class_shares(values, self.classes))
+        wanted = similarities(class_shares(values, prediction.shape[1]))
         prediction_weight, similarity_weight = self.weights
         return prediction_weight * loss + similarity_weight * F.mse_loss(found, wanted), prediction
 

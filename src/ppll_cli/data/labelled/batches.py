@@ -3,10 +3,10 @@
 Legend: B batch, H height, W width (pixels of the images).
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ppll_cli.data.classified import Classified
 from ppll_cli.data.labelled.crops import TRIES
 from ppll_cli.data.labelled.listing import Listing
 from ppll_cli.data.labelled.loader import Wanted
-from ppll_cli.data.labelled.loaders import Loaders, Loading
+from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders, Loading
 from ppll_cli.data.staging import to_device
 
 if TYPE_CHECKING:  # the data set imports this file
@@ -27,33 +27,6 @@ if TYPE_CHECKING:  # the data set imports this file
 
 AHEAD = 2
 """Number of batches after the current batch that loaders decode in advance."""
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-class DecodedAhead(Generic[Key]):
-    """The batches that loaders are decoding. Only one thread may use this object."""
-
-    def __init__(self, begin: Callable[[Key], Loading]) -> None:
-        self._begin, self._begun = begin, dict[Key, Loading]()
-
-    @contextmanager
-    def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the batch with the first key, uint8 [B, 3, H, W].
-
-        Meanwhile loaders decode the batches with the other keys. Begun batches whose keys are
-        missing in `keys` are dropped.
-        """
-        for key in [key for key in self._begun if key not in keys]:
-            self._begun.pop(key).release()
-        for key in keys:
-            if key not in self._begun:
-                self._begun[key] = self._begin(key)
-        loading = self._begun.pop(keys[0])
-        try:
-            yield loading.images()
-        finally:
-            loading.release()
 
 
 class LoadedBatches(ImageBatches[Classified, Listing]):

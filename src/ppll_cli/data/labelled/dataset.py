@@ -66,6 +66,8 @@ class LabelledPictures(Classified):
     size: Count
     loaders: Natural | None = None
 
+    channel_count = 3
+
     @abstractmethod
     def find(self) -> Found:
         """List the pictures and their classes without opening a picture, or raise ListingError."""
@@ -79,10 +81,6 @@ class LabelledPictures(Classified):
     def scale(self) -> tuple[float, float] | None:
         """Area limits of random training pieces, as fractions; None for the middle square."""
         return None
-
-    @property
-    def channel_count(self) -> int:  # noqa: D102
-        return 3
 
     @property
     def class_count(self) -> int:  # noqa: D102

@@ -1,8 +1,7 @@
 """Makes images of one size from pictures once, and stores them in the cache folder."""
 
 import logging
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from ppll_cli.data.files import cache_root
 from ppll_cli.data.kept import kept_folder, pixels_file, place
 from ppll_cli.data.labelled.loader import Wanted, image_of
-from ppll_cli.data.labelled.loaders import Loaders, Loading
+from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders
 from ppll_cli.data.pictures.cache import stamped
 
 AT_ONCE = 128
@@ -66,16 +65,9 @@ def images_of(
     if len(wanted) <= _FEW:
         yield from (image_of(each, side) for each in wanted)
         return
-    begun: deque[Loading] = deque()
+    starts = range(0, len(wanted), AT_ONCE)
     with closing(Loaders(processes, side)) as loaders:
-        for first in range(0, len(wanted), AT_ONCE):
-            begun.append(loaders.begin(wanted[first : first + AT_ONCE]))
-            if len(begun) > 1:
-                yield from _taken(begun.popleft())
-        for loading in begun:
-            yield from _taken(loading)
-
-
-def _taken(loading: Loading) -> Iterator[NDArray[np.uint8]]:
-    yield loading.images()
-    loading.release()
+        ahead = DecodedAhead[int](lambda first: loaders.begin(wanted[first : first + AT_ONCE]))
+        for number in range(len(starts)):
+            with ahead.images(starts[number : number + 2]) as images:
+                yield images

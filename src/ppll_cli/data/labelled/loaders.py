@@ -4,9 +4,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from mmap import ALLOCATIONGRANULARITY, mmap
@@ -16,6 +16,7 @@ from queue import SimpleQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
 from threading import Lock, Thread
 from time import monotonic
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +121,34 @@ class Loading:
             if not answer.cancel():
                 answer.exception()
         self.memory.give_back(self.region)
+
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class DecodedAhead(Generic[Key]):
+    """The batches that loaders are decoding. Only one thread may use this object."""
+
+    def __init__(self, begin: Callable[[Key], Loading]) -> None:
+        self._begin, self._begun = begin, dict[Key, Loading]()
+
+    @contextmanager
+    def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
+        """Provide the images of the batch with the first key, uint8 [B, 3, H, W].
+
+        Meanwhile loaders decode the batches with the other keys. Begun batches whose keys are
+        missing in `keys` are dropped.
+        """
+        for key in [key for key in self._begun if key not in keys]:
+            self._begun.pop(key).release()
+        for key in keys:
+            if key not in self._begun:
+                self._begun[key] = self._begin(key)
+        loading = self._begun.pop(keys[0])
+        try:
+            yield loading.images()
+        finally:
+            loading.release()
 
 
 class Region:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field, FiniteFloat
@@ -50,6 +50,7 @@ class DetectionDataset(Files, ABC):
             longer side would exceed `long_side`.
         long_side: Largest length of the longer side of a resized picture, in pixels.
         anchor: Side of the smallest anchors, in pixels of the resized pictures.
+        crowds: Whether ignored boxes are crowds as in COCO, not single objects.
     """
 
     mean: list[FiniteFloat]
@@ -59,6 +60,8 @@ class DetectionDataset(Files, ABC):
     long_side: int
     anchor: Count
 
+    crowds: ClassVar[bool] = False
+
     @property
     @abstractmethod
     def class_names(self) -> tuple[str, ...]:
@@ -67,11 +70,6 @@ class DetectionDataset(Files, ABC):
     @abstractmethod
     def read(self, part: Part) -> Scenes:
         """Return the pictures of a part and their objects, or raise ConfigError."""
-
-    @property
-    def crowds(self) -> bool:
-        """Whether ignored boxes are crowds as in COCO, not single objects."""
-        return False
 
     def __post_init__(self) -> None:
         super().__post_init__()
