@@ -23,7 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
 from omegaconf.basecontainer import BaseContainer
 
-from ppll_cli.cli import app, plan
+from ppll_cli.cli import app, compare, evaluate, plan
 from ppll_cli.cli.sweep import CompareRuns
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.programs import STOPPING
@@ -83,15 +83,14 @@ def ppll_plan(*arguments: str, cwd: Path) -> CompletedProcess[str]:
     return _called(plan.main, "ppll-plan", arguments, cwd)
 
 
-def ended(
-    patch: pytest.MonkeyPatch, name: str, main: Callable[[], object], *arguments: str | Path
-) -> int:
-    """Run a program in this process and return its exit status. Its output is the test's output."""
-    patch.setattr(sys, "argv", [name, *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert isinstance(left.value.code, int)
-    return left.value.code
+def ppll_eval(*arguments: str | Path, cwd: Path = Path()) -> CompletedProcess[str]:
+    """Run `ppll-eval`, and return its output and status."""
+    return _called(evaluate.main, "ppll-eval", list(map(str, arguments)), cwd)
+
+
+def ppll_compare(*arguments: str | Path, cwd: Path = Path()) -> CompletedProcess[str]:
+    """Run `ppll-compare`, and return its output and status."""
+    return _called(compare.main, "ppll-compare", list(map(str, arguments)), cwd)
 
 
 Call = tuple[list[str], int, list[str]]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
@@ -66,24 +65,15 @@ class Ranks:
     def __init__(self, name: str, job: Job, make_trainer: MakeTrainer) -> None:
         self.name, self.job, self._make_trainer = name, job, make_trainer
         self._folder = tempfile.TemporaryDirectory(prefix="ppll-benchmark-")
-        self._pipes: list[Connection] = []
-        self._processes: list[ForkServerProcess] = []
+        self._children: list[forkserver.Child] = []
         self._step_s = 0.0
 
     def start(self) -> None:
         """Start the ranks, and wait until each has built its model."""
-        context, store = forkserver.context(), Path(self._folder.name, "store")
+        store = str(Path(self._folder.name, "store"))
         for rank in range(len(self.job.devices)):
-            here, there = context.Pipe()
-            self._pipes.append(here)
-            process = context.Process(
-                target=main,
-                args=(self._make_trainer, self.job, rank, str(store), there),
-                name=f"{self.name}-{rank}",
-            )
-            process.start()
-            self._processes.append(process)
-            there.close()
+            child = forkserver.Child(main, self._make_trainer, self.job, rank, store)
+            self._children.append(child)
         self._gather()
 
     def warm_up(self) -> float:
@@ -99,18 +89,14 @@ class Ranks:
         """End the training, and return the peak memory of each rank, in bytes."""
         self._order(())
         peaks = self._gather()
-        for process in self._processes:
-            process.join(LEAVE_S)
+        for child in self._children:
+            child.process.join(LEAVE_S)
         return peaks
 
     def stop(self) -> None:
         """Kill the processes of all ranks."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join(LEAVE_S)
-        for pipe in self._pipes:
-            pipe.close()
+        for child in self._children:
+            child.close()
         self._folder.cleanup()
 
     def _train(self, spans: Sequence[int]) -> float:
@@ -120,15 +106,15 @@ class Ranks:
         return fmean(span.loss for span in measured if span.loss is not None)
 
     def _order(self, spans: Sequence[int]) -> None:
-        for pipe in self._pipes:
-            pipe.send(spans)
+        for child in self._children:
+            child.link.send(spans)
 
     def _gather(self) -> list[Any]:
         """Return the ranks' answers; raise RunFailedError if one fails or does not answer."""
         answers: dict[int, Any] = {}
-        until = perf_counter() + LIMIT_S
-        while len(answers) < len(self._pipes):
-            waited = {p: rank for rank, p in enumerate(self._pipes) if rank not in answers}
+        until, ranks = perf_counter() + LIMIT_S, range(len(self._children))
+        while len(answers) < len(ranks):
+            waited = {self._children[rank].link: rank for rank in ranks if rank not in answers}
             ready = wait(list(waited), timeout=until - perf_counter())
             for pipe in ready:
                 assert isinstance(pipe, Connection)
@@ -137,11 +123,11 @@ class Ranks:
                     until = min(until, perf_counter() + LEAVE_S)
             if not ready:
                 break
-        silent = [f"rank {rank}: silent" for rank in range(len(self._pipes)) if rank not in answers]
+        silent = [f"rank {rank}: silent" for rank in ranks if rank not in answers]
         failed = [f"rank {r}: {a.traceback}" for r, a in answers.items() if isinstance(a, _Failure)]
         if failed or silent:
             raise RunFailedError("\n".join([f"{self.name} failed", *failed, *silent]))
-        return [answers[rank] for rank in range(len(self._pipes))]
+        return [answers[rank] for rank in ranks]
 
     @staticmethod
     def _receive(pipe: Connection) -> Any:

@@ -61,14 +61,9 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
         For each size: `bytes`, the median seconds of `memcpy`, `ring` and `queue`, and the ratios
             `ring_speed_over_memcpy` and `queue_time_over_ring`.
     """
-    forkserver.start()
     torch.set_num_threads(1)
     senders, receivers = _channels(1, max(sizes), "cpu", "cpu")
-    end, ended = forkserver.context().Pipe()
-    process = forkserver.context().Process(
-        target=_produce, args=(senders, sizes, repetitions, ended), daemon=True
-    )
-    process.start()
+    child = forkserver.Child(_produce, senders, sizes, repetitions)
     _open(receivers.values())
     rows = []
     for size in sizes:
@@ -85,8 +80,8 @@ def measure(sizes: Sequence[int], repetitions: int) -> list[dict[str, float]]:
             "queue_time_over_ring": row["queue"] / row["ring"],
         }
         rows.append({"bytes": float(size), **row, **ratios})
-    end.send_bytes(b"")
-    process.join(LIMIT_S)
+    child.link.send_bytes(b"")
+    child.process.join(LIMIT_S)
     return rows
 
 
@@ -100,33 +95,26 @@ def measure_edge(
             device to device), `ring` and `queue`; and `bulk`, a row with the seconds per message
             and `ring_speed_over_copy`.
     """
-    forkserver.start()
     single, singles = _channels(1, max(sizes), source, target)
     steady, steadies = _channels(SLOTS, bulk, source, target)
-    go, gone = forkserver.context().Pipe()
-    process = forkserver.context().Process(
-        target=_produce_edge,
-        args=(single, steady, source, sizes, bulk, repetitions, gone),
-        daemon=True,
-    )
-    process.start()
+    child = forkserver.Child(_produce_edge, single, steady, source, sizes, bulk, repetitions)
     _open([*singles.values(), *steadies.values()])
     rows = []
     for size in sizes:
         times = {}
         for name, receiver in singles.items():
-            go.send_bytes(b"")
+            child.link.send_bytes(b"")
             times[name] = [_receive(receiver, target) for _ in range(repetitions)]
         times["copy"] = [_copy_s(size, source, target) for _ in range(repetitions)]
         rows.append({"bytes": float(size), **_medians(times)})
     row: dict[str, float] = {"bytes": float(bulk)}
     for name, receiver in steadies.items():
-        go.send_bytes(b"")
+        child.link.send_bytes(b"")
         row[name] = _message_s(receiver, repetitions, target)
     row |= _medians({"copy": [_copy_s(bulk, source, target) for _ in range(repetitions)]})
     row["ring_speed_over_copy"] = row["copy"] / row["ring"]
-    go.send_bytes(b"")
-    process.join(LIMIT_S)
+    child.link.send_bytes(b"")
+    child.process.join(LIMIT_S)
     return {"source": source, "target": target, "rows": rows, "bulk": row}
 
 

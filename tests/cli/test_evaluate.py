@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 
 from ppll_cli import load_run
-from ppll_cli.cli.evaluate import main
 from tests.conftest import own_model
 from tests.data.class_pictures import write_classes
 from tests.data.scene_files import write_fashion
 from tests.finished import Finished, finished_run
 from tests.launch.test_evaluation import DIGITS, photos, scenes
-from tests.program import Call, ended, imported
+from tests.program import Call, imported, ppll_eval
 
 SYNTHETIC = ["data=synthetic", "data.size=8", "data.channels=1"]
 
@@ -26,20 +25,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished_run(folder, *DIGITS, "schedule=ppll", "gpus=2", "local.modules=2")
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    return ended(monkeypatch, "ppll-eval", main, *arguments)
-
-
 def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return found
 
 
-def test_evaluating_a_run_repeats_its_test_result(
-    run: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_main(monkeypatch, run.folder) == 0
-    head, *rows, numbers, last = capsys.readouterr().out.splitlines()
+def test_evaluating_a_run_repeats_its_test_result(run: Finished) -> None:
+    done = ppll_eval(run.folder)
+    assert done.returncode == 0
+    head, *rows, numbers, last = done.stdout.splitlines()
     assert head.split() == ["class", "samples", "accuracy"]
     assert len(rows) == 10
     accuracy = f"{run.test['accuracy']:.4f}"
@@ -55,33 +49,30 @@ def test_evaluating_a_run_repeats_its_test_result(
         assert picture.width > 800
 
 
-def test_a_run_can_be_evaluated_on_other_data(
-    run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_can_be_evaluated_on_other_data(run: Finished, tmp_path: Path) -> None:
     """The data are normalised like the run's data, unless the command line gives a key."""
     synthetic = [*SYNTHETIC, "data.train_samples=8", "data.test_samples=20"]
     out = ["--output", str(tmp_path / "out")]
-    assert run_main(monkeypatch, run.folder, *synthetic, *out) == 0
+    assert ppll_eval(run.folder, *synthetic, *out).returncode == 0
     kept = results(tmp_path / "out")
     assert (kept["data"], kept["samples"]) == ("synthetic", 20)
     config = json.loads((run.folder / "config.json").read_text())
     same = [*synthetic, f"data.mean={config['data']['mean']}", f"data.std={config['data']['std']}"]
-    assert run_main(monkeypatch, run.folder, *same, *out) == 0
+    assert ppll_eval(run.folder, *same, *out).returncode == 0
     assert results(tmp_path / "out")["test"] == kept["test"]
-    assert run_main(monkeypatch, run.folder, *synthetic, "data.mean=[0.9]", *out) == 0
+    assert ppll_eval(run.folder, *synthetic, "data.mean=[0.9]", *out).returncode == 0
     assert results(tmp_path / "out")["test"] != kept["test"]
 
 
-def test_averaged_weights_are_named_as_in_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_averaged_weights_are_named_as_in_the_run(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp", "optim.ema=0.9")
-    assert run_main(monkeypatch, run.folder, "--ema") == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("test_ema accuracy ")
+    done = ppll_eval(run.folder, "--ema")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1].startswith("test_ema accuracy ")
 
 
 def test_own_pictures_get_the_runs_size_and_class_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for root, names in (("one", "ab"), ("other", "ax")):
@@ -90,32 +81,28 @@ def test_own_pictures_get_the_runs_size_and_class_names(
     model = ["model=resnet32", "model.depth=8", "batch_size=4", "max_steps=1", "data.size=16"]
     folders = [f"data.root={tmp_path / root}" for root in ("one", "other")]
     run = finished_run(tmp_path / "run", "data=imagefolder", folders[0], *model)
-    assert run_main(monkeypatch, run.folder) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["a", "b"]
+    done = ppll_eval(run.folder)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:3]] == ["a", "b"]
     assert load_run(run.folder).classes == ("a", "b")
-    assert run_main(monkeypatch, run.folder, "data=imagefolder", folders[1]) == 0
-    said = capsys.readouterr()
-    assert "names" in said.out + said.err
+    done = ppll_eval(run.folder, "data=imagefolder", folders[1])
+    assert done.returncode == 0
+    assert "names" in done.stdout + done.stderr
     size = json.loads((run.folder / "config.json").read_text())["data"]["size"]
     tiny = ["data=imagefolder", folders[0]]
     assert size == 16
-    assert run_main(monkeypatch, run.folder, *tiny, "--output", tmp_path / "again") == 0
+    assert ppll_eval(run.folder, *tiny, "--output", tmp_path / "again").returncode == 0
     assert results(tmp_path / "again")["test"] == pytest.approx(run.test)
 
 
-def test_predict_prints_a_prediction_for_each_picture(
-    run: Finished,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_predict_prints_a_prediction_for_each_picture(run: Finished, tmp_path: Path) -> None:
     """With --predict, no split is evaluated unless --split asks for it."""
     Image.new("L", (8, 8), 40).save(tmp_path / "a.png")
     Image.new("RGB", (20, 30)).save(tmp_path / "b.jpg")
-    monkeypatch.chdir(tmp_path)
     files = ["--predict", "a.png", "b.jpg"]
-    assert run_main(monkeypatch, run.folder, *files, "device=cpu", "--output", "out") == 0
-    one, two, last = capsys.readouterr().out.splitlines()
+    done = ppll_eval(run.folder, *files, "device=cpu", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0
+    one, two, last = done.stdout.splitlines()
     assert one.startswith("a.png: ")
     assert two.startswith("b.jpg: ")
     assert last == "predictions in out"
@@ -124,55 +111,53 @@ def test_predict_prints_a_prediction_for_each_picture(
     assert [each["file"] for each in found["predictions"]] == ["a.png", "b.jpg"]
     first = found["predictions"][0]
     assert one.split()[1:3] == [first["class"], f"{first['probability']:.4f},"]
-    assert run_main(monkeypatch, run.folder, *files, "--split=test", "--output=out") == 0
+    done = ppll_eval(run.folder, *files, "--split=test", "--output=out", cwd=tmp_path)
+    assert done.returncode == 0
     assert results(tmp_path / "out")["test"] == run.test
 
 
 def test_boxes_and_enlarged_pictures_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
     for case in (scenes, photos):
         run = finished_run(tmp_path / f"run of {case.__name__}", *case(tmp_path), "schedule=bp")
         files = ["--predict", str(tmp_path / "a.png")]
-        assert run_main(monkeypatch, run.folder, "--split=test", *files) == 0
+        done = ppll_eval(run.folder, "--split=test", *files)
+        assert done.returncode == 0
         found = results(run.folder / "evaluation")
         assert found["test"] == run.test
         (each,) = found["predictions"]
         with Image.open(run.folder / "evaluation" / each["picture"]) as picture:
             assert picture.size == (100, 80) if case is photos else picture.width >= 640
-        assert each["picture"] in capsys.readouterr().out
+        assert each["picture"] in done.stdout
 
 
-def test_a_users_class_must_be_named_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_users_class_must_be_named_again(tmp_path: Path) -> None:
     own = own_model("Idle")
     run = finished_run(tmp_path / "run", "data=digits", *own, "schedule=bp", "max_steps=1")
-    assert run_main(monkeypatch, run.folder) == 2
-    said = capsys.readouterr().err
+    done = ppll_eval(run.folder)
+    assert done.returncode == 2
+    said = done.stderr
     assert said.startswith("ppll-eval: model._target_=tests.own_models.Idle: the run directory")
-    assert run_main(monkeypatch, run.folder, "model._target_=tests.own_models.Idle") == 0
+    assert ppll_eval(run.folder, "model._target_=tests.own_models.Idle").returncode == 0
 
 
-def test_different_class_names_are_reported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_different_class_names_are_reported(tmp_path: Path) -> None:
     run = finished_run(tmp_path / "run", *DIGITS, "schedule=bp", "data.eval_limit=20")
     config = json.loads((run.folder / "config.json").read_text())
     assert config["classes"] == list("0123456789")
     config["classes"][3], config["format"] = "three", 1
     del config["sha256"]
     (run.folder / "config.json").write_text(json.dumps(config))
-    assert run_main(monkeypatch, run.folder) == 0
-    first = capsys.readouterr().out.splitlines()[0]
+    done = ppll_eval(run.folder)
+    assert done.returncode == 0
+    first = done.stdout.splitlines()[0]
     assert first == "digits: class names differ from those in the run: '3' instead of 'three'"
 
 
-def test_a_users_option_is_found_in_its_config_dir(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_users_option_is_found_in_its_config_dir(tmp_path: Path) -> None:
     run = finished_run(
         tmp_path / "run", "data=digits", *own_model("Idle"), "schedule=bp", "max_steps=1"
     )
@@ -183,25 +168,26 @@ def test_a_users_option_is_found_in_its_config_dir(
     own = tmp_path / "conf, mine"  # Hydra's grammar would read this name as two words
     (own / "model").mkdir(parents=True)
     (own / "model" / "idle.yaml").write_text("_target_: tests.own_models.Idle\n")
-    assert run_main(monkeypatch, run.folder) == 2
-    assert "model=idle: there is no such option" in capsys.readouterr().err
-    assert run_main(monkeypatch, run.folder, "--config-dir", own) == 0
+    done = ppll_eval(run.folder)
+    assert done.returncode == 2
+    assert "model=idle: there is no such option" in done.stderr
+    assert ppll_eval(run.folder, "--config-dir", own).returncode == 0
 
 
 def test_a_held_out_part_matters_only_for_splits_made_from_it(
-    run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Finished, tmp_path: Path
 ) -> None:
     more, out = "data.val_fraction=0.2", ["--output", str(tmp_path / "out")]
-    assert run_main(monkeypatch, run.folder, more, *out) == 0
+    assert ppll_eval(run.folder, more, *out).returncode == 0
     assert results(tmp_path / "out")["test"] == run.test
-    assert run_main(monkeypatch, run.folder, "--split=train", more, *out) == 0
+    assert ppll_eval(run.folder, "--split=train", more, *out).returncode == 0
     assert results(tmp_path / "out")["samples"] == 1437 - 287
     Image.new("L", (8, 8), 40).save(tmp_path / "a.png")
-    assert run_main(monkeypatch, run.folder, more, *out, "--predict", tmp_path / "a.png") == 0
+    assert ppll_eval(run.folder, more, *out, "--predict", tmp_path / "a.png").returncode == 0
 
 
 def test_a_held_out_test_set_must_not_be_larger_than_the_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder has no test set, so the run was trained on the pictures that it did not test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -210,25 +196,25 @@ def test_a_held_out_test_set_must_not_be_larger_than_the_runs(
     small = ["model=resnet32", "model.depth=8", "batch_size=4", "max_steps=1"]
     run = finished_run(tmp_path / "run", *data, "data.val_fraction=0.2", *small)
     for fraction in (0.2, 0.1):
-        assert run_main(monkeypatch, run.folder, f"data.val_fraction={fraction}") == 0
+        assert ppll_eval(run.folder, f"data.val_fraction={fraction}").returncode == 0
         assert results(run.folder / "evaluation")["samples"] == 20 * fraction
-    assert run_main(monkeypatch, run.folder, "data.val_fraction=0.4") == 2
-    said = capsys.readouterr().err
+    done = ppll_eval(run.folder, "data.val_fraction=0.4")
+    assert done.returncode == 2
+    said = done.stderr
     assert "the run held out 0.2, so it was trained on some of these samples" in said
     assert said.endswith("; give at most 0.2, or evaluate on other data\n")
-    assert run_main(monkeypatch, run.folder, "data.val_fraction=0.4", "--split=train") == 0
+    assert ppll_eval(run.folder, "data.val_fraction=0.4", "--split=train").returncode == 0
 
     Image.new("RGB", (16, 16)).save(tmp_path / "root" / "train" / "b" / "new.png")
-    assert run_main(monkeypatch, run.folder, "data.loaders=0") == 2
-    said = capsys.readouterr().err
+    done = ppll_eval(run.folder, "data.loaders=0")
+    assert done.returncode == 2
+    said = done.stderr
     assert "these are not the data that the run was started with: b in train has changed" in said
     assert said.endswith("or evaluate another split or other data\n")
-    assert run_main(monkeypatch, run.folder, "--split=train") == 0
+    assert ppll_eval(run.folder, "--split=train").returncode == 0
 
 
-def test_training_pictures_are_no_test_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_pictures_are_no_test_set(tmp_path: Path) -> None:
     """The last pictures of the folder are the test set, so a new one makes others the last ones.
 
     In the same way, the test set of VOC 2012 is a part of the training set of VOC 07+12.
@@ -237,11 +223,12 @@ def test_training_pictures_are_no_test_set(
     folder = tmp_path / "photos"
     last = max(folder.glob("*.png"))
     last.rename(tmp_path / last.name)
-    assert run_main(monkeypatch, run.folder) == 2
-    said = capsys.readouterr().err
+    done = ppll_eval(run.folder)
+    assert done.returncode == 2
+    said = done.stderr
     assert "--split=test: the run was trained on 1 of these pictures, such as" in said
     (tmp_path / last.name).rename(last)
-    assert run_main(monkeypatch, run.folder) == 0
+    assert ppll_eval(run.folder).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -287,23 +274,18 @@ def test_training_pictures_are_no_test_set(
     ],
 )
 def test_wrong_input_is_refused_in_one_line(
-    run: Finished,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    line: str,
+    run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if "data=fashion_scenes" in arguments:
         root = write_fashion(tmp_path / "root")
         arguments = [*arguments, f"data.root={root}", "data.pictures=2", "data.test_pictures=1"]
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture")
     given = [str(run.folder) if each == "RUN" else each for each in arguments]
-    assert run_main(monkeypatch, *given) == 2
-    (said,) = capsys.readouterr().err.splitlines()
+    done = ppll_eval(*given, cwd=tmp_path)
+    assert done.returncode == 2
+    (said,) = done.stderr.splitlines()
     assert said.startswith(f"ppll-eval: {line}")
 
 

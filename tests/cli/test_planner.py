@@ -60,7 +60,7 @@ def test_a_second_plan_measures_nothing(
     # There is a file for whole batches and one for micro-batches, each measured alone. If there are
     # cores for a neighbour, there are two more, measured beside it.
     assert len(list(cache.iterdir())) in (2, 4)
-    monkeypatch.delattr("ppll_cli.predict.meter.Helper")
+    monkeypatch.delattr("ppll_cli.leaves.forkserver.Child")
     assert measuring("schedule=bp,gpipe,ppll").rows(2) == first
     assert first["bp"].speed_up == pytest.approx(1.0)
 

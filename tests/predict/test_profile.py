@@ -124,7 +124,7 @@ def test_measured_times_are_kept_and_used_again(
         def never(*_: object) -> Any:
             raise AssertionError("measured again")
 
-        patched.setattr("ppll_cli.predict.meter.Helper", never)
+        patched.setattr("ppll_cli.leaves.forkserver.Child", never)
         again = prepared("gpus=2")
     assert again.job.layout == first.job.layout
     assert again.notes == first.notes

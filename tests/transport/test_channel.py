@@ -34,15 +34,11 @@ from tests.transport.kinds import (
 @pytest.fixture(scope="module")
 def commands() -> Iterator[Connection]:
     """Return a connection to another process. It calls methods of receivers as it is told."""
-    forkserver.start()
-    here, there = torch.multiprocessing.Pipe()
-    process = forkserver.context().Process(target=serve, args=(there,), daemon=True)
-    process.start()
-    there.close()
-    yield here
-    here.send(None)
-    process.join(LIMIT_S)
-    assert process.exitcode == 0
+    child = forkserver.Child(serve)
+    yield child.link
+    child.link.send(None)
+    child.process.join(LIMIT_S)
+    assert child.process.exitcode == 0
 
 
 @pytest.fixture

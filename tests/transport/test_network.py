@@ -125,21 +125,12 @@ Open = Callable[..., tuple[Far, Far]]
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Far, Far]]:
     store = tmp_path_factory.mktemp("network") / "store"
-    forkserver.start()
-    pipes, processes = [], []
-    for rank in range(2):
-        here, there = torch.multiprocessing.Pipe()
-        process = forkserver.context().Process(target=serve, args=(rank, str(store), there))
-        process.daemon = True
-        process.start()
-        there.close()
-        pipes.append(here)
-        processes.append(process)
-    yield Far(pipes[0]), Far(pipes[1])
-    for pipe, process in zip(pipes, processes, strict=True):
-        pipe.send(None)
-        process.join(LIMIT_S)
-        assert process.exitcode == 0
+    children = [forkserver.Child(serve, rank, str(store)) for rank in range(2)]
+    yield Far(children[0].link), Far(children[1].link)
+    for child in children:
+        child.link.send(None)
+        child.process.join(LIMIT_S)
+        assert child.process.exitcode == 0
 
 
 def test_the_offset_between_two_clocks_is_measured(ends: tuple[Far, Far]) -> None:

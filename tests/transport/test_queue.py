@@ -1,8 +1,7 @@
 """Properties that only queues have: a thread of the producer shares the tensors of a message."""
 
 import gc
-import multiprocessing
-from collections.abc import Callable
+from contextlib import closing
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -97,7 +96,7 @@ def test_the_receiver_learns_that_shared_memory_is_full(monkeypatch: pytest.Monk
         receiver.wait(WAIT_S)
 
 
-def _fill(sender: QueueSender, sent: Connection, fails: bool) -> None:
+def _fill(sender: QueueSender, fails: bool, sent: Connection) -> None:
     sender.open()
     for number in range(MANY):
         assert sender.wait(0.0)
@@ -107,61 +106,47 @@ def _fill(sender: QueueSender, sent: Connection, fails: bool) -> None:
         raise SystemExit(1)
 
 
-def _pass_on(sender: QueueSender, sent: Connection, fails: bool) -> None:
+def _pass_on(sender: QueueSender, done: Connection) -> None:
     """Send many messages, and exit only when all are received."""
     sender.open()
     for number in range(MANY):
         assert sender.wait(WAIT_S)
         sender.send(number, {"x": torch.tensor(number)})
-    assert sent.poll(WAIT_S)
-
-
-def _started(
-    target: Callable[..., None], slots: int, fails: bool
-) -> tuple[multiprocessing.process.BaseProcess, QueueReceiver, Connection]:
-    forkserver.start()
-    sender, receiver = QueueTransport(depth=0).channel(slots, 100)
-    ours, theirs = forkserver.context().Pipe()
-    process = forkserver.context().Process(target=target, args=(sender, theirs, fails), daemon=True)
-    process.start()
-    theirs.close()
-    return process, receiver, ours
+    assert done.poll(WAIT_S)
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_sender_can_exit_although_nobody_reads(fails: bool) -> None:
     """The pipe is full, and the receiver no longer reads."""
-    process, _receiver, ours = _started(_fill, MANY, fails)
-    assert ours.poll(WAIT_S)
-    assert ours.recv() is False  # all slots are full
-    process.join(WAIT_S)
-    try:
-        assert process.exitcode == int(fails)
-    finally:
-        process.kill()
+    sender, _receiver = channel(MANY)
+    with closing(forkserver.Child(_fill, sender, fails)) as child:
+        assert child.link.poll(WAIT_S)
+        assert child.link.recv() is False  # all slots are full
+        child.process.join(WAIT_S)
+        assert child.process.exitcode == int(fails)
 
 
 @pytest.mark.slow
 def test_no_message_is_lost_while_the_sender_is_alive() -> None:
-    process, receiver, ours = _started(_pass_on, 5, fails=False)
+    sender, receiver = channel(5)
+    child = forkserver.Child(_pass_on, sender)
     for number in range(MANY):
         assert receiver.wait(WAIT_S)
         header, tensors = receiver.receive()
         assert header == int(tensors["x"]) == number
         receiver.release()
-    ours.send("done")
-    process.join(WAIT_S)
-    assert process.exitcode == 0
+    child.link.send("done")
+    child.process.join(WAIT_S)
+    assert child.process.exitcode == 0
 
 
 def test_a_wait_for_a_dead_sender_ends_in_time() -> None:
-    process, receiver, ours = _started(_pass_on, 1, fails=False)
+    sender, receiver = channel(1)
+    child = forkserver.Child(_pass_on, sender)
     assert receiver.wait(WAIT_S)
-    process.kill()
-    process.join(WAIT_S)
+    child.close()
     receiver.receive()
     assert not receiver.wait(0.1)
-    ours.close()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="file descriptors are not listed")

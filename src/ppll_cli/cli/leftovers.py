@@ -1,10 +1,10 @@
 """Removes folders that Hydra made for a run or a sweep that was then refused."""
 
-import shutil
 from pathlib import Path
 
 from ppll_cli.config.targets import start_folder
 from ppll_cli.launch.locks import sweep_runs
+from ppll_cli.leaves.files import remove
 from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 
 
@@ -15,8 +15,7 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
     for the run; None if unknown.
     """
     for name in ours:
-        path = run_dir / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        remove(run_dir / name)
     _remove_empty(run_dir, made)
 
 

@@ -124,19 +124,14 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """
     from ppll_cli.config.overrides import parsed
 
-    made = None
-    for override in parsed(overrides):
-        if override.key_or_group != RUN_DIR:
-            continue
-        name = _named(override, overrides)
-        if name is None:
-            return None
-        folder = Path(name).absolute()
-        if folder.is_dir() and not only_started(folder):
-            problem = "exists and is not empty"
-            raise ConfigError(RUN_DIR, name, problem, "choose a new folder")
-        made = {path for path in (folder, *folder.parents) if not path.exists()}
-    return made
+    given = {override.key_or_group: override for override in parsed(overrides)}
+    name = _named(given[RUN_DIR], overrides) if RUN_DIR in given else None
+    if name is None:
+        return None
+    folder = Path(name).absolute()
+    if folder.is_dir() and not only_started(folder):
+        raise ConfigError(RUN_DIR, name, "exists and is not empty", "choose a new folder")
+    return {path for path in (folder, *folder.parents) if not path.exists()}
 
 
 def check_links(run_dir: Path) -> None:

@@ -6,7 +6,7 @@ This module imports no torch, so the server can start before this process import
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
@@ -28,6 +28,9 @@ ANSWER_LIMIT_S = 600.0
 imports torch, perhaps from a slow disk."""
 
 LOOK_S = 0.5
+
+LEAVE_S = 5.0
+"""Seconds to wait for the end of a killed process."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
 """Environment variable, and a value, that keep the current directory out of `sys.path`."""
@@ -98,6 +101,29 @@ def begin(worker: ForkServerProcess) -> None:
         raise (RunFailedError(problem[0]) if problem else lost_helper("fork server")) from error
     finally:
         ended.set()
+
+
+class Child:
+    """A process that the fork server has started for this process, and a pipe between the two.
+
+    The process calls `work` with `arguments` and its end of the pipe.
+
+    Raises:
+        RunFailedError: The process cannot be started.
+    """
+
+    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
+        start()
+        self.link, there = context().Pipe()
+        self.process = context().Process(target=work, args=(*arguments, there), daemon=True)
+        begin(self.process)
+        there.close()
+
+    def close(self) -> None:
+        """Kill the process, and wait until it has ended."""
+        self.process.kill()
+        self.process.join(LEAVE_S)
+        self.link.close()
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:

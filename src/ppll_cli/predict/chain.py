@@ -125,8 +125,8 @@ class Chain:
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
             watch.mark()
-            # The repeated forward pass draws other random numbers, which take the same time.
-            run = partial(recomputed, network, _no_seed) if self.setup.recompute else network
+            # Without a seed, the repeated pass draws other random numbers, in the same time.
+            run = partial(recomputed, network, lambda: None) if self.setup.recompute else network
             with self._autocast():
                 made = run(*leaves)
             watch.mark()
@@ -196,10 +196,6 @@ class Chain:
 
     def _autocast(self) -> AbstractContextManager[None]:
         return self.setup.numerics.autocast(self.device)
-
-
-def _no_seed() -> None:
-    """Do nothing. `recomputed` requires a function that sets the random seed."""
 
 
 def _backward(

@@ -24,35 +24,8 @@ from ppll_cli.leaves.printable import error_text
 LIMIT_S = 1800.0
 """Largest number of seconds for a request, which may include compiling."""
 
-LEAVE_S = 5.0
-"""Seconds to wait for the end of a killed process."""
-
 Found = TypeVar("Found")
 P = ParamSpec("P")
-
-
-class Helper:
-    """A process that this process has started, and this process's end of the pipe between them.
-
-    The process calls `work` with the other end of the pipe and with `arguments`.
-
-    Raises:
-        RunFailedError: The process cannot be started.
-    """
-
-    def __init__(self, work: Callable[..., None], *arguments: object) -> None:
-        forkserver.start()
-        context = forkserver.context()
-        self.link, there = context.Pipe()
-        self.process = context.Process(target=work, args=(there, *arguments), daemon=True)
-        forkserver.begin(self.process)
-        there.close()
-
-    def close(self) -> None:
-        """End the process, which frees its memory on the device."""
-        self.process.kill()
-        self.process.join(LEAVE_S)
-        self.link.close()
 
 
 def report_of(error: Exception) -> dict[str, Any]:
@@ -65,7 +38,7 @@ class Meter:
 
     def __init__(self, device: str, numerics: Numerics) -> None:
         self._device, self._numerics = device, numerics
-        self._helper: Helper | None = None
+        self._child: forkserver.Child | None = None
 
     def ask(
         self, threads: int, measure: Callable[P, Found], *args: P.args, **kwargs: P.kwargs
@@ -76,17 +49,17 @@ class Meter:
             WorkerFailedError: Measuring failed or took longer than `LIMIT_S`, or the process died.
             RunFailedError: The process cannot be started.
         """
-        helper = self._helper = self._helper or Helper(serve, self._device, self._numerics)
+        child = self._child = self._child or forkserver.Child(serve, self._device, self._numerics)
         report: dict[str, Any]
         try:
-            helper.link.send((threads, partial(measure, *args, **kwargs)))
-            if wait([helper.link], LIMIT_S):
-                report, found = helper.link.recv()
+            child.link.send((threads, partial(measure, *args, **kwargs)))
+            if wait([child.link], LIMIT_S):
+                report, found = child.link.recv()
             else:
                 report, found = {"error": f"nothing was measured in {LIMIT_S:.0f} s"}, None
         except (EOFError, OSError):
-            helper.process.join(LEAVE_S)
-            fate = forkserver.how_ended(helper.process.exitcode)
+            child.process.join(forkserver.LEAVE_S)
+            fate = forkserver.how_ended(child.process.exitcode)
             report, found = {"error": f"the process is gone ({fate})"}, None
         if report:
             self.close()
@@ -96,12 +69,12 @@ class Meter:
 
     def close(self) -> None:
         """End the process. The next request starts a new one."""
-        if self._helper is not None:
-            self._helper.close()
-        self._helper = None
+        if self._child is not None:
+            self._child.close()
+        self._child = None
 
 
-def serve(parent: Connection, device: str, numerics: Numerics) -> None:
+def serve(device: str, numerics: Numerics, parent: Connection) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
     A request is a number of threads and a function without arguments. An answer is a pair: the

@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from ppll_cli.errors import WorkerFailedError
+from ppll_cli.leaves import forkserver
 from ppll_cli.predict.chain import Work
-from ppll_cli.predict.meter import Helper, report_of
+from ppll_cli.predict.meter import report_of
 
 START_S = 300.0
 """Seconds that neighbours may take until each has made its first training step."""
@@ -28,9 +29,9 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
     with ExitStack() as held:
         links = []
         for _ in range(count):
-            helper = Helper(_train, work)
-            held.callback(helper.close)
-            links.append(helper.link)
+            child = forkserver.Child(_train, work)
+            held.callback(child.close)
+            links.append(child.link)
         deadline_s = time.monotonic() + START_S
         for link in links:
             _hear(link, max(0.0, deadline_s - time.monotonic()))
@@ -55,7 +56,7 @@ def _hear(link: Connection, limit_s: float) -> None:
     raise WorkerFailedError({"name": name, "device": "cpu", "error": error, **report})
 
 
-def _train(parent: Connection, work: Work) -> None:
+def _train(work: Work, parent: Connection) -> None:
     """Train a chain, in a neighbour, until the process is killed or the parent ends."""
     torch.set_num_threads(work.setup.threads)
     try:

@@ -130,7 +130,8 @@ class Profile:
 
     def copy(self, size: int) -> float:
         """Return the seconds that a copy of `size` bytes to the next stage takes."""
-        key = f"copy {size}{self._way}"
+        to = f" to {model_of(self.receiver)}" if self.receiver != self.setup.device else ""
+        key = f"copy {size}{to}" + (" by the host" if self._by_host else "")
         if key not in self._known:
             here = self.setup
             how = size, here.device, self.receiver, self._by_host
@@ -143,12 +144,6 @@ class Profile:
         if self.setup.device == "cpu":
             return False
         return (cannot_share() or cannot_reach(self.setup.device, self.receiver)) is not None
-
-    @property
-    def _way(self) -> str:
-        """The part of a record's key that says how messages reach `receiver`."""
-        to = f" to {model_of(self.receiver)}" if self.receiver != self.setup.device else ""
-        return to + (" by the host" if self._by_host else "")
 
     @property
     def step_s(self) -> float:
