@@ -34,7 +34,7 @@ P = ParamSpec("P")
 class Helper:
     """A process that this process has started, and this process's end of the pipe between them.
 
-    The process calls `work` with the other end of the pipe and with `arguments`.
+    The new process calls `work` with the other end of the pipe and with `arguments`.
 
     Raises:
         RunFailedError: The process cannot be started.
@@ -105,7 +105,7 @@ def serve(parent: Connection, device: str, numerics: Numerics) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
     A request is a number of threads and a function without arguments. An answer is a pair: the
-    report of a failure, empty if there was none, and the result.
+    report of a failure (empty if the function succeeded), and the function's result.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
