@@ -95,7 +95,7 @@ class NonFiniteError(PpllError):
 class ReplayError(PpllError):
     """Raised when a restarted worker computes other values than the failed worker did.
 
-    `tensor` names the tensor of the message whose values differ, or all its tensors.
+    `tensor` names one tensor of the message, whose values differ, or all tensors of the message.
     """
 
     def __init__(self, tensor: str, message: str) -> None:

@@ -1,8 +1,8 @@
 """Asks the CUDA driver about devices without creating a CUDA context.
 
-A context takes some hundred MiB of a device's memory as long as its process lives. The process that
-starts the workers computes nothing, so it must not call anything that initialises `torch.cuda`.
-(`torch.cuda.is_available` does not initialise it.)
+A context takes several hundred MiB of a device's memory as long as its process lives. The process
+that starts the workers computes nothing, so it must not call anything that initialises
+`torch.cuda`. (`torch.cuda.is_available` does not initialise it.)
 """
 
 import ctypes

@@ -49,7 +49,7 @@ def start() -> None:
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
-        # joblib sets its own start method in its processes, and workers would try to use it.
+        # joblib sets a start method in its processes that workers do not know but would try to use.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
     if here._config.get("tempdir") is None:  # so that multiprocessing makes no `pymp-*` in TMPDIR

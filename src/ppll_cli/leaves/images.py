@@ -27,7 +27,7 @@ class ImageSpec:
 
     @property
     def specs(self) -> "Mapping[str, ValueSpec]":
-        """Shape and dtype of the only tensor that the model reads, `image`, by name."""
+        """The only tensor that the model reads: its name, `image`, and its shape and dtype."""
         import torch
 
         from ppll_cli.leaves.values import ValueSpec

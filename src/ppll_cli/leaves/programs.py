@@ -23,8 +23,8 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def ending_signals() -> list[signal.Signals]:
     """Return the signals that end this program.
 
-    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. In this
-    case, this program ignores the same signals.
+    `nohup`, and shells without job control, start a program with SIGHUP or SIGINT ignored. This
+    program continues to ignore such signals, so they are not in the result.
     """
     ignorable = (signal.SIGINT, signal.SIGHUP)
     return [
@@ -37,7 +37,8 @@ def ending_signals() -> list[signal.Signals]:
 def end_at_signals() -> None:
     """If this process runs one of the programs, let a signal end it with one line and no traceback.
 
-    The program replaces this behaviour when it has been imported, which takes a third of a second.
+    This holds for the third of a second that the import of the program takes. After that, the
+    program decides what signals do.
     """
     program = _running()
     if program is None:

@@ -1,4 +1,4 @@
 """Local learning methods: auxiliary networks and local losses.
 
-"(our choice)" follows what the cited papers do not define, or define differently.
+"(our choice)" follows each detail that the cited papers do not define, or that differs from them.
 """

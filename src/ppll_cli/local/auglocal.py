@@ -19,8 +19,8 @@ class AugLocal(LocalMethod):
     head, units round(j + i (L - j) / d) are copied, for i from 1 to d. So the copied units are
     evenly spaced; halves are rounded to the even index. If there are at most d units between the
     module and the head, all of them are copied. If d is 1, BatchNorm is placed between the pooled
-    vector and the Linear layer. All this, and initial weights of convolutions by He's rule, follows
-    the paper's code (github.com/ChenxiangMA/AugLocal).
+    vector and the Linear layer. Convolutions are initialised by He's rule. All this follows the
+    paper's code (github.com/ChenxiangMA/AugLocal).
 
     The paper's head is a mean over positions and a Linear layer. For a model with another head,
     that head is copied, and for tokens no BatchNorm is added (both are our choice). In the paper's

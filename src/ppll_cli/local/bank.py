@@ -99,7 +99,7 @@ def fused(maps: Sequence[Tensor], fusion: str, dim: int = 1) -> Tensor:
 def mixing(layer: Callable[[int, int], Layer], width: int, count: int) -> Layer:
     """Return a layer that reduces `count` concatenated features to the width of one.
 
-    With its initial weights the layer returns the first of them.
+    With its initial weights the layer returns the first of the concatenated features.
     """
     mix = layer(count * width, width)
     assert mix.bias is not None

@@ -31,7 +31,7 @@ class BankedCriterion(Criterion):
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the prediction that the head makes from a bank of zeros, by the name `ZEROED`.
 
-        Without the argument `measure_zeroed`, return an empty mapping.
+        Return an empty mapping if `measure_zeroed` was false, or if there is no bank.
         """
         if not self.further:
             return {}
@@ -61,14 +61,14 @@ class ProbedCriterion(Criterion):
         self.further = (PROBE, ZEROED) if measure_zeroed else (PROBE,)
 
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the sum of both mean losses, a scalar, and the prediction without a bank."""
+        """Return the sum of both predictions' mean losses, and the prediction without a bank."""
         head, vector, bank = self._read(values)
         prediction = head.fc(vector)
         probed = self.probe(vector.detach(), *bank)
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the probe's prediction and, if measured, its prediction for a bank of zeros."""
+        """Return the probe's prediction and, with `measure_zeroed`, that for a bank of zeros."""
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])
         return {name: self.probe(vector, *b) for name, b in zip(self.further, banks, strict=False)}

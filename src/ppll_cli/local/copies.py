@@ -39,7 +39,7 @@ def later_units(site: Site) -> range:
 
 
 def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
-    """Copy a chain of units and the model's head, or refuse the method.
+    """Copy a chain of units and the model's head; raise ConfigError if a copy is not possible.
 
     Each copy reads the output of the previous copy (see `copy_unit`). The copied head has the input
     shape of the model's head.
@@ -54,7 +54,9 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 
 
 def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
-    """Copy a unit, with fresh weights, for features of a given shape, or refuse the method.
+    """Copy a unit, with fresh weights, for features of a given shape.
+
+    If that is not possible, raise a ConfigError that names the local method, `method`.
 
     The copy has the unit's probabilities of dropout and stochastic depth. If the unit reads one
     tensor of this shape, the copy's parameters have the names and shapes of the unit's parameters.

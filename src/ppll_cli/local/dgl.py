@@ -16,7 +16,7 @@ from ppll_cli.tasks.classification import classes_of
 class AdaptivePool(nn.Module):
     """Average pooling of maps to a smaller size.
 
-    Each side of the output is the input's, divided by `divisor` and rounded up, but at most `size`.
+    Height and width are divided by `divisor` and rounded up, but the results are at most `size`.
     """
 
     def __init__(self, *, divisor: int = 1, size: int | None = None) -> None:

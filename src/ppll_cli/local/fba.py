@@ -71,7 +71,7 @@ class FBA(LocalMethod):
         return ProbedCriterion(alone, probe, features, site.task, bank.measure_zeroed)
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return the unit that makes the module's banked features; empty if nothing reads them."""
+        """Return the unit that makes the module's banked features; none if nothing reads them."""
         later = range(site.module + 1, len(site.modules) - 1)
         if not any(site.module in self._banked(site.at(module)) for module in later):
             return ()

@@ -60,7 +60,8 @@ class InfoPro(LocalMethod):
         loss: The classification loss. `contrastive` makes no prediction, so a Linear `Probe` on the
             vectors, trained by cross-entropy, measures the module's accuracy (our choice).
         weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
-            entry of `WEIGHTS` with the nearest number of modules (our choice: the smaller of two).
+            entry of `WEIGHTS` with the nearest number of modules; if two numbers are equally near,
+            the smaller one (our choice).
         width: Largest number of channels. A convolution with fewer input channels has stride 2 and
             doubles their number, but to at most `width`. Any other convolution has stride 1 and
             `width` output channels (our choice for more than `width` input channels).
@@ -198,7 +199,7 @@ class InfoProCriterion(Criterion):
 
 
 class ContrastiveCriterion(InfoProCriterion):
-    """InfoPro's loss with the contrastive loss; the head makes vectors, the probe logits."""
+    """InfoPro's loss with the contrastive loss. The head makes vectors; the probe makes logits."""
 
     def __init__(
         self,

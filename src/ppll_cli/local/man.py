@@ -83,11 +83,11 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, watch)
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return InfoPro's weights if the user gives none; None for its defaults (our choice)."""
+        """Return default weights of InfoPro's loss; None means those of `InfoPro` (our choice)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y. In `there`, the module's output has the shape of y."""
+        """Return the loss that reads y. `there` is `site` with y as the module's output."""
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2

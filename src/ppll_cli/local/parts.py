@@ -52,7 +52,8 @@ def map_shape(shape: Shape) -> tuple[int, int, int]:
 class Probe(nn.Module):
     """A network that is trained on a module's features but does not train the module.
 
-    It measures the module's accuracy if the local loss makes no prediction, or one of weight 0.
+    It measures the module's accuracy if the local loss makes no prediction, or gives the
+    prediction's loss the weight 0.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -88,7 +88,8 @@ def summary(x: Tensor) -> Tensor:
 def similarities(vectors: Tensor) -> Tensor:
     """Compute the similarity of each pair of vectors, [B, D] to [B, B], from -1 to 1.
 
-    It is the cosine of two vectors, after the mean of its elements was subtracted from each.
+    First, each vector's mean is subtracted from its elements. The similarity of two vectors is then
+    their cosine.
     """
     vectors = vectors.float()
     return gram(F.normalize(vectors - vectors.mean(dim=1, keepdim=True), dim=1, eps=1e-8))

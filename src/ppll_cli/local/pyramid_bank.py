@@ -57,13 +57,15 @@ class BankedPyramid(nn.Module):
     maps of earlier modules) and own maps (the module's map, and the maps that copies of later units
     compute from it). For each stride, the last own map is used, as in the model. `concatenate`
     concatenates the maps of a stride, and the pyramid's 1x1 convolution reduces the result to the
-    pyramid's width. `add` sums the own map and banked maps with as many channels.
+    pyramid's width. `add` sums the own map and those banked maps that have the same number of
+    channels.
 
     `head` is a copy of the model's head, whose settings the new head gets. `own` has the stride and
     channels of the module's map and of each copy's output, `banked` those of the banked maps.
 
     Attributes:
-        plan: For each stride, the maps to fuse, as indices in a list of banked maps, then own maps.
+        plan: For each stride, the maps to fuse, as indices in a list that has first all banked
+            maps, then all own maps.
     """
 
     def __init__(

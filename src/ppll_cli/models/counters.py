@@ -7,7 +7,8 @@ from itertools import count
 from torch import Tensor, nn
 
 DEEPEST = 4
-"""Containers inside more than this number of others are not looked into: one may hold itself."""
+"""A container inside more than this number of containers is described only by its type, because a
+container may contain itself."""
 
 TORCHS_OWN = frozenset(vars(nn.Module()))
 """Attributes of every network, such as its mode and its hooks."""
@@ -17,7 +18,8 @@ def counters(network: nn.Module, run: Callable[[], object]) -> tuple[str, ...]:
     """Return the names of the attributes that each call of `run` changes.
 
     `run` runs the network. An attribute that only the first pass changes is not returned: it may be
-    a cache, such as the sizes of features. So are attributes of layers of torch itself.
+    a cache, such as the sizes of features. Attributes of torch's own layers are also
+    not returned.
     """
     before = _state(network)
     run()

@@ -41,10 +41,12 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     partitions.
 
     In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
-    modules, except that the last d + 1 units form one module. In MAN's code (arXiv 2507.16279), the
-    stem is a separate module: before InfoPro's K8 or K16 for ResNet-32, and in K32 and K55 for
-    ResNet-110. Each other module of K55 has one residual unit (our reading). In K32, modules of two
-    units come before modules of one unit (our choice).
+    modules, except that the last d + 1 units form one module.
+
+    In MAN's code (arXiv 2507.16279), the stem is a separate module. The other modules of ResNet-32
+    are those of InfoPro's K8 or K16. ResNet-110 has K32 and K55: in K55, each other module has one
+    residual unit (our reading); in K32, modules of two units come before modules of one unit (our
+    choice).
     """
     if depth not in _INFOPRO:
         return {}

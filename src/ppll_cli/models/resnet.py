@@ -107,7 +107,7 @@ class Head(ClassifierHead):
 
 
 def _convolution(channels: int, width: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias, to precede a norm; initialised by He's rule (fan out)."""
+    """Return a convolution for use before a norm: no bias, initialised by He's rule (fan out)."""
     layer = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer

@@ -46,8 +46,8 @@ class TracedUnit:
         outputs: Shapes and dtypes of the unit's outputs, in the order of `writes`.
         cost: Cost of the unit.
         changed: Numbers of the inputs that the unit changes in place.
-        shared: Pairs of numbers: of an input, and of an output in the same memory. This output is
-            the input itself or a view of it.
+        shared: For each output that is an input itself or a view of it: the number of the input,
+            and the number of the output.
         counters: Names of the network's Python attributes that each forward pass in training
             changes.
     """

@@ -9,7 +9,8 @@ def mark(place: Place, what: do.Mark) -> Stream:
     """Return the instructions of a stage for a mark (evaluation, checkpoint or end).
 
     A stage first sends the mark to later stages, and then acts on it. So all stages act on it in
-    parallel. Marks and batches reach a stage through the same channel: that to its lowest chunk.
+    parallel. Marks reach a stage through the same channel as batches: the channel to the stage's
+    lowest chunk.
     """
     layout = place.routes.layout
     lowest = [min(layout.of(stage)) for stage in range(layout.stages)]

@@ -2,7 +2,7 @@
 
 A profile times the chain's units; other processes train the chain to keep cores busy. Units are
 timed inside a training step of the whole chain, in which tensors fill the caches, and memory is
-allocated and freed, as in a run. Alone in a loop, a unit took a fifth less time.
+allocated and freed, as in a run. A unit that ran alone in a loop took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -209,8 +209,8 @@ def _backward(
     """Run a unit's backward pass, and time it with `watch`.
 
     `gradients` has, by name, the gradients that later units computed; random numbers replace
-    missing ones. The gradients of the unit's inputs, `leaves`, are added. If `weights`, the unit's
-    trained parameters, are given, the pass runs in two halves.
+    missing ones. At the end it also has the gradients of the unit's inputs, `leaves`. If `weights`,
+    the unit's trained parameters, are given, the pass runs in two halves.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):

@@ -47,7 +47,7 @@ def instruction_times(
 ) -> list[Times]:
     """Return the seconds of each stage's instructions; those that take no time are left out.
 
-    Receiving takes no time, because stages read messages in place. Loading a batch takes none,
+    Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
     because a separate thread loads it. The sender copies each message, except those that a
     connection inside a machine carries.
 
@@ -87,7 +87,7 @@ def journeys_of(
 ) -> list[dict[Instruction, Journey | None]]:
     """Return the transfer that each instruction of each stage starts.
 
-    None means that the sender copies the message itself.
+    None means that no connection carries the message: it arrives when the sender has copied it.
     """
     sent, result = sent_bytes(job), []
     for stage in range(job.stages):

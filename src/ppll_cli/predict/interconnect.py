@@ -21,7 +21,7 @@ class Interconnect:
 
     Attributes:
         within: The connection between two devices of a machine, which carries messages while the
-            devices compute. None if senders copy messages themselves.
+            devices compute. None if there is none, so that senders copy messages themselves.
         between: The connection of a machine to other machines, which all messages that leave the
             machine share; None if it equals `within`.
         bf16: Whether float32 tensors travel as bfloat16 between machines.
@@ -54,7 +54,7 @@ class Carriers:
         return any(self._leaves(source, target, r) for r in range(self._job.replicas))
 
     def of_edge(self, source: int, target: int) -> Link | None:
-        """Return the connection between two stages; None if senders copy messages themselves.
+        """Return the connection between two stages; None if there is none (see `Interconnect`).
 
         Pairs of workers that share a connection between machines get equal parts of its bandwidth.
         """
@@ -70,7 +70,7 @@ class Carriers:
         return link._replace(bytes_per_second=link.bytes_per_second / sharing)
 
     def of_average(self, stage: int) -> Link | None:
-        """Return the link between a stage's replicas; None if these copy gradients themselves."""
+        """Return the connection between a stage's replicas; None if there is none."""
         seats = [Seat(stage, replica) for replica in range(self._job.replicas)]
         apart = len({self._job.home(seat) for seat in seats}) > 1
         return (apart and self._interconnect.between) or self._interconnect.within
@@ -80,7 +80,7 @@ class Carriers:
         return size // 2 if self._interconnect.bf16 and self.crosses(source, target) else size
 
     def message(self, source: int, target: int, size: int, as_is: bool = False) -> Journey | None:
-        """Return the transfer of a message of `size` bytes; None if the sender copies it.
+        """Return the transfer of a message of `size` bytes; None if no connection carries it.
 
         If `as_is` is True, as for weights, the message keeps its dtype between machines.
         """
@@ -93,7 +93,7 @@ class Carriers:
     def average(self, stage: int, size: int) -> Journey | None:
         """Return the transfer of a ring all-reduce of `size` bytes over a stage's replicas.
 
-        The result is None if the replicas copy their gradients themselves.
+        The result is None if no connection carries the gradients.
         """
         link, replicas = self.of_average(stage), self._job.replicas
         if link is None:

@@ -78,7 +78,7 @@ def serve(device: str, numerics: Numerics, parent: Connection) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
     A request is a number of threads and a function without arguments. An answer is a pair: the
-    report of a failure, empty if there was none, and the result.
+    report of a failure (empty if the function succeeded), and the function's result.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False

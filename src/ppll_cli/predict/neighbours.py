@@ -42,7 +42,7 @@ def neighbours(work: Work, count: int) -> Iterator[None]:
 
 
 def _hear(link: Connection, limit_s: float) -> None:
-    """Wait for a neighbour's message: empty if it trains. Raise an error in all other cases."""
+    """Wait for an empty message, which says that a neighbour trains; else raise an error."""
     error, report = f"it sent nothing for {START_S:.0f} s", {}
     if wait([link], limit_s):
         try:

@@ -14,12 +14,11 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline.
-
-The pace is the mean time of the next `FILLED` batches. Two batches are enough, whatever the
-instructions cost: each later batch takes the same time. If the pipeline is drained after each
-batch, this is the time of a batch through all stages; otherwise it is the time of the slowest
-stage.
+"""Number of simulated batches that fill the pipeline, if transfers take no time. The same number of
+batches follows, and their mean time is the pace. Two batches are enough, whatever the instructions
+cost: then a batch ends every T seconds. If channels have at least two slots, T is the time that the
+slowest stage needs for a batch. If the pipeline is drained after each batch, T is the time that a
+batch needs to pass all stages.
 """
 
 Times = dict[Instruction, float]
@@ -103,8 +102,9 @@ def mean_neighbours(
     """Return, for each stage, the mean number of other workers that compute during an instruction.
 
     Stages repeat their instructions every `batch_s` seconds, so times are taken modulo `batch_s`.
-    Replicas of a stage wait for the slowest one, so a number is the largest over the machines, at
-    most `limit`. `workers` has, for each stage, the number of its workers by machine.
+    On each machine, at most `limit` other workers are counted. If a stage has replicas on several
+    machines, the result is the largest of their numbers, because replicas wait for the slowest one.
+    `workers` has, for each stage, the number of its workers by machine.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
     areas = {

@@ -60,7 +60,7 @@ class Profile:
     Args:
         ends: The model and the local method.
         local: Configuration of the local method's class.
-        receiver: The device to which messages are copied; the measured device if there is one only.
+        receiver: The device to which messages are copied; the measured device if there is no other.
         conditions: Further conditions on which the times depend, for the name of the cache file.
         neighbours: How many other processes train copies of the model at the same time.
     """
@@ -80,7 +80,7 @@ class Profile:
     _new: bool = field(default=False, init=False)
 
     def at(self, samples: int, neighbours: int = 0, threads: int | None = None) -> "Profile":
-        """Return the model's profile under other conditions; None keeps the number of threads."""
+        """Return a profile under other conditions; `threads=None` keeps the number of threads."""
         key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:
             setup = replace(self.setup, samples=samples, threads=key[2])
@@ -205,7 +205,7 @@ class Profile:
     def _timed(
         self, chosen: Sequence[tuple[int, bool]], split: bool = False
     ) -> tuple[UnitTimes, dict[str, list[int]]]:
-        """Time the chosen units in one chain; return also the places in the chain of each key."""
+        """Time the chosen units in one chain; also return the places of each key's units."""
         work = replace(self._work(chosen), split=split)
         with neighbours(work, self.neighbours):
             found = self.meter.ask(self.setup.threads, time_units, work)

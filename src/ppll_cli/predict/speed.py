@@ -90,8 +90,8 @@ def predict(
     and overlap depend on each other, so both are found by iteration.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
-    time. If it is given, all workers are assumed to be on one machine. None means the result of
-    `neighbours_of`, and the machines of `job`.
+    time. If it is given, all workers are assumed to be on one machine. If it is None,
+    `neighbours_of` gives the number, and the workers are on the machines that `job` says.
     """
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
@@ -132,7 +132,10 @@ def predict(
 
 
 def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
-    """Return, for each stage, the number of replicas by machine; if `together`, all are on 0."""
+    """Return, for each stage, the number of its replicas on each machine.
+
+    If `together` is True, all replicas are counted as on machine 0.
+    """
     return [
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
         for stage in range(job.stages)
@@ -154,7 +157,8 @@ def bp_batch_s(units: int, profile: Source) -> float:
 def neighbours_of(job: Job) -> int:
     """Return how many other workers compute on a worker's CPU at the same time; 0 on CUDA devices.
 
-    With several machines, the one with the most workers counts, with as many cores as this machine.
+    With several machines, the result is for the machine with the most workers. It is assumed to
+    have as many cores as this machine.
     """
     workers = max(Counter(job.homes).values(), default=len(job.seats))
     if workers == 1 or job.devices[0] != "cpu":

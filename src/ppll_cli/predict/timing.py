@@ -85,7 +85,7 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
 def saved_storages(others: Sequence[Tensor]) -> Iterator[dict[int, int]]:
     """Collect the storages that autograd saves in the `with` block, except those of `others`.
 
-    The block fills the dictionary: the bytes of each storage, by its address in memory.
+    During the block, the dictionary gets the size in bytes of each storage, by its address.
     """
     found: dict[int, int] = {}
     kept: list[Tensor] = []  # keeps the memory, so that no address is used twice

@@ -111,7 +111,10 @@ class Transport(Protocol):
         """
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return the most file descriptors that one end needs for messages of `tensors` tensors."""
+        """Return the largest number of file descriptors that one end of a channel needs.
+
+        `tensors` is the largest number of tensors in a message.
+        """
 
     def channel(
         self, slots: int, size: int, source: str = "cpu", target: str = "cpu"

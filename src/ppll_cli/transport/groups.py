@@ -100,7 +100,10 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation of its kind. NCCL connects separately for each kind."""
+        """Connect a group by one operation of the kind for which it is used.
+
+        NCCL makes separate connections for transfers and for collective operations.
+        """
         group, made = self.groups[name], self._made[name]
         if not group.directed:
             dist.all_reduce(number, group=made)

@@ -7,13 +7,14 @@ headers, and two counters. So if a worker dies at any moment, a new worker can c
       |    kept for replay    |   waiting to be read  |   free
     --+-----------------------+-----------------------+-----------> messages, slot = number % slots
 
-`sent` counts complete messages: the sender raises it after the last byte. `freed` counts messages
-that the receiver never reads again, because it received them before its latest snapshot, a copy of
-its stage's state. After a restart, the receiver loads this snapshot, and reads the messages after
-`freed` once more.
+`sent` counts complete messages: the sender raises it after the last byte. A snapshot is a copy of a
+stage's state. `freed` counts messages that the receiver never reads again, because it received them
+before its latest snapshot. After a restart, the receiver loads this snapshot, and reads the
+messages after `freed` again.
 
 A restarted sender loads its own latest snapshot, and computes again messages that are already in
-the ring. It does not send them again, but it checks that they are equal, byte for byte.
+the ring. It does not send them again, but it checks that they equal the messages in the ring, byte
+for byte.
 
 Through the two pipes, the ends only wake each other, so a worker may die after it has read a pipe.
 The code relies on the memory order of x86: another process sees stores in the order in which they

@@ -124,7 +124,7 @@ def _unpin(tensor: Tensor) -> None:
 
 
 def no_room(size: int, what: str = "its slots") -> str | None:
-    """Return a text that says that shared memory has no room for `size` bytes; None if it has.
+    """Return why shared memory has no room for `size` bytes; None if it has room.
 
     The text begins with `what`. Call this before writing: beyond the limit, a process is killed.
     """
@@ -152,7 +152,7 @@ def _room() -> float:
 
 
 def more_room(size: int) -> str:
-    """Return a remedy for the user if shared memory has no room for `size` bytes."""
+    """Return what the user can do if shared memory has no room for `size` bytes."""
     there = shutil.disk_usage(SHARED_MEMORY)
     total = ceil((there.total - there.free + size / USED_AT_MOST) / 2**20)
     return (

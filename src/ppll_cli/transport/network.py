@@ -40,7 +40,7 @@ HEAD = 1024
 has the message's header, and names, dtypes, shapes and strides of the tensors."""
 
 LENGTH = 8
-"""Number of decimal digits at the start of a head: the length of its JSON in bytes."""
+"""Number of decimal digits with which a head begins. They give the size of its JSON in bytes."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
 """The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
@@ -66,7 +66,8 @@ def bytes_group(name: str) -> str:
 class _Slots(Slots):
     """Slots, each with room for a head, in this process's memory.
 
-    `carrier` is the device of the memory, which gloo or NCCL uses; `device` is the worker's.
+    The memory is on the device `carrier`, from and to which gloo or NCCL transfers bytes. `device`
+    is the worker's device.
     """
 
     def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:

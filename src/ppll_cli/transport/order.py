@@ -9,10 +9,10 @@ sends the token. The stream of the other end waits for the event; the host never
     receiver                                                       wait for `filled`, compute,
                                                          <- token  record `given back`
 
-One event per slot and direction is enough. Before an end records its event again, it receives a
-token from the other end, which has queued its wait for the event before it sent this token. Streams
-only wait for work that was queued earlier, in either process, so they cannot deadlock. The first
-token after an event was created contains the event's handle.
+One event per slot and direction is enough: an end records its event again only after it has
+received a token from the other end, and the other end queues its wait for the event before it sends
+this token. Streams only wait for work that was queued earlier, in either process, so they cannot
+deadlock. The first token after an event was created contains the event's handle.
 
 Each end opens the other end's events in the context of its own device, because a context on the
 other device would take hundreds of MB there. (A sender has such a context anyway, because torch

@@ -2,8 +2,9 @@
 
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
 moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
-queue's pipe the data that the receiver needs to map this memory. A second pipe reports slots to the
-sender when the receiver releases them; the queue itself frees a slot when the message is received.
+queue's pipe the data that the receiver needs to map this memory. Through a second pipe, the
+receiver tells the sender that it has released a slot. The queue alone would accept a new message as
+soon as an earlier message is received, but not yet released.
 
 If the sender's process ended, its unread messages would be lost, because the receiver asks this
 process for the shared memory. So no worker exits before the parent has seen that all are done.
@@ -72,7 +73,10 @@ class QueueSender:
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Let this process exit without the feeder, which may hang if the reader is dead."""
+        """Let this process exit without waiting for the feeder.
+
+        The feeder may hang if the process that reads the queue is dead.
+        """
         self._queue.cancel_join_thread()
 
     def wait(self, timeout_s: float) -> bool:

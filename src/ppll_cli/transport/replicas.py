@@ -43,8 +43,8 @@ class Replicas:
 
     def take_from_first(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with the first replica's values by one broadcast of their bytes."""
-        # gloo cannot send every dtype, so this sends bytes. In this order, each part begins at a
-        # multiple of the size of its elements.
+        # gloo cannot send every dtype, so this sends bytes. Tensors with larger elements come
+        # first, so that each part begins at a multiple of the size of its elements.
         own = sorted(map(_distinct, tensors), key=Tensor.element_size, reverse=True)
         if not own:
             return

@@ -73,8 +73,8 @@ def ring(
 ) -> tuple[RingSender, RingReceiver]:
     """Create a new ring of `slots` slots of `size` bytes, and return its two ends.
 
-    `memories` has the memory of the slots, and `orders` the `Order`, first of the sender, then of
-    the receiver. The receiver copies tensors to `device`; if it is None, they stay in the slot.
+    `memories` and `orders` each have two objects: the first is for the sender, the second for the
+    receiver. The receiver copies tensors to `device`; if it is None, they stay in the slot.
     """
     producer, consumer = open_pipes()
     theirs, ours = (Slots(memory, slots, size) for memory in memories)
