@@ -1,4 +1,7 @@
-"""Locks that let one process work on a run or a sweep. The end of the process releases them."""
+"""Locks, so that only one process at a time works on a run or a sweep.
+
+The end of the process releases its locks.
+"""
 
 import fcntl
 import logging

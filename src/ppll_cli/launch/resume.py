@@ -70,7 +70,7 @@ FREE = {
 """Keys, and groups of keys, that a resumed run may change: they do not change what is trained."""
 
 COMPARED = ("data.folders",)
-"""Keys of `FREE` that may be changed only if the run has recorded the identity of its data."""
+"""Keys of `FREE` that may be changed only if the run has recorded the digest of its data."""
 
 BOUND = {"transport.wire_dtype"}
 """Keys inside groups of `FREE` that may not be changed: they change what is trained."""

@@ -56,8 +56,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 class CurrentMemory:
     """The memory that the worker uses now.
 
-    On CUDA it is the memory of tensors, which is unknown before the process uses CUDA. On CPU it is
-    the current value of what `PeakMemory` measures.
+    On CUDA it is the memory of tensors, which is unknown before the process uses CUDA. On CPU under
+    Linux, it is the resident size of the process, minus its size when this object was created.
     """
 
     def __init__(self, device: torch.device) -> None:
