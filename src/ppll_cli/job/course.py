@@ -139,8 +139,8 @@ class Course:
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
         """Yield all batches and marks in order, after `start` optimizer steps of earlier processes.
 
-        `stop` is called before each batch. When it returns True, only a checkpoint and the end
-        follow.
+        `stop` is called before each training batch. When it returns True, only the end follows, and
+        before the end a checkpoint if the latest step has none.
         """
         sizes = self.batch_sizes()
         step = start

@@ -128,8 +128,8 @@ def upcoming(
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
     """Yield the items that stage 0 decides on, without the items that `before` counts.
 
-    If the worker was restarted, its earlier process may have sent other stages messages about some
-    of these items. The headers of these messages contain the items, so the same items follow again.
+    A restarted worker has to repeat the decisions of its earlier process, because other stages may
+    know them. It reads these decisions from the headers of the messages that this process sent.
     """
     handled = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

@@ -11,10 +11,10 @@ BUFFERS = 2
 MARGIN = 1.15
 """A snapshot gets `snapshot_bytes` times this number of bytes in shared memory.
 
-The rest is for what `snapshot_bytes` does not count: buffers (such as BatchNorm's statistics),
-averages of buffers, and padding between tensors. The largest rest that we saw is 12 %, in the first
-stage of a ResNet-32. If a model has larger buffers, the check before the start asks for too little
-memory.
+The additional bytes are for what `snapshot_bytes` does not count: buffers (such as BatchNorm's
+statistics), averages of buffers, and padding between tensors. We saw at most 12 % of such bytes, in
+the first stage of a ResNet-32. If a model has larger buffers, the check before the start asks for
+too little memory.
 """
 
 COST = 0.01

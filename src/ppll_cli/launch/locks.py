@@ -1,6 +1,6 @@
-"""Locks, so that only one process at a time works on a run or a sweep.
+"""Locks a run or a sweep, so that only one process at a time works on it.
 
-The end of the process releases its locks.
+The end of the process releases the lock.
 """
 
 import fcntl

@@ -147,7 +147,7 @@ class _Room(NamedTuple):
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:
-    """Return why a failed worker cannot be restarted alone, and a remedy; None if it can."""
+    """Return why no worker of the run can be restarted alone, and a remedy; None if some can."""
     settings = job.settings
     if not job.local_learning:
         problem = "the stages of this schedule need each other's gradients in every batch"
