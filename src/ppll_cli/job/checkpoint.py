@@ -47,7 +47,9 @@ Unreported = Mapping[int, Mapping[str, Any]]
 """Training measurements since the last report, as plain data, by the module's number."""
 
 UNREPORTED = "unreported"
-"""Key in the metadata of a stage's file for `Unreported` measurements as JSON, if there are any."""
+"""Key of the `Unreported` measurements, as JSON, in the metadata of a stage's file. A file without
+such measurements lacks the key.
+"""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class Checkpoint:
 def saved_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, Mapping[str, Any]]]:
     """Return the tensors of a checkpoint by name, and its `Unreported` measurements.
 
-    The tensors are views of the files of all stages, so their values are read only when needed.
-    Without a manifest in the folder, because a user copied only the stages' files, all files
-    `stage-*.safetensors` are read.
+    The tensors are views of the files of all stages, so their values are read only when needed. The
+    manifest lists these files. If a user copied the files of the stages without the manifest, they
+    are found by their names, `stage-*.safetensors`.
     """
     if (folder / MANIFEST_FILE).exists():
         paths = [folder / file.name for file in read_manifest(folder).files]
@@ -181,7 +183,7 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
 def go_back(run_dir: str | Path, to: Checkpoint | None) -> None:
     """Remove all checkpoints later than `to`, or all if it is None, and the links to them.
 
-    They are damaged (see `newest`), and the run will do their steps again.
+    The removed checkpoints are damaged (see `newest`). The run will do their steps again.
     """
     for step, folder in _step_paths(run_dir):
         if to is None or step > to.step:

@@ -65,8 +65,8 @@ class Batch:
     training: bool = False  # False for a batch of an evaluation
     step: int = -1  # number of optimizer steps done before a training batch; -1 in evaluation
     samples: int = 0  # number of samples of a training batch, over all replicas
-    # In training, number of micro-batches of the replicas with lower numbers. In evaluation, index
-    # in the split of the first micro-batch: each micro-batch is a batch of the split.
+    # In training, index of the share's first micro-batch in the whole batch. In evaluation, each
+    # micro-batch is a batch of the split, and this is the index of the first one in the split.
     first_micro_batch: int = 0
     first_sample: int = 0  # number of samples in the shares of the replicas with lower numbers
     averaged: bool = False  # whether averaged weights are evaluated
@@ -131,8 +131,8 @@ class Course:
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
         """Yield all batches and marks in order, after `start` optimizer steps of earlier processes.
 
-        `stop` is called before each batch. When it returns True, only a checkpoint and the end
-        follow.
+        `stop` is called before each training batch. When it returns True, only the end follows, and
+        before the end a checkpoint if the latest step has none.
         """
         sizes = self.batch_sizes()
         step = start

@@ -135,9 +135,10 @@ class Ends:
     def _walk(
         self, modules: Sequence[range]
     ) -> Iterator[tuple[Site, Sequence[Unit], list[dict[str, ValueSpec]], dict[str, ValueSpec]]]:
-        """Yield, for each module, its site, its exports, and shapes and dtypes of tensors.
+        """Yield four values for each module.
 
-        These tensors are those that exist before each unit of the module, and after its exports.
+        They are the module's site, its exports, the tensors that exist before each of its units,
+        and the tensors that exist after its exports. A `ValueSpec` describes each tensor.
         """
         units, specs = self.site.units, dict(self.batch)
         names = [unit.name for unit in units]
@@ -161,7 +162,7 @@ class Ends:
 def _check_units(
     exports: object, specs: Mapping[str, ValueSpec], method: tuple[str, object]
 ) -> None:
-    """Check that a local method exports units, and that they read tensors that exist."""
+    """Check that the exports of a local method are units, and that they read existing tensors."""
     if not isinstance(exports, Sequence) or not all(isinstance(each, Unit) for each in exports):
         raise ConfigError(*method, "its exports() must return a list of Units")
     known = [*specs]

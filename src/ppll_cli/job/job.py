@@ -258,9 +258,9 @@ class Job:
     def kept(self, channel: Channel) -> int:
         """Return the largest number of messages that a channel keeps for a restart of either end.
 
-        A stage can take a snapshot only after a batch or mark, so the messages of one more batch
-        are kept: one for each micro-batch or evaluation batch. The result is 0 if neither end can
-        be restarted.
+        A stage can take a snapshot only after a batch or mark, not in the middle of a batch. So the
+        channel keeps `snapshot_every` messages and those of one batch, which has a message for each
+        micro-batch or evaluation batch. The result is 0 if neither end can be restarted.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0

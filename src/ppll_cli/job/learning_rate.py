@@ -42,8 +42,8 @@ def note_on_epochs(optim: Optim, epochs: int) -> str | None:
 def _by_epoch(optim: Optim, epoch: int, epochs: int) -> float:
     """Return the rate of an epoch (1 or more) as InfoPro's code computes it (arXiv 2101.10832).
 
-    The cosine starts in the first epoch, and reaches 0 in the last. During the warm-up the rate
-    changes linearly from `warmup_lr` to the value of the cosine.
+    The cosine extends over all epochs, including the warm-up, and reaches 0 in the last one. During
+    the warm-up the rate changes linearly from `warmup_lr` to the value of the cosine.
     """
     rate = optim.lr * 0.5 * (1 + cos(pi * epoch / epochs))
     if epoch > optim.warmup_epochs:

@@ -47,8 +47,9 @@ NOTHING = Handled()
 class Ends:
     """A worker's ends of channels, and its process groups.
 
-    Replica 0 of stage 0 leads the stage's other replicas: `followers` has its sender to each of
-    them, by replica number, and `leader` is their receiver.
+    Replica 0 of stage 0 tells the stage's other replicas which item comes next. In replica 0,
+    `followers` has a sender to each other replica, by its number. In the other replicas, `leader`
+    is the receiver of these items.
     """
 
     senders: dict[Channel, Sender] = field(default_factory=dict)  # to other stages
@@ -127,8 +128,8 @@ def upcoming(
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
     """Yield the items that stage 0 decides on, without the items that `before` counts.
 
-    A restarted worker repeats the decisions that other stages already know, from the headers of the
-    messages that its earlier process sent.
+    A restarted worker has to repeat the decisions of its earlier process, because other stages may
+    know them. It reads these decisions from the headers of the messages that this process sent.
     """
     handled = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

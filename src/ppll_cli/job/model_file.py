@@ -20,7 +20,8 @@ def has_ema(checkpoint: Path) -> bool:
 def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
     """Read the model's parameters and buffers, named by unit, without auxiliary networks.
 
-    If `ema` is true, read the averages of floating-point tensors instead; others have no averages.
+    If `ema` is true, the averages of floating-point tensors replace these tensors. Other tensors
+    have no averages.
     """
     prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
     tensors, _ = saved_tensors(checkpoint)

@@ -29,8 +29,8 @@ class _Flags(NamedTuple):
 class Numerics:
     """The precision and determinism of a run's computations.
 
-    The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only if it
-    is "tf32". (By default, torch uses TF32 for convolutions, but not for matrix products.)
+    The precision is "fp32", "tf32" or "bf16" (by autocast). Float32 operations use TF32 only if the
+    precision is "tf32". (By default, torch uses TF32 for convolutions, not for matrix products.)
     """
 
     precision: str
@@ -76,7 +76,7 @@ class Numerics:
 
 
 def in_force(device: torch.device) -> Mapping[str, bool]:
-    """Return which of torch's switches are on; those for CUDA are off for other devices."""
+    """Return which of torch's switches are on. CUDA's switches count as off on other devices."""
     flags, cuda = _get(), device.type == "cuda"
     return {
         "deterministic": flags.deterministic,

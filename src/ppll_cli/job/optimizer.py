@@ -163,10 +163,10 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
-    """Scale gradients in place so that their norm is at most `limit`.
+    """Scale the gradients of parameters in place, so that a norm is at most `limit`.
 
-    `squared` is the square of this norm, a float64 scalar. It may include other parameters, for
-    example the whole model.
+    `squared` is the square of this norm before the scaling, a float64 scalar. The norm is that of
+    these gradients, or of more gradients, such as all gradients of the model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 

@@ -11,14 +11,15 @@ BUFFERS = 2
 MARGIN = 1.15
 """A snapshot gets `snapshot_bytes` times this number of bytes in shared memory.
 
-The reason is that `snapshot_bytes` counts neither buffers (such as BatchNorm's statistics) nor
-their averages and alignment. The largest such part that we saw is 12 %, in the first stage of a
-ResNet-32. A model with larger buffers needs more memory than the check before the start asks for.
+The additional bytes are for what `snapshot_bytes` does not count: buffers (such as BatchNorm's
+statistics), averages of buffers, and padding between tensors. We saw at most 12 % of such bytes, in
+the first stage of a ResNet-32. If a model has larger buffers, the check before the start asks for
+too little memory.
 """
 
 COST = 0.01
 """Largest fraction of a stage's time for snapshots, if the program chooses how often to take them.
-If the channels have too few slots, snapshots take more.
+If the channels have too few slots for this, snapshots take a larger fraction.
 """
 
 

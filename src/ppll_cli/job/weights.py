@@ -22,9 +22,10 @@ class Weights:
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
-    """Return the tensors of a file: safetensors, or a dictionary that torch.save wrote, by name.
+    """Return the tensors of a file by name.
 
-    If the format allows it, they are views of the file, so their values are read only when needed.
+    The file has the format safetensors, or torch.save wrote it from a dictionary. If the format
+    allows it, the tensors are views of the file, so their values are read only when needed.
     No code in the file is executed.
 
     Raises:

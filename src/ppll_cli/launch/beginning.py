@@ -200,4 +200,5 @@ def go_back(run_dir: Path, start: Checkpoint | None, metrics: Metrics, steps: in
     unreported = saved_tensors(start.folder)[1] if start else {}
     metrics.go_back(step, state, evaluated=step < steps, incomplete=bool(unreported))
     checkpoint.go_back(run_dir, start)
-    drop_unfinished(run_dir)  # they may have files of stages that the run no longer has
+    # An unfinished checkpoint may have files of stages that the run no longer has.
+    drop_unfinished(run_dir)

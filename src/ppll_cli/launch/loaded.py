@@ -42,7 +42,8 @@ class LoadedRun:
     """A trained run, whose model can be used.
 
     Attributes:
-        settings: The run's settings. `settings.data` describes `data`, perhaps another data set.
+        settings: The run's settings, but `settings.data` describes `data`, which may be another
+            data set than the run's.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model, in evaluation mode. It maps its inputs to a prediction.
     """

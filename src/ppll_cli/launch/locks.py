@@ -1,4 +1,7 @@
-"""Locks that let one process work on a run or a sweep. The end of the process releases them."""
+"""Locks a run or a sweep, so that only one process at a time works on it.
+
+The end of the process releases the lock.
+"""
 
 import fcntl
 import logging

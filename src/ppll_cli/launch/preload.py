@@ -21,16 +21,17 @@ def _end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-# The fork server notices the end of its parent only after the imports below, which take seconds.
-# Until then, it asks the kernel to kill it when the thread that started it ends. The last line of
-# this file withdraws this request, because that thread may end before the program does.
+# The imports below take seconds, and only after them does the fork server notice the end of its
+# parent. During the imports, the kernel kills the fork server when the thread that started it ends.
+# The last line of this file switches this off, because the thread may end before the program does.
 _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals all processes of a run, but only the parent handles signals.
 for number in STOPPING:
     signal.signal(number, signal.SIG_IGN)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
-if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:  # programs that workers start must not get it
+# Programs that workers start must not inherit this variable.
+if os.environ.get(SAFE_PATH[0]) == SAFE_PATH[1]:
     del os.environ[SAFE_PATH[0]]
 
 from ppll_cli.transport.descriptors import raise_limit  # noqa: E402

@@ -31,10 +31,12 @@ class _History:
     """The failures and reports of one worker.
 
     Attributes:
-        failures: The time of each failure, and its batch or mark; None while the worker started.
+        failures: For each failure, the time and the batch or mark, which is None if the worker was
+            still starting.
         saved: Step of the latest checkpoint for which the worker has written its file; -1 if none.
         reported: For each kind of report, split and module, the step of the latest report.
-        began_s: When the current restart began, on the clock of `perf_counter`; None without one.
+        began_s: When the current restart began, on the clock of `perf_counter`; None if the worker
+            is not restarting.
     """
 
     failures: list[tuple[float, str | None]] = field(default_factory=list)

@@ -130,8 +130,8 @@ def write_samples(job: Job, run_dir: Path) -> None:
 def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
     """Return for each worker how many seconds its clock is behind the clock of machine 0.
 
-    Only workers that exchange messages with another machine measure this, but all workers of a
-    machine have one clock.
+    Only workers that exchange messages with another machine measure this. Their result holds for
+    all workers of their machine, because these have one clock.
     """
     known = {
         job.home(seat): -report["ahead_s"]

@@ -70,7 +70,7 @@ FREE = {
 """Keys, and groups of keys, that a resumed run may change: they do not change what is trained."""
 
 COMPARED = ("data.folders",)
-"""Keys of `FREE` that may be changed only if the run has recorded the identity of its data."""
+"""Keys of `FREE` that may be changed only if the run has recorded the digest of its data."""
 
 BOUND = {"transport.wire_dtype"}
 """Keys inside groups of `FREE` that may not be changed: they change what is trained."""
@@ -84,7 +84,7 @@ class Recorded:
         config: The configuration with which the run was started, with interpolations resolved.
         choices: The option of each group.
         cuts: Name of the first unit of each module except module 0; None if not recorded.
-        data_sha256: SHA-256 of the names and sizes that identify the data; None if not recorded.
+        data_sha256: SHA-256 of the data's `Identity` (see `data.identity`); None if not recorded.
         weights: Describes the file of initial weights; None if they were drawn from the seed.
         classes: Names of the classes that the run learnt; empty if not recorded.
     """

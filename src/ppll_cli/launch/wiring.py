@@ -54,7 +54,7 @@ def needs_groups(job: Job) -> bool:
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
     """Return the transport for channels inside a machine.
 
-    If a stage of the machine can be restarted, it is a `JournalTransport`. If not, it is
+    The result is a `JournalTransport` if a stage of the machine can be restarted. Otherwise it is
     `transport`, or queues if `transport` is not usable. `name` is the option of `transport`.
 
     Raises:

@@ -89,7 +89,8 @@ def weights(
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
     """Return costs in seconds for the profile's number of samples.
 
-    They include a part of the optimizer's step, in proportion to the number of samples.
+    There is one optimizer step per `batch_size` samples. So the costs include a fraction of its
+    time: the profile's number of samples divided by `batch_size`.
     """
 
     def seconds(part: Measured) -> float:

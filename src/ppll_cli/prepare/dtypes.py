@@ -1,7 +1,7 @@
 """Tests, before a run, whether units and losses can read tensors of other dtypes than float32.
 
 Models are traced on torch's meta device, which does not check all dtypes: there a Linear layer
-accepts integers. So a unit or loss that reads such a tensor of a unit runs once on the CPU.
+accepts integers. So a unit or loss runs once on the CPU if it reads such a tensor from a unit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -78,9 +78,9 @@ def unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Nume
 def _odd(
     reads: Sequence[str], specs: Mapping[str, ValueSpec], units: Sequence[Unit]
 ) -> dict[str, str]:
-    """Return the tensors of other dtypes than float32 that units have made.
+    """Return which tensors in `reads` have other dtypes than float32 and were made by units.
 
-    The dictionary has, by the name of the tensor, the name of the unit that has made it.
+    The result maps the name of each such tensor to the name of the unit that has made it.
     """
     names = [name for name in reads if specs[name].dtype != torch.float32]
     return {name: unit.name for unit in units for name in unit.writes if name in names}
@@ -93,7 +93,10 @@ def _why_not(
     specs: Mapping[str, ValueSpec],
     odd: Mapping[str, str],
 ) -> str:
-    """Return why a network cannot read the dtypes of the tensors `odd`; an empty text if it can."""
+    """Return why a network cannot read the dtypes of the tensors `odd`.
+
+    The text is empty if the network can read them, or if it fails with float32 too.
+    """
     given = {name: specs[name] for name in reads}
     usual = {name: replace(specs[name], dtype=torch.float32) for name in odd}
     error = _error(numerics, run, given)

@@ -46,7 +46,7 @@ NO_BANK_LOCAL = (
     "fba=on is the same as local=fba here: no auxiliary network has an earlier module to read from"
 )
 NO_BANK_WHOLE = "fba=on has no effect here: only ll and ppll use a feature bank"
-"""Notes for a run with `fba=on` without a reader of the feature bank."""
+"""Notes for a run with `fba=on` in which no auxiliary network reads the feature bank."""
 
 
 @dataclass(frozen=True)

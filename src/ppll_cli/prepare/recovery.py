@@ -32,7 +32,8 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
     checked.
 
     Raises:
-        ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone.
+        ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone, or
+            shared memory is too small.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -60,10 +61,10 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
 
 
 def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
-    """Return the job for a prediction, and why `snapshot_every` is not set in it.
+    """Return the job for a prediction, with `snapshot_every` set if workers can be restarted.
 
-    The text is empty if it is set, or with `recover=off`. Shared memory is not checked, because the
-    run may use other machines.
+    Also return a text that says why workers cannot be restarted; it is empty if they can, or if the
+    user chose `recover=off`. Shared memory is not checked, because the run may use other machines.
     """
     asked = job.settings.recover
     if asked.name == "off":
@@ -79,7 +80,7 @@ class _Room(NamedTuple):
     Attributes:
         states: Size of one snapshot of every stage that can be restarted, summed.
         messages: Size of one message of every channel that keeps messages, summed.
-        least: Size of all channels if stages save their state after each message.
+        least: Size of all channels if `snapshot_every` is 1.
     """
 
     states: int
@@ -113,7 +114,8 @@ class _Room(NamedTuple):
     def wished(self) -> int:
         """Return how many messages to allow between two snapshots if shared memory suffices.
 
-        They take as much memory as the snapshots, but are at least `USUAL` and at most `MOST`.
+        The result is the number of messages that take as much memory as the snapshots, but at least
+        `USUAL` and at most `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 
@@ -145,7 +147,7 @@ class _Room(NamedTuple):
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:
-    """Return why no single worker can be restarted, and a remedy; None if one can."""
+    """Return why no worker of the run can be restarted alone, and a remedy; None if some can."""
     settings = job.settings
     if not job.local_learning:
         problem = "the stages of this schedule need each other's gradients in every batch"

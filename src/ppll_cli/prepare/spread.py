@@ -67,6 +67,10 @@ def spread(
 
 
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
-    """Return the threads per worker: the setting, or the smallest number of cores per worker."""
+    """Return the number of threads of each worker.
+
+    If the user has not set it, it is the number of cores per worker on the machine where this is
+    smallest.
+    """
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

@@ -58,7 +58,7 @@ class Subject:
         local: Configuration of the local method's class.
         ends: Has the model's units, and finds the exports and the loss of each module.
         identity: The identity of the data; None if the data set gives none.
-        evaluation: Evaluation batches; None if they have the shapes of training batches.
+        evaluation: Describes evaluation batches; None if they have the shapes of training batches.
         classes: Names of the classes in the order of their labels; empty if unknown.
     """
 
@@ -100,7 +100,10 @@ class Subject:
 
     @property
     def partitions(self) -> Mapping[str, Sequence[str]]:
-        """The model's own partitions by name: the first unit of each module except module 0."""
+        """The model's own partitions, by name.
+
+        A partition lists, for each module except module 0, the name of the module's first unit.
+        """
         named: Mapping[str, Sequence[str]] = getattr(self.model, "partitions", {})
         return named
 
@@ -108,8 +111,8 @@ class Subject:
         """Return the end of each module, and the tensors that exist before each unit.
 
         Raises:
-            ConfigError: The local method does not apply to the model, or exports a tensor or
-                watches a unit that is not allowed.
+            ConfigError: The local method does not fit the model, or it has an export or a `Watch`
+                that is not allowed.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)

@@ -51,7 +51,7 @@ def check_halves(
 def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]) -> None:
     """Check that a unit's gradients stay equal if its forward pass runs twice.
 
-    Test and `before` are as for `check_halves`.
+    Each kind of unit is tested as in `check_halves`, which also explains `before`.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.

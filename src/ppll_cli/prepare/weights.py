@@ -24,7 +24,7 @@ class FoundWeights:
 
     Attributes:
         weights: The tensors of the file that fit the model.
-        missing: Names of the model's tensors that the file lacks.
+        missing: Names of the model's tensors that the file lacks, except BatchNorm's counters.
         unfit: A line for each tensor of the model whose shape in the file differs.
         unused: Names in the file for which the model has no tensor.
     """

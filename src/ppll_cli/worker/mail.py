@@ -17,7 +17,7 @@ class Mail:
     """Sends and receives messages through this worker's ends of channels.
 
     `item` is what the stage handles now: a batch, or a mark (evaluation, checkpoint or end). The
-    header of each message contains `item`.
+    header of each message contains `item`, or a `Version` if the message carries weights.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:

@@ -49,7 +49,8 @@ def main(job: Job, seat: Seat, links: Links) -> None:
     """Run a worker, and report its failure to the parent."""
     streams.guard()  # a failing print in a user's model must not end the run
     lifeline.share(links.parent)
-    # First, because the parent notices late if a worker is stopped before its first sign of life.
+    # This comes first, because the parent notices late if a worker is stopped before its first sign
+    # of life.
     links.pulse.beat()
     links.pulse.begin("starting", STARTING_LIMIT_S)
     memory = Memory(torch.device(job.device(seat)))
@@ -105,7 +106,8 @@ def _stay_with_parent(links: Links, memory: Memory) -> None:
 def is_final(error: BaseException) -> bool:
     """Return whether a restarted worker would raise the same error again.
 
-    A `RunFailedError` comes from a data loader, and a restarted worker starts new loaders.
+    A `RunFailedError` comes from a data loader. It may not come again, because a restarted worker
+    starts new loaders.
     """
     return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
 

@@ -51,7 +51,7 @@ class _Pending:
         rate: Learning rate of the last step; None in evaluation.
         complete: False if a later report contains these batches again.
         spans: First and last moment of each period in which the worker computed the batches.
-        before_s: Total seconds of earlier periods that `spans` does not have.
+        before_s: Seconds of earlier periods, summed. `spans` does not have these periods.
         copied: The moment when all tensors are on the host.
     """
 

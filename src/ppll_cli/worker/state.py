@@ -38,7 +38,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
-    """Load the state of chunks from a checkpoint, even if the run then had other stages."""
+    """Load the state of chunks from a checkpoint, even if it was saved with other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
@@ -74,7 +74,10 @@ def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
 
 
 def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
-    """Yield each network that a checkpoint saves, after the prefix of its names there."""
+    """Yield a prefix and a network, for each network that a checkpoint saves.
+
+    In the checkpoint, the names of the network's tensors begin with the prefix.
+    """
     for unit, network in chunk.units:
         yield f"model.{unit.name}", network
     if chunk.criterion is not None:
@@ -102,7 +105,10 @@ def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """Return a saved state of the optimizer with its parameter's device and memory format."""
+    """Return a saved tensor of the optimizer's state for a parameter, on the parameter's device.
+
+    If it has the shape of the parameter, it gets the parameter's memory format too.
+    """
     if saved.shape != parameter.shape:
         return saved.to(parameter.device)
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)

@@ -78,7 +78,7 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, part)
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
-        """Accept every input: the original layer accepted such inputs."""
+        """Check nothing: before the run, the original layer has checked inputs of these shapes."""
 
 
 def synced(network: nn.Module, replicas: Replicas) -> nn.Module:

@@ -105,8 +105,9 @@ class Tensors:
     def take_input_gradients(self, micro_batch: int) -> Named:
         """Remove and return the gradients of the inputs, by name.
 
-        An input without influence on the loss has no gradient. With zeros, weight decay would
-        change weights that back-propagation on one device leaves unchanged.
+        An input without influence on the loss has no gradient, not a gradient of zeros. Zeros would
+        give gradients to earlier weights, and then weight decay would change these weights. With
+        back-propagation on one device, they stay unchanged.
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}

@@ -51,8 +51,8 @@ class Worker:
         self.snapshots: Snapshots | None = None
         before, unreported = self._restore()
         self.batches = self._make_batches() if 0 in self.chunks else None
-        # The number of batches that the channels can hold. After a snapshot, slots that keep
-        # messages for a restart are free too.
+        # The channels can hold at most `buffered` batches. Slots that keep messages for a restart
+        # count too, because each snapshot frees them.
         kept = sum(job.kept(channel) for channel in job.channels if channel.kind == "activations")
         buffered = job.depth * (job.stages - 1) + kept
         clock = clock_of(self.device)

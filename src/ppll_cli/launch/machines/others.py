@@ -40,7 +40,7 @@ class Seen:
     done: Report | None = None
 
     def failure(self, job: Job, error: str) -> Report:
-        """Return a report of a failure, in place of the worker."""
+        """Return a report of this worker's failure, which the worker itself could not send."""
         doing, item = self.pulse.texts()
         return {
             "kind": "failed",

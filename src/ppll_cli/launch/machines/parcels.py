@@ -1,7 +1,8 @@
 """Transfers of files between two machines that share no folder.
 
 A file travels in pieces through the store at which the launchers meet. Pieces are numbered across
-all files, so both machines must start the transfers in one order. An empty piece ends each file.
+all files, so both machines must start the transfers in the same order. An empty piece ends each
+file.
 The receiver deletes each piece that it has read, and the sender is at most a few pieces ahead, so
 that the store never holds much. A separate thread transfers the files over its own connection.
 """

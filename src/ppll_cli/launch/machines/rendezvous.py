@@ -94,9 +94,9 @@ def _limit_s(given: str) -> float:
 def listening(host: str, port: int) -> int | None:
     """Return the descriptor of a socket that listens only at the IP address `host`.
 
-    Return None if no such socket can be opened, for example behind network address translation, and
-    for a host name, which may resolve differently on other machines. torch then opens its own
-    socket, on all interfaces.
+    Return None if `host` is a name, because a name may resolve differently on other machines.
+    Return None also if no such socket can be opened, for example behind network address
+    translation. In both cases, torch opens its own socket, on all interfaces.
     """
     try:
         family = socket.AF_INET6 if ip_address(host).version == 6 else socket.AF_INET
