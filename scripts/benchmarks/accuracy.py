@@ -2,7 +2,7 @@
 
 Each method trains ResNet-20 in 2, 4 and 8 modules, and ResNet-32 in 16 modules, on a third of
 Fashion-MNIST's training set, with three seeds. All rows have equal numbers of training steps.
-Together they take many hours on two cores. `--epochs` trains longer, on the whole training set.
+All rows together take many hours on two cores. `--epochs` trains longer, on the whole training set.
 
 Accuracy is measured under `schedule=ll`. Its weights are bit-identical to those of `ppll`, and it
 needs one process, so several rows are trained at the same time. Speed and memory are measured in
@@ -82,8 +82,8 @@ MODULES: dict[tuple[int, int], list[str]] = {
     (32, 16): _units(*(f"{stage}.{unit}" for stage in (1, 2, 3) for unit in range(5))),
 }
 """The first unit of each module except module 0, by depth of the model and number of modules. The
-last module is never the head alone: the head would read features trained for another network.
-The entry (32, 16) is the partition `man_K16`."""
+last module is never the head alone, because the features that the head reads would then be trained
+only for an auxiliary network. The entry (32, 16) is the partition `man_K16`."""
 
 NUMBERS = [modules for _, modules in MODULES]
 

@@ -2,11 +2,11 @@
 
 A small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a small EDSR enlarges
 photographs by 2 and by 4. Each model is trained by back-propagation and, cut into 2 and into 4
-modules, by local losses: the task's smallest head (greedy), the Simple Local Module alone (fba
-off), and with the feature bank (fba on). Detection also has heads that train only the pyramid
-levels of a module's own stride (greedy, level), and MAN++ with such heads (manpp). All rows of a
-case have equal numbers of training steps. In detection with two modules, no earlier module can put
-features into a bank, so fba on and fba off share one run.
+modules, by local losses. The auxiliary networks are the task's smallest head (greedy), the Simple
+Local Module (fba off), or the Simple Local Module with the feature bank (fba on). Detection also
+has heads that train only the pyramid levels of a module's own stride (greedy, level), and MAN++
+with such heads (manpp). All rows of a case have equal numbers of training steps. In detection with
+two modules, no earlier module can put features into a bank, so fba on and fba off share one run.
 
 Metrics are measured under `schedule=ll`, whose weights are bit-identical to those of `ppll`, in
 several runs at the same time. Speed and memory are measured in short runs, one at a time: local
@@ -63,13 +63,14 @@ class Case:
         overrides: Overrides for all rows.
         length: The configuration key for the number of samples per epoch, and this number.
         cuts: The first unit of each module except module 0, by number of modules. The last module
-            is never the head alone: the head would read features trained for another network.
+            is never the head alone, because the features that the head reads would then be trained
+            only for an auxiliary network.
         metrics: Heading and format of each metric. A column compares the first one with that of bp.
         methods: Keys of `METHODS`.
         reference: Name of a method without training, and its key in the results for each metric;
             None if there is none.
-        brief: Further overrides for runs that measure speed and memory. They make evaluations
-            short, and no larger than the training.
+        brief: Further overrides for runs that measure speed and memory. With them, evaluations are
+            short, and need no more memory than the training.
     """
 
     title: str
@@ -195,7 +196,7 @@ def _brief(name: str, budget: Sequence[str]) -> tuple[str, ...]:
 
 
 def _same(name: str, method: str, modules: int) -> str:
-    """Return the method that is run for a row: in detection with 2 modules, fba off for fba on."""
+    """Return the method to run for a row: in detection with 2 modules, fba off replaces fba on."""
     return "fba off" if (name, method, modules) == ("detection", "fba on", 2) else method
 
 

@@ -70,8 +70,8 @@ TORCH: dict[str, tuple[str, MakeTrainer]] = {
     ),
     "ddp": ("bp", DataParallelTrainer),
 }
-"""Rows of torch: the row of `OURS` with equal stages and batches, and a function that makes the
-trainer of a rank."""
+"""For each row of torch: the row of `OURS` that has the same stages and batches, and a function
+that makes the trainer of a rank."""
 
 UNLINKED: dict[str, type[Workers]] = {"bound": Workers, "bound_in_turn": InTurn}
 """Rows that train the stages of `ppll` without channels, each with the class that measures it."""

@@ -18,8 +18,8 @@ KINDS = {
     "truncate": (signal.SIGKILL, 1),
     "flip": (signal.SIGKILL, 1),
 }
-"""For each fault, the signal and the exit status with which the run must end. After the last two, a
-file of the newest checkpoint is damaged."""
+"""For each fault, the signal and the exit status with which the run must end. For `DAMAGES`, a file
+of the newest checkpoint is damaged after the run has ended."""
 
 DAMAGES = ("truncate", "flip")
 TO_A_WORKER = ("kill worker", "stop worker", *DAMAGES)
@@ -65,7 +65,8 @@ class Plan:
 def inject(plan: Plan, session: Session, run_dir: Path) -> float | None:
     """Wait for the moment of a fault, and inject the fault.
 
-    Return the time of the fault on the monotonic clock; None if the run ended before.
+    Return the time of the fault on the monotonic clock; None if the run or a time limit ended
+    before.
     """
     target: int | None = None
 

@@ -1,10 +1,10 @@
 """`scripts/benchmark restarts`: kills and stops single stages of runs with `recover=stage`.
 
-Each short run of a small model has one fault, or two: of one stage twice in a row, or of two stages
-at once. The moments are random: during the start-up, training, an evaluation, a checkpoint or a
-snapshot. The run must end with exit status 0 and with the weights of a run without a fault, bit for
-bit. Only stages that were hit may get a new process, and no process and no shared memory may be
-left behind. The exit status is 1 if any run fails a check.
+Each short run of a small model has one fault or two faults. Two faults hit either one stage twice
+in a row, or two stages at once. The moments are random: during the start-up, training, an
+evaluation, a checkpoint or a snapshot. The run must end with exit status 0 and with the weights of
+a run without a fault, bit for bit. Only stages that were hit may get a new process, and no process
+and no shared memory may be left behind. The exit status is 1 if any run fails a check.
 """
 
 import argparse

@@ -7,9 +7,9 @@ shows medians over the rounds.
 
 - `ppll`, `ppll_recover` (with `recover=stage`), `ppll_queue` (with another transport) and `ll`
   train the same modules: the stages that `partition=profile` cuts for `ppll`. For `pp`, `gpipe_m4`
-  and similar rows it cuts other stages; `torch_gpipe_m4` has the stages of `gpipe_m4`, and so on.
-  `ddp` is torch's `DistributedDataParallel` with its defaults, where each rank trains a part of the
-  batch; `bp_replicas` is `schedule=bp` with the same number of replicas.
+  and similar rows, this partition cuts other stages; `torch_gpipe_m4` has the stages of `gpipe_m4`,
+  and so on. `ddp` is torch's `DistributedDataParallel` with its defaults, where each rank trains a
+  part of the batch; `bp_replicas` is `schedule=bp` with the same number of replicas.
 - `bp` and `ll` have one worker with one thread. On a CPU, `bp_all_threads` uses all threads.
 - `bound`: all stages of `ppll` train at the same time, each on its own inputs, and nothing is sent.
   `bound_in_turn`: the same stages train one after another. `ceiling`, the speed of `bound` divided
@@ -19,11 +19,11 @@ shows medians over the rounds.
 For rows of this program, marks follow some batches through the pipeline (see `paced`). The timed
 interval begins when a mark reaches the last stage, and ends when a later mark reaches it. The
 pipeline is full for the whole interval, unless a schedule such as `gpipe` drains it. For rows of
-torch, whole steps between two barriers are timed. The time includes loading batches and the
-optimizer steps, but the last rank of torch's pipelines loads its labels before. Torch's ranks are
-started by this program's fork server, with equal settings of the allocator, and their networks have
-the same memory layout. Peak memory is measured for each process in its steady state, minus its
-memory before the model was built.
+torch, whole steps between two barriers are timed. The time includes the loading of batches and the
+optimizer steps. Only the last rank of torch's pipelines loads its labels before the timed interval.
+Torch's ranks are started by this program's fork server, with equal settings of the allocator, and
+their networks have the same memory layout. Peak memory is measured for each process in its steady
+state, minus its memory before the model was built.
 """
 
 import argparse

@@ -32,7 +32,8 @@ from scripts.benchmarks.runs import machine, save
 RESULT = Path("outputs/benchmark/transport.json")
 SIZES = [4 << 10, 64 << 10, 1 << 20, 4 << 20, 16 << 20, 64 << 20]
 BULK = 256 << 20
-"""Bytes of a bulk message on CUDA: so many that the host's calls take less time than the copy."""
+"""Bytes of a bulk message on CUDA. The message is so large that the host's calls take less time
+than the copy."""
 SLOTS = 3
 LIMIT_S = 60.0
 

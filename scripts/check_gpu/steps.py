@@ -26,7 +26,8 @@ PYTEST = ["-m", "pytest", "-p", "no:randomly", "-o", "filterwarnings=default", "
 PYTEST += ["--timeout=75", "--timeout-method=thread"]
 TWO = ["local.modules=2"]
 PINNED = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-"""Environment for rings in pinned host memory: processes cannot share memory of this allocator."""
+"""Environment variables that make rings use pinned host memory, because processes cannot share the
+device memory of this allocator."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _running: "list[Sweep]" = []
-"""The `Sweep` of this process's jobs, also if there is only one job. Empty if no jobs run."""
+"""The `Sweep` whose jobs this process runs; empty while no jobs run. A single job has a `Sweep`
+too."""
 
 
 def main() -> NoReturn:

@@ -81,9 +81,11 @@ def _refused(folder: str, problem: str) -> ConfigError:
 
 
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
-    """Return the only given folder if it contains run directories, else the current directory.
+    """Return the folder into which a comparison is written if the user does not name one.
 
-    A run directory itself is not returned, because it holds only its own run's files.
+    If a single folder was given, and contains run directories, it is this folder. Otherwise it is
+    the current directory. A run directory itself is not used, because it holds only its own run's
+    files.
     """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)

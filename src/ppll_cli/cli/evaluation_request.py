@@ -34,8 +34,8 @@ class EvaluationRequest:
         config: The run's configuration, with the evaluation's changes.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
-        compares_data: Whether to refuse data that have changed since the run, as for a split that
-            the run held out from its training set.
+        compares_data: Whether to refuse data that have changed since the run. True if the run held
+            out the split from its training set, and the evaluation does not choose other data.
         data: The chosen option of the group `data`.
         other_data: `data` if the evaluation changes the run's data, else None.
         batch_size: Samples per evaluation batch; None if not given.
@@ -99,7 +99,8 @@ def _configured(
 ) -> tuple[dict[str, Any], str]:
     """Return the run's configuration with the command line's changes, and the data set's option.
 
-    Other data are preprocessed as the run's own data, unless the command line sets the keys for it.
+    Other data are preprocessed as the run's own data were, unless the command line sets the keys of
+    `PREPROCESSING`.
 
     Raises:
         ConfigError: Hydra cannot compose the configuration, or the command line changes a key that

@@ -29,8 +29,8 @@ def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run
     """Return the error that the user sees when the configuration cannot be composed.
 
     Args:
-        error: The exception. A ConfigError is returned unchanged. For any other exception, its
-            cause is described, if it has one.
+        error: The exception. A ConfigError is returned unchanged. For any other exception, the
+            message describes its cause or, without one, the exception itself.
         arguments: The arguments of the command line, or the overrides of a job.
         program: Name of the program whose `--help` the message suggests.
     """

@@ -32,8 +32,8 @@ BEGAN_S = time.monotonic()
 
 
 _stopped: list[Interrupted] = []
-"""Interrupts of jobs in a process that Hydra's launcher started. After one, the process skips its
-further jobs."""
+"""Interrupts of jobs in a process that Hydra's launcher started. After the first interrupt, the
+process skips its other jobs."""
 
 
 @dataclass

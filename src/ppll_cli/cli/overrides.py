@@ -100,10 +100,10 @@ def for_each_job(overrides: Sequence[str]) -> list[str]:
 
 
 def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
-    """Return a warning if Hydra ignores the only folder for results that is given.
+    """Return a warning if the user gives only the folder for results that Hydra ignores.
 
-    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a run. With `resume`, both
-    are checked elsewhere.
+    Hydra ignores `hydra.run.dir` for a sweep and `hydra.sweep.dir` for a single run. With `resume`
+    there is no warning, because both keys are checked elsewhere.
     """
     used, ignored = (SWEEP_DIR, RUN_DIR) if sweep else (RUN_DIR, SWEEP_DIR)
     given = {key_of(each): each.partition("=")[2] for each in overrides}

@@ -51,7 +51,7 @@ def _is_search(config: Any) -> bool:
 
 
 def direction_of(config: Any) -> str | None:
-    """Return "minimize" or "maximize" for a search such as Optuna's; None if it is not set."""
+    """Return the direction of a search, "minimize" or "maximize"; None if there is none."""
     value = OmegaConf.select(config, "sweeper.direction") if _is_search(config) else None
     name = getattr(value, "name", value)  # the plugin's schema has an enum
     return name if name in ("minimize", "maximize") else None

@@ -82,7 +82,8 @@ class BasicSweeper(Sweeper):
     def install(cls, current: Sweep) -> None:
         """Make Hydra use this class in this process."""
         cls.current = current
-        # Hydra takes plugins only from its own packages, but it looks up each class by this name.
+        # Hydra loads plugins only from its own packages. But it looks up a plugin's class by name
+        # in this dictionary, so an entry can be replaced.
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
 
     def sweep(self, arguments: list[str]) -> Any:
@@ -201,11 +202,11 @@ class BasicSweeper(Sweeper):
 
 
 class _Numbers(int):
-    """The numbers of the jobs that a launcher gets together, in the form of an integer.
+    """An integer that stands for the numbers of all jobs that a launcher gets together.
 
-    A launcher gets the number of the first job, and adds a job's index to it. In a resumed sweep,
-    complete jobs are left out, and the sum would be wrong. So the addition returns the right
-    number.
+    A launcher gets the number of its first job, and adds the index of a job to find the number of
+    that job. In a resumed sweep, complete jobs are left out, so an ordinary sum would be wrong.
+    Adding an index to this integer gives the right number.
     """
 
     numbers: tuple[int, ...]

@@ -19,7 +19,8 @@ SEARCH_PATH = "hydra.searchpath"
 """The key that lists users' folders of options, which Hydra searches after this program's."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
-"""Matches texts that need no quotes in Hydra's grammar, and also the words in `_OTHERS`."""
+"""Matches texts that need no quotes in Hydra's grammar. It also matches the words in `_OTHERS`,
+which need quotes."""
 
 _OTHERS = ("true", "false", "null", "inf", "nan")
 """Words that Hydra reads as a number, a boolean or null, unless they are quoted."""

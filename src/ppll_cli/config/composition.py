@@ -35,7 +35,8 @@ def register_resolvers() -> None:
     """Register OmegaConf's resolvers `pid` (process ID) and `named` (part of a folder's name)."""
     from omegaconf import OmegaConf
 
-    # Runs that start in the same second get different folders; the processes of a sweep share one.
+    # With the process ID, runs that start in the same second get different folders. The ID is
+    # cached, so that all processes of a sweep use one folder.
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("named", _named, replace=True)
 

@@ -16,8 +16,8 @@ from ppll_cli.errors import ConfigError
 def plain(config: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain data, with interpolations resolved.
 
-    Text from an interpolation that its key does not accept becomes the number, boolean or null that
-    Hydra would read on a command line.
+    An interpolation may give a text to a key that accepts no text. The text then becomes the
+    number, boolean or null that Hydra would read on a command line.
     """
     container: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     found: dict[str, Any] = container

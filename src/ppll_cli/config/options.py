@@ -19,8 +19,9 @@ def conf_dir() -> Path:
 def as_typed(group: str, target: object) -> tuple[str, object]:
     """Return the key and the value with which users choose a class, given as a class or its path.
 
-    If exactly one option of the group names the class, they are the group and that option, as in
-    `schedule=interleaved`. If not, they are the group's `_target_` and the class's dotted path.
+    If exactly one option of the group names the class, the key is the group and the value is this
+    option, as in `schedule=interleaved`. Otherwise, the key is the group's `_target_` and the value
+    is the dotted path of the class.
     """
     if isinstance(target, type):
         target = class_path(target)

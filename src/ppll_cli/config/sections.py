@@ -95,8 +95,8 @@ class FeatureBank(Section):
             module. `stage_ends`: those of each earlier module that ends a resolution stage. A
             number n: those of the n modules directly before the module. `first`: the model's first
             features, the input of the long skip to the head (only for super-resolution). None: the
-            task's default, see `resolved`. A key that is missing in the record of an older run
-            means `every`.
+            task's default, see `resolved`. If the record of an older run lacks this key, it means
+            `every`.
         fusion: How these features are fused with the auxiliary network's own. `none`: the bank is
             not used. None: `add` if `features` is `first` and `shared_head` is true, `concatenate`
             if not.
@@ -130,7 +130,8 @@ class FeatureBank(Section):
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None.
 
-        `first` says whether `first` is the task's default for `features`.
+        The default of `features` is `first` if the argument `first` is true, else `every`. If the
+        bank is not enabled, nothing is replaced.
         """
         if not self.enabled:
             return self

@@ -219,7 +219,7 @@ def _hints(function: Any) -> dict[str, Any]:
 
 
 def parameters_of(target: Any) -> dict[str, Any]:
-    """Return annotations of a class's arguments, also of those that `**` passes to a base class."""
+    """Return the annotation of each argument, also of those that `**` passes to a base class."""
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]

@@ -184,7 +184,7 @@ class Batches(ImageBatches[Classified, Split]):
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]
-"""A batch, and the result of `SideStream.mark` after it was made."""
+"""A batch, and the result of `SideStream.mark`, which was called after the batch was made."""
 
 
 class Ahead:

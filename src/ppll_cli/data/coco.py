@@ -26,9 +26,9 @@ class Coco(DetectionDataset):
     """COCO from the folders annotations, train2017 and val2017 in the data root.
 
     The annotations are instances_train2017.json and instances_val2017.json. Other data in this
-    format can stand in these places: classes are read from the annotations, in the order of their
-    ids. Training leaves out boxes of crowds; the score treats crowds as COCO's metric does. The
-    files (19 GB) are not downloaded.
+    format can be put into files and folders of these names, because classes are read from the
+    annotations, in the order of their ids. Training leaves out boxes of crowds; the score treats
+    crowds as COCO's metric does. The files (19 GB) are not downloaded.
     """
 
     crowds = True

@@ -17,7 +17,8 @@ FIRST_BYTE_S = 15.0
 """Time limit in seconds until the first byte; name lookups and many addresses take time."""
 
 STALL_S = 120.0
-"""Time limit in seconds without a new byte, after the first. No byte arrives during a checksum."""
+"""After the first byte, new bytes must arrive within each period of this many seconds. During the
+computation of a checksum, no bytes arrive."""
 
 Fetch = Callable[[Path], None]
 """A function that downloads files of a data set into a folder."""

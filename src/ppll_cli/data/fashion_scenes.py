@@ -34,7 +34,7 @@ class FashionScenes(DetectionDataset):
 
     Attributes:
         pictures: Number of training scenes.
-        test_pictures: Number of test scenes. A larger number adds scenes after the first ones.
+        test_pictures: Number of test scenes. With a larger number, the first scenes stay the same.
         side: Height and width of a scene, in pixels.
     """
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: Path, *recipe: object) -> Path:
-    """Return the path in `folder` of the data that `recipe`, values for JSON, determines."""
+    """Return a path in `folder` for data; data with equal recipes (JSON values) share a path."""
     written = json.dumps([_VERSION, *recipe]).encode()
     return folder / blake2b(written, digest_size=12).hexdigest()
 

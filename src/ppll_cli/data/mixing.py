@@ -45,7 +45,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add to an evaluation batch the targets of a mixed batch; each label has share 1."""
+    """Add targets like those of a mixed batch to an evaluation batch; each label has share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 

@@ -44,7 +44,7 @@ class Published(ImageDataset):
         return found
 
     def only(self, part: Part) -> Any:
-        """Return torchvision's class for one part: it would check the files of all parts."""
+        """Return a subclass of torchvision's class that checks only the files of one part."""
         lists = {f"{each}_list": self.listed(each) if each == part else [] for each in PARTS}
         return type(self.original, (self.published,), lists)
 

@@ -50,7 +50,7 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
-    """Apply to each image operation `drawn` in direction `signs`, int64 [B] on the CPU."""
+    """Change each image by operation number `drawn` in direction `signs`, int64 [B] on the CPU."""
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
     if len(numbers):

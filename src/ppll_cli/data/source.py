@@ -95,8 +95,9 @@ class Dataset(Protocol):
 
     - `class_names`: names of the classes, in the order of their labels.
     - `file_names(split)`: names of the picture files of a split, in order.
-    - `inputs(picture, image, device)`: the tensors, without targets, of a batch of one picture of
-      the user, by name. `picture` is a PIL picture, and `image` is the model's `ImageSpec`.
+    - `inputs(picture, image, device)`: the tensors, by name, of a batch that contains only the
+      user's picture, without targets. `picture` is a PIL picture, and `image` is the model's
+      `ImageSpec`.
     - `predicted(predict, picture, inputs)`: the `Prediction` for this picture, given the result of
       `inputs`.
     - `evaluated(splits, name)`: the splits, with the split `name` prepared for evaluation. It is
@@ -119,7 +120,8 @@ class Dataset(Protocol):
     def image_spec(self, splits: Any) -> "InputSpec":
         """Return the shape of training images, given the result of `load`.
 
-        Data without images return another `InputSpec`: it names the tensors that the model reads.
+        For data without images, return another `InputSpec`, which names the tensors that the model
+        reads.
         """
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:

@@ -131,7 +131,7 @@ def _seconds(row: Row, target: float | None) -> float | None:
 
 
 def _notes(comparison: Comparison, groups: Sequence[Group], *, each: bool) -> Iterator[str]:
-    """Yield the notes below the table of runs; without notes on noise if `each` is True."""
+    """Yield the notes below the table of runs. If `each` is True, leave out notes on noise."""
     yield from _on_speed(groups)
     if any(row.seconds_to_target is not None for row in comparison.rows):
         yield (

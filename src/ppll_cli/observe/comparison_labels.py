@@ -55,7 +55,7 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the usual status: all runs of a group are completed. Labels leave it out."""
+    """Return the status of a group whose runs are all completed. Labels leave it out."""
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"

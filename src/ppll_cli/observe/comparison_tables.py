@@ -75,9 +75,9 @@ def cell(
 ) -> str:
     """Return a group's mean of a measure and, with several seeds, its standard deviation, as text.
 
-    Numbers are divided by `scale`. `NOISE` follows if noise can explain the difference between
-    `group` and `against` in the measure `judged`; if `judged` is None, in `measure`. `counted` adds
-    the number of seeds.
+    Numbers are divided by `scale`. `NOISE` is added if noise can explain the difference between
+    `group` and `against`. This difference is in the measure `judged` or, if `judged` is None, in
+    `measure`. If `counted`, the number of seeds follows the standard deviation.
     """
     found = group.spread(measure)
     if found is None:

@@ -174,10 +174,10 @@ def method(run: FoundRun) -> str | None:
 def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
-    Keys of `NAMED` are left out; for a run of `WHOLE`, also keys of local methods. If runs have
-    different options of a group, such as `model`, the option is listed. Then a key of the group is
-    listed only if all options have it, or if runs with equal options differ in it. `data.root` is
-    listed only if the data differ.
+    Keys of `NAMED` are left out. If a run's schedule is in `WHOLE`, its keys of local methods are
+    left out too. If runs have different options of a group, such as `model`, the option is listed.
+    Then a key of the group is listed only if all options have it, or if runs with equal options
+    differ in it. `data.root` is listed only if the data differ.
     """
     flat = [_settings(run) for run in runs]
     if len({_digest(run) for run in runs} - {None}) > 1:

@@ -92,7 +92,7 @@ class Group:
     reference: "Group | None" = None
 
     def with_common_baselines(self) -> Self:
-        """Return the group; its runs keep baselines only if each averaged run has one.
+        """Return the group without baselines of a kind that only some averaged runs have.
 
         An older run did not record all conditions, so it may have a baseline that others lack. The
         mean speed-up would then be over fewer runs than the mean speed.

@@ -127,7 +127,7 @@ def few(names: Sequence[str]) -> str:
 
 
 def spelled(stage: StageFacts) -> str:
-    """Return a stage's units as text: first and last unit of its first two groups."""
+    """Return a stage's units as text: first and last unit of each of the first two groups."""
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 

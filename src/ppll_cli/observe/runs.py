@@ -146,8 +146,8 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
     """Return a name for each run: its relative path, with as many parents as make it unique.
 
-    `depths` has the number of parts of each relative path. With `above`, a name has a parent or
-    more.
+    `depths` has the number of parts of each relative path. If `above`, at least one folder above
+    the relative path is added to each name.
     """
     for more in count(int(above)):
         names = {

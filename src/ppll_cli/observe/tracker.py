@@ -21,7 +21,8 @@ from ppll_cli.observe.conditions import LOCAL
 log = logging.getLogger(__name__)
 
 START_LIMIT_S = 5.0
-"""Seconds that training waits for a tracker to start, because imports would slow training down."""
+"""Largest number of seconds that training waits for a tracker to start. The tracker imports its
+library in this time, because the import would slow training down."""
 
 END_LIMIT_S = 60.0
 """Seconds that a tracker without `limit_s` may take to finish at the end of a run."""

@@ -42,7 +42,7 @@ RESOLVED = ("gpus", "device", "threads", "modules", "microbatches", "emulated")
 
 Mode = Literal["online", "offline", "disabled"]
 OlderMode = Literal["run", "dryrun"]
-"""Older names of the modes online and offline, which `WANDB_MODE` may have."""
+"""Older names of the modes online and offline. `WANDB_MODE` may contain them."""
 
 Seconds = Annotated[FiniteFloat, Field(gt=0, le=threading.TIMEOUT_MAX / 4)]
 """A time limit in seconds. It is above 0, because wandb understands 0 as "no limit"."""
@@ -67,8 +67,8 @@ class WandbTracker:
 
     Args:
         entity: User or team of wandb; None for the account's default.
-        mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set; without it, online if
-            there is a key, and offline if not.
+        mode: Mode of wandb. None means disabled if `WANDB_DISABLED` is set. If it is not set, None
+            means online with a key, and offline without one.
         name: Name of the wandb run; None for the user's name of the run, or a description of it.
         group: Group of the wandb run; None for the name of the sweep, if there is one.
         dir: Folder for wandb's files; None for the run directory.

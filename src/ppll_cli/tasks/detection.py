@@ -35,8 +35,8 @@ LABELS = "labels"
 """Name of the boxes' classes, from 0, int64 [B, N]."""
 
 IGNORED = "ignored"
-"""Name of the flags of ignored boxes, bool [B, N], which the loss and the score leave out: crowds
-in COCO, difficult objects in VOC.
+"""Name of the flags, bool [B, N], of boxes that the loss and the score ignore. These are crowds in
+COCO, and difficult objects in VOC.
 """
 
 COUNT = "count"
@@ -141,7 +141,7 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return a row of `precision` per picture, true box and detection; none in training."""
+        """Return a `precision` row for each picture, true box and detection; none in training."""
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
         rows = []

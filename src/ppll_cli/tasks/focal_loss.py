@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 ALPHA = 0.25
-"""Weight of the loss for the class of an anchor's object; 1 - ALPHA for all other classes
-(torchvision's choice).
+"""The loss for the class of an anchor's object is multiplied by ALPHA, and the loss for all other
+classes by 1 - ALPHA. This is torchvision's default.
 """
 
 

@@ -2,8 +2,8 @@
 
 The input is a tensor of rows, float64 [n, 8]. A row describes a picture (`PICTURE`), a true box
 (`TRUE_BOX`) or a detection (`FOUND`). The columns are: the kind of the row; the picture's number;
-the class; left, top, right and bottom in pixels of the picture; and, for a true box, whether it is
-ignored or, for a detection, its score.
+the class; left, top, right and bottom in pixels of the picture; and a last column. The last column
+of a true box says whether the box is ignored; that of a detection is its score.
 """
 
 import io
@@ -79,7 +79,8 @@ def _coco(rows: Tensor, classes: tuple[str, ...], crowds: bool) -> Floats:
             "image_id": int(picture),
             "category_id": int(label) + 1,
             "bbox": [left, top, width, height],
-            # With an area outside of all ranges, pycocotools ignores the box and one match of it.
+            # An area of -1 is outside of all ranges, so pycocotools ignores the box and one
+            # detection that matches it.
             "area": -1.0 if ignored and not crowds else width * height,
             "iscrowd": int(ignored and crowds),
             "score": last,

@@ -55,7 +55,8 @@ class Anchors(nn.Module):
         ]
         shapes = ((0.5, 1.0, 2.0),) * len(levels)
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
-        # A buffer, and plain numbers as steps in `forward`, need no copy to the device per batch.
+        # This buffer moves to the device with the module, and steps in `forward` are plain numbers.
+        # So no batch needs a copy from the host.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
     def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
         size, end = last - first, len(self.splits[split])
         before, self._evaluated = self._evaluated, (split, first)
-        # Replicas take turns: guess that the next batch is as far away as the previous one was.
+        # Replicas evaluate batches in turn. So guess that the step from this batch to the next one
+        # is as large as the step from the previous batch to this one.
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]

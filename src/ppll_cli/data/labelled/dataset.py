@@ -60,7 +60,8 @@ class LabelledPictures(Classified):
     Attributes:
         size: Height and width of the images, in pixels.
         loaders: Number of loaders; 0 if images are kept in memory. None means 0 if the images fit
-            into memory, and the number of cores minus one, at most `MOST_LOADERS`, if not.
+            into memory. If they do not fit, it means the number of cores minus one, but at least 1
+            and at most `MOST_LOADERS`.
     """
 
     size: Count

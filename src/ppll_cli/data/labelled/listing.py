@@ -23,7 +23,8 @@ PATH_NAMES = (
     *("image", "image_path", "picture"),
 )
 LABEL_NAMES = ("label", "predictionstring", "class", "class_name", "category", "target", "labels")
-"""Names of the columns of paths and of classes in the first line of a CSV file."""
+"""Names by which the first line of a CSV file may mark the column of paths and the column of
+classes."""
 
 _MOST_CSV_BYTES = 1 << 30
 

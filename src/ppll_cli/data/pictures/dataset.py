@@ -62,7 +62,7 @@ class PictureDataset(Files, ABC):
 
     @property
     def longest(self) -> int | None:
-        """Limit, in pixels, to which the longer side of large pictures is reduced, or None."""
+        """Largest length of the longer side of large pictures, in pixels; None for no limit."""
         return None
 
     def __post_init__(self) -> None:

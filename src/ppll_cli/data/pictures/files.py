@@ -21,13 +21,15 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The operation that makes a stored picture upright, by EXIF orientation; 5 to 8 swap the sides."""
+"""The operation that makes a stored picture upright, by EXIF orientation. Orientations 5 to 8 swap
+width and height."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom edge, in pixels."""
 
 _GAP = 2.0
-"""A large JPEG is decoded at a reduced size, at least this many times the needed size."""
+"""`cut_out` may decode a large JPEG at a reduced size. The shorter side of the piece is then still
+at least this many times as long as the side of the result."""
 
 _MOST_16_BIT = 0xFFFF
 _QUIET = Lock()  # all threads share the warning filters, so one thread at a time changes them

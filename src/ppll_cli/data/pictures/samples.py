@@ -25,7 +25,8 @@ class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
     `psnr` compares the view with the original, in dB, as the run's metric does. It is None for the
-    original, and for a piece without pixels inside of the border that the metric excludes.
+    original, and for a piece so small that nothing is left inside of the border that the metric
+    excludes.
     """
 
     name: str  # what the view shows
@@ -42,8 +43,8 @@ def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -
     """Return views of a picture's middle: input, bicubic and model's enlargement, and original.
 
     The small picture is uint8 [H, W, 3], the large one uint8 [sH, sW, 3]. `predict`, the model,
-    maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1]. On each side of the middle, it also
-    reads `overlap` pixels of the small picture.
+    maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1]. The model also reads `overlap`
+    pixels of the small picture on each side of the middle.
     """
     height, width = (min(side, SIDE) for side in low.shape[:2])
     top, left = (low.shape[0] - height) // 2, (low.shape[1] - width) // 2

@@ -16,8 +16,9 @@ MOST = 8
 """Largest number of items in a scene."""
 
 SMALLEST, LARGEST, LONGEST = 14.0, 0.6, 0.75
-"""Smallest size of an item in pixels, and as fractions of S its largest size and its box's longest
-side. The size is the side of a square with the area of the item's box."""
+"""Smallest size of an item in pixels; its largest size, as a fraction of S; and the largest length
+of its box's longer side, as a fraction of S. The size of an item is the side of a square with the
+area of the item's box."""
 
 VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""

@@ -217,7 +217,7 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
 def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
     """Return a warning about boxes that are dropped or mostly outside of their pictures, or "".
 
-    Raise ValueError if most boxes are like this.
+    Raise ValueError if most boxes are like this, or if all boxes lie within the first pixel.
     """
     table, clipped = _clipped(pictures)
     total = len(table)

@@ -15,11 +15,12 @@ Boxes = NDArray[np.float32]
 def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    `size` is width and height in the annotation: those of the upright picture or, if the boxes must
-    be turned too, those of the stored picture before EXIF turns it.
+    `size` is width and height in the annotation. If they are those of the upright picture, the
+    boxes are not changed. If they are those of the stored picture, which EXIF turns, the boxes are
+    turned as well.
 
     Raises:
-        ConfigError: The file cannot be read, or `size` is neither of the two.
+        ConfigError: The file cannot be read, or `size` fits neither of the two pictures.
     """
     found = header(path)
     if size == found.upright:
