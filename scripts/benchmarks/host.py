@@ -92,7 +92,8 @@ def main(arguments: Sequence[str]) -> None:
 def measure(overrides: Sequence[str], blocks: int) -> dict[str, float]:
     """Time the steps of a stage in the worker and in a bare loop, alternating.
 
-    `blocks` blocks of `BLOCK` steps are timed in each, after two untimed blocks.
+    In the worker and in the bare loop, `blocks` blocks of `BLOCK` steps are timed, after two blocks
+    that are not timed.
 
     Returns:
         Times per step in milliseconds: the medians `worker_ms` and `torch_ms`, their difference

@@ -43,7 +43,7 @@ class Endless:
         course: Yields the items of the messages. A `PacedCourse` waits for orders.
         specs: Shape and dtype of the tensors of a batch, by name.
         chunk: Number of the chunk that receives the messages.
-        slots: Number of different batches, which are received in turn, as from the slots of a ring.
+        slots: Number of different batches. They are received in turn, as from the slots of a ring.
     """
 
     def __init__(

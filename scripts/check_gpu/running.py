@@ -120,7 +120,7 @@ class Train:
     stops: bool = True
 
     def act(self, check: Check) -> Outcome:
-        """Train. A run that is too slow is skipped, but fails if it ignores SIGTERM."""
+        """Train. A run that is too slow is skipped, but fails if it `stops` and ignores SIGTERM."""
         folder = check.folder(self.name)
         command = ppll_run(*self.overrides, f"hydra.run.dir={folder}")
         ended = check.command(self.name, command, self.limit_s, self.environment)
@@ -134,7 +134,8 @@ class Train:
 class Program:
     """A step that runs a Python program, which must end with status 0.
 
-    The output is appended to the file `log` in the report's folder; "" for no file.
+    The output is appended to the file `log` in the report's folder. If `log` is "", there is no
+    file.
     """
 
     name: str

@@ -75,10 +75,10 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 def for_each_job(overrides: Sequence[str]) -> list[str]:
     """Rewrite a sweep's overrides so that Hydra checks keys of swept groups only in the jobs.
 
-    Before it starts jobs, Hydra composes all overrides that have one value. From `local=dgl,infopro
-    local.hidden=64` it would compose only `local.hidden=64`, and refuse this key, because the
-    default option of `local` has no such key. Hydra composes `local.hidden=choice(64)` only for the
-    jobs.
+    Before Hydra starts jobs, it composes a configuration from all overrides that have a single
+    value. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
+    refuse this key, because the default option of `local` has no such key. Hydra composes
+    `local.hidden=choice(64)` only for the jobs.
     """
     from hydra.errors import OverrideParseException
 

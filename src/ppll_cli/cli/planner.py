@@ -47,8 +47,8 @@ class Planner:
     Attributes:
         settings: A function that returns the settings of a run, given the name of a schedule, the
             number of devices and the number of replicas.
-        replicas: The numbers of replicas to predict for. If None, tables are without replicas, and
-            `fastest` tries every divisor of the number of devices.
+        replicas: The numbers of replicas to predict for. If None, tables have only rows without
+            replicas, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all.
         neighbours: Largest number of other workers that share the CPU of a machine with a worker
             while it computes. If None, `neighbours_of` computes this number.

@@ -25,8 +25,9 @@ UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
 def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and the settings in which groups differ.
 
-    A label begins with a short run name, as a sweep gives it. A long name comes last, and only if
-    several labels would be equal without it. A status that is not usual is added.
+    A label begins with the name of the run if this name is short, as in a sweep. A long name is at
+    the end of a label, and only if several labels would be equal without it. The status is added
+    unless it is the one that `_completed` returns.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [

@@ -160,7 +160,7 @@ def tags(run: FoundRun) -> str | None:
 
 
 def method(run: FoundRun) -> str | None:
-    """Return a run's local method, with its option of `fba` if on; None without local losses."""
+    """Return a run's local method and, if not off, its `fba`; None without local losses."""
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")

@@ -14,7 +14,8 @@ class StageFacts:
         params: Number of parameters, including auxiliary networks.
         flops: FLOPs of one sample's forward pass, including auxiliary networks.
         slots: Largest number of activation messages that can wait for the stage; 0 for the first.
-        runs: Number of units in each group of consecutive units; empty if there is one group.
+        runs: Number of units in each group of consecutive units; empty if the stage has only one
+            group.
     """
 
     name: str

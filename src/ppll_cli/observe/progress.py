@@ -20,7 +20,7 @@ KINDS = (
 
 FRACTIONS = {"compute": ("compute", "optimizer"), "aux": ("auxiliary",)}
 FRACTIONS |= {kind: (kind,) for kind in ("starved", "blocked", "data", "transfer", "average")}
-"""For each fraction of a stage's time in `summary.json`, the kinds that it sums."""
+"""For each fraction of a stage's time in `summary.json`, the `KINDS` whose times it adds up."""
 
 WINDOW_S = 10.0
 """Length, in seconds, of the recent time over which speeds and fractions are measured."""

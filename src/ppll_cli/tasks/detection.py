@@ -160,7 +160,7 @@ class Detection:
         return torch.cat(rows)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return COCO's AP, AP50 and AP75 and, unless ignored boxes are crowds, VOC's two AP50."""
+        """Return COCO's AP, AP50 and AP75; also VOC's two kinds of AP50 if `crowds` is False."""
         return average_precisions(rows, self.classes, self.crowds) if len(rows) else {}
 
     def details(self, rows: Tensor, names: Sequence[str]) -> Details:

@@ -97,10 +97,10 @@ class PyramidHead(nn.Module):
     It has a feature pyramid and two branches of convolutions, for classes and for boxes, which are
     applied to all maps of the pyramid.
 
-    In local learning, some input maps may be missing. The paper has no such case; these rules are
-    ours. If a coarser map is given, the missing map's level is computed only from coarser levels.
-    If no coarser map is given, the coarsest given map, with rows and columns left out, replaces the
-    missing map.
+    In local learning, some input maps may be missing. The paper has no such case, so the following
+    rules are our own. If a coarser map is given, the missing map's level is computed only from
+    coarser levels. If no coarser map is given, the coarsest given map, with rows and columns left
+    out, replaces the missing map.
 
     `channels` has the number of channels of each given map (at least one) by its stride, one of
     `STRIDES`. `width` is W, `classes` is C, and `anchor` is the side in pixels of the smallest

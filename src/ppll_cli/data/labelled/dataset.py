@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
     from ppll_cli.data.labelled.batches import LoadedBatches
 
 CHECK_S = 3.0
-"""Time in seconds for decoding some pictures at the start, as a test, if loaders are used."""
+"""Time limit in seconds for decoding some pictures at the start, as a test, if loaders are used."""
 
 MOST_CHECKED = 50_000
 
@@ -107,7 +107,8 @@ class LabelledPictures(Classified):
     def prepare(self) -> None:
         """Check that no picture is in two splits or two classes, and make the images.
 
-        If loaders decode the pictures later, only decode some of them, as a test.
+        If loaders decode the pictures during training, make no images; only decode some pictures,
+        as a test.
         """
         self._check_apart()
         if self.resident:

@@ -52,7 +52,8 @@ def kept(
     MATLAB's imresize, and computes with 8 bits per channel.
 
     `folder` is for the files, and may not exist yet. `longest` limits the longer side of large
-    pictures, in pixels; larger pictures are reduced to it. `measured`: measure bicubic enlargement.
+    pictures, in pixels; larger pictures are reduced to it. If `measured`, the quality of bicubic
+    enlargement is measured too.
     """
 
     def refused(_: Path, error: OSError) -> ConfigError:

@@ -30,8 +30,8 @@ _LEAST_PART = 0.5  # smallest fraction of a box's area that should be inside its
 class Found(NamedTuple):
     """The annotation of a picture: height and width in pixels, and the objects.
 
-    An object is left, top, right and bottom in pixels from 0, the label of its class, and whether
-    it is ignored.
+    An object has six values: left, top, right and bottom edge of its box in pixels from 0, the
+    label of its class, and whether it is ignored.
     """
 
     height: float
