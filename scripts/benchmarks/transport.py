@@ -3,7 +3,7 @@
 Another process sends a tensor to this process. The time is measured from before `send` until
 `receive` has returned, on a clock that both processes share. After each message the sender
 computes, as a stage does. For comparison, a copy of the same tensor within one process is timed.
-The results are medians of alternating repetitions.
+Messages and copies are repeated alternately; the results are medians.
 
 If there are CUDA devices, messages from the first device to the last one are also measured. Such a
 message is sent alone, and its time ends when the tensor is on the device. In the row "bulk", many

@@ -272,7 +272,7 @@ def _sleep(cycles: int) -> None:
 
 
 def _add_up(connection: Connection, device: str) -> None:
-    """Run the other process of `shared_events`: sum up the first shared number over all turns."""
+    """Be the second process of `shared_events`: send the sum of what it reads in all turns."""
     torch.cuda.set_device(device)
     shared: Tensor = _received(connection)  # type: ignore[assignment]
     filled = _event_of(torch.device(device), _received(connection))

@@ -55,7 +55,7 @@ class Check:
     patience: float = 1.0
 
     def left_s(self) -> float:
-        """Return the seconds that are left of the whole check."""
+        """Return the seconds that are left for the whole check."""
         return self.limit_s - self.report.passed_s
 
     def limited(self, limit_s: float) -> float:

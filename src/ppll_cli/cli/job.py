@@ -44,7 +44,7 @@ class Jobs:
         before: The record of the run to be resumed; None for a new run and for a sweep.
         made: The folders that Hydra makes for a new run; None if unknown.
         began: Whether Hydra has begun a job.
-        failures: The errors with which jobs ended; an interrupt comes first.
+        failures: The errors with which jobs ended. An interrupt is always the first of them.
     """
 
     arguments: Sequence[str]

@@ -27,7 +27,10 @@ OPTIONS = {
 """Current name of an option, by group and older name."""
 
 ADDED = {"recover": "off"}
-"""Groups that records of older runs lack, with the option that describes those runs."""
+"""Groups that were added later, and the option that says how older runs behaved.
+
+Records of older runs lack these groups.
+"""
 
 _EVERY = 16
 """Default of `recover.every` in older versions; it is null now."""

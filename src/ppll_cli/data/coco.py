@@ -144,7 +144,9 @@ class _Entry(NamedTuple):
         value = self.values.get(key)
         if not _is_number(value) or not (value >= 1 and value == int(value)):
             of = f" of {shown(self.values.get('file_name'))}"
-            raise self.wrong(key, f"the size{of} must be whole numbers of pixels, at least 1")
+            raise self.wrong(
+                key, f"width and height{of} must be whole numbers of pixels, at least 1"
+            )
         return int(value)
 
     def box(self) -> tuple[float, float, float, float]:

@@ -28,7 +28,7 @@ _ELLIPSIS = "..."
 
 
 def text_size(width: int) -> int:
-    """Return the font size, in pixels, that is readable on a page for a picture of this width."""
+    """Return a font size, in pixels, for readable text in a picture of this width on a page."""
     return round(TEXT_HEIGHT * max(1.0, width / PAGE_WIDTH))
 
 

@@ -60,10 +60,10 @@ class BatchMaker(Protocol):
     def train(self, epoch: int, batch: int) -> "dict[str, Tensor]":
         """Make a training batch. The batch depends only on the run's seed, `epoch` and `batch`.
 
-        A separate thread calls this method, on CUDA with its own stream, while the run still reads
-        earlier batches. So do not write into their tensors. Copy tensors to the device with
-        `ppll_cli.data.staging.to_device`, which does not wait for the device. Epochs, and the
-        batches of an epoch, are numbered from 0.
+        A separate thread calls this method; on CUDA, the thread has a stream of its own. Meanwhile
+        the run may still read earlier batches, so do not write into tensors of earlier batches.
+        Copy tensors to the device with `ppll_cli.data.staging.to_device`, which does not wait for
+        the device. Epochs, and the batches of an epoch, are numbered from 0.
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":

@@ -200,8 +200,8 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
     """Find a checkpoint by its name (`last`, `best` or a number of steps), and check its files.
 
     Raises:
-        DamagedError: The checkpoint's files do not match its manifest, or a newer program wrote the
-            manifest.
+        DamagedError: The checkpoint's files do not match its manifest, or a newer version of
+            this program wrote the manifest.
         FileNotFoundError: There is no such checkpoint; the message lists the existing ones.
     """
     place = Path(run_dir, "checkpoints")

@@ -268,7 +268,7 @@ class Job:
 
     @cached_property
     def _most_parts(self) -> int:
-        """Largest number of micro-batches or evaluation batches that are computed together."""
+        """Largest number of micro-batches of a batch, or of batches in an evaluation item."""
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:

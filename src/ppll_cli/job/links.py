@@ -126,10 +126,11 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
-    """Yield the items that stage 0 decides on, without the items that `before` counts.
+    """Yield the items in the order that stage 0 decides; skip those that `before` counts.
 
     A restarted worker has to repeat the decisions of its earlier process, because other stages may
-    know them. It reads these decisions from the headers of the messages that this process sent.
+    know them. It reads these decisions from the headers of the messages that the earlier process
+    sent.
     """
     handled = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]

@@ -22,7 +22,7 @@ def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Modul
 
 
 def prepare_compiler() -> None:
-    """Set up torch.compile to recompile more often than by default, and to start no processes.
+    """Raise torch.compile's limit of recompilations, and keep it from starting processes.
 
     All units of a class share the code of `forward`, and torch limits how often one piece of code
     is compiled. But shapes differ between units, training and evaluation, and full and last

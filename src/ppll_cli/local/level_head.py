@@ -97,7 +97,7 @@ class LevelDetection(Detection):
         return self.level_head([(self.stride("local.detection_head", "level", shape), shape[0])])
 
     def level_head(self, maps: Maps, fusion: str = "concatenate") -> LevelHead:
-        """Return a head for the levels of the first map's stride; refuse a stride above 32."""
+        """Return a head for the pyramid levels of the first map; refuse a stride above 32."""
         if maps[0][0] > STRIDES[-1]:
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
             key = "local.detection_head"

@@ -167,7 +167,7 @@ class Ticker(Thread):
         self._every_s, self._tick, self._stopped = every_s, tick, Event()
 
     def run(self) -> None:
-        """Call the function until `stop` is called."""
+        """Call the function every `_every_s` seconds, or less often if it is slow, until `stop`."""
         pause_s = self._every_s
         while not self._stopped.wait(pause_s):
             before_s = time.thread_time()

@@ -189,7 +189,7 @@ class ReceiveWeights:
 
 @dataclass(frozen=True, slots=True)
 class ReadWeights:
-    """Give the weights of a unit of this stage to a chunk's loss on the same stage."""
+    """Let a chunk's loss read the weights of a unit of the same stage."""
 
     chunk: int
 

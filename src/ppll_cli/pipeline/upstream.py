@@ -1,4 +1,4 @@
-"""The pass that sends a unit's weights to losses of earlier modules."""
+"""Adds the instructions that send a unit's weights to losses of earlier modules."""
 
 from collections.abc import Iterable
 

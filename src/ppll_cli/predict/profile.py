@@ -90,7 +90,7 @@ class Profile:
         return self._family[key]
 
     def save(self) -> None:
-        """Write the times of this profile, and of those that `at` returned, to the cache."""
+        """Write the times of this profile, and of the profiles that `at` returned, to the cache."""
         for profile in (self, *self._family.values()):
             if profile._new:
                 profile.kept.write(profile._file, profile._known)

@@ -58,8 +58,8 @@ def repeat(step: Callable[[], list[float]], device: torch.device) -> list[float]
     """Run a step several times after a warm-up, and return the median of each measured time.
 
     On CUDA the first steps load kernels, choose algorithms and fill the allocator's cache. Some
-    later steps are slow too: when memory is allocated, or other processes use the caches. The
-    median counts them, while the minimum would ignore them.
+    later steps are slow too, because memory is allocated, or other processes use the CPU's caches.
+    A run has such steps too, so the minimum would be too low.
     """
     least_s = CUDA_WARMUP_S if device.type == "cuda" else 0.0
     started_s, steps = perf_counter(), 0

@@ -117,9 +117,10 @@ class SuperResolution:
         return torch.cat((tile[:, :1].double(), rows, values[BICUBIC]), dim=1)
 
     def score(self, rows: Tensor) -> Mapping[str, float]:
-        """Return mean PSNR (dB) and SSIM of model and bicubic enlargement, and `rgb_psnr`.
+        """Return the mean PSNR (dB) and SSIM of the model and of bicubic enlargement.
 
-        For training, PSNR of the model is the only score.
+        There is also `rgb_psnr`, the mean PSNR of the model in RGB. For training batches, the only
+        score is the PSNR of the model.
         """
         sums = [*_by_picture(rows).values()]
         found = {self.metric: _mean([psnr(each[0], each[1]) for each in sums])}

@@ -119,7 +119,7 @@ AnyTask = TypeVar("AnyTask")
 
 
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
-    """Return the task if it is a `kind`; raise a ConfigError for the setting `key=name` if not.
+    """Return the task if it is a `kind`; otherwise refuse the setting `key=name`.
 
     In its message, `use` follows the words "is for", and `data` the words "choose a data set".
     """

@@ -54,14 +54,14 @@ class Group:
 
 @dataclass(eq=False)
 class Groups:
-    """The process groups of a run, in one of the workers that belong to a group.
+    """The process groups of a run, as a worker sees them that is in at least one group.
 
     Attributes:
         store: Address of the store by which the workers find one another: `file://PATH` of a file
             that does not exist yet, in a folder that all workers can access, or
             `tcp://HOST:PORT/PREFIX` of a running store.
-        rank: Rank of this worker among the workers that belong to a group.
-        workers: Number of workers that belong to a group.
+        rank: Rank of this worker among the workers that are in at least one group.
+        workers: Number of workers that are in at least one group.
         groups: All groups by name, in the same order in all workers.
         interface: Network interface for gloo and NCCL; if empty, they choose it themselves.
         apart: Whether the workers are on several machines, so that their clocks differ.

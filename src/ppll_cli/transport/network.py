@@ -43,7 +43,7 @@ LENGTH = 8
 """Number of decimal digits with which a head begins. They give the size of its JSON in bytes."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
-"""The form of the head in a slot, in front of the tensors. With NCCL this room is unused."""
+"""Dtype and shape of the head, which stands in a slot before the tensors. NCCL does not use it."""
 
 PATIENCE_S = 15.0
 """Seconds after which a lost connection is an error. Meanwhile launchers can report the cause."""
@@ -83,7 +83,7 @@ class _Slots(Slots):
         super().__init__(memory, count, size)
 
     def bytes(self, slot: int, layout: Layout | None = None) -> Tensor:
-        """Return the bytes of a slot that a layout uses; without a layout, the whole slot."""
+        """Return the bytes of a slot in which a layout has its tensors; without a layout, all."""
         assert self.memory.tensor is not None
         length = self.size if layout is None else layout_bytes(layout)
         return self.memory.tensor[slot * self.size :][:length]

@@ -30,7 +30,7 @@ class Wanted:
     draws: tuple[Draw, ...] = ()
 
     def box(self, width: int, height: int) -> Box:
-        """Return the piece of a picture with this width and height, in pixels."""
+        """Return the box to cut out of a picture of `width` x `height` pixels."""
         if self.draws:
             return random_piece(width, height, self.scale, self.draws)
         return middle(width, height, self.part)

@@ -110,7 +110,7 @@ class PictureDataset(Files, ABC):
         return {**divided}
 
     def _check_apart(self, parts: Iterable[Sequence[Source]]) -> None:
-        """Check that no file occurs twice in the parts, for example through a link."""
+        """Check that no file is in two parts, or twice in one part, for example through a link."""
         seen: dict[tuple[int, int], Path] = {}
         for sources in parts:
             for source in sources:
@@ -124,7 +124,7 @@ class PictureDataset(Files, ABC):
                     raise ConfigError("data", source.high, problem, "list each picture once")
 
     def _check_size(self, file: Path, trained: bool) -> None:
-        # SSIM leaves out a border of `scale` pixels; the rest must hold its window of 11x11 pixels.
+        # SSIM leaves out a border of `scale` pixels, and has a window of 11x11 pixels.
         least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
         height, width = (side // self.scale for side in large_size(file, self.scale, self.longest))
         if min(height, width) < least:
@@ -177,7 +177,7 @@ class PictureDataset(Files, ABC):
             captioned(found).save(folder / sample_name(number, source.high))
 
     def file_names(self, split: str) -> tuple[str, ...]:
-        """Return the file names of the large pictures of a split, in order."""
+        """Return the file names of the original (large) pictures of a split, in order."""
         return tuple(source.high.name for source in self._divided()[split])
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:

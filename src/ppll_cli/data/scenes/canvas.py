@@ -24,7 +24,7 @@ VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
 
 MOST_COMMON = 0.4
-"""Largest intersection over union of two boxes. Above it, a detector may drop a box."""
+"""Largest intersection over union of two boxes. Above it, a detector may drop one of the boxes."""
 
 CONTRAST = 55.0
 """Wanted distance between the mean colours of an item and its background (from 0 to 255)."""

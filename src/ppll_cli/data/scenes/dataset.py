@@ -92,7 +92,9 @@ class DetectionDataset(Files, ABC):
         for name, scenes in splits.items():
             if not scenes.not_ignored:
                 then = (
-                    "the model cannot learn to find any" if name == "train" else "ap will be null"
+                    "the model cannot learn to find objects"
+                    if name == "train"
+                    else "ap will be null"
                 )
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 

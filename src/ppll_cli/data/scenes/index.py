@@ -184,7 +184,7 @@ def _read(path: Path) -> Index:
         classes, files, remark = json.loads(stored["names"].tobytes())
         sizes, objects = stored["sizes"], read_objects(stored, len(files), len(classes))
     if sizes.shape != (len(files), 2):
-        raise ValueError("it does not have one size for each picture")
+        raise ValueError("the numbers of sizes and of pictures differ")
     return Index(tuple(classes), tuple(files), sizes, objects, remark)
 
 
