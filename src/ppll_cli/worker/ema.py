@@ -1,6 +1,6 @@
 """Exponential moving averages of weights, which the run evaluates too."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -70,11 +70,6 @@ class Ema:
         """Yield the averages, each with its name in a checkpoint."""
         for name, live in self._live.items():
             yield name, self._averages[live]
-
-    def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Load the averages from a checkpoint."""
-        for name, live in self._live.items():
-            self._averages[live].copy_(saved[name])
 
 
 def _buffer_places(network: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, str]]]:

@@ -30,10 +30,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
                 for key, value in state.items():
                     found[f"optimizer.{prefix}.{name}.{key}"] = value
         found |= {name: buffer for name, _, buffer in _transient(chunk)}
-        if chunk.ema is not None:
-            found.update(chunk.ema.saved())
-        for versions in chunk.versions.values():
-            found.update(versions.saved())
+        found.update(_copies(chunk))
     return found
 
 
@@ -53,10 +50,8 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
             if name in saved:  # older checkpoints lack it
                 # Do not copy into the buffer: it may be a view whose elements share memory.
                 _replace(network, buffer, saved[name].to(buffer.device))
-        if chunk.ema is not None:
-            chunk.ema.restore(saved)
-        for versions in chunk.versions.values():
-            versions.restore(saved)
+        for name, copy in _copies(chunk):
+            copy.copy_(saved[name])
 
 
 def begin_with(chunks: Iterable[Networks], weights: Weights) -> None:
@@ -94,6 +89,14 @@ def _transient(chunk: Networks) -> Iterator[tuple[str, nn.Module, Tensor]]:
     for unit, network in chunk.exports:  # nothing calls their `state_dict()`
         for name, buffer in network.named_buffers():
             yield f"transient.export.{unit.name}.{name}", network, buffer
+
+
+def _copies(chunk: Networks) -> Iterator[tuple[str, Tensor]]:
+    """Yield the averages and older versions of weights, each with its name in a checkpoint."""
+    if chunk.ema is not None:
+        yield from chunk.ema.saved()
+    for versions in chunk.versions.values():
+        yield from versions.saved()
 
 
 def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:

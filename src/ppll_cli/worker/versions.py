@@ -24,8 +24,7 @@ class Versions:
 
     def begin(self) -> None:
         """Set all versions to the current weights, before the first step."""
-        if self._count > 1:
-            self._older.extend([_copy(self._now)] * (self._count - 1))
+        self._older.extend(_copy(self._now) for _ in range(self._count - 1))
 
     def before_step(self) -> None:
         """Copy the current weights, which the next step changes in place."""
@@ -41,14 +40,6 @@ class Versions:
         for age, version in enumerate(self._older, start=1):
             for name, tensor in version.items():
                 yield saved_name(self._unit, age, name), tensor
-
-    def restore(self, saved: Mapping[str, Tensor]) -> None:
-        """Load the older versions from a checkpoint."""
-        for age in range(1, self._count):
-            version = _copy(self._now)
-            for name, tensor in version.items():
-                tensor.copy_(saved[saved_name(self._unit, age, name)])
-            self._older[age - 1] = version
 
 
 def watched_versions(
