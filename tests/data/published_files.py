@@ -5,6 +5,12 @@ import io
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppll_cli.data.dataset import ImageDataset
 
 Files = dict[str, bytes]
 """The content of each file, by name."""
@@ -23,6 +29,19 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
+
+
+def assert_read(
+    dataset: ImageDataset, train: NDArray[Any], test: NDArray[Any], test_labels: list[int]
+) -> None:
+    """Check that a data set has these images, and the labels 0, 1 ... for training."""
+    dataset.prepare()
+    splits = dataset.load()
+    assert np.array_equal(splits["train"].images.numpy(), train)
+    assert np.array_equal(splits["test"].images.numpy(), test)
+    assert splits["train"].labels.tolist() == list(range(len(train)))
+    assert splits["test"].labels.tolist() == test_labels
+    assert splits["train"].images.is_contiguous()
 
 
 def packed(folder: str, files: Mapping[str, bytes]) -> bytes:

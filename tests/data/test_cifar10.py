@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR10
 
 from ppll_cli.data.cifar10 import Cifar10
 from ppll_cli.errors import ConfigError
-from tests.data.published_files import Files, listed, md5, packed, write
+from tests.data.published_files import Files, assert_read, listed, md5, packed, write
 
 Options = Callable[..., dict[str, Any]]
 PIXELS = np.random.RandomState(0).randint(256, size=(12, 3, 32, 32), dtype=np.uint8)
@@ -70,14 +70,7 @@ def test_files_are_read_into_splits_and_not_changed(
 ) -> None:
     root = install(published())
     before = contents(Path(root))
-    dataset = Cifar10(**options(root=root))
-    dataset.prepare()
-    splits = dataset.load()
-    assert np.array_equal(splits["train"].images.numpy(), PIXELS[:10])
-    assert np.array_equal(splits["test"].images.numpy(), PIXELS[10:])
-    assert splits["train"].labels.tolist() == list(range(10))
-    assert splits["test"].labels.tolist() == [0, 1]
-    assert splits["train"].images.is_contiguous()
+    assert_read(Cifar10(**options(root=root)), PIXELS[:10], PIXELS[10:], [0, 1])
     assert contents(Path(root)) == before
 
 

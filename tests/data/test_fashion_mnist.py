@@ -12,7 +12,7 @@ from torchvision.datasets import FashionMNIST
 from ppll_cli.data import fashion_mnist
 from ppll_cli.data.fashion_mnist import DEBIAN, RAW, FashionMnist, read_idx
 from ppll_cli.errors import ConfigError
-from tests.data.published_files import Files, write
+from tests.data.published_files import Files, assert_read, write
 from tests.data.scene_files import idx
 
 Options = Callable[..., dict[str, Any]]
@@ -34,12 +34,7 @@ def zipped() -> Files:
 
 
 def check(dataset: FashionMnist) -> None:
-    dataset.prepare()
-    splits = dataset.load()
-    assert np.array_equal(splits["train"].images[:, 0].numpy(), PIXELS[:10])
-    assert np.array_equal(splits["test"].images[:, 0].numpy(), PIXELS[10:])
-    assert splits["train"].labels.tolist() == list(range(10))
-    assert splits["test"].labels.tolist() == [9, 0, 1, 2]
+    assert_read(dataset, PIXELS[:10, None], PIXELS[10:, None], [9, 0, 1, 2])
 
 
 @pytest.fixture

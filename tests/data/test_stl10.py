@@ -8,7 +8,7 @@ from torchvision.datasets import STL10
 
 from ppll_cli.data.stl10 import Stl10
 from ppll_cli.errors import ConfigError
-from tests.data.published_files import Files, listed, write
+from tests.data.published_files import Files, assert_read, listed, write
 
 Options = Callable[..., dict[str, Any]]
 PIXELS = np.random.RandomState(0).randint(256, size=(14, 3, 96, 96), dtype=np.uint8)
@@ -48,14 +48,7 @@ def test_files_are_read_into_splits_without_the_unlabelled_images(
 ) -> None:
     root = install(published())
     before = contents(Path(root))
-    dataset = Stl10(**options(root=root))
-    dataset.prepare()
-    splits = dataset.load()
-    assert np.array_equal(splits["train"].images.numpy(), PIXELS[:10])
-    assert np.array_equal(splits["test"].images.numpy(), PIXELS[10:])
-    assert splits["train"].labels.tolist() == list(range(10))
-    assert splits["test"].labels.tolist() == [9, 0, 1, 2]
-    assert splits["train"].images.is_contiguous()
+    assert_read(Stl10(**options(root=root)), PIXELS[:10], PIXELS[10:], [9, 0, 1, 2])
     assert contents(Path(root)) == before
 
 

@@ -141,24 +141,22 @@ def test_maps_have_the_expected_shapes(
 
 
 @pytest.mark.parametrize(
-    ("depth", "nearest"), [(33, "32, 38"), (31, "26, 32"), (2, "8, 14"), (-7, "8, 14")]
+    ("kind", "options", "message"),
+    [
+        (CifarResNet, {"depth": 33}, "model.depth=33: is not 6n + 2; nearest: 32, 38"),
+        (CifarResNet, {"depth": 31}, "model.depth=31: is not 6n + 2; nearest: 26, 32"),
+        (CifarResNet, {"depth": 2}, "model.depth=2: is not 6n + 2; nearest: 8, 14"),
+        (CifarResNet, {"depth": -7}, "model.depth=-7: is not 6n + 2; nearest: 8, 14"),
+        (ResNet, {"depth": 32}, "model.depth=32: must be 18, 34, 50, 101 or 152"),
+        (ResNet, {"depth": 18, "stem": "x"}, "model.stem=x: must be 'cifar' or 'imagenet'"),
+    ],
 )
-def test_impossible_cifar_depths_are_refused(depth: int, nearest: str) -> None:
+def test_impossible_options_are_refused(
+    kind: Callable[..., object], options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigError) as refusal:
-        CifarResNet(depth=depth)
-    assert str(refusal.value) == f"model.depth={depth}: is not 6n + 2; nearest: {nearest}"
-
-
-def test_impossible_depths_are_refused() -> None:
-    with pytest.raises(ConfigError) as refusal:
-        ResNet(depth=32)  # type: ignore[arg-type]  # a wrong value
-    assert str(refusal.value) == "model.depth=32: must be 18, 34, 50, 101 or 152"
-
-
-def test_an_unknown_stem_is_refused() -> None:
-    with pytest.raises(ConfigError) as refusal:
-        ResNet(depth=18, stem="large")  # type: ignore[arg-type]  # a wrong value
-    assert str(refusal.value) == "model.stem=large: must be 'cifar' or 'imagenet'"
+        kind(**options)
+    assert str(refusal.value) == message
 
 
 @pytest.mark.parametrize(

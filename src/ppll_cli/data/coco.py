@@ -12,7 +12,7 @@ from ppll_cli.data.download import one_line
 from ppll_cli.data.files import PARTS, Part
 from ppll_cli.data.kept import stamp
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_index
+from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Object, Scenes, kept_index
 
 URL = "https://cocodataset.org/#download"
 FOLDERS = {"train": "train2017", "test": "val2017"}
@@ -100,9 +100,7 @@ def parse(content: Any) -> Index:
         if not listed:
             raise ValueError(f"its {key} are empty")
     labels = {number: label for label, number in enumerate(categories)}
-    objects: dict[int, list[tuple[float, float, float, float, int, bool]]] = {
-        number: [] for number in pictures
-    }
+    objects: dict[int, list[Object]] = {number: [] for number in pictures}
     for entry in _entries(content, "annotations"):
         picture = entry.whole("image_id")
         if picture not in objects:

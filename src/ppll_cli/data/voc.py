@@ -10,7 +10,7 @@ from ppll_cli.data.download import one_line, provide
 from ppll_cli.data.files import PARTS, Part
 from ppll_cli.data.kept import stamp
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Scenes, kept_index
+from ppll_cli.data.scenes.index import MOST_PIXELS, Found, Index, Object, Scenes, kept_index
 from ppll_cli.errors import ConfigError
 
 URL = "http://host.robots.ox.ac.uk/pascal/VOC/"
@@ -150,7 +150,7 @@ def parse(path: Path) -> Found:
     return Found(height, width, objects)
 
 
-def _object(element: ElementTree.Element) -> tuple[float, float, float, float, int, bool]:
+def _object(element: ElementTree.Element) -> Object:
     name = element.findtext("name", "").strip()
     if name not in CLASSES:
         raise ValueError(f"there is no class {name!r}")

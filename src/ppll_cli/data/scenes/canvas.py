@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ppll_cli.data.pictures.cache import Bytes
+from ppll_cli.data.scenes.index import Object
 
 MOST = 8
 """Largest number of items in a scene."""
@@ -38,10 +39,10 @@ Floats = NDArray[np.float32]
 
 
 class Painted(NamedTuple):
-    """A painted scene, uint8 [S, S, 3], and its objects as in `index.Found`; none is ignored."""
+    """A painted scene, uint8 [S, S, 3], and its objects; none is ignored."""
 
     pixels: Bytes
-    objects: list[tuple[float, float, float, float, int, bool]]
+    objects: list[Object]
 
 
 class Cutout(NamedTuple):
@@ -62,7 +63,7 @@ def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: in
         _paint_fragment(random, canvas, items[random.randint(len(items))])
     owner = np.full((side, side), -1)  # for each pixel the item that it shows; -1 for background
     areas: list[int] = []
-    objects: list[tuple[float, float, float, float, int, bool]] = []
+    objects: list[Object] = []
     count = random.randint(1, MOST + 1)
     sizes = np.exp(random.uniform(np.log(SMALLEST), np.log(LARGEST * side), count))
     for size in sorted(sizes.tolist(), reverse=True):

@@ -27,16 +27,16 @@ _LEAST_SIDE = 1.0  # smallest height and width of a box, in pixels; smaller boxe
 _LEAST_PART = 0.5  # smallest fraction of a box's area that should be inside its picture
 
 
-class Found(NamedTuple):
-    """The annotation of a picture: height and width in pixels, and the objects.
+Object = tuple[float, float, float, float, int, bool]
+"""Left, top, right and bottom in pixels from 0, label of the class, and whether it is ignored."""
 
-    An object has six values: left, top, right and bottom edge of its box in pixels from 0, the
-    label of its class, and whether it is ignored.
-    """
+
+class Found(NamedTuple):
+    """The annotation of a picture: height and width in pixels, and the objects."""
 
     height: float
     width: float
-    objects: Sequence[tuple[float, float, float, float, int, bool]]
+    objects: Sequence[Object]
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
 def _clipped(pictures: Sequence[Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a table with a row for each object, [S, 7], and its box after clipping, [S, 4].
 
-    A row has the index of the object's picture, and the six numbers of the object (see `Found`).
+    A row has the index of the object's picture, and the six numbers of the object.
     """
     rows = [(number, *each) for number, picture in enumerate(pictures) for each in picture.objects]
     table = np.array(rows, dtype=np.float64).reshape(-1, 7)

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from ppll_cli.config.sections import FeatureBank
 from ppll_cli.local.bank import FusedHead, VectorHead
-from ppll_cli.local.banked import BankedCriterion, ProbedCriterion
 from ppll_cli.local.copies import CopiedNetwork
+from ppll_cli.local.fba import BankedCriterion, ProbedCriterion
 from ppll_cli.tasks.classification import Classification
 
 TASK = Classification(3)
