@@ -25,6 +25,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished_run(folder, *DIGITS, "schedule=ppll", "gpus=2", "local.modules=2")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return found
@@ -71,10 +76,7 @@ def test_averaged_weights_are_named_as_in_the_run(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1].startswith("test_ema accuracy ")
 
 
-def test_own_pictures_get_the_runs_size_and_class_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_own_pictures_get_the_runs_size_and_class_names(tmp_path: Path) -> None:
     for root, names in (("one", "ab"), ("other", "ax")):
         for part in ("train", "test"):
             write_classes(tmp_path / root / part, {name: [10, 200] for name in names})
@@ -116,10 +118,7 @@ def test_predict_prints_a_prediction_for_each_picture(run: Finished, tmp_path: P
     assert results(tmp_path / "out")["test"] == run.test
 
 
-def test_boxes_and_enlarged_pictures_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_boxes_and_enlarged_pictures_are_written(tmp_path: Path) -> None:
     Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.png")
     for case in (scenes, photos):
         run = finished_run(tmp_path / f"run of {case.__name__}", *case(tmp_path), "schedule=bp")
@@ -186,11 +185,8 @@ def test_a_held_out_part_matters_only_for_splits_made_from_it(
     assert ppll_eval(run.folder, more, *out, "--predict", tmp_path / "a.png").returncode == 0
 
 
-def test_a_held_out_test_set_must_not_be_larger_than_the_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_held_out_test_set_must_not_be_larger_than_the_runs(tmp_path: Path) -> None:
     """The folder has no test set, so the run was trained on the pictures that it did not test."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_classes(tmp_path / "root" / "train", {name: range(0, 250, 25) for name in "ab"})
     data = ["data=imagefolder", f"data.root={tmp_path / 'root'}", "data.size=16"]
     small = ["model=resnet32", "model.depth=8", "batch_size=4", "max_steps=1"]
@@ -274,9 +270,8 @@ def test_training_pictures_are_no_test_set(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_input_is_refused_in_one_line(
-    run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
+    run: Finished, tmp_path: Path, arguments: list[str], line: str
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if "data=fashion_scenes" in arguments:
         root = write_fashion(tmp_path / "root")
         arguments = [*arguments, f"data.root={root}", "data.pictures=2", "data.test_pictures=1"]

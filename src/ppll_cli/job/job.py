@@ -292,22 +292,30 @@ class Job:
         """Return, by name, shapes and dtypes of the weights that chunk `watcher`'s loss reads."""
         return self.watched[self.routes.watches[watcher].unit].specs
 
-    def _message_bytes(self, channel: Channel) -> int:
-        samples = self.microbatch_size
+    def carried(self, channel: Channel) -> list[ValueSpec]:
+        """Return shapes and dtypes of the tensors in a message of a channel.
+
+        Only tensors of activations and gradients have a batch dimension.
+        """
         if channel.kind == "norms":
-            return message_bytes([ValueSpec((len(self.features),), torch.float64)], 1)
+            return [ValueSpec((len(self.features),), torch.float64)]
         if channel.kind == "weights":
-            return message_bytes(self.watched_specs(channel.chunk).values(), 1)
+            return [*self.watched_specs(channel.chunk).values()]
+        backward = channel.kind == "gradients"
+        route = self.routes.into[channel.chunk + backward]
+        specs = self.specs[channel.chunk + backward]
+        return [specs[name] for name in (route.gradients if backward else route.names)]
+
+    def _message_bytes(self, channel: Channel) -> int:
+        specs = self.carried(channel)
+        if channel.kind in ("norms", "weights"):
+            return message_bytes(specs, 1)
+        size = message_bytes(specs, self.microbatch_size)
         if channel.kind == "gradients":
-            chunk = channel.chunk + 1
-            specs, names = self.specs[chunk], self.routes.into[chunk].gradients
-            return message_bytes([specs[name] for name in names], samples)
-        names = self.routes.into[channel.chunk].names
-        specs = self.specs[channel.chunk]
-        size = message_bytes([specs[name] for name in names], samples)
+            return size
         evaluated = (self.evaluation_specs or self.specs)[channel.chunk]
-        other = message_bytes([evaluated[name] for name in names], self.course.evaluation_size)
-        return max(size, other)
+        whole = [evaluated[name] for name in self.routes.into[channel.chunk].names]
+        return max(size, message_bytes(whole, self.course.evaluation_size))
 
     def make_schedule(self) -> Schedule:
         """Make the schedule from its configuration."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ppll_cli.job.job import Job
 from ppll_cli.leaves.values import ValueSpec
@@ -21,6 +21,7 @@ from ppll_cli.pipeline.instructions import (
     Step,
 )
 from ppll_cli.pipeline.layout import Chunk
+from ppll_cli.pipeline.rules import receives, sends
 from ppll_cli.pipeline.simulate import Journey
 from ppll_cli.predict.interconnect import Carriers, ring_bytes
 from ppll_cli.predict.pace import Times
@@ -55,7 +56,7 @@ def instruction_times(
     is for this number. Times of smaller micro-batches are assumed to be proportional to their
     sizes.
     """
-    sent, result = sent_bytes(job), []
+    result = []
     for stage in range(job.stages):
         stream, times = job.training(stage, len(sizes)), Times()
         split = any(isinstance(instruction, BackwardInput) for instruction in stream)
@@ -73,7 +74,7 @@ def instruction_times(
                     seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
                 case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
                     carried = carriers.of_edge(stage, peer) and not carriers.crosses(stage, peer)
-                    size = _message_bytes(job, instruction, sizes, sent)
+                    size = message_bytes(job, stage, instruction, sizes)
                     seconds = 0.0 if carried else profile.copy(size)
                 case _:
                     continue
@@ -89,14 +90,14 @@ def journeys_of(
 
     None means that no connection carries the message: it arrives when the sender has copied it.
     """
-    sent, result = sent_bytes(job), []
+    result = []
     for stage in range(job.stages):
         underway: dict[Instruction, Journey | None] = {}
         stream = job.training(stage, len(sizes))
         for number, instruction in enumerate(stream):
             match instruction:
                 case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
-                    size = _message_bytes(job, instruction, sizes, sent)
+                    size = message_bytes(job, stage, instruction, sizes)
                     as_is = isinstance(instruction, SendWeights)
                     underway[instruction] = carriers.message(stage, peer, size, as_is)
                 case StartAverage(chunk):
@@ -118,19 +119,12 @@ def journeys_of(
     return result
 
 
-def _message_bytes(
-    job: Job,
-    message: SendActivations | SendGradients | SendWeights,
-    sizes: Sequence[int],
-    sent: Sequence["Sent"],
-) -> int:
-    match message:
-        case SendActivations(_, chunk, m):
-            return sizes[m] * sent[chunk].activations
-        case SendGradients(_, chunk, m):
-            return sizes[m] * sent[chunk - 1].gradients
-        case SendWeights(_, chunk, _):
-            return weight_bytes(job, chunk)
+def message_bytes(job: Job, stage: int, instruction: Instruction, sizes: Sequence[int]) -> int:
+    """Return the bytes of the message that an instruction sends or receives."""
+    message = sends(stage, instruction) or receives(stage, instruction)
+    assert message is not None
+    channel, (_, micro_batch) = message
+    return bytes_of(job.carried(channel)) * (1 if channel.kind == "weights" else sizes[micro_batch])
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
@@ -191,27 +185,6 @@ def params_of(job: Job, stage: int, profile: Source) -> int:
     """Return the number of trained parameters of a stage, with auxiliary networks."""
     chunks = [job.layout.chunks[number] for number in job.layout.of(stage)]
     return sum(gradient_bytes(job, chunk, profile) for chunk in chunks) // 4
-
-
-class Sent(NamedTuple):
-    """Bytes per sample of a chunk's sent activations, and of its received gradients."""
-
-    activations: int
-    gradients: int
-
-
-def sent_bytes(job: Job) -> list[Sent]:
-    """Return the bytes per sample to and from the next chunk, for each chunk but the last."""
-    sent = []
-    for route, specs in zip(job.routes.into[1:], job.specs[1:], strict=True):
-        both = route.names, route.gradients
-        sent.append(Sent(*(bytes_of(specs[name] for name in names) for names in both)))
-    return sent
-
-
-def weight_bytes(job: Job, watcher: int) -> int:
-    """Return the bytes of the weights that the loss of chunk `watcher` reads from a later unit."""
-    return bytes_of(job.watched_specs(watcher).values())
 
 
 def bytes_of(specs: Iterable[ValueSpec]) -> int:

@@ -7,7 +7,7 @@ from ppll_cli.job.job import Job
 from ppll_cli.job.snapshots import BUFFERS, messages_between, snapshot_bytes
 from ppll_cli.pipeline.instructions import ReceiveActivations, ReceiveWeights, Step
 from ppll_cli.pipeline.rules import receives
-from ppll_cli.predict.costs import Source, params_of, sent_bytes, weight_bytes
+from ppll_cli.predict.costs import Source, message_bytes, params_of
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
@@ -25,19 +25,15 @@ def with_copies(
     """
     if not job.restartable:
         return list(times)
-    sent, result = sent_bytes(job), []
+    result = []
     for stage, known in enumerate(times):
         own = dict(known)
         result.append(own)
         for instruction in job.training(stage, len(sizes)):
             received = receives(stage, instruction)
-            if received is None or not job.kept(received[0]):
-                continue
-            match instruction:
-                case ReceiveActivations(_, chunk, m):
-                    own[instruction] = profile.copy(sizes[m] * sent[chunk - 1].activations)
-                case ReceiveWeights(_, chunk, _):
-                    own[instruction] = profile.copy(weight_bytes(job, chunk))
+            copied = isinstance(instruction, ReceiveActivations | ReceiveWeights)
+            if copied and received and job.kept(received[0]):
+                own[instruction] = profile.copy(message_bytes(job, stage, instruction, sizes))
         if stage not in job.restartable:
             continue
         size = snapshot_bytes(job, stage, params_of(job, stage, profile))

@@ -17,8 +17,6 @@ from ppll_cli.predict.costs import (
     instruction_times,
     journeys_of,
     params_of,
-    sent_bytes,
-    weight_bytes,
 )
 from ppll_cli.predict.interconnect import Carriers, Interconnect, connected_stages, ring_bytes
 from ppll_cli.predict.pace import Pipeline, Times, mean_neighbours
@@ -235,7 +233,7 @@ def _watched_bytes(job: Job, stage: int) -> int:
     kept: dict[int, int] = {}  # bytes of older versions, by unit
     for watcher, watch in job.routes.watches.items():
         if job.layout.chunks[job.routes.watched(watcher)].stage == stage:
-            older = (watch.lag - 1) * weight_bytes(job, watcher)
+            older = (watch.lag - 1) * bytes_of(job.watched_specs(watcher).values())
             kept[watch.unit] = max(older, kept.get(watch.unit, 0))
     rooms = job.channels.items()
     slots = (
@@ -254,20 +252,18 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
-    directions: Counter[tuple[int, int]] = Counter()
-    for number, sent in enumerate(sent_bytes(job), 1):
-        before, here = (job.layout.chunks[n].stage for n in (number - 1, number))
-        directions[before, here] += sent.activations
-        directions[here, before] += sent.gradients
+    samples: Counter[tuple[int, int]] = Counter()  # bytes for each sample
     weights: Counter[tuple[int, int]] = Counter()  # bytes, for any size of a batch
-    for watcher in job.routes.watches:
-        ends = job.routes.watched(watcher), watcher
-        source, target = (job.layout.chunks[n].stage for n in ends)
-        weights[source, target] += job.replicas * weight_bytes(job, watcher)
+    for channel in job.channels:
+        way, size = (channel.source, channel.target), bytes_of(job.carried(channel))
+        if channel.kind == "weights":
+            weights[way] += job.replicas * size
+        elif channel.kind != "norms":
+            samples[way] += size
     loads = []
     for first, second in connected_stages(job):
         sizes = [
-            carriers.size(first, second, job.course.batch_size * directions[way]) + weights[way]
+            carriers.size(first, second, job.course.batch_size * samples[way]) + weights[way]
             for way in ((first, second), (second, first))
         ]
         link, busy = carriers.of_edge(first, second), None
