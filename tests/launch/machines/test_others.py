@@ -7,7 +7,7 @@ from dataclasses import replace
 from multiprocessing import Value
 from pathlib import Path
 from threading import Event
-from time import monotonic
+from time import monotonic, perf_counter
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,7 +123,8 @@ def test_a_worker_that_fails_without_an_exception_is_the_cause(
             messages.append(said("failed", **silent))
 
     monkeypatch.setattr(others, "HEARING_S", 60.0)
-    monkeypatch.setattr(others, "time", SimpleNamespace(monotonic=monotonic, sleep=pause))
+    clock = SimpleNamespace(monotonic=monotonic, perf_counter=perf_counter, sleep=pause)
+    monkeypatch.setattr(others, "time", clock)
     one = leader(job, messages, None)
     heard = one.verdict([], lambda *_: None)
     assert (heard["error"], heard["machine"]) == ("is stopped", "machine 1")
@@ -152,7 +153,8 @@ def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_fail
             messages.append({**GONE})
 
     monkeypatch.setattr(others, "HEARING_S", 60.0)
-    monkeypatch.setattr(others, "time", SimpleNamespace(monotonic=monotonic, sleep=pause))
+    clock = SimpleNamespace(monotonic=monotonic, perf_counter=perf_counter, sleep=pause)
+    monkeypatch.setattr(others, "time", clock)
     one = leader(job, messages, None)
     words = {"error": "lost it", "traceback": "ppll_cli/transport/network.py", "time": 1.0}
     with pytest.raises(RunFailedError, match=r"^machine 1: multiprocessing's fork server is gone$"):
