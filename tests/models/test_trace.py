@@ -195,6 +195,7 @@ ODD: list[tuple[Callable[[], Any], str]] = [
     (lambda: None, "NoneType was built instead of an nn.Module"),
     (partial(nn.LazyLinear, 2), "'weight' has no shape: give lazy layers their sizes"),
     (partial(nn.Embedding, 2, 2, sparse=True), "'Embedding' makes sparse gradients: give"),
+    (partial(nn.EmbeddingBag, 2, 2, max_norm=1.0), "changes its weights in forward"),
     (_Extra, r"state_dict\(\) has '_extra_state', dict instead of a tensor"),
     (partial(_Odd, _complex, torch.relu), "'weight' is complex: keep torch.view_as_real of it"),
     (partial(_Odd, _real, lambda x: [x]), r"unit odd returned list instead of .* \(x\)$"),
@@ -289,6 +290,23 @@ def test_a_unit_may_return_a_view_of_its_weight() -> None:
     unit = Unit("position", _Position, writes=("x", "position"))
     (found,) = trace([unit], {"x": ValueSpec((3,), torch.float32)})
     assert [spec.shape for spec in found.outputs] == [(3,), (3,)]
+
+
+class _Slope(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gradient of the outputs' sum with respect to the input."""
+        with torch.enable_grad():
+            read = x.detach().requires_grad_()
+            return torch.autograd.grad(super().forward(read).sin().sum(), read)[0]
+
+
+def test_a_forward_may_compute_gradients() -> None:
+    """The counter's hooks once refused this."""
+    inputs = empty(ValueSpec((3,), torch.float32))
+    result, cost = measure(lambda: _Slope(nn.Linear(3, 5)), lambda module: module(inputs))
+    assert isinstance(result, Tensor)
+    assert result.shape == (1, 3)
+    assert cost.flops == 2 * (2 * 3 * 5)  # of the forward, and of the gradient
 
 
 class _Position(nn.Linear):

@@ -4,7 +4,7 @@ import importlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -98,6 +98,16 @@ class _Uncompiled(ModuleType):
         return getattr(importlib.import_module(_COMPILER), name)
 
 
+class _NoModules(nullcontext[None]):
+    """Takes the place of the tracker that tells torch's counter which module is running.
+
+    The tracker's hooks fail if a forward computes gradients by `torch.autograd.grad`, or returns a
+    view of a weight.
+    """
+
+    parents = frozenset({"Global"})
+
+
 @_without_compiler()
 def measure(
     build: Callable[[], nn.Module], run: Callable[[nn.Module], object]
@@ -110,8 +120,7 @@ def measure(
         with torch.device("meta"):
             module = build()
         _check_network(module)
-    # torch's counter fails if a network returns a view of a weight that needs a gradient.
-    module.eval().requires_grad_(False)
+    module.eval()
     single_valued: list[str] = []
     for name, layer in module.named_modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
@@ -122,6 +131,7 @@ def measure(
 
             layer.register_forward_pre_hook(note)
     counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with torch.no_grad(), counter, explained(), _drawing_with_torch():
         result = run(module)
     params = sum(parameter.numel() for parameter in module.parameters())
@@ -186,9 +196,12 @@ def _check_network(module: object) -> None:
                 "its values in buffers"
             )
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
-            named = name or type(layer).__name__
-            raise TypeError(f"the layer {named!r} makes sparse gradients: give it sparse=False")
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            named = f"the layer {(name or type(layer).__name__)!r}"
+            if layer.sparse:
+                raise TypeError(f"{named} makes sparse gradients: give it sparse=False")
+            if layer.max_norm is not None:  # each replica would change the rows that it reads
+                raise TypeError(f"{named} changes its weights in forward(): give it max_norm=None")
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
