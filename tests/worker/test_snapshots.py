@@ -17,10 +17,9 @@ from torch import Tensor
 from ppll_cli.job.job import Job
 from ppll_cli.job.snapshots import MARGIN, messages_between, snapshot_bytes
 from ppll_cli.pipeline.rules import Channel
-from ppll_cli.transport.journal import JournalTransport
+from ppll_cli.transport.journal import JournalSender, JournalTransport
 from ppll_cli.transport.slots import layout_bytes, layout_of
 from ppll_cli.worker import snapshots, worker
-from ppll_cli.worker.recorder import Totals
 from ppll_cli.worker.snapshots import Progress, Snapshots, _Buffer
 from ppll_cli.worker.state import tensors_of
 from tests.conftest import assert_same, prepared
@@ -99,7 +98,15 @@ def test_the_interval_is_such_that_snapshots_take_a_hundredth_of_the_time(
 
 
 def progress_with(trace: list[Any]) -> Progress:
-    return Progress(1, 1, 0, True, Totals(), trace, (None, None), {})
+    return Progress(1, 1, training=True, trace=trace)
+
+
+def snapshots_of(folder: Path, fixed: bool = False) -> tuple[Snapshots, JournalSender]:
+    """Return the snapshots of a stage with one channel, and its sender."""
+    sender = JournalTransport(depth=1).channel(20, 512)[0]
+    assert isinstance(sender, JournalSender)
+    links: Any = SimpleNamespace(senders={Channel(0, 1, "activations", 1): sender}, receivers={})
+    return Snapshots(str(folder), 16, fixed, links), sender
 
 
 class Counted:
@@ -116,10 +123,7 @@ def test_each_part_of_a_trace_is_pickled_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Counted, "times", 0)
-    channel = Channel(0, 1, "activations", 1)
-    sender = JournalTransport(depth=1).channel(20, 512)[0]
-    links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
-    made = Snapshots(str(tmp_path), 16, False, links)
+    made, _ = snapshots_of(tmp_path)
     trace = [Counted(), Counted()]
     for _ in range(3):
         made.save({}, progress_with(trace))
@@ -134,10 +138,7 @@ def test_each_part_of_a_trace_is_pickled_once(
 
 
 def test_a_users_random_numbers_go_on_after_a_snapshot(tmp_path: Path) -> None:
-    channel = Channel(0, 1, "activations", 1)
-    sender = JournalTransport(depth=1).channel(20, 512)[0]
-    links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
-    made = Snapshots(str(tmp_path), 16, False, links)
+    made, _ = snapshots_of(tmp_path)
 
     def drawn() -> list[float]:
         return [random.random(), float(np.random.rand()), float(torch.rand(()))]
@@ -187,10 +188,7 @@ def test_the_interval_follows_the_measured_snapshots_unless_the_user_sets_it(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(snapshots, "perf_counter", clock)
-    channel = Channel(0, 1, "activations", 1)
-    sender = JournalTransport(depth=1).channel(20, 512)[0]
-    links: Any = SimpleNamespace(senders={channel: sender}, receivers={})
-    made = Snapshots(str(tmp_path), 16, fixed, links)
+    made, sender = snapshots_of(tmp_path, fixed)
     progress = progress_with([])
 
     def batches_until_due() -> int:

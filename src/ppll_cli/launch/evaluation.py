@@ -1,7 +1,7 @@
 """Evaluates the model of a finished run, on its own data or on other data for the same task."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,7 +63,11 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     rows: list[Tensor] = []
     detail = getattr(task, "detail", None)
     together = 1 if schedule is None else evaluated_together(run.settings, schedule)
-    with run.numerics.applied(run.device), _threads(run.settings.threads_per_worker):
+    with ExitStack() as held:
+        held.enter_context(run.numerics.applied(run.device))
+        held.callback(torch.set_num_threads, torch.get_num_threads())
+        # The last bits of the results depend on the number of threads.
+        torch.set_num_threads(run.settings.threads_per_worker)
         for number, first in enumerate(range(0, samples, size)):
             values = maker.evaluation(split, number, size)
             inputs = {name: values[name] for name in run.data.input_spec.specs}
@@ -118,14 +122,3 @@ def _details(run: LoadedRun, split: str, rows: Tensor) -> Details | None:
         for each in found.entries
     ]
     return replace(found, entries=entries)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Run the body with `count` CPU threads. The last bits of the results depend on this number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -155,7 +155,7 @@ class Snapshots:
             state = _State(
                 buffer=index,
                 layout=self._buffers[index].fill(tensors_of(chunks.values())),
-                sums={number: _on_host(chunk.sums) for number, chunk in chunks.items()},
+                sums={n: _on(chunk.sums, torch.device("cpu")) for n, chunk in chunks.items()},
                 norms={number: chunk.squared_norm for number, chunk in chunks.items()},
                 sent={c: (each.position, each.bytes_sent) for c, each in self._senders.items()},
                 received={c: each.position for c, each in self._receivers.items()},
@@ -191,7 +191,7 @@ class Snapshots:
         for number, chunk in chunks.items():
             norm = state.norms[number]
             chunk.squared_norm = None if norm is None else norm.to(chunk.device)
-            chunk.sums = {split: _on(s, chunk.device) for split, s in state.sums[number].items()}
+            chunk.sums = _on(state.sums[number], chunk.device)
         for channel, (messages, size) in state.sent.items():
             self._senders[channel].position, self._senders[channel].bytes_sent = messages, size
         for channel, messages in state.received.items():
@@ -202,15 +202,15 @@ class Snapshots:
         return replace(state.progress, trace=pickle.loads(state.trace))
 
 
-def _on_host(sums: Mapping[str, Sums]) -> dict[str, Sums]:
-    return {split: _on(each, torch.device("cpu")) for split, each in sums.items()}
-
-
-def _on(sums: Sums, device: torch.device) -> Sums:
-    loss = sums.loss.to(device) if isinstance(sums.loss, Tensor) else sums.loss
-    # Clone, because a tensor may be a small view, and pickle would write its whole storage.
-    rows = [sums.rows.to(device).clone()] if sums.measures else []
-    return Sums(loss, int(sums.samples), rows)
+def _on(sums: Mapping[str, Sums], device: torch.device) -> dict[str, Sums]:
+    """Return sums by split, with their tensors on a device."""
+    found = {}
+    for split, each in sums.items():
+        loss = each.loss.to(device) if isinstance(each.loss, Tensor) else each.loss
+        # Clone, because a tensor may be a small view, and pickle would write its whole storage.
+        rows = [each.rows.to(device).clone()] if each.measures else []
+        found[split] = Sums(loss, int(each.samples), rows)
+    return found
 
 
 class _Buffer:
