@@ -103,13 +103,15 @@ def assert_trained(criterion: Criterion, values: Mapping[str, Tensor]) -> None:
     loss, prediction = criterion(values)
     assert prediction.shape == (BATCH, CLASSES)
     loss.backward()
-    for name, parameter in criterion.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
     (feature,) = criterion.features
-    gradient = values[feature].grad
-    assert gradient is not None
-    assert gradient.any()
+    assert_gradients(criterion, values[feature])
+
+
+def assert_gradients(criterion: Criterion, feature: Tensor) -> None:
+    """Check that every parameter and the feature have gradients that are not all zero."""
+    for name, tensor in [*criterion.named_parameters(), ("the feature", feature)]:
+        assert tensor.grad is not None, name
+        assert tensor.grad.any(), name
 
 
 Train = Callable[[LocalMethod, Site], tuple[Criterion, Tensor]]

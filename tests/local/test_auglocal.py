@@ -21,7 +21,7 @@ from ppll_cli.models.vit import Block, ViT
 from ppll_cli.models.vit import Head as ViTHead
 from ppll_cli.tasks.classification import Classification
 from tests.conftest import Runner
-from tests.local.conftest import CLASSES, Train, site_over
+from tests.local.conftest import CLASSES, Train, assert_gradients, site_over
 
 TASK = Classification(CLASSES)
 GREY = ImageSpec(1, 28, 28)
@@ -181,11 +181,7 @@ def everything_is_trained(site: Site, train: Train, depth: int) -> list[nn.Modul
     """Run a backward pass, check all gradients, and return the parts of the auxiliary network."""
     torch.manual_seed(0)  # with some other seeds, a ReLU could zero a whole layer
     criterion, feature = train(AugLocal(depth=depth), site)
-    for name, parameter in criterion.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.any(), name
-    assert feature.grad is not None
-    assert feature.grad.any()
+    assert_gradients(criterion, feature)
     return list(criterion.head.children())
 
 

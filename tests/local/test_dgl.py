@@ -12,18 +12,13 @@ from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.dgl import DGL, AdaptivePool
 from ppll_cli.local.method import Site
 from ppll_cli.tasks.classification import Classification
-from tests.local.conftest import Train
+from tests.local.conftest import Train, assert_gradients
 
 
 @pytest.mark.parametrize("hidden", [None, 20])
 def test_everything_is_trained(site: Site, train: Train, hidden: int | None) -> None:
     torch.manual_seed(0)  # with some other seeds, a ReLU could zero a whole layer
-    criterion, feature = train(DGL(hidden=hidden), site)
-    for parameter in criterion.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.any()
-    assert feature.grad is not None
-    assert feature.grad.any()
+    assert_gradients(*train(DGL(hidden=hidden), site))
 
 
 def test_the_feature_is_not_changed_in_place(site: Site, shape: tuple[int, ...]) -> None:

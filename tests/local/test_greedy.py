@@ -5,16 +5,11 @@ from torch import nn
 
 from ppll_cli.local.greedy import Greedy
 from ppll_cli.local.method import Site
-from tests.local.conftest import CLASSES, Train
+from tests.local.conftest import CLASSES, Train, assert_gradients
 
 
 def test_everything_is_trained(site: Site, train: Train) -> None:
-    criterion, feature = train(Greedy(), site)
-    for parameter in criterion.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.any()
-    assert feature.grad is not None
-    assert feature.grad.any()
+    assert_gradients(*train(Greedy(), site))
 
 
 def test_the_head_is_one_linear_layer_on_the_mean(site: Site, shape: tuple[int, ...]) -> None:

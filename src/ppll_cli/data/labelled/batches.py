@@ -78,10 +78,8 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
             generator = generator_of(seeding.crop(self.seed, *key))
             shape = (len(wanted), TRIES, 4)
             draws = torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
-            wanted = [
-                replace(each, scale=scale, draws=tuple(map(tuple, own)))
-                for each, own in zip(wanted, draws, strict=True)
-            ]
+            cut = zip(wanted, draws, strict=True)
+            wanted = [replace(each, scale=scale, draws=own) for each, own in cut]
         return self._loaders.begin(wanted)
 
     def _begin_evaluation(self, key: tuple[str, int, int]) -> Loading:

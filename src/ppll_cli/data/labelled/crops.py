@@ -11,8 +11,8 @@ TRIES = 10
 RATIOS = (3 / 4, 4 / 3)
 """Smallest and largest ratio of a random piece's width to its height."""
 
-Draw = tuple[float, float, float, float]
-"""Random numbers in [0, 1) for the area, the ratio, and the left and top edge of a piece."""
+Draw = Sequence[float]
+"""Four random numbers in [0, 1) for the area, the ratio, and the left and top edge of a piece."""
 
 
 def middle(width: int, height: int, part: float) -> Box:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +28,7 @@ class Wanted:
     path: str
     part: float = 1.0  # side of the square, as a fraction of the picture's shorter side
     scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest area for `random_piece`
-    draws: tuple[Draw, ...] = ()
+    draws: Sequence[Draw] = ()
 
     def box(self, width: int, height: int) -> Box:
         """Return the box to cut out of a picture of `width` x `height` pixels."""
