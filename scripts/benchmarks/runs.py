@@ -1,7 +1,6 @@
 """Runs ppll-run for benchmarks, and keeps the results in files."""
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import ppll_cli
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.leaves.files import write_json
-from ppll_cli.leaves.machine import processor
+from ppll_cli.leaves.machine import memory_bytes, processor
 from scripts.benchmarks.session import ppll_run
 
 
@@ -93,7 +92,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor(),
         "cores": usable_cores(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "memory_bytes": memory_bytes(),
         "gpus": found,
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -1,7 +1,6 @@
 """Runs the commands of the check's steps within time limits."""
 
 import json
-import os
 import re
 import signal
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Protocol
 
+from ppll_cli.config.settings import usable_cores
 from scripts.benchmarks.session import Session, ppll_run
 from scripts.check_gpu.report import Outcome, Report, failed_tests, skipped, verdict
 
@@ -212,5 +212,4 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def usable_width(cuda: bool) -> int:
     """Return how many runs, of two workers each, this machine can run at the same time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return max(1, min(5 if cuda else 2, cores // 3))
+    return max(1, min(5 if cuda else 2, usable_cores() // 3))

@@ -175,7 +175,6 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
     In other runs, it keeps those of all forward passes that wait for their backward pass.
     """
     first = bytes_of({**job.input_spec.specs, **job.task.targets}.values())
-    local, slots = job.local_learning, Pipeline.of(job).slots
     result = []
     for stage in range(job.stages):
         numbers = job.layout.of(stage)
@@ -185,12 +184,12 @@ def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[in
         )
         # The first stage loads a whole batch; other stages receive inputs into slots of channels.
         entering = job.course.batch_size * first if 0 in numbers else 0
-        for channel, count in slots.items():
+        for channel, room in job.channels.items():
             if channel.target == stage and channel.kind == "activations":
                 specs = job.specs[channel.chunk].values()
-                needed = count - job.depth - job.kept(channel)
+                needed = room.slots - job.depth - job.kept(channel)
                 entering += needed * job.microbatch_size * bytes_of(specs)
-        if local:
+        if job.local_learning:
             most = live[stage] * max(map(sum, zip(saved, beside, strict=True)))
         else:
             most = round(live[stage] * sum(saved) / len(saved)) + max(beside)
