@@ -103,10 +103,10 @@ WRONG: list[tuple[Change, str]] = [
     (of("images", file_name=None), "has file_name=null: it must be printable"),
     (of("images", file_name="a\nb\x1b[31m"), "it must be printable text"),
     (of("categories", name=""), 'has name="": it must be printable'),
-    (of("images", width=0), 'has width=0: the size of "0+30.jpg" must be whole numbers'),
-    (of("images", height=None), 'has height=null: the size of "0+30.jpg" must be whole'),
-    (of("images", width=float("inf")), "has width=Infinity: the size"),
-    (of("images", width=50.5), "has width=50.5: the size"),
+    (of("images", width=0), 'has width=0: width and height of "0+30.jpg" must be whole numbers'),
+    (of("images", height=None), 'has height=null: width and height of "0+30.jpg" must be whole'),
+    (of("images", width=float("inf")), "has width=Infinity: width and height"),
+    (of("images", width=50.5), "has width=50.5: width and height"),
 ]
 
 
