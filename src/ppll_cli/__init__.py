@@ -52,7 +52,8 @@ def load_run(
         checkpoint: The checkpoint to load: `last`, `best`, or a number of optimizer steps.
         ema: Whether to load the averages of the weights, which a run with `optim.ema` keeps.
         device: The device on which to put the model.
-        classes: Your own classes that the run used, or their dotted paths; only these are imported.
+        classes: Your own classes that the run used, or their dotted paths. Only these classes, and
+            those of this program, are imported.
 
     Raises:
         ConfigError: The folder is no run directory, the checkpoint or its averages are missing, or

@@ -231,7 +231,7 @@ def test_times_in_the_metrics_file_are_those_of_the_workers(tmp_path: Path) -> N
     with Metrics(tmp_path / "metrics.jsonl", Classification(2), 2) as metrics:
         console, tracker = (SimpleNamespace(metrics=each) for each in (lines.append, id))
         run: Any = SimpleNamespace(metrics=metrics, console=console, tracker=tracker)
-        run._ready, run._started_s = 0, 1000.0
+        run._started_s = 40.0
         for report in (
             {"kind": "ready", "at_s": 50.0},
             {**measured, "step": 1, "at_s": 53.0},

@@ -76,7 +76,6 @@ class Run:
         self._until_s = None if limit is None else self.began_s + 60 * limit
         self.changes: Sequence[str] | None = None
         self.objective = ""
-        self._ready = 0
         self._started_s = time.perf_counter()
         self._told: PpllError | None = None
 
@@ -87,9 +86,9 @@ class Run:
 
         Raises:
             ConfigError: The configuration is wrong; no worker was started.
-            WorkerFailedError: A worker failed.
-            RunFailedError: Something other than a worker failed.
-            Interrupted: A signal ended the run early.
+            WorkerFailedError: A worker failed; the summary has been written.
+            RunFailedError: Something else failed; the summary has been written if possible.
+            Interrupted: A signal ended the run early; the summary has been written.
         """
         transport: Transport = make("transport", self.settings.transport)
         path = self.settings.transport["_target_"]
@@ -247,10 +246,7 @@ class Run:
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
             # Reports may wait here for seconds, and those of another worker may come first.
-            self._started_s = (
-                max(report["at_s"], self._started_s) if self._ready else report["at_s"]
-            )
-            self._ready += 1
+            self._started_s = max(report["at_s"], self._started_s)
             self.metrics.begin(self._started_s)
         elif report["kind"] == "metrics":
             line = self.metrics.add(report)

@@ -22,7 +22,10 @@ class ValueSpec:
 
 
 class InputSpec(Protocol):
-    """Describes the tensors of a batch that a model reads; `ImageSpec` does this for images."""
+    """Describes the tensors of a batch that a model reads; a data set's `image_spec` returns it.
+
+    For images, it is a `ppll_cli.leaves.images.ImageSpec`.
+    """
 
     @property
     def specs(self) -> Mapping[str, ValueSpec]:

@@ -42,8 +42,8 @@ def check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a schedule that does not train the model correctly.
 
     Raises:
-        ConfigError: The schedule is wrong, or a unit does not allow split backward passes or
-            recomputation, or a unit or a loss cannot read a dtype.
+        ConfigError: The schedule is wrong; or a unit changes an input of its chunk, or does not
+            allow split backward passes or recomputation; or a loss cannot read a dtype.
     """
     check_streams(job)
     check_backwards(job)

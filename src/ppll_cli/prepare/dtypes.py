@@ -37,9 +37,9 @@ def check_units(settings: Settings, subject: Subject) -> None:
         ConfigError: A unit fails with the dtype of such a tensor, but not with float32.
     """
     numerics = Numerics(settings.precision, settings.deterministic)
-    units, specs, tried = subject.units, dict(subject.ends.batch), set()
-    for index, (unit, traced) in enumerate(zip(units, subject.ends.traced, strict=True)):
-        recipe, odd = recipe_of(unit, specs), _odd(unit.reads, specs, units[:index])
+    specs, makers, tried = dict(subject.ends.batch), dict[str, str](), set()
+    for unit, traced in zip(subject.units, subject.ends.traced, strict=True):
+        recipe, odd = recipe_of(unit, specs), _odd(unit.reads, specs, makers)
         if odd and recipe not in tried:
             tried.add(recipe)
             if why := _why_not(numerics, partial(_run_unit, unit), unit.reads, specs, odd):
@@ -47,6 +47,7 @@ def check_units(settings: Settings, subject: Subject) -> None:
                 remedy = "convert it in forward(), for example by x.float()"
                 raise ConfigError(*model, f"unit {unit.name!r} {why}", remedy)
         specs.update(zip(unit.writes, traced.outputs, strict=True))
+        makers.update(dict.fromkeys(unit.writes, unit.name))
 
 
 def check_losses(job: Job, subject: Subject) -> None:
@@ -71,19 +72,19 @@ def unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Nume
     build, specs = ends.criterion(modules, number)
     with torch.device("meta"):
         reads = build().reads
-    odd = _odd(reads, specs, units[:stop])
+    odd = _odd(reads, specs, {name: unit.name for unit in units[:stop] for name in unit.writes})
     return _why_not(numerics, partial(_run_criterion, build), reads, specs, odd) if odd else ""
 
 
 def _odd(
-    reads: Sequence[str], specs: Mapping[str, ValueSpec], units: Sequence[Unit]
+    reads: Sequence[str], specs: Mapping[str, ValueSpec], makers: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return which tensors in `reads` have other dtypes than float32 and were made by units.
+    """Return those of `makers` whose tensor is in `reads` and has another dtype than float32.
 
-    The result maps the name of each such tensor to the name of the unit that has made it.
+    `makers` maps the name of each tensor that a unit has made to the name of this unit.
     """
     names = [name for name in reads if specs[name].dtype != torch.float32]
-    return {name: unit.name for unit in units for name in unit.writes if name in names}
+    return {name: makers[name] for name in names if name in makers}
 
 
 def _why_not(

@@ -126,7 +126,7 @@ class HeldChunk(Networks):
         embedding that is added to a batch of one sample. The next message in the slot would
         overwrite it.
         """
-        if not self.place.ends_module:
+        if not self.place.ends_module:  # else the gradients come from the chunk's own loss
             leaves = self.tensors[micro_batch].leaves.values()
             copy_gradients([*leaves, *self.unit_weights], received)
 

@@ -36,7 +36,8 @@ UNTRAINED = (
 class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
-    Lists of parameters are cached, because collecting them takes longer than many kernels.
+    Lists of parameters are cached, because collecting them takes longer than many kernels. The
+    argument `site` may be the `Site` of any module: `place` has the module of the chunk.
 
     Attributes:
         place: The chunk: its units and its module.

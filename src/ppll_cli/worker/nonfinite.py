@@ -12,7 +12,7 @@ from ppll_cli.pipeline.layout import Chunk
 
 
 class NonFinite:
-    """Stops the run at a loss that is not finite or, if `skips`, skips steps with such gradients.
+    """Stops the run at a loss, or (if `skips`) skips a step with gradients, that are not finite.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.

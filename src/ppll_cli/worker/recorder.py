@@ -41,7 +41,7 @@ class Totals:
 
     Attributes:
         wall_s: Seconds that the training batches took in total.
-        spent_s: Seconds by kind of time.
+        spent_s: Seconds by kind of time, from `progress.KINDS`.
         instruction_s: Seconds spent on each instruction, without waiting.
     """
 
@@ -65,7 +65,7 @@ class _Queued(NamedTuple):
     """A span or a segment whose times are not read yet.
 
     Attributes:
-        kind: The kind of time; None for a segment.
+        kind: The kind of time, from `progress.KINDS`; None for a segment.
         instruction: The executed instruction; None for waiting and for a segment.
         first, last: The moments when the span or segment began and ended.
         step: Number of optimizer steps done before the batch.

@@ -63,8 +63,8 @@ class Tensors:
         """Return addresses of memory that may change before the next chunk reads its inputs.
 
         There are none if the next chunk is on another stage: its inputs are sent at once. If it is
-        on this stage, slots may be reused, and a step may change this chunk's weights and buffers,
-        which `state` returns.
+        on this stage, slots may be reused, and a step may change this chunk's weights and buffers.
+        `state` returns them; it is called only if needed, because it takes as long as many kernels.
         """
         if not self._next_is_here:
             return set()

@@ -41,7 +41,7 @@ class Worker:
         settings = job.settings
         self.index, self.replica = index, _ = seat
         self.device = torch.device(job.device(seat))
-        self.memory = Memory(self.device)
+        self.memory = Memory(self.device)  # before the model is built, so that the model counts
         self.schedule = job.make_schedule()
         site = job.site(job.units())
         self.chunks = {

@@ -1,10 +1,10 @@
 """Transfers of files between two machines that share no folder.
 
 A file travels in pieces through the store at which the launchers meet. Pieces are numbered across
-all files, so both machines must start the transfers in the same order. An empty piece ends each
-file.
-The receiver deletes each piece that it has read, and the sender is at most a few pieces ahead, so
-that the store never holds much. A separate thread transfers the files over its own connection.
+all files, in both directions, so both machines must start the transfers in the same order. An empty
+piece ends each file. The receiver deletes each piece that it has read, and the sender is at most a
+few pieces ahead, so that the store never holds much. A separate thread transfers the files over its
+own connection, so that the launcher can send signs of life meanwhile.
 """
 
 import hashlib
