@@ -285,6 +285,18 @@ def test_errors_of_the_meta_device_say_what_it_is(run: Callable[[Tensor], Any]) 
     assert "make tensors on the device of an input" in note
 
 
+def test_initial_weights_may_come_from_numpy() -> None:
+    """Such weights are new at each call of `build`, but not on the meta device, as other ones."""
+
+    def build() -> nn.Module:
+        layer = nn.Linear(3, 4)
+        layer.weight = nn.Parameter(torch.from_numpy(np.random.rand(4, 3).astype(np.float32)))
+        return layer
+
+    (found,) = trace([Unit("numpy", build)], {"x": ValueSpec((3,), torch.float32)})
+    assert (found.outputs[0].shape, found.cost.params) == ((4,), 16)
+
+
 def test_a_unit_may_return_a_view_of_its_weight() -> None:
     """Torch's counter of operations fails for such a view if the weight needs a gradient."""
     unit = Unit("position", _Position, writes=("x", "position"))

@@ -120,6 +120,7 @@ def measure(
         with torch.device("meta"):
             module = build()
         _check_network(module)
+        _check_own(module, build)
     module.eval()
     single_valued: list[str] = []
     for name, layer in module.named_modules():
@@ -184,11 +185,6 @@ def _check_network(module: object) -> None:
                 f"the parameter {name!r} is complex: keep torch.view_as_real of it as the "
                 "parameter, and use torch.view_as_complex in forward()"
             )
-        if not parameter.is_meta:  # the network was built with the meta device as the default
-            raise TypeError(
-                f"the parameter {name!r} existed before the network was built: make new weights at "
-                "each call, and keep no layer in a global variable or in a class"
-            )
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -202,6 +198,22 @@ def _check_network(module: object) -> None:
                 raise TypeError(f"{named} makes sparse gradients: give it sparse=False")
             if layer.max_norm is not None:  # each replica would change the rows that it reads
                 raise TypeError(f"{named} changes its weights in forward(): give it max_norm=None")
+
+
+def _check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Refuse a network with a parameter that existed before `build` built the network."""
+    # The meta device was the default, but a new parameter may hold the memory of a NumPy array.
+    others = {name: each for name, each in module.named_parameters() if not each.is_meta}
+    if not others:
+        return
+    with torch.device("meta"):
+        again = {id(parameter) for parameter in build().parameters()}
+    for name, parameter in others.items():
+        if id(parameter) in again:
+            raise TypeError(
+                f"the parameter {name!r} existed before the network was built: make new weights at "
+                "each call, and keep no layer in a global variable or in a class"
+            )
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
