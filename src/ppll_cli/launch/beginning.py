@@ -180,7 +180,7 @@ def restarts(run_dir: Path) -> list[dict[str, Any]]:
     """Return the list `restarts` of the summary that a run wrote before it was resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # no restarts, or a damaged file
         return []
     listed = isinstance(found, list) and all(isinstance(each, dict) for each in found)
     return [each for each in found if "stage" in each] if listed else []

@@ -133,7 +133,7 @@ def _ending(
 def _let_leave(workers: Sequence[Watched]) -> None:
     """Allow the workers to exit, and wait until they have exited."""
     for watched in workers:
-        with suppress(OSError):
+        with suppress(OSError):  # the worker was killed after it was done
             watched.reports.send_bytes(b"leave")
     for watched in workers:
         watched.process.join(LEAVE_S)

@@ -1,4 +1,4 @@
-"""Executes the instructions that plain PPLL does not need."""
+"""Executes the instructions that training by plain PPLL does not need."""
 
 from collections.abc import Mapping
 
@@ -20,7 +20,7 @@ from ppll_cli.worker.views import storages
 
 
 class Further:
-    """Executes what plain PPLL does not need, such as split backwards and averages.
+    """Executes what training by plain PPLL does not need: averages or evaluation, for example.
 
     `norms` has the gradient norms of the batch; it is empty if none were exchanged.
     """

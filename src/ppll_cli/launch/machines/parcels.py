@@ -118,7 +118,7 @@ class Parcels:
             try:
                 store = store or self._connect()
                 task(store)
-            except Exception as error:
+            except Exception as error:  # raised by the file system, the store or this class
                 said = str(error) or repr(error)
                 self._problem = f"{failing}: {said.splitlines()[0]}"
                 return
