@@ -1,8 +1,8 @@
 """`scripts/benchmark accuracy`: test accuracy and cost of each local method.
 
 Each method trains ResNet-20 in 2, 4 and 8 modules, and ResNet-32 in 16 modules, on a third of
-Fashion-MNIST's training set, with three seeds. All rows have equal numbers of training steps.
-All rows together take many hours on two cores. `--epochs` trains longer, on the whole training set.
+Fashion-MNIST's training set, with three seeds. All rows have equal numbers of training steps. All
+rows together take several hours on two cores. `--epochs` trains longer, on the whole training set.
 
 Accuracy is measured under `schedule=ll`. Its weights are bit-identical to those of `ppll`, and it
 needs one process, so several rows are trained at the same time. Speed and memory are measured in

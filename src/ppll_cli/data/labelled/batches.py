@@ -1,7 +1,4 @@
-"""Makes batches of pictures. Loaders (child processes) decode the next batches in advance.
-
-Legend: B batch, H height, W width (pixels of the images).
-"""
+"""Makes batches of pictures. Loaders (child processes) decode the next batches in advance."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

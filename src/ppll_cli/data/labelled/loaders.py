@@ -134,7 +134,7 @@ class DecodedAhead(Generic[Key]):
 
     @contextmanager
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the batch with the first key, uint8 [B, 3, H, W].
+        """Provide the images of the batch with the first key, uint8 [N, 3, side, side].
 
         Meanwhile loaders decode the batches with the other keys. Begun batches whose keys are
         missing in `keys` are dropped.
