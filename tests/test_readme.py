@@ -183,8 +183,9 @@ def test_accuracies_after_longer_trainings_are_the_measured_ones() -> None:
     }
     sixteen = tables_of("accuracy.md")[LONG_SIXTEEN]
     assert len(lines) + len(sixteen) == len(trained)
-    for method, modules, *shown in sixteen:
+    for method, modules, seeds, *shown in sixteen:
         found = by_seed(rows, f"resnet32 {method} {modules}")
+        assert int(seeds) == sum(each is not None for each in found)
         assert shown == cells_of(found, by_seed(rows, "resnet32 bp 1"))
     for method, modules, seeds, *shown in lines:
         name = f"resnet20 {method} {modules}"
