@@ -115,6 +115,18 @@ def test_bf16_casts_half_but_not_double() -> None:
         prepared(*typed("float64"), "local.cuts=[next]", "precision=bf16")
 
 
+def test_a_unit_may_return_a_dtype_without_random_numbers() -> None:
+    """For float8, torch can draw no random numbers."""
+    prepared(*typed("float8_e4m3fn"), "schedule=bp")
+
+
+def test_units_are_tested_with_the_same_numbers_in_each_process() -> None:
+    """So all machines come to the same result, and later code gets the same random numbers."""
+    before = torch.get_rng_state()
+    prepared(*typed("float64"), "schedule=bp")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_unit_that_cannot_read_its_input_is_refused() -> None:
     refused = r"^model\._target_=\S+: unit 'next' cannot read 'x', which unit 'typed' returns as fl"
     with pytest.raises(ConfigError, match=rf"{refused}oat64 .*; convert it in forward\(\)"):

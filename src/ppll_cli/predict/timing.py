@@ -78,7 +78,7 @@ def batch_like(spec: ValueSpec, samples: int, device: torch.device) -> Tensor:
     shape = (samples, *spec.shape)
     if not spec.dtype.is_floating_point:
         return torch.zeros(shape, dtype=spec.dtype, device=device)
-    return torch.rand(shape, dtype=spec.dtype, device=device)
+    return torch.rand(shape, device=device).to(spec.dtype)  # there is no `rand` for float8
 
 
 @contextmanager

@@ -112,10 +112,9 @@ def _why_not(
 
 def _error(numerics: Numerics, run: _Run, specs: Mapping[str, ValueSpec]) -> Exception | None:
     """Run a network on random values, and return the exception that it raises."""
-    values = {name: batch_like(spec, SAMPLES, CPU) for name, spec in specs.items()}
     try:
         with seeded(0), torch.no_grad(), numerics.autocast(CPU):
-            run(values)
+            run({name: batch_like(spec, SAMPLES, CPU) for name, spec in specs.items()})
     except Exception as error:  # raised by a user's network
         return error
     return None
