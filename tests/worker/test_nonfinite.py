@@ -42,3 +42,10 @@ def test_only_the_last_chunk_of_a_module_reports_a_skipped_step(
     assert list(last.nonfinite.skipped) == ([] if at_once else [3])
     told = "step 3 of module 0 is skipped: its gradient norm is not finite"
     assert [record.getMessage() for record in caplog.records] == [told] * at_once
+
+
+def test_a_finite_loss_does_not_hide_that_an_earlier_one_was_not() -> None:
+    (chunk,) = held(job_of(*MODELS["vit"], "schedule=bp", "gpus=1"))
+    for loss in (1.0, float("inf"), 2.0):  # of micro-batches of one batch
+        chunk.nonfinite.check(torch.tensor(loss))
+    assert chunk.nonfinite.found

@@ -277,3 +277,12 @@ def test_the_steady_state_never_waits_for_the_device() -> None:
     first, second = recorder.trace
     assert second.start_s - first.start_s == pytest.approx(4.0)
     assert second.end_s - second.start_s == pytest.approx(3.0)
+
+
+def test_losses_are_summed_in_float64() -> None:
+    """In float32, the sum would stay at 2 ** 24, and a loss of thousands of batches be wrong."""
+    sums = Sums()
+    for _ in range(3):
+        sums.add(torch.tensor(2.0**24), 1, torch.zeros(1, 1))
+        sums.add(torch.tensor(1.0), 1, torch.zeros(1, 1))
+    assert sums.loss == 3 * (2**24 + 1)

@@ -44,7 +44,7 @@ NOTHING = Handled()
 
 
 @dataclass
-class Ends:
+class ChannelEnds:
     """A worker's ends of channels, and its process groups.
 
     Replica 0 of stage 0 tells the stage's other replicas which item comes next. In replica 0,
@@ -61,7 +61,7 @@ class Ends:
 
 
 @dataclass(kw_only=True)
-class Links(Ends):
+class Links(ChannelEnds):
     """A worker's connections."""
 
     parent: Connection  # connection for reports to the parent, and for its permission to exit

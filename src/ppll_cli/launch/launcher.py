@@ -14,7 +14,7 @@ from typing import Any
 
 from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Ends, Recovery, StopFlag
+from ppll_cli.job.links import ChannelEnds, Recovery, StopFlag
 from ppll_cli.job.pulse import Pulse, Watchdog
 from ppll_cli.job.spelling import spelled
 from ppll_cli.launch.machines.fleet import Fleet
@@ -108,7 +108,9 @@ def launch(
         return ending
 
 
-def _begin(job: Job, seat: Seat, ends: Ends, stop: StopFlag, recovery: Recovery | None) -> Watched:
+def _begin(
+    job: Job, seat: Seat, ends: ChannelEnds, stop: StopFlag, recovery: Recovery | None
+) -> Watched:
     pulse: Pulse = forkserver.context().RawValue(Pulse)
     pulse.start_again()
     watched = Watched(seat, job.name(seat), pulse, ends=ends, stop=stop)

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
 from ppll_cli.job.job import Job
-from ppll_cli.job.links import Ends, Links, Recovery, StopFlag
+from ppll_cli.job.links import ChannelEnds, Links, Recovery, StopFlag
 from ppll_cli.launch.machines.others import Report, Seen
 from ppll_cli.leaves import forkserver
 from ppll_cli.transport.memory import remove_left
@@ -27,7 +27,7 @@ class Watched(Seen):
     The launcher keeps `ends` open, so that other workers do not notice if this worker dies.
     """
 
-    ends: Ends
+    ends: ChannelEnds
     stop: StopFlag
     process: ForkServerProcess = field(init=False)
     reports: Connection = field(init=False)

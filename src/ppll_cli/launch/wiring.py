@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Ends
+from ppll_cli.job.links import ChannelEnds
 from ppll_cli.job.spelling import read, spelled
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.channel import ALIGNMENT, Receiver, Sender, Transport
@@ -77,7 +77,7 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
 
 def wire(
     job: Job, transport: Transport, store: str, interface: str, machine: int | None = None
-) -> dict[Seat, Ends]:
+) -> dict[Seat, ChannelEnds]:
     """Make each worker's ends of channels, and its process groups.
 
     A channel between two stages connects replicas with equal numbers. The transport makes the
@@ -86,7 +86,7 @@ def wire(
     `store` is the address of the process groups' store, and `interface` the name of their network
     interface. If `machine` is given, only the channels of its workers are made.
     """
-    ends = {seat: Ends() for seat in job.seats}
+    ends = {seat: ChannelEnds() for seat in job.seats}
     _add_groups(job, ends, store, interface)
     for way in _ways(job):
         if machine is not None and machine not in (job.home(way.source), job.home(way.target)):
@@ -101,7 +101,7 @@ def wire(
     return ends
 
 
-def _add_groups(job: Job, ends: Mapping[Seat, Ends], store: str, interface: str) -> None:
+def _add_groups(job: Job, ends: Mapping[Seat, ChannelEnds], store: str, interface: str) -> None:
     """Set the process groups of each worker that belongs to a group.
 
     Other workers have no rank, so they can be restarted without a new rendezvous.
@@ -120,7 +120,7 @@ def _add_groups(job: Job, ends: Mapping[Seat, Ends], store: str, interface: str)
 
 
 def _channel(
-    job: Job, way: _Way, transport: Transport, ends: Mapping[Seat, Ends]
+    job: Job, way: _Way, transport: Transport, ends: Mapping[Seat, ChannelEnds]
 ) -> tuple[Sender, Receiver]:
     devices = job.device(way.source), job.device(way.target)
     if job.home(way.source) == job.home(way.target):

@@ -11,18 +11,18 @@ from typing import NamedTuple
 import torch.multiprocessing
 
 
-class Ends(NamedTuple):
+class PipeEnds(NamedTuple):
     """The connections of one end of a channel: for messages, and for slots that become free."""
 
     messages: Connection
     returned: Connection
 
 
-def open_pipes() -> tuple[Ends, Ends]:
+def open_pipes() -> tuple[PipeEnds, PipeEnds]:
     """Open the two pipes of a channel, and return the connections of sender and receiver."""
     receive_messages, send_messages = torch.multiprocessing.Pipe(duplex=False)
     receive_returned, send_returned = torch.multiprocessing.Pipe(duplex=False)
-    return Ends(send_messages, receive_returned), Ends(receive_messages, send_returned)
+    return PipeEnds(send_messages, receive_returned), PipeEnds(receive_messages, send_returned)
 
 
 class Inlet:

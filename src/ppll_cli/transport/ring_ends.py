@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppll_cli.transport.channel import Header
 from ppll_cli.transport.order import Order
-from ppll_cli.transport.pipes import Ends, FreeSlots, Inlet
+from ppll_cli.transport.pipes import FreeSlots, Inlet, PipeEnds
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 _Token = tuple[Header, int, Layout | None, bytes]
@@ -24,7 +24,7 @@ this layout); the handle of the slot's CUDA event (empty except in the slot's fi
 class RingSender:
     """The sending end; see `channel.Sender`."""
 
-    def __init__(self, ends: Ends, slots: Slots, order: Order) -> None:
+    def __init__(self, ends: PipeEnds, slots: Slots, order: Order) -> None:
         self._messages, self._slots, self._order = ends.messages, slots, order
         self._free = FreeSlots(ends.returned, 0 if slots.memory.tensor is None else slots.count)
         self._numbers: dict[Layout, int] = {}
@@ -64,7 +64,7 @@ class RingSender:
 class RingReceiver:
     """The receiving end; see `channel.Receiver`. If `device` is given, tensors are copied to it."""
 
-    def __init__(self, ends: Ends, slots: Slots, order: Order, device: str | None) -> None:
+    def __init__(self, ends: PipeEnds, slots: Slots, order: Order, device: str | None) -> None:
         self._messages, self._returned = Inlet(ends.messages), ends.returned
         self._slots, self._order, self._device = slots, order, device
         self._layouts: list[Layout] = []
