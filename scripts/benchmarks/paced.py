@@ -92,8 +92,8 @@ class Line:
         """Order spans of batches; return the number of steps done at the end of each span."""
         lengths, ends = [], []
         for batches in spans:
-            # At the end of an epoch, a worker would report before the mark. So a span that would
-            # end there gets one more batch.
+            # A worker also reports at the end of an epoch. A span that ended there would get this
+            # report before that of its mark, so the span gets one more batch.
             length = batches + ((self.steps + batches) % EPOCH == 0)
             self.steps += length
             lengths.append(length)

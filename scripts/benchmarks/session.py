@@ -1,6 +1,7 @@
 """Runs a program in its own session, and observes its processes and what remains after its end.
 
-All facts are read from /proc, because multiprocessing gives workers no readable names.
+/proc says which processes belong to the session and what they are, because multiprocessing gives
+workers no telling names.
 """
 
 import os

@@ -198,5 +198,8 @@ def _name() -> str:
 
 
 def _host() -> str:
-    """Return a short name of this machine, because machines may share a folder but not locks."""
+    """Return a short name of this machine for file names.
+
+    Machines may share a folder, but one machine does not see the locks of another.
+    """
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"

@@ -84,7 +84,7 @@ class _Uncompiled(ModuleType):
     """
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
-        """Return a function of torch itself unchanged; let the compiler exclude other functions."""
+        """Return `function` if it belongs to torch; otherwise let the compiler handle the call."""
         if str(getattr(function, "__module__", None)).startswith("torch."):
             return function
         return self.__getattr__("disable")(function, *args, **options)
@@ -287,7 +287,7 @@ def _changed(inputs: Iterable[Tensor]) -> list[int]:
 
 
 def _shared(inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """Return the numbers of each pair of an input and an output in the same memory."""
+    """Return (index of the input, index of the output) for each pair that shares memory."""
     read, made = ([x.untyped_storage()._cdata for x in tensors] for tensors in (inputs, outputs))
     return tuple((i, o) for i, x in enumerate(read) for o, y in enumerate(made) if x == y)
 
