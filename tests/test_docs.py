@@ -41,7 +41,11 @@ def test_the_page_has_an_example_of_each_extension() -> None:
     assert list(EXTENSIONS) == own
 
 
-@pytest.mark.parametrize("section", EXTENSIONS)
+@pytest.mark.parametrize(
+    "section",
+    # tests/launch/test_language_model.py trains the slow example for fewer steps
+    [pytest.param(s, marks=pytest.mark.slow) if s == LANGUAGE else s for s in EXTENSIONS],
+)
 def test_every_example_of_an_extension_trains(tmp_path: Path, section: str) -> None:
     text = EXTENSIONS[section]
     files = FILE.findall(text)
