@@ -126,6 +126,20 @@ def test_a_new_receiver_reads_the_messages_that_no_snapshot_covers_again() -> No
     receive(second, 3)
 
 
+def test_a_new_receiver_frees_the_slots_that_the_old_one_did_not_free_after_its_snapshot() -> None:
+    """The old receiver died after it had written its snapshot. The ring has three slots."""
+    sender, first = channel()
+    pristine = copy.copy(first)
+    send(sender, 0, 1, 2)
+    receive(first, 0, 1)
+    assert not sender.wait(0)
+    second = again(pristine)
+    second.go_back(2)
+    assert sender.wait(0)
+    send(sender, 3, 4)
+    receive(second, 2, 3, 4)
+
+
 def test_a_new_sender_does_not_write_messages_that_the_journal_has_already() -> None:
     first, receiver = channel()
     pristine = copy.copy(first)
