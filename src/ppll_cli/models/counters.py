@@ -18,8 +18,8 @@ def counters(network: nn.Module, run: Callable[[], object]) -> tuple[str, ...]:
     """Return the names of the attributes that each call of `run` changes.
 
     `run` runs the network. An attribute that only the first pass changes is not returned: it may be
-    a cache, such as the sizes of features. Attributes of torch's own layers are also
-    not returned.
+    a cache, such as the sizes of features. Attributes of torch's own layers are not returned
+    either.
     """
     before = _state(network)
     run()

@@ -203,17 +203,22 @@ def _check_network(module: object) -> None:
 def _check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:
     """Refuse a network with a parameter that existed before `build` built the network."""
     # The meta device was the default, but a new parameter may hold the memory of a NumPy array.
-    others = {name: each for name, each in module.named_parameters() if not each.is_meta}
-    if not others:
+    if all(parameter.is_meta for parameter in module.parameters()):
         return
     with torch.device("meta"):
-        again = {id(parameter) for parameter in build().parameters()}
-    for name, parameter in others.items():
-        if id(parameter) in again:
+        kept = _in_both(module, build())
+    for name, parameter in kept.items():
+        if not parameter.is_meta:
             raise TypeError(
                 f"the parameter {name!r} existed before the network was built: make new weights at "
                 "each call, and keep no layer in a global variable or in a class"
             )
+
+
+def _in_both(one: nn.Module, other: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that two networks share, by their names in the first network."""
+    others = {id(parameter) for parameter in other.parameters()}
+    return {name: each for name, each in one.named_parameters() if id(each) in others}
 
 
 def trace(units: Sequence[Unit], batch: Mapping[str, ValueSpec]) -> list[TracedUnit]:
@@ -305,13 +310,11 @@ def problem_of(unit: Unit, specs: Mapping[str, ValueSpec], one_sample: Sequence[
     """
     with torch.device("meta"):
         one, other = unit.build(), unit.build()
-    again = {id(parameter) for parameter in other.parameters()}
-    for name, parameter in one.named_parameters():
-        if id(parameter) in again:
-            return (
-                f"has the same {name!r} after two calls of its build(); build() must make new "
-                "weights at each call, and units cannot share weights"
-            )
+    if kept := _in_both(one, other):
+        return (
+            f"has the same {next(iter(kept))!r} after two calls of its build(); build() must make "
+            "new weights at each call, and units cannot share weights"
+        )
     outputs = _run(unit, specs, samples=ODD)[1]
     for (name, output), one_made in zip(outputs.items(), one_sample, strict=True):
         shapes = f"writes {name!r} with shape {list(output.shape)} for {ODD} samples"

@@ -23,7 +23,7 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.pipeline.validation import whole
 from ppll_cli.predict.costs import bytes_of
 from ppll_cli.predict.profile import Measured, Profile
-from ppll_cli.prepare.dtypes import unreadable
+from ppll_cli.prepare.dtypes import why_unreadable
 
 MOST_CHUNKS = 10_000
 """Largest accepted number of chunks. A user's `layout()` may never end."""
@@ -104,7 +104,7 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
         return profile.copy(profile.setup.samples * bytes_of(specs[name] for name in reads))
 
     def auxiliary(modules: Sequence[range], module: int) -> float:
-        if unreadable(profile.ends, modules, module, profile.setup.numerics):
+        if why_unreadable(profile.ends, modules, module, profile.setup.numerics):
             return UNREADABLE_S
         return seconds(profile.auxiliary(modules, module))
 

@@ -57,13 +57,13 @@ def check_losses(job: Job, subject: Subject) -> None:
         ConfigError: A loss fails with the dtype of such a tensor, but not with float32.
     """
     for number in range(len(job.layout.modules)):
-        if why := unreadable(subject.ends, job.layout.modules, number, job.numerics):
+        if why := why_unreadable(subject.ends, job.layout.modules, number, job.numerics):
             method = as_typed("local", job.local["_target_"])
             remedy = "end the module at another unit (local.cuts), or return float32 there"
             raise ConfigError(*method, f"the auxiliary network of module {number} {why}", remedy)
 
 
-def unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
+def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
     """Return why a module's auxiliary network cannot read a unit's output; empty if it can."""
     stop, units = modules[number].stop, ends.site.units
     outputs = (spec for traced in ends.traced[:stop] for spec in traced.outputs)
