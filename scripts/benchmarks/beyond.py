@@ -4,15 +4,16 @@ A small RetinaNet finds clothes in scenes painted with Fashion-MNIST, and a smal
 photographs by 2 and by 4. Each model is trained by back-propagation and, cut into 2 and into 4
 modules, by local losses. The auxiliary networks are the task's smallest head (greedy), the Simple
 Local Module (fba off), or the Simple Local Module with the feature bank (fba on). Detection also
-has heads that train only the pyramid levels of a module's own stride (greedy, level), and MAN++
-with such heads (manpp). All rows of a case have equal numbers of training steps. In detection with
-two modules, no earlier module can put features into a bank, so fba on and fba off share one run.
+has heads that train only the pyramid levels of a module's own stride (greedy, level), and MAN and
+MAN++ with such heads (man, manpp). All rows of a case have equal numbers of training steps. In
+detection with two modules, no earlier module can put features into a bank, so fba on and fba off
+share one run.
 
 Metrics are measured under `schedule=ll`, whose weights are bit-identical to those of `ppll`, in
 several runs at the same time. Speed and memory are measured in short runs, one at a time: local
 methods on two stages with one thread per worker, `bp` in one worker with one thread and with all
 threads. The benchmark takes about two hours on two cores, and more with several `--seeds`;
-`--short` reduces the training to a tenth.
+`--length` trains for a part or a multiple of this length.
 """
 
 import argparse
@@ -39,6 +40,7 @@ from scripts.benchmarks.trials import (
 METHODS = {
     "greedy": ("local=greedy",),
     "greedy, level": ("local=greedy", "local.detection_head=level"),
+    "man": ("local=man",),
     "manpp": ("local=manpp",),
     "fba off": ("local=fba",),
     "fba on": ("fba=on",),
@@ -82,14 +84,14 @@ class Case:
     reference: tuple[str, Mapping[str, str]] | None = None
     brief: tuple[str, ...] = ("data.eval_limit=1",)
 
-    def budget(self, short: bool, seed: int = 0) -> tuple[str, ...]:
-        """Return the overrides that all rows share."""
+    def budget(self, length: float = 1, seed: int = 0) -> tuple[str, ...]:
+        """Return the overrides that all rows share; `length` multiplies the samples per epoch."""
         key, samples = self.length
         return (
             f"seed={seed}",
             *COMMON,
             *self.overrides,
-            f"{key}={samples // 10 if short else samples}",
+            f"{key}={round(samples * length)}",
         )
 
 
@@ -147,7 +149,7 @@ class Row:
     speed: Trial
 
 
-def rows(name: str, short: bool, seeds: Sequence[int] = (0,)) -> list[Row]:
+def rows(name: str, length: float = 1, seeds: Sequence[int] = (0,)) -> list[Row]:
     """Return the rows of a case: back-propagation, and each method with each number of modules."""
     case = CASES[name]
 
@@ -155,29 +157,29 @@ def rows(name: str, short: bool, seeds: Sequence[int] = (0,)) -> list[Row]:
         return tuple(
             Trial(
                 f"{name} {label} trained" + (f" seed {seed}" if seed else ""),
-                (*case.budget(short, seed), *overrides),
+                (*case.budget(length, seed), *overrides),
             )
             for seed in seeds
         )
 
     bp = trained("bp", "schedule=bp", "gpus=1", "threads=1")
-    found = [Row("bp", 1, bp, schedules(name, short)["bp"])]
+    found = [Row("bp", 1, bp, schedules(name, length)["bp"])]
     for modules in case.cuts:
         for method in case.methods:
             local = _local(name, method, modules)
             label = f"{_same(name, method, modules)} {modules}"
             learning = trained(label, "schedule=ll", "gpus=1", "threads=1", *local)
-            speed = (*_brief(name, case.budget(short)), "schedule=ppll", *TWO_STAGES, *local)
+            speed = (*_brief(name, case.budget(length)), "schedule=ppll", *TWO_STAGES, *local)
             found.append(Row(method, modules, learning, Trial(f"{name} {label} speed", speed)))
     return found
 
 
-def schedules(name: str, short: bool) -> dict[str, Trial]:
+def schedules(name: str, length: float = 1) -> dict[str, Trial]:
     """Return the run that measures the speed of each schedule, by name.
 
     `ll` and `ppll` use fba on, with two modules.
     """
-    brief = _brief(name, CASES[name].budget(short))
+    brief = _brief(name, CASES[name].budget(length))
     one = ("gpus=1", "threads=1")
     local = _local(name, "fba on", 2)
     chosen = {
@@ -211,13 +213,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--case", nargs="+", choices=CASES, default=list(CASES), help="only these cases"
     )
-    parser.add_argument("--short", action="store_true", help="train on a tenth of the samples")
+    parser.add_argument(
+        "--length", type=float, default=1.0, help="multiplies the samples of each training"
+    )
     add_options(parser, EVERY, NUMBERS, seeds=[0])
     options = parser.parse_args(arguments)
     console = Console()
-    benchmark = "beyond-short" if options.short else "beyond"
+    benchmark = "beyond" if options.length == 1 else f"beyond-{options.length:g}"
     trials = Trials(benchmark, console.print)
-    every = {name: rows(name, options.short, options.seeds) for name in CASES}
+    every = {name: rows(name, options.length, options.seeds) for name in CASES}
     modules = (1, *options.modules)
     lines = {
         name: [
@@ -230,10 +234,10 @@ def main(arguments: Sequence[str]) -> None:
         trials.train(trained, results_of, options.jobs)
     if options.skip != "speed":
         for name, each in lines.items():
-            speeds = schedules(name, options.short).values()
+            speeds = schedules(name, options.length).values()
             trials.make([*(row.speed for row in each), *speeds], cost)
     begun = [n for n in CASES if n in options.case or any(_begun(trials, row) for row in every[n])]
-    text = "\n".join(markdown(trials, name, every[name], options.short) for name in begun)
+    text = "\n".join(markdown(trials, name, every[name], options.length) for name in begun)
     (FOLDER / f"{benchmark}.md").write_text(text)
     console.print(text, markup=False)
 
@@ -242,7 +246,7 @@ def _begun(trials: Trials, row: Row) -> bool:
     return any(trials.find(trial) for trial in (*row.trained, row.speed))
 
 
-def markdown(trials: Trials, name: str, lines: Sequence[Row], short: bool) -> str:
+def markdown(trials: Trials, name: str, lines: Sequence[Row], length: float) -> str:
     """Return the two tables of a case with all results so far, in Markdown."""
     case = CASES[name]
     bp = [trials.find(trial) for trial in lines[0].trained]
@@ -255,7 +259,7 @@ def markdown(trials: Trials, name: str, lines: Sequence[Row], short: bool) -> st
         label, keys = case.reference
         known = [{m: each[key] for m, key in keys.items()} if each else None for each in bp]
         cells.insert(0, [label, "", *_reached(case, known, bp), *[""] * 5])
-    found = {key: trials.find(trial) for key, trial in schedules(name, short).items()}
+    found = {key: trials.find(trial) for key, trial in schedules(name, length).items()}
     speeds = [[key, *_pace(each)] for key, each in found.items()]
     by_schedule = table(["schedule", "samples/s", "bubble"], speeds)
     return f"## {case.title}\n\n{table(columns, cells)}\n{by_schedule}"

@@ -18,8 +18,8 @@ from tests.data.picture_files import write_photos
 
 def every_trial(name: str) -> list[Trial]:
     """Return each trial of a case once."""
-    lines = beyond.rows(name, short=False)
-    speeds = beyond.schedules(name, short=False).values()
+    lines = beyond.rows(name)
+    speeds = beyond.schedules(name).values()
     trained = (trial for row in lines for trial in row.trained)
     listed = [*trained, *(row.speed for row in lines), *speeds]
     return list(dict.fromkeys(listed))
@@ -43,7 +43,7 @@ def test_every_trial_has_valid_settings(trial: Trial) -> None:
     assert parsed.eval_every > parsed.epochs  # evaluate only at the end
     local = choices["schedule"] in ("ll", "ppll")
     assert bool(parsed.local["cuts"]) == local
-    assert choices["local"] in (("greedy", "manpp", "fba") if local else ("greedy",))
+    assert choices["local"] in (("greedy", "man", "manpp", "fba") if local else ("greedy",))
 
 
 @pytest.mark.parametrize("name", ["x2", "x4"])
@@ -51,7 +51,7 @@ def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path
     """Ten units cannot be divided into four equal parts."""
     folder = write_photos(tmp_path / "photos", width=200, height=180)
     files = [f"data.folders=[{folder}]", f"data.cache={tmp_path / 'cache'}", "device=cpu"]
-    for row in beyond.rows(name, short=False)[1:]:
+    for row in beyond.rows(name)[1:]:
         job = prepared(*row.trained[0].overrides, *files).job
         assert [len(units) for units in job.layout.modules] == {2: [5, 5], 4: [3, 2, 2, 3]}[
             row.modules
@@ -62,10 +62,10 @@ def test_edsr_is_cut_into_modules_of_almost_equal_size(name: str, tmp_path: Path
 def test_every_row_of_a_case_has_the_same_budget(name: str) -> None:
     found = every_trial(name)
     assert len({trial.name for trial in found}) == len(found)
-    budget = beyond.CASES[name].budget(short=False)
+    budget = beyond.CASES[name].budget()
     assert all(trial.overrides[: len(budget)] == budget for trial in found)
-    lines = beyond.rows(name, short=False)
-    further = ("greedy, level", "manpp") if name == "detection" else ()
+    lines = beyond.rows(name)
+    further = ("greedy, level", "man", "manpp") if name == "detection" else ()
     assert [(row.method, row.modules) for row in lines] == [
         ("bp", 1),
         *((method, k) for k in (2, 4) for method in ("greedy", *further, "fba off", "fba on")),
@@ -74,16 +74,16 @@ def test_every_row_of_a_case_has_the_same_budget(name: str) -> None:
 
 @pytest.mark.parametrize("name", beyond.CASES)
 def test_equal_trials_are_run_only_once(name: str) -> None:
-    by_row = {(row.method, row.modules): row for row in beyond.rows(name, short=False)}
+    by_row = {(row.method, row.modules): row for row in beyond.rows(name)}
     same = by_row["fba on", 2].trained == by_row["fba off", 2].trained
     assert same == (name == "detection")  # the other cases always have a long skip
     assert by_row["fba on", 4].trained != by_row["fba off", 4].trained
-    assert beyond.schedules(name, short=False)["ppll"] == by_row["fba on", 2].speed
-    assert beyond.schedules(name, short=False)["bp"] == by_row["bp", 1].speed
+    assert beyond.schedules(name)["ppll"] == by_row["fba on", 2].speed
+    assert beyond.schedules(name)["bp"] == by_row["bp", 1].speed
 
 
 def test_a_short_benchmark_has_a_tenth_of_the_samples() -> None:
-    long, short = (beyond.CASES["x2"].budget(each) for each in (False, True))
+    long, short = (beyond.CASES["x2"].budget(each) for each in (1, 0.1))
     (differing,) = ((one, other) for one, other in zip(long, short, strict=True) if one != other)
     samples = [int(override.removeprefix("data.patches_per_epoch=")) for override in differing]
     assert samples[0] == 10 * samples[1]
@@ -169,7 +169,7 @@ def test_a_case_runs_its_trials_and_writes_results(ran: list[str]) -> None:
 
 def test_each_case_writes_its_tables(ran: list[str]) -> None:
     beyond.main(["--skip", "speed"])
-    assert len(ran) == 3 * len(TRAINED) - 1 + 4  # four rows are for detection only
+    assert len(ran) == 3 * len(TRAINED) - 1 + 6  # six rows are for detection only
     text = Path("outputs/benchmark/beyond.md").read_text()
     assert "| method | modules | AP | AP50 | AP minus bp's |" in text
     assert "| fba on | 4 | 0.375 | 0.500 | -0.125 | 2,000 | 25% of the backbone |  |  |  |" in text
@@ -225,12 +225,12 @@ def test_a_stopped_benchmark_continues_with_the_missing_trials(
     with monkeypatch.context() as patched:
         patched.setattr(trials, "run", fails)
         with pytest.raises(RunFailedError, match="gpipe"):
-            beyond.main(["--case", "x4", "--short", "--skip", "train"])
-    beyond.main(["--case", "x4", "--short", "--skip", "train"])
+            beyond.main(["--case", "x4", "--length", "0.1", "--skip", "train"])
+    beyond.main(["--case", "x4", "--length", "0.1", "--skip", "train"])
     assert ran == ["x4-gpipe-speed"]
 
 
 def test_results_of_another_budget_are_not_reused(ran: list[str]) -> None:
-    beyond.main(["--case", "x4", "--short", "--skip", "speed", "--jobs", "1"])
+    beyond.main(["--case", "x4", "--length", "0.1", "--skip", "speed", "--jobs", "1"])
     beyond.main(["--case", "x4", "--skip", "speed", "--jobs", "1"])
     assert ran == 2 * [f"x4-{row}-trained" for row in TRAINED]
