@@ -20,7 +20,10 @@ def unit_weights(seed: int, unit: str) -> int:
 
 
 def auxiliary_weights(seed: int, module: int) -> int:
-    """Return the seed for the initial weights of a module's exports and auxiliary network."""
+    """Return the seed for the initial weights of a module's auxiliary network.
+
+    The buffers of the module's exports have the same seed.
+    """
     return _seed("auxiliary weights", seed, module)
 
 
@@ -38,7 +41,10 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
 
 
 def constructor(seed: int, group: str) -> int:
-    """Return the seed for a constructor of the group `model` or `local`, or a model's `units()`."""
+    """Return the seed with which a class of the group `model` or `local` is constructed.
+
+    A model's `units()` runs with the seed of `model`.
+    """
     return _seed("constructor", seed, group)
 
 

@@ -16,11 +16,11 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
     """Return the key of the objective, after checking that the summary has this key.
 
     `key` is what the user gave: names of keys and indices of list items, joined by dots. None means
-    the metric of `val`, or of `test` in a run without `val`. Numbers that are not measured yet may
-    be null in the summary.
+    the metric of `val`, or of `test` in a run without `val`. A null in the summary stands for a
+    number that is measured later.
 
     Raises:
-        ConfigError: The summary has no such key, or its value is not a number.
+        ConfigError: The summary has no such key, or its value is neither a number nor null.
     """
     if key is None:
         return f"{'val' if 'val' in summary else 'test'}.{metric}"

@@ -176,7 +176,7 @@ def _check_units(
 def _check_export(
     unit: Unit, made: TracedUnit, taken: Sequence[str], method: tuple[str, object]
 ) -> None:
-    """Check that an export has no parameters, changes no input, and uses only new names."""
+    """Check that an export has no parameters, changes no input, and uses no name that is taken."""
     problem = ""
     if made.cost.params:
         problem = f"its export {unit.name!r} has parameters, but exports are not trained"

@@ -13,7 +13,7 @@ def seed_generators(seed: int) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """Return the states of both generators, by module name. Equal states compare as equal."""
+    """Return the states of both generators, by Python module. States can be compared by `==`."""
     numpy_state: Any = np.random.get_state()
     kind, keys, *rest = numpy_state
     return {"random": random.getstate(), "numpy.random": (kind, tuple(keys.tolist()), *rest)}

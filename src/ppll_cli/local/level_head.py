@@ -87,7 +87,7 @@ class LevelHead(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LevelDetection(Detection):
-    """A detection task whose modules train only on the levels for the strides of their own maps."""
+    """Detection in which each module trains only on the levels that fit the stride of its map."""
 
     style: HeadStyle  # settings of the model's head
     forced = False  # boxes that fit none of the module's levels are left to other modules

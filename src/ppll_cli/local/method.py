@@ -138,7 +138,7 @@ class LocalMethod(ABC):
         """
 
     def exports(self, site: Site) -> Sequence[Unit]:
-        """Return units that compute further tensors of a module, for criteria of later modules.
+        """Return the exports of a module: units that compute tensors for criteria of later modules.
 
         These units run after the module's own units, without gradients. They have no parameters,
         but may have buffers. The first dimension of each output is the batch. The outputs are sent
@@ -155,5 +155,5 @@ def module_criterion(method: LocalMethod, site: Site) -> Criterion:
 
 
 def module_exports(method: LocalMethod, site: Site) -> Sequence[Unit]:
-    """Return the method's exports of a module; the model's last module has none."""
+    """Return the exports that the method adds to a module; the model's last module has none."""
     return () if site.is_last else method.exports(site)

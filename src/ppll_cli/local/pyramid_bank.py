@@ -32,7 +32,8 @@ class PyramidBank(Bank):
         """Return a pyramid that reads banked maps, the module's map and the maps of copied units.
 
         For `LevelDetection`, return copied units and a `LevelHead`, which reads their output and
-        banked maps. Copied units whose maps are coarser than the head's finest level are dropped.
+        banked maps. Only the copied units whose maps have at most the stride of the module's map,
+        or stride 8 if that is larger, are used.
         """
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:

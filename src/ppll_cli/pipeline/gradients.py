@@ -25,10 +25,12 @@ def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
 def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add instructions that average each chunk's gradients over the replicas.
 
-    `StartAverage` of a chunk comes before the chunk's last backward. If the loss comes right before
-    that backward, `StartAverage` comes before the loss, which completes the gradients of the
-    auxiliary network. If every chunk of the stage computes its own loss, a chunk's step is moved
-    behind the next backward of another chunk, so that averaging continues during that backward.
+    After `StartAverage`, each gradient of the chunk is averaged as soon as it is complete. So
+    `StartAverage` comes before the chunk's last backward, or before the loss if the loss comes
+    right before that backward, because the loss completes gradients of the auxiliary network.
+
+    If every chunk of the stage computes its own loss, a chunk's step is moved behind the next
+    backward of another chunk, so that averaging continues during that backward.
     """
     chunks = place.chunks
     if all(place.routes.layout.chunks[chunk].ends_module for chunk in chunks):

@@ -38,7 +38,7 @@ def ring_bytes(size: int, replicas: int) -> int:
 
 
 class Carriers:
-    """Finds the connections that carry a job's messages and averages."""
+    """Finds the connections that carry a job's messages, and those over which replicas average."""
 
     def __init__(self, job: Job, interconnect: Interconnect) -> None:
         self._job, self._interconnect = job, interconnect

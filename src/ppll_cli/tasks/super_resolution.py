@@ -161,8 +161,9 @@ def _by_picture(rows: Tensor) -> dict[int, list[float]]:
 def _shaved(tile: Tensor) -> Tensor:
     """Return the bounds of the pixels that `rgb_psnr` uses, int64 [B, 4], in `TILE`'s form.
 
-    The border for `rgb_psnr` is one pixel wider than the border for SSIM. A tile has these borders
-    only at the edges of the picture, where the bounds for PSNR and SSIM differ.
+    Both SSIM and `rgb_psnr` leave out a border of the picture, which for `rgb_psnr` is one pixel
+    wider. PSNR leaves out none. So a side of the tile is at the edge of the picture if the bounds
+    for PSNR and SSIM differ there.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)

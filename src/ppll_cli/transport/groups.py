@@ -100,9 +100,10 @@ class Groups:
                 self._connect(name, torch.zeros(1, device=self.carrier(name, device)))
 
     def _connect(self, name: str, number: Tensor) -> None:
-        """Connect a group by one operation of the kind for which it is used.
+        """Make a group's connections by running one operation: a transfer or an all-reduce.
 
-        NCCL makes separate connections for transfers and for collective operations.
+        NCCL connects separately for transfers and for collective operations, and a group is used
+        only for one of the two.
         """
         group, made = self.groups[name], self._made[name]
         if not group.directed:

@@ -58,10 +58,11 @@ def let_default_stream_wait(device: torch.device) -> None:
 
 
 class Order:
-    """Makes one end's use of a slot wait for the other end's use of this slot.
+    """Makes one end of a channel wait until the other end has finished its work with a slot.
 
-    This class is for the CPU, where work is done before its token is sent, so nothing has to wait.
-    `fill` and `give_back` return the handle of a CUDA event that they create, else empty bytes.
+    This class is for the CPU, where this work is finished before the other end hears of it, so
+    nothing has to wait. `CudaOrder` waits for CUDA events: its `fill` and `give_back` return the
+    handle of an event that they create. Without a new event they return empty bytes, as here.
     """
 
     def learn(self, handle: bytes) -> None:

@@ -271,5 +271,5 @@ def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measu
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Return a tensor on the host. A copy from CUDA may be done only later."""
+    """Return a tensor on the host. A copy from CUDA may still be running when this returns."""
     return tensor.detach().to("cpu", non_blocking=True)

@@ -50,8 +50,8 @@ def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
     An output that needs a gradient, and is also in `held` or an earlier output, is replaced by a
-    view. Then autograd adds the gradients of each name before it adds the two sums, as it does if
-    the outputs are sent to another stage. Another order of addition would round differently.
+    view. Then autograd first sums the gradients of each name, and then adds these sums, as it does
+    if the outputs are sent to another stage. Another order of addition would round differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():

@@ -189,7 +189,7 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy the first replica's buffers that training may read to the other replicas.
+        """Copy those buffers that training may read from the first replica to all others.
 
         Evaluations and checkpoints copy all buffers. Without this method, training would depend on
         how often the run evaluates and saves.

@@ -168,7 +168,7 @@ class LabelledPictures(Classified):
 
     @property
     def processes(self) -> int:
-        """Number of processes that decode pictures, once at the start or during training."""
+        """Number of processes that decode pictures, before training or during training."""
         return self.loaders or max(1, min(MOST_LOADERS, usable_cores() - 1))
 
     @cached_property
