@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.observe import dashboard
 from ppll_cli.observe.tracker import line_scalars, stage_scalars
+from scripts import wandb_dashboard
 from tests.observe.conftest import STAGES, line
 
 
 def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run the script in a separate process, because the library warns when it is imported."""
-    command = [sys.executable, "-m", "ppll_cli.observe.dashboard", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    command = [sys.executable, "-m", "scripts.wandb_dashboard", *arguments]
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, cwd=root
+    )
 
 
 def panels(page: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,7 +71,7 @@ def test_a_missing_library_is_reported_with_the_command_to_install_it(
     with pytest.raises(
         ConfigError, match=r"is not installed; .*python\S* -m pip install wandb-workspaces$"
     ):
-        dashboard.main(["--dry-run"])
+        wandb_dashboard.main(["--dry-run"])
 
 
 def test_the_script_installs_the_library() -> None:
