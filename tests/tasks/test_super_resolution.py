@@ -49,6 +49,15 @@ def test_scores_are_averaged_over_pictures() -> None:
     assert scores[0]["psnr"] > scores[1]["psnr"]
 
 
+def test_scores_do_not_depend_on_the_order_of_rows() -> None:
+    """Replicas and a resume change this order."""
+    rows = torch.rand(100, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows[:, 0] = 0  # one picture
+    orders = [torch.randperm(100, generator=torch.Generator().manual_seed(n)) for n in range(5)]
+    scores = [TASK.score(rows[order]) for order in orders]
+    assert all(each == scores[0] for each in scores)
+
+
 def test_the_border_of_a_picture_is_not_measured() -> None:
     wanted = torch.full((1, 3, SIDE, SIDE), 0.5)
     made = wanted.clone()

@@ -5,6 +5,7 @@ Legend: B batch, C channels, s scale, H height, W width (pixels of the small pic
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 import torch
 import torch.nn.functional as F
@@ -153,9 +154,12 @@ class SuperResolution:
 
 
 def _by_picture(rows: Tensor) -> dict[int, list[float]]:
-    """Return the sums of rows over the tiles of each picture, by the picture's index."""
+    """Return the sums of rows over the tiles of each picture, by the picture's index.
+
+    The sums are exact, because replicas and a resume change the order of the rows.
+    """
     numbers = sorted(set(rows[:, 0].tolist()))
-    return {int(n): rows[rows[:, 0] == n, 1:].sum(dim=0).tolist() for n in numbers}
+    return {int(n): [*map(fsum, rows[rows[:, 0] == n, 1:].T.tolist())] for n in numbers}
 
 
 def _shaved(tile: Tensor) -> Tensor:
