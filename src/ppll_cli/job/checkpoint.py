@@ -69,8 +69,8 @@ def saved_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[int, Mapping[st
     """Return the tensors of a checkpoint by name, and its `Unreported` measurements.
 
     The tensors are views of the files of all stages, so their values are read only when needed. The
-    manifest lists these files. If a user copied the files of the stages without the manifest, they
-    are found by their names, `stage-*.safetensors`.
+    manifest lists these files. If a user copied these files without the manifest, this function
+    finds them by their names, `stage-*.safetensors`.
     """
     if (folder / MANIFEST_FILE).exists():
         paths = [folder / file.name for file in read_manifest(folder).files]

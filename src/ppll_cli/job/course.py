@@ -131,8 +131,8 @@ class Course:
     def items(self, stop: Callable[[], bool], start: int = 0) -> Iterator[Item]:
         """Yield all batches and marks in order, after `start` optimizer steps of earlier processes.
 
-        `stop` is called before each training batch. When it returns True, only the end follows, and
-        before the end a checkpoint if the latest step has none.
+        `stop` is called before each training batch. When it returns True, no batch follows, only a
+        checkpoint (unless the latest step has one) and the end.
         """
         sizes = self.batch_sizes()
         step = start

@@ -59,7 +59,13 @@ def receiver_of(device: str) -> str:
 
 
 def check_processors(settings: Settings, devices: Sequence[str], notes: list[str]) -> None:
-    """Check that this machine has what workers on these devices need; add remarks to `notes`."""
+    """Check that `precision` and `compile` work on these devices of this machine.
+
+    If the workers need more CPU cores than there are, a note for the user is appended to `notes`.
+
+    Raises:
+        ConfigError: One of the two settings does not work.
+    """
     on_cpu = "cpu" in devices
     if on_cpu and settings.precision == "tf32":
         raise ConfigError(

@@ -33,7 +33,7 @@ MAY_BE_READ = "but later modules may read it: make a new tensor"
 class ModuleEnd:
     """What a module runs after its last unit: exports for later modules, then its own loss."""
 
-    follows: tuple[Access, ...]
+    follows: tuple[Access, ...]  # the exports, then the loss
     cost: Cost  # cost of the module's auxiliary network
     watches: Watch | None = None  # the unit of a later module whose weights the loss reads
 
@@ -105,7 +105,7 @@ class Ends:
         """Check that a module's auxiliary network shares no weights with earlier modules.
 
         Modules on different stages cannot share weights. `owners` maps the `id` of each earlier
-        parameter to its module; the parameters of `module` are added.
+        parameter to its module; this method adds the parameters of `module`.
         """
         for name, parameter in criterion.named_parameters():
             if (owner := owners.setdefault(id(parameter), module)) != module:
@@ -115,18 +115,24 @@ class Ends:
 
     @property
     def _method(self) -> tuple[str, object]:
-        """The configuration key and value by which the user chose the local method."""
+        """The configuration key and value of the local method, for error messages."""
         return as_typed("local", type(self.method))
 
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
-        """Return a function that builds a module's criterion, and specs of tensors it may read."""
+        """Return a function that builds a module's criterion.
+
+        Also return shape and dtype of each tensor that the criterion may read.
+        """
         here, _, _, specs = next(islice(self._walk(modules), module, None))
         return partial(module_criterion, self.method, here), specs
 
     def before(self, index: int) -> dict[str, ValueSpec]:
-        """Return shapes and dtypes of all tensors, except exports, that unit `index` may read."""
+        """Return shapes and dtypes of the tensors that exist before unit `index`.
+
+        The outputs of exports are left out.
+        """
         specs = dict(self.batch)
         for unit, made in zip(self.site.units[:index], self.traced, strict=False):
             specs.update(zip(unit.writes, made.outputs, strict=True))
@@ -232,7 +238,7 @@ def _run_criterion(specs: Mapping[str, ValueSpec], criterion: nn.Module) -> nn.M
 
 
 def _check_further(criterion: Criterion, specs: Mapping[str, ValueSpec]) -> None:
-    """Check the names of the further predictions that a criterion makes in evaluations."""
+    """Check that `predict_further` returns exactly the predictions that `further` names."""
     if not criterion.further:
         return
     with torch.no_grad(), explained():

@@ -3,15 +3,16 @@
 The first half goes through every operation between the outputs and the inputs. At each operation
 that has parameters, such as a convolution or a matrix product, it stores the arriving gradient. The
 second half computes the gradients of the parameters from these stored gradients. It repeats nothing
-of the first half, except for the groups that `_Graph.repeated` returns::
+of the first half, except for some parameters that are used several times (see `_Graph.repeated`).
+This diagram shows both halves::
 
     inputs <── matmul <── gelu <── matmul <── outputs      backward_to_inputs
                   │                   │
                weights             weights                 WeightHalf.run
 
-The gradients are bit-identical to those of a whole backward: every operation gets the same numbers,
-and all contributions to a parameter are summed, by one call of autograd, before the sum is added to
-`.grad`.
+The gradients are equal bit for bit to the gradients of a whole backward: every operation gets the
+same numbers, and one call of autograd sums all contributions to a parameter before it adds the sum
+to `.grad`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,7 +41,7 @@ class WeightHalf:
         self._calls = calls
 
     def run(self) -> None:
-        """Add the gradients to `.grad` of the weights. Further calls do nothing."""
+        """Add the gradients to `.grad` of the weights. A second call does nothing."""
         for starts, weights, retain in self._calls:
             edges, gradients = [edge for edge, _ in starts], [each for _, each in starts]
             torch.autograd.backward(edges, gradients, inputs=weights, retain_graph=retain)
@@ -138,7 +139,7 @@ class _Graph:
                 self._own[node] = set().union(*found)
 
     def groups(self, starts: Sequence[_Start]) -> list[_Group]:
-        """Return the groups of weights; those nearer to the outputs come first."""
+        """Return the groups of weights; groups nearer to the outputs come first."""
         of: dict[Node, _Group] = {}
 
         def join(weights: set[Node]) -> _Group:

@@ -54,9 +54,9 @@ class Seat(NamedTuple):
 class Job:
     """Everything that a worker needs to know about the run.
 
-    In `settings`, keys that the user did not set can be null. The other fields, and the property
-    `threads`, have the values that the program chose. `local` has the options of the local method,
-    with the defaults of its feature bank.
+    In `settings`, a key that the user did not set can be None. The other fields, and the property
+    `threads`, have the values that the program chose for such keys. `local` has the options of the
+    local method, with the defaults of its feature bank.
 
     `snapshot_every` is the largest number of messages on a channel between two snapshots of a
     stage, or 0 if workers are not restarted.
@@ -150,7 +150,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return a worker's device for messages, with its machine if there are several."""
+        """Return the name of a worker's device for users, with its machine if there are several."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
@@ -181,7 +181,7 @@ class Job:
         return used or self.settings.log_grad_norm
 
     def place(self, stage: int, microbatches: int) -> Place:
-        """Return the `Place` of a stage for a training batch of `microbatches` micro-batches."""
+        """Describe a stage to the schedule, for a training batch of that many micro-batches."""
         norms = self.needs_norm and not self.local_learning
         return Place(stage, self.routes, microbatches, norms, self.replicas)
 
@@ -256,11 +256,11 @@ class Job:
         }
 
     def kept(self, channel: Channel) -> int:
-        """Return the largest number of messages that a channel keeps for a restart of either end.
+        """Return how many messages a channel keeps, at most, for a restart of one of its stages.
 
         A stage can take a snapshot only after a batch or mark, not in the middle of a batch. So the
-        channel keeps `snapshot_every` messages and those of one batch, which has a message for each
-        micro-batch or evaluation batch. The result is 0 if neither end can be restarted.
+        channel keeps `snapshot_every` messages, and in addition the messages of one batch: one for
+        each micro-batch or evaluation batch. It keeps none if neither stage can be restarted.
         """
         if not self.restartable & {channel.source, channel.target}:
             return 0
@@ -268,7 +268,7 @@ class Job:
 
     @cached_property
     def _most_parts(self) -> int:
-        """Largest number of micro-batches of a batch, or of batches in an evaluation item."""
+        """Largest number of micro-batches of a batch, or of batches in an `EvaluationBatch`."""
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
@@ -295,7 +295,7 @@ class Job:
     def carried(self, channel: Channel) -> list[ValueSpec]:
         """Return shapes and dtypes of the tensors in a message of a channel.
 
-        Only tensors of activations and gradients have a batch dimension.
+        Shapes leave out the batch dimension, which only activations and gradients have.
         """
         if channel.kind == "norms":
             return [ValueSpec((len(self.features),), torch.float64)]
@@ -339,5 +339,5 @@ class Job:
         return units
 
     def site(self, units: Sequence[Unit]) -> Site:
-        """Return the `Site` of module 0, given the model's units."""
+        """Return the `Site` of module 0, for a local method; `units` are the model's units."""
         return Site(0, self.layout.modules, units, self.features, self.input_spec, self.task)

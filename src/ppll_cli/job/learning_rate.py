@@ -8,7 +8,7 @@ from ppll_cli.config.sections import Optim
 def learning_rate(optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> float:
     """Return the learning rate of the optimizer step that follows `step` earlier steps.
 
-    The schedule extends over all epochs, even if the run stops earlier.
+    The learning rate's schedule extends over all epochs, even if the run stops earlier.
     """
     if optim.schedule == "cosine_by_epoch":
         return _by_epoch(optim, step // steps_per_epoch + 1, epochs)

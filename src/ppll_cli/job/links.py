@@ -97,10 +97,10 @@ def upcoming(
     because all must stop after the same batch. A worker of another stage reads the item from the
     next message to its lowest chunk, without removing the message from the channel.
 
-    `wait` waits until an end of a channel is ready. Its arguments are the end and the kind of time
-    to record: "blocked" (no free slot) or "starved" (no message). `before` counts the items that an
-    earlier process of this worker has handled, which are not yielded again. The receivers of a
-    restarted worker begin after the messages of these items.
+    `wait` waits until a sender has a free slot or a receiver has a message. Its arguments are the
+    sender or receiver, and the kind of time to record, "blocked" or "starved". `before` counts the
+    items that an earlier process of this worker has handled. They are not yielded again, and the
+    receivers of a restarted worker begin after the messages of these items.
     """
     if seat == Seat(0, 0):
         for decided in _decided(job, links, before):

@@ -45,7 +45,7 @@ class Manifest:
     step: int  # number of optimizer steps done
     epoch: int  # epoch of the last step; the first epoch is 1
     cuts: tuple[str, ...]  # name of the first unit of each module except the first module
-    metrics: dict[str, int | float | None]  # `Metrics.state` when the model's last stage had saved
+    metrics: dict[str, int | float | None]  # `Metrics.state` after the last stage saved its file
     files: tuple[SavedFile, ...]  # the stages' files
     parts: tuple[Part, ...] = ()  # parts of the run until this step (see `parts.py`)
     counted: tuple[Counted, ...] = ()  # workers' counts until this step, by `parts.Conditions`

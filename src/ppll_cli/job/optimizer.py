@@ -163,16 +163,16 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
-    """Scale the gradients of parameters in place, so that a norm is at most `limit`.
+    """Scale the gradients of parameters in place, so that a gradient norm is at most `limit`.
 
-    `squared` is the square of this norm before the scaling, a float64 scalar. The norm is that of
-    these gradients, or of more gradients, such as all gradients of the model.
+    `squared` is the squared norm before the scaling, a float64 scalar. It is the norm of these
+    gradients, or of these and others, for example of all gradients of the model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 
 
 def warn_of_skipped(module: int, steps: Sequence[int], flags: Tensor) -> None:
-    """Log a warning for each skipped step of a module: each 1 in `flags`, which are on the CPU."""
+    """Log a warning for each skipped step of a module: each step whose flag (on CPU) is 1."""
     for step, flag in zip(steps, flags.tolist(), strict=True):
         if flag:
             log.warning(

@@ -99,7 +99,10 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether the job has all counted instructions; older versions used other names."""
+        """Return whether the job has all instructions in `counted`.
+
+        Older versions of the program used other names for instructions.
+        """
         job, names = self._job, set()
         for stage in range(job.stages):
             for count in job.microbatch_counts():
@@ -144,7 +147,10 @@ class Parts:
 
 
 def rate(workers: Sequence[Worker], replicas: int) -> float | None:
-    """Return the samples per second of all last-stage replicas; None without a steady state."""
+    """Return the samples per second of the pipeline; None without a steady state.
+
+    It is the sum over the replicas of the last stage.
+    """
     last = workers[-replicas:]
     if not last or not all(map(is_steady, last)):
         return None

@@ -22,11 +22,11 @@ def placed(network: nn.Module, device: torch.device, compiled: bool) -> nn.Modul
 
 
 def prepare_compiler() -> None:
-    """Raise torch.compile's limit of recompilations, and keep it from starting processes.
+    """Let torch.compile recompile more often, and keep it from starting processes.
 
-    All units of a class share the code of `forward`, and torch limits how often one piece of code
-    is compiled. But shapes differ between units, training and evaluation, and full and last
-    batches.
+    torch limits how often it compiles one piece of code. But all units of a class share the code of
+    `forward`, and torch compiles it again for each shape of the inputs. The shapes differ between
+    units, between training and evaluation, and between full and last batches.
     """
     import torch._dynamo.config
     import torch._inductor.codecache

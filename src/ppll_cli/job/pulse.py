@@ -46,7 +46,8 @@ BEAT_S = 1.0
 _OWN_GAP_S = 3.0
 """Limit in seconds for the time between two checks of the workers, which usually is 1 s.
 
-If it is longer, the parent itself was stopped. The excess is not counted against the workers.
+If the time is longer, the parent itself was stopped. The excess is not counted against the
+workers.
 """
 
 _TEXT = 200
@@ -89,7 +90,7 @@ class Pulse(ctypes.Structure):
         self.memory_bytes = -1 if memory_bytes is None else memory_bytes
 
     def renew_progress(self) -> None:
-        """Renew the time of the main thread's last progress, within the current activity."""
+        """Record that the main thread has made progress within the current activity."""
         self.progress_s = monotonic()
 
     def begin(self, doing: str, limit_s: float | None) -> None:
@@ -160,7 +161,7 @@ class Watchdog:
         self._looked_s = now
         for worker, pulse in enumerate(self._pulses):
             # A worker that begins an activity sets the time and then the limit. So read the limit
-            # first, and once: a new limit must not be compared with an old time.
+            # first, and only here: a new limit must not be compared with an old time.
             progress_limit_s = pulse.limit_s
             turned_s = pulse.alive_s, pulse.progress_s
             alive_s, progress_s = (

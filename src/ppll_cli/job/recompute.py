@@ -11,7 +11,7 @@ from ppll_cli.job.convolutions import mended_convolutions
 
 
 def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) -> Any:
-    """Run a network so that only its inputs are kept; the backward then runs it again.
+    """Run a network so that autograd keeps only its inputs; the backward runs the network again.
 
     Gradients are bit-identical to those without recomputing. The second forward draws the same
     random numbers as the first. It uses copies of the buffers, made before the first forward, so
@@ -27,7 +27,7 @@ def recomputed(network: nn.Module, seed: Callable[[], object], *inputs: Tensor) 
         nonlocal first
         seed()
         if not first:
-            # torch's `checkpoint` restores only autocast for the second forward.
+            # For the second forward, torch's `checkpoint` restores autocast, but not this mode.
             with mended_convolutions():
                 return functional_call(network, buffers, tensors)
         first = False

@@ -53,7 +53,7 @@ class HeldChunk(Networks):
         self._generators = Generators(device, job.settings.seed)
 
     def begin(self, batch: Batch) -> None:
-        """Set the networks' mode and weights (averaged or plain) for a batch."""
+        """Set the networks' mode (training or evaluation) and weights (averaged or plain)."""
         if batch.training != self.tensors.training:
             for network in self.networks:
                 network.train(batch.training)
@@ -86,10 +86,10 @@ class HeldChunk(Networks):
         self.tensors.hold_outputs(micro_batch, changing)
 
     def loss(self, micro_batch: int) -> None:
-        """Compute the loss and its gradients with respect to the chunk's outputs.
+        """Compute the module's loss and its gradients with respect to the chunk's outputs.
 
-        The criterion gets detached outputs, so that the time of its backward can be measured, and
-        its graph is freed before the backward of the units begins.
+        The outputs are detached first. So the loss has a backward of its own, whose time can be
+        measured, and whose graph is freed before the backward of the units begins.
         """
         assert self.criterion is not None
         values, batch = self.tensors[micro_batch].values, self.batch
@@ -112,7 +112,7 @@ class HeldChunk(Networks):
         self.tensors.store_gradients(micro_batch, gradients)
 
     def backward(self, micro_batch: int) -> None:
-        """Compute the gradients of parameters and inputs from those of outputs."""
+        """Compute the gradients of parameters and inputs from the gradients of the outputs."""
         outputs, gradients = self.tensors.take_roots(micro_batch)
         if outputs:
             torch.autograd.backward(outputs, gradients)
@@ -122,9 +122,9 @@ class HeldChunk(Networks):
     def copy_received_gradients(self, micro_batch: int, received: Container[int]) -> None:
         """Copy each gradient in `.grad` whose memory address is in `received`.
 
-        Autograd may store a received gradient itself in `.grad`, for example that of a position
-        embedding that is added to a batch of one sample. The next message in the slot would
-        overwrite it.
+        Autograd may put a received gradient into `.grad` without copying it, for example for a
+        position embedding that is added to a batch of one sample. Then the next message in the slot
+        would overwrite this `.grad`.
         """
         if not self.place.ends_module:  # else the gradients come from the chunk's own loss
             leaves = self.tensors[micro_batch].leaves.values()

@@ -37,7 +37,7 @@ class Clock:
         """Allow the clock to reuse a moment."""
 
     def host_s(self, moment: Any) -> float:
-        """Wait for the device, and return the time of a moment, in seconds of `perf_counter`."""
+        """Wait for the device, and return a moment as a time of `perf_counter`, in seconds."""
         now_s: float = moment
         return now_s
 

@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, which the run evaluates too."""
+"""Exponential moving averages of weights. They are evaluated in addition to the weights."""
 
 from collections.abc import Iterable, Iterator
 
@@ -20,7 +20,7 @@ class Ema:
     def __init__(self, units: Iterable[tuple[Unit, nn.Module]], decay: float) -> None:
         self._decay = decay
         self._live: dict[str, Tensor] = {}  # by name in a checkpoint
-        self._places: dict[str, tuple[nn.Module, str]] = {}  # of the buffers: layer and attribute
+        self._places: dict[str, tuple[nn.Module, str]] = {}  # each buffer's layer and name
         for unit, network in units:
             prefix = f"{EMA}{unit.name}."
             for name, tensor in network.state_dict(keep_vars=True).items():
@@ -53,7 +53,7 @@ class Ema:
                 torch._foreach_lerp_([*self._averages.values()], [*self._averages], 1 - decay)
 
     def swap(self) -> None:
-        """Exchange averages and weights, but keep the parameter objects, which optimizers use."""
+        """Exchange the values of averages and weights; optimizers keep their parameter objects."""
         self._find_buffers()
         for live, average in self._averages.items():
             live.data, average.data = average.data, live.data

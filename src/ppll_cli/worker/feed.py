@@ -14,10 +14,11 @@ from ppll_cli.leaves.values import ValueSpec
 def micro_batches(
     batches: Ahead | None, job: Job, item: Item | None, batch: Batch
 ) -> Sequence[Mapping[str, Tensor]]:
-    """Return the tensors of each micro-batch, by name.
+    """Load the batch or batches of `item`; return the tensors of each micro-batch, by name.
 
-    `item` names the batch, or the first of several evaluation batches, each of which is a
-    micro-batch. `batch` says which samples this worker computes, and the size of each micro-batch.
+    A `TrainBatch` is split into micro-batches. Of an `EvaluationBatch`, each batch is a
+    micro-batch. `batch` says which samples of `item` this worker computes, and how many samples
+    each micro-batch has.
 
     Raises:
         TypeError: The data set made a batch that does not fit the run.
@@ -43,9 +44,10 @@ def micro_batches(
 def checked_batch(
     made: object, specs: Mapping[str, ValueSpec], samples: int, method: str
 ) -> Mapping[str, Tensor]:
-    """Check the tensors of a batch that `specs` lists, and return these tensors by name.
+    """Check that a batch has the tensors that `specs` lists, and return these tensors by name.
 
-    `method` is the method of the data set that made the batch.
+    The batch must have `samples` samples. `method` names, for error messages, the method of the
+    data set that made the batch.
 
     Raises:
         TypeError: The batch is no mapping, or a tensor is missing or does not fit.

@@ -1,4 +1,4 @@
-"""Executes the instructions that training by plain PPLL does not need."""
+"""Executes the instructions that plain PPLL does not need in training."""
 
 from collections.abc import Mapping
 
@@ -20,9 +20,10 @@ from ppll_cli.worker.views import storages
 
 
 class Further:
-    """Executes what training by plain PPLL does not need: averages or evaluation, for example.
+    """Executes instructions that plain PPLL does not need in training.
 
-    `norms` has the gradient norms of the batch; it is empty if none were exchanged.
+    Examples are the instructions for back-propagation, for replicas and for evaluation. `norms` has
+    the gradient norms of the batch, if the stages exchange them.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Further:
 
 
 def backward_input(chunk: HeldChunk, micro_batch: int) -> None:
-    """Compute the gradients of the inputs from those of the outputs."""
+    """Compute the gradients of a chunk's inputs from the gradients of its outputs."""
     outputs, gradients = chunk.tensors.take_roots(micro_batch)
     if outputs:
         held = chunk.tensors[micro_batch]
@@ -97,7 +98,7 @@ def backward_input(chunk: HeldChunk, micro_batch: int) -> None:
 
 
 def backward_weight(chunk: HeldChunk, micro_batch: int) -> None:
-    """Compute the gradients of the parameters, after `backward_input`."""
+    """Compute the gradients of a chunk's parameters, after `backward_input`."""
     held = chunk.tensors[micro_batch]
     half, held.weight_half = held.weight_half, None
     if half is not None:

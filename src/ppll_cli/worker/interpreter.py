@@ -24,9 +24,9 @@ _name = lru_cache(maxsize=1024)(str)
 class Interpreter:
     """Executes instructions on a stage's chunks.
 
-    `batches` loads the batches of the data set; None on a stage without chunk 0. `marks` maps the
-    instruction of each kind of mark (evaluation, checkpoint, end) to its handler. `instruction` is
-    the instruction that the stage executes now.
+    `batches` loads the batches of the data set; None on a stage without chunk 0. `marks` has, for
+    each class of marks (`Evaluate`, `Checkpoint` and `End`), the function that handles such a mark.
+    `instruction` is the instruction that the stage executes now.
     """
 
     def __init__(

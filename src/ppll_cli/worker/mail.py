@@ -38,7 +38,10 @@ class Mail:
     def receive(
         self, instruction: Instruction, version: Version | None = None
     ) -> dict[str, Tensor]:
-        """Receive the message of an instruction. Only messages with weights have a `version`."""
+        """Receive the message that an instruction asks for, and return its tensors by name.
+
+        `version` is None, except for a message with weights.
+        """
         found = rules.receives(self._stage, instruction)
         assert found is not None
         channel, message = found
@@ -65,7 +68,10 @@ class Mail:
         tensors: Mapping[str, Tensor],
         version: Version | None = None,
     ) -> None:
-        """Send the message of an instruction. Only messages with weights have a `version`."""
+        """Send tensors as the message that an instruction asks for.
+
+        `version` is None, except for a message with weights.
+        """
         found = rules.sends(self._stage, instruction)
         assert found is not None
         channel, message = found

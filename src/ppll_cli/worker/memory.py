@@ -12,9 +12,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from glibc's malloc.h
 class Memory:
     """The memory that the worker uses: now, and at its peak since the steady state began.
 
-    On CUDA it is the memory of tensors; `reserved` is the peak memory of torch's allocator, and
-    papers report either peak. On CPU under Linux it is the resident size of the process, minus its
-    size when this object was created. On other systems it is unknown.
+    On CUDA it is the memory of tensors. There, `reserved` returns the peak of the memory that
+    torch's allocator holds; some papers report this peak instead. On CPU under Linux, the memory
+    is the resident size of the process, minus its size when this object was created. On other
+    systems it is unknown.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +38,7 @@ class Memory:
         self._earlier = peak, reserved
 
     def now(self) -> int | None:
-        """Return the memory in bytes; None if unknown, as before the process uses CUDA."""
+        """Return the memory in bytes; None if unknown, for example before CUDA is used."""
         if self._device.type == "cuda":
             started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
             return torch.cuda.memory_allocated(self._device) if started else None

@@ -37,21 +37,22 @@ class Networks:
     """The networks of a chunk, initialized from the run's seed.
 
     Lists of parameters are cached, because collecting them takes longer than many kernels. The
-    argument `site` may be the `Site` of any module: `place` has the module of the chunk.
+    argument `site` describes the model. It may be the `Site` of any module.
 
     Attributes:
-        place: The chunk: its units and its module.
+        place: The chunk: the indices of its units, and its module.
         units: The units and their networks, in order.
         exports: Units (with their networks) that compute values for the losses of later modules.
         criterion: The module's loss with its auxiliary network; None if no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: The latest versions of the weights that losses read, by the index of their unit.
+        versions: The latest versions of each unit whose weights the loss of an earlier module
+            reads, by the unit's index in the model.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
         squared_norm: Squared gradient norm at the last step, before clipping; a scalar on the
-            device. It is the norm of the module under local learning, else of the model. None if
-            not needed.
+            device. Under local learning it is the norm of the module's gradients, otherwise of the
+            model's. None if not needed.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Networks:
 
     @property
     def unit_state(self) -> list[Tensor]:
-        """The units' parameters and buffers; not cached, as a network may replace its buffers."""
+        """The units' parameters and buffers; not cached: a network may replace its buffers."""
         buffers = (buffer for _, network in self.units for buffer in network.buffers())
         return [*chain.from_iterable(self.unit_parameters), *buffers]
 
@@ -165,10 +166,10 @@ class Networks:
         return loss.requires_grad
 
     def tell_if_untrained(self, outputs: Collection[str], gradients: Collection[str]) -> None:
-        """Warn once if units have something to train, but the module's loss gives no gradients.
+        """Warn (only the first time) if units need training, but the loss gives no gradients.
 
-        `outputs` has the units' outputs that need gradients. There is none if, for example, the
-        module ends with integers.
+        `outputs` names the units' outputs that need gradients. It is empty if, for example, the
+        module ends with integers. `gradients` names the outputs to which the loss gave a gradient.
         """
         if (outputs or self.unit_weights) and not gradients and not self._told:
             self._told = True
@@ -195,6 +196,9 @@ class Networks:
         self.nonfinite.found |= self.average.finish()
 
     def complete_average(self) -> None:
-        """After a backward, average the remaining gradients, if `start_average` was called."""
+        """After a backward, start the averages that it has not started.
+
+        Do nothing if `start_average` was not called before the backward.
+        """
         if self.average is not None:
             self.average.complete()

@@ -12,7 +12,10 @@ from ppll_cli.pipeline.layout import Chunk
 
 
 class NonFinite:
-    """Stops the run at a loss, or (if `skips`) skips a step with gradients, that are not finite.
+    """Reacts to losses or gradients that are infinite or NaN.
+
+    If `skips` is False, such a loss stops the run. If `skips` is True, the run goes on, and a step
+    is skipped if its gradient norm is infinite or NaN.
 
     Attributes:
         found: Whether a loss of the current batch is known to be infinite or NaN.
@@ -28,7 +31,10 @@ class NonFinite:
         self._reads_at_once = device.type == "cpu"
 
     def check(self, loss: Tensor) -> None:
-        """Check a loss on CPU, unless steps are skipped. `Reports` checks losses on CUDA."""
+        """Set `found` if a loss is not finite.
+
+        Do nothing on CUDA: there, `Reports` checks losses. Also do nothing if `skips` is True.
+        """
         if self._reads_at_once and not self._skips:
             self.found = self.found or not bool(loss.isfinite())
 

@@ -106,8 +106,8 @@ def _stay_with_parent(links: Links, memory: Memory) -> None:
 def is_final(error: BaseException) -> bool:
     """Return whether a restarted worker would raise the same error again.
 
-    A `RunFailedError` comes from a data loader. It may not come again, because a restarted worker
-    starts new loaders.
+    A `RunFailedError` comes from a data loader. A restarted worker starts new loaders, so it may
+    well succeed.
     """
     return isinstance(error, PpllError) and not isinstance(error, RunFailedError)
 

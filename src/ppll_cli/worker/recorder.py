@@ -1,4 +1,4 @@
-"""Measures for what a stage uses its time in the steady state.
+"""Measures how a stage spends its time in the steady state.
 
 A segment is a sequence of training batches without an evaluation or checkpoint between them. The
 first batches of a process (warm-up) are not counted. The first batches of a segment are not counted
@@ -86,19 +86,20 @@ class Recorder:
     """Measures a stage's time. In the steady state, it does not wait for the device.
 
     At the end of each batch, the recorder reads the moments that the device has reached. `settle`
-    waits for all moments. The worker calls it when it has to wait anyway, as at a checkpoint.
+    waits for all moments. The worker calls `settle` only when it has to wait anyway, for example at
+    a checkpoint.
 
     Args:
         warmup: Number of batches not counted at the start of the process.
         skip: Number of batches not counted at the start of each segment.
         on_steady: Called once, when the steady state begins.
         traced: Number of consecutive batches to trace; fewer if every segment is shorter.
-        auxiliary: Numbers of the chunks whose losses count as "auxiliary".
+        auxiliary: Numbers of the chunks whose losses count as time of the kind "auxiliary".
 
     Attributes:
         totals: Counts and times of the steady state; a time is added when it has been read.
         trace: The traced spans, on the host's clock, in the order of their ends; set by `settle`.
-        counted_s: Seconds of the steady state whose times are in `totals`.
+        counted_s: Length in seconds of the steady state, as far as its times are in `totals`.
     """
 
     def __init__(
@@ -162,9 +163,10 @@ class Recorder:
 
     @contextmanager
     def span(self, kind: str, instruction: Instruction | None = None) -> Iterator[None]:
-        """Measure the device's work for an instruction.
+        """Measure the time that the device takes for the body of the `with` statement.
 
-        Without `instruction`, measure other time, such as a wait for another stage.
+        The time is added to the times of `kind`. `instruction` is the instruction that the body
+        executes. It is None for other time, such as a wait for another stage.
         """
         since = self._since
         if since is None:
@@ -176,7 +178,7 @@ class Recorder:
         self._unread.append(_Queued(kind, instruction, first, last, self._step, since, self._trace))
 
     def executing(self, instruction: Instruction) -> AbstractContextManager[None]:
-        """Measure the device's work for an instruction that `KINDS` lists."""
+        """Return a `span` for an instruction; if `KINDS` lacks it, a context that does nothing."""
         kind = KINDS.get(type(instruction))
         if isinstance(instruction, do.Loss) and instruction.chunk in self._auxiliary:
             kind = "auxiliary"
@@ -209,9 +211,10 @@ class Recorder:
         return found
 
     def continue_from(self, totals: Totals, trace: list[Span]) -> None:
-        """Continue from the totals that `so_far` returned in another process.
+        """Continue from the totals that `so_far` returned in an earlier process.
 
-        No second trace is made: it would show other batches than the traces of other stages.
+        If there is a trace, no second one is made: it would show other batches than the traces of
+        other stages.
         """
         self.totals, self.counted_s, self.trace = totals, totals.wall_s, trace
         if trace:

@@ -77,7 +77,8 @@ class Reports:
     Args:
         stop: Whether a training loss that is not finite ends the run.
         tell: Sends a report to the parent; None except in a stage's first replica.
-        show_progress: Called before scores are computed; tells the parent that the worker advances.
+        show_progress: Called before scores are computed; shows the parent that this worker does not
+            hang.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Reports:
         rate: float | None = None,
         complete: bool = True,
     ) -> None:
-        """Begin to copy the measurements of a split since its last complete report.
+        """Begin to copy to the host a split's measurements since its last complete report.
 
         `complete` is False if the run stops between two reports: after a resume, the next report
         has these batches again. `_Pending` explains the other arguments.

@@ -40,9 +40,9 @@ class Progress:
         items: Number of batches and marks that the worker has handled.
         trained: Number of training batches among them.
         reported: Number of optimizer steps at the last report of training.
-        training: Whether the last item was a training batch.
+        training: Whether the time of training was being measured (see `Worker._end_training`).
         trace: The traced spans; empty until the trace is complete.
-        peak: Peak memory in the steady state in bytes: used, and reserved; None if unknown.
+        peak: What `Memory.peak` and `Memory.reserved` return: peak memory in bytes, or None.
         seconds: Seconds of each split that are not reported yet.
     """
 
@@ -87,8 +87,8 @@ class Snapshots:
     Args:
         most: Largest number of messages on the stage's busiest channel between two snapshots; the
             channels have slots to keep this many.
-        fixed: Whether the number is always `most`; if not, it is such that snapshots take little
-            time.
+        fixed: Whether a snapshot is always taken after `most` messages. If False, it is taken
+            earlier if snapshots still take little time.
     """
 
     def __init__(self, folder: str, most: int, fixed: bool, links: Links) -> None:
@@ -129,7 +129,7 @@ class Snapshots:
         messages, began_s = self._since_last(), perf_counter()
         yield
         before_s, self._ended_s = self._ended_s, perf_counter()
-        # The first snapshot takes longer: its memory is new.
+        # The first snapshot does not count. It takes longer, because its memory is new.
         if before_s is not None and messages and not self._fixed:
             taken_s, message_s = self._ended_s - began_s, (began_s - before_s) / messages
             self._every = messages_between(taken_s, message_s, self._most)
@@ -144,7 +144,7 @@ class Snapshots:
         return sent, received
 
     def save(self, chunks: Mapping[int, HeldChunk], progress: Progress) -> None:
-        """Write a snapshot, and free the messages that were received before it.
+        """Write a snapshot, and free the slots of the messages that were received before it.
 
         Raises:
             OSError: Shared memory is full.
@@ -179,7 +179,7 @@ class Snapshots:
     def load(self, chunks: Mapping[int, HeldChunk]) -> Progress | None:
         """Restore networks and channels from the latest snapshot, and return the worker's progress.
 
-        Return None if there is no snapshot. The worker then starts again.
+        Return None if there is no snapshot. Then the worker starts like a new one.
         """
         if not self._file.exists():
             return None

@@ -35,7 +35,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
-    """Load the state of chunks from a checkpoint, even if it was saved with other stages."""
+    """Load the state of chunks from a checkpoint, even one of a run with other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
@@ -47,7 +47,7 @@ def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
                 if chunk.optimizer is not None:
                     chunk.optimizer.restore(parameter, state)
         for name, network, buffer in [*_transient(chunk)]:
-            if name in saved:  # older checkpoints lack it
+            if name in saved:  # older checkpoints lack these buffers
                 # Do not copy into the buffer: it may be a view whose elements share memory.
                 _replace(network, buffer, saved[name].to(buffer.device))
         for name, copy in _copies(chunk):
@@ -80,13 +80,16 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _transient(chunk: Networks) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Yield the `transient` buffers: name in a checkpoint, network and buffer."""
+    """Yield name in a checkpoint, network and buffer for each `transient` buffer.
+
+    These are the buffers that `state_dict()` lacks, and all buffers of exports.
+    """
     for prefix, network in _named_networks(chunk):
         kept = network.state_dict()
         for name, buffer in network.named_buffers():
             if name not in kept:
                 yield f"transient.{prefix}.{name}", network, buffer
-    for unit, network in chunk.exports:  # nothing calls their `state_dict()`
+    for unit, network in chunk.exports:  # `_named_networks` has no exports
         for name, buffer in network.named_buffers():
             yield f"transient.export.{unit.name}.{name}", network, buffer
 
@@ -100,7 +103,7 @@ def _copies(chunk: Networks) -> Iterator[tuple[str, Tensor]]:
 
 
 def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:
-    """Replace a buffer in all submodules that have it."""
+    """Replace a buffer by another tensor, in all submodules that have this buffer."""
     for name, each in [*network.named_buffers(remove_duplicate=False)]:
         if each is buffer:
             place, _, last = name.rpartition(".")
@@ -108,9 +111,9 @@ def _replace(network: nn.Module, buffer: Tensor, by: Tensor) -> None:
 
 
 def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """Return a saved tensor of the optimizer's state for a parameter, on the parameter's device.
+    """Return a saved tensor of a parameter's optimizer state, on the parameter's device.
 
-    If it has the shape of the parameter, it gets the parameter's memory format too.
+    If the tensor has the parameter's shape, it also gets the parameter's memory format.
     """
     if saved.shape != parameter.shape:
         return saved.to(parameter.device)

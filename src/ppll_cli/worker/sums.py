@@ -10,7 +10,7 @@ from torch import Tensor
 from ppll_cli.transport.replicas import Replicas
 
 JOINED = 64
-"""Number of tensors in `Sums.measures` that are joined into one: an epoch makes thousands."""
+"""When `Sums.measures` has this many tensors, they become one: an epoch makes thousands."""
 
 
 @dataclass
@@ -67,5 +67,5 @@ class Sums:
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key in `HeldChunk.sums` of a prediction; the main one has the name ""."""
+    """Return the key in `HeldChunk.sums` of a prediction; the main prediction is named ""."""
     return f"{split}.{name}" if name else split

@@ -21,7 +21,7 @@ class MicroBatch:
         leaves: The inputs that need gradients, until `take_input_gradients` is called.
         outputs: The detached outputs, until the next chunk takes them.
         gradients: The gradients of the outputs, until the backward.
-        weight_half: The second half of a split backward, until it runs.
+        weight_half: The second half of a split backward (see `job.halves`), until it runs.
         received: The memory addresses of the gradients that `weight_half` reads.
     """
 
@@ -62,9 +62,10 @@ class Tensors:
     def changing(self, micro_batch: int, state: Callable[[], Iterable[Tensor]]) -> set[int]:
         """Return addresses of memory that may change before the next chunk reads its inputs.
 
-        There are none if the next chunk is on another stage: its inputs are sent at once. If it is
-        on this stage, slots may be reused, and a step may change this chunk's weights and buffers.
-        `state` returns them; it is called only if needed, because it takes as long as many kernels.
+        If the next chunk is on another stage, its inputs are sent at once, and the result is empty.
+        If it is on this stage, slots may be reused, and a step may change this chunk's weights and
+        buffers. `state` returns these weights and buffers. It is called only if needed, because it
+        takes as long as many kernels.
         """
         if not self._next_is_here:
             return set()
@@ -107,13 +108,13 @@ class Tensors:
 
         An input without influence on the loss has no gradient, not a gradient of zeros. Zeros would
         give gradients to earlier weights, and then weight decay would change these weights. With
-        back-propagation on one device, they stay unchanged.
+        back-propagation on one device, these weights stay unchanged.
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}
         return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
 
     def shapes(self) -> dict[str, list[int]]:
-        """Return the shape of each tensor of the batch, by name."""
+        """Return the shape of each tensor of the batch, by name, for error reports."""
         kept = (pair for held in self._held.values() for pair in held.values.items())
         return {name: list(t.shape) for name, t in kept if isinstance(t, Tensor)}

@@ -18,7 +18,7 @@ from ppll_cli.worker.views import unchanged
 
 
 class Upstream:
-    """Gives losses the weights of later units as they were `lag` batches ago."""
+    """Gives the losses of modules the weights of a later unit, `lag` batches old."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Upstream:
                     self._send_version(instruction, step, start)
 
     def receive(self, instruction: ReceiveWeights, step: int) -> None:
-        """Receive the weights that a loss reads in the batch after `step` optimizer steps."""
+        """Receive weights, and give them to a loss for the batch after `step` optimizer steps."""
         version = self._version(instruction.chunk, step)
         weights = self._mail.receive(instruction, version)
         with self._recorder.span("auxiliary", instruction):

@@ -27,7 +27,7 @@ class Versions:
         self._older.extend(_copy(self._now) for _ in range(self._count - 1))
 
     def before_step(self) -> None:
-        """Copy the current weights, which the next step changes in place."""
+        """Copy the current weights, because the next step changes them in place."""
         if self._count > 1:
             self._older.appendleft(_copy(self._now))
 
@@ -45,7 +45,10 @@ class Versions:
 def watched_versions(
     watches: Collection[Watch], units: Mapping[int, tuple[Unit, nn.Module]]
 ) -> dict[int, Versions]:
-    """Return the versions of each unit whose weights a loss reads, by the unit's index."""
+    """Return the `Versions` of each unit whose weights a loss reads, by the unit's index.
+
+    `watches` says which losses read the weights of which units.
+    """
     found: dict[int, Versions] = {}
     for index, (unit, network) in units.items():
         if lags := [watch.lag for watch in watches if watch.unit == index]:

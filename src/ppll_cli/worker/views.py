@@ -11,17 +11,17 @@ from ppll_cli.leaves.values import dense_strides
 
 
 def storages(tensors: Iterable[Tensor]) -> set[int]:
-    """Return the memory addresses of tensors."""
+    """Return the addresses of the tensors' storages. Views of one tensor have the same address."""
     return {_storage(tensor) for tensor in tensors}
 
 
 def copy_shared(tensors: Mapping[str, Tensor], memory: Container[int]) -> dict[str, Tensor]:
-    """Return the tensors by name; copy those whose memory address is in `memory`."""
+    """Return the tensors by name; copy each one whose storage's address is in `memory`."""
     return {n: t.clone() if _storage(t) in memory else t for n, t in tensors.items()}
 
 
 def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
-    """Copy the gradients in `.grad` whose memory address is in `memory`."""
+    """Replace each `.grad` by a copy if the address of its storage is in `memory`."""
     for tensor in tensors:
         if tensor.grad is not None and _storage(tensor.grad) in memory:
             tensor.grad = tensor.grad.clone()
@@ -29,10 +29,10 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 
 @contextmanager
 def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
-    """Raise an error if the body changes one of the tensors in place.
+    """Raise an error if the `with` body changes one of the tensors in place.
 
-    Modules on this stage share the tensors, and modules on other stages have copies. So a change
-    would make the results depend on the stages. `code` describes the body in the error message.
+    Other modules read the same tensors on this stage, but copies of them on other stages. So a
+    change would make the results depend on the stages. `code` names the body in the error message.
 
     Raises:
         RuntimeError: A tensor was changed.
@@ -49,9 +49,10 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
-    An output that needs a gradient, and is also in `held` or an earlier output, is replaced by a
-    view. Then autograd first sums the gradients of each name, and then adds these sums, as it does
-    if the outputs are sent to another stage. Another order of addition would round differently.
+    `held` has the tensors that already have a name. If an output needs a gradient, and is one of
+    them or the same tensor as an earlier output, a view replaces it. Then autograd sums the
+    gradients of each name, and adds these sums at the end. It does the same if the outputs are sent
+    to another stage. Another order of additions would round differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():
@@ -77,7 +78,7 @@ def as_received(output: Tensor, gradient: bool) -> Tensor:
 
 
 def _with_strides(strides: tuple[int, ...], gradient: Tensor | None) -> Tensor | None:
-    """Return a copy of the gradient with the given strides; None if it has them.
+    """Return a copy of the gradient with the given strides; None if no copy is needed.
 
     torch passes None for an output without a gradient if another output of its operation has one.
     """

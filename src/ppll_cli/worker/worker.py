@@ -51,8 +51,8 @@ class Worker:
         self.snapshots: Snapshots | None = None
         before, unreported = self._restore()
         self.batches = self._make_batches() if 0 in self.chunks else None
-        # The channels can hold at most `buffered` batches. Slots that keep messages for a restart
-        # count too, because each snapshot frees them.
+        # At most `buffered` batches wait in the channels. Slots that keep messages for a restart
+        # count too: a snapshot frees them, and then they can take new messages.
         kept = sum(job.kept(channel) for channel in job.channels if channel.kind == "activations")
         buffered = job.depth * (job.stages - 1) + kept
         clock = clock_of(self.device)
@@ -92,8 +92,8 @@ class Worker:
     def _restore(self) -> tuple[Progress, checkpoint.Unreported]:
         """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
 
-        Return the progress at the snapshot, and the measurements in the checkpoint that are not
-        reported yet.
+        Return the progress at the snapshot, or an empty `Progress` if there is no snapshot. Also
+        return the training measurements that the checkpoint holds because no report has them yet.
         """
         job, links = self.job, self.links
         if links.recovery is not None:
@@ -189,7 +189,7 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy those buffers that training may read from the first replica to all others.
+        """Copy from the first replica to all others the buffers that training may read.
 
         Evaluations and checkpoints copy all buffers. Without this method, training would depend on
         how often the run evaluates and saves.
@@ -201,7 +201,10 @@ class Worker:
                 self.links.replicas.take_from_first(memories)
 
     def _end_training(self) -> None:
-        """After a training batch, stop measuring, and copy the first replica's buffers to all."""
+        """Stop measuring the time of training, and copy buffers from the first replica to all.
+
+        Do nothing if no batch was trained since the last call.
+        """
         if not self._training:
             return
         self._training = False
@@ -290,19 +293,22 @@ class Worker:
         }
 
     def report(self, kind: str, **fields: object) -> None:
-        """Send a report to the parent; its fields are plain data."""
+        """Send a report to the parent process; the report's fields are plain data."""
         where = {"stage": self.index, "replica": self.replica}
         self.links.parent.send({"kind": kind, "at_s": perf_counter(), **where, **fields})
 
     def _report_training(self, step: int, complete: bool) -> None:
-        """Begin a report, after `step` optimizer steps, on the training since the last report."""
+        """Begin a report on the training since the last report; `step` optimizer steps are done.
+
+        `complete` is False if a later report will contain these batches again.
+        """
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
         self._reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
-        """Begin a report on a split since its last report."""
+        """Begin a report on a split's batches since its last report; see `Reports.take`."""
         self._announce_wait()
         self.reports.take(split, step, epoch, **how)
 
