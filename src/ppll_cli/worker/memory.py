@@ -22,9 +22,11 @@ class Memory:
         self._device = device
         self._before = _status("VmRSS")
         self._earlier: tuple[int | None, int | None] = None, None
+        self._steady = False
 
-    def reset(self) -> None:
-        """Restart the measurement of the peak, when the steady state begins."""
+    def begin_peak(self) -> None:
+        """Begin to measure the peak, when the steady state begins."""
+        self._steady = True
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         elif sys.platform == "linux":
@@ -45,17 +47,21 @@ class Memory:
         return self._growth("VmRSS")
 
     def peak(self) -> int | None:
-        """Return the peak in bytes; None if unknown."""
+        """Return the peak in bytes; None if unknown, or before the steady state."""
+        earlier, _ = self._earlier
+        if not self._steady:
+            return earlier
         if self._device.type == "cuda":
-            return max(torch.cuda.max_memory_allocated(self._device), self._earlier[0] or 0)
+            return max(torch.cuda.max_memory_allocated(self._device), earlier or 0)
         grown = self._growth("VmHWM")
-        return None if grown is None else max(grown, self._earlier[0] or 0)
+        return None if grown is None else max(grown, earlier or 0)
 
     def reserved(self) -> int | None:
-        """Return the peak of torch's allocator in bytes; None on CPU."""
-        if self._device.type != "cuda":
-            return None
-        return max(torch.cuda.max_memory_reserved(self._device), self._earlier[1] or 0)
+        """Return the peak of torch's allocator in bytes; None as for `peak`, and on CPU."""
+        _, earlier = self._earlier
+        if not self._steady or self._device.type != "cuda":
+            return earlier
+        return max(torch.cuda.max_memory_reserved(self._device), earlier or 0)
 
     def _growth(self, field: str) -> int | None:
         size = _status(field)

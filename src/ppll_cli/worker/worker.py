@@ -71,7 +71,7 @@ class Worker:
             clock,
             warmup=job.warmup,
             skip=min(buffered, job.course.segment // 2),
-            on_steady=self.memory.reset,
+            on_steady=self.memory.begin_peak,
             traced=SHOWN + buffered if settings.timeline else 0,
             auxiliary={number for number, chunk in self.chunks.items() if chunk.auxiliary},
         )
@@ -288,8 +288,8 @@ class Worker:
             "spent_s": dict(totals.spent_s),
             "instruction_s": {repr(each): s for each, s in totals.instruction_s.items()},
             "bytes_sent": dict(sent),
-            "peak_memory_bytes": memory.peak() if totals.batches else None,
-            "peak_reserved_bytes": memory.reserved() if totals.batches else None,
+            "peak_memory_bytes": memory.peak(),
+            "peak_reserved_bytes": memory.reserved(),
         }
 
     def report(self, kind: str, **fields: object) -> None:
