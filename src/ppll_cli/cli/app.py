@@ -73,7 +73,7 @@ def main() -> NoReturn:
         _complain(str(error))
         sys.exit(128 + error.signal)
     finally:
-        gc.freeze()  # else the exit would scan all objects of torch for garbage
+        gc.freeze()  # otherwise, Python's exit would scan all objects of torch for garbage
         gc.enable()
     sys.exit(0)
 
@@ -81,7 +81,7 @@ def main() -> NoReturn:
 def _leave(number: int, _: FrameType | None) -> NoReturn:
     """Handle a signal that arrives while there are no workers: end the process at once.
 
-    A signal can arrive at any line, and some lines would swallow an exception.
+    This handler raises no exception, because the code that the signal interrupts could catch it.
     """
     forkserver.kill()
     scratch.remove()

@@ -83,9 +83,9 @@ def _refused(folder: str, problem: str) -> ConfigError:
 def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
     """Return the folder into which a comparison is written if the user does not name one.
 
-    If a single folder was given, and contains run directories, it is this folder. Otherwise it is
-    the current directory. A run directory itself is not used, because it holds only its own run's
-    files.
+    This is the folder that the user gave, if it is a single folder that contains run directories.
+    Otherwise it is the current directory. A run directory is not used, because it holds only its
+    own run's files.
     """
     of_runs = all(row.run.folder != folders[0].resolve() for row in comparison.rows)
     refused = any(row.run.status == "refused" for row in comparison.rows)
@@ -115,7 +115,7 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
 def show(
     comparison: Comparison, folder: Path, written: Sequence[str], then: str | None = None
 ) -> None:
-    """Print a comparison and the place of its files; suggest the command `then`, if given.
+    """Print a comparison and the path of its files. Suggest the command `then`, if it is given.
 
     `written` has the suffixes of the written files `comparison.*`.
     """

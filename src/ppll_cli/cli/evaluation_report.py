@@ -71,7 +71,7 @@ def report(asked: EvaluationRequest) -> None:
 
 
 def _check_unseen(asked: EvaluationRequest, run: LoadedRun) -> None:
-    """Refuse to test on samples with which the run was trained, as far as known."""
+    """Refuse to test on samples of the run's training set, as far as its record shows them."""
     if asked.split not in ("test", "val"):
         return
     if asked.compares_data:
@@ -91,7 +91,7 @@ def _check_unseen(asked: EvaluationRequest, run: LoadedRun) -> None:
 def _as_json(found: Evaluated) -> dict[str, Any]:
     """Return an evaluation as plain data.
 
-    The keys are those of `summary.json`, but without `_ema` for averaged weights.
+    The keys are as in `summary.json`, but without `_ema`, even for results of averaged weights.
     """
     made: dict[str, Any] = {"split": found.split, "samples": found.samples}
     made[found.split] = found.result
@@ -171,8 +171,9 @@ def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
 
 
 def _table(kind: str, entries: Sequence[Mapping[str, Any]], task: Task) -> "Table":
-    """Return a table with a row for each entry; at most the `MOST_ROWS` with the worst metric.
+    """Return a table with a row for each entry.
 
+    If there are more than `MOST_ROWS` entries, the table has the `MOST_ROWS` with the worst metric.
     `kind`, such as "class", is the key of an entry's name.
     """
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""What ppll-eval is asked for: checks the command line as far as possible without torch."""
+"""Reads the command line of ppll-eval, and checks it as far as possible without torch."""
 
 import argparse
 import os
@@ -34,10 +34,10 @@ class EvaluationRequest:
         config: The run's configuration, with the evaluation's changes.
         checkpoint: `last`, `best`, or a number of optimizer steps.
         split: The split to evaluate; None to predict without an evaluation.
-        compares_data: Whether to refuse data that have changed since the run. True if the run held
-            out the split from its training set, and the evaluation does not choose other data.
+        compares_data: Whether to refuse data that have changed since the run. It is true if the run
+            held the split out of its training set, and the user does not choose other data.
         data: The chosen option of the group `data`.
-        other_data: `data` if the evaluation changes the run's data, else None.
+        other_data: Equal to `data` if the evaluation changes the run's data; otherwise None.
         batch_size: Samples per evaluation batch; None if not given.
     """
 
@@ -137,7 +137,7 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more samples than the run did: it was trained on the rest."""
+    """Refuse to hold out more samples than the run did, because the run trained on the others."""
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if same and fraction > most:

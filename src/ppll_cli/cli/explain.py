@@ -115,14 +115,17 @@ def _no_place(error: OSError, given: Mapping[str, str], usual: str) -> ConfigErr
 
 @dataclass(frozen=True)
 class _Options:
-    """The options of all groups: the program's, and those in the user's folders."""
+    """The options of all groups: the program's, and those in the user's folders.
+
+    `given` maps the key of each override to its value, as text.
+    """
 
     given: Mapping[str, str]
     folders: Sequence[Path]
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Self:
-        """Read the arguments of a program, or a job's overrides."""
+        """Find the overrides and the user's folders in the arguments of a program or a job."""
         overrides = [argument for argument in arguments if is_override(argument)]
         given = {key_of(override): override.partition("=")[2] for override in overrides}
         searched = [override for override in overrides if key_of(override) == SEARCH_PATH]

@@ -73,12 +73,12 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 
 def for_each_job(overrides: Sequence[str]) -> list[str]:
-    """Rewrite a sweep's overrides so that Hydra checks keys of swept groups only in the jobs.
+    """Rewrite a sweep's overrides so that Hydra accepts keys of options that it sweeps over.
 
-    Before Hydra starts jobs, it composes a configuration from all overrides that have a single
-    value. From `local=dgl,infopro local.hidden=64` it would compose only `local.hidden=64`, and
-    refuse this key, because the default option of `local` has no such key. Hydra composes
-    `local.hidden=choice(64)` only for the jobs.
+    Before Hydra starts the jobs, it composes one configuration, from the overrides with a single
+    value. From `local=dgl,infopro local.hidden=64`, it would use only `local.hidden=64`, and refuse
+    it, because the default option of `local` has no such key. So this function writes
+    `local.hidden=choice(64)`, which Hydra uses only in the jobs.
     """
     from hydra.errors import OverrideParseException
 
@@ -116,8 +116,8 @@ def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
 def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
-    Files of a start that ended before training are accepted. Return the folders that Hydra will
-    make; None if the directory is not named, or only Hydra can resolve its name.
+    Accept files of a run that ended before it began to train. Return the folders that Hydra will
+    make; None if no override names the directory, or only Hydra can resolve the name.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
@@ -164,8 +164,8 @@ def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
     from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        # Hydra does not know the user's folders here, so it may refuse the user's own options. Then
-        # compose `run_dir` alone: most names of run directories use no other override.
+        # Hydra does not know the user's folders here, so it may refuse the user's own options. In
+        # that case, compose `run_dir` alone: most run directories' names use no other override.
         for given in (list(overrides), [run_dir]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)

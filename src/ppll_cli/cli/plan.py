@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
 GPUS = (1, 2, 4, 8)
 LISTED = 4
-"""Largest number of edges (pairs of stages that exchange tensors) that get a line each."""
+"""Up to this number of edges (pairs of stages that exchange tensors), each gets its own line."""
 
 FEW = 2
-"""Largest number of values that a cell shows; of more, it shows only the largest."""
+"""Number of values that a table's cell can show. Of more values, the cell shows the largest."""
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
@@ -176,11 +176,11 @@ class Plan:
         return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
-        """Return the settings of a run.
+        """Return the settings of a run with the schedule `name`.
 
-        Without `threads` in the configuration, each worker gets cores // n threads: n is the plan's
-        largest number of devices that is at most the number of usable CPU cores. If all numbers of
-        devices are larger, each worker gets one thread.
+        If `threads` is not set, each worker gets cores // n threads in all runs of the plan. Here,
+        cores is the number of usable CPU cores, and n the plan's largest number of devices that is
+        at most cores. If there is no such n, each worker gets one thread.
         """
         config = self.configs[name]
         cores = usable_cores()
@@ -194,8 +194,8 @@ def _composed(
 ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
     """Return the configuration of each schedule, and the chosen option of each group.
 
-    An override of a key that only some of the schedules have, such as `schedule.chunks`, is only
-    for these schedules.
+    If only some of the schedules have a key, such as `schedule.chunks`, an override of this key is
+    used only for these schedules.
     """
     configs: dict[str, Mapping[str, Any]] = {}
     shared = [each for each in overrides if not key_of(each).startswith("schedule.")]

@@ -25,8 +25,8 @@ class Row:
 
     Attributes:
         prediction: The prediction; None if an obstacle makes it impossible.
-        speed_up: The predicted speed divided by that of back-propagation on one device with as many
-            threads as a worker.
+        speed_up: The predicted speed, divided by the speed of back-propagation by a single worker
+            on one device, with the same number of threads.
     """
 
     schedule: str
@@ -50,8 +50,8 @@ class Planner:
         replicas: The numbers of replicas to predict for. If None, tables have only rows without
             replicas, and `fastest` tries every divisor of the number of devices.
         per_machine: Number of devices of each machine; None if one machine has all.
-        neighbours: Largest number of other workers that share the CPU of a machine with a worker
-            while it computes. If None, `neighbours_of` computes this number.
+        neighbours: The largest number of other workers that compute on a worker's CPU at the same
+            time. If None, `neighbours_of` computes this number.
 
     Raises:
         ConfigError: The settings do not fit the data, the model, one another or this machine.
@@ -91,7 +91,10 @@ class Planner:
         return self._bp(self.base.threads_per_worker)
 
     def rows(self, gpus: int) -> dict[str, Row]:
-        """Return a row for each schedule and each number of replicas, by title."""
+        """Return the rows of the table for `gpus` devices, by title.
+
+        There is a row for each schedule and each number of replicas.
+        """
         return {
             _title(name, replicas): self._row(name, gpus, replicas)
             for replicas in self.replicas or (1,)

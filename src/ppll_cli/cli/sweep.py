@@ -51,7 +51,10 @@ def _is_search(config: Any) -> bool:
 
 
 def direction_of(config: Any) -> str | None:
-    """Return the direction of a search, "minimize" or "maximize"; None if there is none."""
+    """Return the direction of a search, "minimize" or "maximize"; None if there is no search.
+
+    Return None also if the sweeper names no direction.
+    """
     value = OmegaConf.select(config, "sweeper.direction") if _is_search(config) else None
     name = getattr(value, "name", value)  # the plugin's schema has an enum
     return name if name in ("minimize", "maximize") else None
@@ -68,12 +71,12 @@ def warn_of_tuning(config: Any, objective: str) -> None:
 
 
 class CompareRuns(Callback):
-    """Ends a sweep with the comparison of its runs, in the sweep's folder.
+    """After a sweep, compares its runs, and writes the comparison into the sweep's folder.
 
     Attributes:
         failed: How many jobs of the latest sweep did not complete.
         interrupted: Whether a signal interrupted one of these jobs.
-        made: The sweep's folder and its parents, as far as the sweep made them.
+        made: The folders that the sweep made: its own folder, and parents of this folder.
     """
 
     failed: ClassVar[int] = 0
@@ -104,7 +107,10 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Write and show the comparison; if all jobs were refused, only return False."""
+        """Count the jobs that did not complete; write and show the comparison.
+
+        If all jobs were refused, there is no comparison, and the result is False.
+        """
         comparison = compare([folder])
         ends = _ends(folder)
         type(self).failed = len(comparison.failed) if ends is None else len(ends)

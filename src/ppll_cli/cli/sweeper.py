@@ -1,6 +1,6 @@
 """Replaces Hydra's basic sweeper by one that records its jobs, so that a sweep can be resumed.
 
-A launcher is Hydra's plugin that runs the jobs of a sweep.
+Hydra's launcher is the plugin of Hydra that runs the jobs of a sweep.
 """
 
 import json
@@ -57,10 +57,10 @@ class Sweep:
 
 
 class BasicSweeper(Sweeper):
-    """Takes the place of Hydra's basic sweeper, and runs the same jobs.
+    """Runs the jobs as Hydra's basic sweeper does, and records them, so that `resume` can be used.
 
     Args:
-        max_batch_size: How many jobs a launcher gets at a time; None for all.
+        max_batch_size: How many jobs Hydra's launcher gets at a time; None for all.
         params: The setting `hydra.sweeper.params`: by key, the values to sweep over, as text.
     """
 
@@ -80,7 +80,7 @@ class BasicSweeper(Sweeper):
 
     @classmethod
     def install(cls, current: Sweep) -> None:
-        """Make Hydra use this class in this process."""
+        """Make Hydra use this class instead of its basic sweeper, in this process."""
         cls.current = current
         # Hydra loads plugins only from its own packages. But it looks up a plugin's class by name
         # in this dictionary, so an entry can be replaced.
@@ -119,7 +119,7 @@ class BasicSweeper(Sweeper):
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """Return the configuration that a launcher will compose for a job."""
+        """Return the configuration that Hydra's launcher will compose for a job."""
         load = self._hydra.config_loader.load_sweep_config
         try:
             config: DictConfig = load(self._config, list(overrides))
@@ -135,7 +135,7 @@ class BasicSweeper(Sweeper):
         return config
 
     def _launched_by(self) -> list[str]:
-        """Return the overrides that choose the launcher and its settings."""
+        """Return the overrides that choose and configure Hydra's launcher."""
         name = self._config.hydra.runtime.choices["hydra/launcher"]
         given = parsed(overrides_of(self._config.hydra, "hydra"))
         settings = [
@@ -187,8 +187,8 @@ class BasicSweeper(Sweeper):
     ) -> str:
         """Return the command that resumes this sweep.
 
-        It repeats what `resume` does not take from the record: the user's classes, the tracker, and
-        settings of the launcher that may contain a shell command.
+        The command repeats what `resume` does not take from the record: the user's classes, the
+        tracker, and settings of Hydra's launcher that may contain a shell command.
         """
         with _hydra_config(self._config):
             options = options_given()
@@ -202,11 +202,11 @@ class BasicSweeper(Sweeper):
 
 
 class _Numbers(int):
-    """An integer that stands for the numbers of all jobs that a launcher gets together.
+    """An integer that stands for the numbers of all jobs that Hydra's launcher gets together.
 
-    A launcher gets the number of its first job, and adds the index of a job to find the number of
-    that job. In a resumed sweep, complete jobs are left out, so an ordinary sum would be wrong.
-    Adding an index to this integer gives the right number.
+    Hydra's launcher gets the number of its first job. To find the number of another job, it adds
+    the index of this job. In a resumed sweep, complete jobs are left out, so an ordinary sum would
+    be wrong. Adding an index to this integer gives the right number.
     """
 
     numbers: tuple[int, ...]
@@ -241,7 +241,7 @@ def _write(file: int, text: str) -> None:
 
 
 def _folder(config: DictConfig) -> str | None:
-    """Return a job's folder relative to the sweep's; None if only a launcher knows it."""
+    """Return a job's folder relative to the sweep's; None if only Hydra's launcher knows it."""
     try:
         with _hydra_config(config):
             name = str(config.hydra.sweep.subdir)
@@ -272,7 +272,7 @@ def _check_options(folder: Path, number: int, config: DictConfig) -> None:
 def _classes(
     jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
 ) -> Mapping[str, list[str]]:
-    """Return the classes, by key, that `resume` accepts only from the command line."""
+    """Return, by key, the classes that the command to resume the sweep must name again."""
     found: dict[str, list[str]] = {}
     for overrides, config in zip(jobs, configs, strict=True):
         choices = own_choices(config.hydra.runtime.choices)

@@ -1,1 +1,1 @@
-"""Code of a run's parent process, which starts and watches the workers and gathers reports."""
+"""Code of a run's parent process, which starts the workers, watches them, and writes results."""

@@ -28,13 +28,13 @@ COMPARED: Mapping[str, Schedule] = {
     "gpipe": GPipe(microbatches=4),  # as in conf/schedule/gpipe.yaml
     "ppll": PPLL(),
 }
-"""The schedules that `comparison` considers, by their `schedule=` options."""
+"""The schedules that `comparison` considers. The keys are the values of `schedule=`."""
 
 OWN = ("schedule", "gpus", "objective", "max_minutes", "recover")
 """Keys of overrides that `comparison` leaves out of its command.
 
-It sets `schedule` and `gpus` itself. Only a sweeper needs `objective`. `max_minutes` is a limit for
-this run alone. Most schedules refuse `recover=stage`."""
+`comparison` sets `schedule` and `gpus` itself. `objective` is only for sweepers that search for
+settings. `max_minutes` is a limit for this run alone. Most schedules refuse `recover=stage`."""
 
 LONGEST = 1000
 """Largest length in characters of a command that `comparison` returns."""
@@ -83,7 +83,7 @@ def comparison(
     job = prepared.job
     there = settings.model_copy(update={"gpus": gpus})
     beside = settings.device == "auto" and {*job.devices} == {"cpu"} and cuda.device_count()
-    if beside:  # the run was on CPU, but `auto` would run one worker on a GPU
+    if beside:  # the run was on CPU; but if the command gives `gpus`, `auto` uses GPUs
         there = there.model_copy(update={"device": "cpu"})
     accepted = [name for name, one in COMPARED.items() if _accepts(there, prepared, one)]
     if len(accepted) < 2:

@@ -39,7 +39,7 @@ NETWORKS = ("model.", "auxiliary.")
 def record(
     run_dir: Path, config: Mapping[str, Any], choices: Mapping[str, str], prepared: Prepared
 ) -> None:
-    """Write the run's configuration and the identity of its data, for `resume`.
+    """Write what `resume` reads: the run's configuration, and a list that identifies its data.
 
     Raises:
         ConfigError: The directory has the record of another run.
@@ -50,7 +50,7 @@ def record(
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
     record["classes"] = list(prepared.classes)
     record["lower_is_better"] = lower_is_better(prepared.job.task)
-    if (bank := prepared.job.local.get("bank")) is not None:  # the resolved defaults are recorded
+    if (bank := prepared.job.local.get("bank")) is not None:  # settings of the feature bank
         record |= {"fba": bank, "local": {**config["local"], "bank": bank}}
     if config.get("weights") is not None:
         record["weights"] = absolute_path(config["weights"])
@@ -93,7 +93,7 @@ def check_data(
 
 
 def recorded_identity(before: Recorded) -> Identity:
-    """Return the identity of the data with which a run was started; empty if unknown."""
+    """Return the identity of a run's data (see `data.identity`) at its start; empty if unknown."""
     with suppress(OSError, ValueError):
         found: Identity = read_json(before.run_dir / DATA_FILES)
         if digest_of(found) == before.data_sha256:

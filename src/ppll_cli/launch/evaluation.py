@@ -37,9 +37,10 @@ class Evaluated:
 
 
 def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evaluated:
-    """Evaluate the model of a run on a split, with the same batches as the run's own evaluations.
+    """Evaluate the model of a run on a split.
 
-    `batch_size` is the number of samples per batch; None for that of the run.
+    `batch_size` is the number of samples per batch; None for the same batches as in the run's own
+    evaluations.
 
     Raises:
         ConfigError: The data set has no such split.
@@ -59,7 +60,7 @@ def evaluate(run: LoadedRun, split: str, batch_size: int | None = None) -> Evalu
     size = _size(run, schedule, batch_size)
     maker = dataset.batches(splits, run.settings.batch_size, run.settings.seed, run.device)
     samples, task, replicas = len(splits[split]), run.task, run.settings.replicas
-    sums = [Sums() for _ in range(replicas)]  # the replicas evaluate different batches
+    sums = [Sums() for _ in range(replicas)]  # as in the run: one sum for each replica's batches
     rows: list[Tensor] = []
     detail = getattr(task, "detail", None)
     together = 1 if schedule is None else evaluated_together(run.settings, schedule)
@@ -103,7 +104,7 @@ def _size(run: LoadedRun, schedule: Schedule | None, batch_size: int | None) -> 
 def _microbatches(run: LoadedRun) -> int:
     """Return the number of micro-batches of a batch under a user's schedule.
 
-    The run's summary has it. The user's class has it too, but is not imported here.
+    The number is read from the run's summary, because the user's class is not imported here.
     """
     with suppress(OSError, ValueError, TypeError, KeyError):
         return int(read_json(run.run_dir / SUMMARY_FILE)["microbatches"])

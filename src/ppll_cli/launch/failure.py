@@ -30,10 +30,10 @@ REMEDIES = {
 """What the user can do if results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Error numbers that concern the results even if the error names a file elsewhere."""
+"""Error numbers for which results cannot be written, even if the error names a file elsewhere."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
-"""Error numbers that get a remedy if they stand in the text of an exception.
+"""If the text of an exception contains one of these error numbers, the user is told a remedy.
 
 EFBIG is not in `_ELSEWHERE`, because this program itself raises it for input that is too large."""
 
@@ -92,8 +92,8 @@ def is_of_disk(error: OSError, run_dir: Path) -> bool:
 def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedError:
     """Return a RunFailedError for an exception that was raised in a run's parent process.
 
-    The message begins with `doing`, for example "summary.json could not be written". If
-    `is_of_disk` is true, the message begins with "results cannot be written".
+    The message begins with `doing`, for example "summary.json could not be written". For an error
+    of the disk (see `is_of_disk`), it begins with "results cannot be written" instead.
     """
     if isinstance(error, OSError) and is_of_disk(error, run_dir):
         inside = error.filename is None or Path(str(error.filename)).is_relative_to(run_dir)
@@ -107,7 +107,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return the remedy for an error number of `_QUOTED` in a text; None if there is no number."""
+    """Return the remedy for an error number of `_QUOTED` in a text; None if the text has none."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
     return next((_remedy(number, run_dir) for number in found if number in _QUOTED), None)
 

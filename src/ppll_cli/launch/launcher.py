@@ -30,10 +30,10 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.3
-"""Seconds to wait after a failure for the end of another worker that may be the cause."""
+"""Seconds that the launcher waits after a failure: another worker may have died and caused it."""
 
 FORGOTTEN = 255
-"""Exit status that multiprocessing reports for each worker after its fork server has ended."""
+"""Exit status that multiprocessing reports for every worker after the fork server has ended."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Ending:
     """How the workers ended.
 
     Attributes:
-        reports: The last report of each worker, in the order of the job's seats; empty except on
-            machine 0.
+        reports: The last report of each worker, in the order of `Job.seats`. Only machine 0 has
+            them; on other machines the list is empty.
         signal: The signal that asked the workers to stop (SIGTERM at the time limit), or None.
     """
 
@@ -58,12 +58,15 @@ def launch(
     fleet: Fleet | None = None,
     until_s: float | None = None,
 ) -> Ending:
-    """Run a job to its end or, with a fleet, this machine's part of the job.
+    """Start the workers of a job, and watch them until the job ends.
+
+    With a `fleet` (a run over several machines), start only the workers of this machine.
 
     `on_report` is called with each report of a worker, except messages for the log, failures and
-    the last report. On machine 0, `on_report` gets the reports of all machines. `on_start` is
-    called once with the pulses of the started workers. At the time `until_s`, on the clock of
-    `time.monotonic`, the launcher stops the workers as a SIGTERM would.
+    the last report. On machine 0, `on_report` gets the reports of all machines. After the start of
+    the workers, `on_start` is called with their pulses, from which their progress can be read. At
+    the time `until_s`, on the clock of `time.monotonic`, the launcher stops the workers as a
+    SIGTERM would.
 
     Raises:
         WorkerFailedError: A worker failed; all workers have been stopped.
@@ -89,7 +92,7 @@ def launch(
         _meeting(job, fleet) as meeting,
         _restarting(job, tell) as restarts,  # removes its folder after the workers have ended
         _kill_at_end(workers),
-        _telling(others, fleet),  # exits first, before killed workers make others fail
+        _telling(others, fleet),  # exits first: killed workers make other machines' workers fail
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:
@@ -121,7 +124,7 @@ def _begin(
 def _ending(
     job: Job, others: Leader | Follower | None, seen: Mapping[Seat, Seen], stop: StopFlag
 ) -> Ending:
-    """Return how the workers ended; as machine 0, tell the other machines."""
+    """Return how the workers ended. On machine 0, also tell the other machines."""
     if isinstance(others, Follower):
         return Ending([], others.signal)
     reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
@@ -180,7 +183,7 @@ def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
 
 @contextmanager
 def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
-    """Tell the other launchers if the body fails. At the end, close the transfers of files."""
+    """If the `with` block fails, tell the other machines. In any case, end transfers of files."""
     try:
         yield
     except Exception as error:
@@ -200,9 +203,9 @@ def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[
 
 @contextmanager
 def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
-    """Yield the address of the workers' store and their network interface.
+    """Yield the address of the store that process groups use, and the name of a network interface.
 
-    Both are empty if no worker needs a process group.
+    The workers' process groups use this interface. Both texts are empty if no worker needs a group.
     """
     if fleet is not None:
         yield fleet.store, fleet.interface

@@ -62,7 +62,7 @@ class LoadedRun:
 
     @property
     def image(self) -> InputSpec:
-        """What the model reads; an `ImageSpec` if it reads images."""
+        """Describes the inputs of the model; an `ImageSpec` if they are images."""
         return self.data.input_spec
 
     @property
@@ -146,7 +146,7 @@ def load_run(
     device: str | torch.device = "cpu",
     classes: Sequence[Any] = (),
 ) -> LoadedRun:
-    """See `ppll_cli.load_run`, which calls this function."""
+    """Load the model and the data set of a run; `ppll_cli.load_run` explains the arguments."""
     run = recorded_in(Path(run_dir).expanduser(), "RUN_DIR")
     config = dict(run.config)
     _check_named(config, classes)
@@ -163,8 +163,8 @@ def loaded(
 ) -> LoadedRun:
     """Build the model of a run, and load the weights of its checkpoint `name`.
 
-    `other_data` is None for the run's data set. If `config` names another data set, `other_data` is
-    its option, for error messages. If `ema` is true, the weights are the averaged ones.
+    If `config` names another data set than the run's, `other_data` is the option of this data set,
+    for error messages; otherwise None. If `ema` is true, load the averages of the weights.
 
     Raises:
         ConfigError: The checkpoint is missing, damaged, or without averages, or does not fit the
@@ -189,9 +189,9 @@ def loaded(
 
 
 def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], int | None]:
-    """Return the weights of a checkpoint, and its step.
+    """Return the weights of the checkpoint `name`, and its step.
 
-    Without checkpoints, `last` means the file of the final model, whose step is unknown.
+    If the run kept no checkpoints, `last` means the file of the final model. Its step is unknown.
     """
     whole = run_dir / (EMA_FILE if ema else MODEL_FILE)
     try:

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the lock of a run directory during the body.
+    """Hold the lock of a run directory while the `with` block runs.
 
     Raises:
         ConfigError: Another process holds the lock.

@@ -21,9 +21,10 @@ def _end_with_parent(number: int) -> None:
         ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-# The imports below take seconds, and only after them does the fork server notice the end of its
-# parent. During the imports, the kernel kills the fork server when the thread that started it ends.
-# The last line of this file switches this off, because the thread may end before the program does.
+# The imports below take seconds. Until they are done, the fork server does not notice the end of
+# its parent. So during the imports, the kernel kills the fork server when the thread that started
+# it ends. The last line of this file switches this off, because that thread may end before the
+# program does.
 _end_with_parent(signal.SIGKILL)
 
 # A terminal or a batch system signals all processes of a run, but only the parent handles signals.
@@ -38,15 +39,15 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# Without the next import, each worker would import this module in its first backward, which takes a
-# second. Only workers that need torch's compiler or torchvision import them, because each of these
-# imports takes nearly as long as the import of torch.
+# Without the next import, each worker would need a second to import this module in its first
+# backward. Torch's compiler and torchvision are not imported here, because each of them takes
+# nearly as long as torch: only the workers that need them import them.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401
 from ppll_cli.worker.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
-gc.freeze()  # modules stay to the end, so the garbage collector need not visit them
+gc.freeze()  # modules are never freed, so the garbage collector need not visit them
 gc.enable()
 _end_with_parent(0)

@@ -17,7 +17,7 @@ from ppll_cli.leaves.files import digest_of, problem_of, read_json
 from ppll_cli.observe.runs import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
 CONFIG_FORMAT = 2
-"""Format number of `config.json`. Higher numbers are refused. Since format 2 it has a digest."""
+"""Format number of `config.json`. Higher numbers are refused. Files of format 1 have no digest."""
 
 DIGEST = "sha256"
 """The key under which `config.json` stores the file's own digest."""
@@ -27,7 +27,7 @@ PATHS = ("root", "cache", "folders")
 absolute paths."""
 
 DATA_FILES = "data-files.json"
-"""Name of the file in a run directory with the identity of the run's data."""
+"""Name of the file in a run directory with the identity of the data (see `data.identity`)."""
 
 OWN_FILES = (
     CONFIG_FILE,
@@ -106,9 +106,9 @@ def _check_digest(run_dir: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_kinds(run_dir: Path) -> None:
-    """Refuse a run directory that has, for example, a folder in the place of a result file.
+    """Refuse a run directory in which a result file is, for example, a folder or a FIFO.
 
-    Opening a FIFO there would block, and a folder would make the run fail at its end.
+    To open a FIFO would block, and a folder would make the run fail at its end.
     """
     for names, fits, kind in (
         (OWN_FILES, stat.S_ISREG, "file"),

@@ -23,7 +23,7 @@ from ppll_cli.observe.spans import Restart
 log = logging.getLogger(__name__)
 
 SAME_PLACE = 3
-"""Number of successive failures of a worker at one batch after which a restart is useless."""
+"""A worker that failed this many times in succession at the same batch is not restarted again."""
 
 
 @dataclass
@@ -31,8 +31,8 @@ class _History:
     """The failures and reports of one worker.
 
     Attributes:
-        failures: For each failure, the time and the batch or mark, which is None if the worker was
-            still starting.
+        failures: For each failure, its time, and the batch or mark at which the worker failed (None
+            if it was still starting).
         saved: Step of the latest checkpoint for which the worker has written its file; -1 if none.
         reported: For each kind of report, split and module, the step of the latest report.
         began_s: When the current restart began, on the clock of `perf_counter`; None if the worker
@@ -48,9 +48,10 @@ class _History:
 class Restarts:
     """Restarts failed workers, and counts their failures.
 
-    `folder`, in shared memory, is for snapshots. `tell` gets a report of kind "restart" with the
-    time `began_s` when a failure is detected, and a report of kind "restarted" with `began_s` and
-    `ended_s` when the new process continues. The clock is `perf_counter`.
+    Snapshots are in `folder`, in shared memory. When a failure is detected, `tell` is called with a
+    report of kind "restart" and the time `began_s`. When the new process continues, `tell` is
+    called with a report of kind "restarted" and the times `began_s` and `ended_s`. The clock is
+    `perf_counter`.
     """
 
     def __init__(self, job: Job, folder: Path, tell: Callable[[Report], None]) -> None:
@@ -58,7 +59,10 @@ class Restarts:
         self._history: dict[Seat, _History] = defaultdict(_History)
 
     def recovery(self, seat: Seat) -> Recovery | None:
-        """Return what a new process of a worker needs; None if the worker cannot be restarted."""
+        """Return what a worker's process needs to write snapshots, and to continue from them.
+
+        Return None if the worker cannot be restarted.
+        """
         if seat.stage not in self._job.restartable:
             return None
         folder = self._folder / f"stage-{seat.stage}"
@@ -66,7 +70,10 @@ class Restarts:
         return Recovery(str(folder), self._history[seat].saved)
 
     def repeats(self, report: Report) -> bool:
-        """Record a worker's report; return whether an earlier process of this worker sent it."""
+        """Record a worker's report.
+
+        Return whether an earlier process of this worker has already sent the same report.
+        """
         if report["kind"] == "ready":
             step = 0
         elif report["kind"] in ("metrics", "counted", "saved"):
@@ -92,9 +99,10 @@ class Restarts:
         workers: list[Watched],
         handle: Callable[[Watched, Report], None],
     ) -> list[Report]:
-        """Restart all failed workers, or return the failures for which a restart cannot help.
+        """Restart all failed workers, and return an empty list.
 
-        `handle` gets the reports that a failed worker has left in its pipe.
+        If a restart cannot help one of them, restart none, and return the failures for which it
+        cannot help. `handle` gets the reports that a failed worker has left in its pipe.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.
@@ -103,7 +111,7 @@ class Restarts:
         by_seat = {watched.seat: watched for watched in workers}
         first = {_seat(each): each for each in reversed(failures)}
         failed = [(by_seat[seat], report) for seat, report in first.items()]
-        # A worker that is done only waits for permission to exit.
+        # A worker that is done is not restarted: it only waits for permission to exit.
         failed = [(watched, report) for watched, report in failed if watched.done is None]
         final = [report for watched, report in failed if not self._may_help(watched.seat, report)]
         if final:
@@ -142,7 +150,7 @@ class Restarts:
 
 
 class RestartLog:
-    """Lists the restarts of workers. `before` has those from before the run was resumed."""
+    """Lists the restarts of workers. `before` has the restarts before the run was resumed."""
 
     def __init__(self, job: Job, before: Sequence[Mapping[str, Any]] = ()) -> None:
         self._job, self._before = job, before
@@ -166,7 +174,7 @@ class RestartLog:
                 each.update(ended_s=ended_s, seconds=seconds)
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
-        """Return the states of all workers, with `restarts` set for workers that restart now."""
+        """Return `looks`, the workers' states, with `restarts` set for workers that restart now."""
         # The display calls this in its own thread.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)
@@ -178,7 +186,7 @@ class RestartLog:
         return [*self._before, *({key: each[key] for key in keys} for each in self._reports)]
 
     def drawn(self) -> list[Restart]:
-        """Return the restarts for the timeline."""
+        """Return the restarts that have ended, for the picture of the timeline."""
         keys = ("began_s", "ended_s", "error", "phase", "batch")
         ended = [each for each in self._reports if each["ended_s"] is not None]
         return [Restart(self._job.number(_seat(e)), *(e[key] for key in keys)) for e in ended]

@@ -130,8 +130,8 @@ def write_samples(job: Job, run_dir: Path) -> None:
 def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
     """Return for each worker how many seconds its clock is behind the clock of machine 0.
 
-    Only workers that exchange messages with another machine measure this. Their result holds for
-    all workers of their machine, because these have one clock.
+    Only workers with process groups of torch.distributed measure this. The result of one worker
+    holds for all workers of its machine, because they share the machine's clock.
     """
     known = {
         job.home(seat): -report["ahead_s"]
@@ -143,7 +143,7 @@ def _behind_s(job: Job, reports: Sequence[Report]) -> list[float]:
 
 @contextmanager
 def _errors_into(problems: list[RunFailedError], run_dir: Path, name: str) -> Iterator[None]:
-    """Append an error to `problems` if the body fails to write a file."""
+    """Append an error to `problems` if the `with` block fails to write a file."""
     try:
         yield
     except Interrupted:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 NO_TRACKER = "ppll_cli.observe.tracker.NoTracker"
 
 OPTION = re.compile(r"\w[\w-]*([./]\w[\w-]*)*")
-"""Matches names of options, but no paths: Hydra would read a file at any path."""
+"""Matches names of options, but no absolute path and no `..`: Hydra would read a file there."""
 
 UNNAMED = (
     "the run directory names a class that is not part of ppll-run; such a class is imported only "
@@ -70,10 +70,12 @@ FREE = {
 """Keys, and groups of keys, that a resumed run may change: they do not change what is trained."""
 
 COMPARED = ("data.folders",)
-"""Keys of `FREE` that may be changed only if the run has recorded the digest of its data."""
+"""Keys of `FREE` that are refused if the run did not record the digest of its data.
+
+Without the digest, nothing shows whether a folder has the same data."""
 
 BOUND = {"transport.wire_dtype"}
-"""Keys inside groups of `FREE` that may not be changed: they change what is trained."""
+"""Keys inside groups of `FREE` that a resumed run must not change: they change the training."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ class Recorded:
         `composed` is the configuration that Hydra composed from the result of `arguments`.
 
         Raises:
-            ConfigError: A change is not allowed, or only the record names a class of the user.
+            ConfigError: A change is not allowed, or no override names a user's class that the
+                record names.
         """
         config, chosen = self.with_changes(composed, choices, overrides, self._check_free)
         if not _names_tracker(overrides):
@@ -135,10 +138,10 @@ class Recorded:
         overrides: Sequence[str],
         check: Callable[[str, str, Any], None],
     ) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return what `changed` returns, but log nothing.
+        """Return the recorded configuration with the given changes, and the option of each group.
 
-        `check` gets each changed key, its override and its new value. It raises ConfigError if the
-        change is not allowed.
+        `changed` explains the other arguments. `check` is called with each changed key, its
+        override and its new value, and raises ConfigError if the change is not allowed.
         """
         config = json.loads(json.dumps(self.config))
         chosen = dict(self.choices)
@@ -177,7 +180,11 @@ class Recorded:
             log.info(said, name if named else path, word(again))
 
     def _check_free(self, key: str, override: str, value: Any) -> None:
-        """Refuse to remove a key, or to change a key that changes what is trained."""
+        """Refuse to remove a key, or to change a key that is not free.
+
+        The keys of `FREE` are free, except the keys of `BOUND`. `epochs` is free if the learning
+        rate does not depend on it.
+        """
         given = override.partition("=")[2]
         if key == "epochs" and value is not ABSENT:
             if at(self.config, "optim.schedule") in ("cosine", "cosine_by_epoch"):
@@ -301,7 +308,7 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
             raise no_run(run_dir, f"it has no settings for {group}")
     if cuts is not None and not _is_list_of_names(cuts):
         raise no_run(run_dir, "its cuts are not names of units")
-    if config["tracker"] == {"name": "none"}:  # the form in records of older programs
+    if config["tracker"] == {"name": "none"}:  # older programs wrote this
         config["tracker"] = {"_target_": NO_TRACKER}
     cuts = None if cuts is None else tuple(cuts)
     config.pop("lower_is_better", None)

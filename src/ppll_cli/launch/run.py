@@ -180,14 +180,14 @@ class Run:
         return summary
 
     def _tell(self, error: PpllError) -> None:
-        """Log why the run ended early, once."""
+        """Log why the run ended early, unless this error has already been logged."""
         if error is not self._told:
             self._told = error
             known = self.options, self.changes, self.config, self.choices
             failure.tell(error, self.run_dir, advice.resume_command(self.run_dir, *known))
 
     def _gather(self, fleet: Fleet) -> None:
-        """Have the other machines prepare the run."""
+        """Tell the other machines to prepare the run, and wait until they are ready."""
         fleet.jobs += 1
         try:
             announce(fleet, self.config, self.prepared, self.run_dir)
@@ -222,7 +222,10 @@ class Run:
         return replace(prepared, job=job)
 
     def _worth_trying(self) -> str | None:
-        """Return a command that compares this run with other schedules; None if there is none."""
+        """Return a command that compares this run with other schedules.
+
+        Return None if no such command fits the run.
+        """
         if self.fleet is not None or self._tracked().sweep or self.changes is None:
             return None
         known = self.settings, self.prepared, self.options, self.changes
@@ -232,7 +235,7 @@ class Run:
 
     def _on_start(self, pulses: Sequence[Pulse]) -> None:
         with only_warn("the settings that differ from the defaults could not be listed"):
-            self.changes = self.find_changes()  # while the workers set themselves up
+            self.changes = self.find_changes()  # meanwhile, the workers start
             self.console.settings(self.changes)
         self.console.begin(self.run_dir)
         self._pulses = pulses
@@ -245,7 +248,7 @@ class Run:
 
     def _on_report(self, report: Report) -> None:
         if report["kind"] == "ready":
-            # Reports may wait here for seconds, and those of another worker may come first.
+            # A report may be read seconds after it was sent, and a later report may be read first.
             self._started_s = max(report["at_s"], self._started_s)
             self.metrics.begin(self._started_s)
         elif report["kind"] == "metrics":

@@ -1,4 +1,4 @@
-"""Completes each checkpoint as soon as workers have reported that its files are written."""
+"""Completes each checkpoint as soon as the workers have reported that all its files are written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class Saving:
         self._unfinished: dict[int, _Reported] = {}
 
     def take(self, report: Report, seconds: float) -> None:
-        """Take a worker's report about a checkpoint; after the last report, finish the checkpoint.
+        """Record a worker's report about a checkpoint; after the last one, finish the checkpoint.
 
         Each worker sends a report of kind `counted`, and one worker of each stage a report of kind
         `saved`. `seconds` is how long the run has trained since it was started or resumed.
@@ -72,7 +72,7 @@ class Saving:
         checkpoint.finish(job.run_dir, manifest, kept.keep, best)
 
     def _is_best(self, step: int) -> bool:
-        """Return whether this step's metric is better than that of the best checkpoint so far."""
+        """Return whether the metric at this step is better than at the best checkpoint so far."""
         split = "val" if "val" in self._job.course.samples else "test"
         found = self._metrics.history(split)
         kept = checkpoint.best_step(self._job.run_dir)

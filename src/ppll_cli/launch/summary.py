@@ -33,10 +33,12 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the content of `summary.json`, as far as it is known.
 
-    Speeds and fractions of time are those of the current part of the run and all earlier parts with
-    equal `parts.Conditions`. `reports` has the last report of each worker; it is empty if the run
-    failed or has not begun. `seconds` is the time since the workers began to train in this part,
-    including evaluations and checkpoints.
+    A new part of the run begins whenever the run is resumed. Speeds and fractions of time are
+    computed over the current part and all earlier parts with equal `parts.Conditions`.
+
+    `reports` has the last report of each worker; it is empty if the run failed or has not begun.
+    `seconds` is the time since the workers began to train in the current part, including
+    evaluations and checkpoints.
     """
     job = prepared.job
     course, settings = job.course, job.settings
@@ -138,9 +140,10 @@ def _fraction(counted: Worker | None, *kinds: str) -> float | None:
 
 
 def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
-    """Return the bubble fraction, and what the simulator predicts from the mean instruction times.
+    """Return the measured bubble, and the bubble and speed that a simulation predicts.
 
-    All are None if some worker had no steady state.
+    The simulation uses the mean measured time of each instruction. All values are None if some
+    worker had no steady state.
     """
     found: dict[str, float | None] = dict.fromkeys(
         ("bubble_fraction", "predicted_bubble_fraction", "predicted_samples_per_second")

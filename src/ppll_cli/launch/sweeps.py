@@ -28,10 +28,10 @@ SWEEP_FORMAT = 1
 """Format number of `sweep.json`."""
 
 BASIC = "basic"
-"""Option of Hydra's own sweeper, which knows all jobs before it runs the first job."""
+"""Name of Hydra's own sweeper, which knows all jobs before it runs the first job."""
 
 LAUNCHER = re.compile(r"hydra[./]launcher\b|hydra\.sweeper\.max_batch_size$")
-"""Matches the keys of overrides that say how jobs are launched."""
+"""Matches the keys of overrides that choose and configure Hydra's launcher, which runs the jobs."""
 
 _WHERE = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 _WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
@@ -39,7 +39,7 @@ _WORD = re.compile(r"[\w.,:@%+/-]+", re.ASCII)
 
 @dataclass(frozen=True)
 class SweptJob:
-    """A job of a sweep. `overrides` are its overrides, without those of Hydra's own keys."""
+    """A job of a sweep. `overrides` has its overrides, without overrides of Hydra's own keys."""
 
     number: int
     overrides: Sequence[str]
@@ -59,7 +59,10 @@ class SweptJob:
 
 @dataclass(frozen=True)
 class RecordedSweep:
-    """A sweep that is to be resumed. `launcher` has the overrides that choose its launcher."""
+    """A sweep that is to be resumed.
+
+    `launcher` has the overrides that choose and configure Hydra's launcher, which runs the jobs.
+    """
 
     folder: Path
     jobs: Sequence[SweptJob]
@@ -69,7 +72,8 @@ class RecordedSweep:
         """Return the overrides for Hydra that apply to all jobs of the sweep.
 
         Raises:
-            ConfigError: The sweep's files have a setting of the launcher that could run a command.
+            ConfigError: `sweep.json` has a setting of Hydra's launcher that could run a command,
+                and `overrides` do not repeat it.
         """
         given = [o for o in parsed(overrides) if re.match(r"(hydra|tracker)\b", o.key_or_group)]
         again = any(LAUNCHER.match(override.key_or_group) for override in given)
@@ -92,7 +96,8 @@ class RecordedSweep:
         configuration, and the option of each group. Hydra must be initialized.
 
         Raises:
-            ConfigError: The job's record is damaged, or only a record names a class of the user.
+            ConfigError: The job's record is damaged, or no override names a user's class that the
+                job needs.
         """
         before = None
         if os.path.lexists(run_dir / CONFIG_FILE):
@@ -134,8 +139,8 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the content of `sweep.json`.
 
-    `launcher` has the overrides that choose the launcher. `folders` has each job's run directory,
-    relative to the sweep's folder; None if only the launcher knows it.
+    `launcher` has the overrides that choose and configure Hydra's launcher. `folders` has each
+    job's run directory, relative to the sweep's folder; None if only Hydra's launcher knows it.
     """
     name, *settings = launcher
     return {
@@ -155,7 +160,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a launcher's setting is null, a number or a word, and so runs no code."""
+    """Return whether a setting of Hydra's launcher is null, a number or a word: none runs code."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -178,7 +183,7 @@ def _check_override(override: Override) -> None:
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
-    """Refuse recorded settings that a launcher might execute."""
+    """Refuse recorded settings that Hydra's launcher might execute as a command."""
     for override in parsed(overrides[1:]):
         key, _, value = text(override).partition("=")
         if not is_plain(override):
@@ -188,7 +193,7 @@ def _check_launcher(overrides: Sequence[str]) -> None:
 
 
 def _for_job(overrides: Sequence[str], config: Mapping[str, Any]) -> list[str]:
-    """Return overrides of the tracker, and of classes that this job uses."""
+    """Return the given overrides that set the tracker, or a class that this job uses."""
     found = []
     for override in parsed(overrides):
         key, value = override.key_or_group, override.value()
@@ -253,7 +258,7 @@ def _job(sweep: Path, number: int, overrides: Any, name: Any) -> SweptJob:
 
 
 def _check_apart(sweep: Path, jobs: Sequence[SweptJob]) -> None:
-    """Refuse jobs whose folders are equal or nested, since a job may clear its folder."""
+    """Refuse jobs whose folders are equal or nested, because a job may clear its folder."""
     folders = [job.folder for job in jobs]
     above = {path for folder in folders for path in folder.parents}
     if len({*folders}) < len(folders) or above & {*folders}:
@@ -271,7 +276,7 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _are_overrides(texts: Any, key: str) -> bool:
-    """Return whether `texts` are overrides whose keys and packages match the pattern `key`."""
+    """Return whether `texts` are overrides whose keys and `@` packages match the pattern `key`."""
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return False
     try:

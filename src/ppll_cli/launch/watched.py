@@ -24,7 +24,8 @@ LEAVE_S = 5.0
 class Watched(Seen):
     """A worker of this machine.
 
-    The launcher keeps `ends` open, so that other workers do not notice if this worker dies.
+    `ends` are its ends of channels. The launcher also keeps them open. So if this worker dies, the
+    other workers do not notice it, and the launcher can start a new process with the same ends.
     """
 
     ends: ChannelEnds
@@ -34,7 +35,7 @@ class Watched(Seen):
     failed: bool = False
 
     def begin(self, job: Job, recovery: Recovery | None = None) -> None:
-        """Start the worker's process. Without `recovery`, it cannot be restarted.
+        """Start the worker's process. Without `recovery`, the worker cannot be restarted later.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.
@@ -72,7 +73,7 @@ class Watched(Seen):
             os.kill(self.process.pid, signal.SIGKILL)
 
     def clean_up(self) -> None:
-        """Wait for the end of a killed worker, and remove what it has left."""
+        """Wait for the end of a killed worker, and remove its files in shared memory."""
         self.process.join(LEAVE_S)
         self._is_gone(LEAVE_S)
         self.reports.close()
@@ -80,7 +81,7 @@ class Watched(Seen):
             remove_left(self.process.pid)
 
     def _is_gone(self, limit_s: float) -> bool:
-        """Drop the reports in the pipe; return whether the worker has closed its end."""
+        """Discard the reports in the pipe; return whether the worker's end of it is closed."""
         with suppress(EOFError, OSError):
             while self.reports.poll(limit_s):
                 self.reports.recv_bytes()

@@ -52,14 +52,14 @@ def needs_groups(job: Job) -> bool:
 
 
 def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transport:
-    """Return the transport for channels inside a machine.
+    """Return the transport that makes the channels inside a machine.
 
     The result is a `JournalTransport` if a stage of the machine can be restarted. Otherwise it is
-    `transport`, or queues if `transport` is not usable. `name` is the option of `transport`.
+    `transport`, or queues if `transport` cannot work here. `name` is the option of `transport`.
 
     Raises:
-        ConfigError: No transport is usable, or a process is not allowed to open as many file
-            descriptors as it needs.
+        ConfigError: Neither `transport` nor queues can work on this machine, or a process must not
+            open as many file descriptors as it needs.
     """
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [w for w in _ways(job) if job.home(w.source) == job.home(w.target) == machine]
@@ -104,7 +104,7 @@ def wire(
 def _add_groups(job: Job, ends: Mapping[Seat, ChannelEnds], store: str, interface: str) -> None:
     """Set the process groups of each worker that belongs to a group.
 
-    Other workers have no rank, so they can be restarted without a new rendezvous.
+    The other workers take no part in torch.distributed, so they can be restarted alone.
     """
     groups, apart = _groups(job), len({*job.homes}) > 1
     members = sorted({number for group in groups.values() for number in group.ranks})
@@ -164,9 +164,10 @@ def _schema(job: Job, channel: Channel, size: int) -> str:
 
 
 def _groups(job: Job) -> dict[str, Group]:
-    """Return the groups of each stage's replicas, and those of channels between machines, by name.
+    """Return all process groups by name.
 
-    Their `ranks` are indices in `Job.seats`.
+    A group connects the replicas of a stage, or the two ends of a channel between machines. The
+    `ranks` of a group are indices in `Job.seats`.
     """
     found = {}
     if job.replicas > 1:

@@ -30,10 +30,10 @@ SILENT_S = 7.0
 """Seconds without a sign of life after which a machine's launcher is regarded as failed."""
 
 OWN_GAP_S = 3.0
-"""Seconds between two calls of `silent` after which the launcher assumes that it was stopped."""
+"""If `silent` is not called for more seconds, this launcher itself was stopped (SIGSTOP)."""
 
 LEAVING_S = 10.0
-"""Seconds that machine 0 waits at the end for other machines, because it may run their store."""
+"""Seconds that machine 0 waits for the others to end first, because it may run their store."""
 
 BEAT_S = 0.5  # seconds between two signs of life
 
@@ -91,7 +91,7 @@ class Fleet:
         self._said += 1
 
     def refuse(self, error: ConfigError) -> None:
-        """Send the error that prevents the current job, or all jobs; `refusal` reads it."""
+        """Send the error that prevents the current job, or all jobs; `refusal` decodes it."""
         told = (error.key, str(error.value), error.problem, error.remedy)
         self.tell({"kind": "refused", "job": self.jobs, "error": told})
 
@@ -105,9 +105,10 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for a job that machine 0 gave up without a message about it.
+        """Return the error for a job that machine 0 gave up without a message about this job.
 
-        `message` came instead, about another job or the end of all jobs; `hear` returns it again.
+        Instead, `message` came. It is about another job or the end of all jobs, and the next call
+        of `hear` returns it again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
@@ -121,7 +122,7 @@ class Fleet:
         """Return the number of a silent machine and an error text; None if no machine is silent."""
         now = time.monotonic()
         if now - self._looked_s > OWN_GAP_S:
-            self._since_s = now  # this launcher was stopped: count the silence of others from now
+            self._since_s = now  # this launcher was stopped: the silence before does not count
         self._looked_s = now
         watched = range(1, len(self.machines)) if self.first else [0]
         for machine in watched:
@@ -169,7 +170,7 @@ class Fleet:
         self._thread.join(2.0)
 
     def _meet_in_time(self) -> list[Machine]:
-        """Return each machine's description of itself."""
+        """Meet the other machines' launchers, and return each machine's description of itself."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
             return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
@@ -203,8 +204,9 @@ class Fleet:
     def _meet(self) -> list[Machine]:
         """Agree on a session with the other machines, and return each machine's description.
 
-        The store may hold entries from before torchrun restarted the launchers. So a session has a
-        new name, and a machine accepts only a welcome that repeats the machine's random word.
+        If torchrun has restarted the launchers, the store may hold entries from before. So each
+        session has a new name. Each machine sends a random word, and waits for a welcome of machine
+        0 that repeats the word.
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
@@ -225,7 +227,7 @@ class Fleet:
         return found
 
     def _welcome(self, own: Message, until_s: float) -> list[Message | None]:
-        """As machine 0, collect the descriptions; None stands for a missing machine."""
+        """On machine 0, collect each machine's description; None stands for a missing machine."""
         store, self._session = self._everywhere, own["word"]
         found = store.check(["run directory"])
         self.remembered = store.get("run directory").decode() if found else None
@@ -243,7 +245,7 @@ class Fleet:
         return welcome
 
     def _hello(self, own: Message, until_s: float) -> list[Message | None]:
-        """As another machine, return the descriptions that machine 0 has collected."""
+        """On the other machines, return the descriptions that machine 0 has collected."""
         store, self._session = self._everywhere, ""
         while time.monotonic() < until_s + LEAVING_S:  # longer than machine 0 waits
             if store.check(["session"]) and (new := store.get("session").decode()) != self._session:

@@ -29,7 +29,9 @@ from ppll_cli.transport.channel import Transport
 log = logging.getLogger(__name__)
 
 MARK = ".machines"
-"""Name of the file in the run directory that shows a machine whether it shares the directory."""
+"""Name of a file that machine 0 writes into the run directory.
+
+A machine that finds the file there shares the directory with machine 0."""
 
 
 def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path) -> None:
@@ -61,7 +63,10 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
 
 
 def _wait_until_ready(fleet: Fleet, job: Job) -> None:
-    """Wait until all machines are ready. Send the checkpoint to those that lack the directory."""
+    """Wait until all machines are ready to start their workers.
+
+    Send the checkpoint's files to each machine that does not share the run directory.
+    """
     waiting, until_s = {*range(1, len(fleet.machines))}, time.monotonic() + PREPARING_S
     paths = [Path(job.checkpoint or "", file.name) for file in _checkpoint_files(job)]
     sent: list[Event] = []
@@ -93,11 +98,11 @@ def _wait_until_ready(fleet: Fleet, job: Job) -> None:
 def _announcement(
     fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_dir: Path, mark: str
 ) -> Message:
-    """Return the message that announces a job, with all that machine 0 has decided."""
+    """Return the message that announces a job, with all settings that machine 0 has decided."""
     job = prepared.job
     fixed = json.loads(json.dumps(config))
     fixed |= {"threads": job.threads, "gpus": len(job.seats), "resume": None}
-    # Either all machines restart workers or none does, so `auto` is not left to each machine.
+    # Either all machines restart workers or none does, so machine 0 replaces `auto`.
     recover = "stage" if job.restartable else "off"
     fixed["recover"] = {**job.settings.recover.model_dump(), "name": recover}
     begins = job.weights is not None
@@ -165,7 +170,7 @@ def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
 
 
 def _check_not_given_up(fleet: Fleet, message: Message) -> None:
-    """Raise an error if machine 0 has given up the job before it began."""
+    """Raise an error if `message` shows that machine 0 has given up the job before its start."""
     if message["kind"] == "refused":
         raise refusal(message)
     if message["kind"] == "end of job":
@@ -195,10 +200,10 @@ def _run_part(fleet: Fleet, message: Message) -> None:
 
 
 def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
-    """Return the job's message, with folders on this machine.
+    """Return `message`, with folders that this machine can read.
 
-    If the run directory is not shared, use a temporary folder, which exists until `held` is closed,
-    and fetch the checkpoint from which the run resumes.
+    If this machine does not share the run directory, replace it by a temporary folder, which exists
+    until `held` is closed, and fetch the checkpoint from which the run resumes.
     """
     run_dir, seen = Path(message["run_dir"]), ""
     with suppress(OSError):

@@ -24,7 +24,7 @@ from ppll_cli.launch.machines.fleet import Fleet, Message
 Report = dict[str, Any]
 
 HEARING_S = 2.0
-"""Seconds to wait after an exception for the failure on another machine that may be its cause."""
+"""Seconds that machine 0 waits after an exception: another machine's failure may have caused it."""
 
 VERDICT_S = 10.0
 """Seconds that a follower waits until the leader names the cause of a failure."""
@@ -79,7 +79,7 @@ class Leader:
         for message in self._fleet.messages():
             match message["kind"]:
                 case "report":
-                    # The clock of another machine shows another time.
+                    # Replace the time, because the clock of another machine shows another time.
                     report = {**read(message["report"]), "at_s": time.perf_counter()}
                     seen = self.away[Seat(report["stage"], report["replica"])]
                     if report["kind"] == "failed":
@@ -109,7 +109,8 @@ class Leader:
         """Wait for failures on other machines, and return the cause of all failures.
 
         Raises:
-            RunFailedError: Another launcher failed, and all failures are lost connections.
+            RunFailedError: Another launcher failed, and this explains all `failures`, because they
+                are only lost connections.
         """
         until_s = time.monotonic() + HEARING_S
         while time.monotonic() < until_s and not any(map(_raised_nothing, failures)):
@@ -152,8 +153,8 @@ class Leader:
 class Follower:
     """Communicates with machine 0's launcher, as a part of another machine's launcher.
 
-    `ended` is machine 0's message that ends the job. `away` is empty, because only machine 0 needs
-    the workers of other machines.
+    `ended` is machine 0's message that ends the job. `away` is empty, because only machine 0
+    watches the workers of other machines.
     """
 
     def __init__(self, fleet: Fleet, job: Job, stop: StopFlag) -> None:
@@ -169,7 +170,10 @@ class Follower:
         return None if self.ended is None else self.ended["signal"]
 
     def pass_on(self, report: Report) -> bool:
-        """Send a report, and a saved file that machine 0 lacks, to machine 0; return True."""
+        """Send a report to machine 0, and the file that it reports, if machine 0 lacks this file.
+
+        Return True.
+        """
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
             folder = checkpoint.unfinished_folder(self._job.run_dir, report["step"])
@@ -212,9 +216,9 @@ class Follower:
         return []
 
     def verdict(self, failures: list[Report], handle: Callable[[Seen, Report], None]) -> Report:
-        """Report failures to machine 0, and wait until it names the cause.
+        """Report failures to machine 0, and wait until it names the cause of all failures.
 
-        If it names none in time, return the cause among this machine's failures.
+        If machine 0 names no cause in time, return the most likely cause among `failures`.
 
         Raises:
             WorkerFailedError: Machine 0 names the failure of a worker.
@@ -230,7 +234,7 @@ class Follower:
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
 
     def end(self, **how: Any) -> None:
-        """Send machine 0 the reason why the job ends here, unless a worker's report contains it."""
+        """Tell machine 0 why the job ends here, unless a worker's report has already told it."""
         if "report" not in how:
             number = how.get("signal")
             told = f"stopped by {signal.Signals(number).name}" if number else how.get("problem")
@@ -238,11 +242,12 @@ class Follower:
 
 
 def cause(failures: Sequence[Report]) -> Report:
-    """Return the failure that caused all others.
+    """Return the failure that probably caused all others.
 
-    Failures without an exception come first. Lost connections come last, because a connection is
-    lost when the worker at its other end fails. Times decide only between failures of one kind,
-    because the clocks of machines differ.
+    The most likely cause is a failure without an exception: a worker died or hangs. The least
+    likely cause is a lost connection, because a connection is lost when the worker at its other end
+    fails. Among failures of the same kind, the earliest is returned. Times do not decide between
+    different kinds, because the clocks of machines differ.
     """
 
     def order(failure: Report) -> tuple[bool, bool, float]:

@@ -24,7 +24,7 @@ PIECE_BYTES = 1 << 20
 """Size of a piece in bytes; the store of torch.distributed accepts at most 8 MiB."""
 
 AHEAD = 8
-"""Largest number of pieces in the store."""
+"""Largest number of pieces that are in the store at a time."""
 
 STALLED_S = 120.0
 """Seconds that the other machine may take to send or read a piece: its disk may be slow."""
@@ -131,7 +131,7 @@ class Parcels:
         self._piece += 1
 
     def _pieces(self, store: Store) -> Iterator[bytes]:
-        """Yield the pieces of the next file; the last one is empty."""
+        """Yield the pieces of the next file. The last piece is empty."""
         piece = b"some"
         while piece:
             self._wait(store, self._piece, there=True)
@@ -141,13 +141,13 @@ class Parcels:
             yield piece
 
     def _wait(self, store: Store, piece: int, there: bool) -> None:
-        """Wait until the store has a piece or, if not `there`, until the piece is deleted."""
+        """Wait until the store has a piece or, if `there` is false, until the piece is deleted."""
         waited_s, looked_s = 0.0, time.monotonic()
         while store.check([str(piece)]) != there:
             if self._ended.wait(LOOK_S):
                 raise RuntimeError("the transfer was cancelled")
             now_s = time.monotonic()
-            waited_s += min(now_s - looked_s, 1.0)  # this machine may have slept
+            waited_s += min(now_s - looked_s, 1.0)  # sleep of this machine does not count
             looked_s = now_s
             if waited_s > STALLED_S:
                 what = "came" if there else "was read"

@@ -1,4 +1,4 @@
-"""Finds where the launchers of machines meet, and this machine's address. Imports no torch."""
+"""Finds where the machines' launchers meet, and the network interface to use. Imports no torch."""
 
 import fcntl
 import socket
@@ -12,9 +12,9 @@ from typing import Self
 from ppll_cli.errors import ConfigError
 
 MEETING = "PPLL_MEETING_S"
-"""Environment variable: the seconds that machines wait for one another.
+"""Environment variable: the seconds that the machines of a run wait for one another.
 
-It is no setting, because the machines connect before the configuration is composed."""
+This is no setting of the run, because the machines connect before settings are read."""
 
 MEETING_S = 300.0
 """Default of `PPLL_MEETING_S`."""
