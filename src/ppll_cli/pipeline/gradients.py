@@ -8,7 +8,7 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Join both halves of a split backward if no input of the chunk needs a gradient."""
+    """Replace both halves of a split backward by one `Backward` if no input needs a gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:
@@ -26,8 +26,9 @@ def averages(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add instructions that average each chunk's gradients over the replicas.
 
     After `StartAverage`, each gradient of the chunk is averaged as soon as it is complete. So
-    `StartAverage` comes before the chunk's last backward, or before the loss if the loss comes
-    right before that backward, because the loss completes gradients of the auxiliary network.
+    `StartAverage` comes before the chunk's last backward, which completes the gradients. If the
+    chunk's loss comes right before this backward, `StartAverage` comes before the loss, because the
+    loss already completes the gradients of the auxiliary network.
 
     If every chunk of the stage computes its own loss, a chunk's step is moved behind the next
     backward of another chunk, so that averaging continues during that backward.
@@ -71,9 +72,10 @@ def _later_steps(stream: Iterable[do.Instruction]) -> Stream:
 def norms(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Move all steps to the end, after an exchange of the squared gradient norms of all units.
 
-    A vector with one element per unit is sent from the first stage to the last, and each stage
-    writes the norms of its units into it. Then the complete vector is sent back to the first stage.
-    So all stages sum equal elements in the order of the units.
+    Each step needs the gradient norm of the whole model. A vector with one element per unit is sent
+    from the first stage to the last, and each stage writes the squared norms of its units into it.
+    Then the complete vector is sent back to the first stage. Every stage sums the same elements in
+    the order of the units, so all stages get the same norm.
     """
     stage, last = place.stage, place.stages - 1
     steps = [each for each in stream if isinstance(each, do.Step)]

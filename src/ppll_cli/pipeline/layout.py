@@ -52,7 +52,10 @@ class Layout:
 
     @classmethod
     def spread(cls, runs: Sequence[range], stages: Sequence[int]) -> Self:
-        """Return a layout of one module, given the unit indices and the stage of each chunk."""
+        """Return a layout in which the whole model is one module.
+
+        `runs` has the unit indices of each chunk, and `stages` the stage of each chunk.
+        """
         last = len(runs) - 1
         found = enumerate(zip(runs, stages, strict=True))
         return cls(tuple(Chunk(run, stage, 0, number == last) for number, (run, stage) in found))
@@ -134,8 +137,8 @@ def group(
     """Group atoms (units, or whole modules) into stages, so that the largest stage cost is minimal.
 
     `atoms` has the unit indices of each atom, and `costs` its cost, for example in seconds. `sent`
-    has for each atom the cost that a cut before this atom adds to the stage before the cut; if
-    empty, cuts cost nothing.
+    has, for each atom, the cost of a cut in front of it. This cost is added to the stage that ends
+    at the cut. If `sent` is empty, cuts cost nothing.
     """
     parts = balance(costs, stages, sent)
     return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]

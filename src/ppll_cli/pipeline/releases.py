@@ -15,7 +15,8 @@ Held = dict[tuple[int, int, str], Received]
 def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
     """Add a `Release` of each slot after the last instruction that reads any tensor in the slot.
 
-    A tensor that a chunk passes on unchanged to the next chunk of this stage stays in its slot.
+    If a chunk passes a tensor on unchanged to the next chunk of this stage, the tensor stays in its
+    slot until later chunks of this stage have read or sent it.
     """
     ends: dict[do.Release, list[int]] = defaultdict(list)
     for received, last in _last_reads(place, stream).items():
@@ -46,7 +47,7 @@ def _last_reads(place: Place, stream: Sequence[do.Instruction]) -> dict[Received
 
     def through(chunk: int) -> frozenset[str]:
         # If a chunk passes a tensor on unchanged, the gradient that the chunk sends back for this
-        # tensor may be the received gradient itself.
+        # tensor may be the received gradient itself, which is still in its slot.
         return routes.passing(chunk) & {*routes.out_of(chunk).gradients}
 
     for index, instruction in enumerate(stream):

@@ -96,8 +96,9 @@ def find_routes(
     writes. `differentiable` gets the index of a unit, and the name of a tensor that exists before
     this unit runs. It returns whether this tensor can have a gradient.
 
-    The keys of `ends` and `watches` are the indices of the last units of modules. `ends` has the
-    exports (see `Routes`), then the loss; `watches` has the `Watch` of the loss.
+    For each module, `ends` has the exports (see `Routes`) and then the loss. For each module whose
+    loss reads weights, `watches` has the `Watch`. The keys are the indices of the modules' last
+    units.
     """
     into, reads, makes = [], [], []
     live: set[str] = set()

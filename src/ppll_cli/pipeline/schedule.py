@@ -16,9 +16,10 @@ class Place:
     Attributes:
         stage: Number of the stage, from 0.
         routes: The chunks of the model, and the tensors that are sent between them.
-        microbatches: Number of micro-batches of the batch.
+        microbatches: Number of micro-batches of the batch, or of a replica's share of it. In
+            evaluation, the number of evaluation batches that are computed together.
         norms: Whether a step needs the gradient norm of the whole model.
-        replicas: Number of workers of the stage. They share batches and execute equal instructions.
+        replicas: Number of workers of the stage; each trains on its share of every batch.
     """
 
     stage: int
@@ -79,8 +80,9 @@ class Schedule(ABC):
     def evaluation(self, place: Place) -> Iterator[Forward | Measure]:
         """Yield the instructions of one stage for evaluation batches that are computed together.
 
-        Each evaluation batch is a micro-batch. One batch is computed at a time, or K batches if a
-        batch visits stages more than once, as under `interleaved`. K is the number of stages.
+        Each evaluation batch is a micro-batch. Usually, one batch is computed at a time. If a batch
+        visits a stage several times, as under `interleaved`, as many batches as there are stages
+        are computed together.
         """
         for chunk in place.chunks:
             for micro_batch in range(place.microbatches):

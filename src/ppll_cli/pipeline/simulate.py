@@ -50,7 +50,7 @@ Journeys = Callable[[int, Instruction], Journey | None]
 
 
 def at_once(stage: int, instruction: Instruction) -> Journey | None:
-    """Return None: the transfer takes no time."""
+    """Return None, which means that the transfer takes no time. The default for `journeys`."""
     return None
 
 
@@ -70,8 +70,8 @@ class Simulation:
     Attributes:
         events: For each stage, its instructions in order.
         peak_held: For each channel, the largest number of slots in use at the same time.
-        peak_live: For each stage, the largest number of forwards that at one time still waited for
-            their backward (in evaluation, for `Measure`).
+        peak_live: For each stage, the largest number of forwards that waited for their backward at
+            the same time (in evaluation, for their `Measure`).
     """
 
     events: list[list[Event]]

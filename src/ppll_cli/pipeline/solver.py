@@ -45,11 +45,12 @@ def solve(cost: Cost, items: int, groups: int, slack: float = 0.0) -> list[range
 def balance(costs: Sequence[float], groups: int, sent: Sequence[float] = ()) -> list[range]:
     """Cut items into groups by `solve`. The cost of a group includes the cut after it.
 
-    `costs` has the cost of each item, not negative, in any unit. `sent` has for each item the cost
-    that a cut before this item adds to the group before the cut; if empty, cuts cost nothing.
+    `costs` has the cost of each item, not negative, in any unit. `sent` has, for each item, the
+    cost of a cut in front of it. This cost is added to the group that ends at the cut. If `sent` is
+    empty, cuts cost nothing.
     """
     sums = list(accumulate(costs, initial=0.0))
-    # Rounding in the sums must not make two equal groups differ.
+    # Groups of equal cost must stay equal although the sums are rounded.
     slack = 1e-9 * sums[-1]
     ends = [*(sent or [0.0] * len(costs)), 0.0]
     return solve(

@@ -49,7 +49,7 @@ def validate_evaluation(
 ) -> list[Forward | Measure]:
     """Check and return a schedule's instructions for evaluation batches computed together.
 
-    Each chunk must run its forwards and measures once per batch, in the order of the batches.
+    Each chunk must run `Forward` and `Measure` once per batch, in the order of the batches.
 
     Raises:
         ScheduleError: An instruction is unknown, missing, repeated or too early, or names a chunk
@@ -169,7 +169,7 @@ class _Checker:
     def _count_after_forward(
         self, instruction: Loss | Backward | BackwardInput | Measure, done: Counter[int]
     ) -> None:
-        """Count an instruction by `_count`, and check that its forward has come before it."""
+        """Call `_count`, and check that the chunk's forward has come before the instruction."""
         self._count(instruction, done)
         if self._forwards[instruction.chunk] <= instruction.micro_batch:
             raise self._error(instruction, "its Forward has to come before it")

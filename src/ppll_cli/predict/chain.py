@@ -1,8 +1,9 @@
 """A chain: copies of some units of a model, one after another, trained for a few steps.
 
-A profile times the chain's units; other processes train the chain to keep cores busy. Units are
-timed inside a training step of the whole chain, in which tensors fill the caches, and memory is
-allocated and freed, as in a run. A unit that ran alone in a loop took a fifth less time.
+A profile times the chain's units. Meanwhile, other processes may train equal chains to keep the
+other CPU cores busy. Units are timed inside a training step of the whole chain, in which tensors
+fill the caches, and memory is allocated and freed, as in a run. A unit that ran alone in a loop
+took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ class Chain:
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
             watch.mark()
-            # Without a seed, the repeated pass draws other random numbers, in the same time.
+            # No seed: the repeated pass may draw other random numbers, but takes the same time.
             run = partial(recomputed, network, lambda: None) if self.setup.recompute else network
             with self._autocast():
                 made = run(*leaves)
@@ -152,9 +153,9 @@ class Chain:
     def saved_bytes(self) -> list[Saved]:
         """Run the forward passes, and return the bytes that each unit leaves in memory.
 
-        These are its outputs and the tensors that autograd saves, except parameters, buffers and
-        inputs. A storage that several tensors share counts once. With recomputation, only outputs
-        stay.
+        These bytes are the unit's outputs and the tensors that autograd saves, except parameters,
+        buffers and inputs. A storage that several tensors share counts only one time. With
+        recomputation, only outputs stay in memory.
         """
         values: dict[str, Tensor] = {}
         sizes = []
@@ -209,16 +210,16 @@ def _backward(
     """Run a unit's backward pass, and time it with `watch`.
 
     `gradients` has, by name, the gradients that later units computed; random numbers replace
-    missing ones. At the end it also has the gradients of the unit's inputs, `leaves`. If `weights`,
-    the unit's trained parameters, are given, the pass runs in two halves.
+    missing gradients. The gradients of the unit's inputs (`leaves`) are added to `gradients`. If
+    `weights` is given, it has the unit's trained parameters, and the pass runs in two halves.
     """
     roots, given = [], []
     for name, output in zip(unit.writes, outputs, strict=True):
         if output.requires_grad:
             gradient = gradients.get(name)
             if gradient is None or gradient.shape != output.shape:
-                # The scale of a mean loss. Smaller gradients could become denormal numbers, which
-                # are slow.
+                # The gradients of a mean loss have this scale. Smaller gradients could become
+                # denormal numbers, which are slow.
                 gradient = torch.randn_like(output) / len(output)
             roots.append(output)
             given.append(gradient.to(output.dtype))

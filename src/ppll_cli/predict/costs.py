@@ -46,15 +46,15 @@ class Source(Protocol):
 def instruction_times(
     job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
 ) -> list[Times]:
-    """Return the seconds of each stage's instructions; those that take no time are left out.
+    """Return the seconds of each stage's instructions; missing instructions take no time.
 
     Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
-    because a separate thread loads it. The sender copies each message, except those that a
-    connection inside a machine carries.
+    because a separate thread loads it. Sending takes the time in which the sender copies the
+    message; it takes no time if a connection inside a machine carries the message.
 
-    `sizes` has the number of samples of each micro-batch; the first is the largest, and the profile
-    is for this number. Times of smaller micro-batches are assumed to be proportional to their
-    sizes.
+    `sizes` has the number of samples of each micro-batch. The first is the largest, and the profile
+    was measured with this number. Times of smaller micro-batches are assumed to be proportional to
+    their sizes.
     """
     result = []
     for stage in range(job.stages):
@@ -86,7 +86,7 @@ def instruction_times(
 def journeys_of(
     job: Job, times: Sequence[Times], sizes: Sequence[int], carriers: Carriers, profile: Source
 ) -> list[dict[Instruction, Journey | None]]:
-    """Return the transfer that each instruction of each stage starts.
+    """Return, for each stage, the transfers that its instructions start: messages and averages.
 
     None means that no connection carries the message: it arrives when the sender has copied it.
     """
@@ -149,7 +149,10 @@ def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:
 
 
 def _seconds(job: Job, number: int, profile: Source, split: bool) -> dict[type, float]:
-    """Return the seconds of a chunk's instructions by type; if `split`, also of backward halves."""
+    """Return the seconds of the instructions of chunk `number`, by type of instruction.
+
+    If `split` is True, the result also has the two halves of a split backward.
+    """
     chunk = job.layout.chunks[number]
     # A module's inputs get no gradients, so the backward pass of its first unit is cheaper.
     starts = job.layout.modules[chunk.module].start == chunk.units.start

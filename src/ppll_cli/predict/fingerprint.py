@@ -15,8 +15,8 @@ from ppll_cli.job.ends import Ends
 def structure(network: nn.Module) -> str:
     """Return a text with a network's layers, options and tensors.
 
-    It says which tensors are trained. Networks with equal texts take the same time and memory.
-    Weights are not in the text.
+    It says which tensors are trained, but not their values. Networks with equal texts take the same
+    time and memory.
     """
     lines = []
     for name, layer in network.named_modules():
@@ -61,6 +61,6 @@ def digest(*parts: object) -> str:
 
 
 def source_digest(*targets: object) -> str:
-    """Return a hash of the files that define the classes of the targets."""
+    """Return a hash of the source files in which the classes of these objects are defined."""
     files = [inspect.getsourcefile(type(target)) for target in targets]
     return digest(*(Path(file).read_text() for file in files if file is not None))

@@ -20,10 +20,10 @@ class Interconnect:
     """The connections between machines, and between the devices of a machine.
 
     Attributes:
-        within: The connection between two devices of a machine, which carries messages while the
-            devices compute. None if there is none, so that senders copy messages themselves.
-        between: The connection of a machine to other machines, which all messages that leave the
-            machine share; None if it equals `within`.
+        within: The connection between two devices of a machine. It carries messages while the
+            devices compute. None if there is no connection: then senders copy messages themselves.
+        between: The connection of a machine to other machines. All messages that leave the machine
+            share it. None if it equals `within`.
         bf16: Whether float32 tensors travel as bfloat16 between machines.
     """
 
@@ -38,7 +38,7 @@ def ring_bytes(size: int, replicas: int) -> int:
 
 
 class Carriers:
-    """Finds the connections that carry a job's messages, and those over which replicas average."""
+    """Finds the connection of each message of a job, and of the averages over replicas."""
 
     def __init__(self, job: Job, interconnect: Interconnect) -> None:
         self._job, self._interconnect = job, interconnect

@@ -29,7 +29,7 @@ P = ParamSpec("P")
 
 
 def report_of(error: Exception) -> dict[str, Any]:
-    """Return the report of an exception that is being handled, for a WorkerFailedError."""
+    """Return an exception as a report for WorkerFailedError. Call this in the `except` block."""
     return {"error": error_text(error), "traceback": traceback.format_exc()}
 
 

@@ -57,7 +57,7 @@ def _hear(link: Connection, limit_s: float) -> None:
 
 
 def _train(work: Work, parent: Connection) -> None:
-    """Train a chain, in a neighbour, until the process is killed or the parent ends."""
+    """Train a chain until this process, a neighbour, is killed or the parent ends."""
     torch.set_num_threads(work.setup.threads)
     try:
         work.setup.numerics.apply(torch.device(work.setup.device))

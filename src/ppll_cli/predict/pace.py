@@ -14,11 +14,11 @@ from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
 
 FILLED = 2
-"""Number of simulated batches that fill the pipeline, if transfers take no time. The same number of
-batches follows, and their mean time is the pace. Two batches are enough, whatever the instructions
-cost: then a batch ends every T seconds. If channels have at least two slots, T is the time that the
-slowest stage needs for a batch. If the pipeline is drained after each batch, T is the time that a
-batch needs to pass all stages.
+"""Number of simulated batches that fill the pipeline, if transfers take no time. Then the same
+number of batches is simulated, and their mean time is the pace. Two batches are enough for any
+times of the instructions: after them, one batch ends every T seconds. If channels have at least two
+slots, T is the time that the slowest stage needs for a batch. If the pipeline is drained after each
+batch, T is the time that a batch needs to pass all stages.
 """
 
 Times = dict[Instruction, float]
@@ -103,7 +103,8 @@ def mean_neighbours(
 
     Stages repeat their instructions every `batch_s` seconds, so times are taken modulo `batch_s`.
     On each machine, at most `limit` other workers are counted. If a stage has replicas on several
-    machines, the result is the largest of their numbers, because replicas wait for the slowest one.
+    machines, the result is for the machine with the largest number, because replicas wait for the
+    slowest replica.
     `workers` has, for each stage, the number of its workers by machine.
     """
     pieces = [[_wrapped(e, steady.batch_s) for e in events] for events in steady.events]
@@ -127,7 +128,7 @@ def mean_neighbours(
 def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """Return a function: the integral of the number of other busy workers from 0 to a time.
+    """Return a function that integrates the number of other busy workers from 0 to a given time.
 
     At most `limit` others are counted. `pieces` has, for each stage, the intervals in which its
     instructions run, in [0, `period_s`]. `workers` has each stage's number of workers on the

@@ -61,8 +61,8 @@ class Profile:
         ends: The model and the local method.
         local: Configuration of the local method's class.
         receiver: The device to which messages are copied; the measured device if there is no other.
-        conditions: Further conditions on which the times depend, for the name of the cache file.
-        neighbours: How many other processes train copies of the model at the same time.
+        conditions: Other conditions on which the times depend, for the name of the cache file.
+        neighbours: How many other processes keep CPU cores busy during a measurement.
     """
 
     ends: Ends
@@ -205,7 +205,10 @@ class Profile:
     def _timed(
         self, chosen: Sequence[tuple[int, bool]], split: bool = False
     ) -> tuple[UnitTimes, dict[str, list[int]]]:
-        """Time the chosen units in one chain; also return the places of each key's units."""
+        """Time the chosen units in one chain.
+
+        Also return, for each key (see `_key`), the positions of its units in the chain.
+        """
         work = replace(self._work(chosen), split=split)
         with neighbours(work, self.neighbours):
             found = self.meter.ask(self.setup.threads, time_units, work)
@@ -250,7 +253,10 @@ class Profile:
         return unit_kinds(self.ends)
 
     def _criterion(self, modules: tuple[range, ...], module: int) -> tuple[str, frozenset[str]]:
-        """Return the key of an auxiliary network's record, and names of tensors with gradients."""
+        """Return the key of an auxiliary network's record, and names of tensors with gradients.
+
+        The module's units write these tensors.
+        """
         if (modules, module) not in self._criteria:
             units = [self.ends.site.units[index] for index in modules[module]]
             with_gradient = frozenset(name for unit in units for name in unit.writes)

@@ -11,7 +11,7 @@ from ppll_cli.predict.costs import Source, message_bytes, params_of
 from ppll_cli.predict.pace import Times
 
 PIECE = 16 << 20
-"""Size in bytes of a timed copy. Snapshots are assumed to be copied at its speed."""
+"""Size in bytes of a timed copy. A snapshot is assumed to be copied at the same speed."""
 
 
 def with_copies(
@@ -19,9 +19,9 @@ def with_copies(
 ) -> list[Times]:
     """Return `times`, the seconds of each stage's instructions, plus the copies of `recover=stage`.
 
-    A stage copies each message that it receives from a channel that keeps messages for a replay.
-    The time of a snapshot is divided by the number of batches between two snapshots. A batch's part
-    is divided equally among the stage's optimizer steps.
+    If a channel keeps messages for a restart, the receiving stage copies each message. The time of
+    a snapshot is divided by the number of batches between two snapshots. This time per batch is
+    then divided equally among the stage's optimizer steps.
     """
     if not job.restartable:
         return list(times)
@@ -50,7 +50,7 @@ def with_copies(
 
 
 def recovery_bytes(job: Job, profile: Source) -> list[int]:
-    """Return, for each stage, the bytes of snapshots and of messages kept for a replay."""
+    """Return, for each stage, the bytes of snapshots and of messages kept for a restart."""
     result = [0] * job.stages
     for stage in job.restartable:
         result[stage] = BUFFERS * snapshot_bytes(job, stage, params_of(job, stage, profile))

@@ -101,7 +101,8 @@ def time_loss(
 def time_copy(size: int, source: str, target: str, by_host: bool) -> float:
     """Return the seconds that the ring transport needs to copy `size` bytes to another device.
 
-    If `by_host` is True, CUDA devices copy through pinned host memory, and both copies count.
+    If `by_host` is True, the copy goes through pinned host memory. The result is then the time of
+    both copies.
     """
     here, there = torch.device(source), torch.device(target)
     sent = torch.ones(size, dtype=torch.uint8, device=here)

@@ -56,7 +56,8 @@ class Prediction:
         activation_bytes: Largest number of bytes kept for backward passes at the same time, for
             each stage: inputs, outputs and tensors that autograd saves.
         parameter_bytes: Bytes of parameters, gradients, optimizer states and averaged weights, for
-            each stage; also of older versions of weights that losses read, and of slots for them.
+            each stage. If losses read weights of later modules, the bytes also contain the older
+            versions of these weights, and the slots for them.
         averaged_bytes: Bytes of gradients that a replica sends for a batch, at the stage that sends
             most; 0 without replicas.
         recovery_bytes: Bytes of shared memory for snapshots and kept messages, for each stage;
@@ -83,9 +84,9 @@ def predict(
     """Predict the speed and memory of a job.
 
     CPU cores share caches and memory, so a stage takes longer while other stages compute. Every
-    unit is measured alone, and while other processes compute. The time of an instruction is
-    interpolated between the two, by the number of other workers that compute while it runs. Times
-    and overlap depend on each other, so both are found by iteration.
+    unit is measured twice: alone, and while other processes compute. The time of an instruction is
+    interpolated between these two times, by the number of other workers that compute while it runs.
+    This number depends on the times of all instructions, so both are found by iteration.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
     time. If it is given, all workers are assumed to be on one machine. If it is None,
@@ -251,8 +252,8 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
 
 
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
-    samples: Counter[tuple[int, int]] = Counter()  # bytes for each sample
-    weights: Counter[tuple[int, int]] = Counter()  # bytes, for any size of a batch
+    samples: Counter[tuple[int, int]] = Counter()  # bytes per sample
+    weights: Counter[tuple[int, int]] = Counter()  # bytes per batch of any size
     for channel in job.channels:
         way, size = (channel.source, channel.target), bytes_of(job.carried(channel))
         if channel.kind == "weights":

@@ -23,7 +23,7 @@ CUDA_WARMUP_S = 0.5
 
 
 class Stopwatch:
-    """Measures the times between marks that are set in a device's work.
+    """Measures times on a device: `mark` sets a point in the device's work.
 
     On CUDA, `mark` records an event on the current stream of the current device, and `spans` waits
     for the device. On CPU with a single thread, the thread's own CPU time is measured, without the
@@ -36,7 +36,7 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def mark(self) -> None:
-        """Set a mark after all work that was queued on the device so far."""
+        """Set a point after all work that was queued on the device so far."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
@@ -45,11 +45,11 @@ class Stopwatch:
             self._marks.append(self._now())
 
     def spans(self) -> list[float]:
-        """Return the seconds between marks 1 and 2, between marks 3 and 4, and so on."""
+        """Return the seconds between points 1 and 2, between points 3 and 4, and so on."""
         pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
         if not self._cuda:
             return [stop - start for start, stop in pairs]
-        for _, stop in pairs:  # wait for each mark: marks may be on several devices
+        for _, stop in pairs:  # wait for each point: points may be on several devices
             stop.synchronize()
         return [start.elapsed_time(stop) / 1000 for start, stop in pairs]
 

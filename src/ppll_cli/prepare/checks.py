@@ -177,7 +177,7 @@ def check_batch_norm(
 ) -> None:
     """Refuse to train BatchNorm on a single value per channel, which torch cannot do."""
     if job.settings.sync_batchnorm and job.replicas > 1:
-        return  # each layer sees at least one sample of every replica
+        return  # each layer sees the samples of all replicas, so at least two
     last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
     owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]

@@ -17,8 +17,8 @@ def largest_micro_batch(settings: Settings, schedule: Schedule) -> int:
 def evaluated_together(settings: Settings, schedule: Schedule) -> int:
     """Return how many evaluation batches go through a replica's pipeline together.
 
-    The result is 1 if a batch visits each stage once. If it visits a stage several times, one batch
-    per stage keeps all stages busy.
+    If a batch visits each stage only one time, the result is 1. If it visits a stage several times,
+    the result is the number of stages, because one batch per stage keeps all stages busy.
     """
     stages = 1 if schedule.one_stage else settings.stages_asked
     return stages if len(placed(schedule, stages)) > stages else 1

@@ -33,14 +33,15 @@ BACKWARD = 3
 product of the forward pass, the backward pass has two: for gradients of weights and of inputs."""
 
 UNREADABLE_S = 1e9
-"""Seconds that an auxiliary network seems to take if it cannot read its module's output. Such a cut
-is chosen only if there is no other, and is refused later."""
+"""Assumed seconds of an auxiliary network that cannot read its module's output. A cut with such a
+network is chosen only if there is no other cut, and is refused later."""
 
 STEP_FLOPS = 10
 """Approximate FLOPs of the optimizer's step for one parameter."""
 
 AuxiliaryCost = Callable[[Sequence[range], int], Cost]
-"""Cost of an auxiliary network, by the units of all modules and the number of its module."""
+"""Returns the cost of a module's auxiliary network, given the units of all modules and the number
+of the module."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def weights(
 ) -> Weights:
     """Return the costs that the chosen partition balances.
 
-    `batch_size` is the number of samples that a worker processes per optimizer step. With
-    `profile`, the costs are its times.
+    `batch_size` is the number of samples that a worker processes per optimizer step. If `profile`
+    is given, the costs are the times that it measures.
     """
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
@@ -118,7 +119,9 @@ def cut(
     partitions: Mapping[str, Sequence[str]],
     weights: Weights,
 ) -> Layout:
-    """Cut the model into chunks, and place them on stages. `partitions` is that of `Subject`.
+    """Cut the model into chunks, and place the chunks on stages.
+
+    `partitions` has the model's own partitions (see `Subject.partitions`).
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
@@ -266,7 +269,7 @@ def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
 
     @cache
     def at_end(module: int, stop: int) -> float:
-        # The cost may depend a little on other modules, which are assumed to have equal sizes.
+        # The cost may depend a little on the other modules. Their sizes are assumed to be equal.
         modules_left, units_left = stages - module - 1, count - stop
         if units_left < modules_left or (units_left and not modules_left):
             return float("inf")  # no partition can end the module before unit `stop`

@@ -79,7 +79,7 @@ def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: 
 def _odd(
     reads: Sequence[str], specs: Mapping[str, ValueSpec], makers: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return those of `makers` whose tensor is in `reads` and has another dtype than float32.
+    """Return the entries of `makers` for tensors in `reads` that are not float32.
 
     `makers` maps the name of each tensor that a unit has made to the name of this unit.
     """
@@ -94,7 +94,7 @@ def _why_not(
     specs: Mapping[str, ValueSpec],
     odd: Mapping[str, str],
 ) -> str:
-    """Return why a network cannot read the dtypes of the tensors `odd`.
+    """Return why a network cannot read the tensors in `odd`, whose dtypes are not float32.
 
     The text is empty if the network can read them, or if it fails with float32 too.
     """
@@ -111,7 +111,7 @@ def _why_not(
 
 
 def _error(numerics: Numerics, run: _Run, specs: Mapping[str, ValueSpec]) -> Exception | None:
-    """Run a network on random values, and return the exception that it raises."""
+    """Run a network on random values, and return the exception that it raises, if any."""
     try:
         with seeded(0), torch.no_grad(), numerics.autocast(CPU):
             run({name: batch_like(spec, SAMPLES, CPU) for name, spec in specs.items()})

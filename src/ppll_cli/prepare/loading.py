@@ -39,7 +39,7 @@ class LoadedData:
 
     @property
     def identity(self) -> Identity | None:
-        """The identity of the data; None if the data set gives none."""
+        """Entries that identify the data (`data/identity.py`); None if unknown."""
         identify = getattr(self.dataset, "identity", None)
         if not callable(identify):
             return None
@@ -76,7 +76,7 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
 
 
 def _fault_of(data: LoadedData) -> tuple[str, str]:
-    """Return what is wrong with a loaded data set, and the remedy; empty if nothing is."""
+    """Return what is wrong with a loaded data set, and the remedy; two empty texts if nothing."""
     splits: object = data.splits
     found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
     if not isinstance(splits, Mapping) or not {"train", "test"} <= splits.keys() <= SPLITS:

@@ -57,8 +57,8 @@ class Prepared:
         auxiliary_costs: Cost of each module's auxiliary network.
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
-        identity: The identity of the data; None if the data set gives none.
-        weights: The record of the file of initial weights; None if all came from the seed.
+        identity: Entries that identify the data (`data/identity.py`); None if unknown.
+        weights: What was found in the file of initial weights; None if no file is given.
         classes: Names of the classes in the order of their labels; empty if unknown.
     """
 
@@ -83,7 +83,7 @@ def prepare(
 ) -> Prepared:
     """Prepare the job that the settings describe.
 
-    `machines` is given if there are several; `machine` is the number of this one.
+    `machines` is given only if there are several; `machine` is the number of this machine.
 
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
@@ -269,7 +269,7 @@ def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
 
 
 def _note_counters(subject: Subject, notes: list[str]) -> None:
-    """Note the Python attributes that units change in each forward pass, a line per attribute."""
+    """Append a note for each Python attribute that units change in each forward pass."""
     found: dict[str, list[str]] = {}
     for name, traced in zip(subject.names, subject.ends.traced, strict=True):
         for attribute in traced.counters:

@@ -17,19 +17,21 @@ from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
 
 USUAL, MOST, FEWEST = 16, 64, 2
-"""How many messages a stage may handle between two snapshots, if the program chooses: `MOST` for
-messages that are small compared with the state, `FEWEST` with little shared memory."""
+"""How many messages a stage may handle between two snapshots, if the program chooses: usually
+`USUAL`, up to `MOST` if messages are small compared with the state, and down to `FEWEST` if there
+is little shared memory."""
 
 _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
-"""Processors on which all processes see a process's writes to memory in their order."""
+"""Processors on which every process sees writes of another process in the order of the writes."""
 
 
 def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
-    """Return the job with `snapshot_every` set as the group `recover` asks for.
+    """Return the job with `snapshot_every` set, if failed workers are to be restarted alone.
 
-    `costs` has the cost of each unit, and then of each module's auxiliary network. Notes for the
-    user are appended to `notes`. Only the shared memory of this machine, number `machine`, is
-    checked.
+    If not, return the job unchanged. This depends on the options of the group `recover`, and on
+    whether the job and shared memory allow restarts. Only the shared memory of this machine, number
+    `machine`, is checked. `costs` has the cost of each unit, and then of each module's auxiliary
+    network. Notes for the user are appended to `notes`.
 
     Raises:
         ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone, or
@@ -78,8 +80,8 @@ class _Room(NamedTuple):
     """The shared memory that channels and snapshots take, in bytes.
 
     Attributes:
-        states: Size of one snapshot of every stage that can be restarted, summed.
-        messages: Size of one message of every channel that keeps messages, summed.
+        states: Size of one snapshot, summed over all stages that can be restarted.
+        messages: Size of one message, summed over all channels that keep messages.
         least: Size of all channels if `snapshot_every` is 1.
     """
 
@@ -89,7 +91,7 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
-        """Return the shared memory of a job on a machine; None means on all machines."""
+        """Return the shared memory of a job on `machine`, or on all machines if this is None."""
         job, layout = replace(job, snapshot_every=1), job.layout
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         units = len(costs) - len(layout.modules)
@@ -107,7 +109,7 @@ class _Room(NamedTuple):
         return cls(states, messages, least)
 
     def size(self, every: int) -> int:
-        """Return the bytes of all channels and snapshots, with `every` messages per snapshot."""
+        """Return the bytes of all channels and snapshots if `snapshot_every` is `every`."""
         states = ceil(MARGIN * BUFFERS * self.states)
         return states + self.least + (every - 1) * self.messages
 

@@ -69,8 +69,8 @@ def spread(
 def threads_of(settings: Settings, machines: Sequence[Machine], homes: Sequence[int]) -> int:
     """Return the number of threads of each worker.
 
-    If the user has not set it, it is the number of cores per worker on the machine where this is
-    smallest.
+    If the user has not set this number, it is the number of CPU cores per worker on the machine
+    with the fewest cores per worker.
     """
     shares = (each.cores // homes.count(n) for n, each in enumerate(machines))
     return settings.threads or max(1, min(shares))

@@ -1,7 +1,7 @@
 """The subject of a run, independent of the schedule: data set, model and local method.
 
-A module's exports are units at its end, added by the local method. They make tensors for later
-modules, such as features for a bank.
+A module's exports are units that the local method adds at the module's end. They make tensors for
+later modules, such as features for the feature bank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +32,8 @@ from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
 
 Found = tuple[list[ModuleEnd], list[dict[str, ValueSpec]]]
-"""The end of each module; and for each unit, the shape and dtype of each tensor that exists before
-it."""
+"""What each module runs after its last unit; and for each unit, the shape and dtype of each tensor
+that exists before the unit runs."""
 
 
 MOST_UNITS = 10_000
@@ -57,7 +57,7 @@ class Subject:
         drop_last: Whether a shorter last batch of an epoch is left out.
         local: Configuration of the local method's class.
         ends: Has the model's units, and finds the exports and the loss of each module.
-        identity: The identity of the data; None if the data set gives none.
+        identity: Entries that identify the data (`data/identity.py`); None if unknown.
         evaluation: Describes evaluation batches; None if they have the shapes of training batches.
         classes: Names of the classes in the order of their labels; empty if unknown.
     """
@@ -108,7 +108,7 @@ class Subject:
         return named
 
     def at_ends(self, modules: tuple[range, ...]) -> Found:
-        """Return the end of each module, and the tensors that exist before each unit.
+        """Return what each module runs after its last unit, and the tensors before each unit.
 
         Raises:
             ConfigError: The local method does not fit the model, or it has an export or a `Watch`
@@ -163,7 +163,7 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    # `local=greedy` passes this key also to a user's class, which may lack the argument.
+    # This key of `local=greedy` is also passed to a user's class, which may lack the argument.
     if local.get("detection_head") is None:
         local.pop("detection_head", None)
     if settings.fba.enabled and "bank" in local:  # fill in the bank's defaults, to record them
@@ -206,7 +206,7 @@ def _check_mixing(mixed: Mapping[str, float], batch_size: int) -> None:
 def _traced(
     units: Sequence[Unit], batch: Mapping[str, ValueSpec], model: tuple[str, object]
 ) -> list[TracedUnit]:
-    """Trace a sample through the units; trace units with equal recipes only once.
+    """Trace a sample through the units; trace equal units (see `recipe_of`) only one time.
 
     The process keeps traces of the program's own models for its next configuration, as in a sweep.
     """
@@ -242,7 +242,7 @@ def _is_own(unit: Unit) -> bool:
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """Return a value that is equal for units with equal construction and inputs."""
+    """Return a value by which to compare units: equal if construction and inputs are equal."""
     if not isinstance(unit.build, partial):
         return id(unit)
     options = repr((unit.build.args, unit.build.keywords))

@@ -65,7 +65,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
 def _first_unfit(
     way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[str, str] | None:
-    """Return the first unit with wrong gradients, and the problem; None if there is none."""
+    """Return the name of the first unit with wrong gradients, and the problem; None if no unit."""
     tried = set()
     for unit, specs in zip(units, before, strict=True):
         recipe = recipe_of(unit, specs)
@@ -89,7 +89,7 @@ def _same(these: _Gradients, those: _Gradients) -> bool:
 
 
 def _gradients(unit: Unit, inputs: Sequence[Tensor], way: _Way) -> _Gradients:
-    """Return a unit's gradients; each call begins with equal weights and random numbers."""
+    """Return a unit's gradients. Each call begins with the same weights and random numbers."""
     network = build_unit(unit, seed=0).train()
     leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
     with torch.random.fork_rng(devices=[]):

@@ -31,7 +31,8 @@ class _Bucket:
 
     The flat tensor ends with counts, which the same all-reduce sums: for each parameter, the number
     of replicas that have a gradient for it; then the number of replicas with a loss that is not
-    finite. Each gradient has its parameter's strides, so that one `_foreach_copy_` copies all.
+    finite. In the flat tensor, each gradient has the strides of its parameter, so that one call of
+    `_foreach_copy_` can copy all gradients.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -39,7 +40,7 @@ class _Bucket:
         self.missing = 0  # number of gradients that are not complete yet
         self._work: Work | None = None
         self._sizes = [parameter.numel() for parameter in parameters]
-        # The bucket needs strides without the gaps and overlaps that an expanded parameter has.
+        # An expanded parameter has gaps or overlaps between elements; the bucket must have none.
         self._strides = [torch.empty_like(p, device="meta").stride() for p in parameters]
         self._parts: list[Tensor] = []  # for each parameter, its view of the flat tensor
         self._counts: Tensor | None = None
@@ -153,8 +154,8 @@ class Average:
         learn whether another replica has the gradient.
 
         Returns:
-            Whether any replica had a loss that is not finite. Always False except on the CPU:
-            reading the count would make the host wait for the device.
+            On the CPU, whether any replica had a loss that is not finite. On CUDA always False,
+            because the host would have to wait for the device to read the count.
         """
         counts = [bucket.wait() for bucket in self._buckets]
         lacking = [bucket.lacks for bucket in self._buckets]

@@ -28,8 +28,8 @@ WireDtype = Literal["bf16"]
 """The dtype to which float32 tensors can be converted for a network transfer."""
 
 ALIGNMENT = 512
-"""Alignment of a message's tensors in bytes, equal to that of torch's own allocator on CUDA. With a
-smaller alignment, kernels may use another code path and compute different bits."""
+"""Alignment of a message's tensors in bytes. torch's CUDA allocator has the same alignment. With a
+smaller one, kernels may use another code path and compute different bits."""
 
 
 def aligned(size: int) -> int:

@@ -54,7 +54,7 @@ class Group:
 
 @dataclass(eq=False)
 class Groups:
-    """The process groups of a run, as a worker sees them that is in at least one group.
+    """The process groups of a run. Only a worker that is in at least one group has this object.
 
     Attributes:
         store: Address of the store by which the workers find one another: `file://PATH` of a file

@@ -16,9 +16,9 @@ A restarted sender loads its own latest snapshot, and computes again messages th
 the ring. It does not send them again, but it checks that they equal the messages in the ring, byte
 for byte.
 
-Through the two pipes, the ends only wake each other, so a worker may die after it has read a pipe.
-The code relies on the memory order of x86: another process sees stores in the order in which they
-were made.
+The two pipes contain no messages: each end only wakes the other end through them. So nothing is
+lost if a worker reads a pipe and then dies. The code relies on the memory order of x86: another
+process sees stores in the order in which they were made.
 """
 
 import ctypes
@@ -62,7 +62,7 @@ class _Messages:
     """The memory of a channel, as one end sees it.
 
     `memory`, uint8 [bytes], has first the slots, then the counters, then the head of each slot.
-    `size` bytes are reserved for each head, and for the counters.
+    Each head has `size` bytes of memory, and the counters have as many.
     """
 
     def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:
@@ -200,7 +200,7 @@ class JournalReceiver(_End):
 
     keeps = False
     _released = 0
-    _copied: Moment  # the end of the copies of the latest received message
+    _copied: Moment  # when the copies of the latest received message are complete
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""

@@ -22,20 +22,24 @@ _PORTABLE = 1
 
 
 class Memory:
-    """A ring's memory, as one end sees it: `tensor`, uint8 [bytes], or None if not yet open."""
+    """A ring's memory, as one end sees it: `tensor`, uint8 [bytes], or None if not yet open.
+
+    The receiver calls `offer`, and the sender calls `open`. If `offer` returned data, these data
+    are sent to the sender, which calls `accept`.
+    """
 
     tensor: Tensor | None = None
 
     def open(self) -> None:
-        """Open the memory at the sender's end, unless the receiver offers it."""
+        """Prepare the memory in this process, if it exists before the receiver's `offer`."""
 
     def offer(self) -> bytes:
-        """Open the memory at the receiver's end, and return data for `accept`, if any."""
+        """Open the memory at the receiver's end; return data for `accept`, empty if not needed."""
         self.open()
         return b""
 
     def accept(self, offer: bytes) -> None:
-        """Open the memory that the receiver has offered, at the sender's end."""
+        """Open the memory at the sender's end by the data that the receiver's `offer` returned."""
         raise AssertionError(offer)
 
 
@@ -62,7 +66,7 @@ class HostMemory(Memory):
 class DeviceMemory(Memory):
     """Memory that the receiver allocates on its device and shares with the sender by CUDA IPC.
 
-    A process that calls only `make` allocates the memory without sharing it. `size` is in bytes.
+    To allocate memory that is not shared, call only `make`. `size` is in bytes.
     """
 
     def __init__(self, size: int, device: str) -> None:
@@ -82,7 +86,7 @@ class DeviceMemory(Memory):
         return bytes(ForkingPickler.dumps(self.tensor))
 
     def accept(self, offer: bytes) -> None:
-        """Open the memory with the handle in `offer`, which the receiver has made."""
+        """Open the memory with the receiver's handle, which is in `offer`."""
         # Unpickling is safe here: a worker of the same run wrote the bytes.
         self.tensor = pickle.loads(offer)
 

@@ -9,9 +9,10 @@ text that describes the tensors of all messages. The receiver compares this sche
 
 gloo sends head and bytes together from host memory, which is pinned if the worker is on CUDA. With
 NCCL, gloo sends only the head, and then NCCL sends the bytes from device memory to device memory. A
-transfer by NCCL occupies both devices until it ends, so transfers of several channels could
-deadlock. Therefore the sender's thread sends a head only when the bytes are complete. The
-receiver's thread requests a head only when a slot is free on its device.
+transfer by NCCL occupies both devices until it ends. If it began before both ends are ready,
+transfers of several channels could deadlock. Therefore the sender's thread sends a head only when
+the bytes are complete, and the receiver's thread requests a head only when a slot is free on its
+device.
 """
 
 import json
@@ -43,7 +44,7 @@ LENGTH = 8
 """Number of decimal digits with which a head begins. They give the size of its JSON in bytes."""
 
 HEAD_FORM = TensorForm("", torch.uint8, (HEAD,), (1,))
-"""Dtype and shape of the head, which stands in a slot before the tensors. NCCL does not use it."""
+"""The place for a head in a slot, before the tensors. With NCCL, it is not used."""
 
 PATIENCE_S = 15.0
 """Seconds after which a lost connection is an error. Meanwhile launchers can report the cause."""
@@ -66,8 +67,8 @@ def bytes_group(name: str) -> str:
 class _Slots(Slots):
     """Slots, each with room for a head, in this process's memory.
 
-    The memory is on the device `carrier`, from and to which gloo or NCCL transfers bytes. `device`
-    is the worker's device.
+    The memory is on the device `carrier`: the CPU for gloo, a CUDA device for NCCL. `device` is the
+    worker's device.
     """
 
     def __init__(self, count: int, size: int, carrier: torch.device, device: torch.device) -> None:
@@ -83,7 +84,7 @@ class _Slots(Slots):
         super().__init__(memory, count, size)
 
     def bytes(self, slot: int, layout: Layout | None = None) -> Tensor:
-        """Return the bytes of a slot in which a layout has its tensors; without a layout, all."""
+        """Return the part of a slot that a layout uses; without a layout, the whole slot."""
         assert self.memory.tensor is not None
         length = self.size if layout is None else layout_bytes(layout)
         return self.memory.tensor[slot * self.size :][:length]
@@ -127,7 +128,7 @@ class _End:
         Thread(target=run, name=f"channel {self.name}", daemon=True).start()
 
     def _raise(self) -> None:
-        """Raise the thread's exception, but a lost connection only after `PATIENCE_S` seconds."""
+        """Raise the thread's exception, if any; a lost connection only `PATIENCE_S` s later."""
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error
@@ -144,7 +145,10 @@ class _End:
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
-        """Send bytes to worker `end` (0 or 1) of a group, or receive them; wait until done."""
+        """Send bytes to worker `end` (0 or 1) of a group, or receive bytes; return when done.
+
+        `transfer` is `dist.send` or `dist.recv`.
+        """
         if len(tensor):
             transfer(tensor, self.groups.ranks(name)[end], group=self.groups.of(name))
             Moment(tensor.device).wait()
@@ -156,7 +160,7 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """Receive a head, or only its rest if `first` has the start, and return its content."""
+        """Receive a head, and return its content; receive only the rest if `first` is given."""
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self.name)

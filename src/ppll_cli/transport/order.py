@@ -60,9 +60,9 @@ def let_default_stream_wait(device: torch.device) -> None:
 class Order:
     """Makes one end of a channel wait until the other end has finished its work with a slot.
 
-    This class is for the CPU, where this work is finished before the other end hears of it, so
-    nothing has to wait. `CudaOrder` waits for CUDA events: its `fill` and `give_back` return the
-    handle of an event that they create. Without a new event they return empty bytes, as here.
+    On the CPU, an end finishes its work with a slot before it sends its token. So this class, which
+    is for the CPU, waits for nothing. `CudaOrder` waits for CUDA events. If its `fill` or
+    `give_back` creates an event, the result is the event's handle; otherwise it is empty, as here.
     """
 
     def learn(self, handle: bytes) -> None:
@@ -76,7 +76,7 @@ class Order:
         return b""
 
     def take(self, slot: int) -> None:
-        """Make the work that is queued later wait until the slot is filled."""
+        """Make the work that is queued after this call wait until the slot is filled."""
 
     def give_back(self, slot: int) -> bytes:
         """Record that this end needs the slot only for work that is already queued."""
@@ -84,7 +84,7 @@ class Order:
 
 
 class CudaOrder(Order):
-    """The order between two CUDA devices, or between two processes on one device, by events.
+    """Orders the two ends' work by CUDA events, on two devices or in two processes on one device.
 
     Args:
         device: This end's device.
@@ -130,9 +130,9 @@ class CudaOrder(Order):
                 self._copy(views[name], tensor.detach())
             return self._record(slot, current)
         # Work that is queued later may change the tensors, or give back the slot they are in. Such
-        # work must not wait for a copy that itself may wait for the other device. So first copy the
-        # tensors on their own device, which is cheap. These snapshots also have no gaps: a copy of
-        # a tensor with gaps to another device would use temporary memory that no event protects.
+        # work must not wait for a copy that itself may wait for the other device. So first clone
+        # the tensors on their own device, which is cheap. The clones also have no gaps. To copy a
+        # tensor with gaps to another device, torch would use memory that no event protects.
         snapshots = {name: self._snapshot(tensor.detach()) for name, tensor in tensors.items()}
         if self._side is None:
             # High priority on this device, because the next stage waits for the copies.

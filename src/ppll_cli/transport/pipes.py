@@ -41,7 +41,7 @@ class Inlet:
 
 
 class FreeSlots:
-    """Counts free slots in `count`, from which the sender subtracts one for each message."""
+    """Counts free slots in `count`. For each message, the sender subtracts one from `count`."""
 
     def __init__(self, returned: Connection, count: int) -> None:
         self._returned, self.count = Inlet(returned), count

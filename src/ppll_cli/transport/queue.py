@@ -3,11 +3,12 @@
 The sender copies its tensors and puts the copies on the queue. A thread of the queue, the feeder,
 moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
 queue's pipe the data that the receiver needs to map this memory. Through a second pipe, the
-receiver tells the sender that it has released a slot. The queue alone would accept a new message as
-soon as an earlier message is received, but not yet released.
+receiver tells the sender that it has released a slot. Without this pipe, the queue would accept a
+new message when an earlier message is received, even if it is not yet released.
 
 If the sender's process ended, its unread messages would be lost, because the receiver asks this
-process for the shared memory. So no worker exits before the parent has seen that all are done.
+process for the shared memory. So no worker exits before the parent has seen that all workers are
+done.
 """
 
 import multiprocessing
@@ -105,7 +106,11 @@ class QueueReceiver:
         """Do nothing: this end needs no setup."""
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a message, up to `timeout_s`; raise RuntimeError if it could not be shared."""
+        """Wait up to `timeout_s` seconds for a message and return whether there is one.
+
+        Raises:
+            RuntimeError: The sender could not share the message.
+        """
         if self._next is None:
             with suppress(Empty):
                 came = self._queue.get(timeout=timeout_s)
@@ -145,7 +150,7 @@ class QueueTransport:
     def descriptors(self, slots: int, tensors: int) -> int:
         """Return the largest number of file descriptors that one end of a channel needs.
 
-        An end has two ends of the queue's pipe, one end of the pipe for slots, and one descriptor
+        It needs both ends of the queue's pipe, one end of the pipe for slots, and one descriptor
         for each tensor in a slot. While a message is being shared, each tensor needs a second one.
         """
         return 3 + (slots + 1) * tensors

@@ -2,9 +2,10 @@
 
 The devices of the two workers decide in which memory the slots are (`memory`), and how one end of
 the channel waits until the other end has finished with a slot (`order`). If a worker is on CPU,
-slots are in shared host memory, and an end waits only for tokens. Between CUDA workers, slots are
-on the receiver's device, and an end also waits for CUDA events. If the sender cannot access this
-memory, slots are in pinned host memory instead, and the receiver copies the tensors to its device.
+slots are in shared host memory, and an end waits only for tokens (short messages in a pipe).
+Between CUDA workers, slots are on the receiver's device, and an end also waits for CUDA events. If
+the sender cannot access this memory, slots are in pinned host memory instead, and the receiver
+copies the tensors to its device.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """The two ends of a ring: slots in shared memory that are used for one message after another.
 
-A sender copies its tensors into a slot and sends a token through a pipe. The receiver computes with
-the tensors in the slot, without a copy. Slots are filled, read and freed in one fixed order, so a
-token need not name its slot.
+A sender copies its tensors into a slot and sends a token, a short message, through a pipe. The
+receiver computes with the tensors in the slot, without a copy. Slots are filled, read and freed in
+one fixed order, so a token need not name its slot.
 """
 
 import pickle
@@ -17,8 +17,9 @@ from ppll_cli.transport.pipes import FreeSlots, Inlet, PipeEnds
 from ppll_cli.transport.slots import Layout, Slots, layout_of
 
 _Token = tuple[Header, int, Layout | None, bytes]
-"""The header; the number of the layout; the layout itself (None except in the first message with
-this layout); the handle of the slot's CUDA event (empty except in the slot's first message)."""
+"""The header; the number of the layout; the layout itself, only in the first message with this
+layout (else None); the handle of the slot's CUDA event, only in the slot's first message (else
+empty)."""
 
 
 class RingSender:
@@ -39,7 +40,10 @@ class RingSender:
         return self._free.wait(timeout_s, self._take)
 
     def _take(self, word: bytes) -> int:
-        """Handle an offer of memory or a freed slot, and return how many slots become free."""
+        """Handle `word` from the receiver: an offer of memory, or news that a slot is free.
+
+        Return how many slots become free.
+        """
         if self._slots.memory.tensor is None:
             self._slots.memory.accept(word)
             return self._slots.count
