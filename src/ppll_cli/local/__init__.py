@@ -1,4 +1,4 @@
 """Local learning methods: auxiliary networks and local losses.
 
-"(our choice)" follows each detail that the cited papers do not define, or that differs from them.
+"(our choice)" marks each detail that a cited paper does not define, or that differs from the paper.
 """

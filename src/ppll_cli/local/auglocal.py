@@ -15,24 +15,24 @@ from ppll_cli.tasks.classification import ClassifierHead
 class AugLocal(LocalMethod):
     """Trains each module through copies of d later units and of the model's head.
 
-    The copies have fresh weights. If j is the module's last unit and L the last unit before the
-    head, units round(j + i (L - j) / d) are copied, for i from 1 to d. So the copied units are
-    evenly spaced; halves are rounded to the even index. If there are at most d units between the
-    module and the head, all of them are copied. If d is 1, BatchNorm is placed between the pooled
-    vector and the Linear layer. Convolutions are initialised by He's rule. All this follows the
-    paper's code (github.com/ChenxiangMA/AugLocal).
+    The copies have fresh weights. Let j be the index of the module's last unit, and L the index of
+    the last unit before the head. Units round(j + i (L - j) / d) are copied, for i from 1 to d, so
+    they are evenly spaced; halves are rounded to the even index. If there are at most d units
+    between the module and the head, all of them are copied. If d is 1, BatchNorm is placed between
+    the pooled vector and the Linear layer. Convolutions are initialised by He's rule. All this
+    follows the paper's code (github.com/ChenxiangMA/AugLocal).
 
-    The paper's head is a mean over positions and a Linear layer. For a model with another head,
-    that head is copied, and for tokens no BatchNorm is added (both are our choice). In the paper's
-    code the last module has d + 1 units, so that "K=16" for ResNet-32 means 16 - d modules.
-    `local.cuts` accepts these partitions by name, for example `auglocal_d3`.
+    The paper's head is a mean over positions and a Linear layer. Our choice: if the model has
+    another head, this head is copied, and for tokens no BatchNorm is added. In the paper's code the
+    last module has d + 1 residual units and the head, so the paper's "K=16" for ResNet-32 means
+    16 - d modules. `local.cuts` accepts these partitions by name, for example `auglocal_d3`.
 
     Attributes:
         depth: d of the first module.
         tau: How far d falls. It falls linearly, and is rounded, from `depth` at the first module to
             depth (1 - tau) + tau at the last module with an auxiliary network.
-        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the stride is that
-            of the last copied unit's output.
+        detection_head: See `DetectionHead`; None means `pyramid`. The local head reads the output
+            of the last copied unit.
     """
 
     changed = "the choice of copied units was corrected, and a single copy has a BatchNorm"

@@ -1,8 +1,8 @@
 """Defines the contents of the feature bank for each task, and networks that read the bank.
 
 The feature bank holds detached features of earlier modules (FBA, arXiv 2406.00446). "Banked"
-features are features in the bank. Legend: B batch, C channels, D width, H height, W width of a map,
-T tokens.
+features are features in the bank. Legend: B batch, C channels, D width of a token or vector, H
+height, W width of a map, T tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,7 +33,7 @@ class Bank:
     reads in addition to its input."""
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return a module without parameters that converts features to their form in the bank.
+        """Return a network without parameters that converts features for the bank.
 
         Return None if later modules cannot use features of this shape.
         """
@@ -85,7 +85,7 @@ class InputBank(Bank):
         return nn.Identity()
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
-        """Return a network of copied units and head that fuses its input with banked features."""
+        """Return copied units and head, whose input is fused with banked features."""
         if not banked:
             return CopiedNetwork(copies.units, copies.head)
         return JoinedAtInput(copies, banked, bank.joined)
@@ -127,10 +127,11 @@ class VectorHead(ClassifierHead):
 class FusedHead(nn.Module):
     """A head that fuses its vector with a feature bank (arXiv 2406.00446; details are our choice).
 
-    A Linear layer and ReLU project each banked vector to the head's width D. `add` sums the
-    projections and the head's own vector. `concatenate` concatenates them, and a Linear layer
-    reduces the result to width D. With its initial weights this layer returns the head's own
-    vector. If `shared_head` is False, the classifier reads the concatenated vectors directly.
+    A Linear layer and ReLU project each banked vector to the head's width D. `fba.fusion=add` sums
+    the projections and the head's own vector. `fba.fusion=concatenate` concatenates them, and a
+    Linear layer reduces the result to width D. With its initial weights this layer returns the
+    head's own vector. If `shared_head` is False, the classifier reads the concatenated vectors
+    directly.
 
     With `normalize`, all vectors are shifted and scaled to mean 0 and variance 1 over their
     elements before banked vectors are projected. Then modules with large activations do not
@@ -170,11 +171,12 @@ class FusedPictureHead(nn.Module):
     networks, but does not use this sum. With values of `fba.features` other than `first`, the bank
     holds maps of earlier modules instead of x_0 (our choice).
 
-    A 1x1 convolution projects a banked map to the head's number of channels if the two numbers
-    differ. `add` sums the banked maps and the head's own map. `concatenate` concatenates them, and
-    a 1x1 convolution, which initially returns the head's own map, reduces the result to the head's
-    number of channels. If `shared_head` is False, the upsampler reads the concatenated maps
-    directly. `channels` has the number of channels of each banked map.
+    If a banked map and the head have different numbers of channels, a 1x1 convolution projects the
+    map to the head's number. `fba.fusion=add` sums the banked maps and the head's own map.
+    `fba.fusion=concatenate` concatenates them, and a 1x1 convolution, which initially returns the
+    head's own map, reduces the result to the head's number of channels. If `shared_head` is False,
+    the upsampler reads the concatenated maps directly. `channels` has the number of channels of
+    each banked map.
     """
 
     def __init__(self, head: PictureHead, channels: Sequence[int], bank: FeatureBank) -> None:
@@ -208,10 +210,11 @@ class JoinedAtInput(CopiedNetwork):
 
     All features have the same kind of shape: maps [B, C, H, W], tokens [B, T, D] or vectors [B, D].
     Banked maps are averaged to the size of the module's map. A Linear layer (for maps a 1x1
-    convolution) and ReLU project each banked tensor to the width of the module's features. `add`
-    sums the projections and the module's features. `concatenate` concatenates them, and another
-    Linear layer (or 1x1 convolution), which initially returns the module's features, reduces the
-    result to their width. `banked` are the shapes of banked features.
+    convolution) and ReLU project each banked tensor to the width of the module's features.
+    `fba.fusion=add` sums the projections and the module's features. `fba.fusion=concatenate`
+    concatenates them, and another Linear layer (or 1x1 convolution), which initially returns the
+    module's features, reduces the result to their width. `banked` are the shapes of banked
+    features.
     """
 
     def __init__(self, copies: Copies, banked: Sequence[Shape], fusion: str) -> None:

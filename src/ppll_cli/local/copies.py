@@ -56,11 +56,11 @@ def copies_of(site: Site, indices: Sequence[int], method: str) -> Copies:
 def copy_unit(site: Site, index: int, shape: Shape, method: str) -> nn.Module:
     """Copy a unit, with fresh weights, for features of a given shape.
 
-    If that is not possible, raise a ConfigError that names the local method, `method`.
+    The copy has the unit's probabilities of dropout and stochastic depth. If the unit reads only
+    one tensor, and this tensor has the given shape, the copy's parameters have the same names and
+    shapes as the unit's parameters. In all other cases the unit's `adapt` makes the copy.
 
-    The copy has the unit's probabilities of dropout and stochastic depth. If the unit reads one
-    tensor of this shape, the copy's parameters have the names and shapes of the unit's parameters.
-    In all other cases the unit's `adapt` makes the copy.
+    If a copy is not possible, raise a ConfigError that names the local method, `method`.
     """
     _check_chained(site, index, method)
     unit = site.units[index]

@@ -9,15 +9,15 @@ from ppll_cli.local.method import Site
 from ppll_cli.local.parts import head_of
 
 DetectionHead = Literal["pyramid", "level"]
-"""The pyramid levels on which a detector's module is trained: `pyramid` means all levels, `level`
-only the levels for the stride of the local head's input (see `LevelHead`)."""
+"""The pyramid levels on which a detector's module is trained. `pyramid` means all levels. `level`
+means only the levels that belong to the stride of the local head's input map (see `LevelHead`)."""
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
     """Return the site with a task whose local heads are of the chosen kind.
 
     None and `pyramid` leave the site unchanged. `pyramid` and `level` need a detection task.
-    `level` also needs a model whose head is a `PyramidHead`, because local heads get its width.
+    `level` also needs a model whose head is a `PyramidHead`: local heads get its width and norms.
     """
     if chosen is None:
         return site

@@ -49,8 +49,9 @@ class FBA(LocalMethod):
         depth: Number of units copied from each later resolution stage, or in total if the model has
             only one resolution stage.
         bank: The settings of the bank.
-        detection_head: See `DetectionHead`; None means `pyramid`. With `level`, the stride is that
-            of the module's map, but at least 8. Units with a larger stride are then not copied.
+        detection_head: See `DetectionHead`; None means `pyramid`. For `level`, the levels belong to
+            the stride of the module's map, or to stride 8 if the stride is smaller. Units whose
+            maps have a larger stride are then not copied.
     """
 
     bank: FeatureBank
@@ -167,7 +168,10 @@ class ProbedCriterion(Criterion):
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the probe's prediction and, with `measure_zeroed`, that for a bank of zeros."""
+        """Return the predictions of the probe by name, `PROBE` and, if wanted, `ZEROED`.
+
+        `ZEROED`, its prediction for a bank of zeros, is wanted if `measure_zeroed` was true.
+        """
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])
         return {name: self.probe(vector, *b) for name, b in zip(self.further, banks, strict=False)}
@@ -199,14 +203,17 @@ def bank_of(task: Task, join: str = "head") -> Bank:
 
 
 def _form(task: Task, join: str, shape: Shape) -> nn.Module:
-    """Build the network that converts features to their form in the bank."""
+    """Build the network that converts features of a shape for the bank."""
     network = bank_of(task, join).form(shape)
     assert network is not None
     return network
 
 
 def bank_for(bank: FeatureBank, task: Task, units: Sequence[Unit]) -> FeatureBank:
-    """Resolve the bank's defaults for a task and a model, and refuse options that do not apply."""
+    """Return the bank's options, with defaults filled in for a task and a model.
+
+    Options that do not apply to the task or the model are refused.
+    """
     kind = bank_of(task)
     if type(kind) is not Bank:
         bank.refuse_vectors()

@@ -62,12 +62,14 @@ class InfoPro(LocalMethod):
         weights: l1 and l2 at the first auxiliary network, then at the last one. None means the
             entry of `WEIGHTS` with the nearest number of modules; if two numbers are equally near,
             the smaller one (our choice).
-        width: Largest number of channels. A convolution with fewer input channels has stride 2 and
-            doubles their number, but to at most `width`. Any other convolution has stride 1 and
-            `width` output channels (our choice for more than `width` input channels).
+        width: Largest number of channels. A convolution with fewer than `width` input channels has
+            stride 2 and doubles the number of channels, but to at most `width`. Any other
+            convolution has stride 1 and `width` output channels. For more than `width` input
+            channels this is our choice.
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.
+        temperature: Divisor of the dot products in the contrastive loss.
     """
 
     loss: Loss = "softmax"
@@ -166,7 +168,8 @@ class Decoder(nn.Module):
     def pixels(self, image: Tensor) -> Tensor:
         """Convert normalised images to float32 pixels, clamped to [0, 1].
 
-        Values can leave this range by rounding, and in images that were padded after normalisation.
+        In this program's data sets, only rounding makes values leave this range. A user's data set
+        may provide other values.
         """
         return (image.float() * self.std + self.mean).clamp(0, 1)
 
@@ -226,14 +229,15 @@ class ContrastiveCriterion(InfoProCriterion):
 def contrastive_loss(vectors: Tensor, shares: Tensor, temperature: float) -> Tensor:
     """Compute the supervised contrastive loss (Khosla et al., 2020, arXiv 2004.11362, L_out).
 
-    For each sample, the dot products of its vector with all other vectors, divided by the
-    temperature, are logits. The loss of the sample is the mean of -log softmax over the other
-    samples of its class. The result is the mean over samples, without samples that are alone in
-    their class (InfoPro's code includes them with loss 0). If no sample remains, the result is 0.
+    For each sample, the logits are the dot products of its vector with all other vectors, divided
+    by the temperature. Their softmax gives each other sample a probability. The loss of the sample
+    is the mean of -log(probability) over the other samples of its class. The result is the mean
+    over samples, without samples that are alone in their class (InfoPro's code includes them with
+    loss 0). If no sample remains, the result is 0.
 
-    For mixed images, the dot product of two images' rows of class shares is the weight of each
-    image in the other's mean. If the weights in a sample's mean add up to less than 1, their sum is
-    the sample's weight in the mean over samples. Both are our choice.
+    For mixed images, means are weighted (our choice). In the mean of sample a, the weight of sample
+    b is the dot product of the class shares of a and b. In the mean over samples, the weight of
+    sample a is the sum of these weights, but at most 1.
 
     `vectors`, float [B, D], have length 1; `shares` are float [B, classes]. The result is float32.
     """

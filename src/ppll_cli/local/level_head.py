@@ -32,10 +32,10 @@ class LevelHead(nn.Module):
     layers, their initial weights and the choice of anchors that are trained follow the code of
     MAN++'s authors (arXiv 2507.16279).
 
-    Our choice: the width, and the norms between the convolutions, are those of the model's head.
-    Maps finer than stride 8 are averaged to stride 8. Banked maps are averaged to the stride of the
-    map; coarser banked maps are not used. `concatenate` concatenates the map and banked maps. `add`
-    sums the map and those banked maps that have as many channels as the map.
+    Our choice: the width and the norms between the convolutions are as in the model's head. Maps
+    finer than stride 8 are averaged to stride 8. Banked maps are averaged to the stride of the map;
+    coarser banked maps are not used. The fusion `concatenate` concatenates the map and banked maps.
+    The fusion `add` sums the map and only the banked maps that have as many channels as the map.
 
     `maps` has the stride and channels of the module's map, then of banked maps. `anchor` is the
     side in pixels of the smallest anchors of the whole pyramid.

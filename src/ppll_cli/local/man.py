@@ -54,9 +54,9 @@ class MAN(LocalMethod):
         momentum: m, the weight of the old average in an update.
         weights: InfoPro's l1 and l2 at the first auxiliary network, then at the last one; None for
             the weights that `infopro_weights` returns.
-        detection_head: See `DetectionHead`. None means `level`, as in the code of MAN++'s authors,
-            with the stride of y. With `pyramid`, a copy of the model's head reads only y (our
-            choice).
+        detection_head: See `DetectionHead`; the local head reads y. None means `level`, as in the
+            code of MAN++'s authors. With `pyramid`, the local head is a copy of the model's head
+            (our choice).
     """
 
     name: ClassVar[str] = "man"
@@ -141,12 +141,13 @@ class MANPlus(MAN):
     scaled = True
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return [l1, l2, l1, l2], with l1 = 5 (1 - r), l2 = 0.5 (1 - r) and r = stage / (K - 2).
+        """Return [l1, l2, l1, l2], with l1 = 5 (1 - r) and l2 = 0.5 (1 - r).
 
-        These are the weights of the authors' code for K modules. `stage` is the number of changes
-        of the features' shape up to the module's end. Here the divisor is K - 2 or the model's
-        number of resolution stages, whichever is larger, so that both weights are above 0 (our
-        choice). Both appear twice, so that `InfoPro` does not interpolate.
+        For K modules r = stage / max(K - 2, stages). Here `stage` counts the changes of the
+        features' shape up to the module's end, and `stages` is the model's number of resolution
+        stages. The authors' code divides by K - 2. The maximum keeps l1 and l2 above 0 (our
+        choice). The result has l1 and l2 twice, for the first and the last auxiliary network. So
+        `InfoPro` uses exactly these weights.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -189,7 +190,8 @@ class Mixture(nn.Module):
 class MomentumCriterion(Criterion):
     """A local loss, `base`, that reads the output of a `Mixture` instead of the module's features.
 
-    The averages in the mixture follow the weights of the unit `watches`; None if it has no weights.
+    The averages in the mixture follow the weights of the unit that `watch` names. If this unit has
+    no weights, `watch` is None.
     """
 
     def __init__(self, mixture: Mixture, base: Criterion, watch: Watch | None) -> None:

@@ -15,7 +15,7 @@ from ppll_cli.pipeline.routes import Watch as Watch
 from ppll_cli.tasks.task import Task
 
 Lag = Annotated[int, Field(ge=1, le=4096, strict=True)]
-"""Lag in batches. With a lag of n, n versions of the weights are kept."""
+"""Lag in batches. For a lag of n, a worker keeps n versions of the watched unit's weights."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Site:
 
     @property
     def progress(self) -> float:
-        """Position among the modules with an auxiliary network: 0 for the first, 1 for the last."""
+        """Place of the module among those with an auxiliary network: 0 (first) to 1 (last)."""
         return self.module / max(1, len(self.modules) - 2)
 
     def at(self, module: int) -> Self:
@@ -68,16 +68,16 @@ class Site:
 
 
 class Criterion(nn.Module):
-    """A head and the task's loss on its prediction.
+    """A module's loss: the task's loss on the prediction of a head.
 
-    A criterion trains a module; its parameters are those of the module's auxiliary network. The
-    head makes a prediction from the tensors with the names `features`. A subclass for another loss
-    overrides `forward`, and extends `reads` if its loss reads more tensors.
+    Its parameters are the parameters of the module's auxiliary network. The head makes a prediction
+    from the tensors with the names `features`. A subclass for another loss overrides `forward`. If
+    this loss reads more tensors, the subclass also extends `reads`.
 
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
         writes: Names of the tensors that the criterion makes for later modules; empty here.
-        watches: A later unit whose weights are passed to `see` before each training batch, or None.
+        watches: A later unit whose weights `see` receives before each training batch, or None.
         further: Names of the predictions that `predict_further` returns; empty here.
     """
 
@@ -92,13 +92,13 @@ class Criterion(nn.Module):
     def forward(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the mean loss over the batch, a scalar, and the prediction.
 
-        `values` has the tensors of `reads` by name. This method must not change them in place.
+        `values` has the tensors named in `reads`. This method must not change them in place.
         """
         prediction = self.head(*(values[name] for name in self.features))
         return self.task.loss(prediction, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return predictions by name that evaluations measure in addition to that of `forward`.
+        """Return more predictions, by name, which evaluations measure like `forward`'s prediction.
 
         The metric of the prediction NAME is reported as METRIC_NAME, such as `accuracy_probe`.
         """
@@ -108,9 +108,9 @@ class Criterion(nn.Module):
         """Receive the weights of the watched unit, before the forward pass of a training batch.
 
         `weights` are the unit's parameters by name. They are overwritten later, so this method must
-        read or copy them before it returns. It must not change them. `steps` is the number of
-        optimizer steps after which the unit had these weights: 0 or less for the initial weights,
-        and below 0 in the first lag - 1 batches.
+        read or copy them before it returns. It must not change them. The unit had these weights
+        after `steps` optimizer steps. For the initial weights `steps` is 0 or less; it is below 0
+        in the first lag - 1 batches.
         """
 
 
@@ -120,8 +120,8 @@ class LocalMethod(ABC):
     If a subclass is a dataclass, its fields are checked against their annotations.
 
     Attributes:
-        changed: Why auxiliary networks may differ from those of an earlier version. If a run of
-            that version cannot be resumed, the error message contains this text.
+        changed: Why this version of the method builds other auxiliary networks than an earlier one.
+            If a run of the earlier version cannot be resumed, the error message has this text.
     """
 
     changed: ClassVar[str] = ""
@@ -131,7 +131,9 @@ class LocalMethod(ABC):
 
     @abstractmethod
     def criterion(self, site: Site) -> Criterion:
-        """Return a module's auxiliary network and local loss. The model's last module needs none.
+        """Return a module's auxiliary network and local loss.
+
+        Not called for the model's last module.
 
         Raises:
             ConfigError: The method does not apply to this model or task.

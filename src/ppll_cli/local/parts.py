@@ -1,6 +1,6 @@
 """Parts of networks and losses that several local methods share.
 
-Legend: B batch, T tokens, D width, C channels, H height, W width of a map.
+Legend: B batch, T tokens, D width of a token or vector, C channels, H height, W width of a map.
 """
 
 from contextlib import nullcontext
@@ -22,8 +22,8 @@ class AsMap(nn.Module):
 
     Maps are not changed. For transformers (our reading), patch tokens [B, T, D] are arranged in a
     square, in the order of the patches in the image. A class token at the front is added to each
-    patch token, so that it is trained too. If the number of tokens fits no square, the tokens
-    become a map with one column. Vectors [B, D] become maps of one pixel.
+    patch token, so that the class token is trained too. If the number of tokens fits no square, the
+    tokens become a map with one column. Vectors [B, D] become maps of one pixel.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def map_shape(shape: Shape) -> tuple[int, int, int]:
 class Probe(nn.Module):
     """A network that is trained on a module's features but does not train the module.
 
-    It measures the module's accuracy if the local loss makes no prediction, or gives the
-    prediction's loss the weight 0.
+    It measures the module's accuracy if the local loss makes no prediction, or if the loss of the
+    prediction has the weight 0.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -83,10 +83,10 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 
 
 def head_of(head: nn.Module, kind: type[Head], setting: tuple[str, object], other: str) -> Head:
-    """Return the model's head if it belongs to the class that a setting requires.
+    """Return the model's head if it is a `kind`, the class that a setting requires.
 
-    Otherwise raise a ConfigError that names the setting (its key and value) and ends with `other`:
-    what the user can do instead.
+    Otherwise raise a ConfigError that names the setting (its key and value). The message ends with
+    `other`, which says what the user can do instead.
     """
     if isinstance(head, kind):
         return head

@@ -23,7 +23,7 @@ class PredSim(LocalMethod):
     compares all pairs of samples in a batch. It is the mean squared difference between the
     `similarities` of the samples' features, after a 3x3 convolution, and the `similarities` of the
     samples' labels. The loss is (1 - similarity) * prediction loss + similarity * similarity loss.
-    The label of a mixed image is its row of class shares (our choice).
+    If images are mixed in pairs, an image's label is its vector of class shares (our choice).
 
     Details follow the paper's code (github.com/anokland/local-loss), with two exceptions: the
     Linear layer begins with torch's initial weights instead of zeros, and maps of odd height or
@@ -96,10 +96,11 @@ def similarities(vectors: Tensor) -> Tensor:
 
 
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
-    """Return height and width of a pool's windows, so that there are at most `positions` windows.
+    """Return height and width of a pool's windows, so that at most `positions` windows are needed.
 
-    The longer side (the height, if both sides are equal) is halved until there are at most
-    `positions` windows, or only one.
+    A window begins as one pixel of the map of `height` x `width` pixels. While there are too many
+    windows, it is doubled in the direction with more windows (in height, if the numbers are equal).
+    If `positions` is below 1, one window covers the whole map.
     """
     kernel_height = kernel_width = 1
     while True:

@@ -32,8 +32,8 @@ class PyramidBank(Bank):
         """Return a pyramid that reads banked maps, the module's map and the maps of copied units.
 
         For `LevelDetection`, return copied units and a `LevelHead`, which reads their output and
-        banked maps. Only the copied units whose maps have at most the stride of the module's map,
-        or stride 8 if that is larger, are used.
+        banked maps. A copied unit is then used only if the stride of its map is at most 8, or at
+        most the stride of the module's map.
         """
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:
@@ -56,13 +56,14 @@ class BankedPyramid(nn.Module):
 
     Our reading: the pyramid of a module's auxiliary network is made from banked maps (the detached
     maps of earlier modules) and own maps (the module's map, and the maps that copies of later units
-    compute from it). For each stride, the last own map is used, as in the model. `concatenate`
-    concatenates the maps of a stride, and the pyramid's 1x1 convolution reduces the result to the
-    pyramid's width. `add` sums the own map and those banked maps that have the same number of
-    channels.
+    compute from it). For each stride, the last own map is used, as in the model. The fusion
+    `concatenate` concatenates the maps of a stride, and the pyramid's 1x1 convolution reduces the
+    result to the pyramid's width. The fusion `add` sums the own map and only the banked maps that
+    have the same number of channels.
 
     `head` is a copy of the model's head, whose settings the new head gets. `own` has the stride and
-    channels of the module's map and of each copy's output, `banked` those of the banked maps.
+    channels of the module's map and of each copy's output. `banked` has the stride and channels of
+    each banked map.
 
     Attributes:
         plan: For each stride, the maps to fuse, as indices in a list that has first all banked

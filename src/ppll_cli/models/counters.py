@@ -7,11 +7,11 @@ from itertools import count
 from torch import Tensor, nn
 
 DEEPEST = 4
-"""A container inside more than this number of containers is described only by its type, because a
-container may contain itself."""
+"""Containers that are nested deeper than this are compared only by their type, because a container
+may contain itself."""
 
 TORCHS_OWN = frozenset(vars(nn.Module()))
-"""Attributes of every network, such as its mode and its hooks."""
+"""Attributes of every network, such as its mode and its hooks; they are not compared."""
 
 
 def counters(network: nn.Module, run: Callable[[], object]) -> tuple[str, ...]:

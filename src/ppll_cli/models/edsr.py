@@ -95,7 +95,10 @@ class EDSR:
         check_options("model", self)
 
     def reach(self, scale: int) -> int:
-        """Return the radius of the receptive field of a pixel, in pixels of the small picture."""
+        """Return the radius of an output pixel's receptive field, in pixels of the small picture.
+
+        `scale` is the factor by which the picture is enlarged.
+        """
         behind = 1 if scale < 4 else 1.5  # radius of the upsampler without its last convolution
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 

@@ -40,13 +40,13 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     A partition lists the first unit of each module except module 0. Only depths 32 and 110 have
     partitions.
 
-    In AugLocal's code (github.com/ChenxiangMA/AugLocal), the stem and each residual unit are
-    modules, except that the last d + 1 units form one module.
+    In AugLocal's code (github.com/ChenxiangMA/AugLocal), the last d + 1 residual units and the head
+    form one module. Before them, the stem and each residual unit are modules of one unit.
 
-    In MAN's code (arXiv 2507.16279), the stem is a separate module. The other modules of ResNet-32
-    are those of InfoPro's K8 or K16. ResNet-110 has K32 and K55: in K55, each other module has one
-    residual unit (our reading); in K32, modules of two units come before modules of one unit (our
-    choice).
+    In MAN's code (arXiv 2507.16279), the stem is a separate module. For ResNet-32, the residual
+    units are cut into modules as in InfoPro's K8 or K16. For ResNet-110, K55 makes a module of each
+    residual unit (our reading). K32 cuts the residual units into 32 modules: first modules of two
+    units, then modules of one unit (our choice).
     """
     if depth not in _INFOPRO:
         return {}

@@ -8,7 +8,7 @@ from ppll_cli.models.unit import Unit, build_unit, check_names
 
 
 class PlainModel(nn.Module):
-    """All units of a model in one module; its `state_dict()` has the keys of `model.safetensors`.
+    """All units of a model in one network; its `state_dict()` has the keys of `model.safetensors`.
 
     The initial weights are those of a run with the same seed.
     """
@@ -45,7 +45,7 @@ class PlainModel(nn.Module):
 
 
 def _container(root: nn.Module, folders: Sequence[str]) -> nn.Module:
-    """Return the module with this path of names; create an empty module for each missing name."""
+    """Return the submodule at a path of names; add an empty submodule for each missing name."""
     for folder in folders:
         if not hasattr(root, folder):
             root.add_module(folder, nn.Module())

@@ -175,8 +175,9 @@ class CifarResNet:
 
     Attributes:
         depth: Number of layers, 6n + 2: usually 32 or 110.
-        drop_path: Probability that the last residual unit's branch is zeroed for a sample. It grows
-            linearly from 0 at the first unit (stochastic depth, arXiv 1603.09382).
+        drop_path: Probability that the last residual unit's branch is zeroed for a sample. The
+            probability grows linearly from 0 at the first residual unit (stochastic depth, arXiv
+            1603.09382).
     """
 
     depth: Annotated[int, Field(le=MOST_LAYERS)]

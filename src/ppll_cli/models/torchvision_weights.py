@@ -37,11 +37,12 @@ github.com/pytorch/vision/pull/6053."""
 def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the weights of a torchvision model to the names of the corresponding model here.
 
-    The result is for `PlainModel.load_state_dict`, which refuses weights that do not fit its model.
-    It shares its tensors with `state_dict`. The models are ResNet-18, 34, 50, 101 and 152, which
-    fit `ResNet` with `stem="imagenet"`; VisionTransformers, which fit `ViT` with `pooling="cls"`;
-    and RetinaNets with such ResNets, which fit `RetinaNet` if P6 is made from P5. Weights do not
-    show the number of attention heads, so give `ViT` the number of the original model.
+    Pass the result to `PlainModel.load_state_dict`, which refuses weights that do not fit its
+    model. The result and `state_dict` share their tensors. These models of torchvision have a
+    corresponding model: ResNet-18, 34, 50, 101 and 152 (`ResNet` with `stem="imagenet"`),
+    VisionTransformers (`ViT` with `pooling="cls"`), and RetinaNets with such ResNets whose P6 is
+    made from P5 (`RetinaNet`). Weights do not show the number of attention heads, so give `ViT` as
+    many heads as the original model has.
     """
     return {our_name(key): tensor for key, tensor in state_dict.items()}
 

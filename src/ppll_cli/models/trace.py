@@ -80,7 +80,8 @@ _COMPILER = "torch._dynamo"
 class _Uncompiled(ModuleType):
     """Stands in for torch's compiler.
 
-    Each use imports the compiler, except a call of `disable` with a function of torch itself.
+    Any use of this object imports the real compiler, except a call of `disable` with a function of
+    torch itself.
     """
 
     def disable(self, function: Any = None, *args: Any, **options: Any) -> Any:
@@ -99,10 +100,10 @@ class _Uncompiled(ModuleType):
 
 
 class _NoModules(nullcontext[None]):
-    """Takes the place of the tracker that tells torch's counter which module is running.
+    """Replaces the tracker that tells torch's FLOP counter which `nn.Module` is running.
 
-    The tracker's hooks fail if a forward computes gradients by `torch.autograd.grad`, or returns a
-    view of a weight.
+    The hooks of torch's tracker fail if a forward computes gradients by `torch.autograd.grad`, or
+    returns a view of a weight.
     """
 
     parents = frozenset({"Global"})
@@ -202,7 +203,8 @@ def _check_network(module: object) -> None:
 
 def _check_own(module: nn.Module, build: Callable[[], nn.Module]) -> None:
     """Refuse a network with a parameter that existed before `build` built the network."""
-    # The meta device was the default, but a new parameter may hold the memory of a NumPy array.
+    # A parameter on another device existed before, or `build` made it from a NumPy array. Only in
+    # the first case does a second call return the same parameter.
     if all(parameter.is_meta for parameter in module.parameters()):
         return
     with torch.device("meta"):
@@ -256,8 +258,8 @@ def _run(
 class _Trained(NamedTuple):
     """A unit's inputs, its results and its counters (see `TracedUnit`) in training mode.
 
-    If the unit raises an error, for example because it reads values, which the meta device does not
-    have, `results` is empty.
+    `results` is empty if the unit raises an error, for example because it reads values of tensors,
+    which do not exist on the meta device.
     """
 
     inputs: list[Tensor]

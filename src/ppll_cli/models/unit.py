@@ -120,7 +120,7 @@ def units_seeded(
 
 
 def build_unit(unit: Unit, seed: int) -> nn.Module:
-    """Build a unit's module, whose initial weights depend only on the seed and the unit's name."""
+    """Build a unit's network. Its initial weights depend only on the seed and the unit's name."""
     with seeded(seeding.unit_weights(seed, unit.name)):
         return unit.build()
 

@@ -154,8 +154,9 @@ class ViT:
         pooling: What the head reads: a class token (`cls`), or the mean over all patches (`mean`).
         dropout: Probability that a value is zeroed, after the embedding and inside each block.
         attention_dropout: Probability that an attention weight is zeroed.
-        drop_path: Probability that a branch of the last block is zeroed for a sample. It grows
-            linearly from 0 at the first block (stochastic depth, arXiv 1603.09382).
+        drop_path: Probability that a branch of the last block is zeroed for a sample. The
+            probability grows linearly from 0 at the first block (stochastic depth, arXiv
+            1603.09382).
     """
 
     dim: Size

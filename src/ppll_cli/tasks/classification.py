@@ -31,7 +31,7 @@ MIXED_TARGETS = {
 
 
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
-    """Return each class's share for each sample, not smoothed, float32 [B, classes]."""
+    """Return the share of each class in each sample, without smoothing, float32 [B, classes]."""
     numbers = torch.arange(classes, device=values[LABEL].device)
     rows = (values[LABEL][:, None] == numbers).float()
     if SHARE not in values:
@@ -118,7 +118,10 @@ class Classification:
         return F.cross_entropy(prediction.float(), targets, label_smoothing=smoothing)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return the numbers of correct predictions, by `LABEL`, and of samples, float64 [1, 2]."""
+        """Return the number of correct predictions and the number of samples, float64 [1, 2].
+
+        A prediction is correct if the class with the largest logit is the sample's `LABEL`.
+        """
         labels = values[LABEL]
         correct = (prediction.argmax(dim=1) == labels).sum().double()
         return torch.stack((correct, torch.full_like(correct, len(labels))))[None]
@@ -155,14 +158,20 @@ class Classification:
 
 
 def with_smoothing(task: Task, amount: float) -> Task:
-    """Return the task with this amount of label smoothing; refuse one above 0 for other tasks."""
+    """Return the task with this amount of label smoothing.
+
+    An amount above 0 is refused for a task without class labels.
+    """
     if not amount:
         return task
     return replace(_labelled(task, "optim.label_smoothing", amount), label_smoothing=amount)
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty."""
+    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty.
+
+    `mixed` has the settings that mix images, such as `data.mixup`, and their values, without zeros.
+    """
     if not mixed:
         return task
     return replace(_labelled(task, *next(iter(mixed.items()))), mixed=True)

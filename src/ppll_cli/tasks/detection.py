@@ -56,8 +56,8 @@ which the height and width were scaled.
 
 
 LARGEST_TABLE = 2**24
-"""Largest number of elements of a tensor over pictures, anchors, and boxes or classes: 64 MiB in
-float32. The loss has a few such tensors at the same time. A single picture may exceed the limit.
+"""Largest number of elements of a tensor [pictures, anchors, boxes or classes] in the loss: 64 MiB
+in float32. A few such tensors exist at the same time. A tensor of a single picture may be larger.
 """
 
 
@@ -111,7 +111,7 @@ class Detection:
         """Return the mean loss over pictures, a scalar.
 
         No tensor's shape depends on values in tensors, so the host never waits for the device.
-        Pictures are processed together as far as `LARGEST_TABLE` allows.
+        As many pictures are processed together as `LARGEST_TABLE` allows.
         """
         prediction = prediction.float()
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))
@@ -141,7 +141,10 @@ class Detection:
         return sums / found.sum(dim=1).clamp(min=1)
 
     def measure(self, prediction: Tensor, values: Mapping[str, Tensor], training: bool) -> Tensor:
-        """Return a `precision` row for each picture, true box and detection; none in training."""
+        """Return a row for each picture, true box and detection, float64 [n, 8]; none in training.
+
+        The module `ppll_cli.tasks.precision` defines the rows.
+        """
         if training:
             return prediction.new_empty(0, COLUMNS, dtype=torch.float64)
         rows = []
@@ -190,8 +193,8 @@ class Detection:
         """Return the stride of a map: the number of image pixels from one position to the next.
 
         Raises:
-            ConfigError: `key=value` gives features that are not a map, a stride that is no power of
-                2, or different strides in height and width.
+            ConfigError: The shape is not the shape of a map, or the stride is not a power of 2, or
+                height and width have different strides. The error names the setting `key=value`.
         """
         if len(shape) == 3 and self.height % shape[1] == 0:
             stride = self.height // shape[1]
@@ -211,7 +214,7 @@ def _sums(rows: Tensor, counted: Tensor) -> Tensor:
 
 
 def _rows(kind: int, picture: Tensor, labels: Tensor, boxes: Tensor, last: Tensor) -> Tensor:
-    """Return a row of `precision` for each box; `last` is the last column."""
+    """Return a row (see `ppll_cli.tasks.precision`) for each box; `last` is the last column."""
     rows = torch.empty(len(boxes), COLUMNS, dtype=torch.float64, device=boxes.device)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 7] = kind, picture, labels, last
     rows[:, 3:7] = boxes

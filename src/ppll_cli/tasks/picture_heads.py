@@ -24,7 +24,7 @@ class _Levels(nn.Module):
 
     def __init__(self, mean: Sequence[float]) -> None:
         super().__init__()
-        # With a scalar, results under autocast would be bfloat16.
+        # With a tensor without dimensions, results under autocast would be bfloat16.
         self.register_buffer("levels", torch.full((1, 1, 1), 255.0))
         values = torch.tensor([*mean], dtype=torch.float32)[:, None, None]
         self.register_buffer("mean", values, persistent=False)
@@ -49,8 +49,8 @@ class ToPictures(_Levels):
 class Upsampler(nn.Module):
     """EDSR's upsampler (arXiv 1707.02921): convolutions with pixel shuffles, then a convolution.
 
-    Scales 2 and 3 need one pixel shuffle; scale 4 needs two. The resulting levels are converted to
-    pictures.
+    Scales 2 and 3 need one pixel shuffle; scale 4 needs two. The last convolution computes levels,
+    255 * (picture - mean), which are converted to pictures.
     """
 
     def __init__(self, channels: int, scale: int, mean: Sequence[float]) -> None:

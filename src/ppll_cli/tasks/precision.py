@@ -2,8 +2,8 @@
 
 The input is a tensor of rows, float64 [n, 8]. A row describes a picture (`PICTURE`), a true box
 (`TRUE_BOX`) or a detection (`FOUND`). The columns are: the kind of the row; the picture's number;
-the class; left, top, right and bottom in pixels of the picture; and a last column. The last column
-of a true box says whether the box is ignored; that of a detection is its score.
+the class; left, top, right and bottom in pixels of the picture; and a last column. For a true box,
+the last column says whether the box is ignored. For a detection, it is the score.
 """
 
 import io

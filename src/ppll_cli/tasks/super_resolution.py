@@ -41,9 +41,9 @@ AUTHORS_BORDER = 6
 """EDSR's authors leave out a border of `scale` plus this number of pixels for DIV2K."""
 
 _COLUMNS = 9
-"""Columns in a tile's row of measurements: the index of the picture; for the luma, the sum of
-squared errors and the number of pixels; for SSIM, its sum and the number of pixels; for RGB, the
-sum of squared errors and the number of values; and `BICUBIC`.
+"""Number of columns in a tile's row of measurements. The columns are: the index of the picture; for
+the luma, the sum of squared errors and the number of pixels; for SSIM, its sum and the number of
+pixels; for RGB, the sum of squared errors and the number of values; and the two of `BICUBIC`.
 """
 
 
@@ -81,7 +81,7 @@ class SuperResolution:
     def tile_targets(
         self, height: int, width: int, tile: int = 9, bicubic: int = 2
     ) -> Mapping[str, ValueSpec]:
-        """Return `targets` for tiles, which have `height` x `width` pixels in the small picture.
+        """Return `targets` for tiles, given their size in pixels of the small picture.
 
         `tile` and `bicubic` are the numbers of elements of the tensors `TILE` and `BICUBIC`.
         """
@@ -163,11 +163,11 @@ def _by_picture(rows: Tensor) -> dict[int, list[float]]:
 
 
 def _shaved(tile: Tensor) -> Tensor:
-    """Return the bounds of the pixels that `rgb_psnr` uses, int64 [B, 4], in `TILE`'s form.
+    """Return the four bounds, as in `TILE`, of the pixels that `rgb_psnr` uses, int64 [B, 4].
 
-    Both SSIM and `rgb_psnr` leave out a border of the picture, which for `rgb_psnr` is one pixel
-    wider. PSNR leaves out none. So a side of the tile is at the edge of the picture if the bounds
-    for PSNR and SSIM differ there.
+    At the picture's border, PSNR leaves out `scale` pixels, SSIM `scale` + 5 and `rgb_psnr`
+    `scale` + 6. At other sides of a tile, their bounds are equal. So where the bounds for PSNR and
+    SSIM differ, the bound for `rgb_psnr` is one pixel inside the bound for SSIM.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)

@@ -121,7 +121,7 @@ AnyTask = TypeVar("AnyTask")
 def only_for(kind: type[AnyTask], task: Task, key: str, name: str, use: str, data: str) -> AnyTask:
     """Return the task if it is a `kind`; otherwise refuse the setting `key=name`.
 
-    In its message, `use` follows the words "is for", and `data` the words "choose a data set".
+    In the error message, `use` follows "is for", and `data` follows "choose a data set".
     """
     if not isinstance(task, kind):
         raise ConfigError(key, name, f"is for {use}", f"choose a data set {data}")
