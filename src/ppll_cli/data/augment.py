@@ -48,7 +48,11 @@ def random_crop(images: Tensor, pad: int, mode: str, generator: torch.Generator)
 
 
 def _inside(places: Tensor, mode: str) -> Tensor:
-    """Return the image's row (or column) for each row (or column) of a crop, int64 [B, size]."""
+    """Replace indices of rows (or columns) in the padding by indices inside the image.
+
+    `places` has the indices of a crop's rows (or columns), int64 [B, size]. `reflect` mirrors them
+    at the border. `zeros` takes the border itself, which the caller makes black.
+    """
     last = places.shape[1] - 1
     if mode == "reflect":
         return last - (last - places.abs()).abs()

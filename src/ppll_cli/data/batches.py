@@ -64,7 +64,7 @@ class SplitBatches(Generic[Data, Content]):
     seed: int
     device: torch.device
 
-    _order_device = CPU  # where the order of the samples is kept
+    _order_device = CPU  # device that keeps the order of the samples
 
     def __post_init__(self) -> None:
         samples = len(self.splits["train"])
@@ -89,7 +89,9 @@ Images = tuple[Tensor, Tensor]
 """The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the worker's device."""
 
 LentImages = AbstractContextManager[Images]
-"""A context that provides images and labels. After its end, their memory may be overwritten."""
+"""A context manager that provides images and labels. When its context has ended, their memory may
+be overwritten.
+"""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class Ahead:
         self._next: tuple[tuple[int, int], Future[Made]] | None = None
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
-        """Return a training batch, or raise the thread's exception; begin the next batch."""
+        """Return a training batch, and start the next one. Raise the thread's exception, if any."""
         if self._next is None or self._next[0] != (epoch, batch):
             self._start(epoch, batch)
         assert self._next is not None

@@ -86,7 +86,7 @@ class Classified(Files, ABC):
         return None
 
     def check_pad(self, side: int) -> None:
-        """Refuse a `pad` that is not less than the shorter side of an image, in pixels."""
+        """Refuse a `pad` that is not less than `side`, the images' shorter side in pixels."""
         if self.pad >= side:
             problem = f"must be less than {side}, the images' side in pixels"
             raise ConfigError("data.pad", self.pad, problem)

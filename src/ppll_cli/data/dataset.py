@@ -30,7 +30,7 @@ class Arrays:
     Attributes:
         images: uint8 [N, C, H, W].
         labels: The classes of the images, integers [N], from 0.
-        source: How messages name the files that were read.
+        source: Name of the files that were read, for error messages.
     """
 
     images: NDArray[Any]
@@ -127,7 +127,7 @@ class ImageDataset(Classified):
 
 
 def _problem(arrays: Arrays, channels: int, classes: int) -> str | None:
-    """Return what is wrong with a part; None if nothing is."""
+    """Describe what is wrong with images or labels; return None if nothing is wrong."""
     images, labels = arrays.images, arrays.labels
     for name, values in (("images", images), ("labels", labels)):
         if not isinstance(values, np.ndarray):

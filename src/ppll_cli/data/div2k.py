@@ -17,9 +17,9 @@ PARTS = {"train": "train", "test": "valid"}
 class Div2k(PictureDataset):
     """DIV2K from its published folders, in the data root or in the root's folder `DIV2K`.
 
-    The small version of DIV2K_train_HR/0001.png is DIV2K_train_LR_bicubic/X2/0001x2.png. The
-    validation pictures (DIV2K_valid_HR) are the split `test`. The files take 4 to 8 GB and have
-    terms of use, so they are not downloaded.
+    For scale 2, the small version of DIV2K_train_HR/0001.png is
+    DIV2K_train_LR_bicubic/X2/0001x2.png. The validation pictures (DIV2K_valid_HR) are the split
+    `test`. The files take 4 to 8 GB and have terms of use, so they are not downloaded.
     """
 
     def sources(self, part: Part) -> Sequence[Source]:  # noqa: D102

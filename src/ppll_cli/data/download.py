@@ -1,4 +1,4 @@
-"""Downloads the files of data sets. A download without progress is stopped with an error."""
+"""Downloads the files of data sets. A download without progress ends with an error."""
 
 import os
 import socket
@@ -14,11 +14,13 @@ SOCKET_TIMEOUT_S = 8.0
 """Time limit in seconds of each connection attempt and each read; torchvision sets none."""
 
 FIRST_BYTE_S = 15.0
-"""Time limit in seconds until the first byte; name lookups and many addresses take time."""
+"""Time limit in seconds until the first byte. In this time the name of the server is looked up, and
+several addresses may be tried.
+"""
 
 STALL_S = 120.0
-"""After the first byte, new bytes must arrive within each period of this many seconds. During the
-computation of a checksum, no bytes arrive."""
+"""After the first byte, new bytes must arrive in each period of this many seconds. The period is
+long, because no bytes arrive while a checksum is computed."""
 
 Fetch = Callable[[Path], None]
 """A function that downloads files of a data set into a folder."""
@@ -32,9 +34,10 @@ def provide(
     Files are first downloaded into a temporary folder, and moved when all are complete. So an
     interrupted download leaves no incomplete data, and two runs can download at the same time.
 
-    `files` are relative to the folder, and a person finds them at `url`. `fetch` downloads at least
-    the missing files into a folder. If `everything` is true, move all downloaded files; move
-    `files` last, because they show that the others are complete.
+    `files` are paths relative to the folder. Error messages tell the user to fetch them from `url`.
+    `fetch` downloads at least the missing files into a folder. If `everything` is true, all
+    downloaded files are moved; the missing files are moved last, because a later run takes them as
+    the sign that all files are complete.
 
     Raises:
         ConfigError: Files are missing, and downloading them failed or is not allowed.
@@ -73,8 +76,8 @@ def provide(
 def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
     """Run a download in a thread; return its exception, or None if it succeeded.
 
-    If no data arrive for too long, return a TimeoutError. The thread then goes on, because a name
-    lookup cannot be interrupted; as a daemon it does not delay the end of the process.
+    If no data arrive for too long, return a TimeoutError. The thread then continues, because a name
+    lookup cannot be interrupted. It is a daemon thread, so it does not delay the process's end.
     """
     failures: list[Exception] = []
 
@@ -103,7 +106,7 @@ def _fetch_bounded(fetch: Fetch, folder: Path) -> Exception | None:
 
 
 def _size_bytes(folder: Path) -> int:
-    """Return the size of all files in a folder to which another thread is writing."""
+    """Return the total size of the files in a folder, to which another thread is writing."""
     total = 0
     for path in folder.rglob("*"):
         try:

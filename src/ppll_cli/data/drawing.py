@@ -22,13 +22,16 @@ PAPER: Colour = (255, 255, 255)
 INK: Colour = (20, 20, 20)
 """Colours of the background (`PAPER`) and the text (`INK`) beside a picture."""
 
-_MIDDLE = 125  # brightness, 0 to 255; above it, dark text is more readable
-_STEP = 4  # distance in pixels between places to try, if no place at the box is free
+_MIDDLE = 125  # brightness of a background (0 to 255) above which dark text is more readable
+_STEP = 4  # if no place at the box is free: distance in pixels between the places to try
 _ELLIPSIS = "..."
 
 
 def text_size(width: int) -> int:
-    """Return a font size, in pixels, for readable text in a picture of this width on a page."""
+    """Return the font size, in pixels, for text in a picture of this width.
+
+    A page shows a picture wider than `PAGE_WIDTH` at a reduced size, so its text must be larger.
+    """
     return round(TEXT_HEIGHT * max(1.0, width / PAGE_WIDTH))
 
 
@@ -38,7 +41,7 @@ def font_of(size: int) -> Font:
 
 
 def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
-    """Return width and height of a label in pixels, including its margin."""
+    """Return width and height, in pixels, of a label with font size `size` and its margin."""
     return int(font.getlength(text)) + 1 + size // 2, size + size // 2
 
 
@@ -90,10 +93,11 @@ def free_place(
     *,
     below: bool = False,
 ) -> Rectangle | None:
-    """Find a place for a label, inside the picture and at or near its box; None if none is free.
+    """Find a free place for a label in the picture, at or near the label's box; else return None.
 
-    `size` is width and height of the label, and `frame` those of the picture. The place must not
-    overlap `taken`, the places of other labels. `below`: try places below the box first.
+    `size` is width and height of the label. `frame` is width and height of the picture. The place
+    must not overlap `taken`, the places of other labels. If `below`, places below the box are tried
+    first.
     """
     width, height = size
     across, down = frame[0] - width, frame[1] - height
@@ -113,7 +117,7 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
-    """Return top left corners for a label: above, below, inside and beside its box."""
+    """Return top left corners of places for a label: above, below, in and beside its box."""
     (width, height), (left, top, right, bottom) = size, box
     above = [(left, top - height), (right - width, top - height)]
     under = [(left, bottom), (right - width, bottom)]
@@ -127,8 +131,9 @@ def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple
 def _nearest(
     size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle | None:
-    """Return the free place on a grid nearest to the box's middle, or None.
+    """Return the free place that is nearest to the box's middle; None if no place is free.
 
+    The places that are tried form a grid over the picture.
     `last` has the largest left edge and the largest top edge of a place inside the picture.
     """
     width, height = size

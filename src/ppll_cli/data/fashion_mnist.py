@@ -28,14 +28,14 @@ CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 _UNSIGNED_BYTE = 8
-_MOST_BYTES = 1 << 30  # largest size of a file's data, over 20 times that of the training images
+_MOST_BYTES = 1 << 30  # largest size of a file's data; the training images need less than 5%
 
 
 class FashionMnist(ImageDataset):
-    """Fashion-MNIST from four idx files, plain or `.gz`, in the data root or FashionMNIST/raw.
+    """Fashion-MNIST from four idx files, plain or `.gz`, in the data root or its FashionMNIST/raw.
 
     If `root` is None, the files may also be in the folder of Debian's package. Headers and lengths
-    are checked; MD5 sums are not, because packing a file again changes its sum.
+    are checked; MD5 sums are not, because compressing a file again changes its sum.
     """
 
     class_count = 10
@@ -58,7 +58,7 @@ class FashionMnist(ImageDataset):
         return Arrays(images[:, None], labels, source)
 
     def files(self) -> dict[str, Path] | None:
-        """Return the paths by file name, from the first folder that has all files, or None."""
+        """Return the files' paths, by name, in the first folder that has all files; else None."""
         folders = [self.folder / RAW, self.folder]
         if self.root is None:
             folders.append(DEBIAN)
@@ -104,7 +104,7 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _plain_or_gz(folder: Path, name: str) -> Path | None:
-    """Return the plain file, which is read faster, or the `.gz` file, or None."""
+    """Return the plain file, which is read faster; else the `.gz` file; else None."""
     paths = (folder / name, folder / f"{name}.gz")
     return next((path for path in paths if path.is_file()), None)
 

@@ -1,4 +1,4 @@
-"""Painted scenes with several items of Fashion-MNIST: object detection on a small download."""
+"""Painted scenes with items of Fashion-MNIST: object detection that needs a small download."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class FashionScenes(DetectionDataset):
 
     def _painted(self, folder: Path, count: int) -> Scenes:
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
-        # np.load does not close a damaged file if it opened the file itself.
+        # Open the file here: np.load does not close a damaged file that it has opened itself.
         with (folder / "objects.npz").open("rb") as file, np.load(file) as stored:
             objects = read_objects(stored, count, len(CLASSES))
         if pixels.dtype != np.uint8 or pixels.shape != (count, self.side, self.side, 3):

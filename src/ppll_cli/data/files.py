@@ -20,12 +20,12 @@ PARTS: tuple[Part, ...] = ("train", "test")
 PUBLISHED = "put the published file there"
 """The advice of error messages if a file of a published data set is missing or wrong."""
 
-_LONGEST_STEM = 50  # in characters, each of up to 4 bytes; a file's name may have 255 bytes
+_LONGEST_STEM = 50  # characters of up to 4 bytes each; a whole file name may have 255 bytes
 _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data, the root if `data.root` is null. It may not exist yet."""
+    """Return the cache folder for data: the root if `data.root` is null. It may not exist yet."""
     folder = cache_folder()
     if folder is None:
         raise ConfigError(
@@ -43,7 +43,7 @@ class Files:
         download: Whether missing files may be downloaded into the root.
         val_fraction: Fraction of the training set that is held out as `val`.
         drop_last: Whether a shorter last training batch of an epoch is left out.
-        eval_limit: Largest number of samples of `val` and of `test`; None for no limit.
+        eval_limit: Largest number of samples in `val`, and in `test`; None for no limit.
     """
 
     root: str | None

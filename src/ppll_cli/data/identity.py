@@ -36,7 +36,7 @@ def files_in(entries: Sequence[Entry]) -> set[tuple[str, int]]:
 
 
 def difference(identity: Identity, before: Identity) -> str:
-    """Describe in one line how an identity differs from `before`, the one at the run's start."""
+    """Describe in one line how an identity differs from `before`, the identity at the start."""
     for split in dict.fromkeys([*before, *identity]):
         now, then = ([tuple(e) for e in each.get(split, ())] for each in (identity, before))
         if now == then:

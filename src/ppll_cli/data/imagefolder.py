@@ -61,7 +61,7 @@ class ImageFolder(LabelledPictures):
         return folder if folder.is_dir() else None
 
     def _whole(self) -> Path:
-        """Return the CSV file in the root; without one, the root."""
+        """Return the source of a root without parts: its only CSV file; without one, the root."""
         files = sorted(self.folder.glob("*.csv"))
         if len(files) > 1:
             problem = f"has several CSV files, {files[0].name} and {files[1].name} among them"

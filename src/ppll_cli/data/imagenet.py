@@ -44,7 +44,7 @@ class ImageNet(LabelledPictures):
     middle_part: Annotated[FiniteFloat, Field(gt=0, le=1)]
     loaders: Count | None = None
 
-    resident = False  # loaders decode the pictures in every epoch, which may cut other pieces
+    resident = False  # each epoch may use other pieces, so loaders decode the pictures every time
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +75,7 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return the file and the class of a picture; `boxes` begins with the class."""
+    """Return the file name and class of a picture in `SOLUTION`; `boxes` begins with the class."""
     return f"{name}.JPEG", boxes.split()[0]
 
 

@@ -1,4 +1,4 @@
-"""Keeps data derived from a data set's files in the cache folder, and replaces damaged files."""
+"""A cache of data that are made from data sets' files. Damaged files in the cache are replaced."""
 
 import json
 import logging
@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def place(folder: Path, *recipe: object) -> Path:
-    """Return a path in `folder` for data; data with equal recipes (JSON values) share a path."""
+    """Return the path, in `folder`, of data in the cache.
+
+    `recipe` has everything that determines the data, as JSON values. Equal values give equal paths.
+    """
     written = json.dumps([_VERSION, *recipe]).encode()
     return folder / blake2b(written, digest_size=12).hexdigest()
 
@@ -38,7 +41,7 @@ def stamp(path: Path) -> tuple[str, int, int]:
 @contextmanager
 def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
     """Create a .npy file for a uint8 array of this shape, and provide it for writing the pixels."""
-    # Not mapped into memory: on a full disk, writing to a mapped file crashes the process.
+    # Do not map the file into memory: on a full disk, writing to a mapped file crashes the process.
     with path.open("wb") as file:
         write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         yield file
@@ -85,8 +88,9 @@ def kept_file(
 ) -> T:
     """Read a file of the cache; make its content first if the file is missing or damaged.
 
-    A damaged file is replaced, and so is a link or folder at its path. If the new file cannot be
-    written, only a warning is logged.
+    `make` returns the content, and `write` converts it to the bytes of the file. Any exception of
+    `read` means that the file is damaged. A damaged file is replaced, also if it is a folder or a
+    link. If the new file cannot be written, only a warning is logged.
     """
     if (found := _undamaged(path, read)) is not None:
         return found
@@ -118,7 +122,10 @@ def _undamaged(path: Path, read: Callable[[Path], T]) -> T | None:
 
 
 def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
-    """Move a new folder to its final path, unless an undamaged folder is there already."""
+    """Move the new folder `made` to its final path, unless an undamaged folder is there already.
+
+    A damaged folder is first moved to `aside`.
+    """
     if os.path.lexists(folder):
         try:
             read(folder)
@@ -129,5 +136,5 @@ def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -
     try:
         os.replace(made, folder)
     except OSError:
-        if not folder.is_dir():  # if it is a folder, another run was faster
+        if not folder.is_dir():  # if it is a folder, another run has put it there
             raise

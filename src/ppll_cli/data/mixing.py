@@ -25,9 +25,10 @@ def mixed(
     """Mix a training batch by Mixup or CutMix; its images are changed in place.
 
     The batch has normalised images float32 [B, C, H, W] and labels int64 [B], by name. `mixup` and
-    `cutmix` are the methods' alphas: the share of an image in its mixture has the distribution
-    Beta(alpha, alpha). 0 turns a method off. If both are on, each batch is mixed by one of them,
-    chosen with equal probability.
+    `cutmix` are the methods' alphas: the share of an image in its mixture is drawn from
+    Beta(alpha, alpha). For CutMix, this is the share before the box is rounded and clipped. An
+    alpha of 0 turns a method off. If both are on, each batch is mixed by one of them, chosen with
+    equal probability.
 
     Returns:
         The mixed images and their `targets`, by name. `LABEL` is the label with the larger share.
@@ -45,7 +46,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add targets like those of a mixed batch to an evaluation batch; each label has share 1."""
+    """Give an evaluation batch the targets of a mixed batch; each label has the share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 
@@ -53,7 +54,7 @@ def targets(labels: Tensor, others: Tensor, share: float) -> dict[str, Tensor]:
     """Return the targets of a mixed batch, by name.
 
     `labels` and `others`, int64 [B], are the labels of the two images in each mixture. `share`, in
-    [0, 1], is the share of the image with the label in `labels`.
+    [0, 1], is the share of the image whose label is in `labels`.
     """
     shares = torch.full(labels.shape, share, dtype=torch.float64, device=labels.device)
     return {LABEL: labels, OTHER_LABEL: others, SHARE: shares}
@@ -74,8 +75,8 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
     The box is sqrt(1 - `share`) times as high and as wide as the image, rounded down to even
     numbers of pixels, and clipped at the border. `place` is its centre, as fractions of height and
-    width in [0, 1). Images are float32 [B, C, H, W]. Return the fraction of an image outside of the
-    clipped box.
+    width in [0, 1). Images are float32 [B, C, H, W]. The result is the image's share in its
+    mixture: the fraction of its area outside of the clipped box.
     """
     sides = images.shape[2:]
     rows, columns = (_within(s, share, at) for s, at in zip(sides, place, strict=True))
@@ -86,7 +87,7 @@ def cut_mix(images: Tensor, share: float, place: tuple[float, float]) -> float:
 
 
 def _within(side: int, share: float, centre: float) -> slice:
-    """Return the range of pixels that a box covers along one side of an image."""
+    """Return the range of pixels that the box of `cut_mix` covers along one side of an image."""
     middle, half = int(centre * side), int(side * sqrt(1 - share)) // 2
     return slice(max(0, middle - half), min(side, middle + half))
 
@@ -97,7 +98,7 @@ def symmetric_beta(alpha: float, u: float, v: float) -> float:
     If T has Student's t-distribution with 2 alpha degrees of freedom, then
     (1 + T / sqrt(2 alpha + T^2)) / 2 has the distribution Beta(alpha, alpha), and
     T = sqrt(2 alpha (u^(-1 / alpha) - 1)) cos(2 pi v) (Bailey 1994, Mathematics of Computation 62).
-    No random number is rejected, and no alpha above 0 overflows.
+    This needs only two numbers for each result, and does not overflow for any alpha above 0.
     """
     logarithm = log1p(-u) / alpha  # 1 - u is used as the formula's u, because u may be 0
     cosine = cos(2 * pi * v)

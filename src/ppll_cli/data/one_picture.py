@@ -1,4 +1,4 @@
-"""Prepares a picture of the user for a classifier."""
+"""Prepares a user's picture for a classifier."""
 
 import numpy as np
 import torch

@@ -35,7 +35,7 @@ class Published(ImageDataset):
 
     @property
     def url(self) -> str:
-        """The URL where a person finds the files."""
+        """The URL where the user finds the files."""
         return str(self.published.url)
 
     def listed(self, part: Part) -> Sequence[tuple[str, str]]:

@@ -50,7 +50,11 @@ def rand_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
-    """Change each image by operation number `drawn` in direction `signs`, int64 [B] on the CPU."""
+    """Apply one operation to each image.
+
+    `drawn` has the number of each image's operation, and `signs` its direction (1 or -1). Both are
+    int64 [B] on the CPU.
+    """
     changed = images.clone()
     numbers = (drawn < len(GEOMETRY)).nonzero()[:, 0]
     if len(numbers):
@@ -74,8 +78,8 @@ def _one_operation(images: Tensor, drawn: Tensor, signs: Tensor) -> Tensor:
 Map = tuple[int, int, int, int, int, int]
 """The numbers (a, b, c, d, e, f) of an affine map, in fixed point.
 
-The pixel at column x and row y comes from column a x + b y + c and row d x + e y + f. The centre of
-the first pixel is at (1/2, 1/2).
+The new pixel at column x and row y is the old pixel at column a x + b y + c and row d x + e y + f.
+The centre of the first pixel is at (1/2, 1/2).
 """
 
 
@@ -120,9 +124,9 @@ def transformed(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return images whose pixels are taken from these rows and columns of the given images.
+    """Make new images: each new pixel is the old pixel at the given row and column.
 
-    Images are [B, C, H, W]; rows and columns are int64, and together broadcast to [B, H, W].
+    Images are [B, C, H, W]. `rows` and `columns`, int64, can be broadcast together to [B, H, W].
     """
     sources = (rows * images.shape[3] + columns).flatten(1)
     index = sources[:, None].expand(-1, images.shape[1], -1)
@@ -130,7 +134,7 @@ def picked(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 # Operations on colours take pixels, int32 [B, C, H, W], and fixed-point factors, int32
-# [B, 1, 1, 1]. The pixels that they return may be outside of 0 to 255.
+# [B, 1, 1, 1]. The values of the pixels that an operation returns may be outside of 0 to 255.
 
 
 def _blended(pixels: Tensor, other: Tensor, factors: Tensor) -> Tensor:
@@ -158,7 +162,7 @@ def colour(pixels: Tensor, factors: Tensor) -> Tensor:
 
 
 def contrast(pixels: Tensor, factors: Tensor) -> Tensor:
-    """Blend images with their mean grey."""
+    """Blend each image with the mean of its grey values."""
     total = _grey(pixels).sum((1, 2, 3), keepdim=True)
     size = pixels.shape[2] * pixels.shape[3]
     mean = torch.div(2 * total + size, 2 * size, rounding_mode="floor").int()

@@ -25,12 +25,12 @@ PREPROCESSING = (
 )
 """Keys of data sets that define how pictures are prepared and how a model is applied to them.
 
-A model that is evaluated on other data keeps the values of its training.
+If a trained model is evaluated on another data set, these keys keep their values of the training.
 """
 
 
 class Prediction(NamedTuple):
-    """A model's prediction for a picture: plain data for a JSON file and, if useful, a drawing."""
+    """A model's prediction for a picture: data for a JSON file and, if useful, a new picture."""
 
     result: dict[str, Any]
     picture: "Image.Image | None" = None
@@ -42,7 +42,7 @@ class EvaluationForm:
 
     Attributes:
         image: Shapes of the largest tensors that the model reads; for images an `ImageSpec`.
-        targets: Shapes of the largest targets, by the task's names of targets.
+        targets: Shapes of the largest targets, by name. The task defines the names.
         samples: Largest number of samples of a batch.
     """
 
@@ -67,7 +67,7 @@ class BatchMaker(Protocol):
         """
 
     def evaluation(self, split: str, batch: int, size: int) -> "dict[str, Tensor]":
-        """Make an evaluation batch of samples in their order, without augmentation.
+        """Make an evaluation batch, without augmentation. Samples keep their order in the split.
 
         Names and dtypes of the tensors are those of a training batch. The batches of a split are
         numbered from 0; only the last may have fewer than `size` samples.
@@ -85,8 +85,8 @@ class Dataset(Protocol):
 
     - `draw_samples(predict, folder)`: called at the end of a run; creates `folder` and writes
       pictures there that show predictions for the test set. `predict` applies the model to images.
-    - `mixed`: the keys, with their values, that turn on the mixing of training images in pairs (see
-      `ppll_cli.data.mixing`). If there are any, batches have the targets of a
+    - `mixed`: the options, with their values, that turn on the mixing of training images in pairs
+      (see `ppll_cli.data.mixing`); empty without mixing. With mixing, batches have the targets of a
       `ppll_cli.tasks.classification.Classification` with `mixed=True`.
     - `identity(splits)`: entries that identify the data (see `ppll_cli.data.identity`). A run is
       not resumed on data with another identity. Without this method the data are not compared.
@@ -100,8 +100,8 @@ class Dataset(Protocol):
       `ImageSpec`.
     - `predicted(predict, picture, inputs)`: the `Prediction` for this picture, given the result of
       `inputs`.
-    - `evaluated(splits, name)`: the splits, with the split `name` prepared for evaluation. It is
-      needed if `load` prepares a split only for training.
+    - `evaluated(splits, name)`: the splits, with the split `name` prepared for evaluation. This
+      member is needed if `load` prepares a split only for training.
     - `test_is_held_out`: whether the split `test` is held out of the training set, as `val` is.
     """
 
@@ -125,7 +125,7 @@ class Dataset(Protocol):
         """
 
     def evaluation_form(self, splits: Any) -> EvaluationForm | None:
-        """Return the form of evaluation batches; None if training batches have the same form."""
+        """Return the largest shapes of evaluation batches; None if training batches have these."""
 
     def batches(
         self, splits: Any, batch_size: int, seed: int, device: "torch.device"

@@ -14,9 +14,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without waiting for that device.
 
     On CUDA the tensor is first copied to pinned memory, which torch's caching allocator reuses only
-    after the copy to the device has finished. That copy is queued on the calling thread's current
-    stream. A tensor that is already pinned is copied directly, so it must not be changed after this
-    call. A tensor on the device is returned unchanged.
+    after the copy to the device has finished. The copy to the device is queued on the calling
+    thread's current stream. A tensor that is already pinned is copied directly, so it must not be
+    changed before this copy has finished. A tensor on the device is returned unchanged.
     """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
@@ -26,9 +26,9 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class SideStream:
     """A CUDA stream for a thread that makes tensors which another thread uses.
 
-    The work of the two threads overlaps on the device. The side stream first waits for the work
-    that is already queued on the current stream, such as the copy of a data set. On CPU all methods
-    do nothing.
+    The work of the two threads overlaps on the device. Before all its own work, the side stream
+    waits for the work that was queued on the current stream when this object was created, such as
+    the copy of a data set. On CPU all methods do nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -39,13 +39,13 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def enter(self) -> None:
-        """Make the side stream and its device the calling thread's current ones."""
+        """Make the side stream, and its device, current in the calling thread."""
         if self._stream is not None:
             torch.cuda.set_device(self._device)
             torch.cuda.set_stream(self._stream)
 
     def mark(self) -> torch.cuda.Event | None:
-        """Return an event recorded after all work queued on the side stream so far; None on CPU."""
+        """Return an event for the end of all work now queued on the side stream; None on CPU."""
         if self._stream is None:
             return None
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -56,7 +56,7 @@ class SideStream:
         """Let the calling thread's current stream use tensors that were made on the side stream.
 
         The side stream does not reuse the tensors' memory while the current stream still reads it.
-        `made` is the result of `mark` after the tensors were made.
+        `made` is the result of `mark`, which was called after the tensors were made.
         """
         if made is None:
             return

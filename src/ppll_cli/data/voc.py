@@ -23,7 +23,9 @@ YEARS: Mapping[str, Mapping[Part, Lists]] = {
     "12": {"train": [("2012", "train")], "test": [("2012", "val")]},
     "07+12": {"train": [("2007", "trainval"), ("2012", "trainval")], "test": [("2007", "test")]},
 }
-"""The lists of each part, by the value of data.years. The test boxes of 2012 are not public."""
+"""The lists of each part, by the value of data.years. The test boxes of 2012 are not public, so the
+value `12` tests on the list `val`.
+"""
 
 _MEND = "correct or replace the annotation"
 
@@ -98,7 +100,7 @@ class Voc(DetectionDataset):
         return f"unpack the archives of {URL} there"
 
     def _pictures(self, year: str, name: str) -> list[str]:
-        """Return the names on a list of pictures, after a check that their picture files exist."""
+        """Return the names of the pictures on a list, after a check that the pictures exist."""
         path = self.folder / _list(year, name)
         try:
             pictures = path.read_text().split()
@@ -127,7 +129,7 @@ class Voc(DetectionDataset):
 
 
 def parse(path: Path) -> Found:
-    """Read the objects of an annotation, and convert their boxes to pixels from 0.
+    """Read a picture's annotation, and convert its boxes to pixels that are counted from 0.
 
     VOC counts pixels from 1, and its boxes include their last pixel.
 

@@ -27,9 +27,10 @@ AHEAD = 2
 
 
 class LoadedBatches(ImageBatches[Classified, Listing]):
-    """Makes batches of pictures that loaders decode when they are needed.
+    """Makes batches of pictures that loaders decode during training and evaluation.
 
-    Only one thread may make training batches, and only one may make evaluation batches.
+    One thread must make all training batches. One thread, which may be another, must make all
+    evaluation batches.
     """
 
     dataset: "LabelledPictures"

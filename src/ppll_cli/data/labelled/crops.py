@@ -25,10 +25,10 @@ def middle(width: int, height: int, part: float) -> Box:
 def random_piece(width: int, height: int, scale: tuple[float, float], draws: Sequence[Draw]) -> Box:
     """Return a piece of random area, ratio and position, as in the training of Inception.
 
-    The method is from arXiv 1409.4842; torchvision's RandomResizedCrop also rounds to whole pixels.
-    `scale` has the smallest and largest area, as fractions of the picture's area, and `draws` the
-    random numbers of each try. If no try fits into the picture, the result is the largest piece in
-    the middle with an allowed ratio.
+    The method is from arXiv 1409.4842. torchvision's RandomResizedCrop does the same, but rounds to
+    whole pixels. `scale` has the smallest and largest area, as fractions of the picture's area.
+    `draws` has the random numbers of each try. If no try fits into the picture, the result is the
+    largest piece in the middle with an allowed ratio.
     """
     low, high = (log(ratio) for ratio in RATIOS)
     for area, ratio, left, top in draws:

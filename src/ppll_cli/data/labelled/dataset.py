@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
     from ppll_cli.data.labelled.batches import LoadedBatches
 
 CHECK_S = 3.0
-"""Time limit in seconds for decoding some pictures at the start, as a test, if loaders are used."""
+"""If loaders are used, a test at the start decodes pictures for at most this many seconds."""
 
 MOST_CHECKED = 50_000
 
@@ -43,7 +43,7 @@ MOST_BYTES = 4 << 30
 """Largest total size in bytes of images in memory; a quarter of the memory is a second limit."""
 
 MOST_LOADERS = 16
-"""Largest number of loaders if the user gives none."""
+"""Largest number of loaders if the user gives no number."""
 
 _CHECK_SEED = 0
 _LIMIT_SEED = 20261129  # never change it: it decides which samples `eval_limit` keeps
@@ -80,7 +80,10 @@ class LabelledPictures(Classified):
 
     @property
     def scale(self) -> tuple[float, float] | None:
-        """Area limits of random training pieces, as fractions; None for the middle square."""
+        """Smallest and largest area of random training pieces, as fractions of a picture's area.
+
+        None if training uses the square in the middle.
+        """
         return None
 
     @property

@@ -1,4 +1,4 @@
-"""Makes images of one size from pictures once, and stores them in the cache folder."""
+"""Makes images of one size from pictures, and stores them in the cache folder for later runs."""
 
 import logging
 from collections.abc import Generator, Sequence
@@ -58,9 +58,9 @@ def images_of(
 ) -> Generator[NDArray[np.uint8], None, None]:
     """Yield arrays with the images of pictures. Each array is valid until the next one is yielded.
 
-    An array has up to `AT_ONCE` images of loaders, uint8 [n, 3, side, side]. At most `_FEW`
-    pictures are decoded by this process itself; each array is then one image, uint8 [3, side,
-    side].
+    Up to `_FEW` pictures are decoded by this process itself; each array is one image,
+    uint8 [3, side, side]. More pictures are decoded by loaders; each array has up to `AT_ONCE`
+    images, uint8 [n, 3, side, side].
     """
     if len(wanted) <= _FEW:
         yield from (image_of(each, side) for each in wanted)

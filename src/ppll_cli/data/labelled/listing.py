@@ -70,8 +70,8 @@ def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
     `parts` has, for each part, its folder or CSV file, and its pictures by class.
 
     Raises:
-        ListingError: A class has no training pictures, a folder lacks a class, or there is only one
-            class.
+        ListingError: A class has no training pictures, the folder of another part lacks a class, or
+            there is only one class.
     """
     source, train = parts["train"]
     classes = in_order(train)
@@ -172,9 +172,9 @@ def from_csv(
 
 
 def _check_classes(source: Path, found: Iterable[str], train: Iterable[str]) -> None:
-    """Check the classes of a split.
+    """Compare the classes of a part (`found`) with the classes of the training pictures.
 
-    Only in a CSV file may a split lack some of the classes of the training pictures.
+    A part must not have other classes. A folder must have all classes; a CSV file may lack some.
     """
     new, lacking = sorted(set(found) - set(train)), sorted(set(train) - set(found))
     if new:

@@ -26,9 +26,9 @@ class Wanted:
     """A picture to decode, and the piece that becomes the image: the middle or a `random_piece`."""
 
     path: str
-    part: float = 1.0  # side of the square, as a fraction of the picture's shorter side
+    part: float = 1.0  # side of the square in the middle, as a fraction of the shorter side
     scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest area for `random_piece`
-    draws: Sequence[Draw] = ()
+    draws: Sequence[Draw] = ()  # random numbers for `random_piece`; empty for the middle
 
     def box(self, width: int, height: int) -> Box:
         """Return the box to cut out of a picture of `width` x `height` pixels."""
@@ -39,7 +39,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Request:
-    """A request to a loader."""
+    """A request to a loader to decode pictures and to write their images to shared memory."""
 
     wanted: tuple[Wanted, ...]
     side: int  # height and width of the images, in pixels
@@ -53,10 +53,10 @@ def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
 
 
 def serve(requests: Connection, memory: int) -> None:
-    """Answer requests until the other end of the connection is closed.
+    """Decode the pictures of each request, and answer it, until the connection is closed.
 
     The answer is None, or the error of the first picture that cannot be decoded. Images are written
-    to the file descriptor `memory`.
+    to the shared memory, whose file descriptor is `memory`.
     """
     while True:
         try:

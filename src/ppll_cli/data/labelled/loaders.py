@@ -27,7 +27,9 @@ from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import how_ended, is_stopped
 
 MOST_AT_ONCE = 8
-"""Largest number of pictures per request: decoding takes much longer than sending the request."""
+"""Largest number of pictures per request. It may be small, because decoding the pictures takes much
+longer than sending the request.
+"""
 
 LOOK_S = 0.5
 """Interval in seconds at which a loader that does not answer is checked."""
@@ -64,7 +66,7 @@ class Loaders:
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
         for loader in self._loaders:
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
-        # `close` also runs when this object is freed, so no thread may refer to this object.
+        # `close` also runs when this object is freed, so the threads hold no reference to it.
         ends = (self._loaders, self._jobs, self.memory)
         self.close = Finalize(self, _end, ends, exitpriority=10)
 
@@ -136,8 +138,8 @@ class DecodedAhead(Generic[Key]):
     def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
         """Provide the images of the batch with the first key, uint8 [N, 3, side, side].
 
-        Meanwhile loaders decode the batches with the other keys. Begun batches whose keys are
-        missing in `keys` are dropped.
+        Meanwhile loaders decode the batches with the other keys. A batch that was begun earlier is
+        dropped if its key is not in `keys`.
         """
         for key in [key for key in self._begun if key not in keys]:
             self._begun.pop(key).release()
@@ -152,7 +154,10 @@ class DecodedAhead(Generic[Key]):
 
 
 class Region:
-    """A region of the shared memory, mapped into this process as `view`. Numbers are in bytes."""
+    """A region of the shared memory, mapped into this process as `view`.
+
+    Its offset in the shared memory, and its size, are in bytes.
+    """
 
     def __init__(self, descriptor: int, offset: int, size: int) -> None:
         self.offset, self.view = offset, mmap(descriptor, size, offset=offset)

@@ -1,4 +1,4 @@
-"""Decodes pictures once, keeps their pixels in files, and maps these files into memory.
+"""Decodes pictures only once: keeps their pixels in files, and maps these files into memory.
 
 Legend: H height, W width (pixels of the large picture), s scale.
 """
@@ -48,12 +48,12 @@ def kept(
     """Return pictures from files of decoded pixels; make these files first if they are missing.
 
     Large pictures are cropped so that their sides are multiples of the scale. A small picture
-    without a file is made from the large one with PIL's bicubic filter, which is antialiased, as in
-    MATLAB's imresize, and computes with 8 bits per channel.
+    without a file is made from the large one with PIL's bicubic filter. This filter is antialiased
+    like MATLAB's imresize, and computes with 8 bits per channel.
 
-    `folder` is for the files, and may not exist yet. `longest` limits the longer side of large
-    pictures, in pixels; larger pictures are reduced to it. If `measured`, the quality of bicubic
-    enlargement is measured too.
+    The files are kept in `folder`, which may not exist yet. `longest` limits the longer side of
+    large pictures, in pixels; larger pictures are reduced to it. If `measured`, the quality of
+    bicubic enlargement is measured too.
     """
 
     def refused(_: Path, error: OSError) -> ConfigError:
@@ -144,7 +144,10 @@ def _views(path: Path, shapes: Iterable[Any]) -> list[Bytes]:
 
 
 def large_size(path: Path, scale: int, longest: int | None) -> tuple[int, int]:
-    """Return height and width of a large picture in the cache, without decoding its pixels."""
+    """Return a large picture's height and width after reducing and cropping; read only its header.
+
+    `longest` is the largest length of its longer side, in pixels, or None for no limit.
+    """
     size = header(path).upright
     width, height = _reduced(size, longest) if longest is not None and max(size) > longest else size
     return height - height % scale, width - width % scale

@@ -35,7 +35,7 @@ class PictureDataset(Files, ABC):
     Pictures are not downloaded. `eval_limit` limits the number of pictures, not of tiles.
 
     Attributes:
-        cache: Folder for decoded pictures; None for `pictures` in the cache folder.
+        cache: Folder for decoded pictures; None for the folder `pictures` in the cache folder.
         scale: Factor by which the model enlarges height and width.
         patch: Height and width of a training patch, in pixels of the small picture.
         patches_per_epoch: Number of training patches per epoch.
@@ -165,7 +165,7 @@ class PictureDataset(Files, ABC):
         return EvaluationForm(image, self.task.tile_targets(height, width), samples=1)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Write a picture with four captioned `views` of the middle of each test picture."""
+        """For each test picture, write a file with four captioned `views` of its middle."""
         from ppll_cli.data.pictures.samples import captioned, views
 
         pictures = self.load()["test"].pictures
@@ -194,7 +194,7 @@ class PictureDataset(Files, ABC):
         return Prediction({"width": made.width, "height": made.height}, made)
 
     def identity(self, splits: Mapping[str, PictureSplit]) -> "Identity":
-        """Return the names and sizes of the pictures' files of each split."""
+        """Return the name and the size of each picture file, by split."""
         from ppll_cli.data.identity import of_files
 
         return {

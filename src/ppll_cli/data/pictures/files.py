@@ -103,7 +103,7 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, Header]]:
         if not path.is_file():  # opening a named pipe would wait for its writer
             raise ValueError("it is not a regular file")
         with _QUIET, warnings.catch_warnings():
-            # PIL's warnings (corrupt EXIF, very large) do not name the file.
+            # Hide PIL's warnings (corrupt EXIF, very large picture): they do not name the file.
             warnings.simplefilter("ignore")
             image = Image.open(path)
             orientation = _orientation(image)

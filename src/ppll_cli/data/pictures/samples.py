@@ -25,8 +25,8 @@ class View(NamedTuple):
     """A version of a piece of a picture, such as the model's enlargement.
 
     `psnr` compares the view with the original, in dB, as the run's metric does. It is None for the
-    original, and for a piece so small that nothing is left inside of the border that the metric
-    excludes.
+    original. It is also None if the piece is so small that all its pixels belong to the border that
+    the metric leaves out.
     """
 
     name: str  # what the view shows

@@ -8,7 +8,7 @@ from ppll_cli.data.pictures.cache import Pictures
 
 
 class Span(NamedTuple):
-    """A range of pixels along one side of a picture, and the part of it that is evaluated."""
+    """A range of pixels along one side of a picture, and the used (evaluated) part of it."""
 
     start: int  # first pixel of the range
     stop: int  # first pixel after the range
@@ -26,11 +26,11 @@ class Tile(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureSplit:
-    """A split, whose samples are random patches of its pictures, or tiles."""
+    """A split of pictures. Its samples are random patches (for training) or tiles (evaluation)."""
 
     pictures: Pictures
     patches: int = 0  # number of patches per epoch; 0 if the samples are tiles
-    tiles: tuple[Tile, ...] = ()  # in order; empty if the samples are patches
+    tiles: tuple[Tile, ...] = ()  # ordered by picture; empty if the samples are patches
 
     def __len__(self) -> int:
         return self.patches or len(self.tiles)

@@ -17,9 +17,9 @@ MOST = 8
 """Largest number of items in a scene."""
 
 SMALLEST, LARGEST, LONGEST = 14.0, 0.6, 0.75
-"""Smallest size of an item in pixels; its largest size, as a fraction of S; and the largest length
-of its box's longer side, as a fraction of S. The size of an item is the side of a square with the
-area of the item's box."""
+"""The size of an item is the side of a square with the area of the item's box. `SMALLEST` is the
+smallest size in pixels. `LARGEST` is the largest size, as a fraction of S. `LONGEST` is the largest
+length of the box's longer side, as a fraction of S."""
 
 VISIBLE = 0.6
 """Smallest fraction of an item's pixels that must remain visible."""
@@ -61,7 +61,7 @@ def paint(random: RandomState, items: Bytes, labels: NDArray[np.int64], side: in
     canvas = _background(random, side)
     for _ in range(random.randint(3, 9)):
         _paint_fragment(random, canvas, items[random.randint(len(items))])
-    owner = np.full((side, side), -1)  # for each pixel the item that it shows; -1 for background
+    owner = np.full((side, side), -1)  # index of the item that each pixel shows; -1: background
     areas: list[int] = []
     objects: list[Object] = []
     count = random.randint(1, MOST + 1)
@@ -114,7 +114,7 @@ def _background(random: RandomState, side: int) -> Floats:
 
 
 def _paint_fragment(random: RandomState, canvas: Floats, item: Bytes) -> None:
-    """Paint a fragment of an item, too small to be recognised, so it is not an object."""
+    """Paint a fragment of an item. It is too small to be recognised, so it is not an object."""
     top, left = random.randint(4, _ITEM - 14, 2)
     high, wide = random.randint(6, 11, 2)
     piece = Image.fromarray(item[top : top + high, left : left + wide])
@@ -192,7 +192,7 @@ def _common(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 
 
 def _tint(random: RandomState, behind: Floats, cutout: Cutout) -> Floats:
-    """Return a random colour, float32 [3]: the first of 8 with enough contrast, or the best one."""
+    """Return one of 8 random colours, float32 [3]: the first with enough contrast, or the best."""
     weight = cutout.cover / cutout.cover.sum()
     ground = (behind * weight[..., None]).sum((0, 1))
     shade = float((_shade(cutout.grey) * weight).sum())

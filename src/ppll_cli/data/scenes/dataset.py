@@ -33,7 +33,7 @@ CHECK_S = 5.0
 """Time limit in seconds for comparing the sizes of pictures with their annotations at the start."""
 
 MULTIPLE = 32
-"""Height and width of a batch's images are multiples of this, a backbone's largest stride."""
+"""Height and width of a batch's images are multiples of this, the largest stride of a backbone."""
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class DetectionDataset(Files, ABC):
             longer side would exceed `long_side`.
         long_side: Largest length of the longer side of a resized picture, in pixels.
         anchor: Side of the smallest anchors, in pixels of the resized pictures.
-        crowds: Whether ignored boxes are crowds as in COCO, not single objects.
+        crowds: Whether ignored boxes are crowds, as in COCO, or single objects.
     """
 
     mean: list[FiniteFloat]
@@ -132,7 +132,7 @@ class DetectionDataset(Files, ABC):
                 seen[real] = file
 
     def fitted(self, height: int, width: int) -> tuple[int, int]:
-        """Return height and width of a picture after it was resized, in pixels."""
+        """Return the height and width, in pixels, to which a picture is resized."""
         factor = min(self.short_side / min(height, width), self.long_side / max(height, width))
         return max(1, round(height * factor)), max(1, round(width * factor))
 
@@ -161,13 +161,17 @@ class DetectionDataset(Files, ABC):
         return ImageSpec(3, self.largest, self.largest, tuple(self.mean), tuple(self.std))
 
     def evaluation_form(self, splits: Mapping[str, Scenes]) -> EvaluationForm | None:
-        """Return the form of batches with one picture, because padding could change detections."""
+        """Return the largest shapes of batches with one picture.
+
+        With several pictures, padding to a common size could change detections.
+        """
         return EvaluationForm(self.image_spec(splits), self.task.targets, samples=1)
 
     def identity(self, splits: Mapping[str, Scenes]) -> "Identity | None":
-        """Return digests of each split's annotations, the classes, and the pictures' files.
+        """Return, for each split, entries for its annotations, its classes and its picture files.
 
-        Return None if a split is not a `Scenes`.
+        Annotations are identified by digests, picture files by name and size. Return None if a
+        split is not a `Scenes`.
         """
         from ppll_cli.data.identity import of_arrays, of_files
 

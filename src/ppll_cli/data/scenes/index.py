@@ -44,7 +44,7 @@ class Objects:
     """The objects of P pictures, sorted by picture."""
 
     starts: NDArray[np.int64]  # index of the first object of each picture, then S, [P + 1]
-    boxes: NDArray[np.float32]  # left, top, right, bottom in pixels of the original picture, [S, 4]
+    boxes: NDArray[np.float32]  # left, top, right, bottom in pixels, as in the annotation, [S, 4]
     labels: NDArray[np.int64]  # classes from 0, [S]
     ignored: NDArray[np.bool_]  # whether objects are left out of training and scoring, [S]
 
@@ -52,8 +52,8 @@ class Objects:
     def of(cls, pictures: Sequence[Found]) -> "Objects":
         """Gather the objects of pictures.
 
-        Boxes are clipped at the picture's border, and dropped if they are then less than one pixel
-        wide or high. Pictures without objects remain.
+        Boxes are clipped at the picture's border. An object is dropped if its clipped box is less
+        than one pixel wide or high. Pictures without objects remain.
         """
         table, boxes = _clipped(pictures)
         kept = _sides(boxes).min(axis=1) >= _LEAST_SIDE
@@ -105,7 +105,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """A split: some of the P pictures of a part (train or test), in the order of their indices."""
+    """A split: some of the P pictures of a part (train or test), in the order of `chosen`."""
 
     pixels: Sequence[Path] | Bytes  # files of P pictures, or their pixels, [height, width, 3] each
     objects: Objects  # objects of the P pictures
@@ -115,7 +115,7 @@ class Scenes:
 
     @classmethod
     def all(cls, pixels: Sequence[Path] | Bytes, objects: Objects) -> "Scenes":
-        """Return a split of all pictures, whose sizes need not be checked."""
+        """Return a split of all pictures. Their sizes are not compared with annotations later."""
         assert len(pixels) == len(objects)
         return cls(pixels, objects, np.arange(len(objects)))
 
@@ -132,7 +132,7 @@ class Scenes:
         """Return a picture and its objects, after comparing the picture's size with its annotation.
 
         Raises:
-            ConfigError: The file cannot be read, or its size is not that of the annotation.
+            ConfigError: The file cannot be read, or its size differs from the annotation.
         """
         picture = int(self.chosen[number])
         here = slice(*self.objects.starts[picture : picture + 2])
@@ -172,7 +172,7 @@ def kept_index(recipe: object, make: Callable[[], Index]) -> Index:
 
 
 def _written(index: Index) -> bytes:
-    # Names are JSON, because an array pads all strings to the length of the longest.
+    # Names are stored as JSON, because an array pads all strings to the length of the longest.
     names = json.dumps([index.classes, index.files, index.remark]).encode()
     buffer, text = BytesIO(), np.frombuffer(names, np.uint8)
     np.savez(buffer, names=text, sizes=index.sizes, **vars(index.objects))
@@ -217,7 +217,7 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
 def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
     """Return a warning about boxes that are dropped or mostly outside of their pictures, or "".
 
-    Raise ValueError if most boxes are like this, or if all boxes lie within the first pixel.
+    Raise ValueError if most boxes are so, or if all boxes end within the first pixel.
     """
     table, clipped = _clipped(pictures)
     total = len(table)
@@ -241,7 +241,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
 
 
 def _clipped(pictures: Sequence[Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a table with a row for each object, [S, 7], and its box after clipping, [S, 4].
+    """Return a table with a row for each object, [S, 7], and the objects' clipped boxes, [S, 4].
 
     A row has the index of the object's picture, and the six numbers of the object.
     """

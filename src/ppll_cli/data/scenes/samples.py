@@ -86,7 +86,7 @@ def write_samples(
 
 
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
-    """Return the detections in a picture without true boxes: all as plain data, and a drawing."""
+    """Return all detections in a picture, and a drawing. The picture's true boxes are unknown."""
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_)
     rows = zip(*(each.tolist() for each in found), strict=True)
     boxes = [
@@ -168,7 +168,10 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
 
 
 def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """Return the kind of box that each entry of the legend explains ("" for none), and its text."""
+    """Return the entries of the legend: the kind of a box, and the text that explains it.
+
+    The kind is "" for a text without a box.
+    """
     lines = [("true", "true box, with its class")] if truth else []
     if any(mark.ignored for mark in placed):
         lines.append(("ignored", "true box that evaluation ignores"))
@@ -206,7 +209,7 @@ def _with_legend(
 
 
 def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int]]:
-    """Yield left edge and row of each item; each row gets as many items as fit."""
+    """Yield left edge and row of items with these widths; each row gets as many items as fit."""
     left, row = 0, 0
     for width in widths:
         if left and left + width > most:
@@ -216,7 +219,7 @@ def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int
 
 
 def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
-    """Return the rectangle of an enlarged box, clipped to the picture, with at least one pixel."""
+    """Enlarge a box by `factor` and clip it to the picture, but keep at least one pixel of it."""
     low: list[int] = []
     high: list[int] = []
     for first, last, side in zip(box[:2], box[2:], size, strict=True):
