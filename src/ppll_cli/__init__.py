@@ -3,9 +3,9 @@
 import os
 import sys
 
-# `python -m ppll_cli` puts the current directory first on `sys.path`. It is removed, because a file
-# `torch.py` or `signal.py` there would be imported instead of the real module. While Python looks
-# for the module `ppll_cli`, `sys.argv[0]` is "-m".
+# `python -m ppll_cli` puts the current directory first on `sys.path`. This entry is removed,
+# because a file `torch.py` or `signal.py` there would be imported instead of the real module. With
+# `python -m`, `sys.argv[0]` is "-m" while this file is imported.
 if (
     getattr(sys, "argv", [])[:1] == ["-m"]
     and not sys.flags.safe_path
@@ -15,7 +15,7 @@ if (
 
 from ppll_cli.leaves.programs import end_at_signals
 
-end_at_signals()  # until the program itself, which is still to be imported, handles them
+end_at_signals()  # until the rest of the program is imported, and handles signals itself
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +32,8 @@ __all__ = ["__version__", "load_run"]
 
 __version__ = "0.1.0"
 
-# In every process, this must come before the import of torch's compiler. The constructor of a torch
-# optimizer imports it, for example.
+# In every process, this must come before the import of torch's compiler, which is imported by the
+# constructor of a torch optimizer, for example.
 keep_compiled_code()
 
 

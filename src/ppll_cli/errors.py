@@ -22,7 +22,7 @@ class PpllError(Exception):
 
 @contextmanager
 def noted(note: str) -> Iterator[None]:
-    """Add a note to any exception that the body raises."""
+    """Add a note to any exception that the body of the `with` raises."""
     try:
         yield
     except Exception as error:
@@ -68,7 +68,8 @@ class DeadlockError(PpllError):
 class SchemaError(PpllError):
     """Raised when the two ends of a channel between machines expect different tensors.
 
-    `theirs` lists the tensors that will be sent, and `ours` the tensors that are expected.
+    `theirs` lists the tensors that the sender will send. `ours` lists the tensors that the receiver
+    expects.
     """
 
     def __init__(self, channel: str, theirs: str, ours: str) -> None:
@@ -76,10 +77,10 @@ class SchemaError(PpllError):
 
 
 class NonFiniteError(PpllError):
-    """Raised when a loss is infinite or NaN; on CUDA, possibly some optimizer steps later.
+    """Raised when a loss is infinite or NaN; on CUDA, it may be raised some optimizer steps later.
 
-    `step` is the number of optimizer steps done before the batch of this loss. `norm` is the
-    largest gradient norm of a parameter of the module. Both are None if unknown.
+    `step` is the number of optimizer steps done before the batch of this loss; None if unknown.
+    `norm` is the largest gradient norm of a parameter of the module; None if unknown.
     """
 
     def __init__(self, step: int | None, module: int, norm: float | None) -> None:
@@ -93,9 +94,10 @@ class NonFiniteError(PpllError):
 
 
 class ReplayError(PpllError):
-    """Raised when a restarted worker computes other values than the failed worker did.
+    """Raised when a restarted worker computes a message again, and it differs from the first time.
 
-    `tensor` names one tensor of the message, whose values differ, or all tensors of the message.
+    `message` describes the message. `tensor` names the tensor whose values differ. If the header or
+    the layout of the message differs, `tensor` names all tensors of the message.
     """
 
     def __init__(self, tensor: str, message: str) -> None:
@@ -110,7 +112,8 @@ class ReplayError(PpllError):
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
-    The key `name` of the report identifies the worker; without it, `stage` and `replica` do.
+    `report` says what failed. Its key `name` identifies the worker; if it has no `name`, its keys
+    `stage` and `replica` do.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:

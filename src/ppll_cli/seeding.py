@@ -22,7 +22,8 @@ def unit_weights(seed: int, unit: str) -> int:
 def auxiliary_weights(seed: int, module: int) -> int:
     """Return the seed for the initial weights of a module's auxiliary network.
 
-    The buffers of the module's exports have the same seed.
+    The local method's `exports` runs with this seed, too. The exports themselves are built as any
+    unit is, with `unit_weights`.
     """
     return _seed("auxiliary weights", seed, module)
 
@@ -41,9 +42,9 @@ def auxiliary_forward(seed: int, module: int, step: int, micro_batch: int) -> in
 
 
 def constructor(seed: int, group: str) -> int:
-    """Return the seed with which a class of the group `model` or `local` is constructed.
+    """Return the seed for the constructor of a model or of a local method.
 
-    A model's `units()` runs with the seed of `model`.
+    `group` is "model" or "local". The model's method `units` runs with the seed of "model", too.
     """
     return _seed("constructor", seed, group)
 
@@ -51,7 +52,8 @@ def constructor(seed: int, group: str) -> int:
 def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
     """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
 
-    The unit had these weights after `step` optimizer steps. `micro_batch` is always 0.
+    The unit had these weights after `step` optimizer steps. `module` is the module of the loss.
+    `micro_batch` is always 0.
     """
     return _seed("watching", seed, module, step, micro_batch)
 

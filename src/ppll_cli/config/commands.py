@@ -16,7 +16,7 @@ STARTED_AS = "PPLL_RUN_STARTED_AS"
 """Environment variable that `scripts/run` sets to the path by which the user called it."""
 
 SEARCH_PATH = "hydra.searchpath"
-"""The key that lists users' folders of options, which Hydra searches after this program's."""
+"""Hydra's key for users' folders of options. Hydra searches this program's folder before them."""
 
 _PLAIN = re.compile(r"[A-Za-z/][\w./-]*", re.ASCII)
 """Matches texts that need no quotes in Hydra's grammar. It also matches the words in `_OTHERS`,
@@ -111,7 +111,7 @@ def _python_with_module() -> list[str]:
 
 
 def _python(given: str) -> str:
-    """Return `given` if a shell finds the current Python by this name, and Python's path if not."""
+    """Return `given` if a shell finds the current Python by this name; if not, Python's path."""
     found = shutil.which(given)
     ours = Path(sys.executable)
     same = found is not None and Path(found).absolute().parent == ours.parent
@@ -126,7 +126,7 @@ def _hydra(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         is_plain = _PLAIN.fullmatch(value) and value.lower() not in _OTHERS
-        # OmegaConf reads the text after Hydra, and would take `${` for an interpolation.
+        # After Hydra, OmegaConf reads the text too, and would take `${` for an interpolation.
         return value if is_plain else quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_hydra, value))}]"

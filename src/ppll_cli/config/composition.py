@@ -54,7 +54,7 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
     from ppll_cli.config.interpolated import plain
 
-    # The user may have chosen the main configuration (--config-name).
+    # The user may have chosen another main configuration (--config-name).
     name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
     whole = compose(str(name or CONFIG), list(overrides), return_hydra_config=True)
     ours = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])

@@ -13,11 +13,11 @@ SPLIT = re.compile(r"(test|val)(_ema)?")
 
 
 def chosen(key: str | None, summary: Summary, metric: str) -> str:
-    """Return the key of the objective, after checking that the summary has this key.
+    """Return the key of the objective in the summary, and refuse a key that the summary lacks.
 
-    `key` is what the user gave: names of keys and indices of list items, joined by dots. None means
-    the metric of `val`, or of `test` in a run without `val`. A null in the summary stands for a
-    number that is measured later.
+    `key` is what the user gave: names of keys and indices of list items, joined by dots. If it is
+    None, the result is the metric of `val`, or of `test` in a run without `val`. A null in the
+    summary stands for a number that is measured later.
 
     Raises:
         ConfigError: The summary has no such key, or its value is neither a number nor null.

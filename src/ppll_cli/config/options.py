@@ -17,7 +17,7 @@ def conf_dir() -> Path:
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return the key and the value with which users choose a class, given as a class or its path.
+    """Return the key and the value of the override that chooses a class, given as class or as path.
 
     If exactly one option of the group names the class, the key is the group and the value is this
     option, as in `schedule=interleaved`. Otherwise, the key is the group's `_target_` and the value
@@ -31,7 +31,7 @@ def as_typed(group: str, target: object) -> tuple[str, object]:
 
 @cache
 def _targets(group: str) -> dict[str, str]:
-    """Return the dotted path of the class of each option of a group."""
+    """For a group, return the dotted path of each option's class, by the option's name."""
     found = {}
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         if match := _TARGET.search(path.read_text(encoding="utf-8")):

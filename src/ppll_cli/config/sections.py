@@ -95,17 +95,17 @@ class FeatureBank(Section):
             module. `stage_ends`: those of each earlier module that ends a resolution stage. A
             number n: those of the n modules directly before the module. `first`: the model's first
             features, the input of the long skip to the head (only for super-resolution). None: the
-            task's default, see `resolved`. If the record of an older run lacks this key, it means
+            task's default, see `resolved`. A record of an older run without this key means
             `every`.
         fusion: How these features are fused with the auxiliary network's own. `none`: the bank is
             not used. None: `add` if `features` is `first` and `shared_head` is true, `concatenate`
             if not.
         shared_head: Whether the head that reads the features has the shape of the model's head.
-        join: Where the features are fused with the auxiliary network's own. `head`: pooled, at its
-            head. `input`: unpooled, at its input.
-        trains: What is trained by the loss of the head that reads the features. `module`: the
-            module and its auxiliary network. `probe`: only this head; a second head, which does not
-            read the features, then trains the module.
+        join: Where the features are fused with the auxiliary network's own. `head`: at the head of
+            the auxiliary network, pooled. `input`: at its input, unpooled.
+        trains: What the loss of the head that reads the features trains. `module`: the module and
+            its auxiliary network. `probe`: only this head. Then a second head, which does not read
+            the features, trains the module.
         normalize: Whether pooled vectors are normalised before they are fused.
         measure_zeroed: Whether evaluations also measure each local head with the features of the
             bank set to zero.
@@ -123,14 +123,14 @@ class FeatureBank(Section):
 
     @property
     def joined(self) -> Literal["concatenate", "add", "none"]:
-        """The value of `fusion` after `resolved`: it is not None."""
+        """The value of `fusion`, which is not None after `resolved`."""
         assert self.fusion is not None
         return self.fusion
 
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None.
 
-        The default of `features` is `first` if the argument `first` is true, else `every`. If the
+        `first` says whether the default of `features` is `first`; otherwise it is `every`. If the
         bank is not enabled, nothing is replaced.
         """
         if not self.enabled:
@@ -161,7 +161,7 @@ class FeatureBank(Section):
             raise ConfigError(f"fba.{key}", value, problem)
 
     def refuse_vectors(self) -> None:
-        """Refuse options that are only for banks of pooled vectors."""
+        """Refuse options that do not apply to detection and super-resolution."""
         for key in ("join", "trains", "normalize"):
             self._refuse(key, "does not apply to detection and super-resolution")
 
@@ -172,12 +172,12 @@ class Recover(Section):
     Attributes:
         name: `off`: the run ends. `stage`: only the failed worker is started again. `auto`: `stage`
             if the run allows it, `off` if not.
-        tries: How many times the same worker may be started again within `minutes`; the run ends at
-            the next failure.
+        tries: How many times the same worker may be started again within `minutes`. At the next
+            failure in this time, the run ends.
         minutes: The period for `tries`, in minutes.
         every: Largest number of messages on a channel between two snapshots of a stage. A message
-            carries a batch, a part of an evaluation batch, or a mark (see `job.course`). None: the
-            program chooses the number, and takes snapshots more often where they cost little.
+            carries a batch, a part of an evaluation batch, or a mark. None: the program chooses the
+            number, and takes snapshots more often where they cost little.
     """
 
     name: Literal["off", "auto", "stage"] = "off"

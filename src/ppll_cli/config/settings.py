@@ -45,8 +45,8 @@ def _word(value: str) -> str:
 Word = Annotated[str, AfterValidator(_word)]
 
 Slots = Annotated[int, Field(ge=1, le=1024)]
-"""Type of `transport.depth`, the extra slots of each channel. A prediction simulates as many
-batches as a channel has slots, so the number is limited.
+"""Type of `transport.depth`: slots of each channel in addition to those that the schedule needs. A
+prediction simulates more batches if channels have more slots, so the number is limited.
 """
 
 
@@ -184,7 +184,7 @@ def parse(config: Mapping[str, Any]) -> Settings:
 
 
 def _check_cuts(cuts: Any) -> None:
-    """Check the cuts between modules, even if the schedule does not use modules."""
+    """Check the type of `local.cuts`, even if the schedule does not use modules."""
     names = cuts if isinstance(cuts, list) else [cuts]
     if cuts is not None and not all(isinstance(name, str) for name in names):
         problem = "must be a list of names of units, or the name of a partition of the model"
@@ -192,7 +192,7 @@ def _check_cuts(cuts: Any) -> None:
 
 
 def _check_probabilities(model: Group) -> None:
-    """Check probabilities without torch, which the models' own checks import."""
+    """Check a model's probabilities here; the model's own check would need the import of torch."""
     if str(model.get("_target_")).startswith("ppll_cli."):
         for name in sorted(PROBABILITIES & model.keys()):
             checked(f"model.{name}", model[name], Fraction)
@@ -208,8 +208,8 @@ def _config_error(error: ValidationError) -> ConfigError:
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # If a value may have several types, pydantic reports an error for each type, whose location
-    # ends with the name of the type.
+    # If a value may have several types, pydantic reports an error for each type. The location of
+    # such an error ends with the name of the type.
     place, _ = _known([part for part in parts if part.isidentifier() or part.isdigit()])
     same = [other for other in others if _place(other["loc"])[: len(place)] == place]
     problem = ", or ".join(dict.fromkeys(describe(each["msg"]) for each in (detail, *same)))

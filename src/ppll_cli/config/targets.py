@@ -62,9 +62,9 @@ def make(group: str, config: Mapping[str, Any]) -> Any:
 
 @contextmanager
 def blaming(key: str, value: object, doing: str) -> Iterator[None]:
-    """Run code that a user may have written; turn its exceptions into errors about a setting.
+    """In the `with` block, turn exceptions of a user's own code into errors about a setting.
 
-    `doing` tells the user what the code was doing.
+    `doing` says in the error what the code was doing.
 
     Raises:
         ConfigError: The code raised `SystemExit`, or an exception other than `PpllError`.
@@ -107,7 +107,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def check_options(group: str, made: Any) -> None:
-    """Check the fields of a dataclass against the annotations of each class that declares them.
+    """Check the fields of a dataclass object against their annotations.
 
     `__post_init__` calls this function, because Python code can create an object without `make`. A
     tuple is accepted for a list, and a NumPy number for a number. Values are not converted.
@@ -214,12 +214,15 @@ def start_folder() -> Path:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
-    except Exception:  # annotations with unknown names: the class has to check its arguments
+    except Exception:  # unknown names in annotations; the class itself must check its arguments
         return {}
 
 
 def parameters_of(target: Any) -> dict[str, Any]:
-    """Return the annotation of each argument, also of those that `**` passes to a base class."""
+    """Return the annotation of each argument of a class or function, by the argument's name.
+
+    If a constructor has `**`, the arguments of the base class's constructor are included.
+    """
     functions = [target]
     if inspect.isclass(target):
         functions = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls)]

@@ -21,7 +21,7 @@ def absolute_path(given: str) -> str:
 def weights_file(given: str) -> Path:
     """Return the file from which a run takes its initial weights.
 
-    `given` is its path, or a run directory with a `model.safetensors`.
+    `given` is the path of this file, or of a run directory with a `model.safetensors`.
 
     Raises:
         ConfigError: There is no such file.

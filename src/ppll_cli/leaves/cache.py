@@ -27,7 +27,7 @@ def keep_compiled_code() -> None:
     if folder is not None and _can_be_made(folder / "inductor"):
         os.environ[INDUCTOR] = str(folder / "inductor")
         return
-    # Only child processes inherit the setting, so the folder may be removed at this process's end.
+    # This folder is removed when this process ends. Only this process and its children use it.
     from ppll_cli.errors import ConfigError
     from ppll_cli.leaves.scratch import lasting_folder
 

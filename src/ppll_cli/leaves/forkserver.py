@@ -33,7 +33,7 @@ LEAVE_S = 5.0
 """Seconds to wait for the end of a killed process."""
 
 SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
-"""Environment variable, and a value, that keep the current directory out of `sys.path`."""
+"""Name and value of an environment variable that keeps the current directory out of `sys.path`."""
 
 
 def context() -> ForkServerContext:
@@ -49,7 +49,8 @@ def start() -> None:
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
-        # joblib sets a start method in its processes that workers do not know but would try to use.
+        # In its processes, joblib sets a start method of its own. Workers would try to use the same
+        # method, but do not know it.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
     if here._config.get("tempdir") is None:  # so that multiprocessing makes no `pymp-*` in TMPDIR
@@ -77,7 +78,7 @@ def _blocked(*signals: signal.Signals) -> Iterator[None]:
 def _without_current_directory() -> Iterator[None]:
     """Keep the current directory, which may have a `torch.py`, out of new processes' `sys.path`."""
     name, value = SAFE_PATH
-    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # started in a clone's `src`
+    found_there = os.path.relpath(Path(__file__).parents[2]) == "."  # this package lies there
     if name in os.environ or found_there:
         yield
         return
@@ -127,12 +128,15 @@ class Child:
 
 
 def _end_if_stopped(ended: Event, problem: list[str]) -> None:
-    """Kill the fork server if it does not answer, so that `begin` stops waiting."""
+    """Kill the fork server if it does not answer, so that `begin` stops waiting.
+
+    `begin` sets `ended` after an answer. `problem` receives the reason for the kill.
+    """
     stopped_s = waited_s = 0.0
     looked_s = monotonic()
     while not ended.wait(LOOK_S):
         now_s = monotonic()
-        passed_s = min(now_s - looked_s, 2 * LOOK_S)  # a stop by Ctrl-Z does not count
+        passed_s = min(now_s - looked_s, 2 * LOOK_S)  # a time stopped by Ctrl-Z does not count
         looked_s = now_s
         waited_s += passed_s
         server: Any = forkserver._forkserver
@@ -178,7 +182,10 @@ def kill() -> None:
 
 
 def helpers() -> dict[int, str]:
-    """Return the names of helper processes, by the file descriptor that is ready when they end."""
+    """Return the names of multiprocessing's helper processes, by file descriptor.
+
+    The file descriptor becomes ready for reading when the helper process ends.
+    """
     server: Any = forkserver._forkserver
     tracker: Any = resource_tracker._resource_tracker
     found = {server._forkserver_alive_fd: "fork server", tracker._fd: "resource tracker"}

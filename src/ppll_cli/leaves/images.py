@@ -27,7 +27,7 @@ class ImageSpec:
 
     @property
     def specs(self) -> "Mapping[str, ValueSpec]":
-        """The only tensor that the model reads: its name, `image`, and its shape and dtype."""
+        """Shape and dtype of the only tensor that the model reads, by its name, `image`."""
         import torch
 
         from ppll_cli.leaves.values import ValueSpec

@@ -14,10 +14,11 @@ MODULES = {
     "ppll-compare": "ppll_cli.cli.compare",
     "ppll-eval": "ppll_cli.cli.evaluate",
 }
-"""The module of each program, for `python -m`."""
+"""The module of each program: `python -m MODULE` runs the program."""
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a program to end. Terminals and batch systems send them to all its processes."""
+"""Signals that ask a program to end. Terminals and batch systems send them to all processes of
+the program."""
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -37,8 +38,8 @@ def ending_signals() -> list[signal.Signals]:
 def end_at_signals() -> None:
     """If this process runs one of the programs, let a signal end it with one line and no traceback.
 
-    This holds for the third of a second that the import of the program takes. After that, the
-    program decides what signals do.
+    This holds while the rest of the program is imported, which takes a third of a second. After
+    that, the program decides what signals do.
     """
     program = _running()
     if program is None:
@@ -47,20 +48,20 @@ def end_at_signals() -> None:
     def end(number: int, _: object) -> None:
         with suppress(OSError):  # standard error may be closed
             os.write(2, f"{program}: stopped by signal {number}\n".encode())
-        os._exit(128 + number)  # an exception could be caught by the code that is being imported
+        os._exit(128 + number)  # the code that is being imported could catch an exception
 
     for number in ending_signals():
         signal.signal(number, end)
 
 
 def _running() -> str | None:
-    """Return the name of the program that this process runs; None if it is none of this project.
+    """Return the name of the program that this process runs; None if it is not of this project.
 
     Processes of multiprocessing may have a copy of the `sys.argv` of the process that started them,
     but their `sys.orig_argv` is their own.
     """
     started = (getattr(sys, "argv", None) or [""])[0]
-    if started == "-m":  # as long as Python looks for the module
+    if started == "-m":  # Python is still looking for the module
         return next((name for name, module in MODULES.items() if module in sys.orig_argv), None)
     name = os.path.basename(started)
     return name if name in MODULES and started in sys.orig_argv else None

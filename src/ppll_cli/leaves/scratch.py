@@ -82,7 +82,8 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
-    # `_claim` also removes leftovers, but few processes call it for shared memory.
+    # `_claim` removes leftovers only in the folder where it claims one, and few processes claim a
+    # folder in shared memory. So leftovers there are removed here.
     _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:
@@ -139,7 +140,7 @@ def _base(place: Path) -> Path:
         base.mkdir(mode=0o700)
     found = base.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-        return Path(tempfile.mkdtemp(prefix=f"{base.name}-", dir=place))  # the name is taken
+        return Path(tempfile.mkdtemp(prefix=f"{base.name}-", dir=place))  # the name is in use
     if found.st_mode & 0o077:
         base.chmod(0o700)
     return base

@@ -50,14 +50,15 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     """Compare all runs in these folders, at any depth.
 
     If `each` is True, each run has its own line. If it is False, runs that differ only in their
-    seed share a line. In both cases, speed-ups are over the mean speed of the baseline's seeds.
+    seed share a line. In both cases, a speed-up is relative to the mean speed of the baseline over
+    its seeds.
     """
     runs = find(folders)
     known = [conditions(run) for run in runs]
     ended = [mine for mine, run in zip(known, runs, strict=True) if run.summary]
     most = usual(ended or [mine for mine in known if mine])
     metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
-    # The columns and axes show this metric, so values of other metrics are left out.
+    # The tables and pictures show this metric, so values of other metrics are left out.
     runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
     asked = {id(run): dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
     recorded = [run for run in runs if run.config]  # a refused job has only its overrides
@@ -89,7 +90,10 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
         return row
 
     def baselines(schedule: str) -> list[Group]:
-        """Return comparable groups of a schedule: completed ones first, then by speed."""
+        """Return the comparable groups with a schedule: completed before others, fast before slow.
+
+        The fastest completed group is the first, and so the baseline.
+        """
         local = schedule == "ll" and row.run.schedule in LOCAL
         comparable = [
             group
@@ -106,7 +110,10 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return a group's baseline `bp` or, without one, the comparable group with the best metric."""
+    """Return the group with which a group is compared in tests for noise.
+
+    This is its baseline `bp` or, without one, the comparable group with the best metric.
+    """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
     best = [
@@ -121,7 +128,7 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
 def _seconds(row: Row, target: float | None) -> float | None:
     """Return the training time in seconds until a run reached the target; None if it did not.
 
-    The target holds only for the data of most runs, so the result for other data is None.
+    The target was measured on the data that most runs used. A run on other data gets None.
     """
     run = row.run
     if target is None or any(key.partition(".")[0] == "data" for key in row.unequal):
@@ -232,11 +239,11 @@ def _on_seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _size(group: Group) -> str:
-    """Return the number of threads and, if there are several, the number of seeds, as text."""
+    """Return a group's number of threads, and its number of seeds if it has several, as text."""
     mean = f"mean of {group.seeds} seeds, " if group.seeds > 1 else ""
     return mean + counted(_threads(group), "thread")
 
 
 def _threads(group: Group) -> int:
-    """Return the number of threads of all workers of a run. Unknown numbers count as 1."""
+    """Return how many threads all workers of a group's run have together; unknown numbers are 1."""
     return (group.first.gpus or 1) * int(number(group.first.run.get("threads")) or 1)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_CURVES = 8
-"""Largest number of groups that the legend lists. For more groups, it lists only schedules and
-methods."""
+"""Largest number of groups for which the legend lists each group. For more groups, it lists only
+schedules and methods."""
 
 COLUMNS = 4
 """Number of columns of a legend that lists schedules and methods."""
@@ -87,7 +87,7 @@ def draw(
 
 
 def _curve(axes: "Axes", group: Group, style: Style, marker: str | None) -> Any:
-    """Draw a group's mean metric over time; with a marker, also its standard deviation."""
+    """Draw a group's mean metric over time, and its standard deviation if `marker` is not None."""
     seconds, values, deviations = zip(*points(group), strict=True)
     colour = style.colour(group)
     (line,) = axes.plot(

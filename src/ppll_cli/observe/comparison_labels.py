@@ -26,8 +26,8 @@ def labels(groups: Sequence[Group]) -> list[str]:
     """Return a label for each group: its schedule, and the settings in which groups differ.
 
     A label begins with the name of the run if this name is short, as in a sweep. A long name is at
-    the end of a label, and only if several labels would be equal without it. The status is added
-    unless it is the one that `_completed` returns.
+    the end of a label, and only if several labels would be equal without it. The status follows,
+    unless it is the status that `_completed` returns.
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [
@@ -45,7 +45,10 @@ def labels(groups: Sequence[Group]) -> list[str]:
 
 
 def _given(groups: Sequence[Group]) -> list[list[str]]:
-    """For each group, return the user's name and tags of its runs, if groups differ in them."""
+    """Return, for each group, the name and the tags that the user gave to its runs.
+
+    The name is left out if all groups have the same name, and the tags if all have the same tags.
+    """
     each = [(group.given_name, tags(group.first.run)) for group in groups]
     names, marks = ({*those} for those in zip(*each, strict=True)) if each else (set(), set())
     return [
@@ -56,7 +59,11 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status of a group whose runs are all completed. Labels leave it out."""
+    """Return the status that labels leave out: all runs of a group are completed.
+
+    If some groups have more runs than others, only the status of a completed single run is left
+    out. So the labels show how many runs the other groups have.
+    """
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
@@ -79,7 +86,7 @@ def _named(group: Group, text: str, ambiguous: bool) -> str:
 
 
 def shared(groups: Sequence[Group]) -> str:
-    """Return the text above the panels: the number of runs, and the settings that all share."""
+    """Return the text above the panels: the number of runs, and the settings of all groups."""
     first = groups[0].first.conditions
     same = {
         key: str(first[key])

@@ -25,7 +25,7 @@ LINE_INCHES, GAP_INCHES, BAR_INCHES = 0.145, 0.1, 0.17
 CURVES_INCHES = 2.6
 
 PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
-"""Widths of a panel without its labels, and of one character of the numbers in it."""
+"""Width of a panel without its labels, and width of one character of the numbers in a panel."""
 
 MARK = "#333333"
 
@@ -56,7 +56,7 @@ def picture(path: Path, comparison: Comparison) -> None:
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
-    """Return the middle of each label and the end of the last label, in inches from the top."""
+    """Return the middle of each label, and the lower end of the panels, in inches from the top."""
     places, end = [], GAP_INCHES / 2
     for text in wrapped:
         high = LINE_INCHES * (1 + text.count("\n")) + GAP_INCHES
@@ -94,7 +94,7 @@ class _Panel:
             self.axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
 
     def draw_memory(self) -> None:
-        """Draw the peak memory of each group: a bar with all stages side by side."""
+        """Draw the peak memory of each group as a bar, in which the stages follow one another."""
         self._title("peak memory (largest stage)", "MB of all stages, side by side")
         stages = [_stages(group) for group in self.groups]
         if not any(map(sum, stages)):
@@ -202,7 +202,7 @@ class _Panel:
 
 
 def _stages(group: Group) -> list[float]:
-    """Return the mean peak memory of each stage, in MB."""
+    """Return the mean peak memory of each stage over a group's averaged runs, in MB."""
     sizes = [row.stage_bytes for row in group.averaged]
     most = max(map(len, sizes))
     means = (spread(size[stage] for size in sizes if stage < len(size)) for stage in range(most))

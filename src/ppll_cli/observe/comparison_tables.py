@@ -22,7 +22,8 @@ WIDE = 24
 """Largest width of a cell, in characters, in a narrow window."""
 
 LONGEST_CELL, LONGEST_NOTE = 400, 1000
-"""Largest lengths, in characters; a longer text is shortened in the middle."""
+"""Largest lengths of a cell and of a note, in characters; a longer text is shortened in the middle.
+"""
 
 
 MEASURES: dict[str, Measure] = {
@@ -76,7 +77,7 @@ def cell(
     """Return a group's mean of a measure and, with several seeds, its standard deviation, as text.
 
     Numbers are divided by `scale`. `NOISE` is added if noise can explain the difference between
-    `group` and `against`. This difference is in the measure `judged` or, if `judged` is None, in
+    `group` and `against`. The two groups are compared in the measure `judged`; if it is None, in
     `measure`. If `counted`, the number of seeds follows the standard deviation.
     """
     found = group.spread(measure)
@@ -216,9 +217,9 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means, with `NOISE` after a mean that is within noise.
+    """Return a column of means, with `NOISE` if noise can explain how two groups differ.
 
-    A speed-up is tested against the group's baseline, any other mean against its reference.
+    A group is compared with its baseline for a speed-up, and with its reference for other means.
     """
 
     def text(group: Group) -> str:

@@ -45,7 +45,10 @@ METHOD = ("local", "fba")
 
 
 def conditions(run: FoundRun) -> Conditions:
-    """Return the conditions of a run; the latest ones if a resume changed them."""
+    """Return the values in which another run must be equal to be comparable to this run.
+
+    If a resume changed a value, the result has the latest value.
+    """
     device = run.get("device") or run.configured("device")
     found = {
         **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
@@ -63,8 +66,8 @@ def conditions(run: FoundRun) -> Conditions:
 def locality(run: FoundRun) -> Conditions:
     """Return a run's settings of local learning.
 
-    Two runs with local losses need equal settings to be in one group, or to be each other's
-    baseline.
+    Runs with local losses are in one group only if these settings are equal. They must also be
+    equal in a run and its baseline `ll`.
     """
     modules = run.get("per_module")
     cuts = run.configured("cuts")
@@ -85,7 +88,7 @@ def _first_unit(module: Any) -> str | None:
 
 
 def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
-    """Return the conditions that differ, with both values.
+    """Return the conditions in which two runs differ, with both values.
 
     Conditions that follow from others are left out: the keys of a group whose options differ, the
     digest of the data if another key of `data` differs, and `steps` if any other condition differs.
@@ -113,9 +116,10 @@ def usual(runs: Sequence[Conditions]) -> Conditions:
 
 
 def seedless(run: FoundRun) -> Conditions:
-    """Return values that are equal for two runs that differ only in their seed.
+    """Return a run's settings and conditions, without those that depend on the seed.
 
-    For a completed run, `steps` replaces `max_steps`.
+    Two runs differ only in their seed if these values are equal. For a completed run, the result
+    has `steps` in place of `max_steps`.
     """
     found, choices = _settings(run), _choices(run)
     if run.schedule in WHOLE:
@@ -160,7 +164,10 @@ def tags(run: FoundRun) -> str | None:
 
 
 def method(run: FoundRun) -> str | None:
-    """Return a run's local method and, if not off, its `fba`; None without local losses."""
+    """Return a run's local method, and its option of `fba` unless that is `off`, as text.
+
+    The result is None for a run without local losses, and if the method is unknown.
+    """
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")
@@ -176,8 +183,8 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
 
     Keys of `NAMED` are left out. If a run's schedule is in `WHOLE`, its keys of local methods are
     left out too. If runs have different options of a group, such as `model`, the option is listed.
-    Then a key of the group is listed only if all options have it, or if runs with equal options
-    differ in it. `data.root` is listed only if the data differ.
+    In this case, a key of the group is listed only if every run has the key, or if runs with the
+    same option differ in it. `data.root` is listed only if the data differ.
     """
     flat = [_settings(run) for run in runs]
     if len({_digest(run) for run in runs} - {None}) > 1:
@@ -213,9 +220,9 @@ def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return each option whose runs differ in the value of `key`.
+    """Return the options of a group for which runs with the same option differ in `key`.
 
-    `flat` has the settings of each run. `options` has the chosen option of each run.
+    `flat` has the settings of each run, and `options` the chosen option of each run.
     """
     values: dict[Any, set[str]] = {}
     for each, option in zip(flat, options, strict=True):

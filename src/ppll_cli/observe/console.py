@@ -47,7 +47,10 @@ NO_CURSOR = ("", "dumb", "unknown")
 
 
 def rich_console(plain_width: int = PLAIN_WIDTH) -> RichConsole:
-    """Return Rich's console for stdout, `plain_width` characters wide outside a usable terminal."""
+    """Return Rich's console for stdout.
+
+    If stdout is no terminal, or a very narrow one, the console is `plain_width` characters wide.
+    """
     out = RichConsole(highlight=False, markup=False, emoji=False)
     if not _is_terminal(out) or out.width < NARROWEST:
         out.width = plain_width
@@ -64,7 +67,7 @@ def _is_terminal(out: RichConsole) -> bool:
 def _never_raises(
     method: Callable[Concatenate["Console", P], None],
 ) -> Callable[Concatenate["Console", P], None]:
-    """Wrap a method so that it never raises, because a display must not end a run."""
+    """Wrap a method so that it raises nothing but `Interrupted`: a display must not end a run."""
 
     @wraps(method)
     def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -93,10 +96,10 @@ class Console:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """In the `with` block, log an exception instead of raising it, and print nothing more."""
+        """In the `with` block, log an exception in place of raising it; then print nothing more."""
         try:
             yield
-        except Interrupted:  # a signal can interrupt any line
+        except Interrupted:  # raised by a signal handler, which may run at any line
             raise
         except (Exception, SystemExit) as error:  # Rich exits if a pipe is broken
             if not self.lost:
@@ -143,7 +146,7 @@ class Console:
                 redirect_stderr=sys.stderr.isatty(),
             )
             every_s, show = REFRESH_S, partial(self._refresh, self._held.enter_context(live))
-            self._out.show_cursor(True)  # else Ctrl-Z leaves a terminal without its cursor
+            self._out.show_cursor(True)  # without this, Ctrl-Z would leave no cursor
             self._held.enter_context(_logs_above())
 
         def tick(now_s: float) -> None:
@@ -170,7 +173,7 @@ class Console:
         live.update(View(self._facts, now, results), refresh=True)
 
     def close(self) -> None:
-        """End the display, after the workers have ended."""
+        """End the display. Call this after the workers have ended."""
         with self.guarded():
             self._held.close()
 

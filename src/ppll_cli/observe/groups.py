@@ -12,7 +12,8 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun, number
 
 LONGEST_NAMES = 24
-"""Largest length of a list of run names, in characters; a longer list becomes, say, "0 +3"."""
+"""Largest length of a list of run names, in characters; a longer list is shortened, for
+example to "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
 """A function that returns a measured value of a run; None if unknown."""
@@ -25,8 +26,8 @@ class Row:
     Attributes:
         conditions: Values that must be equal for two runs to be comparable.
         settings: The run's values of settings in which the compared runs differ.
-        unequal: Conditions in which this run differs from most runs; each has the value of this run
-            and that of most runs.
+        unequal: Conditions in which this run differs from most runs. For each condition: the value
+            of this run, and the value of most runs.
         seconds_to_target: Training time until an evaluation reached the target.
         bps: Comparable groups with back-propagation. The first is the run's baseline.
         lls: Comparable groups with sequential local learning. The first is the run's baseline.
@@ -92,10 +93,11 @@ class Group:
     reference: "Group | None" = None
 
     def with_common_baselines(self) -> Self:
-        """Return the group without baselines of a kind that only some averaged runs have.
+        """Return the group. If an averaged run has no `bps`, the `bps` of all runs become empty.
 
-        An older run did not record all conditions, so it may have a baseline that others lack. The
-        mean speed-up would then be over fewer runs than the mean speed.
+        The same applies to `lls`. Otherwise, the mean speed-up would be over fewer runs than the
+        mean speed. An older run did not record all conditions, so it may have a baseline that other
+        runs lack.
         """
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
         rows = [replace(r, bps=r.bps if bps else (), lls=r.lls if lls else ()) for r in self.rows]
@@ -152,7 +154,7 @@ class Group:
 
     @property
     def given_name(self) -> str | None:
-        """The user's name for the runs; if there are several, without the seed at its end."""
+        """The user's name for the run; for several runs, without the seed at its end."""
         run = self.first.run
         return given(run) if len(self.rows) == 1 else name_without_seed(run)
 
@@ -180,7 +182,7 @@ class Group:
         return self.spread(Row.rate)
 
     def is_same(self, other: "Group") -> bool:
-        """Return whether another object has the same first run."""
+        """Return whether another object describes the same group: its first run is the same."""
         return self.first.run is other.first.run
 
     def within_noise_of(self, other: "Group | None", measure: Measure) -> bool | None:

@@ -13,7 +13,8 @@ from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.progress import Now, StageNow
 
 UNITS_FROM, QUEUE_FROM = 100, 64
-"""Smallest window widths, in characters, for the column of units, and for queues and memory."""
+"""Smallest widths of a window, in characters: the first for the column of units, the second for the
+columns of queues and memory."""
 
 BAR, SHORTEST = 40, 8
 """Largest and smallest length of a bar, in characters."""
@@ -49,7 +50,7 @@ class View:
     results: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        # Rich's own tables and bars would look the same, but take several times as long.
+        # Rich's own tables and bars would look the same, but are several times slower.
         width, blocks = options.max_width, not options.ascii_only
         text = Text(no_wrap=True, overflow="ellipsis" if blocks else "crop")
         text.append(self._head(width, blocks))
@@ -115,19 +116,22 @@ def line(facts: RunFacts, now: Now) -> str:
 
 
 def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
-    """Return those cells for which a window of `width` characters has room."""
+    """Return the cells for which a window of `width` characters has room."""
     cells = [units] if width >= UNITS_FROM else []
     return cells + ([queue, memory] if width >= QUEUE_FROM else [])
 
 
 def few(names: Sequence[str]) -> str:
-    """Return the first and the last name as text."""
+    """Return the first and the last name as text, such as "embed to head"; one name as it is."""
     first, last = (printable(names[end], LONGEST_NAME) for end in (0, -1))
     return first if len(names) == 1 else f"{first} to {last}"
 
 
 def spelled(stage: StageFacts) -> str:
-    """Return a stage's units as text: first and last unit of each of the first two groups."""
+    """Return a stage's units as text, such as "embed to blocks.1, blocks.4 to blocks.5, ...".
+
+    At most two groups of consecutive units are named.
+    """
     runs = [few(names) for names in stage.units_by_run]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
@@ -157,9 +161,9 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
 
 
 class Ticker(Thread):
-    """A thread that calls a function every few seconds with the time of `time.monotonic`.
+    """A thread that calls a function every few seconds, and passes it the time of `time.monotonic`.
 
-    If calls take long, they become rarer, so that they use at most 1 % of a core.
+    If the calls need much computation, they become rarer, so that they use at most 1 % of a core.
     """
 
     def __init__(self, every_s: float, tick: Callable[[float], None]) -> None:

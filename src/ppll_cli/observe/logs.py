@@ -49,7 +49,8 @@ class LogFile(logging.FileHandler):
 def _without_links(path: str, flags: int) -> int:
     """Open a file, but refuse a symbolic link.
 
-    Anybody who can write into the run directory could point a link to one of the user's files.
+    Otherwise, anybody who can write into the run directory could make the log file a link to one of
+    the user's files, and the program would write into that file.
     """
     if Path(path).is_relative_to("/dev"):  # `/dev/stdout` is a link
         return os.open(path, flags, 0o666)
@@ -83,7 +84,7 @@ def only_warn(problem: str) -> Iterator[None]:
     """In the `with` block, log an exception as a warning that begins with `problem`."""
     try:
         yield
-    except Interrupted:  # a signal can interrupt any line
+    except Interrupted:  # raised by a signal handler, which may run at any line
         raise
     except (Exception, SystemExit) as error:
         log.warning("%s: %s", problem, said(error))

@@ -23,7 +23,7 @@ class _Epoch:
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Epoch":
-        """Restore the sums from `Metrics.state`; return zeros if some are missing."""
+        """Restore the sums from `Metrics.state`; return zeros if a count is missing or damaged."""
         if not all(_is_count(state.get(key)) for key in ("number", "samples")):
             return cls()
         loss = state.get("loss")
@@ -40,8 +40,8 @@ class _Epoch:
 class Metrics:
     """Converts workers' reports to lines of `metrics.jsonl`.
 
-    A training report is incomplete if the run stopped before the report was due. The first report
-    after a resume covers the steps of an incomplete report again.
+    A training report is incomplete if the run stopped before the report was due. After a resume,
+    the first report also covers the steps of the incomplete report.
 
     Attributes:
         modules: Number of modules. The head of the last module is the model's own head.
@@ -79,7 +79,8 @@ class Metrics:
     def begin(self, at_s: float) -> None:
         """Start the clock of training, or continue it in a resumed run.
 
-        The worker that was ready last was ready at `at_s`, on the clock of `time.perf_counter`.
+        Training begins at `at_s`, when the last worker was ready. `at_s` is a time of the clock
+        `time.perf_counter`.
         """
         self._began_s = at_s
 
@@ -110,7 +111,10 @@ class Metrics:
         return line
 
     def state(self) -> dict[str, Any]:
-        """Return the sums of the current epoch, without incomplete reports, as plain data."""
+        """Return the current epoch's sums of losses and samples as plain data, for a checkpoint.
+
+        Incomplete reports are not included.
+        """
         return asdict(self._epoch) | {"loss": finite(self._epoch.loss)}
 
     def go_back(
@@ -160,9 +164,10 @@ class Metrics:
         return finite(epoch.loss / epoch.samples) if epoch.samples else None
 
     def result(self, split: str, module: int | None = None) -> Line | None:
-        """Return loss and scores of the latest evaluation of a split, such as `test_ema`, if any.
+        """Return loss and scores of the latest evaluation of a split, such as `test_ema`.
 
-        `module` is the module whose head was evaluated; None for the model's own head.
+        `module` is the module whose head was evaluated; None for the model's own head. The result
+        is None if there was no such evaluation.
         """
         module = None if module == self.modules - 1 else module
         line = self.latest.get((split, module))

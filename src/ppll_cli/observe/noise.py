@@ -1,6 +1,6 @@
 """Computes mean and spread of measurements, and tests whether two means differ.
 
-The test is Welch's t-test, two-sided at 5 %, which allows unequal variances and sizes.
+The test is Welch's t-test, two-sided at 5 %, which allows unequal variances and sample sizes.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of `count` values; for one value, the latter is None."""
+    """Mean and sample standard deviation of `count` values; one value has the deviation None."""
 
     mean: float
     deviation: float | None
@@ -27,7 +27,7 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def within_noise(one: Spread, other: Spread) -> bool | None:
-    """Return whether noise can explain how two means differ; None if one has a single value."""
+    """Return whether noise can explain how two means differ; None if one mean is of one value."""
     if one.deviation is None or other.deviation is None:
         return None
     errors = one.deviation / sqrt(one.count), other.deviation / sqrt(other.count)

@@ -63,7 +63,7 @@ class StageNow:
     restarts: bool = False
 
     def fields(self) -> dict[str, float | None]:
-        """Return fractions and memory by the names in `summary.json`."""
+        """Return fractions and memory, by names such as `compute_fraction`."""
         shares = self.shares
         found: dict[str, float | None] = {}
         for name in ("compute", "aux", "starved", "blocked"):

@@ -20,7 +20,7 @@ CONFIG_FILE = "config.json"
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.jsonl"
 
 REFUSED_FILE = "refused.jsonl"
-"""File in a sweep's folder with a line for each refused job, which has no folder."""
+"""File in a sweep's folder with a line for each refused job, which has no folder of its own."""
 
 SWEEP_FILE = "sweep.json"
 """File in a sweep's folder with the jobs. Only a process that locks this file runs the jobs."""
@@ -121,13 +121,16 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
 
 
 def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
-    """Yield the runs in a folder by path. A refused job has the path that its run would have."""
+    """Yield the path of each run in a folder, and the run.
+
+    A refused job has the path that its run would have.
+    """
     run = read_run(folder)
     if run is not None:
         yield folder, run
         return
-    # The caller keeps the last run of each path. So a run that followed a refusal replaces the
-    # refused job. A run that the program refused to resume gets the reason as its error.
+    # The caller keeps the last run of each path. So if a job was refused and ran later, the run
+    # replaces the refused job. If the program refused to resume a run, the reason is its error.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
@@ -172,7 +175,7 @@ def read_run(folder: Path) -> FoundRun | None:
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
-        config["choices"] = named  # an option that is no text is damaged
+        config["choices"] = named  # an option that is no text is damaged, and left out
     if "choices" not in config and not {"status", "schedule"} <= {*summary}:
         return None
     lines = list(_objects(folder / METRICS_FILE))

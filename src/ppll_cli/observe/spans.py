@@ -32,7 +32,7 @@ class Span(NamedTuple):
 
     @property
     def category(self) -> str:
-        """A key of `timeline_picture.COLOURS`."""
+        """What the stage did, as a key of `timeline_picture.COLOURS`, such as "forward"."""
         if self.kind in ("starved", "blocked"):
             return "idle"
         if self.kind == "compute":
@@ -72,7 +72,7 @@ class Restart(NamedTuple):
 
     @property
     def span(self) -> Span:
-        """The time of the restart as a bar of the picture."""
+        """The restart as a span, which the picture shows as a bar."""
         return Span(self.start_s, self.end_s, "restart", None, 0)
 
 

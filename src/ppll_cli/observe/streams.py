@@ -51,7 +51,7 @@ class Shown:
             return False
 
     def tell(self) -> None:
-        """Log the failure, once."""
+        """Log the failure, if there is one; later calls log nothing."""
         if self.failure is not None and not self._told:
             self._told = True
             log.info("nothing more is written to %s: %s", self._name, reason(self.failure))
@@ -61,12 +61,12 @@ class Shown:
 
     def _give_up(self, failure: Exception) -> None:
         self.failure = failure
-        # When Python exits, it flushes the buffer. The null device accepts the rest.
+        # When Python exits, it flushes the buffer: from now on to the null device, without errors.
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        if logging.getLogger().handlers:  # else `tell_failures` logs it, as soon as logging works
+        if logging.getLogger().handlers:  # else `tell_failures` logs it later
             self.tell()
 
 
@@ -89,7 +89,7 @@ def guard() -> None:
 
 
 def tell_failures() -> None:
-    """Log failures of the streams from before the log file was opened."""
+    """Log failures of the streams that happened before logging was set up."""
     for name in NAMES:
         stream = getattr(sys, name)
         if isinstance(stream, Shown):

@@ -50,8 +50,9 @@ DIGIT_SHARE = 0.0085
 def window(lanes: Lanes) -> tuple[float, float]:
     """Return the start and the end of the time that the picture shows, in seconds.
 
-    It begins when all stages are traced. It ends when the slowest stage has done `SHOWN` batches,
-    or when a trace ends. If the traces have no time in common, it is the whole time of all traces.
+    This time begins when all stages are traced. It ends when the slowest stage has computed `SHOWN`
+    batches, or earlier if a trace ends earlier. If the traces have no time in common, the picture
+    shows the whole time of all traces.
     """
     starts = [min(span.start_s for span in spans) for spans in lanes if spans]
     ends = [max(span.end_s for span in spans) for spans in lanes if spans]

@@ -108,8 +108,8 @@ class Tracker(Protocol):
     another method raises, the user gets one warning, and the run continues without the tracker.
 
     A tracker may have an attribute `limit_s`: the seconds that it may take for the remaining calls
-    at the end of the run. It may have a method `abandon`, which another thread calls after that
-    time. `abandon` must immediately end all processes that would outlive the run.
+    at the end of the run. It may have a method `abandon`, which another thread calls if the tracker
+    takes longer. `abandon` must immediately end all processes that would outlive the run.
     """
 
     def start(self, run: Tracked) -> None:
@@ -118,8 +118,8 @@ class Tracker(Protocol):
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
         """Receive a line of `metrics.jsonl`.
 
-        The line's `module` is the number of a module; None for the last one, with the model's own
-        head.
+        The line's `module` is the number of a module; it is None for the last module, which has the
+        model's own head.
         """
 
     def stages(self, step: int, stages: Sequence[Mapping[str, Any]], at: Moment) -> None:
@@ -157,7 +157,7 @@ class Guarded:
         self._calls: queue.SimpleQueue[tuple[str, tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._started = threading.Event()
-        self._lost = threading.Lock()  # acquired once, by the first thread that sees a failure
+        self._lost = threading.Lock()  # acquired at the first failure, never released
 
     def start(self, run: Tracked) -> None:
         """Start the tracker, and wait for it for at most `START_LIMIT_S`."""
@@ -256,8 +256,8 @@ def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
 def stage_scalars(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return each stage's numbers, by keys such as `stage_0/compute_fraction`, and the bubble.
 
-    Keys of later replicas have the form `stage_0_replica_1/...`. `pipeline/bubble_fraction` is the
-    fraction of time in which stages waited; it is missing if a stage's waiting time is unknown.
+    Replicas other than replica 0 have keys such as `stage_0_replica_1/...`. The bubble's key is
+    `pipeline/bubble_fraction`; it is missing if the time that a stage waited is unknown.
     """
     found = {
         f"{_stage(stage)}/{key}": float(value)

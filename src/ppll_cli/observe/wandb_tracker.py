@@ -1,4 +1,4 @@
-"""Tracks a run for `tracker=wandb`: the parent process reports each run to one wandb run.
+"""Tracks a run for `tracker=wandb`: the launcher reports each run to one wandb run.
 
 wandb is imported in the tracker's thread, because the import takes a second.
 """
@@ -31,7 +31,7 @@ RUN_FILE = "wandb-run.json"
 """File in a run directory with the id of the wandb run that a resumed run continues."""
 
 MARGIN_S = 15.0
-"""Seconds for wandb's import and last writes, besides the time limits for its server."""
+"""Seconds for wandb's import and last writes, in addition to the time limits for its server."""
 
 EXIT_CODES = {"completed": 0, "interrupted": 255}
 """wandb shows 0 as finished, 255 as killed, any other code as failed."""
@@ -101,7 +101,7 @@ class WandbTracker:
         self.limit_s = self.init_timeout_s + self.finish_timeout_s + MARGIN_S
 
     def start(self, run: Tracked) -> None:
-        """Begin a wandb run, or continue the previous one of a resumed run."""
+        """Begin a wandb run; for a resumed run, continue the wandb run that it had before."""
         self._tracked = run
         self._run = self._init(
             {**run.config, "choices": dict(run.choices), "metric": run.metric},
@@ -193,8 +193,8 @@ class WandbTracker:
         """Kill wandb's process. Data that it has written stay on disk."""
         from wandb.sdk import wandb_setup
 
-        # wandb has no public way to end its process at once. Without `_cleanup`, it would wait when
-        # the program exits.
+        # wandb has no public way to end its process at once. Without `_cleanup`, wandb would wait
+        # when the program exits.
         connection: Any = wandb_setup.singleton()._connection
         connection._cleanup()
         connection._proc._process.kill()
@@ -204,8 +204,9 @@ class WandbTracker:
 
     def _init(self, config: Mapping[str, Any], folder: Path, **of_run: Any) -> Any:
         """Begin a wandb run, offline if the server does not answer in time."""
-        # wandb reports its errors to its server even offline. Without a network, this delays the
-        # program's exit by 10 to 20 s. wandb also prints where it found the key.
+        # By default, wandb reports its own errors to its server even offline. Without a network,
+        # this delays the program's exit by 10 to 20 s. wandb also prints where it found the key.
+        # The two variables prevent both.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -231,7 +232,7 @@ class WandbTracker:
                     silent=True,
                     x_disable_stats=True,
                     x_save_requirements=False,
-                    x_transaction_log_flush_interval=1.0,  # with the default, a kill loses 15 s
+                    x_transaction_log_flush_interval=1.0,  # by default, a kill loses 15 s of data
                 ),
                 **of_run,
             )
