@@ -253,7 +253,7 @@ model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit
 model tests.own_models.ReadsLabel | reads 'label', which no earlier unit writes
 local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
-local ppll_cli.local.method.LocalMethod | abstract method criterion
+local ppll_cli.local.method.LocalMethod | Can't instantiate abstract class LocalMethod
 local HERE.ReturnsNumber | the auxiliary network of module 0 raised TypeError: int was built
 local HERE.ReturnsModule | its criterion() must return a Criterion
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
