@@ -12,7 +12,7 @@ def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> Non
     """Remove the files that Hydra made for a refused run, then the folders that became empty.
 
     `ours` has the names of the files and folders that Hydra made in the run directory. `made` has
-    the folders that were made for the run; None if unknown.
+    the run directory and its parents as far as they did not exist before the run; None if unknown.
     """
     for name in ours:
         remove(run_dir / name)

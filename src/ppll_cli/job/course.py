@@ -170,7 +170,7 @@ class Course:
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
-        """Return the possible numbers of batches in an `EvaluationBatch`."""
+        """Return how many batches an `EvaluationBatch` of this run can put together, as a set."""
         found = {1}
         for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)

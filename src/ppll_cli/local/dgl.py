@@ -59,8 +59,8 @@ class DGL(LocalMethod):
     The layers, and their initial weights (torch's defaults), are those of "mlp-sr" in the authors'
     code (github.com/eugenium/DGL, auxiliary_nets_study). Biases before BatchNorm have no effect,
     but they make the number of parameters equal to the authors' number. A map of one pixel is not
-    enlarged (our choice; the authors' code copies the pixel to 2x2). MAN++'s code calls another
-    network DGL; here it is `loss=dgl` of `MAN`.
+    enlarged (our choice; the authors' code copies the pixel to 2x2). In MAN++'s code,
+    "DGL" is another network, which is `loss=dgl` of `MAN` here.
 
     Attributes:
         hidden: Width of the hidden layers. None means the width of the perceptron's input, which is

@@ -103,7 +103,7 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _detector(self, there: Site) -> Criterion:
-        """Return the loss for detectors; its head reads y, the module's output in `there`."""
+        """Return the loss for detectors, whose head reads y (see `_base`)."""
         from ppll_cli.tasks.detection import Detection  # slow: imports torchvision
 
         data = "with class labels or boxes"
@@ -120,7 +120,7 @@ class MAN(LocalMethod):
         return Criterion(network, (there.feature,), there.task)
 
     def _head(self, there: Site, site: Site, tokens: bool) -> nn.Module:
-        """Return the network for `loss=ce`; it reads y, the module's output in `there`."""
+        """Return the network for `loss=ce`, which reads y (see `_base`)."""
         head, shape = len(site.units) - 1, there.spec.shape
         if shape != site.features[head - 1].shape:
             return site.task.smallest_head(shape)

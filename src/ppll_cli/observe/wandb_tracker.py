@@ -283,7 +283,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Return the current name of a mode. For None, `WANDB_DISABLED` decides."""
+    """Replace a mode's old name by wandb's new one. For None, `WANDB_DISABLED` decides."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()

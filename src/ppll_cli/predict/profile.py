@@ -205,9 +205,9 @@ class Profile:
     def _timed(
         self, chosen: Sequence[tuple[int, bool]], split: bool = False
     ) -> tuple[UnitTimes, dict[str, list[int]]]:
-        """Time the chosen units in one chain.
+        """Run the chosen units one after another, and time each of them.
 
-        Also return, for each key (see `_key`), the positions of its units in the chain.
+        Also return, for each key (see `_key`), the positions in `chosen` of the units with it.
         """
         work = replace(self._work(chosen), split=split)
         with neighbours(work, self.neighbours):

@@ -57,7 +57,7 @@ def watched_versions(
 
 
 def saved_name(unit: str, age: int, parameter: str) -> str:
-    """Return the name in a checkpoint of a unit's parameter as it was `age` steps ago."""
+    """Return the name under which a checkpoint has a unit's parameter of `age` steps ago."""
     return f"watched.{unit}.{age}.{parameter}"
 
 
