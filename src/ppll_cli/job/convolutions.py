@@ -42,7 +42,7 @@ class Convolutions(TorchFunctionMode):
 
 
 def mended_convolutions() -> AbstractContextManager[object]:
-    """Return a `Convolutions` if CPU autocast is on, else a context manager that does nothing."""
+    """Return `Convolutions()` if CPU autocast is on, else a context manager that does nothing."""
     return Convolutions() if torch.is_autocast_enabled("cpu") else nullcontext()
 
 

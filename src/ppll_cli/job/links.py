@@ -126,7 +126,7 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
-    """Yield the items in the order that stage 0 decides; skip those that `before` counts.
+    """Yield the items in the order that stage 0 decides, except items that `before` has counted.
 
     A restarted worker has to repeat the decisions of its earlier process, because other stages may
     know them. It reads these decisions from the headers of the messages that the earlier process

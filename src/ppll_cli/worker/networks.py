@@ -131,7 +131,7 @@ class Networks:
 
     @property
     def buffers(self) -> list[Tensor]:
-        """Buffers of all networks, such as BatchNorm's running statistics, and their averages."""
+        """Buffers of all networks and of `ema`, such as BatchNorm's running statistics."""
         averages = [] if self.ema is None else self.ema.buffers
         return [buffer for network in self.networks for buffer in network.buffers()] + averages
 
