@@ -112,8 +112,8 @@ class ReplayError(PpllError):
 class WorkerFailedError(PpllError):
     """Raised when a worker has failed, after all workers have been stopped (exit 1).
 
-    `report` says what failed. Its key `name` identifies the worker; if it has no `name`, its keys
-    `stage` and `replica` do.
+    `report` says what failed. The key `name` identifies the worker. A report without `name` has the
+    keys `stage` and `replica` instead.
     """
 
     def __init__(self, report: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ class EvaluationRequest:
         compares_data: Whether to refuse data that have changed since the run. It is true if the run
             held the split out of its training set, and the user does not choose other data.
         data: The chosen option of the group `data`.
-        other_data: Equal to `data` if the evaluation changes the run's data; otherwise None.
+        other_data: The same option if `data` differs from the run's configuration; otherwise None.
         batch_size: Samples per evaluation batch; None if not given.
     """
 
@@ -137,7 +137,7 @@ def _configured(
 
 
 def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to hold out more samples than the run did, because the run trained on the others."""
+    """Refuse a larger `val_fraction` than the run's: the run trained on the additional samples."""
     same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
     fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
     if same and fraction > most:

@@ -124,7 +124,7 @@ class BasicSweeper(Sweeper):
         try:
             config: DictConfig = load(self._config, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
-            # Explain the job's own overrides: the command line has the values of all jobs.
+            # Name this job's overrides in the error: the command line has the values of all jobs.
             path = self._hydra.config_loader.get_search_path().get_path()
             own = [at.path for at in path if "command-line" in at.provider]
             why = explain(error, [setting(SEARCH_PATH, own), *overrides])
@@ -202,11 +202,11 @@ class BasicSweeper(Sweeper):
 
 
 class _Numbers(int):
-    """An integer that stands for the numbers of all jobs that Hydra's launcher gets together.
+    """The first job's number for Hydra's launcher; adding an index gives another job's number.
 
     Hydra's launcher gets the number of its first job. To find the number of another job, it adds
     the index of this job. In a resumed sweep, complete jobs are left out, so an ordinary sum would
-    be wrong. Adding an index to this integer gives the right number.
+    be wrong. Therefore `+` of this class returns the job's real number.
     """
 
     numbers: tuple[int, ...]

@@ -131,7 +131,7 @@ def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any
         return value
     try:
         adapter = TypeAdapter(annotation)
-    except PydanticSchemaGenerationError:  # pydantic cannot check this class; its constructor can
+    except PydanticSchemaGenerationError:  # unknown to pydantic; the called class must check it
         return value
     try:
         if plain:

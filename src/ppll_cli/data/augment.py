@@ -51,7 +51,7 @@ def _inside(places: Tensor, mode: str) -> Tensor:
     """Replace indices of rows (or columns) in the padding by indices inside the image.
 
     `places` has the indices of a crop's rows (or columns), int64 [B, size]. `reflect` mirrors them
-    at the border. `zeros` takes the border itself, which the caller makes black.
+    at the border. `zeros` takes the nearest index inside; the caller makes these pixels black.
     """
     last = places.shape[1] - 1
     if mode == "reflect":

@@ -42,10 +42,11 @@ def snapshot_bytes(job: Job, stage: int, params: int) -> int:
 
 
 def messages_between(snapshot_s: float, message_s: float, most: int) -> int:
-    """Return the smallest interval in messages at which snapshots take at most `COST` of the time.
+    """Return after how many messages a stage takes its next snapshot.
 
-    `message_s` is the time from one message to the next, without snapshots. The result is at most
-    `most`, because the channels have no slots for more messages.
+    It is the smallest number with which snapshots take at most `COST` of the time. `message_s` is
+    the time from one message to the next, without snapshots. The result is at most `most`, because
+    the channels have no slots for more messages.
     """
     enough = ceil(snapshot_s / (COST * message_s)) if message_s > 0 else most
     return min(max(1, enough), most)

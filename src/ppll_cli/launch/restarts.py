@@ -101,8 +101,8 @@ class Restarts:
     ) -> list[Report]:
         """Restart all failed workers, and return an empty list.
 
-        If a restart cannot help one of them, restart none, and return the failures for which it
-        cannot help. `handle` gets the reports that a failed worker has left in its pipe.
+        If a restart cannot help some of them, restart none, and return the failures of these
+        workers. `handle` gets the reports that a failed worker has left in its pipe.
 
         Raises:
             RunFailedError: The fork server has ended, or is stopped.
@@ -141,7 +141,7 @@ class Restarts:
         for left in watched.read(LEAVE_S):
             if left["kind"] != "failed":
                 handle(watched, left)
-        # Set only now: a "ready" among these reports must not end the restart.
+        # Set only now: a "ready" of the old process, handled above, must not end the restart.
         history.began_s = report["began_s"]
         watched.clean_up()
         watched.pulse.start_again()
@@ -175,7 +175,7 @@ class RestartLog:
 
     def marked(self, looks: Sequence[Look]) -> list[Look]:
         """Return `looks`, the workers' states, with `restarts` set for workers that restart now."""
-        # The display calls this in its own thread.
+        # The display calls this in its own thread, so read a copy of the list.
         now = {_seat(each) for each in list(self._reports) if each["ended_s"] is None}
         seats = zip(self._job.seats, looks, strict=True)
         return [look._replace(restarts=seat in now) for seat, look in seats]

@@ -160,7 +160,7 @@ def inside(name: str) -> bool:
 
 
 def is_plain(override: Override) -> bool:
-    """Return whether a setting of Hydra's launcher is null, a number or a word: none runs code."""
+    """Return whether a setting cannot make Hydra's launcher run code: null, a number or a word."""
     value = override.value()
     if override.key_or_group.endswith("_target_") or override.is_sweep_override():
         return False
@@ -276,7 +276,10 @@ def _launcher(sweep: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def _are_overrides(texts: Any, key: str) -> bool:
-    """Return whether `texts` are overrides whose keys and `@` packages match the pattern `key`."""
+    """Return whether `texts` are overrides `KEY=...` or `KEY@PACKAGE=...` with allowed names.
+
+    The pattern `key` must match each KEY and each PACKAGE.
+    """
     if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
         return False
     try:

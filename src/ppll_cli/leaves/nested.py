@@ -5,7 +5,7 @@ from typing import Any
 
 
 def flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return the values of nested mappings by keys such as `optim.lr`; keep empty mappings."""
+    """Return nested mappings' values by keys like `before` + `optim.lr`; keep empty mappings."""
     found: dict[str, Any] = {}
     for name, value in node.items():
         inner = isinstance(value, Mapping) and value

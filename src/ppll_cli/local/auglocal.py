@@ -29,8 +29,8 @@ class AugLocal(LocalMethod):
 
     Attributes:
         depth: d of the first module.
-        tau: How far d falls. It falls linearly, and is rounded, from `depth` at the first module to
-            depth (1 - tau) + tau at the last module with an auxiliary network.
+        tau: d falls linearly from `depth` at the first module to depth (1 - tau) + tau at the last
+            module with an auxiliary network, and is rounded.
         detection_head: See `DetectionHead`; None means `pyramid`. The local head reads the output
             of the last copied unit.
     """

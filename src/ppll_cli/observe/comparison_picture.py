@@ -75,7 +75,7 @@ class _Panel:
     style: Style
 
     def draw_speed(self) -> None:
-        """Draw each group's speed, relative to back-propagation if any group has this baseline."""
+        """Draw each group's speed, divided by back-propagation's if a group has this baseline."""
         based = [g.first.bps[0] for g in self.groups if g.spread(Row.over_bp) is not None]
         rates = {bp.rate.mean for bp in based if bp.rate}
         base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
@@ -178,7 +178,7 @@ class _Panel:
         unit: str = "",
         judged: Measure | None = None,
     ) -> None:
-        """Write each group's number at the right edge, and widen the axis to make room."""
+        """Write each group's text (see `cell`) at the right edge; widen the axis to make room."""
         texts = []
         for group in self.groups:
             of = group, measure, form, scale, group.reference

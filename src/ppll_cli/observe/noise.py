@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of `count` values; one value has the deviation None."""
+    """Mean and sample standard deviation of `count` values. With one value, `deviation` is None."""
 
     mean: float
     deviation: float | None
@@ -27,7 +27,7 @@ def spread(values: Iterable[float]) -> Spread | None:
 
 
 def within_noise(one: Spread, other: Spread) -> bool | None:
-    """Return whether noise can explain how two means differ; None if one mean is of one value."""
+    """Return whether two means may differ only by noise; None if a mean is of a single value."""
     if one.deviation is None or other.deviation is None:
         return None
     errors = one.deviation / sqrt(one.count), other.deviation / sqrt(other.count)

@@ -34,8 +34,8 @@ class Watch:
     """Says that a module's loss reads ("watches") the weights of a unit of a later module.
 
     For batch b, the loss reads the weights as they were after the optimizer step of batch b - lag,
-    or the initial weights if b < lag. So its result depends neither on the schedule nor on the
-    stages of the two chunks. `unit` is the index of the unit in the model, and `lag` is 1 or more.
+    or the initial weights if b < lag. So the loss reads the same weights with every schedule and
+    any number of stages. `unit` is the index of the unit in the model, and `lag` is 1 or more.
     """
 
     unit: int

@@ -50,7 +50,8 @@ def instruction_times(
 
     Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
     because a separate thread loads it. Sending takes the time in which the sender copies the
-    message; it takes no time if a connection inside a machine carries the message.
+    message. If a connection inside a machine carries the message, sending takes no time: then the
+    transfer is in `journeys_of`.
 
     `sizes` has the number of samples of each micro-batch. The first is the largest, and the profile
     was measured with this number. Times of smaller micro-batches are assumed to be proportional to
@@ -110,10 +111,10 @@ def journeys_of(
                     own = [i for i in stream[number:] if isinstance(i, kinds) and i.chunk == chunk]
                     backward_s = sum(times[stage].get(i, 0.0) for i in own)
                     bucket_s, end_s = whole.carried_s / len(shares), 0.0
-                    for share in shares[:-1]:  # each bucket is sent when it is complete
+                    for share in shares[:-1]:  # send each bucket of gradients when it is full
                         end_s = max(end_s, share * backward_s) + bucket_s
                     underway[instruction] = Journey(end_s)
-                    # The last bucket is complete when the backward pass ends.
+                    # The last bucket of gradients is complete when the backward pass ends.
                     underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
         result.append(underway)
     return result

@@ -128,7 +128,7 @@ class _End:
         Thread(target=run, name=f"channel {self.name}", daemon=True).start()
 
     def _raise(self) -> None:
-        """Raise the thread's exception, if any; a lost connection only `PATIENCE_S` s later."""
+        """Raise the thread's exception, if any; if the connection is lost, after `PATIENCE_S` s."""
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error
@@ -160,7 +160,7 @@ class _End:
         self._carry(dist.recv, tensor, 0, name)
 
     def _receive_head(self, first: Tensor | None = None) -> Any:
-        """Receive a head, and return its content; receive only the rest if `first` is given."""
+        """Receive a head, or only its rest after the first part `first`; return its content."""
         if first is None:
             first = torch.empty(HEAD, dtype=torch.uint8)
             self._receive(first, self.name)

@@ -16,9 +16,9 @@ def micro_batches(
 ) -> Sequence[Mapping[str, Tensor]]:
     """Load the batch or batches of `item`; return the tensors of each micro-batch, by name.
 
-    A `TrainBatch` is split into micro-batches. Of an `EvaluationBatch`, each batch is a
-    micro-batch. `batch` says which samples of `item` this worker computes, and how many samples
-    each micro-batch has.
+    A `TrainBatch` is split into micro-batches. An `EvaluationBatch` has one or more batches, and
+    each is a micro-batch. `batch` says which samples of `item` this worker computes, and how many
+    samples each micro-batch has.
 
     Raises:
         TypeError: The data set made a batch that does not fit the run.

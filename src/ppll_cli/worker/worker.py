@@ -126,7 +126,7 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready")
-        if not self._items:  # after a restart, the first weights have been sent
+        if not self._items:  # else an earlier process has sent the first weights
             self.interpreter.further.upstream.send_ahead()
         wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
@@ -189,7 +189,7 @@ class Worker:
             self._end_training()
 
     def _share_memories(self) -> None:
-        """Copy from the first replica to all others the buffers that training may read.
+        """Copy the first replica's buffers to all other replicas, if training may read them.
 
         Evaluations and checkpoints copy all buffers. Without this method, training would depend on
         how often the run evaluates and saves.

@@ -15,7 +15,7 @@ from ppll_cli.data.source import Predict
 from ppll_cli.tasks.picture_quality import eight_bits, inner_luma, psnr
 
 SIDE = 96
-"""Largest height and width of the piece in a sample picture, in pixels of the small picture."""
+"""Largest height and width, in pixels of the small picture, of the piece that a sample shows."""
 
 GAP = 6
 """Space between the views in a sample picture, in pixels."""
@@ -40,7 +40,7 @@ class View(NamedTuple):
 
 
 def views(low: Bytes, high: Bytes, scale: int, overlap: int, predict: Predict) -> list[View]:
-    """Return views of a picture's middle: input, bicubic and model's enlargement, and original.
+    """Return four views of a picture's middle: input, bicubic, the model's output, and original.
 
     The small picture is uint8 [H, W, 3], the large one uint8 [sH, sW, 3]. `predict`, the model,
     maps float32 [1, 3, H, W] to [1, 3, sH, sW], both in [0, 1]. The model also reads `overlap`
