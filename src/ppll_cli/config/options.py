@@ -17,7 +17,7 @@ def conf_dir() -> Path:
 
 
 def as_typed(group: str, target: object) -> tuple[str, object]:
-    """Return the key and the value of the override that chooses a class, given as class or as path.
+    """Return key and value of the override that chooses `target`, a class or its dotted path.
 
     If exactly one option of the group names the class, the key is the group and the value is this
     option, as in `schedule=interleaved`. Otherwise, the key is the group's `_target_` and the value

@@ -217,7 +217,7 @@ def _config_error(error: ValidationError) -> ConfigError:
 
 
 def _known(keys: list[str]) -> tuple[list[str], Any]:
-    """Return the leading keys that name fields of nested sections, and the last field's type."""
+    """Return the leading keys that exist as nested fields, and the type of the last such field."""
     known: Any = Settings
     for number, key in enumerate(keys):
         is_section = isinstance(known, type) and issubclass(known, BaseModel)

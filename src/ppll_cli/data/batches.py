@@ -193,8 +193,8 @@ class Ahead:
     """Makes the next training batch in a thread while the worker trains on the current one.
 
     On CUDA the thread has its own stream. Evaluation batches are made in the caller's thread, on
-    the caller's stream. `threads` is the number of CPU threads that torch may use in the new
-    thread. `batches` makes its batches on `device`.
+    the caller's stream. In the new thread, torch may use `threads` CPU threads. The tensors of
+    `batches` are on `device`.
     """
 
     def __init__(self, batches: BatchMaker, threads: int, device: torch.device = CPU) -> None:

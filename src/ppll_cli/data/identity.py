@@ -1,8 +1,7 @@
 """Identifies the data that a run is trained on, independently of the folder of the files.
 
-An identity has a list of entries for each split. An entry is a file's name and size, or another
-name and a text, such as the digest of an array. Data sets with equal identities count as the same
-data.
+An identity has a list of entries for each split. An entry has a name, and a file's size or a
+text such as the digest of an array. Data sets with equal identities count as the same data.
 """
 
 import hashlib
@@ -36,7 +35,7 @@ def files_in(entries: Sequence[Entry]) -> set[tuple[str, int]]:
 
 
 def difference(identity: Identity, before: Identity) -> str:
-    """Describe in one line how an identity differs from `before`, the identity at the start."""
+    """Describe in one line how `identity` differs from `before`, its value at the run's start."""
     for split in dict.fromkeys([*before, *identity]):
         now, then = ([tuple(e) for e in each.get(split, ())] for each in (identity, before))
         if now == then:

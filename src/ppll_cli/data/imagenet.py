@@ -75,7 +75,7 @@ class ImageNet(LabelledPictures):
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:
-    """Return the file name and class of a picture in `SOLUTION`; `boxes` begins with the class."""
+    """Return a picture's file name and class from a line of `SOLUTION`; `boxes` has the class."""
     return f"{name}.JPEG", boxes.split()[0]
 
 

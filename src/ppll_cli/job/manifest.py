@@ -48,7 +48,7 @@ class Manifest:
     metrics: dict[str, int | float | None]  # `Metrics.state` after the last stage saved its file
     files: tuple[SavedFile, ...]  # the stages' files
     parts: tuple[Part, ...] = ()  # parts of the run until this step (see `parts.py`)
-    counted: tuple[Counted, ...] = ()  # workers' counts until this step, by `parts.Conditions`
+    counted: tuple[Counted, ...] = ()  # workers' counts until this step (see `parts.Counted`)
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a checkpoint's folder."""

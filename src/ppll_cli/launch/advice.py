@@ -49,7 +49,7 @@ def resume_command(
 ) -> str:
     """Return the command that resumes a run.
 
-    `resume` imports a user's class only if the command line names it, so the command names it.
+    The command names the user's classes, because `resume` does not import them otherwise.
 
     `options` are command-line options that name folders of configurations, such as `--config-dir`.
     `changes` are the overrides that turn the defaults into the configuration; None if unknown.
@@ -83,7 +83,7 @@ def comparison(
     job = prepared.job
     there = settings.model_copy(update={"gpus": gpus})
     beside = settings.device == "auto" and {*job.devices} == {"cpu"} and cuda.device_count()
-    if beside:  # the run was on CPU; but if the command gives `gpus`, `auto` uses GPUs
+    if beside:  # the run used the CPU; with `gpus` in the command, `auto` would use GPUs
         there = there.model_copy(update={"device": "cpu"})
     accepted = [name for name, one in COMPARED.items() if _accepts(there, prepared, one)]
     if len(accepted) < 2:
@@ -104,7 +104,7 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
     job = prepared.job
     local = dict(settings.local)
-    if local.get("cuts") is not None and job.local_learning:  # names of units or of a partition
+    if local.get("cuts") is not None and job.local_learning:  # units, or the name of a partition
         local["cuts"] = list(prepared.cuts)
     elif isinstance(local.get("cuts"), str):
         local["cuts"] = None

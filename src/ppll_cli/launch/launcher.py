@@ -92,7 +92,7 @@ def launch(
         _meeting(job, fleet) as meeting,
         _restarting(job, tell) as restarts,  # removes its folder after the workers have ended
         _kill_at_end(workers),
-        _telling(others, fleet),  # exits first: killed workers make other machines' workers fail
+        _telling(others, fleet),  # tells other machines before the workers here are killed
     ):
         ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
         for seat in job.seats:

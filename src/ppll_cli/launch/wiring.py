@@ -58,8 +58,8 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
     `transport`, or queues if `transport` cannot work here. `name` is the option of `transport`.
 
     Raises:
-        ConfigError: Neither `transport` nor queues can work on this machine, or a process must not
-            open as many file descriptors as it needs.
+        ConfigError: Neither `transport` nor queues can work on this machine, or a process needs
+            more file descriptors than it may open.
     """
     seats = [seat for seat in job.seats if job.home(seat) == machine]
     ways = [w for w in _ways(job) if job.home(w.source) == job.home(w.target) == machine]
@@ -129,7 +129,7 @@ def _channel(
     assert theirs is not None
     assert ours is not None
     size = way.name, way.slots, way.size
-    # Weights are not converted: a loss that reads them gets the same values on every machine.
+    # Weights keep their dtype, so that the loss that reads them does not depend on the machine.
     weights = way.channel is not None and way.channel.kind == "weights"
     wire = None if weights else transport.wire_dtype
     return (

@@ -5,7 +5,7 @@ LAST_STEP = {"lr", "grad_norm"}
 
 CONDITIONS = {"step", "epoch", "split", "module", "stage", "samples_per_second", "seconds"}
 CONDITIONS |= LAST_STEP
-"""Keys in `metrics.jsonl` that are neither the loss nor a score."""
+"""Keys in `metrics.jsonl` for everything except the loss and the scores."""
 
 LINE_KEYS = CONDITIONS | {"loss"}
 """Keys in `metrics.jsonl` that are not scores. A task may not give these names to its scores."""

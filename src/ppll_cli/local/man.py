@@ -83,11 +83,11 @@ class MAN(LocalMethod):
         return MomentumCriterion(mixture, base, watch)
 
     def infopro_weights(self, site: Site) -> list[float] | None:
-        """Return default weights of InfoPro's loss; None means those of `InfoPro` (our choice)."""
+        """Return default weights of the loss; None means `InfoPro`'s own defaults (our choice)."""
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y. `there` is `site` with y as the module's output."""
+        """Return the loss that reads y. The module's output is y in `there`, and x in `site`."""
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2
@@ -212,6 +212,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages; do nothing in the first lag - 1 batches (`steps` is below 0)."""
+        """Update the averages, except in the first lag - 1 batches (where `steps` is below 0)."""
         if steps >= 0:
             self.mixture.update(weights)

@@ -197,7 +197,7 @@ def _check_network(module: object) -> None:
             named = f"the layer {(name or type(layer).__name__)!r}"
             if layer.sparse:
                 raise TypeError(f"{named} makes sparse gradients: give it sparse=False")
-            if layer.max_norm is not None:  # each replica would change the rows that it reads
+            if layer.max_norm is not None:  # replicas would differ: each changes the rows it reads
                 raise TypeError(f"{named} changes its weights in forward(): give it max_norm=None")
 
 

@@ -130,7 +130,8 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
         yield folder, run
         return
     # The caller keeps the last run of each path. So if a job was refused and ran later, the run
-    # replaces the refused job. If the program refused to resume a run, the reason is its error.
+    # replaces the refused job. If the refused job should have resumed the run, the reason becomes
+    # the run's `error`.
     refused = dict(_refused(folder / REFUSED_FILE))
     yield from refused.items()
     try:
@@ -147,7 +148,7 @@ def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
-    """Return a name for each run: its relative path, with as many parents as make it unique.
+    """Return a unique name for each run: its relative path, after some folders above it if needed.
 
     `depths` has the number of parts of each relative path. If `above`, at least one folder above
     the relative path is added to each name.

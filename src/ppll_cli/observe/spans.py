@@ -51,7 +51,7 @@ class Restart(NamedTuple):
     """A restart of a worker with `recover=stage`.
 
     Attributes:
-        worker: Index of the worker in the lanes.
+        worker: Index of the worker in `Traced.lanes`.
         start_s: When the launcher detected the failure, on the clock of the spans.
         end_s: When the new worker continued the work or failed, on the same clock.
         phase: What the worker did when it failed.

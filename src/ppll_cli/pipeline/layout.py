@@ -110,7 +110,7 @@ def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]
     """Cut the model's units, given by their names, into groups.
 
     `starts` has the first unit of the second and later groups. Error messages begin with `key`, the
-    configuration key that has `starts`.
+    configuration key for which the user gave `starts`.
 
     Raises:
         ConfigError: A name in `starts` is unknown, given twice or out of order.

@@ -21,7 +21,7 @@ START_S = 300.0
 
 @contextmanager
 def neighbours(work: Work, count: int) -> Iterator[None]:
-    """Run `count` processes, each of which trains its own chain, until the `with` block ends.
+    """Until the `with` block ends, run `count` processes that each train the units of `work`.
 
     Raises:
         WorkerFailedError: A process failed.
@@ -57,7 +57,7 @@ def _hear(link: Connection, limit_s: float) -> None:
 
 
 def _train(work: Work, parent: Connection) -> None:
-    """Train a chain until this process, a neighbour, is killed or the parent ends."""
+    """Train the units of `work` in this process, until it is killed or its parent ends."""
     torch.set_num_threads(work.setup.threads)
     try:
         work.setup.numerics.apply(torch.device(work.setup.device))

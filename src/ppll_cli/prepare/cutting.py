@@ -90,8 +90,8 @@ def weights(
 def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weights:
     """Return costs in seconds for the profile's number of samples.
 
-    There is one optimizer step per `batch_size` samples. So the costs include a fraction of its
-    time: the profile's number of samples divided by `batch_size`.
+    There is one optimizer step per `batch_size` samples. So the costs include a fraction of the
+    step's time: the profile's number of samples divided by `batch_size`.
     """
 
     def seconds(part: Measured) -> float:

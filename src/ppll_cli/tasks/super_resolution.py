@@ -31,10 +31,10 @@ Bounds are in pixels of the large picture, relative to the tile's corner. In tra
 """
 
 BICUBIC = "bicubic"
-"""Name of PSNR and SSIM of the whole picture after bicubic enlargement, float64 [B, 2].
+"""Name of the tensor with PSNR and SSIM of bicubic enlargement, float64 [B, 2].
 
-The first tile of a picture has these values; its other tiles have zeros. In training the shape is
-[B, 0].
+The first tile of a picture has the whole picture's values; its other tiles have zeros. In
+training the shape is [B, 0].
 """
 
 AUTHORS_BORDER = 6
@@ -43,7 +43,8 @@ AUTHORS_BORDER = 6
 _COLUMNS = 9
 """Number of columns in a tile's row of measurements. The columns are: the index of the picture; for
 the luma, the sum of squared errors and the number of pixels; for SSIM, its sum and the number of
-pixels; for RGB, the sum of squared errors and the number of values; and the two of `BICUBIC`.
+pixels; for RGB, the sum of squared errors and the number of values; and the two values of
+`BICUBIC`.
 """
 
 
@@ -166,8 +167,8 @@ def _shaved(tile: Tensor) -> Tensor:
     """Return the four bounds, as in `TILE`, of the pixels that `rgb_psnr` uses, int64 [B, 4].
 
     At the picture's border, PSNR leaves out `scale` pixels, SSIM `scale` + 5 and `rgb_psnr`
-    `scale` + 6. At other sides of a tile, their bounds are equal. So where the bounds for PSNR and
-    SSIM differ, the bound for `rgb_psnr` is one pixel inside the bound for SSIM.
+    `scale` + 6. At a tile's side inside the picture, all three bounds are equal. So where the
+    bounds for PSNR and SSIM differ, the bound for `rgb_psnr` is one pixel inside the one for SSIM.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)

@@ -14,9 +14,9 @@ received a token from the other end, and the other end queues its wait for the e
 this token. Streams only wait for work that was queued earlier, in either process, so they cannot
 deadlock. The first token after an event was created contains the event's handle.
 
-Each end opens the other end's events in the context of its own device, because a context on the
-other device would take hundreds of MB there. (A sender has such a context anyway, because torch
-needs it to open the receiver's memory.)
+Each end opens the other end's events in the context of its own device. So a receiver needs no
+context on the sender's device, which would take hundreds of MB there. (A sender has a context on
+the receiver's device anyway, because torch needs it to open the receiver's memory.)
 """
 
 import logging
@@ -61,8 +61,8 @@ class Order:
     """Makes one end of a channel wait until the other end has finished its work with a slot.
 
     On the CPU, an end finishes its work with a slot before it sends its token. So this class, which
-    is for the CPU, waits for nothing. `CudaOrder` waits for CUDA events. If its `fill` or
-    `give_back` creates an event, the result is the event's handle; otherwise it is empty, as here.
+    is for the CPU, waits for nothing. `CudaOrder` waits for CUDA events. Its `fill` and `give_back`
+    return the handle of an event that they create, or b"" if they create none, as here.
     """
 
     def learn(self, handle: bytes) -> None:

@@ -4,7 +4,7 @@ The sender copies its tensors and puts the copies on the queue. A thread of the 
 moves the copies into shared memory (on CUDA it creates IPC handles). Then it writes into the
 queue's pipe the data that the receiver needs to map this memory. Through a second pipe, the
 receiver tells the sender that it has released a slot. Without this pipe, the queue would accept a
-new message when an earlier message is received, even if it is not yet released.
+new message when an earlier one is received, before the slot of the earlier one is released.
 
 If the sender's process ended, its unread messages would be lost, because the receiver asks this
 process for the shared memory. So no worker exits before the parent has seen that all workers are
@@ -151,7 +151,8 @@ class QueueTransport:
         """Return the largest number of file descriptors that one end of a channel needs.
 
         It needs both ends of the queue's pipe, one end of the pipe for slots, and one descriptor
-        for each tensor in a slot. While a message is being shared, each tensor needs a second one.
+        for each tensor in a slot. While a message is being shared, each of its tensors needs a
+        second descriptor.
         """
         return 3 + (slots + 1) * tensors
 

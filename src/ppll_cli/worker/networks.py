@@ -45,8 +45,8 @@ class Networks:
         exports: Units (with their networks) that compute values for the losses of later modules.
         criterion: The module's loss with its auxiliary network; None if no module ends here.
         optimizer: The optimizer of all parameters; None if there are no parameters.
-        versions: The latest versions of each unit whose weights the loss of an earlier module
-            reads, by the unit's index in the model.
+        versions: The `Versions` (recent weights) of each unit whose weights the loss of an earlier
+            module reads, by the unit's index in the model.
         ema: Averages of the units' weights; None if the run keeps none.
         averaged: Whether the networks compute with these averages now.
         average: Averages the gradients over the replicas; None if the stage has only one worker.
@@ -186,7 +186,7 @@ class Networks:
             self.averaged = averaged
 
     def start_average(self) -> None:
-        """Make the next backward average gradients over the replicas of the stage."""
+        """Let the next backward pass also average its gradients over the stage's replicas."""
         assert self.average is not None
         self.average.start()
 
@@ -196,7 +196,7 @@ class Networks:
         self.nonfinite.found |= self.average.finish()
 
     def complete_average(self) -> None:
-        """After a backward, start the averages that it has not started.
+        """After a backward, start the remaining all-reduces of gradients.
 
         Do nothing if `start_average` was not called before the backward.
         """

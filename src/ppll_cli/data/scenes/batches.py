@@ -113,7 +113,7 @@ class SceneBatches(SplitBatches[Files, Scenes]):
             canvas[row, : picture.shape[0], : picture.shape[1]] = picture
         images = to_device(torch.from_numpy(canvas), self.device).permute(0, 3, 1, 2).contiguous()
         normal = normalise(images, self._mean, self._std)
-        # Copy only the sizes to the device: a mask would add a third to the bytes of the images.
+        # Copy only sizes: copying a mask of the padding would add a third to the images' bytes.
         sizes = to_device(torch.tensor([picture.shape[:2] for picture in pictures]), self.device)
         below = torch.arange(height, device=self.device)[:, None] >= sizes[:, :1, None]
         right = torch.arange(width, device=self.device) >= sizes[:, 1:, None]

@@ -217,7 +217,7 @@ def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) ->
 def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
     """Return a warning about boxes that are dropped or mostly outside of their pictures, or "".
 
-    Raise ValueError if most boxes are so, or if all boxes end within the first pixel.
+    Raise ValueError if these are most of the boxes, or if all boxes end within the first pixel.
     """
     table, clipped = _clipped(pictures)
     total = len(table)
@@ -243,7 +243,7 @@ def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
 def _clipped(pictures: Sequence[Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a table with a row for each object, [S, 7], and the objects' clipped boxes, [S, 4].
 
-    A row has the index of the object's picture, and the six numbers of the object.
+    A row has the index of the object's picture, then the six numbers of the `Object`.
     """
     rows = [(number, *each) for number, picture in enumerate(pictures) for each in picture.objects]
     table = np.array(rows, dtype=np.float64).reshape(-1, 7)

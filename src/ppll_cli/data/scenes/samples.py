@@ -209,7 +209,7 @@ def _with_legend(
 
 
 def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int]]:
-    """Yield left edge and row of items with these widths; each row gets as many items as fit."""
+    """Put items of these widths into rows of width `most`; yield each item's left edge and row."""
     left, row = 0, 0
     for width in widths:
         if left and left + width > most:
