@@ -15,7 +15,7 @@ if (
 
 from ppll_cli.leaves.programs import end_at_signals
 
-end_at_signals()  # until the rest of the program is imported, and handles signals itself
+end_at_signals()  # until the program is imported and handles signals itself
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,8 +11,8 @@ from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
     """Remove the files that Hydra made for a refused run, then the folders that became empty.
 
-    `ours` has the names of the files and folders that Hydra made in the run directory. `made` has
-    the run directory and its parents as far as they did not exist before the run; None if unknown.
+    `ours` has the names of Hydra's files and folders inside the run directory. `made` tells which
+    of the run directory and its parents did not exist before the run; None if this is unknown.
     """
     for name in ours:
         remove(run_dir / name)

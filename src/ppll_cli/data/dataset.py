@@ -45,7 +45,7 @@ class Arrays:
 class ImageDataset(Classified):
     """A data set of labelled images that all have one size. A subclass reads its files.
 
-    A subclass that adds keys must be a frozen keyword-only dataclass with a field for each key.
+    A subclass that adds settings must be a frozen keyword-only dataclass with a field for each.
 
     Attributes:
         remedy: What error messages advise the user if `read` returns wrong images or labels.
@@ -74,7 +74,7 @@ class ImageDataset(Classified):
         return ImageSpec(channels, height, width, tuple(self.mean), tuple(self.std))
 
     def identity(self, splits: "dict[str, Split]") -> "Identity | None":
-        """Return digests of each split's pixels and labels; None if a split is not a `Split`."""
+        """Return digests of each split's pixels and labels; None if a split is of another class."""
         from ppll_cli.data.batches import Split
         from ppll_cli.data.identity import of_arrays
 

@@ -26,7 +26,7 @@ def mixed(
 
     The batch has normalised images float32 [B, C, H, W] and labels int64 [B], by name. `mixup` and
     `cutmix` are the methods' alphas: the share of an image in its mixture is drawn from
-    Beta(alpha, alpha). For CutMix, this is the share before the box is rounded and clipped. An
+    Beta(alpha, alpha). For CutMix, rounding and clipping (see `cut_mix`) then change the share. An
     alpha of 0 turns a method off. If both are on, each batch is mixed by one of them, chosen with
     equal probability.
 
@@ -46,7 +46,7 @@ def mixed(
 
 
 def unmixed(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give an evaluation batch the targets of a mixed batch; each label has the share 1."""
+    """Add `targets` to an evaluation batch, whose images are not mixed: its labels have share 1."""
     return {**batch, **targets(batch[LABEL], batch[LABEL], 1.0)}
 
 

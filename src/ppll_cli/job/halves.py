@@ -89,9 +89,9 @@ def backward_to_inputs(
 class _Group:
     """Weights whose gradients must be computed in one call, because they share an operation.
 
-    `weights` are the autograd nodes that add to `.grad` of the weights. `nodes` are the operations
-    that use the weights and lead to the inputs. `given` has one `_Start` for each output that
-    depends on the weights but on no input.
+    `weights` has, for each weight, the autograd node that adds to its `.grad`. `nodes` are the
+    operations that use the weights and lead to the inputs. `given` has one `_Start` for each output
+    that depends on the weights but on no input.
     """
 
     weights: set[Node]
@@ -123,7 +123,7 @@ class _Graph:
         self._next = _walk(roots)
         self._to_inputs: set[Node] = set()
         self._weights: dict[Node, Tensor] = {}
-        # The weights to which each node leads directly, or through nodes that lead to no input.
+        # For each node: the weights that it reaches through no other node that leads to an input.
         self._own: dict[Node, set[Node]] = {}
         leaves, learnt = set(map(id, inputs)), set(map(id, weights))
         for node, following in self._next.items():

@@ -163,10 +163,10 @@ def squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, squared: Tensor) -> None:
-    """Scale the gradients of parameters in place, so that a gradient norm is at most `limit`.
+    """Scale the gradients of parameters in place, to clip a gradient norm to `limit`.
 
-    `squared` is the squared norm before the scaling, a float64 scalar. It is the norm of these
-    gradients, or of these and others, for example of all gradients of the model.
+    `squared` is the square of this norm before the scaling, a float64 scalar. The norm covers these
+    gradients, and maybe others, for example all gradients of the model.
     """
     torch.nn.utils.clip_grads_with_norm_(parameters, limit, squared.sqrt().float())
 

@@ -38,9 +38,9 @@ def write_results(
 ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
     """Write each result, even if another result cannot be written.
 
-    `reports` has the last report of each worker; it is empty after an `error`. Without an `error`,
-    the status becomes "failed" if a model cannot be written. Return the summary (None if it could
-    not be made), and an error for each file that could not be written.
+    `reports` has the last report of each worker; it is empty if the run ended with an `error`. In
+    other runs, the status becomes "failed" if a model cannot be written. Return the summary (None
+    if it could not be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
     last = run_dir / "checkpoints" / "last"

@@ -57,7 +57,7 @@ class Run:
         options: Command-line options that name folders of configurations, such as `--config-dir`.
         began_s: The time from which `max_minutes` are counted, on the clock of `time.monotonic`.
         direction: "minimize" or "maximize", if a sweeper searches and its direction is known.
-        objective: Key in the summary of the value that a sweeper optimizes; set by `execute`.
+        objective: Key of a number in the summary, which a sweeper optimizes; set by `execute`.
     """
 
     settings: Settings

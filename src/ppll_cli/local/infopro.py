@@ -64,8 +64,8 @@ class InfoPro(LocalMethod):
             the smaller one (our choice).
         width: Largest number of channels. A convolution with fewer than `width` input channels has
             stride 2 and doubles the number of channels, but to at most `width`. Any other
-            convolution has stride 1 and `width` output channels. For more than `width` input
-            channels this is our choice.
+            convolution has stride 1 and `width` output channels (our choice if it has more than
+            `width` input channels).
         hidden: Width of the perceptron's hidden layer, and of the contrastive vectors.
         convolutions: Number of convolutions of the classifier.
         decoder_width: Number of channels inside the decoder.
@@ -81,7 +81,7 @@ class InfoPro(LocalMethod):
     temperature: Positive = 0.07
 
     def criterion(self, site: Site, key: str = "local") -> Criterion:
-        """Return the loss of a module; errors about data without images name the setting `key`."""
+        """Return a module's loss. An error about data without images names the setting `key`."""
         classes = classes_of(site.task, "infopro", key="local")
         weights = self.weights_at(site)
         if not any(weights):
@@ -122,7 +122,7 @@ class InfoPro(LocalMethod):
 
 
 def _images(site: Site, key: str) -> ImageSpec:
-    """Return the description of the images; refuse the setting `key=infopro` without images."""
+    """Return the description of the images; without images, raise an error that names `key`."""
     if not isinstance(site.input_spec, ImageSpec):
         problem = "reconstructs images, but the data set has none"
         remedy = "choose another, or leave out the reconstruction: local.weights=[0,1,0,1]"

@@ -40,8 +40,8 @@ def named_partitions(depth: int) -> Mapping[str, Sequence[str]]:
     A partition lists the first unit of each module except module 0. Only depths 32 and 110 have
     partitions.
 
-    In AugLocal's code (github.com/ChenxiangMA/AugLocal), the last d + 1 residual units and the head
-    form one module. Before them, the stem and each residual unit are modules of one unit.
+    In `auglocal_d{d}`, as in AugLocal's code (github.com/ChenxiangMA/AugLocal), the last d + 1
+    residual units and the head form one module. All earlier units are modules of one unit.
 
     In MAN's code (arXiv 2507.16279), the stem is a separate module. For ResNet-32, the residual
     units are cut into modules as in InfoPro's K8 or K16. For ResNet-110, K55 makes a module of each

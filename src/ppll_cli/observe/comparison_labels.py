@@ -27,7 +27,7 @@ def labels(groups: Sequence[Group]) -> list[str]:
 
     A label begins with the name of the run if this name is short, as in a sweep. A long name is at
     the end of a label, and only if several labels would be equal without it. The status follows,
-    unless it is the status that `_completed` returns.
+    if it is not the usual one (see `_completed`).
     """
     several = len({group.first.gpus for group in groups}) > 1
     told = [
@@ -59,10 +59,10 @@ def _given(groups: Sequence[Group]) -> list[list[str]]:
 
 
 def _completed(groups: Sequence[Group]) -> str:
-    """Return the status that labels leave out: all runs of a group are completed.
+    """Return the usual status, which labels leave out: all runs of a group are completed.
 
-    If some groups have more runs than others, only the status of a completed single run is left
-    out. So the labels show how many runs the other groups have.
+    If groups have different numbers of runs, this is the status of a completed single run. Then
+    the label of a larger group shows its number of runs, such as "3 completed".
     """
     sizes = {len(group.rows) for group in groups}
     most = max(sizes, default=1)

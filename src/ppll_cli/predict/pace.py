@@ -103,7 +103,7 @@ def mean_neighbours(
 
     Stages repeat their instructions every `batch_s` seconds, so times are taken modulo `batch_s`.
     On each machine, at most `limit` other workers are counted. If a stage has replicas on several
-    machines, the result is for the machine with the largest number, because replicas wait for the
+    machines, the result is the largest mean of these machines, because replicas wait for the
     slowest replica.
     `workers` has, for each stage, the number of its workers by machine.
     """
@@ -128,7 +128,7 @@ def mean_neighbours(
 def _integral_of_others(
     pieces: Sequence[Sequence[_Spans]], workers: Sequence[int], limit: int, period_s: float
 ) -> Callable[[float], float]:
-    """Return a function that integrates the number of other busy workers from 0 to a given time.
+    """Return a function that integrates, from 0 to a time, how many others work beside a worker.
 
     At most `limit` others are counted. `pieces` has, for each stage, the intervals in which its
     instructions run, in [0, `period_s`]. `workers` has each stage's number of workers on the

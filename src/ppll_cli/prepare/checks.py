@@ -142,7 +142,7 @@ def _averaged(job: Job, stage: int, count: int) -> list[int]:
 def check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
-    Some parts of the graph run in both halves, which neither key allows.
+    Some parts of the graph run in both halves. `compile` and `recompute` do not allow this.
     """
     for key in ("compile", "recompute"):
         if getattr(job.settings, key) and job.halves:

@@ -65,7 +65,7 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
 def _first_unfit(
     way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
 ) -> tuple[str, str] | None:
-    """Return the name of the first unit with wrong gradients, and the problem; None if no unit."""
+    """Return name and problem of the first unit with wrong gradients; None if all are right."""
     tried = set()
     for unit, specs in zip(units, before, strict=True):
         recipe = recipe_of(unit, specs)

@@ -1,4 +1,4 @@
-"""Allocates and shares the memory for the slots of a ring."""
+"""Allocates and shares the memory of a ring, which holds the slots of a channel."""
 
 import pickle
 import re
@@ -31,7 +31,7 @@ class Memory:
     tensor: Tensor | None = None
 
     def open(self) -> None:
-        """Prepare the memory in this process, if it exists before the receiver's `offer`."""
+        """Prepare memory that both processes have from the start; do nothing for other memory."""
 
     def offer(self) -> bytes:
         """Open the memory at the receiver's end; return data for `accept`, empty if not needed."""

@@ -38,7 +38,7 @@ class Progress:
 
     Attributes:
         items: Number of batches and marks that the worker has handled.
-        trained: Number of training batches among them.
+        trained: Number of training batches among these items.
         reported: Number of optimizer steps at the last report of training.
         training: Whether the time of training was being measured (see `Worker._end_training`).
         trace: The traced spans; empty until the trace is complete.
@@ -88,7 +88,7 @@ class Snapshots:
         most: Largest number of messages on the stage's busiest channel between two snapshots; the
             channels have slots to keep this many.
         fixed: Whether a snapshot is always taken after `most` messages. If False, it is taken
-            earlier if snapshots still take little time.
+            earlier, as long as snapshots take little of the time (see `messages_between`).
     """
 
     def __init__(self, folder: str, most: int, fixed: bool, links: Links) -> None:

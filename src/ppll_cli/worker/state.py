@@ -35,7 +35,7 @@ def tensors_of(chunks: Iterable[Networks]) -> dict[str, Tensor]:
 
 
 def restore(chunks: Iterable[Networks], saved: Mapping[str, Tensor]) -> None:
-    """Load the state of chunks from a checkpoint, even one of a run with other stages."""
+    """Load the state of chunks from a checkpoint. The run that saved it may have other stages."""
     for chunk in chunks:
         for prefix, network in _named_networks(chunk):
             kept = network.state_dict()
@@ -80,7 +80,7 @@ def _named_networks(chunk: Networks) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _transient(chunk: Networks) -> Iterator[tuple[str, nn.Module, Tensor]]:
-    """Yield name in a checkpoint, network and buffer for each `transient` buffer.
+    """Yield each `transient` buffer: its name in a checkpoint, its network, the buffer itself.
 
     These are the buffers that `state_dict()` lacks, and all buffers of exports.
     """

@@ -106,9 +106,9 @@ class Tensors:
     def take_input_gradients(self, micro_batch: int) -> Named:
         """Remove and return the gradients of the inputs, by name.
 
-        An input without influence on the loss has no gradient, not a gradient of zeros. Zeros would
-        give gradients to earlier weights, and then weight decay would change these weights. With
-        back-propagation on one device, these weights stay unchanged.
+        An input without influence on the loss is left out. If its gradient were zeros, earlier
+        weights would get gradients, and weight decay would change these weights. Back-propagation
+        on one device does not change them.
         """
         held = self[micro_batch]
         leaves, held.leaves = held.leaves, {}

@@ -60,7 +60,7 @@ class Upstream:
         self._send_version(instruction, step + instruction.ahead, step + 1)
 
     def _version(self, watcher: int, step: int) -> Version:
-        """Return the version that a loss reads in the batch after `step` optimizer steps."""
+        """Return which version of the weights a loss reads in the batch after `step` steps."""
         return Version(step + 1 - self._job.routes.watches[watcher].lag)
 
     def _show(self, watcher: int, weights: Mapping[str, Tensor], version: Version) -> None:

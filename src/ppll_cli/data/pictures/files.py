@@ -72,7 +72,7 @@ def cut_out(path: Path, side: int, box_in: Callable[[int, int], Box]) -> Image.I
 
     `box_in` returns the piece, in pixels, given width and height of the upright picture. A JPEG
     that is much larger than needed is decoded at a half, a quarter or an eighth of its size, which
-    is faster; `_GAP` keeps the difference invisible.
+    is faster. It stays large enough (see `_GAP`) to make the difference invisible.
     """
     with _opened(path) as (image, found):
         width, height = found.upright

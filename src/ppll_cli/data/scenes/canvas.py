@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 class Painted(NamedTuple):
-    """A painted scene, uint8 [S, S, 3], and its objects; none is ignored."""
+    """A painted scene, uint8 [S, S, 3], and its objects. None of them is marked as ignored."""
 
     pixels: Bytes
     objects: list[Object]
@@ -174,7 +174,7 @@ def _around(solid: NDArray[np.bool_]) -> tuple[slice, slice]:
 def _fits(
     owner: NDArray[np.int_], here: tuple[slice, slice], solid: NDArray[np.bool_], areas: list[int]
 ) -> bool:
-    """Return whether enough of each item stays visible if `solid` is painted at `here`."""
+    """Return whether enough of each item stays visible behind a new item (`solid`) at `here`."""
     seen, lost = (
         np.bincount(pixels[pixels >= 0], minlength=len(areas))
         for pixels in (owner, owner[here][solid])

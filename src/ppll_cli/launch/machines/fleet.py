@@ -30,7 +30,7 @@ SILENT_S = 7.0
 """Seconds without a sign of life after which a machine's launcher is regarded as failed."""
 
 OWN_GAP_S = 3.0
-"""If `silent` is not called for more seconds, this launcher itself was stopped (SIGSTOP)."""
+"""If `silent` is not called for this many seconds, this launcher was stopped (SIGSTOP)."""
 
 LEAVING_S = 10.0
 """Seconds that machine 0 waits for the others to end first, because it may run their store."""
@@ -105,10 +105,10 @@ class Fleet:
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
-        """Return the error for a job that machine 0 gave up without a message about this job.
+        """Return the error for the current job, which machine 0 gave up without saying so.
 
-        Instead, `message` came. It is about another job or the end of all jobs, and the next call
-        of `hear` returns it again.
+        This is known because `message` came: it is about another job or the end of all jobs. The
+        next call of `hear` returns `message` again.
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")

@@ -67,7 +67,7 @@ class Leader:
         self._waiting: dict[Seat, deque[tuple[Report, Event]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
-        """Return False: machine 0's launcher itself handles the reports of its workers."""
+        """Return False, because machine 0's launcher handles its reports itself."""
         return False
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> Iterator[Report]:
@@ -172,7 +172,7 @@ class Follower:
     def pass_on(self, report: Report) -> bool:
         """Send a report to machine 0, and the file that it reports, if machine 0 lacks this file.
 
-        Return True.
+        Return True: machine 0's launcher handles the report.
         """
         self._fleet.tell({"kind": "report", "report": spelled(report)})
         if report["kind"] == "saved" and (parcels := self._fleet.parcels.get(0)):
@@ -191,7 +191,7 @@ class Follower:
             self._fleet.tell({"kind": "looks", "looks": looks})
 
     def handle_messages(self, handle: Callable[[Seen, Report], None]) -> list[Report]:
-        """Check whether machine 0 has ended the job. Return an empty list.
+        """Check whether machine 0 has ended the job. Return no failures: an empty list.
 
         Raises:
             WorkerFailedError: A worker failed on some machine.
