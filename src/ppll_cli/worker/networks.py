@@ -112,9 +112,8 @@ class Networks:
 
     @cached_property
     def unit_weights(self) -> list[nn.Parameter]:
-        """The units' parameters with `requires_grad`; one that two units share is listed once."""
-        found = [p for own in self.unit_parameters for p in own if p.requires_grad]
-        return list(dict.fromkeys(found))
+        """The units' parameters with `requires_grad`; two units cannot share a parameter."""
+        return [p for own in self.unit_parameters for p in own if p.requires_grad]
 
     @property
     def unit_state(self) -> list[Tensor]:
