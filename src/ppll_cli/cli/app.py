@@ -244,14 +244,14 @@ def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
     repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
     helps = len(broken) > len(repeat) or (CompareRuns.failed and not failures)
-    told = any(isinstance(error, Interrupted) for error in failures)  # the job has told the user
+    told = any(isinstance(error, Interrupted) for error in failures)  # the job said how to resume
     if sweep.resume_command and helps and not told:
         sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
     if failures:
         raise failures[0]
     if CompareRuns.interrupted:
         raise Interrupted(signal.SIGTERM)
-    if CompareRuns.failed:  # jobs that Hydra's launcher ran in other processes
+    if CompareRuns.failed:  # Hydra's launcher ran these jobs in other processes
         problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
         log.error("ppll-run: %s", problem)
         raise RunFailedError(problem)

@@ -71,7 +71,7 @@ def report(asked: EvaluationRequest) -> None:
 
 
 def _check_unseen(asked: EvaluationRequest, run: LoadedRun) -> None:
-    """Refuse to test on samples of the run's training set, as far as its record shows them."""
+    """Refuse to test on the run's training samples, as far as the run's record shows them."""
     if asked.split not in ("test", "val"):
         return
     if asked.compares_data:
@@ -164,7 +164,7 @@ def _show(
 
 
 def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:
-    """Return the split and its metric as text, as in the last line of a run."""
+    """Return the split, the metric and its value as text, such as "test accuracy 0.9123"."""
     metric = run.task.metric
     split = found.split + AVERAGED if ema else found.split
     return f"{split} {metric} {_number(found.result.get(metric))}"

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 SCHEDULES = ("bp", "ll", "pp", "gpipe", "1f1b", "interleaved", "zb_h1", "ppll")
 GPUS = (1, 2, 4, 8)
 LISTED = 4
-"""Up to this number of edges (pairs of stages that exchange tensors), each gets its own line."""
+"""Largest number of edges (pairs of stages that exchange tensors) that are listed one by one."""
 
 FEW = 2
-"""Number of values that a table's cell can show. Of more values, the cell shows the largest."""
+"""Number of values that a cell can show. If there are more, the cell shows only the largest."""
 
 DESCRIPTION = """\
 Measures the units of a model, and predicts for each schedule and number of devices: samples per
@@ -111,7 +111,7 @@ def _count(text: str) -> int:
 class Plan:
     """What the command line asks for: numbers of devices, and the configuration of each schedule.
 
-    `replicas` has the numbers of replicas to plan for; None to find the fastest.
+    `replicas` has the numbers of replicas to plan for. If it is None, the fastest number is found.
     """
 
     gpus: tuple[int, ...]
@@ -179,8 +179,8 @@ class Plan:
         """Return the settings of a run with the schedule `name`.
 
         If `threads` is not set, each worker gets cores // n threads in all runs of the plan. Here,
-        cores is the number of usable CPU cores, and n the plan's largest number of devices that is
-        at most cores. If there is no such n, each worker gets one thread.
+        cores is the number of usable CPU cores. n is the largest of the plan's numbers of devices
+        that do not exceed cores. If all exceed cores, each worker gets one thread.
         """
         config = self.configs[name]
         cores = usable_cores()

@@ -109,7 +109,7 @@ class Planner:
         return max(known, key=lambda row: row.speed_up, default=None)
 
     def check(self) -> None:
-        """Raise the error of the first schedule if nothing could be predicted."""
+        """Raise the first error if nothing could be predicted."""
         if self._errors and not self._found:
             raise self._errors[0]
 

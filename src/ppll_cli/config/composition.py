@@ -28,7 +28,7 @@ CONFIG = "config"
 """The name of the program's main configuration."""
 
 LONGEST_NAME = 100
-"""Largest number of characters of a run's name in its folder's name."""
+"""Largest number of characters of a run's name that become part of its folder's name."""
 
 
 def register_resolvers() -> None:
@@ -47,7 +47,7 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and each group's option. Initialise Hydra first."""
+    """Return the resolved configuration and each group's option. The caller initialises Hydra."""
     from hydra import compose
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf

@@ -47,7 +47,7 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the current name of each group's option; a name that is not a text stays unchanged."""
+    """Return an older run's options, by group, with current names; keep a name that is no text."""
     return {
         group: OPTIONS.get((group, name), name) if isinstance(name, str) else name
         for group, name in choices.items()

@@ -112,8 +112,8 @@ def _set(flags: _Flags) -> None:
 def _without_warning() -> Iterator[None]:
     """Ignore torch's warning that `fp32_precision` will replace the `allow_tf32` switches.
 
-    Every version of torch has `allow_tf32`, which also sets `fp32_precision`. With `fp32_precision`
-    alone, code that still reads `allow_tf32` fails, such as torch.compile of torch 2.10.
+    Every version of torch has `allow_tf32`; setting it sets `fp32_precision` too. If we set only
+    `fp32_precision`, code that reads `allow_tf32` would fail, such as torch.compile of torch 2.10.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")

@@ -93,7 +93,7 @@ def check_data(
 
 
 def recorded_identity(before: Recorded) -> Identity:
-    """Return the identity of a run's data (see `data.identity`) at its start; empty if unknown."""
+    """Return the identity (see `data.identity`) of the data at a run's start; empty if unknown."""
     with suppress(OSError, ValueError):
         found: Identity = read_json(before.run_dir / DATA_FILES)
         if digest_of(found) == before.data_sha256:
@@ -177,7 +177,7 @@ def finished(
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the list `restarts` of the summary that a run wrote before it was resumed."""
+    """Return the restarts of workers that a run's summary listed before the run was resumed."""
     try:
         found = read_json(run_dir / SUMMARY_FILE)["restarts"]
     except (OSError, ValueError, KeyError, TypeError):  # no restarts, or a damaged file

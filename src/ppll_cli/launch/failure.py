@@ -30,7 +30,7 @@ REMEDIES = {
 """What the user can do if results cannot be written, by the operating system's error number."""
 
 _ELSEWHERE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-"""Error numbers for which results cannot be written, even if the error names a file elsewhere."""
+"""With these errors, results cannot be written, whichever file the error names."""
 
 _QUOTED = (*_ELSEWHERE, errno.EFBIG)
 """If the text of an exception contains one of these error numbers, the user is told a remedy.
@@ -44,7 +44,7 @@ _WORDS = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
 
 
 def tell(error: PpllError, run_dir: Path, resume_command: str) -> None:
-    """Log why a run ended early and, unless the run would fail again, the command to resume it."""
+    """Log why a run ended early, and the command to resume it or why resuming cannot help."""
     if isinstance(error, Interrupted):
         to_file(f"ppll-run: {error}")  # the terminal shows this line when the program ends
         log.info(_how_to_resume(run_dir, resume_command))
@@ -107,7 +107,7 @@ def run_failed(error: Exception, run_dir: Path, doing: str = "") -> RunFailedErr
 
 
 def _quoted_remedy(text: str, run_dir: Path) -> str | None:
-    """Return the remedy for an error number of `_QUOTED` in a text; None if the text has none."""
+    """Return what the user can do if a text has an error number of `_QUOTED`; None without one."""
     found = [int(a or b) for a, b in _WORDS.findall(text)]
     return next((_remedy(number, run_dir) for number in found if number in _QUOTED), None)
 

@@ -82,8 +82,8 @@ def socket_folder() -> Path:
         ConfigError: No such folder can be created.
     """
     place = _place()
-    # `_claim` removes leftovers only in the folder where it claims one, and few processes claim a
-    # folder in shared memory. So leftovers there are removed here.
+    # `_claim` removes leftovers only in the place where it creates a folder. Few processes create
+    # one in shared memory, so leftovers in shared memory are removed here.
     _clear(SHARED_MEMORY / f"ppll-run-{os.getuid()}")
     for short in (place, *map(Path, SHORT_PLACES)):
         if len(os.fsencode(short / f"ppll-run-{os.getuid()}" / _name())) > LONGEST_FOLDER:

@@ -83,7 +83,7 @@ def drawn_by_he(network: nn.Module) -> nn.Module:
 
 
 def head_of(head: nn.Module, kind: type[Head], setting: tuple[str, object], other: str) -> Head:
-    """Return the model's head if it is a `kind`, the class that a setting requires.
+    """Return the model's head if it has the class `kind`, which a setting requires.
 
     Otherwise raise a ConfigError that names the setting (its key and value). The message ends with
     `other`, which says what the user can do instead.

@@ -22,9 +22,9 @@ class ViTBlocks(LocalMethod):
 
     Args:
         depth: Number of blocks of each auxiliary network; 0 means the head alone. A list has one
-            number for each module except the last. With a text `front-back`, such as `2-0`, the
-            number changes linearly, rounded, from `front` at the first of these modules to `back`
-            at the last. This is our reading of the paper's "front blocks 1 or 2, last blocks 0".
+            number for each auxiliary network. With a text `front-back`, such as `2-0`, the number
+            changes linearly, rounded, from `front` for the first auxiliary network to `back` for
+            the last. This is our reading of the paper's "front blocks 1 or 2, last blocks 0".
     """
 
     def __init__(self, *, depth: int | list[int] | str = 1) -> None:

@@ -76,8 +76,8 @@ def cell(
 ) -> str:
     """Return a group's mean of a measure and, with several seeds, its standard deviation, as text.
 
-    Numbers are divided by `scale`. `NOISE` is added if noise can explain the difference between
-    `group` and `against`. The two groups are compared in the measure `judged`; if it is None, in
+    Numbers are divided by `scale`. The sign `NOISE` is added if noise can explain how `group`
+    differs from `against`. The two groups are compared in the measure `judged`; if it is None, in
     `measure`. If `counted`, the number of seeds follows the standard deviation.
     """
     found = group.spread(measure)
@@ -217,7 +217,7 @@ def _mean(name: str, key: str) -> Column:
 
 
 def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means, with `NOISE` if noise can explain how two groups differ.
+    """Return a column of means; `NOISE` follows a mean if noise can explain how two groups differ.
 
     A group is compared with its baseline for a speed-up, and with its reference for other means.
     """

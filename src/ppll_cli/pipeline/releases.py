@@ -1,4 +1,4 @@
-"""The pass that frees the slots of received messages as early as possible."""
+"""Adds the instructions that free the slots of received messages as early as possible."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

@@ -24,11 +24,11 @@ class UnitTimes(NamedTuple):
     """The time and memory of the units of a chain.
 
     Attributes:
-        backward_s: Seconds of each unit's backward pass; if split, of the half for the inputs.
+        backward_s: Seconds of each unit's backward pass or, if it is split, of its half for inputs.
         step_s: Seconds of the optimizer's step for all units.
         params: Number of trained parameters of each unit.
         frozen_bytes: Bytes of each unit's parameters that are not trained.
-        weight_s: Seconds of each unit's half for the parameters; empty without split passes.
+        weight_s: Seconds of the half for parameters, for each unit; empty if no pass is split.
     """
 
     forward_s: list[float]

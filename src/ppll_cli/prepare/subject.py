@@ -108,11 +108,11 @@ class Subject:
         return named
 
     def at_ends(self, modules: tuple[range, ...]) -> Found:
-        """Return what each module runs after its last unit, and the tensors before each unit.
+        """Return what each module runs after its last unit; also the tensors before each unit.
 
         Raises:
-            ConfigError: The local method does not fit the model, or it has an export or a `Watch`
-                that is not allowed.
+            ConfigError: The local method does not fit the model, or one of its exports, watched
+                units or lags is not allowed.
         """
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
@@ -163,7 +163,7 @@ def examine(settings: Settings) -> Subject:
     key, path = as_typed("model", settings.model.get("_target_"))
 
     local = {k: v for k, v in settings.local.items() if k not in ("modules", "cuts")}
-    # This key of `local=greedy` is also passed to a user's class, which may lack the argument.
+    # A user's class (`local._target_`) may lack this argument, so null is not passed.
     if local.get("detection_head") is None:
         local.pop("detection_head", None)
     if settings.fba.enabled and "bank" in local:  # fill in the bank's defaults, to record them

@@ -52,8 +52,8 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
     This is torchvision's Matcher with low-quality matches, written so that no tensor's shape
     depends on values in tensors. The overlap of an anchor and a box is their intersection over
     union. An anchor is matched to the box that it overlaps most, if the overlap is at least
-    `FOUND_FROM`. If `forced`, this limit does not apply to the anchor that has the largest overlap
-    with a box.
+    `FOUND_FROM`. If `forced`, this limit does not apply to the best anchor of each box, the one
+    with the largest overlap.
 
     Boxes are float [..., N, 4] and anchors float [..., A, 4], where `...` is nothing or the
     pictures of a batch. `wanted`, bool [..., N], says which boxes may be matched.

@@ -153,7 +153,7 @@ class Classification:
         return Details("class", entries, confusion.tolist())
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a pool and a Linear layer."""
+        """Return the smallest head for features of this shape: a pool and a Linear layer."""
         return nn.Sequential(Pool(len(shape)), nn.Linear(pooled_width(shape), self.classes))
 
 

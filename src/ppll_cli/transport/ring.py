@@ -39,7 +39,7 @@ class RingTransport:
         return no_room(size)
 
     def descriptors(self, slots: int, tensors: int) -> int:
-        """Return 3: one for the shared memory, and one for an end of each of the two pipes."""
+        """Return the number of file descriptors of an end: 1 for the memory, 1 for each pipe."""
         return 3
 
     def channel(

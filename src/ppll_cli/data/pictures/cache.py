@@ -70,7 +70,7 @@ def kept(
 
 
 def stamped(path: Path) -> tuple[str, int, int]:
-    """Return the `stamp` of a picture's file, or raise the error of `unreadable`."""
+    """Return path, size and modification time of a picture's file, or raise a ConfigError."""
     try:
         return stamp(path)
     except OSError as error:
@@ -159,7 +159,7 @@ def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def _quality(made: Bytes, wanted: Bytes, scale: int) -> tuple[float, float]:
-    """Return PSNR in dB and SSIM of two pictures without a border of `scale` pixels."""
+    """Return PSNR in dB and SSIM of two pictures; a border of `scale` pixels does not count."""
     import torch
 
     from ppll_cli.tasks.picture_quality import inner_luma, psnr, ssim_map

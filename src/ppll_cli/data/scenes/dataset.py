@@ -50,7 +50,7 @@ class DetectionDataset(Files, ABC):
             longer side would exceed `long_side`.
         long_side: Largest length of the longer side of a resized picture, in pixels.
         anchor: Side of the smallest anchors, in pixels of the resized pictures.
-        crowds: Whether ignored boxes are crowds, as in COCO, or single objects.
+        crowds: Whether ignored boxes are crowds, as in COCO; if not, they are single objects.
     """
 
     mean: list[FiniteFloat]
@@ -99,7 +99,7 @@ class DetectionDataset(Files, ABC):
                 log.warning("the %d pictures of %s have no objects: %s", len(scenes), name, then)
 
     def load(self) -> dict[str, Scenes]:
-        """Return the splits `train`, `test`, and perhaps `val`, which are equal in every run."""
+        """Return the splits `train`, `test`, and perhaps `val`; every run gets the same splits."""
         return self._splits
 
     @cached_property
