@@ -95,8 +95,8 @@ def _output(comparison: Comparison, folders: Sequence[Path]) -> Path:
 def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
-    Return the suffixes of the written files `comparison.*`. A picture that cannot be drawn is only
-    logged.
+    Return the suffixes of the written files `comparison.*`. If the picture cannot be drawn, only
+    log a warning.
 
     Raises:
         OSError: A table cannot be written.

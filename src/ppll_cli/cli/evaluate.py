@@ -1,6 +1,6 @@
 """ppll-eval: evaluate a finished run's model on its own data, other data, or a user's pictures.
 
-Slow imports are inside functions: `--help` and the refusal of a wrong command line import no torch.
+Slow imports are inside functions, so that `--help` and wrong command lines need not wait for torch.
 """
 
 import argparse

@@ -103,9 +103,9 @@ class FeatureBank(Section):
         shared_head: Whether the head that reads the features has the shape of the model's head.
         join: Where the features are fused with the auxiliary network's own. `head`: at the head of
             the auxiliary network, pooled. `input`: at its input, unpooled.
-        trains: What the loss of the head that reads the features trains. `module`: the module and
-            its auxiliary network. `probe`: only this head. Then a second head, which does not read
-            the features, trains the module.
+        trains: What is trained by the loss of the head that reads the features. `module`: the
+            module and its auxiliary network. `probe`: only this head. Then a second head, which
+            does not read the features, trains the module.
         normalize: Whether pooled vectors are normalised before they are fused.
         measure_zeroed: Whether evaluations also measure each local head with the features of the
             bank set to zero.
@@ -130,7 +130,7 @@ class FeatureBank(Section):
     def resolved(self, first: bool) -> Self:
         """Return a copy in which defaults replace None.
 
-        `first` says whether the default of `features` is `first`; otherwise it is `every`. If the
+        The default of `features` is "first" if the argument `first` is true, else "every". If the
         bank is not enabled, nothing is replaced.
         """
         if not self.enabled:
@@ -156,7 +156,7 @@ class FeatureBank(Section):
         return self
 
     def _refuse(self, key: str, problem: str) -> None:
-        """Raise an error with this problem if a key does not have its default value."""
+        """Raise an error with text `problem` if option `key` does not have its default value."""
         if (value := getattr(self, key)) != type(self).model_fields[key].default:
             raise ConfigError(f"fba.{key}", value, problem)
 

@@ -187,7 +187,7 @@ def _by_number(content: dict[str, Any], key: str) -> dict[int, _Entry]:
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    # The comparison excludes NaN and infinity; isfinite fails for an int too large for a float.
+    # The comparison also refuses NaN and infinity. `isfinite` would raise for very large ints.
     return isinstance(value, int | float) and type(value) is not bool and abs(value) <= MOST_PIXELS
 
 

@@ -25,7 +25,7 @@ _HOLD_OUT_SEED = 20240607  # never change it: it decides which samples are `val`
 
 
 def cache_root() -> Path:
-    """Return the cache folder for data: the root if `data.root` is null. It may not exist yet."""
+    """Return the cache folder for data. `data.root=null` means this folder. It may not exist."""
     folder = cache_folder()
     if folder is None:
         raise ConfigError(

@@ -41,7 +41,7 @@ from ppll_cli.leaves.files import apply_umask, make_folder, remove
 log = logging.getLogger(__name__)
 
 EMA = "ema."
-"""Prefix of the names of averaged weights in a checkpoint, before a unit's name."""
+"""Averaged weights in a checkpoint have this prefix before the unit's name."""
 
 Unreported = Mapping[int, Mapping[str, Any]]
 """Training measurements since the last report, as plain data, by the module's number."""

@@ -56,7 +56,7 @@ class Job:
 
     In `settings`, a key that the user did not set can be None. The other fields, and the property
     `threads`, have the values that the program chose for such keys. `local` has the options of the
-    local method, with the defaults of its feature bank.
+    local method; in its feature bank's options, defaults replace None.
 
     `snapshot_every` is the largest number of messages on a channel between two snapshots of a
     stage, or 0 if workers are not restarted.
@@ -150,7 +150,7 @@ class Job:
         return self.homes[self.number(seat)] if self.homes else 0
 
     def place_name(self, seat: Seat) -> str:
-        """Return the name of a worker's device for users, with its machine if there are several."""
+        """Return a text with a worker's device and, if there are several machines, its machine."""
         return place_name(self.device(seat), self.home(seat), len({*self.homes}))
 
     def name(self, seat: Seat) -> str:
@@ -159,7 +159,7 @@ class Job:
 
     @property
     def warmup(self) -> int:
-        """Number of training batches before the steady state; all of them if fewer than five."""
+        """Number of training batches before the steady state; all if there are fewer than five."""
         steps = max(0, self.course.steps - self.start)
         return min(10, steps // 5) if steps >= 5 else steps
 
@@ -181,7 +181,7 @@ class Job:
         return used or self.settings.log_grad_norm
 
     def place(self, stage: int, microbatches: int) -> Place:
-        """Describe a stage to the schedule, for a training batch of that many micro-batches."""
+        """Describe a stage to the schedule; a training batch has `microbatches` micro-batches."""
         norms = self.needs_norm and not self.local_learning
         return Place(stage, self.routes, microbatches, norms, self.replicas)
 
@@ -268,7 +268,7 @@ class Job:
 
     @cached_property
     def _most_parts(self) -> int:
-        """Largest number of micro-batches of a batch, or of batches in an `EvaluationBatch`."""
+        """Largest number of a batch's micro-batches, or of evaluation batches computed together."""
         return max(self.microbatch_counts() | self.course.evaluation_counts())
 
     def crossing(self) -> dict[tuple[int, int], set[str]]:
@@ -339,5 +339,5 @@ class Job:
         return units
 
     def site(self, units: Sequence[Unit]) -> Site:
-        """Return the `Site` of module 0, for a local method; `units` are the model's units."""
+        """Describe module 0 to a local method; `units` are the model's units."""
         return Site(0, self.layout.modules, units, self.features, self.input_spec, self.task)

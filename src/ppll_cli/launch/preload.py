@@ -39,15 +39,15 @@ from ppll_cli.transport.descriptors import raise_limit  # noqa: E402
 
 raise_limit()
 
-# Without the next import, each worker would need a second to import this module in its first
-# backward. Torch's compiler and torchvision are not imported here, because each of them takes
-# nearly as long as torch: only the workers that need them import them.
+# Each worker's first backward needs the following module, and would take a second to import it.
+# Torch's compiler and torchvision are not imported here, because each of them takes nearly as long
+# as torch: only the workers that need them import them.
 import torch.fx.experimental.symbolic_shapes  # noqa: E402, F401
 
 import ppll_cli.worker.process  # noqa: E402, F401
 from ppll_cli.worker.memory import keep_freed_memory  # noqa: E402
 
 keep_freed_memory()
-gc.freeze()  # modules are never freed, so the garbage collector need not visit them
+gc.freeze()  # imported modules are never freed, so the garbage collector need not visit them
 gc.enable()
 _end_with_parent(0)

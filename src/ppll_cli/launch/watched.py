@@ -17,7 +17,7 @@ from ppll_cli.transport.memory import remove_left
 from ppll_cli.worker import process
 
 LEAVE_S = 5.0
-"""Seconds to wait until a worker that is done, killed or dead has exited."""
+"""Seconds to wait for the exit of a worker's process that is done, killed or dying."""
 
 
 @dataclass(kw_only=True)

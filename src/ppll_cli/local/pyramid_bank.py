@@ -25,15 +25,15 @@ class PyramidBank(Bank):
         self.task = task
 
     def form(self, shape: Shape) -> nn.Module | None:
-        """Return the identity for maps whose stride a pyramid can read; None for other maps."""
+        """Return the identity, as the bank holds unchanged maps; None if no pyramid reads them."""
         return nn.Identity() if self.task.stride("fba", "on", shape) in STRIDES else None
 
     def network(self, copies: Copies, banked: Sequence[Shape], bank: FeatureBank) -> nn.Module:
         """Return a pyramid that reads banked maps, the module's map and the maps of copied units.
 
-        For `LevelDetection`, return copied units and a `LevelHead`, which reads their output and
-        banked maps. A copied unit is then used only if the stride of its map is at most 8, or at
-        most the stride of the module's map.
+        For `LevelDetection`, return a network of copied units and a `LevelHead`, which reads their
+        output and banked maps. Copied units are then used only if their map's stride is at most 8,
+        or at most the stride of the module's map.
         """
         head = head_of(copies.head, PyramidHead, ("local", "fba"), "use local=greedy")
         if not bank.shared_head:

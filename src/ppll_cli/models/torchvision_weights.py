@@ -40,9 +40,9 @@ def from_torchvision(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Pass the result to `PlainModel.load_state_dict`, which refuses weights that do not fit its
     model. The result and `state_dict` share their tensors. These models of torchvision have a
     corresponding model: ResNet-18, 34, 50, 101 and 152 (`ResNet` with `stem="imagenet"`),
-    VisionTransformers (`ViT` with `pooling="cls"`), and RetinaNets with such ResNets whose P6 is
-    made from P5 (`RetinaNet`). Weights do not show the number of attention heads, so give `ViT` as
-    many heads as the original model has.
+    VisionTransformers (`ViT` with `pooling="cls"`), and RetinaNets (`RetinaNet`) that have such
+    a ResNet and make P6 from P5. Weights do not show the number of attention heads, so give `ViT`
+    as many heads as the original model has.
     """
     return {our_name(key): tensor for key, tensor in state_dict.items()}
 

@@ -136,7 +136,7 @@ class Head(ClassifierHead):
 
     def pooled(self, x: Tensor) -> Tensor:
         """Convert tokens [B, T, D] to vectors [B, D]."""
-        # LayerNorm works on each token separately, so only used tokens are normalised.
+        # LayerNorm works on each token separately, so `cls` needs it only for the class token.
         vectors: Tensor = self.ln(x[:, 0]) if self.pooling == "cls" else self.ln(x).mean(dim=1)
         return vectors
 
@@ -227,7 +227,7 @@ class ViT:
 
 
 def _divisors(number: int) -> str:
-    """Return the remedy for a value that must divide a number."""
+    """List the divisors of `number`, as the remedy in an error message."""
     small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
     every = sorted({*small, *(number // divisor for divisor in small)})
     return f"possible: {', '.join(map(str, every))}"

@@ -241,7 +241,7 @@ def guarded(name: str, config: Mapping[str, Any]) -> Guarded:
 def line_scalars(line: Mapping[str, Any]) -> dict[str, float]:
     """Return a line's numbers by keys such as `test/accuracy` and `module_3/train/loss`.
 
-    Only lines of the model's own head include the learning rate, which all modules share.
+    All modules share the learning rate, so it is returned only for lines of the model's own head.
     """
     module = "" if line["module"] is None else f"module_{line['module']}/"
     prefix = f"{module}{line['split']}/"

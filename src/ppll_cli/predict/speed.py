@@ -33,7 +33,7 @@ class EdgeLoad:
     Attributes:
         stages: The two stages, the lower one first.
         bytes_per_batch: Bytes that travel for one batch.
-        between_machines: Whether the two workers are on different machines in any replica.
+        between_machines: Whether the stages are on different machines, in any replica.
         busy_fraction: Fraction of time in which the connection is in use, in the direction with
             more bytes. None without a connection: then the sender copies each message into shared
             memory.
@@ -86,7 +86,7 @@ def predict(
     CPU cores share caches and memory, so a stage takes longer while other stages compute. Every
     unit is measured twice: alone, and while other processes compute. The time of an instruction is
     interpolated between these two times, by the number of other workers that compute while it runs.
-    This number depends on the times of all instructions, so both are found by iteration.
+    This number depends on the times of all instructions, so an iteration finds numbers and times.
 
     `neighbours` is the largest number of other workers that compute on a worker's CPU at the same
     time. If it is given, all workers are assumed to be on one machine. If it is None,

@@ -79,9 +79,9 @@ def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: 
 def _odd(
     reads: Sequence[str], specs: Mapping[str, ValueSpec], makers: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the entries of `makers` for tensors in `reads` that are not float32.
+    """Map the name of each tensor in `reads` that is not float32 to the unit that made it.
 
-    `makers` maps the name of each tensor that a unit has made to the name of this unit.
+    `makers` maps names of tensors to the units that made them. Other tensors are left out.
     """
     names = [name for name in reads if specs[name].dtype != torch.float32]
     return {name: makers[name] for name in names if name in makers}

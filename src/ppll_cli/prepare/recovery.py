@@ -28,8 +28,8 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
     """Return the job with `snapshot_every` set, if failed workers are to be restarted alone.
 
-    If not, return the job unchanged. This depends on the options of the group `recover`, and on
-    whether the job and shared memory allow restarts. Only the shared memory of this machine, number
+    If not, return the job unchanged. The options of the group `recover` must ask for restarts, and
+    the job and shared memory must allow them. Only the shared memory of this machine, number
     `machine`, is checked. `costs` has the cost of each unit, and then of each module's auxiliary
     network. Notes for the user are appended to `notes`.
 
@@ -91,7 +91,7 @@ class _Room(NamedTuple):
 
     @classmethod
     def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
-        """Return the shared memory of a job on `machine`, or on all machines if this is None."""
+        """Return the shared memory of a job on `machine`, or on all machines if it is None."""
         job, layout = replace(job, snapshot_every=1), job.layout
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
         units = len(costs) - len(layout.modules)

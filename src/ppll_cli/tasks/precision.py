@@ -126,8 +126,8 @@ def _curve(there: Tensor, found: Tensor, total: int) -> tuple[Floats, Floats]:
 
     As in VOC's own code, a detection is compared with the box that it overlaps most. The detection
     is right if the overlap is at least 0.5 and no detection with a higher score has matched this
-    box. A detection that matches a difficult box is ignored. Unlike in VOC's code, coordinates are
-    edges of pixels, not indices of pixels.
+    box. A detection that matches an ignored box is not counted. Unlike in VOC's code, coordinates
+    are edges of pixels, not indices of pixels.
     """
     of_picture: dict[float, list[int]] = defaultdict(list)
     for index, picture in enumerate(there[:, 1].tolist()):

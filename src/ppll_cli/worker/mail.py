@@ -47,7 +47,7 @@ class Mail:
         channel, message = found
         receiver = self._links.receivers[channel]
         self.wait(receiver, "starved")
-        # On CUDA the stream waits here for the sender's queued work; this process does not.
+        # On CUDA, `receive` makes the stream wait for the sender's queued work, not this process.
         kind = "starved" if self._device.type == "cuda" else "transfer"
         with self._recorder.span(kind, instruction):
             header, tensors = receiver.receive()

@@ -60,12 +60,12 @@ class Sums:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any], device: torch.device) -> "Sums":
-        """Return the sums from what `plain` returned."""
+        """Restore sums from the result of their method `plain`."""
         rows = torch.tensor(plain["rows"], dtype=torch.float64, device=device)
         shaped = rows.reshape(len(plain["rows"]), plain["columns"])
         return cls(plain["loss"], plain["samples"], [shaped])
 
 
 def split_of(split: str, name: str) -> str:
-    """Return the key in `HeldChunk.sums` of a prediction; the main prediction is named ""."""
+    """Return the key in `HeldChunk.sums` for a split and a prediction; "" names the main one."""
     return f"{split}.{name}" if name else split

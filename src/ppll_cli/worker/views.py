@@ -31,8 +31,8 @@ def copy_gradients(tensors: Iterable[Tensor], memory: Container[int]) -> None:
 def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
     """Raise an error if the `with` body changes one of the tensors in place.
 
-    Other modules read the same tensors on this stage, but copies of them on other stages. So a
-    change would make the results depend on the stages. `code` names the body in the error message.
+    Other modules on this stage read the same tensors; modules on other stages read copies. So a
+    change would make results depend on the modules' stages. `code` names the body in the message.
 
     Raises:
         RuntimeError: A tensor was changed.
@@ -49,10 +49,10 @@ def unchanged(tensors: Mapping[str, Tensor], code: str) -> Iterator[None]:
 def without_aliases(made: Mapping[str, Tensor], held: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return a unit's outputs by name, so that no tensor that needs a gradient has two names.
 
-    `held` has the tensors that already have a name. If an output needs a gradient, and is one of
-    them or the same tensor as an earlier output, a view replaces it. Then autograd sums the
-    gradients of each name, and adds these sums at the end. It does the same if the outputs are sent
-    to another stage. Another order of additions would round differently.
+    `held` has the tensors that already have a name. An output that needs a gradient is replaced by
+    a view if it is in `held` or is the same tensor as an earlier output. Then autograd first sums
+    the gradients of each name, and then adds these sums. It uses the same order if the outputs are
+    sent to another stage. Another order would round differently.
     """
     taken, found = {id(tensor) for tensor in held}, {}
     for name, tensor in made.items():

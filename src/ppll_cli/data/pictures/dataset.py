@@ -30,9 +30,10 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
 
 @dataclass(frozen=True, kw_only=True)
 class PictureDataset(Files, ABC):
-    """A data set of small and large pictures of any size, in pairs. A subclass finds the files.
+    """A data set of pairs: a large picture and its small version. A subclass finds the files.
 
-    Pictures are not downloaded. `eval_limit` limits the number of pictures, not of tiles.
+    Pictures can have any size, and are not downloaded. `eval_limit` limits the number of pictures,
+    not of tiles.
 
     Attributes:
         cache: Folder for decoded pictures; None for the folder `pictures` in the cache folder.

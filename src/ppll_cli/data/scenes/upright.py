@@ -15,8 +15,8 @@ Boxes = NDArray[np.float32]
 def on_upright(path: Path, size: tuple[int, int], boxes: Boxes) -> Boxes:
     """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
 
-    `size` is width and height in the annotation. If they fit the upright picture, the boxes are not
-    changed. If they fit the stored picture, which EXIF turns, the boxes are turned as well.
+    `size` is width and height in the annotation. If it fits the upright picture, the boxes are not
+    changed. If it fits the stored picture, which EXIF turns, the boxes are turned as well.
 
     Raises:
         ConfigError: The file cannot be read, or `size` fits neither of the two pictures.

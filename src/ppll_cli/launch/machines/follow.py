@@ -138,7 +138,7 @@ def follow(fleet: Fleet) -> None:
     """Run this machine's part of each job, until machine 0 announces the end of all jobs.
 
     Raises:
-        PpllError: The last failure on this machine. Without a failure, machine 0's first refusal.
+        PpllError: A job failed on this machine, machine 0 refused a job, or a machine is silent.
     """
     failure: PpllError | None = None
     while (message := _next(fleet))["kind"] != "end":

@@ -99,7 +99,7 @@ class Parcels:
         return there
 
     def check(self) -> None:
-        """Raise RunFailedError if a transfer has failed. Later files are not transferred."""
+        """Raise RunFailedError if a transfer has failed. After that, no other transfer starts."""
         if self._problem:
             raise RunFailedError(self._problem)
 
