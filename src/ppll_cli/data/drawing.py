@@ -133,8 +133,8 @@ def _nearest(
 ) -> Rectangle | None:
     """Return the free place that is nearest to the box's middle; None if no place is free.
 
-    The places that are tried form a grid over the picture.
-    `last` has the largest left edge and the largest top edge of a place inside the picture.
+    The places that are tried form a grid over the picture. `last` is the top left corner of the
+    label when the label is at the bottom right of the picture.
     """
     width, height = size
     lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)

@@ -89,8 +89,8 @@ def kept_file(
     """Read a file of the cache; make its content first if the file is missing or damaged.
 
     `make` returns the content, and `write` converts it to the bytes of the file. Any exception of
-    `read` means that the file is damaged. A damaged file is replaced, also if it is a folder or a
-    link. If the new file cannot be written, only a warning is logged.
+    `read` means that the file is damaged. Then whatever is in its place is replaced, even a folder
+    or a link. If the new file cannot be written, only a warning is logged.
     """
     if (found := _undamaged(path, read)) is not None:
         return found

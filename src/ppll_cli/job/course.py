@@ -65,8 +65,8 @@ class Batch:
     training: bool = False  # False for a batch of an evaluation
     step: int = -1  # number of optimizer steps done before a training batch; -1 in evaluation
     samples: int = 0  # number of samples of a training batch, over all replicas
-    # In training, index of the share's first micro-batch in the whole batch. In evaluation, each
-    # micro-batch is a batch of the split, and this is the index of the first one in the split.
+    # Index of the share's first micro-batch: in training within the whole batch; in evaluation
+    # within the split, because each micro-batch is then a batch of the split.
     first_micro_batch: int = 0
     first_sample: int = 0  # number of samples in the shares of the replicas with lower numbers
     averaged: bool = False  # whether averaged weights are evaluated
@@ -170,7 +170,7 @@ class Course:
         return (step - 1) // self.steps_per_epoch + 1
 
     def evaluation_counts(self) -> set[int]:
-        """Return how many batches an `EvaluationBatch` of this run can put together, as a set."""
+        """Return every number of batches that evaluations of this run compute together."""
         found = {1}
         for split in SPLITS:
             batches = -(-self.samples.get(split, 0) // self.evaluation_size)

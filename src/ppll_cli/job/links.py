@@ -30,7 +30,7 @@ class Recovery:
     """What a worker needs to write snapshots, and to continue after its earlier process failed."""
 
     folder: str  # folder for snapshots of the worker's state
-    saved: int = -1  # step of the latest checkpoint for which an earlier process wrote its file
+    saved: int = -1  # step of the latest checkpoint for which this worker's file was written
 
 
 class Handled(NamedTuple):
@@ -126,7 +126,7 @@ def upcoming(
 
 
 def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
-    """Yield the items in the order that stage 0 decides, except items that `before` has counted.
+    """Yield the items in the order that stage 0 decides; skip items that were handled already.
 
     A restarted worker has to repeat the decisions of its earlier process, because other stages may
     know them. It reads these decisions from the headers of the messages that the earlier process

@@ -99,7 +99,7 @@ class Parts:
             (self._alike if alike else self._others).append(each)
 
     def _named_as_today(self, counted: Counted) -> bool:
-        """Return whether the job has all instructions in `counted`.
+        """Return whether the counts of an earlier part name only instructions of this job.
 
         Older versions of the program used other names for instructions.
         """

@@ -42,10 +42,10 @@ class LoadedRun:
     """A trained run, whose model can be used.
 
     Attributes:
-        settings: The run's settings, but `settings.data` describes `data`, which may be another
-            data set than the run's.
+        settings: The run's settings, except that `settings.data` describes `data`.
         step: Number of optimizer steps that trained the weights; None if unknown.
         model: The model, in evaluation mode. It maps its inputs to a prediction.
+        data: The loaded data set; it may be another one than the run's.
     """
 
     run_dir: Path

@@ -84,7 +84,7 @@ class Recorded:
 
     Attributes:
         config: The configuration with which the run was started, with interpolations resolved.
-        choices: The option of each group.
+        choices: The chosen option of each group.
         cuts: Name of the first unit of each module except module 0; None if not recorded.
         data_sha256: SHA-256 of the data's `Identity` (see `data.identity`); None if not recorded.
         weights: Describes the file of initial weights; None if they were drawn from the seed.

@@ -37,7 +37,7 @@ SAFE_PATH = ("PYTHONSAFEPATH", "of ppll-run")
 
 
 def context() -> ForkServerContext:
-    """Return multiprocessing's context for workers; `fork` would copy locks that threads hold."""
+    """Return multiprocessing's forkserver context; `fork` would copy locks that threads hold."""
     return multiprocessing.get_context("forkserver")
 
 
@@ -49,8 +49,8 @@ def start() -> None:
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
-        # In its processes, joblib sets a start method of its own. Workers would try to use the same
-        # method, but do not know it.
+        # In its processes, joblib sets a start method of its own. Workers that such a process
+        # starts would be told to use this method, but do not know it.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
     if here._config.get("tempdir") is None:  # so that multiprocessing makes no `pymp-*` in TMPDIR
@@ -136,7 +136,7 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
     looked_s = monotonic()
     while not ended.wait(LOOK_S):
         now_s = monotonic()
-        passed_s = min(now_s - looked_s, 2 * LOOK_S)  # a time stopped by Ctrl-Z does not count
+        passed_s = min(now_s - looked_s, 2 * LOOK_S)  # leave out pauses of this process (Ctrl-Z)
         looked_s = now_s
         waited_s += passed_s
         server: Any = forkserver._forkserver

@@ -49,9 +49,9 @@ class FBA(LocalMethod):
         depth: Number of units copied from each later resolution stage, or in total if the model has
             only one resolution stage.
         bank: The settings of the bank.
-        detection_head: See `DetectionHead`; None means `pyramid`. For `level`, the levels belong to
-            the stride of the module's map, or to stride 8 if the stride is smaller. Units whose
-            maps have a larger stride are then not copied.
+        detection_head: See `DetectionHead`; None means `pyramid`. For `level`, a module has the
+            levels for the stride of its map, or for stride 8 if its map is finer. Units whose maps
+            are coarser than this are then not copied.
     """
 
     bank: FeatureBank
@@ -168,9 +168,9 @@ class ProbedCriterion(Criterion):
         return self.task.loss(prediction, values) + self.task.loss(probed, values), prediction
 
     def predict_further(self, values: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the predictions of the probe by name, `PROBE` and, if wanted, `ZEROED`.
+        """Return the probe's prediction by the name `PROBE`.
 
-        `ZEROED`, its prediction for a bank of zeros, is wanted if `measure_zeroed` was true.
+        If `measure_zeroed` was true, `ZEROED` is the probe's prediction for a bank of zeros.
         """
         _, vector, bank = self._read(values)
         banks = (bank, [torch.zeros_like(b) for b in bank])

@@ -45,7 +45,7 @@ class Unit:
     adapt: Callable[[tuple[int, ...], tuple[int, ...]], nn.Module] | None = None
 
     def inputs(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the tensors that the network takes, from tensors by name."""
+        """Return the tensors that the network takes, in order; `values` has tensors by name."""
         return [values[name] for name in self.reads]
 
     def written(self, returned: object) -> dict[str, Tensor]:

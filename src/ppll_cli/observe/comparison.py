@@ -110,9 +110,9 @@ def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
-    """Return the group with which a group is compared in tests for noise.
+    """Return the group with which tests for noise compare `group`; None if there is none.
 
-    This is its baseline `bp` or, without one, the comparable group with the best metric.
+    The result is its baseline `bp` or, without one, the comparable group with the best metric.
     """
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)

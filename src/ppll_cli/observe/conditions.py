@@ -111,7 +111,7 @@ def unequal(mine: Conditions, theirs: Conditions) -> dict[str, tuple[Any, Any]]:
 
 
 def usual(runs: Sequence[Conditions]) -> Conditions:
-    """Return the conditions of the first run that is comparable to the most runs."""
+    """Return the conditions of the run with the most comparable runs; the first of several."""
     return max(runs, key=lambda one: sum(not unequal(one, other) for other in runs), default={})
 
 
@@ -164,7 +164,7 @@ def tags(run: FoundRun) -> str | None:
 
 
 def method(run: FoundRun) -> str | None:
-    """Return a run's local method, and its option of `fba` unless that is `off`, as text.
+    """Return a run's local method as text, followed by its option of `fba` if that is not `off`.
 
     The result is None for a run without local losses, and if the method is unknown.
     """
@@ -254,7 +254,7 @@ def _first(*values: Any) -> Any:
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:
-    """Return the current name of each group's option; empty if unknown."""
+    """Return the run's option of each group; new names replace old names. Empty if unknown."""
     found = run.configured("choices")
     return {**ADDED, **choices_now(found)} if isinstance(found, Mapping) else {}
 

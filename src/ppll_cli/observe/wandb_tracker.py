@@ -283,7 +283,7 @@ class WandbTracker:
 
 
 def _mode(given: str | None) -> Mode | None:
-    """Replace a mode's old name by wandb's new one. For None, `WANDB_DISABLED` decides."""
+    """Return wandb's mode for the setting `mode`, which may be None or a mode's older name."""
     if given:
         return OLDER.get(given, cast("Mode", given))
     disabled = os.environ.get("WANDB_DISABLED", "").lower()

@@ -38,7 +38,7 @@ def ring_bytes(size: int, replicas: int) -> int:
 
 
 class Carriers:
-    """Finds the connection of each message of a job, and of the averages over replicas."""
+    """Finds which connection carries each message of a job, and each average over replicas."""
 
     def __init__(self, job: Job, interconnect: Interconnect) -> None:
         self._job, self._interconnect = job, interconnect

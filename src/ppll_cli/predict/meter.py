@@ -1,7 +1,7 @@
 """A separate process that measures time and memory of networks.
 
 If the parent process measured, it would hold the memory of networks and of a CUDA context during
-the whole run, and the workers could not use it.
+the whole run, and the workers could not use this memory.
 """
 
 import os

@@ -41,7 +41,7 @@ class Measured(NamedTuple):
     Attributes:
         saved_bytes: Bytes kept in memory until the backward pass, without inputs.
         params: Number of trained parameters.
-        recomputed_bytes: Bytes that the backward pass computes again, besides `saved_bytes`.
+        recomputed_bytes: Bytes that the backward pass computes again, in addition to `saved_bytes`.
         frozen_bytes: Bytes of the parameters that are not trained.
     """
 
@@ -112,7 +112,7 @@ class Profile:
     def auxiliary(self, modules: Sequence[range], module: int) -> Measured:
         """Return the cost of a module's auxiliary network and loss.
 
-        It is measured without neighbours. If there are any, its times are multiplied by `slowdown`.
+        It is measured alone. If there are `neighbours`, its times are multiplied by `slowdown`.
         """
         key, with_gradient = self._criterion(tuple(modules), module)
         if self.neighbours:
@@ -159,7 +159,7 @@ class Profile:
 
     @cached_property
     def slowdown(self) -> float:
-        """The time of all units with neighbours, divided by their time without."""
+        """Factor by which `neighbours` (other processes) slow down the units; 1 without any."""
         if not self.neighbours:
             return 1.0
         alone = self.at(self.setup.samples)
@@ -184,7 +184,7 @@ class Profile:
         return known["input_s"], known["weight_s"]
 
     def _measure_units(self) -> None:
-        """Measure all kinds of units in one chain, if they are not known yet."""
+        """Make sure that the costs of all kinds of units are known; if not, measure them all."""
         chosen = self._chosen()
         if {"parameter", *(self._key(*each) for each in chosen)} <= self._known.keys():
             return
@@ -207,7 +207,7 @@ class Profile:
     ) -> tuple[UnitTimes, dict[str, list[int]]]:
         """Run the chosen units one after another, and time each of them.
 
-        Also return, for each key (see `_key`), the positions in `chosen` of the units with it.
+        Also return, by key (see `_key`), the positions in `chosen` of the units with this key.
         """
         work = replace(self._work(chosen), split=split)
         with neighbours(work, self.neighbours):
@@ -218,16 +218,16 @@ class Profile:
         return found, places
 
     def _key(self, index: int, first: bool) -> str:
-        """Return the key of a unit's record. `first` is as for `unit`.
+        """Return the key of a unit's record. The method `unit` explains `first`.
 
-        A unit that reads only the batch has one key, because its inputs never get gradients.
+        If a unit reads only the batch, its inputs never get gradients, so `first` is ignored.
         """
         units, data = self.ends.site.units, self.ends.batch
         differs = first and any(name not in data for name in units[index].reads)
         return f"unit {self._kinds[index]}" + (" first" if differs else "")
 
     def _chosen(self) -> list[tuple[int, bool]]:
-        """Return the index of each unit to measure, and whether it is first in its module."""
+        """Return the index of each unit to measure, and whether it is measured as a first unit."""
         seen: Counter[str] = Counter()
         chosen = []
         for index, kind in enumerate(self._kinds):

@@ -77,7 +77,7 @@ class Detection:
         height: Largest height of images in pixels, a multiple of 32.
         width: Largest width of images in pixels, a multiple of 32.
         anchor: Side in pixels of the smallest anchors, which belong to maps of stride 8.
-        crowds: Whether ignored boxes are crowds, as in COCO, or difficult objects, as in VOC.
+        crowds: True if ignored boxes are crowds (COCO); False if they are difficult objects (VOC).
         forced: Whether a box is matched even if no anchor overlaps it enough.
     """
 
@@ -185,7 +185,7 @@ class Detection:
         return found
 
     def smallest_head(self, shape: tuple[int, ...]) -> nn.Module:
-        """Return a `SmallestHead` for maps of this shape."""
+        """Return the smallest network that predicts boxes from a map [C, H, W] of this shape."""
         stride = self.stride("local", "greedy", shape)
         return SmallestHead(shape[0], stride, len(self.classes), self.anchor)
 
@@ -208,7 +208,7 @@ class Detection:
 
 
 def _sums(rows: Tensor, counted: Tensor) -> Tensor:
-    """Return the sum over each picture's `counted` rows, [B]; rows are [B, A, columns]."""
+    """For each picture, sum the rows [B, A, columns] for which `counted` [B, A] is true: [B]."""
     # On CPU, the order of a sum over a whole batch could depend on the number of pictures.
     return torch.stack([each.sum() for each in torch.where(counted[..., None], rows, 0.0)])
 

@@ -55,8 +55,8 @@ class Anchors(nn.Module):
         ]
         shapes = ((0.5, 1.0, 2.0),) * len(levels)
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), shapes)
-        # This buffer moves to the device with the module, and steps in `forward` are plain numbers.
-        # So no batch needs a copy from the host.
+        # This buffer moves to the device with the module, and `steps` in `forward` has plain
+        # numbers. So no batch needs a copy from the host.
         self.register_buffer("cells", torch.stack(self.generator.cell_anchors), persistent=False)
 
     def forward(self, maps: Sequence[Tensor], deltas: Tensor, logits: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class PyramidHead(nn.Module):
 
 
 class SmallestHead(nn.Module):
-    """One 3x3 convolution for classes and boxes, on a map pooled to each stride of a pyramid.
+    """Pools a map to each stride of a pyramid; a 3x3 convolution predicts classes and boxes.
 
     If a level is finer than the map, the map's pixels are repeated. `stride` is the stride of the
     map, and `anchor` the side of the smallest anchors in pixels.

@@ -33,7 +33,7 @@ class Memory:
             try:
                 Path("/proc/self/clear_refs").write_text("5")
             except OSError:
-                self._before = None  # unknown: the peak may be from before the reset
+                self._before = None  # the peak is unknown, because it was not reset
 
     def continue_from(self, peak: int | None, reserved: int | None) -> None:
         """Include the peaks in bytes that `peak` and `reserved` returned in an earlier process."""

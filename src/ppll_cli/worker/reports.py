@@ -119,10 +119,11 @@ class Reports:
         rate: float | None = None,
         complete: bool = True,
     ) -> None:
-        """Begin to copy to the host a split's measurements since its last complete report.
+        """Begin a report: start to copy a split's measurements to the host.
 
-        `complete` is False if the run stops between two reports: after a resume, the next report
-        has these batches again. `_Pending` explains the other arguments.
+        The report has the measurements since the split's last complete report. `complete` is False
+        if the run stops between two reports: after a resume, the next report has these batches
+        again. `_Pending` explains the other arguments.
         """
         modules = []
         for chunk in self._chunks:

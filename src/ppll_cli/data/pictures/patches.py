@@ -112,8 +112,8 @@ def _counted(span: Span, side: int, scale: int, border: int) -> tuple[int, int]:
     """Return the first evaluated pixel along a side of a large tile, and the pixel after the last.
 
     Both are counted from the tile's start. A border of the large picture, `border` pixels wide, is
-    not evaluated. `span` and `side`, the length of the picture's side, are in pixels of the small
-    picture.
+    not evaluated. `span` (the tile's range) and `side` (the length of the picture's side) are in
+    pixels of the small picture.
     """
     first = max(scale * span.first, border)
     behind = min(scale * span.behind, scale * side - border)
