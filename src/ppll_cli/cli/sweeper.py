@@ -72,7 +72,7 @@ class BasicSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Store the configuration and make the launcher."""
+        """Store the configuration and create Hydra's launcher, which runs the jobs."""
         self._config, self._hydra = config, hydra_context
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

@@ -47,7 +47,7 @@ def config_now(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def choices_now(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an older run's options, by group, with current names; keep a name that is no text."""
+    """Return an older run's options, by group, with current names. Values such as None stay."""
     return {
         group: OPTIONS.get((group, name), name) if isinstance(name, str) else name
         for group, name in choices.items()

@@ -329,7 +329,7 @@ def _names_tracker(overrides: Sequence[str]) -> bool:
 
 
 def _check_classes(config: Mapping[str, Any], composed: Mapping[str, Any]) -> None:
-    """Refuse to import a class that only the run directory names."""
+    """Refuse to import a class that is in the run's configuration but not on the command line."""
     for key, target in targets_in(config):
         if at(composed, key) != target:
             remedy = f"give {key}={target} on the command line"

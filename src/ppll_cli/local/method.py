@@ -77,7 +77,7 @@ class Criterion(nn.Module):
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
         writes: Names of the tensors that the criterion makes for later modules; empty here.
-        watches: A later unit whose weights `see` receives before each training batch, or None.
+        watches: A later unit, or None. Before each training batch its weights are given to `see`.
         further: Names of the predictions that `predict_further` returns; empty here.
     """
 
@@ -109,8 +109,8 @@ class Criterion(nn.Module):
 
         `weights` are the unit's parameters by name. They are overwritten later, so this method must
         read or copy them before it returns. It must not change them. The unit had these weights
-        after `steps` optimizer steps. For the initial weights `steps` is 0 or less; it is below 0
-        in the first lag - 1 batches.
+        after `steps` optimizer steps. In the first lag - 1 batches `steps` is below 0, and the
+        weights are the initial ones.
         """
 
 

@@ -22,7 +22,7 @@ from ppll_cli.pipeline.instructions import (
 class Channel(NamedTuple):
     """Identifies a channel, from stage `source` to stage `target`.
 
-    `chunk` is the number of the chunk that receives; 0 for norms, which a whole stage receives.
+    `chunk` is the number of the chunk that receives; 0 for gradient norms, which a stage receives.
     `ahead` is the number of messages that are sent before the first batch.
     """
 

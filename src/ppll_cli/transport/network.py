@@ -128,7 +128,7 @@ class _End:
         Thread(target=run, name=f"channel {self.name}", daemon=True).start()
 
     def _raise(self) -> None:
-        """Raise the thread's exception, if any; if the connection is lost, after `PATIENCE_S` s."""
+        """Raise the thread's exception, if any; a lost connection only `PATIENCE_S` s later."""
         lost = isinstance(self._error, RuntimeError)
         if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
             raise self._error

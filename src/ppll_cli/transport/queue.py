@@ -74,9 +74,9 @@ class QueueSender:
         self.bytes_sent = 0
 
     def open(self) -> None:
-        """Let this process exit without waiting for the feeder.
+        """Let this process exit without waiting for the queue's thread.
 
-        The feeder may hang if the process that reads the queue is dead.
+        This thread may hang if the process that reads the queue is dead.
         """
         self._queue.cancel_join_thread()
 

@@ -54,7 +54,7 @@ class Totals:
 
 @dataclass
 class _Trace:
-    """The trace of the first counted batches of a segment; `spans` are in seconds since `since`."""
+    """The trace of a segment's first counted batches (see the module); spans in s since `since`."""
 
     since: Any
     batches: int = 0
@@ -91,7 +91,7 @@ class Recorder:
 
     Args:
         warmup: Number of batches not counted at the start of the process.
-        skip: Number of batches not counted at the start of each segment.
+        skip: Number of batches not counted at the start of each segment (see the module).
         on_steady: Called once, when the steady state begins.
         traced: Number of consecutive batches to trace; fewer if every segment is shorter.
         auxiliary: Numbers of the chunks whose losses count as time of the kind "auxiliary".

@@ -108,10 +108,9 @@ class LabelledPictures(Classified):
         return super().inputs(cut, image, device)
 
     def prepare(self) -> None:
-        """Check that no picture is in two splits or two classes, and make the images.
+        """Check that no picture is in two splits or two classes, and decode all pictures.
 
-        If loaders decode the pictures during training, make no images; only decode some pictures,
-        as a test.
+        If loaders decode the pictures during training, decode only some of them, as a test.
         """
         self._check_apart()
         if self.resident:
