@@ -175,7 +175,7 @@ def serve(make_trainer: MakeTrainer, job: Job, rank: int, store: str, orders: Or
             done += steps
         orders.send(span)
         if done == sum(WARM_UP):
-            memory.reset()
+            memory.begin_peak()
     orders.send(memory.peak())
     dist.destroy_process_group()
 
