@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from ppll_cli.data.dataset import ImageDataset
 
 Files = dict[str, bytes]
 """The content of each file, by name."""
+
+extracts_an_archive = pytest.mark.filterwarnings(
+    "ignore:Python 3.14 will, by default, filter extracted tar:DeprecationWarning"
+)
+"""Marks a test in which torchvision extracts an archive: Python 3.12 and 3.13 warn of this."""
 
 
 def md5(content: bytes) -> str:

@@ -11,7 +11,15 @@ from torchvision.datasets import CIFAR10
 
 from ppll_cli.data.cifar10 import Cifar10
 from ppll_cli.errors import ConfigError
-from tests.data.published_files import Files, assert_read, listed, md5, packed, write
+from tests.data.published_files import (
+    Files,
+    assert_read,
+    extracts_an_archive,
+    listed,
+    md5,
+    packed,
+    write,
+)
 
 Options = Callable[..., dict[str, Any]]
 PIXELS = np.random.RandomState(0).randint(256, size=(12, 3, 32, 32), dtype=np.uint8)
@@ -134,6 +142,7 @@ def test_wrong_contents_are_refused_despite_a_right_checksum(
     assert next(iter(change)) in str(caught.value)
 
 
+@extracts_an_archive
 def test_the_archive_is_downloaded_unpacked_and_removed(
     options: Options,
     cache: Path,

@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR100
 
 from ppll_cli.data.cifar100 import Cifar100
 from ppll_cli.errors import ConfigError
-from tests.data.published_files import listed, md5, packed, write
+from tests.data.published_files import extracts_an_archive, listed, md5, packed, write
 
 Options = Callable[..., dict[str, Any]]
 FOLDER = "cifar-100-python"
@@ -57,6 +57,7 @@ def test_fine_labels_are_used(options: Options, files: dict[str, bytes], tmp_pat
         dataset.load()
 
 
+@extracts_an_archive
 def test_the_archive_is_downloaded(
     options: Options,
     files: dict[str, bytes],

@@ -17,6 +17,7 @@ from ppll_cli.data.scenes.index import Scene, Scenes
 from ppll_cli.data.voc import CLASSES, YEARS, Voc
 from ppll_cli.errors import ConfigError
 from ppll_cli.prepare.loading import DATA_SET
+from tests.data.published_files import extracts_an_archive
 from tests.data.scene_files import voc_xml, write_voc
 from tests.data.shipped import shipped
 
@@ -191,6 +192,7 @@ def packed(root: Path, lists: tuple[str, ...]) -> bytes:
     return buffer.getvalue()
 
 
+@extracts_an_archive
 def test_missing_files_are_downloaded_beside_existing_ones(
     make: Make,
     tmp_path: Path,

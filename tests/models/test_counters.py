@@ -59,6 +59,7 @@ def found(build: Callable[[], nn.Module]) -> tuple[str, ...]:
     return traced.counters
 
 
+@pytest.mark.filterwarnings("ignore:Pickle, copy, and deepcopy support will be removed from iter")
 @pytest.mark.parametrize(("change", "attributes"), CHANGES)
 def test_an_attribute_that_each_forward_pass_changes_is_found(
     change: Callable[[Any, Tensor], object], attributes: dict[str, object]

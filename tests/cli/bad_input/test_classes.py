@@ -1,5 +1,6 @@
 """A class of a user's own that cannot be used is refused in one line."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,8 @@ from ppll_cli.tasks.classification import Pool
 from ppll_cli.tasks.task import Task
 from tests.cli.bad_input.conftest import Refused, rows, write
 from tests.conftest import own_model
+
+CRITERION = "criterion" if sys.version_info < (3, 12) else "'criterion'"  # in Python's message
 
 
 class NoModel:
@@ -253,7 +256,7 @@ model HERE.RaisesInUnits | units() raised ValueError: not these images; see line
 model tests.own_models.NotUnits | must return a list of at least one Unit
 model tests.own_models.ReadsLabel | reads 'label', which no earlier unit writes
 local fractions.Fraction | derive it from ppll_cli.local.method.LocalMethod
-local ppll_cli.local.method.LocalMethod | Can't instantiate abstract class LocalMethod
+local ppll_cli.local.method.LocalMethod | abstract method CRITERION
 local HERE.ReturnsNumber | the auxiliary network of module 0 raised TypeError: int was built
 local HERE.ReturnsModule | its criterion() must return a Criterion
 local HERE.MisfitHead | the auxiliary network of module 0 raised RuntimeError
@@ -269,7 +272,10 @@ def chosen(group: str, path: str) -> str:
     return " ".join([*removed, f"{group}._target_={path}"])
 
 
-@pytest.mark.parametrize("row", rows(UNUSABLE.replace("HERE", __name__)), ids=lambda row: row[0])
+UNUSABLE_HERE = UNUSABLE.replace("HERE", __name__).replace("CRITERION", CRITERION)
+
+
+@pytest.mark.parametrize("row", rows(UNUSABLE_HERE), ids=lambda row: row[0])
 def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]) -> None:
     target, words = row
     refused(chosen(*target.split()), words)
