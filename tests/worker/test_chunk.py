@@ -282,7 +282,7 @@ def test_what_a_unit_draws_on_any_device_depends_on_its_seed_alone() -> None:
     """Another module may have drawn from the CPU's generator before, on a stage that holds both."""
     chunks = whole_model("vit", ["local=greedy"])
     other = torch.Generator()  # stands for the generator of a second device
-    chunks[0]._generators._generators.append(other)
+    chunks[0]._generators.append(other)
     (batch,) = batches(1)
 
     def drawn() -> list[Tensor]:

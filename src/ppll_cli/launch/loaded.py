@@ -19,7 +19,6 @@ from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
 from ppll_cli.job import checkpoint, model_file
-from ppll_cli.job.course import Batch
 from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
@@ -31,7 +30,7 @@ from ppll_cli.models.unit import IMAGE
 from ppll_cli.prepare.loading import LoadedData, load_data
 from ppll_cli.prepare.subject import make_units
 from ppll_cli.tasks.task import Task
-from ppll_cli.worker.generators import Generators
+from ppll_cli.worker.generators import generators_of, seed_each
 
 OURS = "ppll_cli."
 """Prefix of the import paths of this program's own classes."""
@@ -108,11 +107,10 @@ class LoadedRun:
                 unit reads, for example images, float32 [B, C, H, W]. All are on the model's device.
             number: Index of the batch in its split; seeds the random numbers that units draw.
         """
-        batch = Batch([], first_micro_batch=number)
-        generators = Generators(self.device, self.settings.seed)
+        generators = generators_of(self.device)
 
         def seed(unit: str) -> None:
-            generators.seed(seeding.unit_forward, unit, batch, 0)
+            seed_each(generators, seeding.unit_forward(self.settings.seed, unit, -1, number))
 
         devices = [self.device] if self.device.type == "cuda" else []
         with (

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.job.course import Batch, Version
+from ppll_cli.job.course import Version
 from ppll_cli.job.job import Job
 from ppll_cli.job.links import Links
 from ppll_cli.pipeline.instructions import ReadWeights, ReceiveWeights, SendWeights
-from ppll_cli.worker.generators import Generators
+from ppll_cli.worker.generators import generators_of, seed_each
 from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.recorder import Recorder
@@ -66,9 +66,10 @@ class Upstream:
     def _show(self, watcher: int, weights: Mapping[str, Tensor], version: Version) -> None:
         chunk = self._chunks[watcher]
         assert chunk.criterion is not None
-        generators = Generators(chunk.device, self._job.settings.seed)
-        generators.seed(seeding.watching, chunk.place.module, Batch([], step=version.steps), 0)
-        method = f"the method see() of module {chunk.place.module}'s criterion"
+        module = chunk.place.module
+        number = seeding.watching(self._job.settings.seed, module, version.steps)
+        seed_each(generators_of(chunk.device), number)
+        method = f"the method see() of module {module}'s criterion"
         with torch.no_grad(), unchanged(weights, method):
             chunk.criterion.see(weights, version.steps)
 
