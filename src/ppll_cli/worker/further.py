@@ -7,13 +7,11 @@ import torch
 from ppll_cli.job.course import EvaluationBatch
 from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.job import Job
-from ppll_cli.job.links import Links
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.tasks.task import measured
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.norms import Norms
-from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.sums import Sums, split_of
 from ppll_cli.worker.upstream import Upstream
 from ppll_cli.worker.views import storages
@@ -26,18 +24,10 @@ class Further:
     the gradient norms of the batch, if the stages exchange them.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        links: Links,
-        chunks: Mapping[int, HeldChunk],
-        device: torch.device,
-        mail: Mail,
-        recorder: Recorder,
-    ) -> None:
-        self.upstream = Upstream(job, links, chunks, mail, recorder)
+    def __init__(self, job: Job, chunks: Mapping[int, HeldChunk], mail: Mail) -> None:
         self._chunks, self._mail = chunks, mail
-        self.norms = Norms(len(job.features), chunks.values(), device)
+        self.upstream = Upstream(job, chunks, mail)
+        self.norms = Norms(len(job.features), chunks.values(), mail.device)
 
     def execute(self, instruction: do.Instruction, step: int) -> None:
         """Execute an instruction of the batch that comes after `step` optimizer steps."""

@@ -26,6 +26,7 @@ from ppll_cli.transport.order import Moment
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.clock import clock_of
 from ppll_cli.worker.interpreter import Interpreter
+from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.memory import Memory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
@@ -85,9 +86,8 @@ class Worker:
             do.Checkpoint: self._checkpoint,
             do.End: self._end,
         }
-        self.interpreter = Interpreter(
-            job, seat, links, self.chunks, self.batches, self.recorder, marks
-        )
+        self.mail = Mail(index, links, self.device, self.recorder)
+        self.interpreter = Interpreter(job, self.chunks, self.batches, self.mail, marks)
 
     def _restore(self) -> tuple[Progress, checkpoint.Unreported]:
         """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
@@ -128,10 +128,9 @@ class Worker:
         self.report("ready")
         if not self._items:  # else an earlier process has sent the first weights
             self.interpreter.further.upstream.send_ahead()
-        wait = self.interpreter.mail.wait
         before = Handled(self._items, self._trained)
-        for item in upcoming(self.job, self.seat, self.links, wait, before):
-            self.interpreter.mail.item = item
+        for item in upcoming(self.job, self.seat, self.links, self.mail.wait, before):
+            self.mail.item = item
             self.links.pulse.take(str(item))
             self._handle(item)
             self._items += 1
