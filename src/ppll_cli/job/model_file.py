@@ -1,14 +1,13 @@
 """Reads the trained model from a checkpoint, and writes it to a separate safetensors file."""
 
-from contextlib import suppress
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ppll_cli.job.checkpoint import EMA, saved_tensors
 from ppll_cli.job.manifest import check_files, read_manifest
-from ppll_cli.leaves.files import apply_umask
+from ppll_cli.leaves.files import write_bytes
 
 
 def has_ema(checkpoint: Path) -> bool:
@@ -37,14 +36,4 @@ def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
         OSError, SafetensorError: A file cannot be read, or the model cannot be written.
     """
     check_files(checkpoint, read_manifest(checkpoint))
-    tensors = model_tensors(checkpoint, ema)
-    unfinished = path.with_suffix(".unfinished")
-    try:
-        unfinished.unlink(missing_ok=True)  # if it is a link, its target must not be overwritten
-        save_file(tensors, unfinished)
-        apply_umask(unfinished)
-        unfinished.rename(path)
-    except Exception:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
+    write_bytes(path, save(model_tensors(checkpoint, ema)))
