@@ -18,7 +18,7 @@ from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
-from ppll_cli.job import checkpoint, model_file
+from ppll_cli.job import checkpoint
 from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
@@ -196,10 +196,10 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
         if name == "last" and not (run_dir / "checkpoints").exists() and whole.is_file():
             return load_file(whole), None
         found = checkpoint.named(run_dir, name)
-        if ema and not model_file.has_ema(found.folder):
+        if ema and not checkpoint.has_ema(found.folder):
             problem = "the run kept no averages of its weights"
             raise ConfigError("ema", ema, problem, "train with optim.ema=0.999")
-        return model_file.model_tensors(found.folder, ema), found.step
+        return checkpoint.model_tensors(found.folder, ema), found.step
     except FileNotFoundError as error:
         problem = "the run has no such checkpoint"
         raise ConfigError("checkpoint", name, problem, str(error)) from None

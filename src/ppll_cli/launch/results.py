@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ppll_cli.config.targets import make
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.errors import Interrupted, RunFailedError
-from ppll_cli.job import model_file
+from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
 from ppll_cli.launch.machines.others import Report
@@ -50,7 +50,7 @@ def write_results(
         has_model = _write_model(last, run_dir, needed=status == "completed")
     if has_model and job.settings.optim.ema is not None:
         with _errors_into(problems, run_dir, EMA_FILE):
-            model_file.write_model(last, run_dir / EMA_FILE, ema=True)
+            checkpoint.write_model(last, run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
         status, error = "failed", str(problems[0])
@@ -81,7 +81,7 @@ def drop_unfinished(run_dir: Path) -> None:
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
     """Write the model of the last checkpoint; return whether there was a checkpoint."""
     if last.exists():
-        model_file.write_model(last, run_dir / MODEL_FILE)
+        checkpoint.write_model(last, run_dir / MODEL_FILE)
         return True
     if needed:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))
