@@ -16,8 +16,7 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.tasks.task import Task
 from ppll_cli.worker.chunk import HeldChunk
-from ppll_cli.worker.further import backward_input, backward_weight
-from ppll_cli.worker.norms import Norms
+from ppll_cli.worker.further import Norms, backward_input, backward_weight
 from tests.conftest import own_model
 from tests.worker.inside import job_inside
 
