@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ppll_cli.cli.leftovers import remove_refused
+from ppll_cli.cli.leftovers import existing, remove_refused
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import check_choices, options_given, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError
@@ -20,10 +20,10 @@ from ppll_cli.observe.runs import CONFIG_FILE
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ppll_cli.cli.sweeper import Sweep
     from ppll_cli.launch.machines.fleet import Fleet
     from ppll_cli.launch.resume import Recorded
     from ppll_cli.launch.run import Run
+    from ppll_cli.launch.sweeps import RecordedSweep
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +41,39 @@ class Jobs:
     """Runs the jobs of a command: the only job of a single run, or all jobs of a sweep.
 
     Attributes:
+        current: The jobs that this process runs. Hydra creates the sweeper and the callback, which
+            find the jobs here.
+        overrides: The overrides of the command line, without `resume=auto`.
         before: The record of the run to be resumed; None for a new run and for a sweep.
-        made: The folders that Hydra makes for a new run; None if unknown.
+        swept: The record of the sweep to be resumed; None for a new sweep and for a single run.
+        folder: The folder of the run or of the sweep.
+        above: `folder`, or the nearest folder above it, that existed before the command.
+        process: ID of the process that runs the command; jobs may run in other processes.
+        resume_command: The command that resumes the sweep; None until the sweep can be resumed.
         began: Whether Hydra has begun a job.
         failures: The errors with which jobs ended. An interrupt is always the first of them.
+        ends: The status of each job of a finished sweep that did not complete.
     """
 
-    arguments: Sequence[str]
-    sweep: "Sweep"
-    fleet: "Fleet | None"
+    current: ClassVar["Jobs"]
+
+    arguments: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    fleet: "Fleet | None" = None
     before: "Recorded | None" = None
-    made: set[Path] | None = None
+    swept: "RecordedSweep | None" = None
+    folder: Path = Path()
+    above: Path = Path()
+    process: int = field(default_factory=os.getpid)
+    resume_command: str | None = None
     began: bool = False
     failures: list[PpllError] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+
+    def begin_in(self, folder: Path) -> None:
+        """Note where results go, before Hydra makes the folder."""
+        self.folder = folder.absolute()
+        self.above = existing(self.folder)
 
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
@@ -79,7 +99,7 @@ class Jobs:
             note_refusal(refusal)
             self.failures.append(refusal)
         except Interrupted as error:
-            if os.getpid() != self.sweep.process:
+            if os.getpid() != self.process:
                 # An exception raised here would not reach the process that runs the sweep.
                 _stopped.append(error)
                 return None
@@ -97,11 +117,11 @@ class Jobs:
         from ppll_cli.cli.sweep import direction_of, warn_of_tuning
         from ppll_cli.config.objective import value
 
-        hydra_config, sweep = HydraConfig.get(), self.sweep
+        hydra_config = HydraConfig.get()
         run_dir = Path(hydra_config.runtime.output_dir)
         ours = {".hydra", f"{hydra_config.job.name}.log"}
         strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
-        goes_on = self.before or (sweep.before is not None and CONFIG_FILE in strangers)
+        goes_on = self.before or (self.swept is not None and CONFIG_FILE in strangers)
         if strangers and not goes_on:
             problem = f"is not empty: it holds {strangers[0]}"
             raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
@@ -113,12 +133,12 @@ class Jobs:
             if hydra_config.mode is RunMode.MULTIRUN:
                 folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
                 log.info("  to compare the runs so far: %s", command("ppll-compare", folder))
-                if sweep.resume_command is not None:
-                    log.info(how_to_resume(sweep.resume_command))
+                if self.resume_command is not None:
+                    log.info(how_to_resume(self.resume_command))
             raise
         except (ConfigError, OmegaConfBaseException):
             if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
-                remove_refused(run_dir, ours, self.made)
+                remove_refused(run_dir, ours, self.above)
             raise
         warn_of_tuning(hydra_config, run.objective)
         return value(run.objective, summary)
@@ -131,12 +151,12 @@ class Jobs:
         from ppll_cli.config.targets import make
         from ppll_cli.config.weights import weights_file
 
-        config, before, sweep = plain(cfg), self.before, self.sweep
+        config, before = plain(cfg), self.before
         if before is not None:
-            config, choices = before.changed(config, choices, sweep.overrides)
-        elif sweep.before is not None:
-            known = run_dir, config, choices, sweep.overrides
-            before, config, choices = sweep.before.changed(*known)
+            config, choices = before.changed(config, choices, self.overrides)
+        elif self.swept is not None:
+            known = run_dir, config, choices, self.overrides
+            before, config, choices = self.swept.changed(*known)
         parsed = settings.parse(config)
         check_choices(choices)
         for group in ("schedule", "data", "tracker"):  # these classes check arguments without torch
@@ -152,6 +172,9 @@ class Jobs:
         changed = partial(changes, config, choices)
         options = options_given()
         return Run(parsed, config, choices, run_dir, before, changed, self.fleet, options, BEGAN_S)
+
+
+Jobs.current = Jobs()  # no command runs yet
 
 
 def how_to_resume(command: str) -> str:

@@ -1,47 +1,42 @@
 """Removes folders that Hydra made for a run or a sweep that was then refused."""
 
+from collections.abc import Set
 from pathlib import Path
 
-from ppll_cli.config.targets import start_folder
 from ppll_cli.launch.locks import sweep_runs
 from ppll_cli.leaves.files import remove
 from ppll_cli.observe.runs import REFUSED_FILE, SWEEP_FILE
 
+SWEPT = {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}
+"""Names that the folder of a sweep may contain if all its jobs were refused."""
 
-def remove_refused(run_dir: Path, ours: set[str], made: set[Path] | None) -> None:
-    """Remove the files that Hydra made for a refused run, then the folders that became empty.
 
-    `ours` has the names of Hydra's files and folders inside the run directory. `made` tells which
-    of the run directory and its parents did not exist before the run; None if this is unknown.
+def existing(folder: Path) -> Path:
+    """Return the folder if it exists, or the nearest folder above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def remove_refused(folder: Path, ours: Set[str], above: Path) -> None:
+    """Remove Hydra's files in the folder of a refused run, then folders that became empty.
+
+    These are the run directory and its parents. `above` is the last of them that existed before the
+    command; it stays. `ours` has the names of Hydra's files and folders.
     """
     for name in ours:
-        remove(run_dir / name)
-    _remove_empty(run_dir, made)
-
-
-def remove_sweep(folder: Path, made: set[Path]) -> None:
-    """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
-
-    The folder stays if it was not made for the sweep, or if another sweep runs there.
-    """
-    if folder not in made or not folder.is_dir() or sweep_runs(folder):
-        return
-    left = {path.name for path in folder.iterdir()}
-    if left <= {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}:
-        for name in left:
-            (folder / name).unlink()
-        _remove_empty(folder, made)
-
-
-def _remove_empty(folder: Path, made: set[Path] | None) -> None:
-    """Remove a folder, then its parent, and so on upwards.
-
-    Stop at a folder that is not empty, or was not made for the run. If `made` is None, `folder` and
-    its parents inside `outputs` count as made for the run.
-    """
-    outputs = start_folder() / "outputs"
+        remove(folder / name)
     for path in (folder, *folder.parents):
-        ours = path == folder or path.is_relative_to(outputs) if made is None else path in made
-        if not ours or any(path.iterdir()):
+        if above not in path.parents or any(path.iterdir()):
             return
         path.rmdir()
+
+
+def remove_sweep(folder: Path, above: Path) -> None:
+    """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
+
+    The folder stays if it existed before the command, or if another sweep runs there. `above` is as
+    for `remove_refused`.
+    """
+    if folder == above or not folder.is_dir() or sweep_runs(folder):
+        return
+    if {path.name for path in folder.iterdir()} <= SWEPT:
+        remove_refused(folder, SWEPT, above)

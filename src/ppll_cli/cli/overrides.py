@@ -113,11 +113,11 @@ def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
     return f"{ignored}={given[ignored]} has no effect {when} --multirun; give {used}=FOLDER"
 
 
-def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
+def check_run_dir(overrides: Sequence[str]) -> None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
-    Accept files of a run that ended before it began to train. Return the folders that Hydra will
-    make; None if no override names the directory, or only Hydra can resolve the name.
+    Accept files of a run that ended before it began to train. If no override names the directory,
+    or only Hydra can resolve the name, the run itself refuses the directory later.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
@@ -126,12 +126,8 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 
     given = {override.key_or_group: override for override in parsed(overrides)}
     name = _named(given[RUN_DIR], overrides) if RUN_DIR in given else None
-    if name is None:
-        return None
-    folder = Path(name).absolute()
-    if folder.is_dir() and not only_started(folder):
+    if name is not None and os.path.isdir(name) and not only_started(Path(name)):
         raise ConfigError(RUN_DIR, name, "exists and is not empty", "choose a new folder")
-    return {path for path in (folder, *folder.parents) if not path.exists()}
 
 
 def check_links(run_dir: Path) -> None:

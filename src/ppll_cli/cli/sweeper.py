@@ -9,9 +9,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
@@ -24,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ppll_cli.cli.explain import explain
+from ppll_cli.cli.job import Jobs
 from ppll_cli.cli.overrides import check_links, for_each_job
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import SEARCH_PATH, command, setting
@@ -40,22 +40,6 @@ from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Sweep:
-    """The sweep whose jobs this process runs.
-
-    Attributes:
-        process: ID of the process that runs the sweep; jobs may run in other processes.
-        before: The record of the sweep to be resumed; None for a new sweep or a single run.
-        resume_command: The command that resumes the sweep; None until the sweep can be resumed.
-    """
-
-    before: RecordedSweep | None
-    overrides: Sequence[str]
-    resume_command: str | None = None
-    process: int = field(default_factory=os.getpid)
-
-
 class BasicSweeper(Sweeper):
     """Runs the jobs as Hydra's basic sweeper does, and records them, so that `resume` can be used.
 
@@ -63,8 +47,6 @@ class BasicSweeper(Sweeper):
         max_batch_size: How many jobs Hydra's launcher gets at a time; None for all.
         params: The setting `hydra.sweeper.params`: by key, the values to sweep over, as text.
     """
-
-    current: ClassVar[Sweep]
 
     def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None = None) -> None:
         self._size, self._params = max_batch_size, params or {}
@@ -79,9 +61,8 @@ class BasicSweeper(Sweeper):
         )
 
     @classmethod
-    def install(cls, current: Sweep) -> None:
+    def install(cls) -> None:
         """Make Hydra use this class instead of its basic sweeper, in this process."""
-        cls.current = current
         # Hydra loads plugins only from its own packages. But it looks up a plugin's class by name
         # in this dictionary, so an entry can be replaced.
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
@@ -92,9 +73,9 @@ class BasicSweeper(Sweeper):
         `arguments` has the command line's overrides, except those of Hydra's own keys.
         """
         folder = Path(str(self._config.hydra.sweep.dir)).absolute()
-        if self.current.before is not None:
+        if (known := Jobs.current.swept) is not None:
             with locked_sweep(folder, begins=False):
-                return self._launch(self._left(self.current.before))
+                return self._launch(self._left(known))
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
         record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
@@ -104,14 +85,14 @@ class BasicSweeper(Sweeper):
             _check_new(folder, configs)
             _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self._config, folder / "multirun.yaml")
-            self.current.resume_command = resume_command
+            Jobs.current.resume_command = resume_command
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
         """Return the overrides of each job, in Hydra's order."""
         params = [f"{key}={value}" for key, value in self._params.items()]
         # Hydra drops quotes inside `choice()`, so jobs get the overrides as the user wrote them.
-        given = self.current.overrides
+        given = Jobs.current.overrides
         typed = dict(zip(for_each_job(given), given, strict=True))
         parser = OverridesParser.create(config_loader=self._hydra.config_loader)
         overrides = parser.parse_overrides([*params, *(typed.get(a, a) for a in arguments)])
@@ -164,8 +145,8 @@ class BasicSweeper(Sweeper):
         remove(sweep.folder / REFUSED_FILE)  # jobs that are refused again are recorded again
         with _hydra_config(self._config):
             options = options_given()
-        given = [o for o in self.current.overrides if not o.startswith(f"{SEARCH_PATH}=")]
-        self.current.resume_command = command("ppll-run", "--multirun", *options, *given)
+        given = [o for o in Jobs.current.overrides if not o.startswith(f"{SEARCH_PATH}=")]
+        Jobs.current.resume_command = command("ppll-run", "--multirun", *options, *given)
         done, begins = len(sweep.jobs) - len(left), len(left) - len(going_on)
         told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"
         log.info(told, done, len(sweep.jobs), len(going_on), begins)
