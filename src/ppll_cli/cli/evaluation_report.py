@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppll_cli.cli.arguments import writing_to
-from ppll_cli.cli.evaluation_request import EvaluationRequest
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.files import sample_name
 from ppll_cli.data.identity import files_in
@@ -26,6 +25,8 @@ from ppll_cli.tasks.task import Task, lower_is_better
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ppll_cli.cli.evaluate import EvaluationRequest
+
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
@@ -35,7 +36,7 @@ MOST_LABELS = 3
 """Largest number of labels or boxes that are printed for a picture."""
 
 
-def report(asked: EvaluationRequest) -> None:
+def report(asked: "EvaluationRequest") -> None:
     """Evaluate and predict, write the results, and print them.
 
     Raises:
@@ -70,7 +71,7 @@ def report(asked: EvaluationRequest) -> None:
     _show(asked, run, found, predictions)
 
 
-def _check_unseen(asked: EvaluationRequest, run: LoadedRun) -> None:
+def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
     """Refuse to test on the run's training samples, as far as the run's record shows them."""
     if asked.split not in ("test", "val"):
         return
@@ -123,7 +124,7 @@ def _predictions(
         yield result
 
 
-def _draw(found: Evaluated, run: LoadedRun, asked: EvaluationRequest) -> None:
+def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
     if found.details is None or found.details.confusion is None:
         return
     with only_warn("confusion.png could not be drawn"):
@@ -135,7 +136,7 @@ def _draw(found: Evaluated, run: LoadedRun, asked: EvaluationRequest) -> None:
 
 
 def _show(
-    asked: EvaluationRequest,
+    asked: "EvaluationRequest",
     run: LoadedRun,
     found: Evaluated | None,
     predictions: Sequence[Mapping[str, Any]],

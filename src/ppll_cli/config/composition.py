@@ -47,13 +47,21 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and each group's option. The caller initialises Hydra."""
-    from hydra import compose
+    """Return the resolved configuration and each group's option.
+
+    If Hydra is initialised already, as during a job, the user's folders of options are known.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from ppll_cli.config.interpolated import plain
 
+    if not GlobalHydra.instance().is_initialized():
+        register_resolvers()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return composed(overrides)
     # The user may have chosen another main configuration (--config-name).
     name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
     whole = compose(str(name or CONFIG), list(overrides), return_hydra_config=True)
