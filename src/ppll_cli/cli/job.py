@@ -170,8 +170,8 @@ class Jobs:
             gc.freeze()  # garbage collection need not visit imported modules: they live to the end
             gc.enable()
         changed = partial(changes, config, choices)
-        options = options_given()
-        return Run(parsed, config, choices, run_dir, before, changed, self.fleet, options, BEGAN_S)
+        given = before, changed, self.fleet, options_given(self.arguments), BEGAN_S
+        return Run(parsed, config, choices, run_dir, *given)
 
 
 Jobs.current = Jobs()  # no command runs yet

@@ -143,26 +143,21 @@ def check_links(run_dir: Path) -> None:
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
     """Return the folder that `hydra.run.dir` names; None if an interpolation cannot be resolved."""
-    from ppll_cli.config.overrides import text
-
-    value = override.value()
-    if isinstance(value, str) and "${" in value:
-        return _resolved(text(override), overrides)
-    if not isinstance(value, str):
-        raise ConfigError(RUN_DIR, value, "is not the name of a folder", "give a path")
-    return value
-
-
-def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Resolve the interpolations in `run_dir`; return None if Hydra cannot."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from ppll_cli.config.overrides import text
+
+    name = override.value()
+    if not isinstance(name, str):
+        raise ConfigError(RUN_DIR, name, "is not the name of a folder", "give a path")
+    if "${" not in name:
+        return name
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         # Hydra does not know the user's folders here, so it may refuse the user's own options. In
-        # that case, compose `run_dir` alone: most run directories' names use no other override.
-        for given in (list(overrides), [run_dir]):
+        # that case, compose this override alone: most directories' names use no other override.
+        for given in (list(overrides), [text(override)]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)
     return None

@@ -6,8 +6,7 @@ Hydra's launcher is the plugin of Hydra that runs the jobs of a sweep.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
     hydra_context: HydraContext
     launcher: Launcher
 
-    def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None = None) -> None:
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
         # Hydra may load its class a second time; then its own constructor fails in subclasses.
         self.max_batch_size, self.params = max_batch_size, params or {}
 
@@ -76,14 +75,13 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
         folders = [_folder(config) for config in configs]
         record = record_of(self._launched_by(), jobs, folders)
-        again = self._again(jobs, configs)
-        resume_command = self._resume_command(setting("resume", str(folder)), *again)
+        again = [setting("resume", str(folder)), *self._again(jobs, configs)]
         make_folder(folder)
         with locked_sweep(folder, begins=True) as file:
             _check_new(folder, folders)
             _write(file, json.dumps(record, indent=2) + "\n")
             OmegaConf.save(self.config, folder / "multirun.yaml")
-            Jobs.current.resume_command = resume_command
+            Jobs.current.resume_command = _resume_command(*again)
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
@@ -140,7 +138,7 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
                 remove(job.folder)
         remove(sweep.folder / REFUSED_FILE)  # jobs that are refused again are recorded again
         given = [o for o in Jobs.current.overrides if not o.startswith(f"{SEARCH_PATH}=")]
-        Jobs.current.resume_command = self._resume_command(*given)
+        Jobs.current.resume_command = _resume_command(*given)
         total, goes_on = len(sweep.jobs), sum(job.began for job in left)
         told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"
         log.info(told, total - len(left), total, goes_on, len(left) - goes_on)
@@ -156,11 +154,6 @@ class BasicSweeper(basic_sweeper.BasicSweeper):
                 _ = result.return_value  # raises the exception of a job that failed
             returned.append(results)
         return returned
-
-    def _resume_command(self, *overrides: str) -> str:
-        """Return the command that resumes this sweep, with these overrides."""
-        with _hydra_config(self.config):
-            return command("ppll-run", "--multirun", *options_given(), *overrides)
 
     def _again(self, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> list[str]:
         """Return the overrides that must be given again to resume this sweep.
@@ -195,16 +188,10 @@ class _Numbers(int):
         return self.numbers[place]
 
 
-@contextmanager
-def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """In the `with` block, let `${hydra:KEY}` return values of a job that has not started yet."""
-    known = HydraConfig.instance()
-    before = known.cfg
-    known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only
-    try:
-        yield
-    finally:
-        known.cfg = before
+def _resume_command(*overrides: str) -> str:
+    """Return the command that resumes this sweep, with these overrides."""
+    options = options_given(Jobs.current.arguments)
+    return command("ppll-run", "--multirun", *options, *overrides)
 
 
 def _write(file: int, text: str) -> None:
@@ -217,11 +204,15 @@ def _write(file: int, text: str) -> None:
 
 def _folder(config: DictConfig) -> str | None:
     """Return a job's folder relative to the sweep's; None if only Hydra's launcher knows it."""
+    known = HydraConfig.instance()
+    before = known.cfg
+    known.set_config(deepcopy(config))  # so that `${hydra:KEY}` has the values of this job
     try:
-        with _hydra_config(config):
-            name = str(config.hydra.sweep.subdir)
+        name = str(config.hydra.sweep.subdir)
     except OmegaConfBaseException:
         return None
+    finally:
+        known.cfg = before
     return name if inside(name) else None
 
 
