@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -31,6 +30,7 @@ from ppll_cli.cli.overrides import (
 from ppll_cli.config.composition import CONFIG, register_resolvers
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.launch.failure import is_of_disk, run_failed
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
 from ppll_cli.leaves.printable import printable
@@ -172,8 +172,10 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     except Exception as error:  # raised by a check, Hydra, OmegaConf or the file system
         if not jobs.began:
             raise explain(error, arguments) from None
-        if (failed := _of_disk(error, jobs.folder)) is not None:
-            jobs.failures.append(failed)  # Hydra could not begin a job
+        if isinstance(error, OSError) and is_of_disk(error, jobs.folder):
+            failed = run_failed(error, jobs.folder)  # Hydra could not begin a job
+            log.error("ppll-run: %s", failed)
+            jobs.failures.append(failed)
         elif not jobs.failures:
             raise
         else:  # a sweeper that searches for settings got no results, because jobs failed
@@ -211,17 +213,6 @@ def _for_hydra(jobs: Jobs) -> None:
         check_links(before.run_dir)
         jobs.before, for_hydra = before, before.arguments(overrides)
     sys.argv[1:] = for_hydra + options
-
-
-def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
-    """Log and return the failure if `error` says that results cannot be written into `folder`."""
-    from ppll_cli.launch.failure import is_of_disk, run_failed
-
-    if not isinstance(error, OSError) or not is_of_disk(error, folder):
-        return None
-    failed = run_failed(error, folder)
-    log.error("ppll-run: %s", failed)
-    return failed
 
 
 def _raise_first(jobs: Jobs) -> None:

@@ -68,7 +68,10 @@ def report(asked: "EvaluationRequest") -> None:
         write_json(asked.output / RESULTS_FILE, content)
     if found is not None:
         _draw(found, run, asked)
-    _show(asked, run, found, predictions)
+    console = rich_console()
+    for line in _lines(asked, run, found, predictions):
+        is_text = isinstance(line, str)
+        console.print(printable(line) if is_text else line, soft_wrap=is_text)
 
 
 def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
@@ -135,33 +138,27 @@ def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
         picture(asked.output / "confusion.png", found.details.confusion, names, title)
 
 
-def _show(
+def _lines(
     asked: "EvaluationRequest",
     run: LoadedRun,
     found: Evaluated | None,
     predictions: Sequence[Mapping[str, Any]],
-) -> None:
-    console = rich_console()
+) -> Iterator["str | Table"]:
+    """Yield what is printed: lines, and a table of the classes or pictures."""
     pairs = zip(asked.run.classes, run.classes, strict=False)
-    other = [pair for pair in pairs if pair[0] != pair[1]]
-    if other:
-        said = (
-            f"class names differ from those in the run: {other[0][1]!r} instead of {other[0][0]!r}"
-        )
-        console.print(printable(f"{asked.data}: {said}"), soft_wrap=True)
-    for each in predictions:
-        console.print(printable(_predicted(each)), soft_wrap=True)
+    for before, now in [pair for pair in pairs if pair[0] != pair[1]][:1]:
+        differ = f"class names differ from those in the run: {now!r} instead of {before!r}"
+        yield f"{asked.data}: {differ}"
+    yield from map(_predicted, predictions)
+    what = "predictions"
     if found is not None:
         if found.details is not None and found.details.entries:
-            console.print(_table(found.details.kind, found.details.entries, run.task))
-        numbers = (f"{name} {_number(value)}" for name, value in found.result.items())
+            yield _table(found.details.kind, found.details.entries, run.task)
+        numbers = ", ".join(f"{name} {_number(value)}" for name, value in found.result.items())
         step = "" if run.step is None else f"after step {run.step}, "
-        console.print(
-            printable(f"{step}{found.samples} samples of {asked.data}: {', '.join(numbers)}"),
-            soft_wrap=True,
-        )
-    what = "predictions" if found is None else _summary(found, run, asked.ema)
-    console.print(f"{what} in {printable(short_path(asked.output))}", soft_wrap=True)
+        yield f"{step}{found.samples} samples of {asked.data}: {numbers}"
+        what = _summary(found, run, asked.ema)
+    yield f"{what} in {short_path(asked.output)}"
 
 
 def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:

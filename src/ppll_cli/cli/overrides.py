@@ -67,8 +67,7 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     folder = Path(name).absolute()
     if not os.path.lexists(folder / CONFIG_FILE):
         return rest
-    settled = ("resume", RUN_DIR)
-    others = [text(each) for each in found if each.key_or_group not in settled]
+    others = [each for each in rest if key_of(each) != RUN_DIR]
     return [*others, setting("resume", str(folder))]
 
 

@@ -37,12 +37,9 @@ def note_refusal(error: ConfigError) -> None:
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
     """Record a refused job in the sweep's folder, because the job has no run directory."""
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
-    # Several processes may append at the same time, so one call writes the line.
-    file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+    # Several processes may append at the same time, so one call writes the line, without a buffer.
+    with (folder / REFUSED_FILE).open("ab", buffering=0) as file:
+        file.write(line.encode())
 
 
 def _is_search(config: Any) -> bool:

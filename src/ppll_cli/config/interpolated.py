@@ -1,6 +1,7 @@
 """Converts text from interpolations, such as `${oc.env:LR}`, to numbers where needed."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -35,14 +36,11 @@ def _as_wanted(text: str, path: Sequence[str], config: Mapping[str, Any]) -> Any
     value = _spelled(text)
     if isinstance(value, str):
         return text
-    try:
-        wanted = _annotation(path, config)
-    except (KeyError, ValueError, ConfigError):
-        return text  # the key or its class is unknown; the code that uses the key reports it
-    try:
-        checked(path[-1], text, wanted)
-    except ConfigError:
-        return value
+    with suppress(KeyError, ValueError):  # raised if the key is unknown
+        try:
+            checked(path[-1], text, _annotation(path, config))
+        except ConfigError:
+            return value
     return text
 
 
