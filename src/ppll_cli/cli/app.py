@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
 from ppll_cli.cli.arguments import check_surroundings
-from ppll_cli.cli.job import Jobs, how_to_resume
-from ppll_cli.cli.leftovers import remove_sweep
+from ppll_cli.cli.job import Jobs, how_to_resume, remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
     check_run_dir,
@@ -219,8 +218,7 @@ def _raise_first(jobs: Jobs) -> None:
     """Print how to resume a sweep, if that can help; then raise the first failure, if any."""
     failures = jobs.failures
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
-    repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
-    helps = len(broken) > len(repeat) or (jobs.ends and not failures)
+    helps = any(not getattr(e, "repeats", False) for e in broken) or (jobs.ends and not failures)
     told = any(isinstance(error, Interrupted) for error in failures)  # the job said how to resume
     if jobs.resume_command and helps and not told:
         sys.stderr.write(f"{how_to_resume(jobs.resume_command)}\n")

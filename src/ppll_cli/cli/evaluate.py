@@ -79,7 +79,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of the run")
     parser.add_argument(
         "--checkpoint",
-        type=_checkpoint,
         default="last",
         metavar="NAME",
         help="best, last, or a number of optimizer steps (default: last)",
@@ -110,12 +109,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_config_dir()
     return parser.parse_args(arguments)
-
-
-def _checkpoint(text: str) -> str:
-    if text in ("best", "last") or (text.isascii() and text.isdecimal()):
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is neither best, last nor a number of steps")
 
 
 @dataclass(frozen=True)

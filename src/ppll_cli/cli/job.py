@@ -4,18 +4,19 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ppll_cli.cli.leftovers import existing, remove_refused
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import check_choices, options_given, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError
+from ppll_cli.launch.locks import sweep_runs
+from ppll_cli.leaves.files import remove
 from ppll_cli.observe import streams
-from ppll_cli.observe.runs import CONFIG_FILE
+from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE, SWEEP_FILE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 BEGAN_S = time.monotonic()
 """When this process began, on the clock of `time.monotonic`."""
 
+SWEPT = {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}
+"""Names that the folder of a sweep may contain if all its jobs were refused."""
 
 _stopped: list[Interrupted] = []
 """Interrupts of jobs in a process that Hydra's launcher started. After the first interrupt, the
@@ -73,7 +76,8 @@ class Jobs:
     def begin_in(self, folder: Path) -> None:
         """Note where results go, before Hydra makes the folder."""
         self.folder = folder.absolute()
-        self.above = existing(self.folder)
+        places = (self.folder, *self.folder.parents)
+        self.above = next(path for path in places if path.exists())
 
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
@@ -131,8 +135,8 @@ class Jobs:
             summary = run.execute()
         except Interrupted:
             if hydra_config.mode is RunMode.MULTIRUN:
-                folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
-                log.info("  to compare the runs so far: %s", command("ppll-compare", folder))
+                compare = command("ppll-compare", short_path(self.folder))
+                log.info("  to compare the runs so far: %s", compare)
                 if self.resume_command is not None:
                     log.info(how_to_resume(self.resume_command))
             raise
@@ -180,3 +184,29 @@ Jobs.current = Jobs()  # no command runs yet
 def how_to_resume(command: str) -> str:
     """Return the line that says how to continue a sweep."""
     return f"  to continue the sweep: {command}"
+
+
+def remove_refused(folder: Path, ours: Set[str], above: Path) -> None:
+    """Remove Hydra's files in the folder of a refused run, then folders that became empty.
+
+    These are the run directory and its parents. `above` is the last of them that existed before the
+    command; it stays. `ours` has the names of Hydra's files and folders.
+    """
+    for name in ours:
+        remove(folder / name)
+    for path in (folder, *folder.parents):
+        if above not in path.parents or any(path.iterdir()):
+            return
+        path.rmdir()
+
+
+def remove_sweep(folder: Path, above: Path) -> None:
+    """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
+
+    The folder stays if it existed before the command, or if another sweep runs there. `above` is as
+    for `remove_refused`.
+    """
+    if folder == above or not folder.is_dir() or sweep_runs(folder):
+        return
+    if {path.name for path in folder.iterdir()} <= SWEPT:
+        remove_refused(folder, SWEPT, above)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ppll_cli.cli.leftovers import existing, remove_refused, remove_sweep
+from ppll_cli.cli.job import remove_refused, remove_sweep
 from ppll_cli.launch.locks import locked_sweep
 
 
@@ -48,8 +48,3 @@ def test_only_folders_made_for_a_refused_run_are_removed(tmp_path: Path) -> None
     (run_dir / "ppll-run.log").write_text("")
     remove_refused(run_dir, {".hydra", "ppll-run.log"}, tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
-
-
-def test_the_last_existing_folder_is_found(tmp_path: Path) -> None:
-    assert existing(tmp_path) == tmp_path
-    assert existing(tmp_path / "new" / "run") == tmp_path
