@@ -12,7 +12,7 @@ from ppll_cli.observe.noise import Spread, spread, within_noise
 def test_the_deviation_is_a_sample_deviation() -> None:
     found = spread([1.0, 2.0, 4.0])
     assert found is not None
-    assert (found.mean, found.count) == (7 / 3, 3)
+    assert (found.mean, found.size) == (7 / 3, 3)
     assert found.deviation == pytest.approx(np.std([1, 2, 4], ddof=1))
     assert spread([3.0]) == Spread(3.0, None, 1)
     assert spread([]) is None

@@ -10,7 +10,7 @@ from ppll_cli.observe import comparison_curves as curves
 from ppll_cli.observe.comparison import Comparison
 from ppll_cli.observe.comparison_labels import HEAD_WIDTH, labels, notes, shared, with_unit
 from ppll_cli.observe.comparison_style import Style
-from ppll_cli.observe.comparison_tables import MEASURES, cell
+from ppll_cli.observe.comparison_tables import cell
 from ppll_cli.observe.figures import figure
 from ppll_cli.observe.groups import Group, Measure, Row
 from ppll_cli.observe.noise import spread
@@ -89,7 +89,7 @@ class _Panel:
             if each is not None:
                 self._bar(place, each.mean, group)
             self._marks(place, group, measure)
-        self._values(measure, ".2f" if based else ".0f", judged=Row.rate)
+        self._values("speed_up_over_bp" if based else "samples_per_second")
         if based:
             self.axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
 
@@ -106,7 +106,7 @@ class _Panel:
                 self._bar(place, width, group, left, linewidth=0.8)
                 left += width
             self._marks(place, group, lambda row: sum(row.stage_bytes) or None, 1e6)
-        self._values(MEASURES["peak_memory_bytes"], ".0f", 1e6, " MB")
+        self._values("peak_memory_bytes", " MB")
 
     def draw_best(self, metric: str) -> None:
         """Draw each group's best metric as a point, on an axis that need not begin at 0."""
@@ -125,7 +125,7 @@ class _Panel:
                 colour = self.style.colour(group)
                 self.axes.plot(found.mean, place, "o", color=colour, markersize=5, zorder=5)
             self._marks(place, group, Row.best)
-        self._values(Row.best, ".4f")
+        self._values("best_metric")
 
     def _bar(
         self, place: float, width: float, group: Group, left: float = 0.0, linewidth: float = 0.0
@@ -170,19 +170,9 @@ class _Panel:
             zorder=4,
         )
 
-    def _values(
-        self,
-        measure: Measure,
-        form: str,
-        scale: float = 1.0,
-        unit: str = "",
-        judged: Measure | None = None,
-    ) -> None:
+    def _values(self, key: str, unit: str = "") -> None:
         """Write each group's text (see `cell`) at the right edge; widen the axis to make room."""
-        texts = []
-        for group in self.groups:
-            of = group, measure, form, scale, group.reference
-            texts.append(cell(*of, judged=judged, unit=unit, counted=False) or "unknown")
+        texts = [cell(group, key, unit=unit, counted=False) or "unknown" for group in self.groups]
         share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
         low, high = self.axes.get_xlim()
         self.axes.set_xticks([tick for tick in self.axes.get_xticks() if low <= tick <= high])

@@ -4,18 +4,17 @@ The test is Welch's t-test, two-sided at 5 %, which allows unequal variances and
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import hypot, sqrt
 from statistics import fmean, stdev
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation of `count` values. With one value, `deviation` is None."""
+class Spread(NamedTuple):
+    """Mean and sample standard deviation of `size` values. With one value, `deviation` is None."""
 
     mean: float
     deviation: float | None
-    count: int
+    size: int
 
 
 def spread(values: Iterable[float]) -> Spread | None:
@@ -30,14 +29,14 @@ def within_noise(one: Spread, other: Spread) -> bool | None:
     """Return whether two means may differ only by noise; None if a mean is of a single value."""
     if one.deviation is None or other.deviation is None:
         return None
-    errors = one.deviation / sqrt(one.count), other.deviation / sqrt(other.count)
+    errors = one.deviation / sqrt(one.size), other.deviation / sqrt(other.size)
     error = hypot(*errors)
     if error == 0:  # within each group all values are equal
         return one.mean == other.mean
     from scipy.special import stdtrit  # slow to import, and often not needed
 
     shares = [
-        (each / error) ** 4 / (of.count - 1) for each, of in zip(errors, (one, other), strict=True)
+        (each / error) ** 4 / (of.size - 1) for each, of in zip(errors, (one, other), strict=True)
     ]
     quantile = stdtrit(1 / sum(shares), 0.975)  # of Student's t-distribution
     return bool(abs(one.mean - other.mean) <= quantile * error)
