@@ -1,10 +1,10 @@
 """Chooses how a comparison's picture shows groups: colours for schedules, hatches for methods."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
+from ppll_cli.observe.comparison_labels import labels
 from ppll_cli.observe.conditions import method
 from ppll_cli.observe.groups import Group
 
@@ -31,37 +31,34 @@ DASHES: Sequence[Any] = (
 """Line styles of curves. The n-th local method has the n-th line style and the n-th hatch."""
 
 
-@dataclass(frozen=True)
-class Style:
-    """A colour for each schedule; a hatch of bars and a line style for each local method.
+class Drawn(NamedTuple):
+    """A group as the picture shows it.
 
-    Groups without local losses get the first hatch and the first line style.
+    A schedule has a colour; a local method has a hatch of bars and a line style of curves. Groups
+    without local losses have the first hatch and the first line style.
     """
 
-    colours: Mapping[str, str]
-    hatches: Mapping[str, str]
-    dashes: Mapping[str, Any]
+    group: Group
+    label: str
+    schedule: str
+    colour: str
+    method: str | None
+    hatch: str
+    dash: Any
 
-    @classmethod
-    def of(cls, groups: Sequence[Group]) -> "Style":
-        """Choose colours, hatches and line styles for these groups."""
-        schedules = dict.fromkeys(group.first.run.schedule for group in groups)
-        methods = list(dict.fromkeys(m for g in groups if (m := method(g.first.run)) is not None))
-        others = cycle(OTHERS)
-        return cls(
-            {name: COLOURS.get(name) or next(others) for name in schedules},
-            dict(zip(methods, cycle(HATCHES), strict=False)),
-            dict(zip(methods, cycle(DASHES), strict=False)),
-        )
 
-    def colour(self, group: Group) -> str:
-        """Return the colour of a group's schedule."""
-        return self.colours[group.first.run.schedule]
-
-    def hatch(self, group: Group) -> str:
-        """Return the hatch of a group's local method."""
-        return self.hatches.get(method(group.first.run) or "", "")
-
-    def dash(self, group: Group) -> Any:
-        """Return the line style for a group's local method."""
-        return self.dashes.get(method(group.first.run) or "", "-")
+def drawn(groups: Sequence[Group]) -> list[Drawn]:
+    """Choose labels, colours, hatches and line styles for these groups."""
+    others, looks = cycle(OTHERS), cycle(zip(HATCHES, DASHES, strict=True))
+    colours = dict(COLOURS)
+    methods: dict[str | None, tuple[str, Any]] = {None: (HATCHES[0], DASHES[0])}
+    found = []
+    for group, label in zip(groups, labels(groups), strict=True):
+        schedule, of_losses = group.first.run.schedule, method(group.first.run)
+        if schedule not in colours:
+            colours[schedule] = next(others)
+        if of_losses not in methods:
+            methods[of_losses] = next(looks)
+        look = colours[schedule], of_losses, *methods[of_losses]
+        found.append(Drawn(group, label, schedule, *look))
+    return found

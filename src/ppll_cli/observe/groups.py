@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
@@ -19,7 +19,7 @@ Measure = Callable[["Row"], float | None]
 """A function that returns a measured value of a run; None if unknown."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Row:
     """A run in the comparison. Unknown numbers are None.
 
@@ -82,26 +82,29 @@ class Row:
         return number(rate / base.mean)  # infinite if a damaged file gives a wrong speed
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Group:
     """Runs that differ only in their seed, or a single run.
 
     Means are over the completed runs; if there are none, over all runs.
+
+    Attributes:
+        reference: The group with which tests for noise compare this group; None if there is none.
     """
 
     rows: Sequence[Row]
     reference: "Group | None" = None
 
-    def with_common_baselines(self) -> Self:
-        """Return the group. If an averaged run has no `bps`, the `bps` of all runs become empty.
+    def keep_common_baselines(self) -> None:
+        """Make the `bps` of all runs empty if an averaged run has none.
 
         The same applies to `lls`. Otherwise, the mean speed-up would be over fewer runs than the
         mean speed. An older run did not record all conditions, so it may have a baseline that other
         runs lack.
         """
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
-        rows = [replace(r, bps=r.bps if bps else (), lls=r.lls if lls else ()) for r in self.rows]
-        return replace(self, rows=rows)
+        for row in self.rows:
+            row.bps, row.lls = row.bps if bps else (), row.lls if lls else ()
 
     @cached_property
     def averaged(self) -> list[Row]:
@@ -125,19 +128,16 @@ class Group:
         return [one for one, count in found.items() if one is not None and count > 1]
 
     @property
-    def settings(self) -> dict[str, str]:
-        """Settings that differ between the compared runs, but are equal in all averaged runs."""
-        rows = self.averaged
-        return {
-            key: value
-            for key, value in rows[0].settings.items()
-            if all(row.settings.get(key) == value for row in rows)
-        }
-
-    @property
     def differs(self) -> str:
-        """`settings` as text, as on a command line."""
-        return " ".join(f"{k}={value}" if value else k for k, value in self.settings.items())
+        """Settings that differ between the compared runs, but are equal in all averaged runs.
+
+        They are written as on a command line.
+        """
+        return " ".join(
+            f"{key}={value}" if value else key
+            for key, value in self.first.settings.items()
+            if all(row.settings.get(key) == value for row in self.averaged)
+        )
 
     @property
     def names(self) -> str:
@@ -181,16 +181,12 @@ class Group:
         """Samples per second: mean and deviation over seeds."""
         return self.spread(Row.rate)
 
-    def is_same(self, other: "Group") -> bool:
-        """Return whether another object describes the same group: its first run is the same."""
-        return self.first.run is other.first.run
-
     def within_noise_of(self, other: "Group | None", measure: Measure) -> bool | None:
         """Return whether noise can explain the difference between two groups in a measure.
 
         The result is None if `other` is None or this group, or if the noise is unknown.
         """
-        if other is None or self.is_same(other):
+        if other is None or other is self:
             return None
         mine, theirs = self.spread(measure), other.spread(measure)
         return None if mine is None or theirs is None else within_noise(mine, theirs)

@@ -57,7 +57,7 @@ class Evaluation:
     value: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoundRun:
     """A run that was found on disk.
 
@@ -89,6 +89,10 @@ class FoundRun:
     def configured(self, *keys: str) -> Any:
         """Return the configuration's value under nested keys; None if there is none."""
         return _get(self.config, *keys)
+
+    def recorded(self, key: str) -> Any:
+        """Return the summary's value or, without one, the configuration's; None if unknown."""
+        return self.configured(key) if (found := self.get(key)) is None else found
 
     @property
     def best(self) -> float | None:
