@@ -2,22 +2,32 @@
 
 from collections.abc import Sequence
 from itertools import accumulate, zip_longest
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppll_cli.observe import comparison_curves as curves
+import numpy as np
+
+from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import Comparison
-from ppll_cli.observe.comparison_curves import no_data
-from ppll_cli.observe.comparison_labels import HEAD_WIDTH, notes, shared, with_unit
-from ppll_cli.observe.comparison_style import Drawn, drawn
+from ppll_cli.observe.comparison_labels import (
+    HEAD_WIDTH,
+    Drawn,
+    drawn,
+    notes,
+    shared,
+    with_unit,
+)
 from ppll_cli.observe.comparison_tables import MEASURES, cell
 from ppll_cli.observe.figures import figure
 from ppll_cli.observe.groups import Group, Measure, Row
+from ppll_cli.observe.noise import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 LABEL_WIDTH = 36
 """Characters per line of a label."""
@@ -31,6 +41,16 @@ PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
 MARK = "#333333"
 
 
+MOST_CURVES = 8
+"""Largest number of groups for which the legend lists each group. For more groups, it lists only
+schedules and methods."""
+
+COLUMNS = 4
+"""Number of columns of a legend that lists schedules and methods."""
+
+MARKERS = "os^DvxP*"
+
+
 def picture(path: Path, comparison: Comparison) -> None:
     """Draw a comparison into a PNG file."""
     groups = [group for group in comparison.groups if group.status != "refused"]
@@ -38,7 +58,7 @@ def picture(path: Path, comparison: Comparison) -> None:
     wrapped = [fill(each.label, LABEL_WIDTH) for each in shown]
     places, end = _places(wrapped)
     head = "\n".join([shared(groups), *(fill(note, HEAD_WIDTH) for note in notes(comparison))])
-    height = end + CURVES_INCHES + LINE_INCHES * (head.count("\n") + curves.lines(shown)) + 1.9
+    height = end + CURVES_INCHES + LINE_INCHES * head.count("\n") + 1.9
     based = [group.first.bps[0] for group in groups if group.spread(Row.over_bp) is not None]
     rates = {bp.rate.mean for bp in based if bp.rate}
     base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
@@ -58,7 +78,8 @@ def picture(path: Path, comparison: Comparison) -> None:
             _panel(axes, shown, places, key)
             axes.set_ylim(end, 0)
             axes.set_yticks(places, wrapped if nth == 0 else [])
-        curves.draw(made.add_subplot(grid[1, :]), shown, comparison)
+        lines = _curves(made.add_subplot(grid[1, :]), shown, comparison)
+        made.set_figheight(height + LINE_INCHES * lines)
         made.axes[-1].grid(visible=True, color="#EEEEEE")
         for axes in made.axes:
             axes.set_axisbelow(True)
@@ -88,7 +109,7 @@ def _panel(axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: s
         measure = _memory
     sizes = [_stages(each.group) if is_memory else _mean(each.group, measure) for each in shown]
     if not any(sizes):
-        no_data(axes, "no data")
+        _no_data(axes, "no data")
         return
     if is_metric:
         rows = [row for each in shown for row in each.group.averaged]
@@ -175,3 +196,115 @@ def _stages(group: Group) -> list[float]:
     """Return the mean peak memory of each stage over a group's averaged runs, in MB."""
     sizes = zip_longest(*(row.stage_bytes for row in group.averaged))
     return [fmean(size for size in stage if size is not None) / 1e6 for stage in sizes]
+
+
+class Point(NamedTuple):
+    """A group's mean training time and mean metric after some number of optimizer steps.
+
+    `deviation` is the standard deviation of the metric over the runs; 0 for one run.
+    """
+
+    seconds: float
+    value: float
+    deviation: float
+
+
+def points(group: Group) -> list[Point]:
+    """Return a group's curve, with a point for each step at which all its runs were evaluated."""
+    known = [_by_step(row) for row in group.averaged]
+    found = []
+    for step in known[0]:
+        those = [each[step] for each in known if step in each]
+        seconds, values = spread(s for s, _ in those), spread(v for _, v in those)
+        if len(those) == len(known) and seconds is not None and values is not None:
+            found.append(Point(seconds.mean, values.mean, values.deviation or 0.0))
+    return found
+
+
+def _by_step(row: Row) -> dict[int, tuple[float, float]]:
+    known = row.run.evaluations
+    return {e.step: (e.seconds, e.value) for e in known if e.seconds is not None}
+
+
+def _curves(axes: "Axes", shown: Sequence[Drawn], comparison: Comparison) -> int:
+    """Draw a curve for each evaluated group, and the legend of the whole picture.
+
+    Return the number of text lines in the legend.
+    """
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    axes.set_title(f"{comparison.metric} while training", loc="left", fontsize=9)
+    axes.set_xlabel("seconds of training, evaluation included", fontsize=8)
+    axes.set_ylabel(with_unit(comparison.metric), fontsize=8)
+    few = len(shown) <= MOST_CURVES
+    curves = [_curve(axes, each, few) for each in shown]
+    entries: dict[str, Any]
+    if few:
+        entries = {
+            fill(each.label, HEAD_WIDTH): (
+                Patch(facecolor=each.colour, edgecolor="white", hatch=each.hatch),
+                *curve,
+            )
+            for each, curve in zip(shown, curves, strict=True)
+        }
+    else:
+        entries = {f"schedule {each.schedule}": Patch(facecolor=each.colour) for each in shown}
+        methods = {
+            f"method {each.method}": (
+                Patch(facecolor="#666666", edgecolor="white", hatch=each.hatch),
+                Line2D([], [], color="#666666", ls=each.dash),
+            )
+            for each in shown
+            if each.method is not None
+        }
+        entries |= methods if len(methods) > 1 else {}
+    if not any(curves):
+        _no_data(axes, "no run has recorded times yet")
+    else:
+        axes.set_xlim(left=0)
+        if comparison.target is not None:
+            line = axes.axhline(comparison.target, color="#999999", linewidth=0.8, zorder=0)
+            entries[f"{comparison.target:.4g}, which all completed runs reached"] = line
+    columns = 1 if few else COLUMNS
+    axes.figure.legend(  # below the panels, where it hides no curve
+        list(entries.values()),
+        [printable(name, 10 * HEAD_WIDTH if few else 40) for name in entries],
+        loc="outside lower left",
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+        handlelength=4.0,
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+    )
+    return ceil(sum(name.count("\n") + 1 for name in entries) / columns)
+
+
+def _no_data(axes: "Axes", text: str) -> None:
+    """Write a text into the middle of empty axes."""
+    axes.set_xticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color="#666666")
+
+
+def _curve(axes: "Axes", drawn: Drawn, few: bool) -> list["Line2D"]:
+    """Draw a group's mean metric over time; if there are few curves, its deviation too.
+
+    Return the line; an empty list if the group was not evaluated.
+    """
+    if not (found := points(drawn.group)):
+        return []
+    seconds, values, deviations = map(np.array, zip(*found, strict=True))
+    line = axes.plot(
+        seconds,
+        values,
+        color=drawn.colour,
+        linestyle=drawn.dash,
+        marker=MARKERS[len(axes.lines) % len(MARKERS)] if few else None,
+        markersize=4,
+        linewidth=1.4 if few else 0.9,
+    )
+    if few and deviations.any():
+        low, high = values - deviations, values + deviations
+        axes.fill_between(seconds, low, high, color=drawn.colour, alpha=0.15, linewidth=0)
+    return line
