@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
 from ppll_cli.observe.live import BAR, Ticker, View, epoch, line, spelled
-from ppll_cli.observe.progress import KINDS, Now, StageNow
+from ppll_cli.observe.progress import FRACTIONS, Now, StageNow
 
 FACTS = RunFacts(
     metric="accuracy",
@@ -29,7 +29,7 @@ FACTS = RunFacts(
 
 
 def shares(**given: float) -> dict[str, float]:
-    return {kind: given.get(kind, 0.0) for kind in KINDS}
+    return {name: given.get(name, 0.0) for name in FRACTIONS}
 
 
 NOW = Now(
@@ -37,7 +37,7 @@ NOW = Now(
     steps_per_second=12.5,
     left_s=3723.0,
     stages=(
-        StageNow(shares(compute=0.4, optimizer=0.1, auxiliary=0.25), 0, 1_500_000_000),
+        StageNow(shares(compute=0.5, aux=0.25), 0, 1_500_000_000),
         StageNow(shares(compute=0.25, starved=0.5, blocked=0.25), 2, None),
     ),
 )

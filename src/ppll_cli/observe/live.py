@@ -24,20 +24,23 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a stage's bar. Terminals without block characters show `letter`."""
+    """A part of a stage's bar: one of `FRACTIONS`, and its name in the legend.
 
+    Terminals without block characters show `letter`.
+    """
+
+    fraction: str
     name: str
-    kinds: tuple[str, ...]
     block: str
     letter: str
     style: str
 
 
 SHARES = (
-    Share("compute", ("compute", "optimizer"), "█", "#", "blue"),
-    Share("auxiliary", ("auxiliary",), "▓", "+", "yellow"),
-    Share("starved", ("starved",), "░", ".", "bright_black"),
-    Share("blocked", ("blocked",), "▒", "x", "magenta"),
+    Share("compute", "compute", "█", "#", "blue"),
+    Share("aux", "auxiliary", "▓", "+", "yellow"),
+    Share("starved", "starved", "░", ".", "bright_black"),
+    Share("blocked", "blocked", "▒", "x", "magenta"),
 )
 
 
@@ -154,7 +157,7 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
         return
     whole, drawn = 0.0, 0
     for share in SHARES:
-        whole += sum(shares[kind] for kind in share.kinds)
+        whole += shares[share.fraction]
         end = round(width * min(1.0, whole))
         text.append((share.block if blocks else share.letter) * (end - drawn), style=share.style)
         drawn = end
