@@ -51,18 +51,18 @@ def conditions(run: FoundRun) -> Conditions:
 
     If a resume changed a value, the result has the latest value.
     """
-    device = run.recorded("device")
+    device, digest = run.recorded("device"), _digest(run)
     found = {
         **{key: run.recorded(key) for key in KEYS},
         **_options(run, "model", PLACES),
         **_options(run, "data", PLACES),
-        DIGEST: _digest(run),
+        **({} if digest is None else {DIGEST: digest}),
         "device": None if device == "auto" else device,
         "emulated": run.get("emulated"),
         "steps": run.get("steps") if run.status == "completed" else None,
         "metric": run.metric,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return _known(found)
 
 
 def locality(run: FoundRun) -> Conditions:
@@ -81,7 +81,12 @@ def locality(run: FoundRun) -> Conditions:
         "cuts": cuts,
         "modules": run.get("modules"),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return _known(found)
+
+
+def _known(found: Conditions) -> dict[str, Any]:
+    """Return the known values; None is the value of some options, such as `data.eval_limit`."""
+    return {key: value for key, value in found.items() if value is not None or "." in key}
 
 
 def _first_unit(module: Any) -> str | None:
@@ -137,7 +142,7 @@ def seedless(run: FoundRun) -> Conditions:
         **conditions(run),
         **(locality(run) if run.schedule in LOCAL else {}),
     }
-    return found | {key: value for key, value in used.items() if value is not None}
+    return found | _known(used)
 
 
 def seed(run: FoundRun) -> int | None:
