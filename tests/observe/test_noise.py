@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ppll_cli.observe.noise import Spread, spread, within_noise
+from ppll_cli.observe.groups import Spread, spread, within_noise
 
 
 def test_the_deviation_is_a_sample_deviation() -> None:

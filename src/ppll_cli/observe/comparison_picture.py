@@ -22,8 +22,7 @@ from ppll_cli.observe.comparison_labels import (
 )
 from ppll_cli.observe.comparison_tables import MEASURES, cell
 from ppll_cli.observe.figures import figure
-from ppll_cli.observe.groups import Group, Measure, Row
-from ppll_cli.observe.noise import spread
+from ppll_cli.observe.groups import Group, Measure, Row, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,9 +50,11 @@ COLUMNS = 4
 MARKERS = "os^DvxP*"
 
 
-def picture(path: Path, comparison: Comparison) -> None:
-    """Draw a comparison into a PNG file."""
+def picture(path: Path, comparison: Comparison) -> bool:
+    """Draw a comparison into a PNG file. If all jobs were refused, only return False."""
     groups = [group for group in comparison.groups if group.status != "refused"]
+    if not groups:
+        return False
     shown = drawn(groups)
     wrapped = [fill(each.label, LABEL_WIDTH) for each in shown]
     places, end = _places(wrapped)
@@ -85,6 +86,7 @@ def picture(path: Path, comparison: Comparison) -> None:
             axes.set_axisbelow(True)
             axes.tick_params(labelsize=8)
             axes.spines[["top", "right"]].set_visible(False)
+    return True
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:

@@ -1,14 +1,15 @@
 """Runs in a comparison, and groups of runs that differ only in their seed."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from math import hypot, sqrt
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
-from ppll_cli.observe.noise import Spread, spread, within_noise
 from ppll_cli.observe.runs import FoundRun, number
 
 LONGEST_NAMES = 24
@@ -17,6 +18,42 @@ example to "0 +3"."""
 
 Measure = Callable[["Row"], float | None]
 """A function that returns a measured value of a run; None if unknown."""
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation of `size` values. With one value, `deviation` is None."""
+
+    mean: float
+    deviation: float | None
+    size: int
+
+
+def spread(values: Iterable[float]) -> Spread | None:
+    """Return mean and spread of values; None if there are no values."""
+    found = list(values)
+    if not found:
+        return None
+    return Spread(fmean(found), stdev(found) if len(found) > 1 else None, len(found))
+
+
+def within_noise(one: Spread, other: Spread) -> bool | None:
+    """Return whether two means may differ only by noise; None if a mean is of a single value.
+
+    The test is Welch's t-test, two-sided at 5 %, which allows unequal variances and sample sizes.
+    """
+    if one.deviation is None or other.deviation is None:
+        return None
+    errors = one.deviation / sqrt(one.size), other.deviation / sqrt(other.size)
+    error = hypot(*errors)
+    if error == 0:  # within each group all values are equal
+        return one.mean == other.mean
+    from scipy.special import stdtrit  # slow to import, and often not needed
+
+    shares = [
+        (each / error) ** 4 / (of.size - 1) for each, of in zip(errors, (one, other), strict=True)
+    ]
+    quantile = stdtrit(1 / sum(shares), 0.975)  # of Student's t-distribution
+    return bool(abs(one.mean - other.mean) <= quantile * error)
 
 
 @dataclass(eq=False)
