@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
-from ppll_cli.observe.live import BAR, Ticker, View, epoch, line, spelled
+from ppll_cli.observe.live import BAR, Ticker, View, epoch, said, spelled
 from ppll_cli.observe.progress import FRACTIONS, Now, StageNow
 
 FACTS = RunFacts(
@@ -108,7 +108,7 @@ def test_a_stage_that_restarts_says_so_in_place_of_its_bar() -> None:
 
 
 def test_a_plain_line_shows_the_progress() -> None:
-    assert line(FACTS, NOW) == "epoch 3/10  step 50/200  800 samples/s  1:02:03 left"
+    assert "  ".join(said(FACTS, NOW)) == "epoch 3/10  step 50/200  800 samples/s  1:02:03 left"
 
 
 def test_after_the_last_step_the_last_epoch_is_shown() -> None:
@@ -119,7 +119,8 @@ def test_after_the_last_step_the_last_epoch_is_shown() -> None:
     ("seconds", "text"), [(None, ""), (0.4, "  0:00:00 left"), (59.6, "  0:01:00 left")]
 )
 def test_the_remaining_time_is_shown_as_text(seconds: float | None, text: str) -> None:
-    assert line(FACTS, Now(1, None, seconds, ())) == f"epoch 1/10  step 1/200{text}"
+    found = "  ".join(said(FACTS, Now(1, None, seconds, ())))
+    assert found == f"epoch 1/10  step 1/200{text}"
 
 
 def test_a_ticker_ticks_until_it_is_stopped() -> None:

@@ -20,7 +20,7 @@ from ppll_cli.config.commands import short_path, word
 from ppll_cli.leaves.names import place_name, seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
 from ppll_cli.observe.facts import RunFacts
-from ppll_cli.observe.live import Ticker, View, few, line, size, spelled
+from ppll_cli.observe.live import Ticker, View, few, said, size, spelled
 from ppll_cli.observe.logs import only_warn, to_file
 from ppll_cli.observe.progress import Look, Progress
 
@@ -154,7 +154,7 @@ class Console:
                 live.update(View(console._facts, now, results), refresh=True)
             elif now_s - console._spoke_s >= PLAIN_S and now.step < console._facts.steps:
                 console._spoke_s = now_s
-                console._say(line(console._facts, now))
+                console._say("  ".join(said(console._facts, now)))
 
         ticker = Ticker(every_s, partial(tick, self))
         ticker.start()
