@@ -3,6 +3,7 @@
 Values from missing or damaged files are unknown, and raise no error.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -116,7 +117,7 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
     found: dict[Path, FoundRun] = {}
     depths: dict[Path, int] = {}
     for folder in map(Path.resolve, folders):
-        inside = dict(_inside(folder))
+        inside = _inside(folder)
         for place in sorted(inside, key=lambda place: _order(place.relative_to(folder))):
             found.setdefault(place, inside[place])
             depths[place] = max(depths.get(place, 0), len(place.relative_to(folder).parts))
@@ -124,31 +125,26 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
     return [replace(run, name=names[place]) for place, run in found.items()]
 
 
-def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
-    """Yield the path of each run in a folder, and the run.
+def _inside(folder: Path) -> dict[Path, FoundRun]:
+    """Return the runs in a folder by their paths. A refused job has the path of its missing run.
 
-    A refused job has the path that its run would have.
+    Folders that cannot be read are left out, because they may belong to another user.
     """
-    run = read_run(folder)
-    if run is not None:
-        yield folder, run
-        return
-    # The caller keeps the last run of each path. So if a job was refused and ran later, the run
-    # replaces the refused job. If the refused job should have resumed the run, the reason becomes
-    # the run's `error`.
-    refused = dict(_refused(folder / REFUSED_FILE))
-    yield from refused.items()
-    try:
-        inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError:  # for example, the folder belongs to another user
-        return
-    for path in inner:
-        if path.name.startswith("."):
-            continue
-        for place, found in _inside(path):
-            reason = refused[place].error if place in refused else None
-            stopped = reason is not None and found.error is None and found.status != "completed"
-            yield place, replace(found, error=reason) if stopped else found
+    found: dict[Path, FoundRun] = {}
+    refused: dict[Path, FoundRun] = {}
+    for path, inner, _ in os.walk(folder):
+        run = read_run(Path(path))
+        if run is not None:
+            found[Path(path)] = run
+            inner.clear()  # a run directory holds no other runs
+        else:
+            refused.update(_refused(Path(path, REFUSED_FILE)))
+            inner[:] = [name for name in inner if not name.startswith(".")]
+    for place, job in refused.items():
+        run = found.setdefault(place, job)  # a job that was refused may have run later
+        if run.error is None and run.status != "completed":  # the job should have resumed the run
+            found[place] = replace(run, error=job.error)
+    return found
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
