@@ -16,7 +16,7 @@ from ppll_cli.observe.conditions import (
     usual,
 )
 from ppll_cli.observe.groups import Group, Row, grouped
-from ppll_cli.observe.runs import find, number
+from ppll_cli.observe.runs import find, finite
 
 NOISE = "~"
 """Follows a number in a table if noise can explain its difference from the reference."""
@@ -244,4 +244,4 @@ def _size(group: Group) -> str:
 
 def _threads(group: Group) -> int:
     """Return how many threads all workers of a group's run have together; unknown numbers are 1."""
-    return (group.first.gpus or 1) * int(number(group.first.run.get("threads")) or 1)
+    return (group.first.gpus or 1) * int(finite(group.first.run.get("threads")) or 1)

@@ -12,7 +12,7 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
 from ppll_cli.observe.conditions import seed, tags
 from ppll_cli.observe.groups import Group, Measure, Row
-from ppll_cli.observe.runs import number
+from ppll_cli.observe.runs import finite
 
 GAP = 2
 """Characters between columns."""
@@ -43,7 +43,7 @@ class Measured(NamedTuple):
 
 
 def _bubble(row: Row) -> float | None:
-    return number(row.run.get("pipeline", "bubble_fraction"))
+    return finite(row.run.get("pipeline", "bubble_fraction"))
 
 
 def _auxiliary(row: Row) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
-from ppll_cli.observe.runs import FoundRun, number
+from ppll_cli.observe.runs import FoundRun, finite
 
 LONGEST_NAMES = 24
 """Largest length of a list of run names, in characters; a longer list is shortened, for
@@ -88,7 +88,7 @@ class Row:
         """Return the summary's number under `key` for each stage that has one."""
         stages = self.run.get("stages")
         known = stages if isinstance(stages, list) else []
-        found = [number(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
+        found = [finite(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
         return [each for each in found if each is not None]
 
     @property
@@ -98,7 +98,7 @@ class Row:
 
     def rate(self) -> float | None:
         """Return the samples per second in the steady state; None if unknown."""
-        return number(self.run.get("train", "samples_per_second"))
+        return finite(self.run.get("train", "samples_per_second"))
 
     def best(self) -> float | None:
         """Return the best metric of any evaluation; None if unknown."""
@@ -116,7 +116,7 @@ class Row:
         rate, base = self.rate(), baselines[0].rate if baselines else None
         if rate is None or base is None or not base.mean:
             return None
-        return number(rate / base.mean)  # infinite if a damaged file gives a wrong speed
+        return finite(rate / base.mean)  # infinite if a damaged file gives a wrong speed
 
 
 @dataclass(eq=False)

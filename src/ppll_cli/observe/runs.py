@@ -218,8 +218,8 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
         metric = next((key for key in line if key not in LINE_KEYS), None)
         if split not in SPLITS or line.get("module") is not None or metric is None:
             continue
-        if (value := number(line[metric])) is not None:
-            made = Evaluation(_step(line), number(line.get("seconds")), value)
+        if (value := finite(line[metric])) is not None:
+            made = Evaluation(_step(line), finite(line.get("seconds")), value)
             found.setdefault(split, (f"{split} {metric}", []))[1].append(made)
     metric, made_all = next((found[split] for split in SPLITS if split in found), (None, []))
     if any(made.seconds is None for made in made_all):
@@ -233,7 +233,7 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
     return next(names, None)
 
 
-def number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """Return a JSON value if it is a finite number that a float can hold, else None."""
     fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return value if fits else None
