@@ -116,7 +116,7 @@ class Console:
         columns = {
             "stage": [stage.name for stage in stages],
             "device": [stage.device for stage in stages],
-            "units": [f"{spelled(stage)} ({len(stage.units)})" for stage in stages],
+            "units": [f"{spelled(stage)} ({sum(map(len, stage.units))})" for stage in stages],
             "modules": [
                 few([*map(str, stage.modules)]) if stage.modules else "" for stage in stages
             ],

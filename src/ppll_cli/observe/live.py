@@ -122,7 +122,7 @@ def spelled(stage: StageFacts) -> str:
 
     At most two groups of consecutive units are named.
     """
-    runs = [few(names) for names in stage.units_by_run]
+    runs = [few(names) for names in stage.units]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
 
