@@ -12,14 +12,7 @@ import numpy as np
 
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import Comparison
-from ppll_cli.observe.comparison_labels import (
-    HEAD_WIDTH,
-    Drawn,
-    drawn,
-    notes,
-    shared,
-    with_unit,
-)
+from ppll_cli.observe.comparison_labels import HEAD_WIDTH, Drawn, drawn, notes, shared, with_unit
 from ppll_cli.observe.comparison_tables import MEASURES, cell
 from ppll_cli.observe.figures import figure
 from ppll_cli.observe.groups import Group, Measure, Row, spread
@@ -38,7 +31,6 @@ PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
 """Width of a panel without its labels, and width of one character of the numbers in a panel."""
 
 MARK = "#333333"
-
 
 MOST_CURVES = 8
 """Largest number of groups for which the legend lists each group. For more groups, it lists only

@@ -133,14 +133,12 @@ class Console:
         self._spoke_s = time.monotonic()
         every_s, live = PLAIN_S / 5, None
         if self._has_display():
-            every_s, live = (
-                REFRESH_S,
-                Live(
-                    console=self._out,
-                    auto_refresh=False,
-                    transient=True,
-                    redirect_stderr=sys.stderr.isatty(),
-                ),
+            every_s = REFRESH_S
+            live = Live(
+                console=self._out,
+                auto_refresh=False,
+                transient=True,
+                redirect_stderr=sys.stderr.isatty(),
             )
             self._held.enter_context(live)
             self._out.show_cursor(True)  # without this, Ctrl-Z would leave no cursor
