@@ -152,11 +152,10 @@ class Run:
                 failed = failure.run_failed(error, self.run_dir)
                 self._fail(failed, error)
                 raise failed from error
-        early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
-        summary = self._finish(ending.reports, "interrupted" if early else "completed")
+        status = "completed" if ending.signal is None else "interrupted"
+        summary = self._finish(ending.reports, status)
         self.console.end(summary, self.run_dir, self._worth_trying())
-        if early:
-            assert ending.signal is not None
+        if ending.signal is not None:
             raise Interrupted(ending.signal)
         return summary
 

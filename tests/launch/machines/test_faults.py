@@ -181,7 +181,7 @@ def test_a_store_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatc
     # The abandoned thread prints something once its connection is cut. Wait, so that this test gets
     # it.
     for thread in threading.enumerate():
-        if thread.name == "ppll-fleet-meeting":
+        if thread.name == "ppll-fleet":
             thread.join(60.0)
             assert not thread.is_alive()
 
