@@ -103,12 +103,13 @@ class Fleet:
     def fail(self, error: Exception) -> None:
         """Tell the exception that ends the current job, or all jobs; `read_error` decodes it."""
         if not isinstance(error, ConfigError | Interrupted | WorkerFailedError):
-            kind = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
-            error = RunFailedError(f"{self.name(self.rank)}: {kind}{error}")
+            prefix = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
+            error = RunFailedError(f"{self.name(self.rank)}: {prefix}{error}")
         fields = dict(vars(error))
         if isinstance(error, ConfigError):
             fields["value"] = str(error.value)
-        told = _TOLD.index(type(error)), error.args, spelled(fields)
+        number = next(n for n, kind in enumerate(_TOLD) if isinstance(error, kind))
+        told = number, error.args, spelled(fields)
         self.tell({"kind": "failed", "job": self.jobs, "error": told})
 
     def hear(self, timeout_s: float = 0.0) -> Message | None:
@@ -121,7 +122,7 @@ class Fleet:
             message, self._unheard = self._unheard, None
             return message
         with suppress(Empty):
-            return self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+            return self._inbox.get(timeout=timeout_s)
         for parcels in self.parcels.values():
             parcels.check()
         return None
@@ -336,7 +337,7 @@ def _first_line(error: Exception) -> str:
 
 def read_error(message: Message) -> PpllError:
     """Return the error that `Fleet.fail` told."""
-    kind, arguments, fields = message["error"]
-    error: PpllError = _TOLD[kind].__new__(_TOLD[kind], *arguments)
+    number, arguments, fields = message["error"]
+    error: PpllError = _TOLD[number].__new__(_TOLD[number], *arguments)
     vars(error).update(read(fields))
     return error

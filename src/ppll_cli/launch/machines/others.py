@@ -63,7 +63,7 @@ class Leader:
         self._fleet, self._job, self._stop = fleet, job, stop
         seats = [seat for seat in job.seats if job.home(seat) != fleet.rank]
         self.away = {seat: Seen(seat, job.name(seat), Pulse()) for seat in seats}
-        self._waiting: dict[Seat, deque[tuple[Report, Event]]] = defaultdict(deque)
+        self._waiting: dict[Seat, deque[tuple[Report, Event | None]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
         """Return False, because machine 0's launcher handles its reports itself."""
@@ -132,20 +132,18 @@ class Leader:
         """Tell the other machines the error that ends the job."""
         self._fleet.fail(error)
 
-    def _arrival(self, machine: int, report: Report) -> Event:
-        """Return an event that is set when the file of a report is on this machine."""
+    def _arrival(self, machine: int, report: Report) -> Event | None:
+        """Return an event that is set when the file of a report is here; None without a file."""
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
-            here = Event()
-            here.set()
-            return here
+            return None
         folder = checkpoint.unfinished_folder(self._job.run_dir, int(report["step"]))
         return parcels.take(report["file"], folder)
 
     def _handle_arrived(self, seen: Seen, handle: Callable[[Seen, Report], None]) -> None:
         """Handle a worker's reports in order, up to the first one whose file is missing."""
         waiting = self._waiting[seen.seat]
-        while waiting and waiting[0][1].is_set():
+        while waiting and ((there := waiting[0][1]) is None or there.is_set()):
             handle(seen, waiting.popleft()[0])
 
     def _gone(self, machine: int, silent: str) -> Report:
