@@ -12,6 +12,7 @@ import ppll_cli
 from ppll_cli.job.job import Job
 from ppll_cli.job.parts import Part, Parts, Worker, is_steady, rate
 from ppll_cli.launch.machines.others import Report
+from ppll_cli.launch.restarts import RestartLog
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import FRACTIONS
 from ppll_cli.pipeline.instructions import Instruction
@@ -27,6 +28,7 @@ def summarise(
     prepared: Prepared,
     metrics: Metrics,
     parts: Parts,
+    restarts: RestartLog,
     reports: Sequence[Report] = (),
     status: str = "running",
     seconds: float = 0.0,
@@ -46,6 +48,7 @@ def summarise(
     counted = [report["worker"] for report in reports]
     listed = parts.listed(step, seconds, counted)
     workers = parts.alike(counted)
+    restarted = restarts.listed()
     return {
         "status": status,
         "name": settings.name,
@@ -79,6 +82,8 @@ def summarise(
         "pipeline": _pipeline(job, workers),
         "versions": _versions(),
         "git_commit": _git_commit(),
+        **({"recover": {"every": job.snapshot_every}} if job.restartable else {}),
+        **({"restarts": restarted} if restarted or job.restartable else {}),
     }
 
 
