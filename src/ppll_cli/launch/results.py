@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ppll_cli.config.targets import make
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
-from ppll_cli.errors import Interrupted, PpllError, RunFailedError
+from ppll_cli.errors import Interrupted, RunFailedError
 from ppll_cli.job import model_file
 from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
@@ -34,7 +34,7 @@ def write_results(
     reports: Sequence[Report],
     restarts: Sequence[Restart],
     status: str,
-    error: PpllError | None = None,
+    error: Exception | None = None,
 ) -> tuple[dict[str, Any], list[RunFailedError]]:
     """Write each result, even if another result cannot be written.
 
