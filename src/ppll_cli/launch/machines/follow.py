@@ -134,16 +134,21 @@ def follow(fleet: Fleet) -> None:
         PpllError: A job failed on this machine, machine 0 refused a job, or a machine is silent.
     """
     failed: PpllError | None = None
-    while (message := _next(fleet))["kind"] != "end":
-        if message["kind"] == "failed":
-            failed = failed or read_error(message)
-        elif message["kind"] == "job":
-            try:
+    kind = ""
+    while kind != "end":
+        try:
+            message = _next(fleet)
+            kind = message["kind"]
+            if kind == "failed":
+                failed = failed or read_error(message)
+            elif kind == "job":
                 _run_part(fleet, message)
-            except PpllError as error:
-                failed = error
-                if not isinstance(error, ConfigError | Interrupted):  # these are shown at the end
-                    log.error("ppll-run: %s", error)
+        except PpllError as error:
+            failed = error
+            if not isinstance(error, ConfigError | Interrupted):  # these are shown at the end
+                log.error("ppll-run: %s", error)
+            if isinstance(error, RunFailedError) and fleet.silent() is not None:
+                break
     if failed is not None:
         raise failed
 
@@ -157,7 +162,6 @@ def _next(fleet: Fleet) -> Message:
 def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
     message = fleet.hear(timeout_s)
     if message is None and (silent := fleet.silent()):
-        log.error("ppll-run: %s", silent[1])
         raise RunFailedError(silent[1])
     return message
 
