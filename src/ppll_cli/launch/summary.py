@@ -48,7 +48,6 @@ def summarise(
     counted = [report["worker"] for report in reports]
     listed = parts.listed(step, seconds, counted)
     workers = parts.alike(counted)
-    restarted = restarts.listed()
     return {
         "status": status,
         "name": settings.name,
@@ -82,8 +81,7 @@ def summarise(
         "pipeline": _pipeline(job, workers),
         "versions": _versions(),
         "git_commit": _git_commit(),
-        **({"recover": {"every": job.snapshot_every}} if job.restartable else {}),
-        **({"restarts": restarted} if restarted or job.restartable else {}),
+        **_recovery(job, restarts),
     }
 
 
@@ -167,6 +165,14 @@ def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
     found["predicted_bubble_fraction"] = predicted.bubble_fraction
     found["predicted_samples_per_second"] = samples / predicted.batch_s
     return found
+
+
+def _recovery(job: Job, restarts: RestartLog) -> dict[str, Any]:
+    """Return the restarts of workers; empty if there were none and workers cannot be restarted."""
+    listed = restarts.listed()
+    if job.restartable:
+        return {"recover": {"every": job.snapshot_every}, "restarts": listed}
+    return {"restarts": listed} if listed else {}
 
 
 def _versions() -> dict[str, str]:
