@@ -166,8 +166,9 @@ class _Launcher:
         try:
             yield
         except Exception as error:
-            if self._others is not None:
-                self._others.fail(error)
+            reported = isinstance(self._others, Follower) and isinstance(error, WorkerFailedError)
+            if self._fleet is not None and not reported:
+                self._fleet.fail(error)
             raise
         finally:
             if self._fleet is not None:

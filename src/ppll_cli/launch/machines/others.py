@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from ppll_cli.errors import RunFailedError, WorkerFailedError
+from ppll_cli.errors import RunFailedError
 from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import StopFlag
@@ -128,10 +128,6 @@ class Leader:
         """Tell the other machines that the job ends; `signal` is the signal that ended it early."""
         self._fleet.tell({"kind": "end of job", "signal": signal})
 
-    def fail(self, error: Exception) -> None:
-        """Tell the other machines the error that ends the job."""
-        self._fleet.fail(error)
-
     def _arrival(self, machine: int, report: Report) -> Event | None:
         """Return an event that is set when the file of a report is here; None without a file."""
         parcels = self._fleet.parcels.get(machine)
@@ -228,11 +224,6 @@ class Follower:
             self.handle_messages(handle)
             time.sleep(0.1)
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
-
-    def fail(self, error: Exception) -> None:
-        """Tell machine 0 the error that ends the job here, unless a report has already told it."""
-        if not isinstance(error, WorkerFailedError):
-            self._fleet.fail(error)
 
 
 def cause(failures: Sequence[Report]) -> Report:
