@@ -135,7 +135,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
         try:
             _hydra_main(arguments, overrides, fleet)
         except ConfigError as error:
-            fleet.refuse(error)
+            fleet.fail(error)
             raise
         finally:
             fleet.tell({"kind": "end"})

@@ -34,12 +34,12 @@ def write_results(
     reports: Sequence[Report],
     restarts: Sequence[Restart],
     status: str,
-    error: str | None = None,
-) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
+    error: Exception | None = None,
+) -> tuple[dict[str, Any], list[RunFailedError]]:
     """Write each result, even if another result cannot be written.
 
     `reports` has the last report of each worker; it is empty if the run ended with an `error`. In
-    other runs, the status becomes "failed" if a model cannot be written. Return the summary (None
+    other runs, the status becomes "failed" if a model cannot be written. Return the summary (empty
     if it could not be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
@@ -53,14 +53,14 @@ def write_results(
             checkpoint.write_model(last, run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
-        status, error = "failed", str(problems[0])
-    summary = None
+        status, error = "failed", problems[0]
+    summary: dict[str, Any] = {}
     with _errors_into(problems, run_dir, "summary.json"):
         summary = summarise(status=status)
         if error is not None:
-            summary["error"] = error
+            summary["error"] = str(error)
         write_json(run_dir / "summary.json", summary)
-    if summary is not None:
+    if summary:
         with only_warn("the timeline could not be written"):
             _draw(job, run_dir, reports, restarts, summary)
         if has_model:

@@ -172,7 +172,7 @@ def _order(path: Path) -> list[tuple[bool, int, str]]:
 
 def read_run(folder: Path) -> FoundRun | None:
     """Return the run in a folder; None if the folder is not a run directory."""
-    config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
+    config, summary = object_in(folder / CONFIG_FILE), object_in(folder / SUMMARY_FILE)
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
@@ -244,7 +244,8 @@ def _step(line: Mapping[str, Any]) -> int:
     return step if isinstance(step, int) else 0
 
 
-def _object(file: Path) -> dict[str, Any]:
+def object_in(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if the file is missing or damaged."""
     try:
         found = read_json(file)
     except (OSError, ValueError):
