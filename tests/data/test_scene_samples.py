@@ -11,8 +11,11 @@ from torch import Tensor
 from ppll_cli.data.drawing import font_of, overlap, text_size
 from ppll_cli.data.scenes.index import Scene
 from ppll_cli.data.scenes.samples import (
+    FOUND,
+    IGNORED,
     LEAST_SCORE,
     MOST_DETECTIONS,
+    TRUE,
     drawn,
     legend,
     marks,
@@ -105,12 +108,12 @@ def test_labels_do_not_overlap(number: int, side: int) -> None:
 def test_true_boxes_have_names_and_their_own_style() -> None:
     scene, found = crowded(0)
     drawn_marks = marks(scene, found, CLASSES, (640, 640), 10)
-    true = [mark for mark in drawn_marks if mark.colour is None]
+    true = [mark for mark in drawn_marks if not mark.found]
     assert [mark.text for mark in true] == [CLASSES[label] for label in scene.labels]
-    assert [mark.ignored for mark in true] == scene.ignored.tolist()
-    seen = [mark for mark in drawn_marks if mark.colour is not None]
+    assert [mark.colours == IGNORED for mark in true] == scene.ignored.tolist()
+    seen = [mark for mark in drawn_marks if mark.found]
     assert seen[0].text == f"{CLASSES[int(found.labels[-1])]} 0.80"  # the best score comes first
-    assert [kind for kind, _ in legend(drawn_marks)[:3]] == ["true", "ignored", "found"]
+    assert [colours for colours, _ in legend(drawn_marks)[:3]] == [TRUE, IGNORED, FOUND]
     words = [words for _, words in legend(drawn_marks)]
     assert words[0] == "true box, with its class"
     assert words[2] == f"found box, with class and score ({LEAST_SCORE:g} or more)"
@@ -119,9 +122,9 @@ def test_true_boxes_have_names_and_their_own_style() -> None:
 def test_the_legend_says_that_nothing_was_found() -> None:
     scene, found = crowded(0, least=-0.25)
     drawn_marks = marks(scene, found, CLASSES, (640, 640), 10)
-    assert all(mark.colour is None for mark in drawn_marks)
+    assert not any(mark.found for mark in drawn_marks)
     placed = with_places(drawn_marks, (640, 640), font_of(14), 14)
-    assert ("", f"found: nothing above {LEAST_SCORE:g}") in legend(placed)
+    assert (None, f"found: nothing above {LEAST_SCORE:g}") in legend(placed)
     with_words = np.array(drawn(scene, found, CLASSES))
     band = with_words[640:]
     assert (band[-1] == 255).all()
