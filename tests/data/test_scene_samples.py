@@ -1,5 +1,6 @@
 """The pictures with found boxes that are drawn at the end of a run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,37 +21,41 @@ from ppll_cli.data.scenes.samples import (
     legend,
     marks,
     with_places,
-    write_samples,
 )
 from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import Detection
 from tests.data.scene_files import HEIGHT, WIDTH
-from tests.data.small_voc import MakeVoc, batches_of
+from tests.data.small_voc import MakeVoc
+
+Draw = Callable[..., list[Path]]
 
 
-class Finds(Detection):
-    """Detects in every picture a dog with a high score and a cat with a low one."""
+@pytest.fixture
+def draw(make_voc: MakeVoc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """Return a function that makes a data set with these options and draws its samples.
 
-    def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
+    In every picture, a dog is found with a high score and a horse with a low one.
+    """
+
+    def detections(task: Detection, prediction: Tensor, frame: Tensor) -> list[Detections]:
         assert prediction.shape == (1, 3)
         assert frame.tolist() == [[60, 75, 1.5, 1.5]]
         boxes = torch.tensor([[10.0, 20, 30, 35], [0, 0, 50, 40]])
         return [Detections(boxes, torch.tensor([0.9, 0.2]), torch.tensor([11, 12]))]
 
+    def drawn(**options: object) -> list[Path]:
+        folder = tmp_path / "samples"
+        make_voc(**options).draw_samples(lambda images: images.mean((2, 3)), folder)
+        return sorted(folder.iterdir())
 
-FINDS = Finds(
-    (*"abcdefghijk", "dog", "cat", "horse", "person"), boxes=1, height=96, width=96, anchor=16
-)
+    monkeypatch.setattr(Detection, "detections", detections)
+    return drawn
 
 
-def test_samples_are_drawn_with_found_boxes(make_voc: MakeVoc, tmp_path: Path) -> None:
-    dataset = make_voc()
-    batches, folder = batches_of(dataset), tmp_path / "samples"
-    scenes = dataset.load()["test"]
-    write_samples(scenes, batches, FINDS, lambda images: images.mean((2, 3)), folder)
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == [f"{number}-test{number + 1:06}.png" for number in range(4)]
-    file = Image.open(folder / names[0])
+def test_samples_are_drawn_with_found_boxes(draw: Draw) -> None:
+    files = draw()
+    assert [path.name for path in files] == [f"{n}-test{n + 1:06}.png" for n in range(4)]
+    file = Image.open(files[0])
     assert file.mode == "RGB"  # no transparency
     picture = np.array(file)
     factor = -(-640 // WIDTH)
@@ -155,10 +160,5 @@ def test_detections_at_the_border_are_drawn_inside(make_voc: MakeVoc) -> None:
         assert made.height > -(-640 // WIDTH) * HEIGHT
 
 
-def test_a_data_set_draws_samples_of_its_test_set(
-    make_voc: MakeVoc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = make_voc(eval_limit=1)
-    monkeypatch.setattr(type(dataset.task), "detections", Finds.detections, raising=False)
-    dataset.draw_samples(lambda images: images.mean((2, 3)), tmp_path / "samples")
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0-test000001.png"]
+def test_samples_are_of_the_limited_test_set(draw: Draw) -> None:
+    assert [path.name for path in draw(eval_limit=1)] == ["0-test000001.png"]

@@ -4,7 +4,6 @@ Legend: H height, W width (pixels).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,13 +24,10 @@ from ppll_cli.data.drawing import (
     shortened,
     text_size,
 )
-from ppll_cli.data.files import sample_name
-from ppll_cli.data.scenes.index import Scene, Scenes
-from ppll_cli.data.source import BatchMaker, Predict, Prediction
+from ppll_cli.data.scenes.index import Scene
+from ppll_cli.data.source import Prediction
 from ppll_cli.leaves.printable import printable
-from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.boxes import Detections
-from ppll_cli.tasks.detection import FRAME, Detection
 
 PICTURES = 8
 """Number of test pictures that are drawn, from the first one on."""
@@ -68,19 +64,6 @@ class Mark(NamedTuple):
     def found(self) -> bool:
         """Whether this is a found box."""
         return self.colours not in (TRUE, IGNORED)
-
-
-def write_samples(
-    scenes: Scenes, batches: BatchMaker, task: Detection, predict: Predict, folder: Path
-) -> None:
-    """Write a PNG file for each of the first `PICTURES` pictures into a new folder."""
-    folder.mkdir()
-    for number in range(min(PICTURES, len(scenes))):
-        values = batches.evaluation("test", number, 1)
-        (found,) = task.detections(predict(values[IMAGE]), values[FRAME])
-        scene = scenes[number]
-        file = scene.pixels if isinstance(scene.pixels, Path) else None
-        drawn(scene, found, task.classes).save(folder / sample_name(number, file))
 
 
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
