@@ -100,13 +100,14 @@ def free_place(
     if min(last) < 0:
         return None
     for corners in _corners(size, box, last, below=below):
-        free = np.ones(len(corners), dtype=bool)
-        for place in taken:
-            apart = (corners >= place[2:]) | (corners + size <= place[:2])
-            free &= apart.any(axis=1)
+        (left, top), free = corners.T, np.ones(len(corners), dtype=bool)
+        right, bottom = left + size[0], top + size[1]
+        for other in taken:
+            apart = (left >= other[2]) | (right <= other[0])
+            free &= apart | (top >= other[3]) | (bottom <= other[1])
         if free.any():
-            left, top = corners[free.argmax()].tolist()
-            return left, top, left + size[0], top + size[1]
+            x, y = corners[free.argmax()].tolist()
+            return x, y, x + size[0], y + size[1]
     return None
 
 
