@@ -11,7 +11,7 @@ from ppll_cli.data.drawing import (
     PAGE_WIDTH,
     PAPER,
     Rectangle,
-    dashed_rectangle,
+    draw_border,
     draw_label,
     draw_lead,
     font_of,
@@ -95,7 +95,7 @@ def test_text_contrasts_with_its_background(
 
 def test_dashes_are_visible_on_dark_and_light_pictures() -> None:
     picture = Image.new("RGB", (40, 30), (0, 255, 0))
-    dashed_rectangle(ImageDraw.Draw(picture), (5, 4, 35, 26), (PAPER, INK), 2)
+    draw_border(picture, (5, 4, 35, 26), (PAPER, INK), 2)
     pixels = np.array(picture)
     for row in (pixels[4, 5:35], pixels[25, 5:35], pixels[4:26, 5], pixels[4:26, 34]):
         assert {tuple(pixel) for pixel in row.tolist()} == {PAPER, INK}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ppll_cli.data.pictures.files import decoded, header
-from ppll_cli.data.scenes.upright import on_upright
+from ppll_cli.data.scenes.index import on_upright
 from ppll_cli.errors import ConfigError
 from tests.data.picture_files import picture
 

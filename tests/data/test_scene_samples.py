@@ -1,5 +1,6 @@
 """The pictures with found boxes that are drawn at the end of a run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,43 +12,50 @@ from torch import Tensor
 from ppll_cli.data.drawing import font_of, overlap, text_size
 from ppll_cli.data.scenes.index import Scene
 from ppll_cli.data.scenes.samples import (
+    FOUND,
+    IGNORED,
     LEAST_SCORE,
     MOST_DETECTIONS,
+    TRUE,
     drawn,
     legend,
     marks,
     with_places,
-    write_samples,
 )
 from ppll_cli.tasks.boxes import Detections
 from ppll_cli.tasks.detection import Detection
 from tests.data.scene_files import HEIGHT, WIDTH
-from tests.data.small_voc import MakeVoc, batches_of
+from tests.data.small_voc import MakeVoc
+
+Draw = Callable[..., list[Path]]
 
 
-class Finds(Detection):
-    """Detects in every picture a dog with a high score and a cat with a low one."""
+@pytest.fixture
+def draw(make_voc: MakeVoc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Draw:
+    """Return a function that makes a data set with these options and draws its samples.
 
-    def detections(self, prediction: Tensor, frame: Tensor) -> list[Detections]:
+    In every picture, a dog is found with a high score and a horse with a low one.
+    """
+
+    def detections(task: Detection, prediction: Tensor, frame: Tensor) -> list[Detections]:
         assert prediction.shape == (1, 3)
         assert frame.tolist() == [[60, 75, 1.5, 1.5]]
         boxes = torch.tensor([[10.0, 20, 30, 35], [0, 0, 50, 40]])
         return [Detections(boxes, torch.tensor([0.9, 0.2]), torch.tensor([11, 12]))]
 
+    def drawn(**options: object) -> list[Path]:
+        folder = tmp_path / "samples"
+        make_voc(**options).draw_samples(lambda images: images.mean((2, 3)), folder)
+        return sorted(folder.iterdir())
 
-FINDS = Finds(
-    (*"abcdefghijk", "dog", "cat", "horse", "person"), boxes=1, height=96, width=96, anchor=16
-)
+    monkeypatch.setattr(Detection, "detections", detections)
+    return drawn
 
 
-def test_samples_are_drawn_with_found_boxes(make_voc: MakeVoc, tmp_path: Path) -> None:
-    dataset = make_voc()
-    batches, folder = batches_of(dataset), tmp_path / "samples"
-    scenes = dataset.load()["test"]
-    write_samples(scenes, batches, FINDS, lambda images: images.mean((2, 3)), folder)
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == [f"{number}-test{number + 1:06}.png" for number in range(4)]
-    file = Image.open(folder / names[0])
+def test_samples_are_drawn_with_found_boxes(draw: Draw) -> None:
+    files = draw()
+    assert [path.name for path in files] == [f"{n}-test{n + 1:06}.png" for n in range(4)]
+    file = Image.open(files[0])
     assert file.mode == "RGB"  # no transparency
     picture = np.array(file)
     factor = -(-640 // WIDTH)
@@ -105,12 +113,12 @@ def test_labels_do_not_overlap(number: int, side: int) -> None:
 def test_true_boxes_have_names_and_their_own_style() -> None:
     scene, found = crowded(0)
     drawn_marks = marks(scene, found, CLASSES, (640, 640), 10)
-    true = [mark for mark in drawn_marks if mark.colour is None]
+    true = [mark for mark in drawn_marks if not mark.found]
     assert [mark.text for mark in true] == [CLASSES[label] for label in scene.labels]
-    assert [mark.ignored for mark in true] == scene.ignored.tolist()
-    seen = [mark for mark in drawn_marks if mark.colour is not None]
+    assert [mark.colours == IGNORED for mark in true] == scene.ignored.tolist()
+    seen = [mark for mark in drawn_marks if mark.found]
     assert seen[0].text == f"{CLASSES[int(found.labels[-1])]} 0.80"  # the best score comes first
-    assert [kind for kind, _ in legend(drawn_marks)[:3]] == ["true", "ignored", "found"]
+    assert [colours for colours, _ in legend(drawn_marks)[:3]] == [TRUE, IGNORED, FOUND]
     words = [words for _, words in legend(drawn_marks)]
     assert words[0] == "true box, with its class"
     assert words[2] == f"found box, with class and score ({LEAST_SCORE:g} or more)"
@@ -119,9 +127,9 @@ def test_true_boxes_have_names_and_their_own_style() -> None:
 def test_the_legend_says_that_nothing_was_found() -> None:
     scene, found = crowded(0, least=-0.25)
     drawn_marks = marks(scene, found, CLASSES, (640, 640), 10)
-    assert all(mark.colour is None for mark in drawn_marks)
+    assert not any(mark.found for mark in drawn_marks)
     placed = with_places(drawn_marks, (640, 640), font_of(14), 14)
-    assert ("", f"found: nothing above {LEAST_SCORE:g}") in legend(placed)
+    assert (None, f"found: nothing above {LEAST_SCORE:g}") in legend(placed)
     with_words = np.array(drawn(scene, found, CLASSES))
     band = with_words[640:]
     assert (band[-1] == 255).all()
@@ -152,10 +160,5 @@ def test_detections_at_the_border_are_drawn_inside(make_voc: MakeVoc) -> None:
         assert made.height > -(-640 // WIDTH) * HEIGHT
 
 
-def test_a_data_set_draws_samples_of_its_test_set(
-    make_voc: MakeVoc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = make_voc(eval_limit=1)
-    monkeypatch.setattr(type(dataset.task), "detections", Finds.detections, raising=False)
-    dataset.draw_samples(lambda images: images.mean((2, 3)), tmp_path / "samples")
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["0-test000001.png"]
+def test_samples_are_of_the_limited_test_set(draw: Draw) -> None:
+    assert [path.name for path in draw(eval_limit=1)] == ["0-test000001.png"]

@@ -106,11 +106,21 @@ def test_only_changed_annotations_are_read_again(
     assert len(read) == 8
 
 
-def test_a_truncated_index_is_made_again(make: Make, cache: Path) -> None:
-    make().load()
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:100], lambda content: content.replace(b"test000003", b"test000002")],
+)
+def test_a_damaged_index_is_made_again(
+    make: Make,
+    cache: Path,
+    damage: Callable[[bytes], bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = names(make().load()["test"])
     for path in (cache / "scenes").iterdir():
-        path.write_bytes(path.read_bytes()[:100])
-    assert len(make().load()["train"]) == 8
+        path.write_bytes(damage(path.read_bytes()))
+    assert names(make().load()["test"]) == before
+    assert "in the cache is damaged" in caplog.text
 
 
 def test_the_root_is_not_changed(

@@ -16,7 +16,8 @@ from ppll_cli.tasks.pyramid import HeadStyle, PyramidHead, split_prediction
 
 HEIGHT, WIDTH, CLASSES, ANCHOR = 64, 96, 3, 16
 TASK = d.Detection(("a", "b", "c"), boxes=4, height=HEIGHT, width=WIDTH, anchor=ANCHOR)
-LEVEL = with_levels(TASK, HeadStyle(6))
+STYLE = HeadStyle(6, CLASSES, ANCHOR)
+LEVEL = with_levels(TASK, STYLE)
 
 
 def map_of(stride: int, channels: int = 4) -> Tensor:
@@ -164,7 +165,7 @@ def test_layers_anchors_and_loss(stride: int, strides: list[int]) -> None:
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
 def test_anchors_are_those_of_the_whole_pyramid(stride: int) -> None:
-    whole = PyramidHead({8: 4, 16: 4, 32: 4}, 6, CLASSES, ANCHOR)
+    whole = PyramidHead({8: 4, 16: 4, 32: 4}, STYLE)
     every = whole(map_of(32), map_of(16), map_of(8))[:, :, :5]
     mine = head_of(stride)(map_of(stride))[:, :, :5]
     first = {8: 0, 16: 1, 32: 2}[stride]
@@ -196,7 +197,9 @@ def test_convolutions_are_initialized_as_in_the_authors_code() -> None:
 
 
 def test_norms_are_those_of_the_models_head() -> None:
-    with_norms = replace(LEVEL, style=HeadStyle(64, groups=32)).smallest_head((4, 8, 12))
+    with_norms = replace(LEVEL, style=HeadStyle(64, CLASSES, ANCHOR, groups=32)).smallest_head(
+        (4, 8, 12)
+    )
     norms = [layer for layer in with_norms.modules() if isinstance(layer, nn.GroupNorm)]
     assert [norm.num_groups for norm in norms] == [32] * 4
     assert not any(isinstance(layer, nn.GroupNorm) for layer in head_of(8).modules())
@@ -227,7 +230,7 @@ class Weighted(d.Detection):
 
 def test_a_users_own_task_keeps_its_class_and_values() -> None:
     own = Weighted(**{**vars(TASK), "weight": 3.0})
-    made = with_levels(own, HeadStyle(6))
+    made = with_levels(own, STYLE)
     assert isinstance(made, Weighted)
     assert isinstance(made.smallest_head((4, 8, 12)), LevelHead)
     head, x = head_of(8), map_of(8)

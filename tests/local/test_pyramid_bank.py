@@ -21,8 +21,9 @@ from ppll_cli.tasks.task import Shape
 
 HEIGHT, WIDTH = 64, 96
 TASK = Detection(("a", "b", "c"), boxes=4, height=HEIGHT, width=WIDTH, anchor=16)
-LEVEL = LevelDetection(**vars(TASK), style=HeadStyle(6))
-HEAD = PyramidHead({8: 8, 16: 16, 32: 32}, 6, classes=3, anchor=16)
+STYLE = HeadStyle(6, classes=3, anchor=16)
+LEVEL = LevelDetection(**vars(TASK), style=STYLE)
+HEAD = PyramidHead({8: 8, 16: 16, 32: 32}, STYLE)
 BANK = FeatureBank(enabled=True)
 OFF = FeatureBank(enabled=False)
 

@@ -144,6 +144,6 @@ def test_heads_have_group_norms() -> None:
     assert head.adapt is not None
     for made in (head.build(), head.adapt((256, 6, 10), (1,))):
         assert isinstance(made, PyramidHead)
-        for each in (made, made.over({16: 3})):
+        for each in (made, PyramidHead({16: 3}, made.style)):
             norms = [layer for layer in each.modules() if isinstance(layer, nn.GroupNorm)]
             assert [norm.num_groups for norm in norms] == [32] * 8

@@ -20,7 +20,7 @@ from ppll_cli.tasks import detection as d
 from ppll_cli.tasks.boxes import BACKGROUND, matched
 from ppll_cli.tasks.classification import Classification
 from ppll_cli.tasks.precision import COLUMNS
-from ppll_cli.tasks.pyramid import PyramidHead, SmallestHead, split_prediction
+from ppll_cli.tasks.pyramid import HeadStyle, PyramidHead, SmallestHead, split_prediction
 from tests.no_waiting import NoWaiting
 from tests.tasks import one_picture
 
@@ -43,7 +43,8 @@ def batch(boxes: list[list[float]], labels: list[int], **changes: Tensor) -> dic
 
 def head_of(*strides: int, channels: int = 4) -> PyramidHead:
     torch.manual_seed(0)
-    return PyramidHead(dict.fromkeys(strides, channels), 8, len(TASK.classes), TASK.anchor)
+    style = HeadStyle(8, len(TASK.classes), TASK.anchor)
+    return PyramidHead(dict.fromkeys(strides, channels), style)
 
 
 def maps_of(*strides: int, channels: int = 4) -> list[Tensor]:

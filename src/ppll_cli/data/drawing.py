@@ -3,10 +3,11 @@
 A rectangle is (left, top, right, bottom) in pixels; it excludes column `right` and row `bottom`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import ImageDraw, ImageFont
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 Rectangle = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
@@ -23,8 +24,7 @@ INK: Colour = (20, 20, 20)
 """Colours of the background (`PAPER`) and the text (`INK`) beside a picture."""
 
 _MIDDLE = 125  # brightness of a background (0 to 255) above which dark text is more readable
-_STEP = 4  # if no place at the box is free: distance in pixels between the places to try
-_ELLIPSIS = "..."
+_STEPS = 5  # if no place at the box is free: places to try in each height of a label
 
 
 def text_size(width: int) -> int:
@@ -47,12 +47,11 @@ def label_size(text: str, font: Font, size: int) -> tuple[int, int]:
 
 def shortened(text: str, font: Font, size: int, width: int) -> str:
     """Shorten a text with an ellipsis, so that its label is at most `width` pixels wide."""
-    if label_size(text, font, size)[0] <= width:
-        return text
-    end = len(text)
-    while end and label_size(text[:end] + _ELLIPSIS, font, size)[0] > width:
+    short, end = text, len(text)
+    while end and label_size(short, font, size)[0] > width:
         end -= 1
-    return text[:end] + _ELLIPSIS
+        short = f"{text[:end]}..."
+    return short
 
 
 def draw_label(
@@ -79,10 +78,8 @@ def draw_lead(
     if overlap(place, touching):
         return
     middle = ((place[0] + place[2]) // 2, (place[1] + place[3]) // 2)
-    nearest = tuple(
-        min(max(at, low), high - 1) for at, low, high in zip(middle, box[:2], box[2:], strict=True)
-    )
-    draw.line((middle, nearest), fill=colour, width=width)
+    nearest = np.clip(middle, box[:2], np.subtract(box[2:], 1)).tolist()
+    draw.line((*middle, *nearest), fill=colour, width=width)
 
 
 def free_place(
@@ -99,16 +96,41 @@ def free_place(
     must not overlap `taken`, the places of other labels. If `below`, places below the box are tried
     first.
     """
-    width, height = size
-    across, down = frame[0] - width, frame[1] - height
-    if min(across, down) < 0:
+    last = frame[0] - size[0], frame[1] - size[1]
+    if min(last) < 0:
         return None
-    for left, top in _beside(size, box, below=below):
-        corner = min(max(left, 0), across), min(max(top, 0), down)
-        place = (*corner, corner[0] + width, corner[1] + height)
-        if not any(overlap(place, other) for other in taken):
-            return place
-    return _nearest(size, box, (across, down), taken)
+    for corners in _corners(size, box, last, below=below):
+        (left, top), free = corners.T, np.ones(len(corners), dtype=bool)
+        right, bottom = left + size[0], top + size[1]
+        for other in taken:
+            apart = (left >= other[2]) | (right <= other[0])
+            free &= apart | (top >= other[3]) | (bottom <= other[1])
+        if free.any():
+            x, y = corners[free.argmax()].tolist()
+            return x, y, x + size[0], y + size[1]
+    return None
+
+
+def _corners(
+    size: tuple[int, int], box: Rectangle, last: tuple[int, int], *, below: bool
+) -> Iterator[NDArray[np.int_]]:
+    """Yield top left corners of places for a label, [n, 2] each, the best first.
+
+    The first places are at its box: above, below, inside and beside it. The others form a grid over
+    the picture, and are sorted by their distance from the box. `last` is the top left corner of the
+    label when the label is at the bottom right of the picture.
+    """
+    (width, height), (left, top, right, bottom) = size, box
+    outside, inside = [top - height, bottom], [top, bottom - height]
+    rows = [*(reversed(outside) if below else outside), *inside]
+    at_box = [(x, y) for y in rows for x in (left, right - width)]
+    at_box += [(x, y) for y in inside for x in (right, left - width)]
+    yield np.clip(at_box, 0, last)
+    step = max(1, height // _STEPS)
+    sides = (np.unique([*range(0, end, step), end]) for end in last)
+    grid = np.stack(np.meshgrid(*sides), axis=-1).reshape(-1, 2)
+    away = grid + np.divide(size, 2) - np.add(box[:2], box[2:]) / 2
+    yield grid[np.square(away).sum(axis=1).argsort(kind="stable")]
 
 
 def overlap(one: Rectangle, other: Rectangle) -> bool:
@@ -116,58 +138,17 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _beside(size: tuple[int, int], box: Rectangle, *, below: bool) -> list[tuple[int, int]]:
-    """Return top left corners of places for a label: above, below, in and beside its box."""
-    (width, height), (left, top, right, bottom) = size, box
-    above = [(left, top - height), (right - width, top - height)]
-    under = [(left, bottom), (right - width, bottom)]
-    inside = [(left, top), (right - width, top), (left, bottom - height)]
-    inside.append((right - width, bottom - height))
-    beside = [(right, top), (left - width, top), (right, bottom - height)]
-    beside.append((left - width, bottom - height))
-    return [*(under + above if below else above + under), *inside, *beside]
-
-
-def _nearest(
-    size: tuple[int, int], box: Rectangle, last: tuple[int, int], taken: Sequence[Rectangle]
-) -> Rectangle | None:
-    """Return the free place that is nearest to the box's middle; None if no place is free.
-
-    The places that are tried form a grid over the picture. `last` is the top left corner of the
-    label when the label is at the bottom right of the picture.
-    """
-    width, height = size
-    lefts, tops = (np.unique([*range(0, end + 1, _STEP), end]) for end in last)
-    free = np.ones((len(tops), len(lefts)), dtype=bool)
-    for left, top, right, bottom in taken:
-        columns = (lefts < right) & (lefts + width > left)
-        free &= ~(((tops < bottom) & (tops + height > top))[:, None] & columns[None, :])
-    if not free.any():
-        return None
-    away_x = lefts + width / 2 - (box[0] + box[2]) / 2
-    away_y = tops + height / 2 - (box[1] + box[3]) / 2
-    distance = np.where(free, away_x[None, :] ** 2 + away_y[:, None] ** 2, np.inf)
-    row, column = np.unravel_index(int(distance.argmin()), distance.shape)
-    left, top = int(lefts[column]), int(tops[row])
-    return left, top, left + width, top + height
-
-
-def dashed_rectangle(
-    draw: ImageDraw.ImageDraw,
-    box: Rectangle,
-    colours: tuple[Colour, Colour],
-    width: int,
+def draw_border(
+    picture: Image.Image, box: Rectangle, colours: tuple[Colour, Colour], width: int
 ) -> None:
     """Draw a border of dashes in two alternating colours, visible on every background."""
-    left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
+    piece = picture.crop(box)
+    draw, (across, down) = ImageDraw.Draw(piece), piece.size
     length = 4 * width
-    for start in range(left, right + 1, length):
-        end = min(start + length - 1, right)
-        fill = colours[(start - left) // length % 2]
-        draw.rectangle((start, top, end, min(top + width - 1, bottom)), fill=fill)
-        draw.rectangle((start, max(bottom - width + 1, top), end, bottom), fill=fill)
-    for start in range(top, bottom + 1, length):
-        end = min(start + length - 1, bottom)
-        fill = colours[(start - top) // length % 2]
-        draw.rectangle((left, start, min(left + width - 1, right), end), fill=fill)
-        draw.rectangle((max(right - width + 1, left), start, right, end), fill=fill)
+    for number, start in enumerate(range(0, max(piece.size), length)):
+        fill, end = colours[number % 2], start + length - 1
+        draw.rectangle((start, 0, end, width - 1), fill)
+        draw.rectangle((start, down - width, end, down), fill)
+        draw.rectangle((0, start, width - 1, end), fill)
+        draw.rectangle((across - width, start, across, end), fill)
+    picture.paste(piece, box[:2])

@@ -13,7 +13,7 @@ from ppll_cli.data.files import Part, cache_root, fixed_random
 from ppll_cli.data.kept import kept_folder, pixels_file, place, stamp
 from ppll_cli.data.scenes.canvas import paint
 from ppll_cli.data.scenes.dataset import DetectionDataset
-from ppll_cli.data.scenes.index import Found, Objects, Scenes, read_objects
+from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.source import EvaluationForm
 
 _SEEDS = {"train": 10_000_000, "test": 20_000_000}  # seed of each part's first scene
@@ -80,7 +80,7 @@ class FashionScenes(DetectionDataset):
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         # Open the file here: np.load does not close a damaged file that it has opened itself.
         with (folder / "objects.npz").open("rb") as file, np.load(file) as stored:
-            objects = read_objects(stored, count, len(CLASSES))
+            objects = Objects(**stored)
         if pixels.dtype != np.uint8 or pixels.shape != (count, self.side, self.side, 3):
             raise ValueError(f"its pixels are {pixels.dtype} {pixels.shape}")
         return Scenes.all(pixels, objects)

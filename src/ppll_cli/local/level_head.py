@@ -37,8 +37,8 @@ class LevelHead(nn.Module):
     coarser banked maps are not used. The fusion `concatenate` concatenates the map and banked maps.
     The fusion `add` sums the map and only the banked maps that have as many channels as the map.
 
-    `maps` has the stride and channels of the module's map, then of banked maps. `anchor` is the
-    side in pixels of the smallest anchors of the whole pyramid.
+    `maps` has the stride and channels of the module's map, then of banked maps. `style` has the
+    settings of the model's head.
 
     Attributes:
         stride: Stride of the finest level.
@@ -46,9 +46,7 @@ class LevelHead(nn.Module):
         joined: Indices in `maps` of the maps that are fused.
     """
 
-    def __init__(
-        self, maps: Maps, style: HeadStyle, classes: int, anchor: int, fusion: str = "concatenate"
-    ) -> None:
+    def __init__(self, maps: Maps, style: HeadStyle, fusion: str = "concatenate") -> None:
         super().__init__()
         self.strides, self.fusion = [stride for stride, _ in maps], fusion
         self.stride = max(STRIDES[0], maps[0][0])
@@ -68,10 +66,10 @@ class LevelHead(nn.Module):
         for convolution in (self.project, *self.coarser):
             nn.init.normal_(convolution.weight, std=0.01)
             nn.init.zeros_(convolution.bias)
-        self.head = style.branches(classes)
+        self.head = style.branches()
         for branch in (self.head.classification_head, self.head.regression_head):
             branch.conv = branch.conv[:CONVOLUTIONS]
-        self.anchors = Anchors(anchor, self.levels)
+        self.anchors = Anchors(style.anchor, self.levels)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return the prediction, float32 [B, A, 9 + C], for the module's map and banked maps."""
@@ -102,7 +100,7 @@ class LevelDetection(Detection):
             problem = f"has levels for maps of stride 8, 16 and 32, not {maps[0][0]}"
             key = "local.detection_head"
             raise ConfigError(key, "level", problem, f"use {key}=pyramid")
-        return LevelHead(maps, self.style, len(self.classes), self.anchor, fusion)
+        return LevelHead(maps, self.style, fusion)
 
 
 def with_levels(task: Detection, style: HeadStyle) -> LevelDetection:

@@ -88,7 +88,7 @@ class BankedPyramid(nn.Module):
             if chosen:
                 self.plan[stride] = chosen
                 channels[stride] = wide[-1] if fusion == "add" else sum(wide)
-        self.head = head.over(channels)
+        self.head = PyramidHead(channels, head.style)
 
     def forward(self, x: Tensor, *bank: Tensor) -> Tensor:
         """Return the prediction [B, A, 9 + C] for the module's map and banked maps."""

@@ -13,7 +13,7 @@ from ppll_cli.leaves.limits import Fraction, Size
 from ppll_cli.models.resnet import FAMILY, FamilyDepth, ResNet
 from ppll_cli.models.unit import ImageSpec, Unit
 from ppll_cli.tasks.detection import Detection, detection_of
-from ppll_cli.tasks.pyramid import PyramidHead
+from ppll_cli.tasks.pyramid import HeadStyle, PyramidHead
 from ppll_cli.tasks.task import Shape, Task
 
 LEVELS = {8: "c3", 16: "c4", 32: "c5"}
@@ -78,4 +78,5 @@ class RetinaNet:
 
     def _head(self, task: Detection, channels: Mapping[int, int]) -> nn.Module:
         groups = GROUPS if self.norm == "group" else 0
-        return PyramidHead(channels, self.width, len(task.classes), task.anchor, groups)
+        style = HeadStyle(self.width, len(task.classes), task.anchor, groups)
+        return PyramidHead(channels, style)

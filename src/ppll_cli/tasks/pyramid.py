@@ -83,12 +83,14 @@ class HeadStyle:
     """The settings of a model's head that heads of auxiliary networks share."""
 
     width: int  # number of channels, W
+    classes: int  # number of classes, C
+    anchor: int  # side in pixels of the smallest anchors of the whole pyramid
     groups: int = 0  # number of groups of each GroupNorm in the branches; 0 for no norms
 
-    def branches(self, classes: int) -> RetinaNetHead:
+    def branches(self) -> RetinaNetHead:
         """Return two branches of convolutions, for classes and boxes, which all levels share."""
         norm = partial(nn.GroupNorm, self.groups) if self.groups else None
-        return RetinaNetHead(self.width, ANCHORS, classes, norm_layer=norm)
+        return RetinaNetHead(self.width, ANCHORS, self.classes, norm_layer=norm)
 
 
 class PyramidHead(nn.Module):
@@ -103,31 +105,20 @@ class PyramidHead(nn.Module):
     out, replaces the missing map.
 
     `channels` has the number of channels of each given map (at least one) by its stride, one of
-    `STRIDES`. `width` is W, `classes` is C, and `anchor` is the side in pixels of the smallest
-    anchors. `groups` is the number of groups of each GroupNorm in the branches; 0 for no norms.
+    `STRIDES`.
     """
 
-    def __init__(
-        self, channels: Mapping[int, int], width: int, classes: int, anchor: int, groups: int = 0
-    ) -> None:
+    def __init__(self, channels: Mapping[int, int], style: HeadStyle) -> None:
         super().__init__()
-        self.channels = dict(channels)
-        self.style = HeadStyle(width, groups)
-        self._like = partial(
-            PyramidHead, width=width, classes=classes, anchor=anchor, groups=groups
-        )
+        self.channels, self.style = dict(channels), style
         coarsest = max(channels)
         wide = [channels.get(stride, channels[coarsest]) for stride in STRIDES]
-        self.fpn = FeaturePyramidNetwork(wide, width, LastLevelP6P7(width, width))
+        self.fpn = FeaturePyramidNetwork(wide, style.width, LastLevelP6P7(style.width, style.width))
         for number, stride in enumerate(STRIDES):
             if stride not in channels and stride < coarsest:
                 self.fpn.inner_blocks[number] = nn.Identity()
-        self.head = self.style.branches(classes)
-        self.anchors = Anchors(anchor)
-
-    def over(self, channels: Mapping[int, int]) -> "PyramidHead":
-        """Return a new head for other maps, with the settings of this head."""
-        return self._like(channels)
+        self.head = style.branches()
+        self.anchors = Anchors(style.anchor)
 
     def forward(self, *maps: Tensor) -> Tensor:
         """Return the prediction [B, A, 9 + C] for maps [B, channels, H, W], coarsest first."""

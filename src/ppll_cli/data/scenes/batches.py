@@ -44,7 +44,7 @@ class SceneBatches(SplitBatches[Files, Scenes]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.boxes = self.dataset.task.boxes
+        self._targets = self.dataset.task.targets
         self._mean = per_channel(self.dataset.mean, self.device)
         self._std = per_channel(self.dataset.std, self.device)
 
@@ -82,24 +82,19 @@ class SceneBatches(SplitBatches[Files, Scenes]):
         return Sized(np.asarray(picture), boxes, scene.labels, scene.ignored, frame)
 
     def _named(self, pictures: Sequence[Sized], numbers: Tensor) -> dict[str, Tensor]:
-        count = len(pictures)
-        boxes = torch.tensor([0.0, 0.0, 1.0, 1.0]).repeat(count, self.boxes, 1)
-        labels = torch.zeros(count, self.boxes, dtype=torch.int64)
-        ignored = torch.zeros(count, self.boxes, dtype=torch.bool)
-        for row, picture in enumerate(pictures):
-            there = slice(len(picture.labels))
-            boxes[row, there] = torch.from_numpy(picture.boxes)
-            labels[row, there] = torch.from_numpy(picture.labels)
-            ignored[row, there] = torch.from_numpy(picture.ignored)
-        frame = torch.tensor([picture.frame for picture in pictures], dtype=torch.float32)
         targets = {
-            BOXES: boxes,
-            LABELS: labels,
-            IGNORED: ignored,
-            COUNT: torch.tensor([len(picture.labels) for picture in pictures]),
-            NUMBER: numbers,
-            FRAME: frame,
+            name: torch.zeros(len(pictures), *spec.shape, dtype=spec.dtype)
+            for name, spec in self._targets.items()
         }
+        targets[BOXES][:] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+        targets[NUMBER][:] = numbers
+        for row, picture in enumerate(pictures):
+            count = len(picture.labels)
+            targets[COUNT][row] = count
+            targets[BOXES][row, :count] = torch.from_numpy(picture.boxes)
+            targets[LABELS][row, :count] = torch.from_numpy(picture.labels)
+            targets[IGNORED][row, :count] = torch.from_numpy(picture.ignored)
+            targets[FRAME][row] = torch.tensor(picture.frame)
         on_device = {name: to_device(target, self.device) for name, target in targets.items()}
         return {IMAGE: self._images([picture.pixels for picture in pictures]), **on_device}
 

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, FiniteFloat
 
 from ppll_cli.data.classified import check_normalisation
-from ppll_cli.data.files import PARTS, Files, Part, hold_out
+from ppll_cli.data.files import PARTS, Files, Part, hold_out, sample_name
 from ppll_cli.data.scenes.index import Found, Objects, Scenes
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
 from ppll_cli.errors import ConfigError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
 
     from ppll_cli.data.identity import Entry, Identity
     from ppll_cli.data.scenes.batches import SceneBatches
+    from ppll_cli.tasks.boxes import Detections
     from ppll_cli.tasks.detection import Detection
 
 CHECK_S = 5.0
@@ -195,14 +196,19 @@ class DetectionDataset(Files, ABC):
         return SceneBatches(self, splits, batch_size, seed, device)
 
     def draw_samples(self, predict: Predict, folder: Path) -> None:
-        """Write the first test pictures, with true and detected boxes on them, to a folder."""
+        """Write the first test pictures, with true and detected boxes on them, to a new folder."""
         import torch
 
-        from ppll_cli.data.scenes.samples import write_samples
+        from ppll_cli.data.scenes.samples import PICTURES, drawn
 
-        splits = self.load()
-        batches = self.batches(splits, 1, 0, torch.device("cpu"))
-        write_samples(splits["test"], batches, self.task, predict, folder)
+        scenes = self.load()["test"]
+        batches = self.batches(self.load(), 1, 0, torch.device("cpu"))
+        folder.mkdir()
+        for number in range(min(PICTURES, len(scenes))):
+            found = self._found(predict, batches.evaluation("test", number, 1))
+            scene = scenes[number]
+            file = scene.pixels if isinstance(scene.pixels, Path) else None
+            drawn(scene, found, self.class_names).save(folder / sample_name(number, file))
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
         """Return a resized, normalised, padded picture, float32 [1, 3, H, W], and its `FRAME`."""
@@ -216,7 +222,12 @@ class DetectionDataset(Files, ABC):
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Return the boxes that the model detects in a picture, and a drawing of them."""
         from ppll_cli.data.scenes.samples import found_in
+
+        return found_in(picture.convert("RGB"), self._found(predict, inputs), self.class_names)
+
+    def _found(self, predict: Predict, inputs: Tensors) -> "Detections":
+        """Return what the model detects in the picture of a batch of one."""
         from ppll_cli.tasks.detection import FRAME
 
         (found,) = self.task.detections(predict(inputs[IMAGE]), inputs[FRAME])
-        return found_in(picture.convert("RGB"), found, self.class_names)
+        return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,8 @@ from PIL import Image
 from ppll_cli.data.files import cache_root
 from ppll_cli.data.kept import kept_file, place
 from ppll_cli.data.pictures.cache import Bytes
-from ppll_cli.data.pictures.files import decoded
-from ppll_cli.data.scenes.upright import on_upright
+from ppll_cli.data.pictures.files import Header, decoded, header
+from ppll_cli.errors import ConfigError
 
 MOST_PIXELS = 1e6
 """Largest position or size, in pixels, that is accepted in an annotation."""
@@ -180,38 +180,12 @@ def _written(index: Index) -> bytes:
 
 
 def _read(path: Path) -> Index:
+    # NumPy checks the file's checksums, so what can be read is what was written.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        classes, files, remark = json.loads(stored["names"].tobytes())
-        sizes, objects = stored["sizes"], read_objects(stored, len(files), len(classes))
-    if sizes.shape != (len(files), 2):
-        raise ValueError("the numbers of sizes and of pictures differ")
-    return Index(tuple(classes), tuple(files), sizes, objects, remark)
-
-
-def read_objects(stored: "np.lib.npyio.NpzFile", pictures: int, classes: int) -> Objects:
-    """Return the objects in a file of the cache, which may contain other arrays too.
-
-    `pictures` and `classes` are the expected numbers of pictures and of classes.
-
-    Raises:
-        ValueError: The arrays do not match these numbers, or each other.
-    """
-    objects = Objects(stored["starts"], stored["boxes"], stored["labels"], stored["ignored"])
-    starts, labels, count = objects.starts, objects.labels, len(objects.labels)
-    shapes: dict[str, tuple[NDArray[Any], type, tuple[int, ...]]] = {
-        "starts": (starts, np.int64, (pictures + 1,)),
-        "boxes": (objects.boxes, np.float32, (count, 4)),
-        "labels": (labels, np.int64, (count,)),
-        "ignored": (objects.ignored, np.bool_, (count,)),
-    }
-    for name, (array, dtype, shape) in shapes.items():
-        if array.dtype != dtype or array.shape != shape:
-            raise ValueError(f"its {name} are {array.dtype} {array.shape}, not {shape}")
-    if starts[0] != 0 or starts[-1] != count or (np.diff(starts) < 0).any():
-        raise ValueError("its boxes are not divided among its pictures")
-    if count and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(f"it has labels from {labels.min()} to {labels.max()}")
-    return objects
+        arrays = dict(stored)
+    classes, files, remark = json.loads(arrays.pop("names").tobytes())
+    sizes = arrays.pop("sizes")
+    return Index(tuple(classes), tuple(files), sizes, Objects(**arrays), remark)
 
 
 def _remark(files: Sequence[str], pictures: Sequence[Found]) -> str:
@@ -255,3 +229,37 @@ def _clipped(pictures: Sequence[Found]) -> tuple[NDArray[np.float64], NDArray[np
 def _sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return width and height of boxes, [S, 2]."""
     return boxes[:, 2:] - boxes[:, :2]
+
+
+def on_upright(
+    path: Path, size: tuple[int, int], boxes: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return boxes in pixels of the upright picture that `pictures.files.decoded` returns.
+
+    `size` is width and height in the annotation. If it fits the upright picture, the boxes are not
+    changed. If it fits the stored picture, which EXIF turns, the boxes are turned as well.
+
+    Raises:
+        ConfigError: The file cannot be read, or `size` fits neither of the two pictures.
+    """
+    found = header(path)
+    if size == found.upright:
+        return boxes
+    if size == found.size:
+        return _turned(boxes, found)
+    width, height = found.upright
+    problem = f"measures {width}x{height} pixels, but its annotation says {size[0]}x{size[1]}"
+    raise ConfigError("data", path, problem, "correct the annotation (width x height)")
+
+
+def _turned(boxes: NDArray[np.float32], found: Header) -> NDArray[np.float32]:
+    """Turn boxes as EXIF turns their stored picture."""
+    left, top, right, bottom = boxes.T
+    width, height = (np.float32(side) for side in found.size)
+    sides = {
+        5: (top, left, bottom, right),
+        6: (height - bottom, left, height - top, right),
+        7: (height - bottom, width - right, height - top, width - left),
+        8: (top, width - right, bottom, width - left),
+    }
+    return np.stack(sides[found.orientation], axis=1)

@@ -3,12 +3,11 @@
 Legend: H height, W width (pixels).
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
 from ppll_cli.data.drawing import (
     INK,
@@ -16,7 +15,7 @@ from ppll_cli.data.drawing import (
     Colour,
     Font,
     Rectangle,
-    dashed_rectangle,
+    draw_border,
     draw_label,
     draw_lead,
     font_of,
@@ -25,13 +24,10 @@ from ppll_cli.data.drawing import (
     shortened,
     text_size,
 )
-from ppll_cli.data.files import sample_name
-from ppll_cli.data.scenes.index import Scene, Scenes
-from ppll_cli.data.source import BatchMaker, Predict, Prediction
+from ppll_cli.data.scenes.index import Scene
+from ppll_cli.data.source import Prediction
 from ppll_cli.leaves.printable import printable
-from ppll_cli.models.unit import IMAGE
 from ppll_cli.tasks.boxes import Detections
-from ppll_cli.tasks.detection import FRAME, Detection
 
 PICTURES = 8
 """Number of test pictures that are drawn, from the first one on."""
@@ -42,14 +38,18 @@ LEAST_SCORE = 0.3
 MOST_DETECTIONS = 20
 """Largest number of detections that are drawn into a picture; more would hide each other."""
 
-NOTHING = f"nothing above {LEAST_SCORE:g}"
-
 _LEAST_SIDE = 640
 """Pictures whose longer side has fewer pixels are enlarged, by an integer factor."""
 
-_DASHES: tuple[Colour, Colour] = ((255, 255, 255), (0, 0, 0))
-_IGNORED_DASHES: tuple[Colour, Colour] = ((160, 160, 160), (80, 80, 80))
-_EXAMPLE: Colour = (255, 170, 60)  # colour of the found box in the legend
+Colours = tuple[Colour, Colour]
+"""Colours of the dashes of a box; if they are equal, the line is solid."""
+
+TRUE: Colours = ((255, 255, 255), (0, 0, 0))
+IGNORED: Colours = ((160, 160, 160), (80, 80, 80))
+"""Colours of true boxes. `IGNORED` is for those that training and scoring leave out."""
+
+FOUND: Colours = ((255, 170, 60),) * 2
+"""Colours of the found box in the legend."""
 
 
 class Mark(NamedTuple):
@@ -57,32 +57,13 @@ class Mark(NamedTuple):
 
     box: Rectangle  # outer border of the box, in pixels of the enlarged picture
     text: str
-    colour: Colour | None  # colour of a found box; None for a true box, which is dashed
-    ignored: bool = False  # whether training and scoring leave out the (true) box
+    colours: Colours  # the first is also the background of the label
     place: Rectangle | None = None  # place of the label; None if not chosen yet or none is free
 
     @property
-    def ground(self) -> Colour:
-        """Background colour of the label."""
-        return self.colour or self.dashes[0]
-
-    @property
-    def dashes(self) -> tuple[Colour, Colour]:
-        """Colours of the dashes of a true box."""
-        return _IGNORED_DASHES if self.ignored else _DASHES
-
-
-def write_samples(
-    scenes: Scenes, batches: BatchMaker, task: Detection, predict: Predict, folder: Path
-) -> None:
-    """Write a PNG file for each of the first `PICTURES` pictures into a new folder."""
-    folder.mkdir()
-    for number in range(min(PICTURES, len(scenes))):
-        values = batches.evaluation("test", number, 1)
-        (found,) = task.detections(predict(values[IMAGE]), values[FRAME])
-        scene = scenes[number]
-        file = scene.pixels if isinstance(scene.pixels, Path) else None
-        drawn(scene, found, task.classes).save(folder / sample_name(number, file))
+    def found(self) -> bool:
+        """Whether this is a found box."""
+        return self.colours not in (TRUE, IGNORED)
 
 
 def found_in(picture: Image.Image, found: Detections, classes: Sequence[str]) -> Prediction:
@@ -111,22 +92,17 @@ def drawn(
     font = font_of(text)
     boxes = marks(scene, found, classes, picture.size, factor)
     placed = with_places(boxes, picture.size, font, text)
-    draw = ImageDraw.Draw(picture)
     line = max(2, text // 6)
-    found_boxes = [mark for mark in placed if mark.colour is not None]
-    true_boxes = [mark for mark in placed if mark.colour is None]
-    for mark in [*reversed(found_boxes), *true_boxes]:  # boxes that are drawn later are on top
-        if mark.colour is None:
-            dashed_rectangle(draw, mark.box, mark.dashes, line)
-        else:
-            left, top, right, bottom = mark.box
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=mark.colour, width=line)
-    for mark in placed:
-        if mark.place is not None:
-            draw_lead(draw, mark.place, mark.box, mark.ground, line)
-    for mark in placed:
-        if mark.place is not None:
-            draw_label(draw, mark.place, mark.text, font, mark.ground)
+    found_boxes = [mark for mark in placed if mark.found]
+    # Boxes that are drawn later are on top.
+    for mark in (*reversed(found_boxes), *placed[len(found_boxes) :]):
+        draw_border(picture, mark.box, mark.colours, line)
+    draw = ImageDraw.Draw(picture)
+    labels = [(mark, mark.place) for mark in placed if mark.place is not None]
+    for mark, place in labels:
+        draw_lead(draw, place, mark.box, mark.colours[0], line)
+    for mark, place in labels:
+        draw_label(draw, place, mark.text, font, mark.colours[0])
     return _with_legend(picture, legend(placed, truth), font, text)
 
 
@@ -141,13 +117,13 @@ def marks(
     names = [printable(name) for name in classes]
     rows = zip(*(each.tolist() for each in found), strict=True)
     kept = sorted((row for row in rows if row[1] >= LEAST_SCORE), key=lambda row: -row[1])
-    result = [
-        Mark(_on(size, box, factor), f"{names[label]} {score:.2f}", _colour(label, len(classes)))
-        for box, score, label in kept[:MOST_DETECTIONS]
-    ]
+    result = []
+    for box, score, label in kept[:MOST_DETECTIONS]:
+        colour = ImageColor.getrgb(f"hsv({round(360 * label / len(classes))}, 67%, 100%)")[:3]
+        result.append(Mark(_on(size, box, factor), f"{names[label]} {score:.2f}", (colour, colour)))
     truth = (scene.boxes.tolist(), scene.labels.tolist(), scene.ignored.tolist())
     for box, label, ignored in zip(*truth, strict=True):
-        result.append(Mark(_on(size, box, factor), names[label], None, ignored))
+        result.append(Mark(_on(size, box, factor), names[label], IGNORED if ignored else TRUE))
     return result
 
 
@@ -162,75 +138,50 @@ def with_places(boxes: Sequence[Mark], size: tuple[int, int], font: Font, text: 
         short = shortened(mark.text, font, text, size[0])
         taken = [other.place for other in placed if other.place is not None]
         room = label_size(short, font, text)
-        place = free_place(room, mark.box, size, taken, below=mark.colour is None)
+        place = free_place(room, mark.box, size, taken, below=not mark.found)
         placed.append(mark._replace(text=short, place=place))
     return placed
 
 
-def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[str, str]]:
-    """Return the entries of the legend: the kind of a box, and the text that explains it.
+def legend(placed: Sequence[Mark], truth: bool = True) -> list[tuple[Colours | None, str]]:
+    """Return the lines of the legend: the colours of a box, and the text that explains it.
 
-    The kind is "" for a text without a box.
+    The colours are None for a text without a box.
     """
-    lines = [("true", "true box, with its class")] if truth else []
-    if any(mark.ignored for mark in placed):
-        lines.append(("ignored", "true box that evaluation ignores"))
-    if any(mark.colour for mark in placed):
-        lines.append(("found", f"found box, with class and score ({LEAST_SCORE:g} or more)"))
+    lines: list[tuple[Colours | None, str]] = [(TRUE, "true box, with its class")] if truth else []
+    if any(mark.colours == IGNORED for mark in placed):
+        lines.append((IGNORED, "true box that evaluation ignores"))
+    if any(mark.found for mark in placed):
+        lines.append((FOUND, f"found box, with class and score ({LEAST_SCORE:g} or more)"))
     else:
-        lines.append(("", f"found: {NOTHING}"))
+        lines.append((None, f"found: nothing above {LEAST_SCORE:g}"))
     if missing := sum(mark.place is None for mark in placed):
-        lines.append(("", f"no room for {missing} label{'' if missing == 1 else 's'}"))
+        lines.append((None, f"no room for {missing} label{'' if missing == 1 else 's'}"))
     return lines
 
 
 def _with_legend(
-    picture: Image.Image, lines: Sequence[tuple[str, str]], font: Font, text: int
+    picture: Image.Image, lines: Sequence[tuple[Colours | None, str]], font: Font, text: int
 ) -> Image.Image:
     """Extend a picture by a legend below it; widen it if the legend is wider."""
-    line = max(2, text // 6)
-    swatch, height = 20 * line, 2 * text
-    widths = [label_size(words, font, text)[0] + (swatch if kind else 0) for kind, words in lines]
-    width = max(picture.width, *widths)
-    places = list(_flow(widths, width, gap=text))
-    paper = Image.new("RGB", (width, picture.height + (1 + places[-1][1]) * height), PAPER)
+    line, height = max(2, text // 6), 2 * text
+    swatch = 20 * line
+    width = max(picture.width, *(swatch + label_size(words, font, text)[0] for _, words in lines))
+    paper = Image.new("RGB", (width, picture.height + len(lines) * height), PAPER)
     paper.paste(picture, ((width - picture.width) // 2, 0))
     draw = ImageDraw.Draw(paper)
-    for (kind, words), (left, row) in zip(lines, places, strict=True):
+    for row, (colours, words) in enumerate(lines):
         middle = picture.height + row * height + height // 2
-        box = (left + line, middle - 4 * line, left + swatch - 3 * line, middle + 4 * line)
-        if kind == "found":
-            draw.rectangle((*box[:2], box[2] - 1, box[3] - 1), outline=_EXAMPLE, width=line)
-        elif kind:
-            dashed_rectangle(draw, box, _DASHES if kind == "true" else _IGNORED_DASHES, line)
-        start = left + (swatch if kind else text // 4)
-        draw.text((start, middle), words, fill=INK, font=font, anchor="lm")
+        if colours:
+            box = (line, middle - 4 * line, swatch - 3 * line, middle + 4 * line)
+            draw_border(paper, box, colours, line)
+        draw.text((swatch, middle), words, fill=INK, font=font, anchor="lm")
     return paper
-
-
-def _flow(widths: Sequence[int], most: int, gap: int) -> Iterator[tuple[int, int]]:
-    """Put items of these widths into rows of width `most`; yield each item's left edge and row."""
-    left, row = 0, 0
-    for width in widths:
-        if left and left + width > most:
-            left, row = 0, row + 1
-        yield left, row
-        left += width + gap
 
 
 def _on(size: tuple[int, int], box: Sequence[float], factor: int) -> Rectangle:
     """Enlarge a box by `factor` and clip it to the picture, but keep at least one pixel of it."""
-    low: list[int] = []
-    high: list[int] = []
-    for first, last, side in zip(box[:2], box[2:], size, strict=True):
-        start = min(max(round(factor * first), 0), side - 1)
-        low.append(start)
-        high.append(min(max(round(factor * last), start + 1), side))
-    return low[0], low[1], high[0], high[1]
-
-
-def _colour(label: int, classes: int) -> Colour:
-    """Return the light colour of a class; the hues of the classes are evenly spaced."""
-    hue = Image.new("HSV", (1, 1), (round(255 * label / classes), 170, 255))
-    red, green, blue = hue.convert("RGB").getpixel((0, 0))  # type: ignore[misc]
-    return red, green, blue
+    edges = np.round(np.multiply(box, factor)).astype(int)
+    left, top = np.clip(edges[:2], 0, np.subtract(size, 1)).tolist()
+    right, bottom = np.clip(edges[2:], (left + 1, top + 1), size).tolist()
+    return left, top, right, bottom
