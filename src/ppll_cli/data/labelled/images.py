@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppll_cli.data.files import cache_root
-from ppll_cli.data.kept import kept_folder, pixels_file, place
+from ppll_cli.data.kept import kept_folder, mapped_pixels, pixels_file, place
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders
 from ppll_cli.data.pictures.cache import stamped
@@ -43,10 +43,7 @@ def kept_images(wanted: Sequence[Wanted], side: int, processes: int) -> NDArray[
                 file.write(images.data)
 
     def read(folder: Path) -> NDArray[np.uint8]:
-        images: NDArray[np.uint8] = np.load(folder / "images.npy", mmap_mode="c")
-        if images.dtype != np.uint8 or images.shape != shape:
-            raise ValueError(f"it holds {images.dtype} {images.shape}")
-        return images
+        return mapped_pixels(folder / "images.npy", *shape, mode="c")
 
     stamps = [stamped(Path(each.path)) for each in wanted]
     pieces = sorted({each.part for each in wanted})
