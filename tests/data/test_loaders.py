@@ -18,6 +18,7 @@ from ppll_cli.data.labelled.batches import AHEAD, LoadedBatches
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders
 from ppll_cli.errors import ConfigError, RunFailedError
+from ppll_cli.leaves import forkserver
 from tests.data.picture_files import picture
 
 Options = Callable[..., dict[str, Any]]
@@ -168,12 +169,12 @@ def test_a_killed_loader_is_an_error_for_its_batches(files: list[str]) -> None:
         with pytest.raises(RunFailedError, match=r"a data loader is gone .killed by SIGKILL"):
             loading.images()
         with pytest.raises(RunFailedError, match="is gone"):
-            started.begin([Wanted(files[0])])
+            started.begin([Wanted(files[0])]).images()
 
 
 def test_a_stopped_loader_is_an_error(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "LOOK_S", 0.01)
-    monkeypatch.setattr(loaders, "STOPPED_LIMIT_S", 0.05)
+    monkeypatch.setattr(forkserver, "LOOK_S", 0.01)
+    monkeypatch.setattr(forkserver, "STOPPED_LIMIT_S", 0.05)
     with closing(Loaders(1, SIDE)) as started:
         os.kill(started.processes[0].pid, signal.SIGSTOP)
         with pytest.raises(RunFailedError, match=r"stopped .SIGSTOP."):
@@ -183,7 +184,7 @@ def test_a_stopped_loader_is_an_error(files: list[str], monkeypatch: pytest.Monk
 def test_a_loader_that_does_not_answer_is_an_error(
     files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders, "LOOK_S", 0.01)
+    monkeypatch.setattr(forkserver, "LOOK_S", 0.01)
     monkeypatch.setattr(loaders, "ANSWER_LIMIT_S", 0.05)
     monkeypatch.setattr(loaders, "is_stopped", lambda _: False)
     with closing(Loaders(1, SIDE)) as started:

@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
@@ -14,8 +14,7 @@ from multiprocessing.connection import Pipe
 from multiprocessing.util import Finalize
 from queue import SimpleQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
-from threading import Lock, Thread
-from time import monotonic
+from threading import Lock
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -24,21 +23,15 @@ from numpy.typing import NDArray
 from ppll_cli.data.labelled.loader import Request, Wanted
 from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.leaves import lifeline
-from ppll_cli.leaves.forkserver import how_ended, is_stopped
+from ppll_cli.leaves.forkserver import how_ended, is_stopped, why_silent
 
 MOST_AT_ONCE = 8
 """Largest number of pictures per request. It may be small, because decoding the pictures takes much
 longer than sending the request.
 """
 
-LOOK_S = 0.5
-"""Interval in seconds at which a loader that does not answer is checked."""
-
 ANSWER_LIMIT_S = 120.0
 """Time limit of a request in seconds, for slow disks and networks."""
-
-STOPPED_LIMIT_S = 6.0
-"""Time in seconds that a loader may be stopped (SIGSTOP) before the run fails."""
 
 END_S = 5.0
 """Time limit in seconds for the end of a killed loader."""
@@ -47,9 +40,6 @@ _PROGRAM = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
     "from ppll_cli.data.labelled.loader import main; main(*map(int, sys.argv[2:]))"
 )
-
-Job = tuple[Request, Future[None]]
-"""A request, and a future that completes when the request is done or has failed."""
 
 
 class Loaders:
@@ -62,12 +52,13 @@ class Loaders:
     def __init__(self, count: int, side: int) -> None:
         self._side = side
         self.memory = SharedMemory()
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
+        self._idle: SimpleQueue[_Loader] = SimpleQueue()
         for loader in self._loaders:
-            Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
+            self._idle.put(loader)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="loader")
         # `close` also runs when this object is freed, so the threads hold no reference to it.
-        ends = (self._loaders, self._jobs, self.memory)
+        ends = (self._loaders, self._threads, self.memory)
         self.close = Finalize(self, _end, ends, exitpriority=10)
 
     @property
@@ -76,23 +67,15 @@ class Loaders:
         return [loader.process for loader in self._loaders]
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
-        """Start to decode pictures, and return before they are decoded.
-
-        Raises:
-            RunFailedError: A loader has ended.
-        """
-        for loader in self._loaders:
-            if loader.process.poll() is not None:
-                raise loader.gone()
+        """Start to decode pictures, and return before they are decoded."""
         image_bytes = 3 * self._side**2
         region = self.memory.take(len(wanted) * image_bytes)
         at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self._loaders)))
-        answers: list[Future[None]] = []
+        answers = []
         for first in range(0, len(wanted), at_once):
             offset = region.offset + first * image_bytes
             request = Request(tuple(wanted[first : first + at_once]), self._side, offset)
-            answers.append(Future())
-            self._jobs.put((request, answers[-1]))
+            answers.append(self._threads.submit(_answered, request, self._idle))
         return Loading(answers, self.memory, region, (len(wanted), 3, self._side, self._side))
 
 
@@ -216,65 +199,48 @@ class _Loader:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
 
-    def work(self, jobs: "SimpleQueue[Job | None]") -> None:
-        """Pass jobs from the queue to the loader, one after the other, until an item is None."""
-        while (job := jobs.get()) is not None:
-            request, answer = job
-            if not answer.set_running_or_notify_cancel():
-                continue
-            try:
-                self._ask(request)
-            except Exception as error:
-                answer.set_exception(error)
-            else:
-                answer.set_result(None)
-
-    def gone(self) -> RunFailedError:
-        with suppress(TimeoutExpired):
-            self.process.wait(END_S)
-        return RunFailedError(f"a data loader is gone ({how_ended(self.process.returncode)})")
-
     def end(self) -> None:
         self.process.kill()
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
 
-    def _ask(self, request: Request) -> None:
+    def ask(self, request: Request) -> None:
+        """Send a request and wait for the answer.
+
+        Raises:
+            ConfigError: A file cannot be read as a picture.
+            RunFailedError: The loader has ended, was stopped, or does not answer.
+        """
+        connection, number = self._connection, self.process.pid
         try:
-            self._connection.send(request)
-            self._await(request)
-            failure: PpllError | None = self._connection.recv()
+            connection.send(request)
+            problem = why_silent(connection.poll, lambda: is_stopped(number), ANSWER_LIMIT_S)
+            failure: PpllError | None = None if problem else connection.recv()
         except (EOFError, OSError) as error:
-            raise self.gone() from error
+            with suppress(TimeoutExpired):
+                self.process.wait(END_S)
+            how = how_ended(self.process.returncode)
+            raise RunFailedError(f"a data loader is gone ({how})") from error
+        if problem:
+            self.end()
+            where = f"{request.wanted[0].path} and the files after it"
+            raise RunFailedError(f"a data loader {problem} while it read {where}")
         if failure is not None:
             raise failure
 
-    def _await(self, request: Request) -> None:
-        """Wait for the answer. Time in which this process was stopped does not count."""
-        waited_s = stopped_s = 0.0
-        before_s = monotonic()
-        while not self._connection.poll(LOOK_S):
-            now_s = monotonic()
-            passed_s = min(now_s - before_s, 2 * LOOK_S)
-            before_s = now_s
-            waited_s += passed_s
-            stopped_s = stopped_s + passed_s if is_stopped(self.process.pid) else 0.0
-            if stopped_s > STOPPED_LIMIT_S:
-                self.end()
-                raise RunFailedError("a data loader was stopped (SIGSTOP)")
-            if waited_s > ANSWER_LIMIT_S:
-                self.end()
-                where = f"{request.wanted[0].path} and the files after it"
-                raise RunFailedError(
-                    f"a data loader did not answer for {waited_s:.0f} s while it read {where}"
-                )
+
+def _answered(request: Request, idle: "SimpleQueue[_Loader]") -> None:
+    """Pass a request to an idle loader, and wait for the answer."""
+    loader = idle.get()  # there are as many threads as loaders
+    try:
+        loader.ask(request)
+    finally:
+        idle.put(loader)
 
 
-def _end(loaders: Sequence[_Loader], jobs: "SimpleQueue[Job | None]", memory: SharedMemory) -> None:
+def _end(loaders: Sequence[_Loader], threads: ThreadPoolExecutor, memory: SharedMemory) -> None:
     """End the loaders; unfinished requests fail."""
     for loader in loaders:
-        loader.process.kill()
-    for loader in loaders:
         loader.end()
-        jobs.put(None)
+    threads.shutdown(wait=False, cancel_futures=True)
     memory.close()
