@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ppll_cli.data.imagefolder import ImageFolder
-from ppll_cli.data.labelled import crops, loaders
+from ppll_cli.data.labelled import loader, loaders
 from ppll_cli.data.labelled.batches import AHEAD, LoadedBatches
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders
@@ -215,8 +215,8 @@ def test_random_crops_have_the_given_areas_and_ratios(size: tuple[int, int]) -> 
     width, height = size
     random = np.random.RandomState(0)
     for _ in range(100):
-        draws: Any = [tuple(row) for row in random.random_sample((crops.TRIES, 4))]
-        box = crops.random_piece(width, height, (0.08, 1.0), draws)
+        draws: Any = [tuple(row) for row in random.random_sample((loader.TRIES, 4))]
+        box = loader.random_piece(width, height, (0.08, 1.0), draws)
         left, top, right, bottom = box
         assert 0 <= left < right <= width + 1e-9
         assert 0 <= top < bottom <= height + 1e-9
@@ -229,8 +229,8 @@ def test_random_crops_have_the_given_areas_and_ratios(size: tuple[int, int]) -> 
 
 def test_each_drawn_number_changes_a_random_crop() -> None:
     base = (0.5, 0.5, 0.5, 0.5)
-    first = crops.random_piece(100, 100, (0.1, 0.5), [base])
+    first = loader.random_piece(100, 100, (0.1, 0.5), [base])
     for at in range(4):
         other: Any = (*base[:at], 0.6, *base[at + 1 :])
-        assert crops.random_piece(100, 100, (0.1, 0.5), [other]) != first
-    assert crops.random_piece(100, 100, (0.25, 0.25), [base]) == (25, 25, 75, 75)
+        assert loader.random_piece(100, 100, (0.1, 0.5), [other]) != first
+    assert loader.random_piece(100, 100, (0.25, 0.25), [base]) == (25, 25, 75, 75)

@@ -1,7 +1,6 @@
 """Makes batches of pictures. Loaders (child processes) decode the next batches in advance."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 from ppll_cli import seeding
 from ppll_cli.data.batches import ImageBatches, Images, generator_of
 from ppll_cli.data.classified import Classified
-from ppll_cli.data.labelled.crops import TRIES
 from ppll_cli.data.labelled.listing import Listing
-from ppll_cli.data.labelled.loader import Wanted
-from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders, Loading
-from ppll_cli.data.staging import to_device
+from ppll_cli.data.labelled.loader import TRIES, Wanted
+from ppll_cli.data.labelled.loaders import DecodedAhead, Key, Loaders, Loading
+from ppll_cli.data.staging import CPU, to_device
 
 if TYPE_CHECKING:  # the data set imports this file
     from ppll_cli.data.labelled.dataset import LabelledPictures
@@ -42,16 +40,13 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
         self._evaluating = DecodedAhead(self._begin_evaluation)
         self._evaluated = ("", 0)  # split and first sample of the latest evaluation batch
 
-    @contextmanager
-    def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102
+    def training_images(self, epoch: int, batch: int) -> Images:  # noqa: D102
         steps = [epoch * self.steps_per_epoch + batch + later for later in range(AHEAD + 1)]
         keys = [divmod(step, self.steps_per_epoch) for step in steps]
         labels = self.splits["train"].labels[self.chosen(epoch, batch).numpy()]
-        with self._training.images(keys) as images:
-            yield self._on_device(images, labels)
+        return self._on_device(self._training, keys, labels)
 
-    @contextmanager
-    def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
+    def evaluation_images(self, split: str, first: int, last: int) -> Images:  # noqa: D102
         size, end = last - first, len(self.splits[split])
         before, self._evaluated = self._evaluated, (split, first)
         # Replicas evaluate batches in turn. So guess that the step from this batch to the next one
@@ -59,14 +54,16 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]
-        with self._evaluating.images(keys) as images:
-            yield self._on_device(images, self.splits[split].labels[first:last])
+        return self._on_device(self._evaluating, keys, self.splits[split].labels[first:last])
 
-    def _on_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Images:
-        return (
-            to_device(torch.from_numpy(images), self.device),
-            to_device(torch.from_numpy(labels), self.device),
-        )
+    def _on_device(
+        self, decoded: DecodedAhead[Key], keys: Sequence[Key], labels: NDArray[np.int64]
+    ) -> Images:
+        with decoded.images(keys) as images:
+            pixels = torch.from_numpy(images)
+            # Loaders will write to this memory again, so copy it.
+            copy = pixels.clone() if self.device == CPU else to_device(pixels, self.device)
+        return copy, to_device(torch.from_numpy(labels), self.device)
 
     def _begin_training(self, key: tuple[int, int]) -> Loading:
         paths, scale = self.splits["train"].paths, self.dataset.scale

@@ -9,16 +9,25 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, log, sqrt
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.labelled.crops import Draw, middle, random_piece
 from ppll_cli.data.pictures.files import Box, cut_out
 from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.leaves.programs import STOPPING
+
+TRIES = 10
+"""Largest number of random pieces that are tried before a piece in the middle is used."""
+
+RATIOS = (3 / 4, 4 / 3)
+"""Smallest and largest ratio of a random piece's width to its height."""
+
+Draw = Sequence[float]
+"""Four random numbers in [0, 1) for the area, the ratio, and the left and top edge of a piece."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,34 @@ class Request:
     wanted: tuple[Wanted, ...]
     side: int  # height and width of the images, in pixels
     offset: int  # position of the first image in the shared memory, in bytes; the others follow
+
+
+def middle(width: int, height: int, part: float) -> Box:
+    """Return the square in a picture's middle whose side is `part` times the shorter side."""
+    side = part * min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def random_piece(width: int, height: int, scale: tuple[float, float], draws: Sequence[Draw]) -> Box:
+    """Return a piece of random area, ratio and position, as in the training of Inception.
+
+    The method is from arXiv 1409.4842. torchvision's RandomResizedCrop does the same, but rounds to
+    whole pixels. `scale` has the smallest and largest area, as fractions of the picture's area.
+    `draws` has the random numbers of each try. If no try fits into the picture, the result is the
+    largest piece in the middle with an allowed ratio.
+    """
+    low, high = (log(ratio) for ratio in RATIOS)
+    for area, ratio, left, top in draws:
+        wanted = width * height * (scale[0] + (scale[1] - scale[0]) * area)
+        shape = exp(low + (high - low) * ratio)
+        wide, tall = sqrt(wanted * shape), sqrt(wanted / shape)
+        if wide <= width and tall <= height:
+            left, top = left * (width - wide), top * (height - tall)
+            return left, top, left + wide, top + tall
+    wide, tall = min(width, height * RATIOS[1]), min(height, width / RATIOS[0])
+    left, top = (width - wide) / 2, (height - tall) / 2
+    return left, top, left + wide, top + tall
 
 
 def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:

@@ -4,9 +4,9 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil
 from mmap import ALLOCATIONGRANULARITY, mmap
@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.labelled.loader import Request, Wanted
+from ppll_cli.data.labelled.loader import Request, Wanted, image_of
 from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import how_ended, is_stopped, why_silent
@@ -29,6 +29,12 @@ MOST_AT_ONCE = 8
 """Largest number of pictures per request. It may be small, because decoding the pictures takes much
 longer than sending the request.
 """
+
+_BATCH = 128
+"""Largest number of images that `images_of` yields together."""
+
+_FEW = 200
+"""Largest number of pictures that `images_of` decodes without loaders, which start slowly."""
 
 ANSWER_LIMIT_S = 120.0
 """Time limit of a request in seconds, for slow disks and networks."""
@@ -134,6 +140,26 @@ class DecodedAhead(Generic[Key]):
             yield loading.images()
         finally:
             loading.release()
+
+
+def images_of(
+    wanted: Sequence[Wanted], side: int, processes: int
+) -> Generator[NDArray[np.uint8], None, None]:
+    """Yield arrays with the images of pictures. Each array is valid until the next one is yielded.
+
+    Up to `_FEW` pictures are decoded by this process itself; each array is one image,
+    uint8 [3, side, side]. More pictures are decoded by loaders; each array has up to `_BATCH`
+    images, uint8 [n, 3, side, side].
+    """
+    if len(wanted) <= _FEW:
+        yield from (image_of(each, side) for each in wanted)
+        return
+    starts = range(0, len(wanted), _BATCH)
+    with closing(Loaders(processes, side)) as loaders:
+        ahead = DecodedAhead[int](lambda first: loaders.begin(wanted[first : first + _BATCH]))
+        for number in range(len(starts)):
+            with ahead.images(starts[number : number + 2]) as images:
+                yield images
 
 
 class Region:
