@@ -110,10 +110,7 @@ def augmented(images: Tensor, dataset: Classified, generator: torch.Generator) -
     return rand_augment(images, generator) if dataset.augment == "randaugment" else images
 
 
-ImageData = TypeVar("ImageData", bound=Classified)
-
-
-class ImageBatches(SplitBatches[ImageData, Content], ABC):
+class ImageBatches(SplitBatches[Classified, Content], ABC):
     """Makes batches of labelled images. A subclass provides the images."""
 
     def __post_init__(self) -> None:
@@ -156,7 +153,7 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}
 
 
-class Batches(ImageBatches[Classified, Split]):
+class Batches(ImageBatches[Split]):
     """Makes batches from splits whose images are kept on the device as uint8."""
 
     def __post_init__(self) -> None:

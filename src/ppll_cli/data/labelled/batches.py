@@ -1,7 +1,6 @@
 """Makes batches of pictures. Loaders (child processes) decode the next batches in advance."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 
 from ppll_cli import seeding
 from ppll_cli.data.batches import ImageBatches, Images, generator_of
-from ppll_cli.data.classified import Classified
 from ppll_cli.data.labelled.listing import Listing
 from ppll_cli.data.labelled.loader import TRIES, Wanted
 from ppll_cli.data.labelled.loaders import DecodedAhead, Key, Loaders, Loading
@@ -24,7 +22,7 @@ AHEAD = 2
 """Number of batches after the current batch that loaders decode in advance."""
 
 
-class LoadedBatches(ImageBatches[Classified, Listing]):
+class LoadedBatches(ImageBatches[Listing]):
     """Makes batches of pictures that loaders decode during training and evaluation.
 
     One thread must make all training batches. One thread, which may be another, must make all
@@ -68,14 +66,12 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
     def _begin_training(self, key: tuple[int, int]) -> Loading:
         paths, scale = self.splits["train"].paths, self.dataset.scale
         numbers = self.chosen(*key).tolist()
-        wanted = [Wanted(paths[number], self.dataset.middle) for number in numbers]
-        if scale is not None:
-            generator = generator_of(seeding.crop(self.seed, *key))
-            shape = (len(wanted), TRIES, 4)
-            draws = torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
-            cut = zip(wanted, draws, strict=True)
-            wanted = [replace(each, scale=scale, draws=own) for each, own in cut]
-        return self._loaders.begin(wanted)
+        if scale is None:
+            return self._loaders.begin([Wanted(paths[n], self.dataset.middle) for n in numbers])
+        generator = generator_of(seeding.crop(self.seed, *key))
+        draws = torch.rand(len(numbers), TRIES, 4, generator=generator, dtype=torch.float64)
+        pieces = zip(numbers, draws.tolist(), strict=True)
+        return self._loaders.begin([Wanted(paths[n], scale=scale, draws=own) for n, own in pieces])
 
     def _begin_evaluation(self, key: tuple[str, int, int]) -> Loading:
         split, first, last = key
