@@ -14,7 +14,7 @@ from PIL import Image
 
 from ppll_cli.data.imagefolder import ImageFolder
 from ppll_cli.data.labelled import loader, loaders
-from ppll_cli.data.labelled.batches import AHEAD, LoadedBatches
+from ppll_cli.data.labelled.batches import LoadedBatches
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders
 from ppll_cli.errors import ConfigError, RunFailedError
@@ -55,19 +55,6 @@ def test_loaders_make_the_same_images_as_this_process(two: Loaders, files: list[
         expected = [image_of(each, SIDE) for each in wanted]
         assert np.array_equal(begun[0].images(), expected)
         assert np.array_equal(begun[1].images(), expected[::-1])
-        for loading in begun:
-            loading.release()
-
-
-def test_released_memory_is_used_again(two: Loaders, files: list[str]) -> None:
-    wanted = [Wanted(path) for path in files[:5]]
-    for _ in range(2 * AHEAD):
-        loading = two.begin(wanted)
-        size = os.fstat(two.memory.descriptor).st_size
-        loading.images()
-        loading.release()
-    two.begin(wanted).release()
-    assert os.fstat(two.memory.descriptor).st_size == size
 
 
 def test_an_unreadable_picture_is_refused_by_name(
@@ -77,10 +64,8 @@ def test_an_unreadable_picture_is_refused_by_name(
     loading = two.begin([Wanted(files[0]), Wanted(str(tmp_path / "text.jpg")), Wanted(files[1])])
     with pytest.raises(ConfigError, match=r"text\.jpg: cannot be read as a picture"):
         loading.images()
-    loading.release()
     loading = two.begin([Wanted(files[0])])  # the loaders still work
     assert np.array_equal(loading.images()[0], image_of(Wanted(files[0]), SIDE))
-    loading.release()
 
 
 def batches_of(dataset: ImageFolder) -> Iterator[dict[str, torch.Tensor]]:
@@ -108,9 +93,9 @@ def test_loaders_and_the_cache_give_the_same_batches(
     assert loaded.identity(None) == kept.identity(None)
 
 
-def test_next_batches_are_decoded_in_advance_and_others_are_released() -> None:
+def test_next_batches_are_decoded_in_advance_and_others_are_cancelled() -> None:
     begun: list[int] = []
-    released: list[int] = []
+    cancelled: list[int] = []
 
     class Loading:
         def __init__(self, key: int) -> None:
@@ -120,17 +105,15 @@ def test_next_batches_are_decoded_in_advance_and_others_are_released() -> None:
         def images(self) -> int:
             return self.key
 
-        def release(self) -> None:
-            released.append(self.key)
+        def cancel(self) -> None:
+            cancelled.append(self.key)
 
     underway = DecodedAhead[int](Loading)  # type: ignore[arg-type]
     for first in (0, 1, 5):
-        with underway.images([first, first + 1, first + 2]) as images:
-            assert images == first
-            assert first not in released
-        assert first in released
+        images: Any = underway.images([first, first + 1, first + 2])
+        assert images == first
     assert begun == [0, 1, 2, 3, 5, 6, 7]
-    assert released == [0, 1, 2, 3, 5]
+    assert cancelled == [2, 3]
 
 
 @pytest.mark.parametrize("replica", [0, 1])

@@ -1,6 +1,5 @@
 """Makes batches of pictures. Loaders (child processes) decode the next batches in advance."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +10,8 @@ from ppll_cli import seeding
 from ppll_cli.data.batches import ImageBatches, Images, generator_of
 from ppll_cli.data.labelled.listing import Listing
 from ppll_cli.data.labelled.loader import TRIES, Wanted
-from ppll_cli.data.labelled.loaders import DecodedAhead, Key, Loaders, Loading
-from ppll_cli.data.staging import CPU, to_device
+from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders, Loading
+from ppll_cli.data.staging import to_device
 
 if TYPE_CHECKING:  # the data set imports this file
     from ppll_cli.data.labelled.dataset import LabelledPictures
@@ -42,7 +41,7 @@ class LoadedBatches(ImageBatches[Listing]):
         steps = [epoch * self.steps_per_epoch + batch + later for later in range(AHEAD + 1)]
         keys = [divmod(step, self.steps_per_epoch) for step in steps]
         labels = self.splits["train"].labels[self.chosen(epoch, batch).numpy()]
-        return self._on_device(self._training, keys, labels)
+        return self._on_device(self._training.images(keys), labels)
 
     def evaluation_images(self, split: str, first: int, last: int) -> Images:  # noqa: D102
         size, end = last - first, len(self.splits[split])
@@ -52,16 +51,14 @@ class LoadedBatches(ImageBatches[Listing]):
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]
-        return self._on_device(self._evaluating, keys, self.splits[split].labels[first:last])
+        labels = self.splits[split].labels[first:last]
+        return self._on_device(self._evaluating.images(keys), labels)
 
-    def _on_device(
-        self, decoded: DecodedAhead[Key], keys: Sequence[Key], labels: NDArray[np.int64]
-    ) -> Images:
-        with decoded.images(keys) as images:
-            pixels = torch.from_numpy(images)
-            # Loaders will write to this memory again, so copy it.
-            copy = pixels.clone() if self.device == CPU else to_device(pixels, self.device)
-        return copy, to_device(torch.from_numpy(labels), self.device)
+    def _on_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Images:
+        return (
+            to_device(torch.from_numpy(images), self.device),
+            to_device(torch.from_numpy(labels), self.device),
+        )
 
     def _begin_training(self, key: tuple[int, int]) -> Loading:
         paths, scale = self.splits["train"].paths, self.dataset.scale

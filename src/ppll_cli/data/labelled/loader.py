@@ -4,12 +4,12 @@ It does not import torch, so it starts in a fraction of a second and needs littl
 """
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
+from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -46,15 +46,6 @@ class Wanted:
         return middle(width, height, self.part)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A request to a loader to decode pictures and to write their images to shared memory."""
-
-    wanted: tuple[Wanted, ...]
-    side: int  # height and width of the images, in pixels
-    offset: int  # position of the first image in the shared memory, in bytes; the others follow
-
-
 def middle(width: int, height: int, part: float) -> Box:
     """Return the square in a picture's middle whose side is `part` times the shorter side."""
     side = part * min(width, height)
@@ -84,30 +75,32 @@ def random_piece(width: int, height: int, scale: tuple[float, float], draws: Seq
 
 
 def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
-    """Decode a picture and return the wanted piece as an image, uint8 [3, side, side]."""
-    pixels = np.asarray(cut_out(Path(wanted.path), side, wanted.box))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    """Decode a picture and return the wanted piece as an image, uint8 [3, side, side].
+
+    The image is not contiguous in memory.
+    """
+    return np.asarray(cut_out(Path(wanted.path), side, wanted.box)).transpose(2, 0, 1)
 
 
-def serve(requests: Connection, memory: int) -> None:
+def serve(requests: Connection, images: NDArray[np.uint8]) -> None:
     """Decode the pictures of each request, and answer it, until the connection is closed.
 
-    The answer is None, or the error of the first picture that cannot be decoded. Images are written
-    to the shared memory, whose file descriptor is `memory`.
+    A request has some `Wanted`, at most as many as there are `images`, uint8 [N, 3, side, side],
+    to which they are written. The answer is None, or the error of the first picture that cannot be
+    decoded.
     """
     while True:
         try:
-            request: Request = requests.recv()
+            request: Sequence[Wanted] = requests.recv()
         except EOFError:
             return
-        requests.send(_load(request, memory))
+        requests.send(_load(request, images))
 
 
-def _load(request: Request, memory: int) -> PpllError | None:
-    offset = request.offset
-    for wanted in request.wanted:
+def _load(request: Sequence[Wanted], images: NDArray[np.uint8]) -> PpllError | None:
+    for wanted, image in zip(request, images, strict=False):
         try:
-            offset += os.pwrite(memory, image_of(wanted, request.side).data, offset)
+            image[:] = image_of(wanted, image.shape[1])
         except PpllError as error:
             return error
         except Exception as error:  # for example when memory runs out
@@ -115,13 +108,18 @@ def _load(request: Request, memory: int) -> PpllError | None:
     return None
 
 
-def main(requests: int, memory: int) -> None:
+def shared_images(memory: int, side: int) -> NDArray[np.uint8]:
+    """Map shared memory, given its file descriptor: uint8 [N, 3, side, side]."""
+    return np.frombuffer(mmap(memory, 0), np.uint8).reshape(-1, 3, side, side)
+
+
+def main(requests: int, memory: int, side: int) -> None:
     """Run a loader with the file descriptors of its connection and of the shared memory."""
     for number in STOPPING:  # ignore signals, because the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # Linux kills this process when the worker ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     try:
-        serve(Connection(requests), memory)
+        serve(Connection(requests), shared_images(memory, side))
     except (BrokenPipeError, ConnectionError):  # the worker has ended
         return

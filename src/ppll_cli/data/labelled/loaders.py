@@ -4,23 +4,21 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import ceil
-from mmap import ALLOCATIONGRANULARITY, mmap
 from multiprocessing.connection import Pipe
 from multiprocessing.util import Finalize
 from queue import SimpleQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
-from threading import Lock
-from typing import Generic, TypeVar
+from typing import IO, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.labelled.loader import Request, Wanted, image_of
+from ppll_cli.data.labelled.loader import Wanted, image_of, shared_images
 from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.leaves import lifeline
 from ppll_cli.leaves.forkserver import how_ended, is_stopped, why_silent
@@ -57,15 +55,13 @@ class Loaders:
 
     def __init__(self, count: int, side: int) -> None:
         self._side = side
-        self.memory = SharedMemory()
-        self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
+        self._loaders = [_Loader(side) for _ in range(count)]
         self._idle: SimpleQueue[_Loader] = SimpleQueue()
         for loader in self._loaders:
             self._idle.put(loader)
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="loader")
         # `close` also runs when this object is freed, so the threads hold no reference to it.
-        ends = (self._loaders, self._threads, self.memory)
-        self.close = Finalize(self, _end, ends, exitpriority=10)
+        self.close = Finalize(self, _end, (self._loaders, self._threads), exitpriority=10)
 
     @property
     def processes(self) -> list[Popen[bytes]]:
@@ -74,44 +70,37 @@ class Loaders:
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
         """Start to decode pictures, and return before they are decoded."""
-        image_bytes = 3 * self._side**2
-        region = self.memory.take(len(wanted) * image_bytes)
+        images = np.empty((len(wanted), 3, self._side, self._side), np.uint8)
         at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self._loaders)))
         answers = []
         for first in range(0, len(wanted), at_once):
-            offset = region.offset + first * image_bytes
-            request = Request(tuple(wanted[first : first + at_once]), self._side, offset)
-            answers.append(self._threads.submit(_answered, request, self._idle))
-        return Loading(answers, self.memory, region, (len(wanted), 3, self._side, self._side))
+            part = slice(first, first + at_once)
+            answers.append(self._threads.submit(_decode, wanted[part], images[part], self._idle))
+        return Loading(images, answers)
 
 
 @dataclass(frozen=True)
 class Loading:
-    """Pictures that are being decoded into a region of shared memory, with a future per request."""
+    """Pictures that are being decoded, with a future per request."""
 
-    answers: Sequence[Future[None]]
-    memory: "SharedMemory"
-    region: "Region"
-    shape: tuple[int, ...]
+    _images: NDArray[np.uint8]
+    _answers: Sequence[Future[None]]
 
     def images(self) -> NDArray[np.uint8]:
-        """Wait for the images, and return them, uint8 [N, 3, side, side], valid until `release`.
+        """Wait for the images, and return them, uint8 [N, 3, side, side].
 
         Raises:
             ConfigError: A file cannot be read as a picture.
             RunFailedError: A loader has ended, was stopped, or does not answer.
         """
-        for answer in self.answers:
+        for answer in self._answers:
             answer.result()  # every request has a time limit
-        pixels = np.frombuffer(self.region.view, np.uint8, int(np.prod(self.shape)))
-        return pixels.reshape(self.shape)
+        return self._images
 
-    def release(self) -> None:
-        """Cancel requests that have not begun, wait for the others, and free the memory."""
-        for answer in self.answers:
-            if not answer.cancel():
-                answer.exception()
-        self.memory.give_back(self.region)
+    def cancel(self) -> None:
+        """Cancel requests that have not begun."""
+        for answer in self._answers:
+            answer.cancel()
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -123,102 +112,50 @@ class DecodedAhead(Generic[Key]):
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
         self._begin, self._begun = begin, dict[Key, Loading]()
 
-    @contextmanager
-    def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the batch with the first key, uint8 [N, 3, side, side].
+    def images(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
+        """Return the images of the batch with the first key, uint8 [N, 3, side, side].
 
-        Meanwhile loaders decode the batches with the other keys. A batch that was begun earlier is
+        Afterwards loaders decode the batches with the other keys. A batch that was begun earlier is
         dropped if its key is not in `keys`.
         """
         for key in [key for key in self._begun if key not in keys]:
-            self._begun.pop(key).release()
+            self._begun.pop(key).cancel()
         for key in keys:
             if key not in self._begun:
                 self._begun[key] = self._begin(key)
-        loading = self._begun.pop(keys[0])
-        try:
-            yield loading.images()
-        finally:
-            loading.release()
+        return self._begun.pop(keys[0]).images()
 
 
 def images_of(
     wanted: Sequence[Wanted], side: int, processes: int
 ) -> Generator[NDArray[np.uint8], None, None]:
-    """Yield arrays with the images of pictures. Each array is valid until the next one is yielded.
+    """Yield arrays with the images of pictures.
 
     Up to `_FEW` pictures are decoded by this process itself; each array is one image,
     uint8 [3, side, side]. More pictures are decoded by loaders; each array has up to `_BATCH`
     images, uint8 [n, 3, side, side].
     """
     if len(wanted) <= _FEW:
-        yield from (image_of(each, side) for each in wanted)
+        yield from (np.ascontiguousarray(image_of(each, side)) for each in wanted)
         return
     starts = range(0, len(wanted), _BATCH)
     with closing(Loaders(processes, side)) as loaders:
         ahead = DecodedAhead[int](lambda first: loaders.begin(wanted[first : first + _BATCH]))
         for number in range(len(starts)):
-            with ahead.images(starts[number : number + 2]) as images:
-                yield images
-
-
-class Region:
-    """A region of the shared memory, mapped into this process as `view`.
-
-    Its offset in the shared memory, and its size, are in bytes.
-    """
-
-    def __init__(self, descriptor: int, offset: int, size: int) -> None:
-        self.offset, self.view = offset, mmap(descriptor, size, offset=offset)
-
-
-class SharedMemory:
-    """Memory that processes share: a file without a name, which grows as needed."""
-
-    def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
-            self._file = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
-        else:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until `close`
-        self._size = 0
-        self._free: dict[int, list[Region]] = {}
-        self._lock = Lock()
-
-    @property
-    def descriptor(self) -> int:
-        """File descriptor of the memory."""
-        return self._file.fileno()
-
-    def close(self) -> None:
-        """Close the file; regions remain valid until they are freed."""
-        self._file.close()
-
-    def take(self, size: int) -> Region:
-        """Return a free region of at least `size` bytes; extend the memory if there is none."""
-        whole = ceil(size / ALLOCATIONGRANULARITY) * ALLOCATIONGRANULARITY
-        with self._lock:
-            if free := self._free.get(whole):
-                return free.pop()
-            offset, self._size = self._size, self._size + whole
-            os.ftruncate(self.descriptor, self._size)
-            return Region(self.descriptor, offset, whole)
-
-    def give_back(self, region: Region) -> None:
-        """Mark a region as free."""
-        with self._lock:
-            self._free.setdefault(len(region.view), []).append(region)
+            yield ahead.images(starts[number : number + 2])
 
 
 class _Loader:
-    """The process of a loader, which writes images to the file descriptor `memory`."""
+    """The process of a loader, and the memory through which it returns images."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, side: int) -> None:
         self._connection, there = Pipe()
-        with there:
-            numbers = (there.fileno(), memory)
+        with there, _shared_memory(MOST_AT_ONCE * 3 * side**2) as memory:
+            self._images = shared_images(memory.fileno(), side)
+            numbers = (there.fileno(), memory.fileno())
             path = json.dumps([str(each) for each in sys.path])
             self.process = Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, path, *map(str, numbers)],
+                [sys.executable, "-P", "-c", _PROGRAM, path, *map(str, (*numbers, side))],
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 pass_fds=(*numbers, *lifeline.descriptors()),
@@ -230,8 +167,8 @@ class _Loader:
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
 
-    def ask(self, request: Request) -> None:
-        """Send a request and wait for the answer.
+    def decode(self, wanted: Sequence[Wanted], images: NDArray[np.uint8]) -> None:
+        """Let the loader decode pictures, and copy their images to `images`.
 
         Raises:
             ConfigError: A file cannot be read as a picture.
@@ -239,7 +176,7 @@ class _Loader:
         """
         connection, number = self._connection, self.process.pid
         try:
-            connection.send(request)
+            connection.send(wanted)
             problem = why_silent(connection.poll, lambda: is_stopped(number), ANSWER_LIMIT_S)
             failure: PpllError | None = None if problem else connection.recv()
         except (EOFError, OSError) as error:
@@ -249,24 +186,36 @@ class _Loader:
             raise RunFailedError(f"a data loader is gone ({how})") from error
         if problem:
             self.end()
-            where = f"{request.wanted[0].path} and the files after it"
+            where = f"{wanted[0].path} and the files after it"
             raise RunFailedError(f"a data loader {problem} while it read {where}")
         if failure is not None:
             raise failure
+        images[:] = self._images[: len(images)]
 
 
-def _answered(request: Request, idle: "SimpleQueue[_Loader]") -> None:
-    """Pass a request to an idle loader, and wait for the answer."""
+def _shared_memory(size: int) -> IO[bytes]:
+    """Return memory that processes can share: a file of `size` bytes without a name."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    file.truncate(size)
+    return file
+
+
+def _decode(
+    wanted: Sequence[Wanted], images: NDArray[np.uint8], idle: "SimpleQueue[_Loader]"
+) -> None:
+    """Let an idle loader decode pictures."""
     loader = idle.get()  # there are as many threads as loaders
     try:
-        loader.ask(request)
+        loader.decode(wanted, images)
     finally:
         idle.put(loader)
 
 
-def _end(loaders: Sequence[_Loader], threads: ThreadPoolExecutor, memory: SharedMemory) -> None:
+def _end(loaders: Sequence[_Loader], threads: ThreadPoolExecutor) -> None:
     """End the loaders; unfinished requests fail."""
     for loader in loaders:
         loader.end()
     threads.shutdown(wait=False, cancel_futures=True)
-    memory.close()
