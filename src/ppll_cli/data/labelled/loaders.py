@@ -51,27 +51,24 @@ class Loaders:
 
     On Linux the processes are killed when the thread that created this object ends, so this thread
     must run as long as the loaders are needed. `side` is height and width of the images, in pixels.
+    `processes` has the child processes.
     """
 
     def __init__(self, count: int, side: int) -> None:
         self._side = side
-        self._loaders = [_Loader(side) for _ in range(count)]
         self._idle: SimpleQueue[_Loader] = SimpleQueue()
-        for loader in self._loaders:
+        loaders = [_Loader(side) for _ in range(count)]
+        for loader in loaders:
             self._idle.put(loader)
+        self.processes = [loader.process for loader in loaders]
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="loader")
         # `close` also runs when this object is freed, so the threads hold no reference to it.
-        self.close = Finalize(self, _end, (self._loaders, self._threads), exitpriority=10)
-
-    @property
-    def processes(self) -> list[Popen[bytes]]:
-        """The processes of the loaders."""
-        return [loader.process for loader in self._loaders]
+        self.close = Finalize(self, _end, (loaders, self._threads), exitpriority=10)
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
         """Start to decode pictures, and return before they are decoded."""
         images = np.empty((len(wanted), 3, self._side, self._side), np.uint8)
-        at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self._loaders)))
+        at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self.processes)))
         answers = []
         for first in range(0, len(wanted), at_once):
             part = slice(first, first + at_once)
