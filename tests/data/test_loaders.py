@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -183,6 +184,12 @@ def test_loaders_end_when_their_owner_is_deleted(files: list[str]) -> None:
     started.begin([Wanted(files[0])]).images()
     del started
     assert process.returncode == -signal.SIGKILL
+
+
+def test_no_thread_delays_the_end_of_the_program(two: Loaders) -> None:
+    """The threads of a pool would first wait for all pictures that are not decoded yet."""
+    threads = [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert [thread.daemon for thread in threads[-2:]] == [True, True]
 
 
 def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Generator, Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import ceil
@@ -13,7 +13,8 @@ from multiprocessing.connection import Pipe
 from multiprocessing.util import Finalize
 from queue import SimpleQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
-from typing import IO, Generic, TypeVar
+from threading import Thread
+from typing import IO, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,14 @@ _PROGRAM = (
 )
 
 
+class Job(NamedTuple):
+    """Pictures to decode, the place for their images, and a future for the end of the work."""
+
+    wanted: Sequence[Wanted]
+    images: NDArray[np.uint8]
+    answer: Future[None]
+
+
 class Loaders:
     """Child processes that decode pictures. Several threads may use this object.
 
@@ -56,24 +65,23 @@ class Loaders:
 
     def __init__(self, count: int, side: int) -> None:
         self._side = side
-        self._idle: SimpleQueue[_Loader] = SimpleQueue()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         loaders = [_Loader(side) for _ in range(count)]
-        for loader in loaders:
-            self._idle.put(loader)
+        for loader in loaders:  # daemon threads, because a pool's threads would delay the exit
+            Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
         self.processes = [loader.process for loader in loaders]
-        self._threads = ThreadPoolExecutor(count, thread_name_prefix="loader")
         # `close` also runs when this object is freed, so the threads hold no reference to it.
-        self.close = Finalize(self, _end, (loaders, self._threads), exitpriority=10)
+        self.close = Finalize(self, _end, (loaders, self._jobs), exitpriority=10)
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
         """Start to decode pictures, and return before they are decoded."""
         images = np.empty((len(wanted), 3, self._side, self._side), np.uint8)
         at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self.processes)))
-        answers = []
-        for first in range(0, len(wanted), at_once):
-            part = slice(first, first + at_once)
-            answers.append(self._threads.submit(_decode, wanted[part], images[part], self._idle))
-        return Loading(images, answers)
+        parts = [slice(first, first + at_once) for first in range(0, len(wanted), at_once)]
+        jobs = [Job(wanted[part], images[part], Future()) for part in parts]
+        for job in jobs:
+            self._jobs.put(job)
+        return Loading(images, [job.answer for job in jobs])
 
 
 @dataclass(frozen=True)
@@ -159,6 +167,16 @@ class _Loader:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
 
+    def work(self, jobs: "SimpleQueue[Job | None]") -> None:
+        """Do the jobs of the queue, one after the other, until an item is None."""
+        while (job := jobs.get()) is not None:
+            if job.answer.set_running_or_notify_cancel():
+                try:
+                    self.decode(job.wanted, job.images)
+                    job.answer.set_result(None)
+                except Exception as error:
+                    job.answer.set_exception(error)
+
     def end(self) -> None:
         self.process.kill()
         with suppress(TimeoutExpired):
@@ -200,19 +218,8 @@ def _shared_memory(size: int) -> IO[bytes]:
     return file
 
 
-def _decode(
-    wanted: Sequence[Wanted], images: NDArray[np.uint8], idle: "SimpleQueue[_Loader]"
-) -> None:
-    """Let an idle loader decode pictures."""
-    loader = idle.get()  # there are as many threads as loaders
-    try:
-        loader.decode(wanted, images)
-    finally:
-        idle.put(loader)
-
-
-def _end(loaders: Sequence[_Loader], threads: ThreadPoolExecutor) -> None:
+def _end(loaders: Sequence[_Loader], jobs: "SimpleQueue[Job | None]") -> None:
     """End the loaders; unfinished requests fail."""
     for loader in loaders:
         loader.end()
-    threads.shutdown(wait=False, cancel_futures=True)
+        jobs.put(None)
