@@ -311,7 +311,9 @@ def test_images_are_decoded_once_and_the_root_is_not_changed(
     assert contents(root) == before
     assert len(list(cache.glob("images/*/images.npy"))) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("ppll_cli.data.labelled.images.image_of", None)  # no picture is decoded again
+        patch.setattr(
+            "ppll_cli.data.labelled.loaders.image_of", None
+        )  # no picture is decoded again
         assert colours(make(), "train") == [10, 20]
     plain(99).save(root / "train" / "a" / "000.png")
     assert colours(make(), "train") == [99, 20]

@@ -108,7 +108,7 @@ def test_a_cache_of_pictures_that_cannot_be_written_is_refused(
     photos: Callable[..., Photos], tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"data.cache=.*file: decoded pictures cannot be written"):
+    with pytest.raises(ConfigError, match=r"data.cache=.*file: the cache folder cannot be"):
         photos(cache=str(tmp_path / "file")).load()
 
 

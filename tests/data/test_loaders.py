@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from PIL import Image
 
 from ppll_cli.data.imagefolder import ImageFolder
-from ppll_cli.data.labelled import crops, loaders
-from ppll_cli.data.labelled.batches import AHEAD, LoadedBatches
+from ppll_cli.data.labelled import loader, loaders
+from ppll_cli.data.labelled.batches import LoadedBatches
 from ppll_cli.data.labelled.loader import Wanted, image_of
 from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders
 from ppll_cli.errors import ConfigError, RunFailedError
+from ppll_cli.leaves import forkserver
 from tests.data.picture_files import picture
 
 Options = Callable[..., dict[str, Any]]
@@ -54,19 +56,6 @@ def test_loaders_make_the_same_images_as_this_process(two: Loaders, files: list[
         expected = [image_of(each, SIDE) for each in wanted]
         assert np.array_equal(begun[0].images(), expected)
         assert np.array_equal(begun[1].images(), expected[::-1])
-        for loading in begun:
-            loading.release()
-
-
-def test_released_memory_is_used_again(two: Loaders, files: list[str]) -> None:
-    wanted = [Wanted(path) for path in files[:5]]
-    for _ in range(2 * AHEAD):
-        loading = two.begin(wanted)
-        size = os.fstat(two.memory.descriptor).st_size
-        loading.images()
-        loading.release()
-    two.begin(wanted).release()
-    assert os.fstat(two.memory.descriptor).st_size == size
 
 
 def test_an_unreadable_picture_is_refused_by_name(
@@ -76,10 +65,8 @@ def test_an_unreadable_picture_is_refused_by_name(
     loading = two.begin([Wanted(files[0]), Wanted(str(tmp_path / "text.jpg")), Wanted(files[1])])
     with pytest.raises(ConfigError, match=r"text\.jpg: cannot be read as a picture"):
         loading.images()
-    loading.release()
     loading = two.begin([Wanted(files[0])])  # the loaders still work
     assert np.array_equal(loading.images()[0], image_of(Wanted(files[0]), SIDE))
-    loading.release()
 
 
 def batches_of(dataset: ImageFolder) -> Iterator[dict[str, torch.Tensor]]:
@@ -107,9 +94,9 @@ def test_loaders_and_the_cache_give_the_same_batches(
     assert loaded.identity(None) == kept.identity(None)
 
 
-def test_next_batches_are_decoded_in_advance_and_others_are_released() -> None:
+def test_next_batches_are_decoded_in_advance_and_others_are_cancelled() -> None:
     begun: list[int] = []
-    released: list[int] = []
+    cancelled: list[int] = []
 
     class Loading:
         def __init__(self, key: int) -> None:
@@ -119,17 +106,15 @@ def test_next_batches_are_decoded_in_advance_and_others_are_released() -> None:
         def images(self) -> int:
             return self.key
 
-        def release(self) -> None:
-            released.append(self.key)
+        def cancel(self) -> None:
+            cancelled.append(self.key)
 
     underway = DecodedAhead[int](Loading)  # type: ignore[arg-type]
     for first in (0, 1, 5):
-        with underway.images([first, first + 1, first + 2]) as images:
-            assert images == first
-            assert first not in released
-        assert first in released
+        images: Any = underway.images([first, first + 1, first + 2])
+        assert images == first
     assert begun == [0, 1, 2, 3, 5, 6, 7]
-    assert released == [0, 1, 2, 3, 5]
+    assert cancelled == [2, 3]
 
 
 @pytest.mark.parametrize("replica", [0, 1])
@@ -168,12 +153,12 @@ def test_a_killed_loader_is_an_error_for_its_batches(files: list[str]) -> None:
         with pytest.raises(RunFailedError, match=r"a data loader is gone .killed by SIGKILL"):
             loading.images()
         with pytest.raises(RunFailedError, match="is gone"):
-            started.begin([Wanted(files[0])])
+            started.begin([Wanted(files[0])]).images()
 
 
 def test_a_stopped_loader_is_an_error(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "LOOK_S", 0.01)
-    monkeypatch.setattr(loaders, "STOPPED_LIMIT_S", 0.05)
+    monkeypatch.setattr(forkserver, "LOOK_S", 0.01)
+    monkeypatch.setattr(forkserver, "STOPPED_LIMIT_S", 0.05)
     with closing(Loaders(1, SIDE)) as started:
         os.kill(started.processes[0].pid, signal.SIGSTOP)
         with pytest.raises(RunFailedError, match=r"stopped .SIGSTOP."):
@@ -183,7 +168,7 @@ def test_a_stopped_loader_is_an_error(files: list[str], monkeypatch: pytest.Monk
 def test_a_loader_that_does_not_answer_is_an_error(
     files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders, "LOOK_S", 0.01)
+    monkeypatch.setattr(forkserver, "LOOK_S", 0.01)
     monkeypatch.setattr(loaders, "ANSWER_LIMIT_S", 0.05)
     monkeypatch.setattr(loaders, "is_stopped", lambda _: False)
     with closing(Loaders(1, SIDE)) as started:
@@ -201,6 +186,12 @@ def test_loaders_end_when_their_owner_is_deleted(files: list[str]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+def test_no_thread_delays_the_end_of_the_program(two: Loaders) -> None:
+    """The threads of a pool would first wait for all pictures that are not decoded yet."""
+    threads = [thread for thread in threading.enumerate() if thread.name == "loader"]
+    assert [thread.daemon for thread in threads[-2:]] == [True, True]
+
+
 def test_a_large_jpeg_is_decoded_at_a_smaller_size_and_looks_the_same(tmp_path: Path) -> None:
     picture(3, 1000, 700).save(tmp_path / "large.jpg", quality=95)
     image = image_of(Wanted(str(tmp_path / "large.jpg")), 32).astype(int)
@@ -214,8 +205,8 @@ def test_random_crops_have_the_given_areas_and_ratios(size: tuple[int, int]) -> 
     width, height = size
     random = np.random.RandomState(0)
     for _ in range(100):
-        draws: Any = [tuple(row) for row in random.random_sample((crops.TRIES, 4))]
-        box = crops.random_piece(width, height, (0.08, 1.0), draws)
+        draws: Any = [tuple(row) for row in random.random_sample((loader.TRIES, 4))]
+        box = loader.random_piece(width, height, (0.08, 1.0), draws)
         left, top, right, bottom = box
         assert 0 <= left < right <= width + 1e-9
         assert 0 <= top < bottom <= height + 1e-9
@@ -228,8 +219,8 @@ def test_random_crops_have_the_given_areas_and_ratios(size: tuple[int, int]) -> 
 
 def test_each_drawn_number_changes_a_random_crop() -> None:
     base = (0.5, 0.5, 0.5, 0.5)
-    first = crops.random_piece(100, 100, (0.1, 0.5), [base])
+    first = loader.random_piece(100, 100, (0.1, 0.5), [base])
     for at in range(4):
         other: Any = (*base[:at], 0.6, *base[at + 1 :])
-        assert crops.random_piece(100, 100, (0.1, 0.5), [other]) != first
-    assert crops.random_piece(100, 100, (0.25, 0.25), [base]) == (25, 25, 75, 75)
+        assert loader.random_piece(100, 100, (0.1, 0.5), [other]) != first
+    assert loader.random_piece(100, 100, (0.25, 0.25), [base]) == (25, 25, 75, 75)

@@ -6,7 +6,6 @@ Batch b of epoch e depends only on (seed, e, b). Legend: B batch, C channels, H 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -88,11 +87,6 @@ class SplitBatches(Generic[Data, Content]):
 Images = tuple[Tensor, Tensor]
 """The images uint8 [B, C, H, W] and the labels int64 [B] of a batch, on the worker's device."""
 
-LentImages = AbstractContextManager[Images]
-"""A context manager that provides images and labels. When its context has ended, their memory may
-be overwritten.
-"""
-
 
 @dataclass(frozen=True)
 class Split:
@@ -116,10 +110,7 @@ def augmented(images: Tensor, dataset: Classified, generator: torch.Generator) -
     return rand_augment(images, generator) if dataset.augment == "randaugment" else images
 
 
-ImageData = TypeVar("ImageData", bound=Classified)
-
-
-class ImageBatches(SplitBatches[ImageData, Content], ABC):
+class ImageBatches(SplitBatches[Classified, Content], ABC):
     """Makes batches of labelled images. A subclass provides the images."""
 
     def __post_init__(self) -> None:
@@ -128,12 +119,12 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         self._std = per_channel(self.dataset.std, self.device)
 
     @abstractmethod
-    def training_images(self, epoch: int, batch: int) -> LentImages:
-        """Provide the images and labels of a training batch. The images are not augmented."""
+    def training_images(self, epoch: int, batch: int) -> Images:
+        """Return the images and labels of a training batch. The images are not augmented."""
 
     @abstractmethod
-    def evaluation_images(self, split: str, first: int, last: int) -> LentImages:
-        """Provide the images and labels of the samples `first` to `last` - 1 of a split."""
+    def evaluation_images(self, split: str, first: int, last: int) -> Images:
+        """Return the images and labels of the samples `first` to `last` - 1 of a split."""
 
     def train(self, epoch: int, batch: int) -> dict[str, Tensor]:
         """Make a training batch, augmented and mixed.
@@ -144,8 +135,8 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         """
         assert 0 <= batch < self.steps_per_epoch
         data, generator = self.dataset, generator_of(seeding.augmentation(self.seed, epoch, batch))
-        with self.training_images(epoch, batch) as (images, labels):
-            named = self._named(augmented(images, data, generator), labels)
+        images, labels = self.training_images(epoch, batch)
+        named = self._named(augmented(images, data, generator), labels)
         if not data.mixed:
             return named
         generator = generator_of(seeding.mixing(self.seed, epoch, batch))
@@ -155,15 +146,14 @@ class ImageBatches(SplitBatches[ImageData, Content], ABC):
         """Make batch number `batch` of a split: up to `size` samples, without augmentation."""
         first, samples = batch * size, len(self.splits[split])
         assert 0 <= first < samples
-        with self.evaluation_images(split, first, min(first + size, samples)) as (images, labels):
-            named = self._named(images, labels)
+        named = self._named(*self.evaluation_images(split, first, min(first + size, samples)))
         return unmixed(named) if self.dataset.mixed else named
 
     def _named(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         return {IMAGE: normalise(images, self._mean, self._std), LABEL: labels}
 
 
-class Batches(ImageBatches[Classified, Split]):
+class Batches(ImageBatches[Split]):
     """Makes batches from splits whose images are kept on the device as uint8."""
 
     def __post_init__(self) -> None:
@@ -174,15 +164,13 @@ class Batches(ImageBatches[Classified, Split]):
             for name, split in self.splits.items()
         }
 
-    def training_images(self, epoch: int, batch: int) -> LentImages:  # noqa: D102
+    def training_images(self, epoch: int, batch: int) -> Images:  # noqa: D102
         chosen, split = self.chosen(epoch, batch), self.splits["train"]
-        return nullcontext(
-            (split.images.index_select(0, chosen), split.labels.index_select(0, chosen))
-        )
+        return split.images.index_select(0, chosen), split.labels.index_select(0, chosen)
 
-    def evaluation_images(self, split: str, first: int, last: int) -> LentImages:  # noqa: D102
+    def evaluation_images(self, split: str, first: int, last: int) -> Images:  # noqa: D102
         whole = self.splits[split]
-        return nullcontext((whole.images[first:last], whole.labels[first:last]))
+        return whole.images[first:last], whole.labels[first:last]
 
 
 Made = tuple[dict[str, Tensor], torch.cuda.Event | None]

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import FiniteFloat
 
 from ppll_cli.data.files import Files
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # at run time, wrong options are refused before torch is impo
     from PIL.Image import Image
 
     from ppll_cli.tasks.classification import Classification
+
+_MODES = {1: "L", 3: "RGB"}  # Pillow's mode of a picture, by its number of channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +95,31 @@ class Classified(Files, ABC):
             raise ConfigError("data.pad", self.pad, problem)
 
     def inputs(self, picture: "Image", image: ImageSpec, device: "torch.device") -> Tensors:
-        """Fit a user's picture to the model's size and normalise it: float32 [1, C, H, W]."""
-        from ppll_cli.data.augment import normalise, per_channel
-        from ppll_cli.data.one_picture import fitted
+        """Fit a user's picture to the model's size and normalise it: float32 [1, C, H, W].
 
+        A picture of another size is resized (bilinear, antialiased) until it just covers the
+        model's image, and cropped to its middle.
+
+        Raises:
+            ConfigError: The model's images have neither 1 nor 3 channels.
+        """
+        import torch
+        from PIL import ImageOps
+        from PIL.Image import Resampling
+
+        from ppll_cli.data.augment import normalise, per_channel
+
+        mode = _MODES.get(image.channels)
+        if mode is None:
+            problem = f"the model takes images with {image.channels} channels"
+            raise ConfigError("picture", picture.size, problem, "pass tensors to the model itself")
+        made, size = picture.convert(mode), (image.width, image.height)
+        if made.size != size:
+            made = ImageOps.fit(made, size, Resampling.BILINEAR)
+        pixels = np.array(made).reshape(1, image.height, image.width, image.channels)
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
         mean, std = per_channel(self.mean, device), per_channel(self.std, device)
-        return {IMAGE: normalise(fitted(picture, image).to(device), mean, std)}
+        return {IMAGE: normalise(images, mean, std)}
 
     def predicted(self, predict: Predict, picture: "Image", inputs: Tensors) -> Prediction:
         """Return the most probable class, and all classes in order of falling probability."""

@@ -6,9 +6,8 @@ from pathlib import Path
 from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import (
     Classes,
-    Found,
     ListingError,
-    arranged,
+    Parts,
     class_folders,
     from_csv,
     from_folders,
@@ -44,14 +43,14 @@ class ImageFolder(LabelledPictures):
         """Whether the test set is a held-out part of the training set."""
         return self._source("test") is None and self._source("val") is None
 
-    def find(self) -> Found:  # noqa: D102
+    def find(self) -> Parts:  # noqa: D102
         sources = {part: source for part in PARTS if (source := self._source(part)) is not None}
         if not sources:
             sources = {"train": self._whole()}
         if "train" not in sources:
             problem = f"has {' and '.join(sources)}, but no train"
             raise ListingError(self.folder, problem, "add the folder train, or train.csv")
-        return arranged({part: (at, self._read(part, at)) for part, at in sources.items()})
+        return {part: (at, self._read(part, at)) for part, at in sources.items()}
 
     def _source(self, part: str) -> Path | None:
         """Return a part's CSV file, else its folder, else None."""

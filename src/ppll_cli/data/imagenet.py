@@ -9,9 +9,8 @@ from pydantic import Field, FiniteFloat
 from ppll_cli.data.labelled.dataset import LabelledPictures
 from ppll_cli.data.labelled.listing import (
     Classes,
-    Found,
     ListingError,
-    arranged,
+    Parts,
     class_folders,
     from_csv,
     from_folders,
@@ -61,7 +60,7 @@ class ImageNet(LabelledPictures):
     def scale(self) -> tuple[float, float] | None:  # noqa: D102
         return None if self.augment == "none" else self.crop_scale
 
-    def find(self) -> Found:  # noqa: D102
+    def find(self) -> Parts:  # noqa: D102
         base = self.folder
         if not (base / "train").is_dir() and (base / KAGGLE / "train").is_dir():
             base = base / KAGGLE
@@ -71,7 +70,7 @@ class ImageNet(LabelledPictures):
         train, val = base / "train", base / "val"
         solution = self.folder / SOLUTION
         evaluated = from_csv(solution, val, meant=_kaggle) if solution.is_file() else _sorted(val)
-        return arranged({"train": (train, from_folders(train)), "test": (val, evaluated)})
+        return {"train": (train, from_folders(train)), "test": (val, evaluated)}
 
 
 def _kaggle(name: str, boxes: str) -> tuple[str, str]:

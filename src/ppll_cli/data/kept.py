@@ -4,14 +4,17 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from hashlib import blake2b
 from io import BufferedWriter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Literal, NoReturn, TypeVar
 
+import numpy as np
 from numpy.lib.format import write_array_header_1_0
+from numpy.typing import NDArray
 
 from ppll_cli.data.download import one_line
 from ppll_cli.errors import ConfigError
@@ -49,38 +52,45 @@ def pixels_file(path: Path, *shape: int) -> Iterator[BufferedWriter]:
         os.fsync(file.fileno())
 
 
-def unwritable(path: Path, error: OSError) -> ConfigError:
-    """Return the error for a cache folder that cannot be written to."""
-    problem = f"the cache folder cannot be written to ({error.strerror})"
-    return ConfigError(
-        "data", path, problem, "set XDG_CACHE_HOME to a folder that you can write to"
-    )
+def mapped_pixels(path: Path, *shape: int, mode: Literal["r", "c"] = "r") -> NDArray[np.uint8]:
+    """Map a .npy file with a uint8 array of this shape into memory.
+
+    With mode `c` the array can be changed, but changes are not written to the file.
+
+    Raises:
+        ValueError: The file has an array of another dtype or shape, or is damaged.
+    """
+    pixels: NDArray[np.uint8] = np.load(path, mmap_mode=mode)
+    if pixels.dtype != np.uint8 or pixels.shape != shape:
+        raise ValueError(f"{path.name} holds {pixels.dtype} {pixels.shape}, not uint8 {shape}")
+    return pixels
 
 
 def kept_folder(
     folder: Path,
     make: Callable[[Path], None],
     read: Callable[[Path], T],
-    refused: Callable[[Path, OSError], ConfigError] = unwritable,
+    key: str = "data",
+    remedy: str = "set XDG_CACHE_HOME to a folder that you can write to",
 ) -> T:
     """Read a folder of the cache; make the folder first if it is missing or damaged.
 
     `make` fills an empty folder. `read` returns the folder's content; any exception of `read` means
-    that the folder is damaged. `refused` returns the error to raise if the folder cannot be
-    written.
+    that the folder is damaged. `key` and `remedy` are for the error message.
+
+    Raises:
+        ConfigError: The folder cannot be written.
     """
-    if (found := _undamaged(folder, read)) is not None:
-        return found
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-            made = Path(scratch, "made")
-            made.mkdir()
-            make(made)
-            _replace(made, folder, Path(scratch, "damaged"), read)
-        return read(folder)
-    except OSError as error:
-        raise refused(folder, error) from error
+
+    def write(made: Path) -> None:
+        made.mkdir()
+        make(made)
+
+    def failed(error: OSError) -> NoReturn:
+        problem = f"the cache folder cannot be written to ({error.strerror})"
+        raise ConfigError(key, folder.parent, problem, remedy) from error
+
+    return _kept(folder, write, read, failed)
 
 
 def kept_file(
@@ -89,52 +99,52 @@ def kept_file(
     """Read a file of the cache; make its content first if the file is missing or damaged.
 
     `make` returns the content, and `write` converts it to the bytes of the file. Any exception of
-    `read` means that the file is damaged. Then whatever is in its place is replaced, even a folder
-    or a link. If the new file cannot be written, only a warning is logged.
+    `read` means that the file is damaged. If the new file cannot be written, only a warning is
+    logged.
     """
-    if (found := _undamaged(path, read)) is not None:
-        return found
-    made = make()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir() and not path.is_symlink():
-            with TemporaryDirectory(dir=path.parent, prefix=".damaged-") as scratch:
-                os.replace(path, Path(scratch, path.name))
-        write_bytes(path, write(made))
-    except OSError as error:
+    made = cache(make)
+
+    def failed(error: OSError) -> T:
         log.warning(
             "%s cannot be written to the cache (%s), so each process makes it again; set "
             "XDG_CACHE_HOME to another folder",
             path,
             error.strerror,
         )
-    return made
+        return made()
+
+    return _kept(path, lambda new: write_bytes(new, write(made())), read, failed)
 
 
-def _undamaged(path: Path, read: Callable[[Path], T]) -> T | None:
-    """Return the content of a file or folder; None if it is missing or damaged."""
-    if os.path.lexists(path):
+def _kept(
+    path: Path,
+    write: Callable[[Path], None],
+    read: Callable[[Path], T],
+    failed: Callable[[OSError], T],
+) -> T:
+    """Read a file or folder; write it first if it is missing or damaged.
+
+    Whatever is in the place of a damaged file or folder is replaced, even a link. If writing fails,
+    return what `failed` returns, or raise what it raises.
+    """
+    damaged = os.path.lexists(path)
+    if damaged:
         try:
             return read(path)
         except Exception as error:  # damaged files raise exceptions of any kind
             log.warning("%s in the cache is damaged (%s): it is made again", path, one_line(error))
-    return None
-
-
-def _replace(made: Path, folder: Path, aside: Path, read: Callable[[Path], T]) -> None:
-    """Move the new folder `made` to its final path, unless an undamaged folder is there already.
-
-    A damaged folder is first moved to `aside`.
-    """
-    if os.path.lexists(folder):
-        try:
-            read(folder)
-        except Exception:  # the folder is damaged, and no other run has replaced it yet
-            os.replace(folder, aside)
-        else:
-            return
     try:
-        os.replace(made, folder)
-    except OSError:
-        if not folder.is_dir():  # if it is a folder, another run has put it there
-            raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent, prefix=".making-") as scratch:
+            if damaged:
+                with suppress(FileNotFoundError):  # another run has moved it
+                    os.replace(path, Path(scratch, "damaged"))
+            write(made := Path(scratch, "made"))
+            try:
+                os.replace(made, path)
+            except OSError:
+                if not path.is_dir():  # if it is a folder, another run has put it there
+                    raise
+        return read(path)
+    except OSError as error:
+        return failed(error)

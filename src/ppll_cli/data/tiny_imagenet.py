@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ppll_cli.data.download import provide
 from ppll_cli.data.labelled.dataset import LabelledPictures
-from ppll_cli.data.labelled.listing import Found, arranged, from_csv, from_folders
+from ppll_cli.data.labelled.listing import Parts, from_csv, from_folders
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -27,12 +27,12 @@ class TinyImageNet(LabelledPictures):
             provide(self, [f"{FOLDER}/{NAMES}"], URL, _fetch, everything=True)
         super().prepare()
 
-    def find(self) -> Found:  # noqa: D102
+    def find(self) -> Parts:  # noqa: D102
         base = self.folder if (self.folder / NAMES).is_file() else self.folder / FOLDER
         train, val = base / "train", base / "val"
         listed = val / ANNOTATIONS  # missing if somebody has sorted the pictures into folders
         evaluated = from_csv(listed, val / "images") if listed.is_file() else from_folders(val)
-        return arranged({"train": (train, from_folders(train)), "test": (val, evaluated)})
+        return {"train": (train, from_folders(train)), "test": (val, evaluated)}
 
 
 def _fetch(folder: Path) -> None:

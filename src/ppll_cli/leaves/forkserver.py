@@ -13,7 +13,6 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from threading import Event, Thread
-from time import monotonic
 from typing import Any
 
 from ppll_cli.errors import RunFailedError
@@ -21,13 +20,14 @@ from ppll_cli.leaves.programs import STOPPING
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
-"""Time in seconds that the fork server may be stopped (SIGSTOP) while it has to start a worker."""
+"""Time in seconds that another process may be stopped (SIGSTOP) while it has to answer."""
 
 ANSWER_LIMIT_S = 600.0
 """Seconds that the fork server may take to start a worker. Before the first worker, the server
 imports torch, perhaps from a slow disk."""
 
 LOOK_S = 0.5
+"""Interval in seconds at which a process that does not answer is checked."""
 
 LEAVE_S = 5.0
 """Seconds to wait for the end of a killed process."""
@@ -132,22 +132,31 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
 
     `begin` sets `ended` after an answer. `problem` receives the reason for the kill.
     """
-    stopped_s = waited_s = 0.0
-    looked_s = monotonic()
-    while not ended.wait(LOOK_S):
-        now_s = monotonic()
-        passed_s = min(now_s - looked_s, 2 * LOOK_S)  # leave out pauses of this process (Ctrl-Z)
-        looked_s = now_s
-        waited_s += passed_s
-        server: Any = forkserver._forkserver
-        stopped_s = stopped_s + passed_s if is_stopped(server._forkserver_pid) else 0.0
+    server: Any = forkserver._forkserver
+    found = why_silent(ended.wait, lambda: is_stopped(server._forkserver_pid), ANSWER_LIMIT_S)
+    if found:
+        problem.append(f"multiprocessing's fork server {found}")
+        kill()
+
+
+def why_silent(
+    answered: Callable[[float], bool], stopped: Callable[[], bool], limit_s: float
+) -> str:
+    """Wait for the answer of another process; return why it is not worth waiting longer, else "".
+
+    `answered` waits for the answer for some seconds at most, and returns whether it is there.
+    `stopped` returns whether the other process is stopped. `limit_s` is the time limit in seconds.
+    """
+    waited_s = stopped_s = 0.0
+    while not answered(LOOK_S):
+        # If this process was stopped (Ctrl-Z), this took longer, but the pause does not count.
+        waited_s += LOOK_S
+        stopped_s = stopped_s + LOOK_S if stopped() else 0.0
         if stopped_s > STOPPED_LIMIT_S:
-            problem.append("multiprocessing's fork server was stopped (SIGSTOP)")
-        elif waited_s > ANSWER_LIMIT_S:
-            problem.append(f"multiprocessing's fork server did not answer for {waited_s:.0f} s")
-        if problem:
-            kill()
-            return
+            return "was stopped (SIGSTOP)"
+        if waited_s > limit_s:
+            return f"did not answer for {waited_s:.0f} s"
+    return ""
 
 
 def is_stopped(process_id: int) -> bool:

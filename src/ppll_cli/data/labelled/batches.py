@@ -1,8 +1,5 @@
 """Makes batches of pictures. Loaders (child processes) decode the next batches in advance."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +8,8 @@ from numpy.typing import NDArray
 
 from ppll_cli import seeding
 from ppll_cli.data.batches import ImageBatches, Images, generator_of
-from ppll_cli.data.classified import Classified
-from ppll_cli.data.labelled.crops import TRIES
 from ppll_cli.data.labelled.listing import Listing
-from ppll_cli.data.labelled.loader import Wanted
+from ppll_cli.data.labelled.loader import TRIES, Wanted
 from ppll_cli.data.labelled.loaders import DecodedAhead, Loaders, Loading
 from ppll_cli.data.staging import to_device
 
@@ -26,7 +21,7 @@ AHEAD = 2
 """Number of batches after the current batch that loaders decode in advance."""
 
 
-class LoadedBatches(ImageBatches[Classified, Listing]):
+class LoadedBatches(ImageBatches[Listing]):
     """Makes batches of pictures that loaders decode during training and evaluation.
 
     One thread must make all training batches. One thread, which may be another, must make all
@@ -42,16 +37,13 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
         self._evaluating = DecodedAhead(self._begin_evaluation)
         self._evaluated = ("", 0)  # split and first sample of the latest evaluation batch
 
-    @contextmanager
-    def training_images(self, epoch: int, batch: int) -> Iterator[Images]:  # noqa: D102
+    def training_images(self, epoch: int, batch: int) -> Images:  # noqa: D102
         steps = [epoch * self.steps_per_epoch + batch + later for later in range(AHEAD + 1)]
         keys = [divmod(step, self.steps_per_epoch) for step in steps]
         labels = self.splits["train"].labels[self.chosen(epoch, batch).numpy()]
-        with self._training.images(keys) as images:
-            yield self._on_device(images, labels)
+        return self._on_device(self._training.images(keys), labels)
 
-    @contextmanager
-    def evaluation_images(self, split: str, first: int, last: int) -> Iterator[Images]:  # noqa: D102
+    def evaluation_images(self, split: str, first: int, last: int) -> Images:  # noqa: D102
         size, end = last - first, len(self.splits[split])
         before, self._evaluated = self._evaluated, (split, first)
         # Replicas evaluate batches in turn. So guess that the step from this batch to the next one
@@ -59,8 +51,8 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
         step = first - before[1] if before[0] == split and first > before[1] else size
         starts = range(first, end, step)[: AHEAD + 1]
         keys = [(split, start, min(start + size, end)) for start in starts]
-        with self._evaluating.images(keys) as images:
-            yield self._on_device(images, self.splits[split].labels[first:last])
+        labels = self.splits[split].labels[first:last]
+        return self._on_device(self._evaluating.images(keys), labels)
 
     def _on_device(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> Images:
         return (
@@ -71,14 +63,12 @@ class LoadedBatches(ImageBatches[Classified, Listing]):
     def _begin_training(self, key: tuple[int, int]) -> Loading:
         paths, scale = self.splits["train"].paths, self.dataset.scale
         numbers = self.chosen(*key).tolist()
-        wanted = [Wanted(paths[number], self.dataset.middle) for number in numbers]
-        if scale is not None:
-            generator = generator_of(seeding.crop(self.seed, *key))
-            shape = (len(wanted), TRIES, 4)
-            draws = torch.rand(shape, generator=generator, dtype=torch.float64).tolist()
-            cut = zip(wanted, draws, strict=True)
-            wanted = [replace(each, scale=scale, draws=own) for each, own in cut]
-        return self._loaders.begin(wanted)
+        if scale is None:
+            return self._loaders.begin([Wanted(paths[n], self.dataset.middle) for n in numbers])
+        generator = generator_of(seeding.crop(self.seed, *key))
+        draws = torch.rand(len(numbers), TRIES, 4, generator=generator, dtype=torch.float64)
+        pieces = zip(numbers, draws.tolist(), strict=True)
+        return self._loaders.begin([Wanted(paths[n], scale=scale, draws=own) for n, own in pieces])
 
     def _begin_evaluation(self, key: tuple[str, int, int]) -> Loading:
         split, first, last = key

@@ -1,10 +1,11 @@
 """The base class of data sets of labelled pictures of any size."""
 
 import hashlib
+import logging
 import os
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.data.classified import Classified
-from ppll_cli.data.files import fixed_random, hold_out
-from ppll_cli.data.labelled.crops import middle
-from ppll_cli.data.labelled.images import images_of, kept_images
-from ppll_cli.data.labelled.listing import Found, Listing, ListingError
-from ppll_cli.data.labelled.loader import Wanted
+from ppll_cli.data.files import cache_root, fixed_random, hold_out
+from ppll_cli.data.kept import kept_folder, mapped_pixels, pixels_file, place
+from ppll_cli.data.labelled.listing import Listing, ListingError, Parts, arranged
+from ppll_cli.data.labelled.loader import Wanted, middle
+from ppll_cli.data.labelled.loaders import images_of
+from ppll_cli.data.pictures.cache import stamped
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.data.source import Tensors
 from ppll_cli.leaves.images import ImageSpec
@@ -45,8 +48,13 @@ MOST_BYTES = 4 << 30
 MOST_LOADERS = 16
 """Largest number of loaders if the user gives no number."""
 
+_SAID = 5000
+"""Largest number of pictures that are resized without a log message."""
+
 _CHECK_SEED = 0
 _LIMIT_SEED = 20261129  # never change it: it decides which samples `eval_limit` keeps
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +78,7 @@ class LabelledPictures(Classified):
     channel_count = 3
 
     @abstractmethod
-    def find(self) -> Found:
+    def find(self) -> Parts:
         """List the pictures and their classes without opening a picture, or raise ListingError."""
 
     @property
@@ -93,7 +101,7 @@ class LabelledPictures(Classified):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their labels."""
-        return self._found.classes
+        return self._found[0]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,12 +136,36 @@ class LabelledPictures(Classified):
 
         from ppll_cli.data.batches import Split
 
-        splits = {}
-        for name, listing in self._splits.items():
-            wanted = [Wanted(path, self.middle) for path in listing.paths]
-            images = kept_images(wanted, self.size, self.processes)
-            splits[name] = Split(torch.from_numpy(images), torch.from_numpy(listing.labels))
-        return splits
+        return {
+            name: Split(torch.from_numpy(self._kept(listing)), torch.from_numpy(listing.labels))
+            for name, listing in self._splits.items()
+        }
+
+    def _kept(self, listing: Listing) -> NDArray[np.uint8]:
+        """Return the images of N pictures, uint8 [N, 3, size, size]; make them if they are missing.
+
+        They are mapped from a file in the cache folder. Changes are not written to the file.
+        """
+        shape = (len(listing), 3, self.size, self.size)
+
+        def make(folder: Path) -> None:
+            if len(listing) > _SAID:
+                log.warning(
+                    "resizing %d pictures once, with %d processes", len(listing), self.processes
+                )
+            with pixels_file(folder / "images.npy", *shape) as file:
+                for images in self._decoded(listing.paths):
+                    file.write(images.data)
+
+        def read(folder: Path) -> NDArray[np.uint8]:
+            return mapped_pixels(folder / "images.npy", *shape, mode="c")
+
+        recipe = [self.size, [self.middle], [stamped(Path(path)) for path in listing.paths]]
+        return kept_folder(place(cache_root() / "images", recipe), make, read)
+
+    def _decoded(self, paths: Iterable[str]) -> Generator[NDArray[np.uint8], None, None]:
+        """Yield the images of pictures as `images_of` does."""
+        return images_of([Wanted(path, self.middle) for path in paths], self.size, self.processes)
 
     @property
     def resident(self) -> bool:
@@ -153,20 +185,15 @@ class LabelledPictures(Classified):
         return {name: self._entries(listing) for name, listing in self._splits.items()}
 
     def batches(
-        self,
-        splits: "Mapping[str, Split | Listing]",
-        batch_size: int,
-        seed: int,
-        device: "torch.device",
+        self, splits: Any, batch_size: int, seed: int, device: "torch.device"
     ) -> "Batches | LoadedBatches":
         """Return an object that makes batches, from images in memory or with loaders."""
-        from ppll_cli.data.batches import Batches, Split
+        from ppll_cli.data.batches import Batches
         from ppll_cli.data.labelled.batches import LoadedBatches
 
-        made = {name: split for name, split in splits.items() if isinstance(split, Split)}
-        if made:
-            return Batches(self, made, batch_size, seed, device)
-        return LoadedBatches(self, self._splits, batch_size, seed, device)
+        if isinstance(splits["train"], Listing):
+            return LoadedBatches(self, splits, batch_size, seed, device)
+        return Batches(self, splits, batch_size, seed, device)
 
     @property
     def processes(self) -> int:
@@ -174,46 +201,41 @@ class LabelledPictures(Classified):
         return self.loaders or max(1, min(MOST_LOADERS, usable_cores() - 1))
 
     @cached_property
-    def _found(self) -> Found:
+    def _found(self) -> tuple[tuple[str, ...], Mapping[str, Listing]]:
+        """The classes, and the pictures of each part."""
         try:
-            found = self.find()
-            for part, listing in found.parts.items():
-                if not len(listing):
-                    raise ListingError(self.folder, f"has no pictures for {part}", "add pictures")
+            return arranged(self.find())
         except ListingError as error:
-            raise self.fault(error.source, error.problem, error.remedy) from error
-        return found
+            raise self.fault(*error.args) from error
 
     @cached_property
     def _splits(self) -> Mapping[str, Listing]:
         """The pictures of `train`, `test` and, if it exists, `val`; they are equal in every run."""
-        parts = self._found.parts
-        train, test, val = parts["train"], self._limited("test"), self._limited("val")
-        if val is not None and test is not None and self.val_fraction:
-            problem = f"has a part val, so data.val_fraction={self.val_fraction:g} cannot make one"
-            raise self.fault(self.folder, problem, "give data.val_fraction=0")
-        if test is None:
-            test, val = val, None
-        if test is None or self.val_fraction:
-            if not self.val_fraction:
-                raise self.fault(
-                    self.folder,
-                    "has neither test nor val",
-                    "add one, or give data.val_fraction=0.2 to test on that part of the pictures",
+        _, parts = self._found
+        train = parts["train"]
+        # The first of these is the split `test`; the second, if there is one, is `val`.
+        evaluated = [self._limited(parts[part]) for part in ("test", "val") if part in parts]
+        if self.val_fraction:
+            if len(evaluated) == 2:
+                problem = (
+                    f"has a part val, so data.val_fraction={self.val_fraction:g} cannot make one"
                 )
-            kept, held_out = hold_out(len(train), self.val_fraction, needed=test is None)
-            chosen = train.of(held_out[: self.eval_limit])
+                raise self.fault(self.folder, problem, "give data.val_fraction=0")
+            kept, held_out = hold_out(len(train), self.val_fraction, needed=not evaluated)
+            evaluated.append(train.of(held_out[: self.eval_limit]))
             train = train.of(kept)
-            test, val = (chosen, None) if test is None else (test, chosen)
-        splits = {"train": train} if val is None else {"train": train, "val": val}
-        return {**splits, "test": test}
+        if not evaluated:
+            raise self.fault(
+                self.folder,
+                "has neither test nor val",
+                "add one, or give data.val_fraction=0.2 to test on that part of the pictures",
+            )
+        val = {"val": evaluated[1]} if len(evaluated) > 1 else {}
+        return {"train": train, **val, "test": evaluated[0]}
 
-    def _limited(self, part: str) -> Listing | None:
-        """Return at most `eval_limit` pictures of a part, or None if there is no such part."""
-        listing = self._found.parts.get(part)
-        if listing is None or self.eval_limit is None:
-            return listing
-        # A random sample, because the first pictures may all be of one class.
+    def _limited(self, listing: Listing) -> Listing:
+        """Return a random sample of `eval_limit` pictures, or all if there are not more."""
+        # The first pictures may all be of one class.
         chosen = fixed_random(_LIMIT_SEED).permutation(len(listing))[: self.eval_limit]
         return listing.of(np.sort(chosen))
 
@@ -234,9 +256,8 @@ class LabelledPictures(Classified):
     def _check_some(self) -> None:
         paths = [path for split in self._splits.values() for path in split.paths]
         order = fixed_random(_CHECK_SEED).permutation(len(paths))[:MOST_CHECKED]
-        mixed = [Wanted(paths[number], self.middle) for number in order]
         end_s = time.monotonic() + CHECK_S
-        with closing(images_of(mixed, self.size, self.processes)) as images:
+        with closing(self._decoded(paths[number] for number in order)) as images:
             while time.monotonic() < end_s and next(images, None) is not None:
                 pass
 

@@ -31,6 +31,9 @@ _MOST_CSV_BYTES = 1 << 30
 Classes = Mapping[str, Sequence[str]]
 """The paths of the pictures of each class, by the name of the class."""
 
+Parts = Mapping[str, tuple[Path, Classes]]
+"""The folder or CSV file, and the pictures, of `train`, and of `test` and `val` if they exist."""
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -49,44 +52,36 @@ class Listing:
 
 
 class ListingError(ValueError):
-    """Raised when pictures or their classes cannot be found in a file or folder."""
+    """Raised when pictures or their classes cannot be found in a file or folder.
 
-    def __init__(self, source: object, problem: str, remedy: str) -> None:
-        super().__init__(f"{source}: {problem}")
-        self.source, self.problem, self.remedy = source, problem, remedy
-
-
-@dataclass(frozen=True)
-class Found:
-    """The pictures of a data set."""
-
-    classes: tuple[str, ...]  # names of the classes, in the order of their labels
-    parts: Mapping[str, Listing]  # pictures of `train`, and of `test` and `val` if they exist
+    Its arguments are the file or folder, the problem, and the remedy.
+    """
 
 
-def arranged(parts: Mapping[str, tuple[Path, Classes]]) -> Found:
+def arranged(parts: Parts) -> tuple[tuple[str, ...], dict[str, Listing]]:
     """Number the classes of the training pictures, and check the classes of the other parts.
 
-    `parts` has, for each part, its folder or CSV file, and its pictures by class.
+    Returns:
+        The names of the classes, in the order of their labels, and the pictures of each part.
 
     Raises:
-        ListingError: A class has no training pictures, the folder of another part lacks a class, or
-            there is only one class.
+        ListingError: A part has no pictures, a class has no training pictures, the folder of
+            another part lacks a class, or there is only one class.
     """
     source, train = parts["train"]
     classes = in_order(train)
     if len(classes) < 2:
         problem, remedy = f"has only one class, {classes[0]}", "give at least two classes"
         raise ListingError(source, problem, remedy)
-    for source, found in parts.values():
+    listings = {}
+    for part, (source, found) in parts.items():
         _check_classes(source, found, classes)
-    return Found(classes, {part: _listing(found, classes) for part, (_, found) in parts.items()})
-
-
-def _listing(found: Classes, classes: Sequence[str]) -> Listing:
-    counts = [len(found.get(name, ())) for name in classes]
-    paths = [path for name in classes for path in found.get(name, ())]
-    return Listing(paths, np.repeat(np.arange(len(classes)), counts))
+        counts = [len(found.get(name, ())) for name in classes]
+        paths = [path for name in classes for path in found.get(name, ())]
+        if not paths:
+            raise ListingError(source, f"has no pictures for {part}", "add pictures")
+        listings[part] = Listing(paths, np.repeat(np.arange(len(classes)), counts))
+    return classes, listings
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

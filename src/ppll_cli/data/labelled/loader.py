@@ -4,21 +4,30 @@ It does not import torch, so it starts in a fraction of a second and needs littl
 """
 
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp, log, sqrt
+from mmap import mmap
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.labelled.crops import Draw, middle, random_piece
 from ppll_cli.data.pictures.files import Box, cut_out
 from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.leaves.programs import STOPPING
+
+TRIES = 10
+"""Largest number of random pieces that are tried before a piece in the middle is used."""
+
+RATIOS = (3 / 4, 4 / 3)
+"""Smallest and largest ratio of a random piece's width to its height."""
+
+Draw = Sequence[float]
+"""Four random numbers in [0, 1) for the area, the ratio, and the left and top edge of a piece."""
 
 
 @dataclass(frozen=True)
@@ -37,40 +46,61 @@ class Wanted:
         return middle(width, height, self.part)
 
 
-@dataclass(frozen=True)
-class Request:
-    """A request to a loader to decode pictures and to write their images to shared memory."""
+def middle(width: int, height: int, part: float) -> Box:
+    """Return the square in a picture's middle whose side is `part` times the shorter side."""
+    side = part * min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
-    wanted: tuple[Wanted, ...]
-    side: int  # height and width of the images, in pixels
-    offset: int  # position of the first image in the shared memory, in bytes; the others follow
+
+def random_piece(width: int, height: int, scale: tuple[float, float], draws: Sequence[Draw]) -> Box:
+    """Return a piece of random area, ratio and position, as in the training of Inception.
+
+    The method is from arXiv 1409.4842. torchvision's RandomResizedCrop does the same, but rounds to
+    whole pixels. `scale` has the smallest and largest area, as fractions of the picture's area.
+    `draws` has the random numbers of each try. If no try fits into the picture, the result is the
+    largest piece in the middle with an allowed ratio.
+    """
+    low, high = (log(ratio) for ratio in RATIOS)
+    for area, ratio, left, top in draws:
+        wanted = width * height * (scale[0] + (scale[1] - scale[0]) * area)
+        shape = exp(low + (high - low) * ratio)
+        wide, tall = sqrt(wanted * shape), sqrt(wanted / shape)
+        if wide <= width and tall <= height:
+            left, top = left * (width - wide), top * (height - tall)
+            return left, top, left + wide, top + tall
+    wide, tall = min(width, height * RATIOS[1]), min(height, width / RATIOS[0])
+    left, top = (width - wide) / 2, (height - tall) / 2
+    return left, top, left + wide, top + tall
 
 
 def image_of(wanted: Wanted, side: int) -> NDArray[np.uint8]:
-    """Decode a picture and return the wanted piece as an image, uint8 [3, side, side]."""
-    pixels = np.asarray(cut_out(Path(wanted.path), side, wanted.box))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    """Decode a picture and return the wanted piece as an image, uint8 [3, side, side].
+
+    The image is not contiguous in memory.
+    """
+    return np.asarray(cut_out(Path(wanted.path), side, wanted.box)).transpose(2, 0, 1)
 
 
-def serve(requests: Connection, memory: int) -> None:
+def serve(requests: Connection, images: NDArray[np.uint8]) -> None:
     """Decode the pictures of each request, and answer it, until the connection is closed.
 
-    The answer is None, or the error of the first picture that cannot be decoded. Images are written
-    to the shared memory, whose file descriptor is `memory`.
+    A request has some `Wanted`, at most as many as there are `images`, uint8 [N, 3, side, side],
+    to which they are written. The answer is None, or the error of the first picture that cannot be
+    decoded.
     """
     while True:
         try:
-            request: Request = requests.recv()
+            request: Sequence[Wanted] = requests.recv()
         except EOFError:
             return
-        requests.send(_load(request, memory))
+        requests.send(_load(request, images))
 
 
-def _load(request: Request, memory: int) -> PpllError | None:
-    offset = request.offset
-    for wanted in request.wanted:
+def _load(request: Sequence[Wanted], images: NDArray[np.uint8]) -> PpllError | None:
+    for wanted, image in zip(request, images, strict=False):
         try:
-            offset += os.pwrite(memory, image_of(wanted, request.side).data, offset)
+            image[:] = image_of(wanted, image.shape[1])
         except PpllError as error:
             return error
         except Exception as error:  # for example when memory runs out
@@ -78,13 +108,18 @@ def _load(request: Request, memory: int) -> PpllError | None:
     return None
 
 
-def main(requests: int, memory: int) -> None:
+def shared_images(memory: int, side: int) -> NDArray[np.uint8]:
+    """Map shared memory, given its file descriptor: uint8 [N, 3, side, side]."""
+    return np.frombuffer(mmap(memory, 0), np.uint8).reshape(-1, 3, side, side)
+
+
+def main(requests: int, memory: int, side: int) -> None:
     """Run a loader with the file descriptors of its connection and of the shared memory."""
     for number in STOPPING:  # ignore signals, because the worker ends its loaders
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # Linux kills this process when the worker ends
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     try:
-        serve(Connection(requests), memory)
+        serve(Connection(requests), shared_images(memory, side))
     except (BrokenPipeError, ConnectionError):  # the worker has ended
         return

@@ -4,41 +4,39 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from math import ceil
-from mmap import ALLOCATIONGRANULARITY, mmap
 from multiprocessing.connection import Pipe
 from multiprocessing.util import Finalize
 from queue import SimpleQueue
 from subprocess import DEVNULL, Popen, TimeoutExpired
-from threading import Lock, Thread
-from time import monotonic
-from typing import Generic, TypeVar
+from threading import Thread
+from typing import IO, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ppll_cli.data.labelled.loader import Request, Wanted
+from ppll_cli.data.labelled.loader import Wanted, image_of, shared_images
 from ppll_cli.errors import PpllError, RunFailedError
 from ppll_cli.leaves import lifeline
-from ppll_cli.leaves.forkserver import how_ended, is_stopped
+from ppll_cli.leaves.forkserver import how_ended, is_stopped, why_silent
 
 MOST_AT_ONCE = 8
 """Largest number of pictures per request. It may be small, because decoding the pictures takes much
 longer than sending the request.
 """
 
-LOOK_S = 0.5
-"""Interval in seconds at which a loader that does not answer is checked."""
+_BATCH = 128
+"""Largest number of images that `images_of` yields together."""
+
+_FEW = 200
+"""Largest number of pictures that `images_of` decodes without loaders, which start slowly."""
 
 ANSWER_LIMIT_S = 120.0
 """Time limit of a request in seconds, for slow disks and networks."""
-
-STOPPED_LIMIT_S = 6.0
-"""Time in seconds that a loader may be stopped (SIGSTOP) before the run fails."""
 
 END_S = 5.0
 """Time limit in seconds for the end of a killed loader."""
@@ -48,8 +46,13 @@ _PROGRAM = (
     "from ppll_cli.data.labelled.loader import main; main(*map(int, sys.argv[2:]))"
 )
 
-Job = tuple[Request, Future[None]]
-"""A request, and a future that completes when the request is done or has failed."""
+
+class Job(NamedTuple):
+    """Pictures to decode, the place for their images, and a future for the end of the work."""
+
+    wanted: Sequence[Wanted]
+    images: NDArray[np.uint8]
+    answer: Future[None]
 
 
 class Loaders:
@@ -57,72 +60,52 @@ class Loaders:
 
     On Linux the processes are killed when the thread that created this object ends, so this thread
     must run as long as the loaders are needed. `side` is height and width of the images, in pixels.
+    `processes` has the child processes.
     """
 
     def __init__(self, count: int, side: int) -> None:
         self._side = side
-        self.memory = SharedMemory()
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        self._loaders = [_Loader(self.memory.descriptor) for _ in range(count)]
-        for loader in self._loaders:
+        loaders = [_Loader(side) for _ in range(count)]
+        for loader in loaders:  # daemon threads, because a pool's threads would delay the exit
             Thread(target=loader.work, args=(self._jobs,), name="loader", daemon=True).start()
+        self.processes = [loader.process for loader in loaders]
         # `close` also runs when this object is freed, so the threads hold no reference to it.
-        ends = (self._loaders, self._jobs, self.memory)
-        self.close = Finalize(self, _end, ends, exitpriority=10)
-
-    @property
-    def processes(self) -> list[Popen[bytes]]:
-        """The processes of the loaders."""
-        return [loader.process for loader in self._loaders]
+        self.close = Finalize(self, _end, (loaders, self._jobs), exitpriority=10)
 
     def begin(self, wanted: Sequence[Wanted]) -> "Loading":
-        """Start to decode pictures, and return before they are decoded.
-
-        Raises:
-            RunFailedError: A loader has ended.
-        """
-        for loader in self._loaders:
-            if loader.process.poll() is not None:
-                raise loader.gone()
-        image_bytes = 3 * self._side**2
-        region = self.memory.take(len(wanted) * image_bytes)
-        at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self._loaders)))
-        answers: list[Future[None]] = []
-        for first in range(0, len(wanted), at_once):
-            offset = region.offset + first * image_bytes
-            request = Request(tuple(wanted[first : first + at_once]), self._side, offset)
-            answers.append(Future())
-            self._jobs.put((request, answers[-1]))
-        return Loading(answers, self.memory, region, (len(wanted), 3, self._side, self._side))
+        """Start to decode pictures, and return before they are decoded."""
+        images = np.empty((len(wanted), 3, self._side, self._side), np.uint8)
+        at_once = min(MOST_AT_ONCE, ceil(len(wanted) / len(self.processes)))
+        parts = [slice(first, first + at_once) for first in range(0, len(wanted), at_once)]
+        jobs = [Job(wanted[part], images[part], Future()) for part in parts]
+        for job in jobs:
+            self._jobs.put(job)
+        return Loading(images, [job.answer for job in jobs])
 
 
 @dataclass(frozen=True)
 class Loading:
-    """Pictures that are being decoded into a region of shared memory, with a future per request."""
+    """Pictures that are being decoded, with a future per request."""
 
-    answers: Sequence[Future[None]]
-    memory: "SharedMemory"
-    region: "Region"
-    shape: tuple[int, ...]
+    _images: NDArray[np.uint8]
+    _answers: Sequence[Future[None]]
 
     def images(self) -> NDArray[np.uint8]:
-        """Wait for the images, and return them, uint8 [N, 3, side, side], valid until `release`.
+        """Wait for the images, and return them, uint8 [N, 3, side, side].
 
         Raises:
             ConfigError: A file cannot be read as a picture.
             RunFailedError: A loader has ended, was stopped, or does not answer.
         """
-        for answer in self.answers:
+        for answer in self._answers:
             answer.result()  # every request has a time limit
-        pixels = np.frombuffer(self.region.view, np.uint8, int(np.prod(self.shape)))
-        return pixels.reshape(self.shape)
+        return self._images
 
-    def release(self) -> None:
-        """Cancel requests that have not begun, wait for the others, and free the memory."""
-        for answer in self.answers:
-            if not answer.cancel():
-                answer.exception()
-        self.memory.give_back(self.region)
+    def cancel(self) -> None:
+        """Cancel requests that have not begun."""
+        for answer in self._answers:
+            answer.cancel()
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -134,82 +117,50 @@ class DecodedAhead(Generic[Key]):
     def __init__(self, begin: Callable[[Key], Loading]) -> None:
         self._begin, self._begun = begin, dict[Key, Loading]()
 
-    @contextmanager
-    def images(self, keys: Sequence[Key]) -> Iterator[NDArray[np.uint8]]:
-        """Provide the images of the batch with the first key, uint8 [N, 3, side, side].
+    def images(self, keys: Sequence[Key]) -> NDArray[np.uint8]:
+        """Return the images of the batch with the first key, uint8 [N, 3, side, side].
 
-        Meanwhile loaders decode the batches with the other keys. A batch that was begun earlier is
+        Afterwards loaders decode the batches with the other keys. A batch that was begun earlier is
         dropped if its key is not in `keys`.
         """
         for key in [key for key in self._begun if key not in keys]:
-            self._begun.pop(key).release()
+            self._begun.pop(key).cancel()
         for key in keys:
             if key not in self._begun:
                 self._begun[key] = self._begin(key)
-        loading = self._begun.pop(keys[0])
-        try:
-            yield loading.images()
-        finally:
-            loading.release()
+        return self._begun.pop(keys[0]).images()
 
 
-class Region:
-    """A region of the shared memory, mapped into this process as `view`.
+def images_of(
+    wanted: Sequence[Wanted], side: int, processes: int
+) -> Generator[NDArray[np.uint8], None, None]:
+    """Yield arrays with the images of pictures.
 
-    Its offset in the shared memory, and its size, are in bytes.
+    Up to `_FEW` pictures are decoded by this process itself; each array is one image,
+    uint8 [3, side, side]. More pictures are decoded by loaders; each array has up to `_BATCH`
+    images, uint8 [n, 3, side, side].
     """
-
-    def __init__(self, descriptor: int, offset: int, size: int) -> None:
-        self.offset, self.view = offset, mmap(descriptor, size, offset=offset)
-
-
-class SharedMemory:
-    """Memory that processes share: a file without a name, which grows as needed."""
-
-    def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
-            self._file = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
-        else:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until `close`
-        self._size = 0
-        self._free: dict[int, list[Region]] = {}
-        self._lock = Lock()
-
-    @property
-    def descriptor(self) -> int:
-        """File descriptor of the memory."""
-        return self._file.fileno()
-
-    def close(self) -> None:
-        """Close the file; regions remain valid until they are freed."""
-        self._file.close()
-
-    def take(self, size: int) -> Region:
-        """Return a free region of at least `size` bytes; extend the memory if there is none."""
-        whole = ceil(size / ALLOCATIONGRANULARITY) * ALLOCATIONGRANULARITY
-        with self._lock:
-            if free := self._free.get(whole):
-                return free.pop()
-            offset, self._size = self._size, self._size + whole
-            os.ftruncate(self.descriptor, self._size)
-            return Region(self.descriptor, offset, whole)
-
-    def give_back(self, region: Region) -> None:
-        """Mark a region as free."""
-        with self._lock:
-            self._free.setdefault(len(region.view), []).append(region)
+    if len(wanted) <= _FEW:
+        yield from (np.ascontiguousarray(image_of(each, side)) for each in wanted)
+        return
+    starts = range(0, len(wanted), _BATCH)
+    with closing(Loaders(processes, side)) as loaders:
+        ahead = DecodedAhead[int](lambda first: loaders.begin(wanted[first : first + _BATCH]))
+        for number in range(len(starts)):
+            yield ahead.images(starts[number : number + 2])
 
 
 class _Loader:
-    """The process of a loader, which writes images to the file descriptor `memory`."""
+    """The process of a loader, and the memory through which it returns images."""
 
-    def __init__(self, memory: int) -> None:
+    def __init__(self, side: int) -> None:
         self._connection, there = Pipe()
-        with there:
-            numbers = (there.fileno(), memory)
+        with there, _shared_memory(MOST_AT_ONCE * 3 * side**2) as memory:
+            self._images = shared_images(memory.fileno(), side)
+            numbers = (there.fileno(), memory.fileno())
             path = json.dumps([str(each) for each in sys.path])
             self.process = Popen(
-                [sys.executable, "-P", "-c", _PROGRAM, path, *map(str, numbers)],
+                [sys.executable, "-P", "-c", _PROGRAM, path, *map(str, (*numbers, side))],
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 pass_fds=(*numbers, *lifeline.descriptors()),
@@ -217,64 +168,58 @@ class _Loader:
             )
 
     def work(self, jobs: "SimpleQueue[Job | None]") -> None:
-        """Pass jobs from the queue to the loader, one after the other, until an item is None."""
+        """Do the jobs of the queue, one after the other, until an item is None."""
         while (job := jobs.get()) is not None:
-            request, answer = job
-            if not answer.set_running_or_notify_cancel():
-                continue
-            try:
-                self._ask(request)
-            except Exception as error:
-                answer.set_exception(error)
-            else:
-                answer.set_result(None)
-
-    def gone(self) -> RunFailedError:
-        with suppress(TimeoutExpired):
-            self.process.wait(END_S)
-        return RunFailedError(f"a data loader is gone ({how_ended(self.process.returncode)})")
+            if job.answer.set_running_or_notify_cancel():
+                try:
+                    self.decode(job.wanted, job.images)
+                    job.answer.set_result(None)
+                except Exception as error:
+                    job.answer.set_exception(error)
 
     def end(self) -> None:
         self.process.kill()
         with suppress(TimeoutExpired):
             self.process.wait(END_S)
 
-    def _ask(self, request: Request) -> None:
+    def decode(self, wanted: Sequence[Wanted], images: NDArray[np.uint8]) -> None:
+        """Let the loader decode pictures, and copy their images to `images`.
+
+        Raises:
+            ConfigError: A file cannot be read as a picture.
+            RunFailedError: The loader has ended, was stopped, or does not answer.
+        """
+        connection, number = self._connection, self.process.pid
         try:
-            self._connection.send(request)
-            self._await(request)
-            failure: PpllError | None = self._connection.recv()
+            connection.send(wanted)
+            problem = why_silent(connection.poll, lambda: is_stopped(number), ANSWER_LIMIT_S)
+            failure: PpllError | None = None if problem else connection.recv()
         except (EOFError, OSError) as error:
-            raise self.gone() from error
+            with suppress(TimeoutExpired):
+                self.process.wait(END_S)
+            how = how_ended(self.process.returncode)
+            raise RunFailedError(f"a data loader is gone ({how})") from error
+        if problem:
+            self.end()
+            where = f"{wanted[0].path} and the files after it"
+            raise RunFailedError(f"a data loader {problem} while it read {where}")
         if failure is not None:
             raise failure
-
-    def _await(self, request: Request) -> None:
-        """Wait for the answer. Time in which this process was stopped does not count."""
-        waited_s = stopped_s = 0.0
-        before_s = monotonic()
-        while not self._connection.poll(LOOK_S):
-            now_s = monotonic()
-            passed_s = min(now_s - before_s, 2 * LOOK_S)
-            before_s = now_s
-            waited_s += passed_s
-            stopped_s = stopped_s + passed_s if is_stopped(self.process.pid) else 0.0
-            if stopped_s > STOPPED_LIMIT_S:
-                self.end()
-                raise RunFailedError("a data loader was stopped (SIGSTOP)")
-            if waited_s > ANSWER_LIMIT_S:
-                self.end()
-                where = f"{request.wanted[0].path} and the files after it"
-                raise RunFailedError(
-                    f"a data loader did not answer for {waited_s:.0f} s while it read {where}"
-                )
+        images[:] = self._images[: len(images)]
 
 
-def _end(loaders: Sequence[_Loader], jobs: "SimpleQueue[Job | None]", memory: SharedMemory) -> None:
+def _shared_memory(size: int) -> IO[bytes]:
+    """Return memory that processes can share: a file of `size` bytes without a name."""
+    if hasattr(os, "memfd_create"):
+        file: IO[bytes] = os.fdopen(os.memfd_create("ppll-pictures"), "r+b")
+    else:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
+    file.truncate(size)
+    return file
+
+
+def _end(loaders: Sequence[_Loader], jobs: "SimpleQueue[Job | None]") -> None:
     """End the loaders; unfinished requests fail."""
-    for loader in loaders:
-        loader.process.kill()
     for loader in loaders:
         loader.end()
         jobs.put(None)
-    memory.close()

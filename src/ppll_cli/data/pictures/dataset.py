@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from ppll_cli.data.files import Files, Part, cache_root, hold_out, sample_name
-from ppll_cli.data.pictures.cache import Source, kept, large_size
+from ppll_cli.data.pictures.cache import Size, Source, kept, large_size
 from ppll_cli.data.pictures.files import unreadable
 from ppll_cli.data.pictures.tiles import PictureSplit, Tile, spans
 from ppll_cli.data.source import EvaluationForm, Predict, Prediction, Tensors
@@ -84,9 +84,8 @@ class PictureDataset(Files, ABC):
     def _split(self, sources: Sequence[Source], trained: bool) -> PictureSplit:
         """Return a split of patches for training, or of tiles for evaluation."""
         folder = Path(os.path.expanduser(self.cache)) if self.cache else cache_root() / "pictures"
-        for source in sources:
-            self._check_size(source.high, trained)
-        pictures = kept(folder, sources, self.scale, self.longest, not trained)
+        sizes = [self._size(source.high, trained) for source in sources]
+        pictures = kept(folder, sources, sizes, self.scale, self.longest, not trained)
         tiles = () if trained else self._tiles([low.shape for low in pictures.low])
         return PictureSplit(pictures, self.patches_per_epoch if trained else 0, tiles)
 
@@ -124,19 +123,22 @@ class PictureDataset(Files, ABC):
                     problem = f"is the same file as {first}, so a test picture may be trained on"
                     raise ConfigError("data", source.high, problem, "list each picture once")
 
-    def _check_size(self, file: Path, trained: bool) -> None:
+    def _size(self, file: Path, trained: bool) -> Size:
+        """Return the `large_size` of a picture; refuse a picture that is too small."""
         # SSIM leaves out a border of `scale` pixels, and has a window of 11x11 pixels.
         least = self.patch if trained else -(-(11 + 2 * self.scale) // self.scale)
-        height, width = (side // self.scale for side in large_size(file, self.scale, self.longest))
+        size = large_size(file, self.scale, self.longest)
+        height, width = (side // self.scale for side in size)
         if min(height, width) < least:
-            size = f"{width}x{height} pixels after division by {self.scale}"
             need = f"data.patch={self.patch}" if trained else "SSIM"
             whole = f"{least * self.scale}x{least * self.scale}"
             problem = (
-                f"has {size}, too few for {need}; before the division it needs at least {whole}"
+                f"has {width}x{height} pixels after division by {self.scale}, too few for {need}; "
+                f"before the division it needs at least {whole}"
             )
             then = "remove it, or give a smaller data.patch" if trained else "remove it"
             raise ConfigError("data", file, problem, then)
+        return size
 
     def _tiles(self, shapes: Sequence[Sequence[int]]) -> tuple[Tile, ...]:
         return tuple(
