@@ -8,13 +8,11 @@ from typing import Any
 from ppll_cli.config.settings import Settings
 from ppll_cli.data.files import cache_root
 from ppll_cli.data.identity import Identity
-from ppll_cli.job.devices import check_processors, devices_here, receiver_of
+from ppll_cli.job.devices import check_processors, devices_here
 from ppll_cli.job.ends import ModuleEnd
 from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import note_on_epochs
-from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
-from ppll_cli.leaves.machine import processor
 from ppll_cli.leaves.names import counted
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion
@@ -141,33 +139,11 @@ def prepare(
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
     """Make a profile that measures the model's units on a device, with whole batches."""
-    numerics = Numerics(settings.precision, settings.deterministic)
-    setup = Setup(
-        model=settings.model,
-        input_spec=subject.input_spec,
-        task=subject.ends.site.task,
-        optim=settings.optim,
-        samples=settings.batch_size,
-        device=device,
-        threads=settings.threads_per_worker,
-        numerics=numerics,
-        compiled=settings.compile,
-        recompute=settings.recompute,
-        seed=settings.seed,
-    )
-    return Profile(
-        ends=subject.ends,
-        setup=setup,
-        local=subject.local,
-        receiver=receiver_of(device),
-        conditions={
-            "inputs": {name: str(spec) for name, spec in subject.input_spec.specs.items()},
-            "source": source_digest(subject.model, subject.method),
-            "processor": processor(),
-        },
-        kept=Kept(cache_root().parent / "profile"),
-        meter=Meter(device, numerics),
-    )
+    site, threads = replace(subject.ends.site, units=()), settings.threads_per_worker
+    setup = Setup(settings, subject.local, site, settings.batch_size, device, threads)
+    source = source_digest(subject.model, subject.method)
+    kept = Kept(cache_root().parent / "profile")
+    return Profile(subject.ends, setup, source, kept, Meter(device, setup.numerics))
 
 
 def assemble(
