@@ -12,11 +12,11 @@ from ppll_cli.leaves import cuda
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
-from ppll_cli.prepare.checks import check_backwards, check_inputs, check_streams
-from ppll_cli.prepare.dtypes import check_losses, check_units
+from ppll_cli.prepare.checks import check_plan
 from ppll_cli.prepare.preparation import assemble, profile_of
 from ppll_cli.prepare.recovery import planned
 from ppll_cli.prepare.subject import examine
+from ppll_cli.prepare.trials import check_units
 
 
 @dataclass(frozen=True)
@@ -202,10 +202,7 @@ class Planner:
             settings = self.settings(name, gpus, replicas)
             given = settings, self.subject, schedule, devices, self.profile, ""
             job, auxiliary = assemble(*given, notes=[])
-            check_streams(job)
-            check_backwards(job)
-            check_inputs(job, self.subject)
-            check_losses(job, self.subject)
+            check_plan(job, self.subject)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)

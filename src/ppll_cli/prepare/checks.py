@@ -11,9 +11,8 @@ from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.validation import validate, validate_evaluation
-from ppll_cli.prepare.dtypes import check_losses
 from ppll_cli.prepare.subject import Subject
-from ppll_cli.prepare.trials import check_halves, check_recompute
+from ppll_cli.prepare.trials import check_halves, check_losses, check_recompute
 
 
 def check_equal_counts(job: Job) -> None:
@@ -42,28 +41,34 @@ def check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a schedule that does not train the model correctly.
 
     Raises:
-        ConfigError: The schedule is wrong; or a unit changes an input of its chunk, or does not
-            allow split backward passes or recomputation; or a loss cannot read a dtype.
+        ConfigError: As in `check_plan`; or a unit does not allow split backward passes or
+            recomputation.
     """
-    check_streams(job)
-    check_backwards(job)
-    check_inputs(job, subject)
-    check_losses(job, subject)
-    before = subject.at_ends(job.layout.modules)[1]
+    check_plan(job, subject)
     if job.settings.recompute:
-        check_recompute(subject.units, before)
+        check_recompute(subject.units, subject.ends.before)
     if job.halves:
         schedule = as_typed("schedule", job.settings.schedule["_target_"])
-        check_halves(schedule, subject.units, before)
+        check_halves(schedule, subject.units, subject.ends.before)
 
 
-def check_streams(job: Job) -> None:
+def check_plan(job: Job, subject: Subject) -> None:
+    """Check what can be checked without running units.
+
+    Raises:
+        ConfigError: The schedule is wrong; or a unit changes an input of its chunk; or a loss
+            cannot read a dtype.
+    """
+    _check_streams(job)
+    _check_backwards(job)
+    _check_inputs(job, subject)
+    check_losses(job, subject)
+
+
+def _check_streams(job: Job) -> None:
     """Refuse a schedule with wrong instructions, or whose stages would deadlock.
 
     All numbers of micro-batches that occur in the run are checked.
-
-    Raises:
-        ConfigError: The schedule is wrong.
     """
     key, path = as_typed("schedule", job.settings.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
@@ -139,7 +144,7 @@ def _averaged(job: Job, stage: int, count: int) -> list[int]:
     return [i.chunk for i in job.training(stage, count) if isinstance(i, StartAverage)]
 
 
-def check_backwards(job: Job) -> None:
+def _check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
     Some parts of the graph run in both halves. `compile` and `recompute` do not allow this.
@@ -151,7 +156,7 @@ def check_backwards(job: Job) -> None:
             raise ConfigError(key, True, f"{splits}, which {key}=true does not allow", remedy)
 
 
-def check_inputs(job: Job, subject: Subject) -> None:
+def _check_inputs(job: Job, subject: Subject) -> None:
     """Refuse a unit that changes an input of its chunk, or a view of it, in place.
 
     Torch forbids this if a gradient of the input is sent back. Without a gradient, results could

@@ -23,7 +23,7 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.pipeline.validation import whole
 from ppll_cli.predict.costs import bytes_of
 from ppll_cli.predict.profile import Measured, Profile
-from ppll_cli.prepare.dtypes import why_unreadable
+from ppll_cli.prepare.trials import why_unreadable
 
 MOST_CHUNKS = 10_000
 """Largest accepted number of chunks. A user's `layout()` may never end."""

@@ -34,10 +34,10 @@ from ppll_cli.prepare.checks import (
 )
 from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
-from ppll_cli.prepare.dtypes import check_units
 from ppll_cli.prepare.recovery import recovering
 from ppll_cli.prepare.spread import Machine, spread, threads_of
 from ppll_cli.prepare.subject import Subject, examine
+from ppll_cli.prepare.trials import check_units
 from ppll_cli.prepare.weights import find_weights
 
 NO_BANK_LOCAL = (
