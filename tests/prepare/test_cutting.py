@@ -37,7 +37,7 @@ def stage_costs(run: Prepared) -> list[float]:
     """
     layout = run.job.layout
     return [
-        sum(flops(run.unit_costs[index]) for index in stage)
+        sum(flops(run.subject.costs[index]) for index in stage)
         + sum(
             flops(cost)
             for module, cost in zip(layout.modules, run.auxiliary_costs, strict=True)

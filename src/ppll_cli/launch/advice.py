@@ -118,7 +118,7 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
         routes = replace(job.routes, layout=layout)
         job = replace(job, settings=settings, routes=routes)
         auxiliary = prepared.auxiliary_costs if schedule.local else ()
-        check_batch_norm(job, job.names, prepared.unit_costs, auxiliary)
+        check_batch_norm(job, prepared.subject.costs, auxiliary)
     except ConfigError:
         return False
     return True

@@ -11,7 +11,7 @@ def facts(prepared: Prepared) -> RunFacts:
     for seat in job.seats:
         index, units = seat.stage, job.layout.units(seat.stage)
         modules = job.layout.modules_of(index)
-        costs = [prepared.unit_costs[unit] for unit in units]
+        costs = [prepared.subject.costs[unit] for unit in units]
         costs += [prepared.auxiliary_costs[module] for module in modules]
         entering = [c for c in job.channels if c.target == index and c.kind == "activations"]
         workers.append(

@@ -95,7 +95,7 @@ def _speed(
 def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
     job = prepared.job
     for index, units in enumerate(job.layout.modules):
-        costs = [prepared.unit_costs[unit] for unit in units]
+        costs = [prepared.subject.costs[unit] for unit in units]
         auxiliary = prepared.auxiliary_costs[index]
         yield {
             "units": [job.names[unit] for unit in units],

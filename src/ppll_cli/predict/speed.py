@@ -274,7 +274,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
     return loads
 
 
-def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
+def report(job: Job, profile: Source, stages_are_modules: bool) -> list[str]:
     """Return lines for the user: measured times, partition and predicted speed.
 
     If `stages_are_modules`, the cuts decide what is trained, and the last line says so.
@@ -292,7 +292,7 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
             unit = measured.unit(index)
             times = (unit.forward_s, unit.backward_s, measured.step_s * unit.params)
             forward, backward, step = (1000 * seconds for seconds in times)
-            row = f"  {names[index]:<14}{forward:9.3f}{backward:10.3f}{step:8.3f}"
+            row = f"  {job.names[index]:<14}{forward:9.3f}{backward:10.3f}{step:8.3f}"
             lines.append(f"{row}  {stage}")
     for stage in range(job.stages):
         ends = [end_of(job, job.layout.chunks[n], measured) for n in job.layout.of(stage)]
@@ -300,12 +300,14 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
         losses = 1000 * micro_batches * sum(end.forward_s + end.backward_s for end in ends)
         total = 1000 * prediction.stage_s[stage]
         lines.append(f"  stage {stage}: {total:.3f} per batch, of which losses take {losses:.3f}")
-    speed_up = bp_batch_s(len(names), profile.at(whole)) / (whole / prediction.samples_per_second)
+    speed_up = bp_batch_s(len(job.names), profile.at(whole)) / (
+        whole / prediction.samples_per_second
+    )
     lines.append(
         f"  predicted: {prediction.samples_per_second:.0f} samples/s, {speed_up:.2f} x the speed "
         f"of bp on one device, bubble {prediction.bubble_fraction:.4f}"
     )
     if stages_are_modules and len(job.layout.modules) > 1:
-        cuts = setting("local.cuts", [names[module.start] for module in job.layout.modules[1:]])
+        cuts = setting("local.cuts", [job.names[module.start] for module in job.layout.modules[1:]])
         lines.append(f"  the training depends on these cuts; to use them again, give {word(cuts)}")
     return lines

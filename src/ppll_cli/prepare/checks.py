@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError, DeadlockError, PpllError, ScheduleError, noted
-from ppll_cli.job.course import Course
 from ppll_cli.job.job import Job
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
@@ -26,15 +25,6 @@ def check_equal_counts(job: Job) -> None:
             what = f"a batch of {samples} samples into different numbers of micro-batches"
             remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
             raise ConfigError("sync_batchnorm", True, f"replicas would split {what}", remedy)
-
-
-def check_shares(course: Course, replicas: int) -> None:
-    """Refuse batches with fewer samples than there are replicas."""
-    smallest = min(course.batch_sizes())
-    if smallest < replicas:
-        has = f"the last batch of an epoch has {smallest} sample(s)"
-        remedy = "use data.drop_last=true, another batch_size or fewer replicas"
-        raise ConfigError("replicas", replicas, f"{has}, fewer than one for each replica", remedy)
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
@@ -177,15 +167,13 @@ def _check_inputs(job: Job, subject: Subject) -> None:
             received = received - {*unit.writes} | views
 
 
-def check_batch_norm(
-    job: Job, names: Sequence[str], units: Sequence[Cost], auxiliary: Sequence[Cost]
-) -> None:
+def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost]) -> None:
     """Refuse to train BatchNorm on a single value per channel, which torch cannot do."""
     if job.settings.sync_batchnorm and job.replicas > 1:
         return  # each layer sees the samples of all replicas, so at least two
     last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
-    owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
+    owners = [*job.names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
     layers = [
         f"{layer} of {owner}"
         for owner, cost in zip(owners, [*units, *auxiliary], strict=True)

@@ -65,7 +65,6 @@ class Subject:
     samples: Mapping[str, int]
     drop_last: bool
     model: Model
-    method: LocalMethod
     local: Mapping[str, Any]
     ends: Ends
     identity: Identity | None = None
@@ -183,7 +182,6 @@ def examine(settings: Settings) -> Subject:
         samples={name: len(split) for name, split in loaded.splits.items()},
         drop_last=loaded.dataset.drop_last,
         model=model,
-        method=method,
         local=local,
         ends=ends(input_spec, task.targets),
         identity=loaded.identity,
