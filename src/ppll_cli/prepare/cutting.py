@@ -17,7 +17,7 @@ from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import counted
 from ppll_cli.models.trace import Cost
-from ppll_cli.pipeline.layout import Layout, cut_at, group
+from ppll_cli.pipeline.layout import Layout, cut_at
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.pipeline.validation import whole
@@ -39,7 +39,7 @@ network is chosen only if there is no other cut, and is refused later."""
 STEP_FLOPS = 10
 """Approximate FLOPs of the optimizer's step for one parameter."""
 
-AuxiliaryCost = Callable[[Sequence[range], int], Cost]
+Auxiliary = Callable[[Sequence[range], int], float]
 """Returns the cost of a module's auxiliary network, given the units of all modules and the number
 of the module."""
 
@@ -50,20 +50,20 @@ class Weights:
 
     Attributes:
         units: Cost of each unit of the model.
-        auxiliary: Returns the cost of an auxiliary network, as `AuxiliaryCost`; None to ignore it.
+        auxiliary: Returns the cost of an auxiliary network; None to ignore it.
         copy: Returns the cost of sending the tensors that cross a cut, given the index of the unit
             after the cut; None to ignore it.
     """
 
     units: Sequence[float]
-    auxiliary: Callable[[Sequence[range], int], float] | None = None
+    auxiliary: Auxiliary | None = None
     copy: Callable[[int], float] | None = None
 
 
 def weights(
     partition: Partition,
     units: Sequence[Cost],
-    auxiliary: AuxiliaryCost,
+    auxiliary: Callable[[Sequence[range], int], Cost],
     batch_size: float,
     profile: Profile | None,
 ) -> Weights:
@@ -156,10 +156,10 @@ def cut(
         raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if settings.partition.name == "manual":
         stages = _manual(settings, names, atoms, len(stage_of))
-    elif schedule.local and modules is None:
-        stages = _stages_as_modules(weights, asked)
+    elif schedule.local and modules is None and weights.auxiliary is not None:
+        stages = _stages_as_modules(weights, weights.auxiliary, asked)
     else:
-        stages = _grouped(weights, atoms, modules, len(stage_of))
+        stages = grouped(weights, atoms, modules, len(stage_of))
     if not schedule.local:
         return Layout.spread(stages, stage_of)
     return Layout.contiguous(modules or stages, [whole] if schedule.one_stage else stages)
@@ -242,7 +242,7 @@ def _manual(
     return cut_at(names, cuts, "partition.cuts")
 
 
-def _grouped(
+def grouped(
     weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
 ) -> list[range]:
     """Join atoms (single units or fixed modules) into `stages` groups of similar cost."""
@@ -250,22 +250,17 @@ def _grouped(
     if modules and weights.auxiliary:
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
     copies = [0.0, *map(weights.copy, (atom.start for atom in atoms[1:]))] if weights.copy else []
-    if len(set(costs)) == 1 and not copies:
-        parts = _even(len(atoms), stages)
-        return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
-    return group(atoms, costs, stages, copies)
+    even = len(set(costs)) == 1 and not copies
+    parts = _even(len(atoms), stages) if even else balance(costs, stages, copies)
+    return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
 
 
-def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
+def _stages_as_modules(weights: Weights, auxiliary: Auxiliary, stages: int) -> list[range]:
     """Cut the model into stages of balanced cost, each of which is a module.
 
     The cost of an auxiliary network depends on the cuts, so it is computed for each possible cut.
     """
     count = len(weights.units)
-    if weights.auxiliary is None:
-        even = len(set(weights.units)) == 1
-        return _even(count, stages) if even else balance(weights.units, stages)
-    auxiliary = weights.auxiliary
 
     @cache
     def at_end(module: int, stop: int) -> float:

@@ -51,10 +51,15 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
                 why = "ends the run: it exchanges messages with another machine"
                 notes.append(f"recover={asked.name}: a failure of {names} {why}")
             if asked.every is None and room.messages:
-                notes.append(f"recover={asked.name}: {room.told(every)} (recover.every)")
+                wished = room.wished()
+                less = "" if every == wished else f" instead of {wished}, because {what_is_left()}"
+                told = f"a stage saves its state after at most {every} messages{less}"
+                notes.append(f"recover={asked.name}: {told} (recover.every)")
             return replace(job, snapshot_every=every)
+        least = room.size(asked.every or FEWEST)
         owner = f"machine {machine}'s" if len({*job.homes}) > 1 else "its"
-        obstacle = room.obstacle(asked.every, f"{owner} channels and snapshots")
+        remedy = more_room(least) + (", or a smaller recover.every" if asked.every else "")
+        obstacle = no_room(least, f"{owner} channels and snapshots") or "", remedy
     problem, remedy = obstacle
     if asked.name == "stage":
         raise ConfigError("recover", "stage", problem, remedy)
@@ -128,24 +133,8 @@ class _Room(NamedTuple):
         """
         if not self.messages:  # no stage of this machine restarts
             return asked or USUAL
-        if asked is not None:
-            return asked if fits(self.size(asked)) else 0
-        return next((n for n in range(self.wished(), FEWEST - 1, -1) if fits(self.size(n))), 0)
-
-    def told(self, every: int) -> str:
-        words = f"a stage saves its state after at most {every} messages"
-        if every == self.wished():
-            return words
-        return f"{words} instead of {self.wished()}, because {what_is_left()}"
-
-    def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
-        """Return why the messages do not fit in shared memory, and a remedy.
-
-        `asked` is the number of messages between two snapshots; None means `FEWEST`.
-        """
-        least = self.size(asked or FEWEST)
-        remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
-        return no_room(least, what) or "", remedy
+        tried = [asked] if asked else range(self.wished(), FEWEST - 1, -1)
+        return next((every for every in tried if fits(self.size(every))), 0)
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:
