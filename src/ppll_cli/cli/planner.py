@@ -82,7 +82,6 @@ class Planner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.profile.save()
         self.profile.close()
 
     @property

@@ -78,9 +78,7 @@ class Profile:
         key = (samples, neighbours, threads or self.setup.threads)
         if key not in self._family:
             setup = replace(self.setup, samples=samples, threads=key[2])
-            self._family[key] = replace(
-                self, setup=setup, neighbours=neighbours, _family=self._family
-            )
+            self._family[key] = replace(self, setup=setup, neighbours=neighbours)
         return self._family[key]
 
     def save(self) -> None:
@@ -91,7 +89,11 @@ class Profile:
                 profile._new = False
 
     def close(self) -> None:
-        """End the measuring process; the next measurement starts a new one."""
+        """Write new times to the cache, and end the measuring process.
+
+        The next measurement starts a new one.
+        """
+        self.save()
         self.meter.close()
 
     def unit(self, index: int, first: bool = False) -> Measured:

@@ -98,7 +98,8 @@ def prepare(
     check_units(settings, subject)
     notes += _notes_on_counters(subject)
     profile = weights = None
-    if settings.partition.name == "profile" and _partitions(settings, schedule):
+    measures = settings.partition.name == "profile" and settings.stages_asked > 1
+    if measures and (not schedule.one_stage or _stages_are_modules(settings, schedule)):
         profile = profile_of(settings, subject, devices[0])
     with closing(profile) if profile is not None else nullcontext():
         job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
@@ -111,7 +112,6 @@ def prepare(
         job = recovering(job, (*subject.costs, *auxiliary), notes, machine)
         if profile is not None:
             notes += report(job, profile, _stages_are_modules(settings, schedule))
-            profile.save()
     return Prepared(job, subject, auxiliary, emulated, tuple(notes), weights)
 
 
@@ -209,11 +209,6 @@ def _specs(
     entering = [routes.reads[0] | routes.passing(0), *(route.names for route in routes.into[1:])]
     chunks = zip(routes.layout.chunks, entering, strict=True)
     return tuple({n: before[chunk.units.start][n] for n in names} for chunk, names in chunks)
-
-
-def _partitions(settings: Settings, schedule: Schedule) -> bool:
-    several = settings.stages_asked > 1
-    return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
 
 
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
