@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.settings import usable_cores
@@ -21,7 +22,7 @@ from ppll_cli.predict.costs import (
     with_copies,
 )
 from ppll_cli.predict.interconnect import Carriers, Interconnect, connected_stages, ring_bytes
-from ppll_cli.predict.pace import Pipeline, Times, mean_neighbours
+from ppll_cli.predict.pace import Times, mean_neighbours, steady_state
 
 ROUNDS = 8
 """Largest number of iterations in `predict`."""
@@ -105,21 +106,21 @@ def predict(
     alone = times_of(quiet)
     beside = times_of(profile.at(sizes[0], others)) if others else alone
     underway = [journeys_of(job, s, beside[s], sizes, carriers, quiet) for s in stages]
-    pipeline = Pipeline.of(job)
+    pace = partial(steady_state, job.streams(), lambda channel: job.channels[channel].slots)
     workers = _workers_by_machine(job, together=neighbours is not None)
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
 
     journeys = carried if any(underway) else at_once
-    steady = pipeline.steady(_cost(beside), journeys)
+    steady = pace(_cost(beside), journeys)
     for _ in range(ROUNDS if others else 0):
         counts = mean_neighbours(steady, others, workers)
         times = [
             {i: own[i] + (slow[i] - own[i]) * count.get(i, 0.0) / others for i in own}
             for own, slow, count in zip(alone, beside, counts, strict=True)
         ]
-        before, steady = steady, pipeline.steady(_cost(times), journeys)
+        before, steady = steady, pace(_cost(times), journeys)
         if abs(steady.batch_s - before.batch_s) < 1e-3 * before.batch_s:
             break
     return Prediction(
