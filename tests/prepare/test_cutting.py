@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from itertools import combinations, cycle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,13 @@ def test_each_partition_balances_its_own_weights() -> None:
     def auxiliary(modules: Sequence[range], module: int) -> Cost:
         return Cost(8 * module, len(modules), ())
 
-    profile: Any = None  # not used, because nothing is measured
-
-    uniform, params, by_flops = (
-        weights(Partition(name=name, cuts=None), units, auxiliary, 4, profile)
-        for name in ("uniform", "params", "flops")
-    )
+    subject: Any = SimpleNamespace(costs=units, ends=SimpleNamespace(cost=auxiliary))
+    settings: Any = SimpleNamespace(batch_size=8, replicas=2)
+    found = []
+    for name in ("uniform", "params", "flops"):
+        settings.partition = Partition(name=name, cuts=None)
+        found.append(weights(settings, subject, None))
+    uniform, params, by_flops = found
     assert (uniform.units, params.units) == ([1, 1], [100, 0])
     assert uniform.auxiliary is params.auxiliary is None
     assert by_flops.units == [3 * 7 + 10 * 100 / 4, 3 * 5]

@@ -99,7 +99,7 @@ def test_a_plan_has_it_where_it_can_be(schedule: str, recovers: bool) -> None:
     job = replace(
         found.job, snapshot_every=0, settings=settings.model_copy(update={"recover": recover})
     )
-    made, obstacle = planned(job, (*found.subject.costs, *found.auxiliary_costs))
+    made, obstacle = planned(job, found.subject)
     assert bool(made.restartable) == recovers
     assert bool(obstacle) != recovers
     assert made.snapshot_every == found.job.snapshot_every
@@ -109,18 +109,19 @@ def test_a_plan_does_not_depend_on_the_shared_memory_of_its_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = prepared(*DATA, *VIT, "recover=auto")
-    costs = *found.subject.costs, *found.auxiliary_costs
     shared_memory(monkeypatch, 1)
-    job, obstacle = planned(replace(found.job, snapshot_every=0), costs)
+    job, obstacle = planned(replace(found.job, snapshot_every=0), found.subject)
     assert (job.snapshot_every, obstacle) == (found.job.snapshot_every, "")
     off = found.job.settings.model_copy(update={"recover": Recover()})
-    assert not planned(replace(found.job, snapshot_every=0, settings=off), costs)[0].restartable
+    assert not planned(replace(found.job, snapshot_every=0, settings=off), found.subject)[
+        0
+    ].restartable
 
 
 def test_on_cuda_a_plan_says_what_recovery_needs() -> None:
     found = prepared(*DATA, *VIT, "recover=stage")
     job = replace(found.job, snapshot_every=0, devices=("cuda:0", "cuda:1"))
-    made, obstacle = planned(job, (*found.subject.costs, *found.auxiliary_costs))
+    made, obstacle = planned(job, found.subject)
     assert not made.restartable
     assert "other bits" in obstacle
 

@@ -200,12 +200,12 @@ class Planner:
         try:
             settings = self.settings(name, gpus, replicas)
             given = settings, self.subject, schedule, devices, self.profile, ""
-            job, auxiliary = assemble(*given, notes=[])
+            job = assemble(*given, notes=[])
             check_plan(job, self.subject)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)
-            job, obstacle = planned(job, (*self.subject.costs, *auxiliary))
+            job, obstacle = planned(job, self.subject)
         except ConfigError as error:
             self._errors.append(error)
             if error.key == "gpus":

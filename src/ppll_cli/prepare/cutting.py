@@ -11,7 +11,6 @@ from itertools import islice, pairwise
 from typing import Any
 
 from ppll_cli.config.options import as_typed
-from ppll_cli.config.sections import Partition
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError
@@ -23,6 +22,7 @@ from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.pipeline.validation import whole
 from ppll_cli.predict.costs import bytes_of
 from ppll_cli.predict.profile import Measured, Profile
+from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import why_unreadable
 
 MOST_CHUNKS = 10_000
@@ -60,30 +60,26 @@ class Weights:
     copy: Callable[[int], float] | None = None
 
 
-def weights(
-    partition: Partition,
-    units: Sequence[Cost],
-    auxiliary: Callable[[Sequence[range], int], Cost],
-    batch_size: float,
-    profile: Profile | None,
-) -> Weights:
+def weights(settings: Settings, subject: Subject, profile: Profile | None) -> Weights:
     """Return the costs that the chosen partition balances.
 
-    `batch_size` is the number of samples that a worker processes per optimizer step. If `profile`
-    is given, the costs are the times that it measures.
+    If `profile` is given, the costs are the times that it measures.
     """
+    units, ends = subject.costs, subject.ends
+    batch_size = settings.batch_size / settings.replicas  # samples of a worker's optimizer step
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
-    if partition.name == "params":
+    if settings.partition.name == "params":
         return Weights([unit.params for unit in units])
-    if partition.name == "flops":
+    if settings.partition.name == "flops":
 
         def flops(cost: Cost) -> float:
             return BACKWARD * cost.flops + STEP_FLOPS * cost.params / batch_size
 
-        return Weights(
-            [flops(unit) for unit in units], lambda modules, m: flops(auxiliary(modules, m))
-        )
+        def auxiliary(modules: Sequence[range], module: int) -> float:
+            return flops(ends.cost(modules, module))
+
+        return Weights([flops(unit) for unit in units], auxiliary)
     return Weights([1.0] * len(units))
 
 
@@ -112,23 +108,15 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
     return Weights([seconds(profile.unit(index)) for index in range(units)], auxiliary, copy)
 
 
-def cut(
-    settings: Settings,
-    schedule: Schedule,
-    names: Sequence[str],
-    partitions: Mapping[str, Sequence[str]],
-    weights: Weights,
-) -> Layout:
+def cut(settings: Settings, schedule: Schedule, subject: Subject, weights: Weights) -> Layout:
     """Cut the model into chunks, and place the chunks on stages.
-
-    `partitions` has the model's own partitions (see `Subject.partitions`).
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
     """
+    names, asked = subject.names, settings.stages_asked
     whole = range(len(names))
-    asked = settings.stages_asked
-    modules = _fixed_modules(settings, names, partitions) if schedule.local else None
+    modules = _fixed_modules(settings, subject) if schedule.local else None
     atoms = modules or [range(index, index + 1) for index in whole]
     if schedule.one_stage and (modules or not schedule.local):
         return Layout.contiguous(modules or [whole], [whole])
@@ -165,13 +153,12 @@ def cut(
     return Layout.contiguous(modules or stages, [whole] if schedule.one_stage else stages)
 
 
-def _fixed_modules(
-    settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
-) -> list[range] | None:
+def _fixed_modules(settings: Settings, subject: Subject) -> list[range] | None:
     """Return the modules that `local.cuts` or `local.modules` fixes, if any."""
     given, count = settings.local.get("cuts"), settings.local.get("modules")
+    names = subject.names
     if given is not None:
-        cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
+        cuts = _named_cuts(given, subject.partitions) if isinstance(given, str) else given
         if count is not None and count != len(cuts) + 1:
             problem = f"local.cuts makes {len(cuts) + 1} modules"
             raise ConfigError("local.modules", count, problem, "give only one of the two")

@@ -46,7 +46,6 @@ class Prepared:
     """A job, and facts that were found while it was prepared.
 
     Attributes:
-        auxiliary_costs: Cost of each module's auxiliary network.
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
         weights: What was found in the file of initial weights; None if no file is given.
@@ -54,10 +53,14 @@ class Prepared:
 
     job: Job
     subject: Subject
-    auxiliary_costs: tuple[Cost, ...]
     emulated: bool
     notes: tuple[str, ...]
     weights: Mapping[str, Any] | None = None
+
+    @property
+    def auxiliary_costs(self) -> tuple[Cost, ...]:
+        """Cost of each module's auxiliary network."""
+        return self.subject.auxiliary_costs(self.job.layout.modules)
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -102,17 +105,17 @@ def prepare(
     if measures and (not schedule.one_stage or _stages_are_modules(settings, schedule)):
         profile = profile_of(settings, subject, devices[0])
     with closing(profile) if profile is not None else nullcontext():
-        job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
+        job = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
         job = replace(job, homes=homes)
         if settings.weights is not None:
             found = find_weights(settings.weights, settings.weights_partial, subject.units)
             job, weights = replace(job, weights=found.weights), found.report()
             notes.append(f"weights={settings.weights}: {found.told()}")
         check_instructions(job, subject)
-        job = recovering(job, (*subject.costs, *auxiliary), notes, machine)
+        job = recovering(job, subject, notes, machine)
         if profile is not None:
             notes += report(job, profile, _stages_are_modules(settings, schedule))
-    return Prepared(job, subject, auxiliary, emulated, tuple(notes), weights)
+    return Prepared(job, subject, emulated, tuple(notes), weights)
 
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
@@ -132,8 +135,8 @@ def assemble(
     profile: Profile | None,
     run_dir: str,
     notes: list[str],
-) -> tuple[Job, tuple[Cost, ...]]:
-    """Cut the model into stages; return the job, and the cost of each auxiliary network.
+) -> Job:
+    """Cut the model into stages, and return the job.
 
     Notes for the user are appended to `notes`. Only partition=profile uses `profile`.
 
@@ -143,16 +146,9 @@ def assemble(
     course = course_of(settings, schedule, subject)
     if settings.partition.name != "profile":
         profile = None
-    balanced = weights(
-        settings.partition,
-        subject.costs,
-        subject.ends.cost,
-        settings.batch_size / settings.replicas,
-        profile and profile.at(largest_micro_batch(settings, schedule)),
-    )
-    layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
+    measuring = profile and profile.at(largest_micro_batch(settings, schedule))
+    layout = cut(settings, schedule, subject, weights(settings, subject, measuring))
     found, specs = subject.at_ends(layout.modules)
-    auxiliary = tuple(end.cost for end in found)
     routes = _routes(layout, subject, found, specs)
     form = subject.evaluation
     evaluated = None if form is None else _specs(routes, form.ends.specs(layout.modules))
@@ -173,10 +169,10 @@ def assemble(
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
         notes.append(NO_BANK_LOCAL if schedule.local else NO_BANK_WHOLE)
-    check_batch_norm(job, subject.costs, auxiliary)
+    check_batch_norm(job, subject.costs, subject.auxiliary_costs(layout.modules))
     if settings.sync_batchnorm:
         check_equal_counts(job)
-    return job, auxiliary
+    return job
 
 
 def _routes(

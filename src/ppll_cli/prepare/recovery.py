@@ -2,7 +2,6 @@
 
 import platform
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.snapshots import BUFFERS, MARGIN, snapshot_bytes
-from ppll_cli.models.trace import Cost
+from ppll_cli.prepare.subject import Subject
 from ppll_cli.transport.journal import head_bytes
 from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
@@ -25,13 +24,12 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which every process sees writes of another process in the order of the writes."""
 
 
-def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
+def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Job:
     """Return the job with `snapshot_every` set, if failed workers are to be restarted alone.
 
     If not, return the job unchanged. The options of the group `recover` must ask for restarts, and
     the job and shared memory must allow them. Only the shared memory of this machine, number
-    `machine`, is checked. `costs` has the cost of each unit, and then of each module's auxiliary
-    network. Notes for the user are appended to `notes`.
+    `machine`, is checked. Notes for the user are appended to `notes`.
 
     Raises:
         ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone, or
@@ -44,7 +42,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
         return job
     obstacle = _obstacle(job)
     if obstacle is None:
-        room = _Room.of(job, costs, machine)
+        room = _Room.of(job, subject, machine)
         if every := room.every(asked.every):
             if apart := sorted({*range(job.stages)} - job.inside):
                 names = " or ".join(f"stage {stage}" for stage in apart)
@@ -67,7 +65,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
     return job
 
 
-def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
+def planned(job: Job, subject: Subject) -> tuple[Job, str]:
     """Return the job for a prediction, with `snapshot_every` set if workers can be restarted.
 
     Also return a text that says why workers cannot be restarted; it is empty if they can, or if the
@@ -78,7 +76,7 @@ def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
         return job, ""
     if obstacle := _obstacle(job):
         return job, obstacle[0]
-    return replace(job, snapshot_every=asked.every or _Room.of(job, costs).wished()), ""
+    return replace(job, snapshot_every=asked.every or _Room.of(job, subject).wished()), ""
 
 
 class _Room(NamedTuple):
@@ -95,16 +93,14 @@ class _Room(NamedTuple):
     least: int
 
     @classmethod
-    def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
+    def of(cls, job: Job, subject: Subject, machine: int | None = None) -> "_Room":
         """Return the shared memory of a job on `machine`, or on all machines if it is None."""
-        job, layout = replace(job, snapshot_every=1), job.layout
+        job = replace(job, snapshot_every=1)
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
-        units = len(costs) - len(layout.modules)
         states = 0
         for stage in here & job.restartable:
-            own = [costs[unit] for unit in layout.units(stage)]
-            own += [costs[units + module] for module in layout.modules_of(stage)]
-            states += snapshot_bytes(job, stage, sum(cost.params for cost in own))
+            params = sum(cost.params for cost in subject.stage_costs(job.layout, stage))
+            states += snapshot_bytes(job, stage, params)
         messages = least = 0
         for channel, room in job.channels.items():
             if {channel.source, channel.target} <= here:
