@@ -7,7 +7,6 @@ took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -119,7 +118,7 @@ class Chain:
                 the first, and of the optimizer's step. A split backward pass has two times: first
                 of the half for the inputs, then of the half for the parameters.
         """
-        watch = Stopwatch(self.device)
+        watch, numerics = Stopwatch(self.device), self.work.setup.numerics
         values: dict[str, Tensor] = {}
         passes = []
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
@@ -127,7 +126,7 @@ class Chain:
             watch.mark()
             # No seed: the repeated pass may draw other random numbers, but takes the same time.
             run = partial(recomputed, network, lambda: None) if self.settings.recompute else network
-            with self._autocast():
+            with numerics.autocast(self.device):
                 made = run(*leaves)
             watch.mark()
             outputs = made if isinstance(made, tuple) else (made,)
@@ -157,10 +156,10 @@ class Chain:
         recomputation, only outputs stay in memory.
         """
         values: dict[str, Tensor] = {}
-        sizes = []
+        sizes, numerics = [], self.work.setup.numerics
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
-            with self._autocast(), saved_storages([*leaves, *held(network)]) as saved:
+            with numerics.autocast(self.device), saved_storages([*leaves, *held(network)]) as saved:
                 made = network(*leaves)
             outputs = made if isinstance(made, tuple) else (made,)
             kept = dict(map(storage, outputs))
@@ -193,9 +192,6 @@ class Chain:
                 x = self._made[name, spec] = batch_like(spec, samples, self.device)
             leaves.append(x.detach().requires_grad_(needed and x.is_floating_point()))
         return leaves
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return self.work.setup.numerics.autocast(self.device)
 
 
 def _backward(

@@ -159,14 +159,12 @@ class Profile:
     @cached_property
     def slowdown(self) -> float:
         """Factor by which `neighbours` (other processes) slow down the units; 1 without any."""
-        if not self.neighbours:
-            return 1.0
         alone = self.at(self.setup.samples)
         here, there = (
             sum(sum(profile.unit(index)[:2]) for index in range(len(self._kinds)))
             for profile in (self, alone)
         )
-        return here / there if there else 1.0
+        return here / there
 
     def halves(self, index: int) -> tuple[float, float]:
         """Return the seconds of a split backward pass's halves: for inputs and for parameters."""

@@ -14,19 +14,6 @@ from ppll_cli.prepare.subject import Subject
 from ppll_cli.prepare.trials import check_halves, check_losses, check_recompute
 
 
-def check_equal_counts(job: Job) -> None:
-    """Refuse batches that replicas would split into different numbers of micro-batches.
-
-    With synchronised BatchNorm, replicas wait for each other in each micro-batch.
-    """
-    for samples in {*job.course.batch_sizes()}:
-        counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
-        if len(counts) > 1:
-            what = f"a batch of {samples} samples into different numbers of micro-batches"
-            remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
-            raise ConfigError("sync_batchnorm", True, f"replicas would split {what}", remedy)
-
-
 def check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a schedule that does not train the model correctly.
 
@@ -71,10 +58,10 @@ def _check_streams(job: Job) -> None:
             _ = job.halves
             _check_averages(job)
     except (ScheduleError, DeadlockError) as error:
-        raise ConfigError(key, path, in_one_line(error)) from None
+        raise ConfigError(key, path, _in_one_line(error)) from None
 
 
-def in_one_line(error: PpllError) -> str:
+def _in_one_line(error: PpllError) -> str:
     """Return an error's message, with its notes, in one line."""
     head, *lines = (" ".join(line.split()) for line in str(error).splitlines())
     notes = getattr(error, "__notes__", ())
@@ -168,8 +155,12 @@ def _check_inputs(job: Job, subject: Subject) -> None:
 
 
 def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost]) -> None:
-    """Refuse to train BatchNorm on a single value per channel, which torch cannot do."""
+    """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
+
+    With synchronised BatchNorm, also refuse replicas with different numbers of micro-batches.
+    """
     if job.settings.sync_batchnorm and job.replicas > 1:
+        _check_equal_counts(job)
         return  # each layer sees the samples of all replicas, so at least two
     last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
@@ -185,3 +176,16 @@ def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost])
         remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
         remedy += " or replicas, or sync_batchnorm=true" if last else ""
         raise ConfigError("batch_size", job.course.batch_size, problem, remedy)
+
+
+def _check_equal_counts(job: Job) -> None:
+    """Refuse batches that replicas would split into different numbers of micro-batches.
+
+    With synchronised BatchNorm, replicas wait for each other in each micro-batch.
+    """
+    for samples in {*job.course.batch_sizes()}:
+        counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
+        if len(counts) > 1:
+            what = f"a batch of {samples} samples into different numbers of micro-batches"
+            remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
+            raise ConfigError("sync_batchnorm", True, f"replicas would split {what}", remedy)

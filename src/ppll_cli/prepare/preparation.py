@@ -25,7 +25,7 @@ from ppll_cli.predict.kept import Kept
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.profile import Profile
 from ppll_cli.predict.speed import report
-from ppll_cli.prepare.checks import check_batch_norm, check_equal_counts, check_instructions
+from ppll_cli.prepare.checks import check_batch_norm, check_instructions
 from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
 from ppll_cli.prepare.recovery import recovering
@@ -170,8 +170,6 @@ def assemble(
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
         notes.append(NO_BANK_LOCAL if schedule.local else NO_BANK_WHOLE)
     check_batch_norm(job, subject.costs, subject.auxiliary_costs(layout.modules))
-    if settings.sync_batchnorm:
-        check_equal_counts(job)
     return job
 
 
