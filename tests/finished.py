@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppll_cli.config import settings
-from ppll_cli.job.checkpoint import finish, unfinished_folder
+from ppll_cli.job.checkpoint import finish, unfinished_folder, write_model
 from ppll_cli.job.manifest import Manifest, SavedFile
-from ppll_cli.job.model_file import write_model
 from ppll_cli.launch import beginning
 from ppll_cli.prepare.preparation import prepare
 from tests.conftest import compose_config

@@ -24,7 +24,6 @@ from hydra.core.singleton import Singleton
 from omegaconf.basecontainer import BaseContainer
 
 from ppll_cli.cli import app, compare, evaluate, plan
-from ppll_cli.cli.sweep import CompareRuns
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.programs import STOPPING
 
@@ -135,7 +134,6 @@ def _called(
     command = [name, *arguments]
     with restored(), chdir(cwd), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command)
-        patch.setattr(CompareRuns, "failed", 0)
         patch.setenv("HYDRA_FULL_ERROR", "1")  # the program sets it too; undo it after the test
         patch.setattr(forkserver, "stop", lambda: None)  # the next test needs the server
         with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as left:

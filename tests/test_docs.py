@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppll_cli.cli import compare, evaluate, plan
-from ppll_cli.cli.evaluation_request import FREE
+from ppll_cli.cli.evaluate import FREE
 from ppll_cli.config import settings
 from ppll_cli.errors import ConfigError
 from scripts.benchmarks.__main__ import NAMES

@@ -49,13 +49,12 @@ def constructor(seed: int, group: str) -> int:
     return _seed("constructor", seed, group)
 
 
-def watching(seed: int, module: int, step: int, micro_batch: int) -> int:
+def watching(seed: int, module: int, step: int) -> int:
     """Return the seed for random numbers that a loss draws when it reads a later unit's weights.
 
     The unit had these weights after `step` optimizer steps. `module` is the module of the loss.
-    `micro_batch` is always 0.
     """
-    return _seed("watching", seed, module, step, micro_batch)
+    return _seed("watching", seed, module, step, 0)
 
 
 def sample_order(seed: int, epoch: int) -> int:

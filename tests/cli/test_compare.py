@@ -66,6 +66,8 @@ def test_refused_jobs_are_listed(tmp_path: Path) -> None:
     done = ppll_compare(tmp_path)
     assert done.returncode == 0
     assert done.stdout.splitlines()[1].split() == [*("0", "refused", "?", "gpus=0", "~tracker")]
+    assert done.stdout.splitlines()[-1] == f"{tmp_path}/comparison.md and .csv"
+    assert done.stderr == ""  # there is no run to draw
 
 
 @pytest.mark.parametrize(

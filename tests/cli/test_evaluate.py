@@ -255,7 +255,7 @@ def test_training_pictures_are_no_test_set(tmp_path: Path) -> None:
         (["RUN", *SYNTHETIC, "data.classes=4"], "data=synthetic: its images or classes"),
         (["RUN", "data=fashion_scenes"], "data=fashion_scenes: does not fit the run's model"),
         (["RUN", "--checkpoint=best"], "checkpoint=best: the run has no such checkpoint"),
-        (["RUN", "--checkpoint=x"], "arguments="),
+        (["RUN", "--checkpoint=x"], "checkpoint=x: the run has no such checkpoint; there are "),
         (["RUN", "--split=val"], "--split=val: the data set has no such split"),
         (["RUN", "--split=dev"], "arguments="),
         (["RUN", "--predict", "no.png"], "--predict=no.png: there is no such file"),

@@ -17,7 +17,7 @@ def test_files_of_an_early_start_up_do_not_block_a_folder(tmp_path: Path) -> Non
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "ppll-run.log").touch()
     given = [f"hydra.run.dir={tmp_path}"]
-    assert check_run_dir(given) == set()
+    check_run_dir(given)
     assert auto("resume=auto", *given) == given
     (tmp_path / "config.json").touch()
     with pytest.raises(ConfigError, match="is not empty"):
@@ -30,9 +30,11 @@ def test_a_folder_named_by_the_environment_works_with_a_users_option(
     """Before Hydra starts, an option from --config-dir is unknown. The check once refused it."""
     monkeypatch.setenv("WHERE", str(tmp_path / "run"))
     given = ["hydra.run.dir=${oc.env:WHERE}", "model=mine"]
-    assert check_run_dir(given) == {tmp_path / "run"}
+    check_run_dir(given)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").touch()
+    with pytest.raises(ConfigError, match="is not empty"):
+        check_run_dir(given)
     assert auto("resume=auto", *given) == ["model=mine", f"resume={tmp_path / 'run'}"]
 
 

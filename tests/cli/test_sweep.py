@@ -9,6 +9,7 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ppll_cli.cli.job import Jobs
 from ppll_cli.cli.sweep import CompareRuns, direction_of, refuse, warn_of_tuning
 from ppll_cli.config.commands import command
 from ppll_cli.errors import ConfigError
@@ -38,6 +39,7 @@ def config(folder: Path) -> DictConfig:
 def folder(tmp_path: Path) -> Path:
     """Return the folder of a sweep."""
     TOLD.clear()
+    Jobs.current = Jobs()
     folder = tmp_path / "2026-11-25" / "12-00-00-7"
     folder.mkdir(parents=True)
     return folder
@@ -47,7 +49,7 @@ def test_a_sweep_ends_with_its_comparison(folder: Path, capsys: pytest.CaptureFi
     make(folder / "0", "bp", 100.0, gpus=1)
     make(folder / "1", "ppll", 150.0)
     CompareRuns().on_multirun_end(config(folder))
-    assert CompareRuns.failed == 0
+    assert Jobs.current.ends == []
     said = capsys.readouterr().out
     assert "1    completed  ppll" in said
     *_, then, last = said.splitlines()
@@ -63,7 +65,7 @@ def test_failed_and_refused_jobs_are_counted(folder: Path) -> None:
     refuse(folder, 2, ["gpus=0"], "gpus=0: too few")
     refuse(folder, 3, ["gpus=99"], "gpus=99: too many\n(really)")
     CompareRuns().on_multirun_end(config(folder))
-    assert CompareRuns.failed == 3
+    assert Jobs.current.ends == ["failed", "refused", "refused"]
     lines = (folder / "refused.jsonl").read_text().splitlines()
     assert [json.loads(line)["job"] for line in lines] == [2, 3]
     text = (folder / "comparison.md").read_text()
@@ -80,12 +82,10 @@ def test_jobs_of_other_processes_are_counted_in_the_sweep(folder: Path) -> None:
     refuse(folder, 2, ["seed=2"], "no")
     make(folder / "3", "ppll", None, status="interrupted")
     CompareRuns().on_multirun_end(config(folder))
-    assert CompareRuns.failed == 4
-    assert CompareRuns.interrupted
+    assert sorted(Jobs.current.ends) == ["failed", "interrupted", "missing", "missing"]
     make(folder / "3", "ppll", 100.0)
     CompareRuns().on_multirun_end(config(folder))
-    assert CompareRuns.failed == 3
-    assert not CompareRuns.interrupted
+    assert sorted(Jobs.current.ends) == ["failed", "missing", "missing"]
 
 
 def test_a_search_cannot_be_resumed(folder: Path) -> None:
@@ -102,19 +102,22 @@ def test_a_search_cannot_be_resumed(folder: Path) -> None:
     assert not list(folder.iterdir())
 
 
-def test_only_new_folders_count_as_made_by_the_sweep(folder: Path) -> None:
+def test_the_folders_that_a_command_makes_are_known(folder: Path) -> None:
     new = folder / "new" / "sweep"
-    for place, made in ((folder, set()), (new, {new, new.parent})):
-        sweep = config(place)
-        sweep.hydra.runtime.choices["hydra/sweeper"] = "basic"
-        CompareRuns().on_multirun_start(sweep)
-        assert (CompareRuns.folder, CompareRuns.made) == (place, made)
+    for place in (folder, new):
+        both = config(place)
+        both.hydra.run = {"dir": str(place)}
+        both.hydra.runtime.choices["hydra/sweeper"] = "basic"
+        for begin in (CompareRuns().on_run_start, CompareRuns().on_multirun_start):
+            Jobs.current = Jobs()
+            begin(both)
+            assert (Jobs.current.folder, Jobs.current.above) == (place, folder)
 
 
 def test_a_sweep_of_only_refused_jobs_has_no_comparison(folder: Path) -> None:
     refuse(folder, 0, ["gpus=0"], "gpus=0: too few")
     CompareRuns().on_multirun_end(config(folder))
-    assert CompareRuns.failed == 1
+    assert Jobs.current.ends == ["refused"]
     assert not list(folder.glob("comparison.*"))
     assert TOLD == []
 

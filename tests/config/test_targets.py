@@ -156,7 +156,7 @@ def test_a_missing_target_is_refused() -> None:
         ("mode", "c", "must be 'a' or 'b'"),
         ("limit", "none", "must be a valid integer"),
         ("depth", [1, "2"], "must be a valid integer"),
-        ("depth", "1", "must be a valid integer; or must be a valid list"),
+        ("depth", "1", "must be a valid integer, or must be a valid list"),
     ],
 )
 def test_values_of_a_wrong_type_are_refused(key: str, value: object, problem: str) -> None:

@@ -22,9 +22,9 @@ from ppll_cli.job.checkpoint import (
     save_stage,
     saved_tensors,
     unfinished_folder,
+    write_model,
 )
 from ppll_cli.job.manifest import Manifest, SavedFile
-from ppll_cli.job.model_file import write_model
 from ppll_cli.leaves.files import digest_of
 
 TENSORS = {

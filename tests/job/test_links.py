@@ -9,7 +9,7 @@ import pytest
 
 from ppll_cli.job.course import TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import NOTHING, Handled, Header, Links, upcoming
+from ppll_cli.job.links import Header, Links, upcoming
 from ppll_cli.pipeline.instructions import Checkpoint, End
 from ppll_cli.pipeline.rules import Channel
 from ppll_cli.transport.journal import JournalSender, JournalTransport
@@ -31,10 +31,12 @@ def links(sender: JournalSender, stop: int) -> Links:
     return cast(Links, found)
 
 
-def items(job: Job, sender: JournalSender, stop: int, before: Handled = NOTHING) -> list[str]:
+def items(
+    job: Job, sender: JournalSender, stop: int, handled: int = 0, trained: int = 0
+) -> list[str]:
     """What stage 0 decides; it sends each decision."""
     found = []
-    for item in upcoming(job, Seat(0), links(sender, stop), lambda *_: None, before):
+    for item in upcoming(job, Seat(0), links(sender, stop), lambda *_: None, handled, trained):
         sender.send(Header(item), {})
         found.append(type(item).__name__)
     return found
@@ -66,7 +68,7 @@ def test_items_before_the_snapshot_are_left_out(job: Job, before: int) -> None:
     first, second = (JournalTransport(depth=1).channel(100, 0) for _ in range(2))
     whole = items(job, first[0], stop=0)
     trained = whole[:before].count("TrainBatch")
-    rest = items(job, second[0], stop=0, before=Handled(before, trained))
+    rest = items(job, second[0], stop=0, handled=before, trained=trained)
     assert rest == whole[before:]
 
 
@@ -74,7 +76,7 @@ def test_items_before_the_snapshot_are_left_out(job: Job, before: int) -> None:
 def test_a_snapshot_after_a_stop_does_not_undo_the_stop(job: Job, before: int) -> None:
     """Two batches, then the mark of a checkpoint, after which a snapshot may be due."""
     sender, _receiver = JournalTransport(depth=1).channel(100, 0)
-    items_left = items(job, sender, stop=0, before=Handled(before, 2))
+    items_left = items(job, sender, stop=0, handled=before, trained=2)
     assert items_left == ["Checkpoint", "End"][before - 2 :]
 
 

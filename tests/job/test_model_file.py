@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from ppll_cli.job.model_file import write_model
+from ppll_cli.job.checkpoint import write_model
 from tests.job.test_checkpoint import NAMES, TENSORS, assert_equal, save
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ppll_cli.observe.comparison import Comparison, compare
-from ppll_cli.observe.comparison_curves import points
+from ppll_cli.observe.comparison_picture import points
 from ppll_cli.observe.comparison_tables import as_markdown
 from ppll_cli.observe.groups import Group
 from tests.conftest import Runner

@@ -11,10 +11,8 @@ from matplotlib.image import imread
 
 from ppll_cli.observe import comparison_picture
 from ppll_cli.observe.comparison import compare
-from ppll_cli.observe.comparison_curves import MOST_CURVES
-from ppll_cli.observe.comparison_labels import labels
-from ppll_cli.observe.comparison_picture import picture
-from ppll_cli.observe.comparison_style import COLOURS
+from ppll_cli.observe.comparison_labels import COLOURS, labels
+from ppll_cli.observe.comparison_picture import MOST_CURVES, picture
 from tests.observe.compared_runs import make, write
 from tests.observe.drawn import kept_figures
 

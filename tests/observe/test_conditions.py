@@ -51,6 +51,7 @@ def test_modules_are_compared_by_their_cuts(tmp_path: Path) -> None:
         ({"choices": {"data": "svhn"}}, "data is svhn instead of digits"),
         ({"config": {"data_sha256": "b" * 64}}, "data.digest is bbbbbbbb instead of aaaaaaaa"),
         ({"config": {"data_sha256": "b" * 64, "data": {"pad": 2}}}, "data.pad is 2 instead of 4"),
+        ({"config": {"data": {"pad": None}}}, "data.pad is null instead of 4"),
         ({"device": "cuda"}, "device is cuda instead of cpu"),
         ({"emulated": True}, "emulated is true instead of false"),
         ({"config": {"compile": True}}, "compile is true instead of false"),

@@ -24,8 +24,8 @@ FACTS = RunFacts(
     batch_size=64,
     replicas=1,
     stages=[
-        StageFacts("0", "cuda:0", ["stem", "blocks.0"], [0, 1], 1_500, 3000, 0),
-        StageFacts("1", "cuda:1", ["head"], [2], 500, 1000, 3),
+        StageFacts("0", "cuda:0", [["stem", "blocks.0"]], [0, 1], 1_500, 3000, 0),
+        StageFacts("1", "cuda:1", [["head"]], [2], 500, 1000, 3),
     ],
 )
 LINE = {"step": 40, "epoch": 4, "module": None, "loss": 0.25, "accuracy": 0.875}
@@ -313,7 +313,7 @@ def test_the_log_file_has_the_same_lines(tmp_path: Path, capsys: Capture) -> Non
 
 
 def test_control_characters_are_escaped_and_long_names_shortened(capsys: Capture) -> None:
-    stage = StageFacts("0", "cpu", [5000 * "u", "\x1b[2J"], [0], 1, 1, 0)
+    stage = StageFacts("0", "cpu", [[5000 * "u", "\x1b[2J"]], [0], 1, 1, 0)
     console = Console(replace(FACTS, stages=[stage]))
     console.settings([f"data.root={5000 * 'x'}"])
     console.begin(Path("outputs/\x1b]0;x\x07"))

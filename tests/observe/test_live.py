@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from ppll_cli.observe.facts import RunFacts, StageFacts
-from ppll_cli.observe.live import BAR, Ticker, View, epoch, line, spelled
-from ppll_cli.observe.progress import KINDS, Now, StageNow
+from ppll_cli.observe.live import BAR, Ticker, View, epoch, said, spelled
+from ppll_cli.observe.progress import FRACTIONS, Now, StageNow
 
 FACTS = RunFacts(
     metric="accuracy",
@@ -22,14 +22,14 @@ FACTS = RunFacts(
     batch_size=64,
     replicas=1,
     stages=[
-        StageFacts("0", "cuda:0", ["stem", "blocks.0", "blocks.1"], [0], 1000, 2000, 0),
-        StageFacts("1", "cuda:1", ["head"], [1], 10, 20, 3),
+        StageFacts("0", "cuda:0", [["stem", "blocks.0", "blocks.1"]], [0], 1000, 2000, 0),
+        StageFacts("1", "cuda:1", [["head"]], [1], 10, 20, 3),
     ],
 )
 
 
 def shares(**given: float) -> dict[str, float]:
-    return {kind: given.get(kind, 0.0) for kind in KINDS}
+    return {name: given.get(name, 0.0) for name in FRACTIONS}
 
 
 NOW = Now(
@@ -37,7 +37,7 @@ NOW = Now(
     steps_per_second=12.5,
     left_s=3723.0,
     stages=(
-        StageNow(shares(compute=0.4, optimizer=0.1, auxiliary=0.25), 0, 1_500_000_000),
+        StageNow(shares(compute=0.5, aux=0.25), 0, 1_500_000_000),
         StageNow(shares(compute=0.25, starved=0.5, blocked=0.25), 2, None),
     ),
 )
@@ -108,7 +108,7 @@ def test_a_stage_that_restarts_says_so_in_place_of_its_bar() -> None:
 
 
 def test_a_plain_line_shows_the_progress() -> None:
-    assert line(FACTS, NOW) == "epoch 3/10  step 50/200  800 samples/s  1:02:03 left"
+    assert "  ".join(said(FACTS, NOW)) == "epoch 3/10  step 50/200  800 samples/s  1:02:03 left"
 
 
 def test_after_the_last_step_the_last_epoch_is_shown() -> None:
@@ -119,7 +119,8 @@ def test_after_the_last_step_the_last_epoch_is_shown() -> None:
     ("seconds", "text"), [(None, ""), (0.4, "  0:00:00 left"), (59.6, "  0:01:00 left")]
 )
 def test_the_remaining_time_is_shown_as_text(seconds: float | None, text: str) -> None:
-    assert line(FACTS, Now(1, None, seconds, ())) == f"epoch 1/10  step 1/200{text}"
+    found = "  ".join(said(FACTS, Now(1, None, seconds, ())))
+    assert found == f"epoch 1/10  step 1/200{text}"
 
 
 def test_a_ticker_ticks_until_it_is_stopped() -> None:
@@ -159,12 +160,11 @@ def test_a_slow_tick_is_done_less_often(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("runs", "shown"),
     [
-        ((), "a to e"),
-        ((5,), "a to e"),
-        ((2, 3), "a to b, c to e"),
-        ((1, 4), "a, b to e"),
-        ((1, 1, 3), "a, b, ..."),
+        (["abcde"], "a to e"),
+        (["ab", "cde"], "a to b, c to e"),
+        (["a", "bcde"], "a, b to e"),
+        (["a", "b", "cde"], "a, b, ..."),
     ],
 )
-def test_units_that_are_not_neighbours_are_shown_apart(runs: Sequence[int], shown: str) -> None:
-    assert spelled(StageFacts("0", "cpu", list("abcde"), [0], 1, 1, 0, runs)) == shown
+def test_units_that_are_not_neighbours_are_shown_apart(runs: Sequence[str], shown: str) -> None:
+    assert spelled(StageFacts("0", "cpu", [[*names] for names in runs], [0], 1, 1, 0)) == shown

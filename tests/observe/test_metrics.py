@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from ppll_cli.leaves.metric_lines import LINE_KEYS
-from ppll_cli.observe.metrics import Metrics, finite
-from ppll_cli.observe.runs import find
+from ppll_cli.observe.metrics import Metrics
+from ppll_cli.observe.runs import find, finite
 from ppll_cli.tasks.classification import Classification
 from tests.other_task import OtherTask
 

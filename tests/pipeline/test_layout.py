@@ -148,4 +148,4 @@ def test_units_of_neighbouring_chunks_are_one_run() -> None:
     """There are two runs if a schedule interleaves, and one if the chunks are neighbours."""
     layout = Layout.spread([range(2), range(2, 3), range(3, 5), range(5, 6)], [0, 1, 0, 0])
     assert [layout.units(stage) for stage in (0, 1)] == [[0, 1, 3, 4, 5], [2]]
-    assert [layout.runs(stage) for stage in (0, 1)] == [[2, 3], [1]]
+    assert [layout.runs(stage) for stage in (0, 1)] == [[[0, 1], [3, 4, 5]], [[2]]]

@@ -16,8 +16,7 @@ from ppll_cli.local.method import Criterion, LocalMethod, Site
 from ppll_cli.models.unit import Unit
 from ppll_cli.tasks.task import Task
 from ppll_cli.worker.chunk import HeldChunk
-from ppll_cli.worker.further import backward_input, backward_weight
-from ppll_cli.worker.norms import Norms
+from ppll_cli.worker.further import Norms, backward_input, backward_weight
 from tests.conftest import own_model
 from tests.worker.inside import job_inside
 
@@ -282,7 +281,7 @@ def test_what_a_unit_draws_on_any_device_depends_on_its_seed_alone() -> None:
     """Another module may have drawn from the CPU's generator before, on a stage that holds both."""
     chunks = whole_model("vit", ["local=greedy"])
     other = torch.Generator()  # stands for the generator of a second device
-    chunks[0]._generators._generators.append(other)
+    chunks[0]._generators.append(other)
     (batch,) = batches(1)
 
     def drawn() -> list[Tensor]:

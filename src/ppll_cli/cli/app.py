@@ -9,16 +9,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from ppll_cli import __version__
 from ppll_cli.cli.arguments import check_surroundings
-from ppll_cli.cli.job import Jobs, how_to_resume
-from ppll_cli.cli.leftovers import remove_sweep
+from ppll_cli.cli.job import Jobs, how_to_resume, remove_sweep
 from ppll_cli.cli.overrides import (
     check_links,
     check_run_dir,
@@ -31,7 +28,8 @@ from ppll_cli.cli.overrides import (
 )
 from ppll_cli.config.composition import CONFIG, register_resolvers
 from ppll_cli.config.options import conf_dir
-from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError, WorkerFailedError
+from ppll_cli.errors import ConfigError, Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.launch.failure import is_of_disk, run_failed
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from ppll_cli.leaves import forkserver, scratch
 from ppll_cli.leaves.printable import printable
@@ -41,15 +39,9 @@ from ppll_cli.observe.logs import said
 from ppll_cli.observe.runs import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from ppll_cli.cli.sweeper import Sweep
     from ppll_cli.launch.machines.fleet import Fleet
-    from ppll_cli.launch.resume import Recorded
 
 log = logging.getLogger(__name__)
-
-_running: "list[Sweep]" = []
-"""The `Sweep` whose jobs this process runs; empty while no jobs run. A single job has a `Sweep`
-too."""
 
 
 def main() -> NoReturn:
@@ -87,7 +79,8 @@ def _leave(number: int, _: FrameType | None) -> NoReturn:
     scratch.remove()
     with suppress(Exception):
         sys.stdout.flush()
-    told = "".join(f"{how_to_resume(s.resume_command)}\n" for s in _running if s.resume_command)
+    resume = Jobs.current.resume_command
+    told = f"{how_to_resume(resume)}\n" if resume else ""
     with suppress(OSError):  # standard error may be closed
         os.write(2, f"{told}ppll-run: {Interrupted(number)}\n".encode())
     os._exit(128 + number)
@@ -142,7 +135,7 @@ def _on_machines(where: Rendezvous, arguments: list[str], overrides: list[str]) 
         try:
             _hydra_main(arguments, overrides, fleet)
         except ConfigError as error:
-            fleet.refuse(error)
+            fleet.fail(error)
             raise
         finally:
             fleet.tell({"kind": "end"})
@@ -157,21 +150,17 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     import hydra
 
     from ppll_cli.cli.explain import explain, refuse_arguments
-    from ppll_cli.cli.sweep import CompareRuns
-    from ppll_cli.cli.sweeper import BasicSweeper, Sweep
+    from ppll_cli.cli.sweeper import BasicSweeper
 
     # With this variable, Hydra raises exceptions instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     argparse.ArgumentParser.error = refuse_arguments  # type: ignore[method-assign, assignment]
     register_resolvers()
-    CompareRuns.failed, CompareRuns.interrupted, CompareRuns.made = 0, False, set()
-    sweep = Sweep(None, overrides)
-    jobs = Jobs(arguments, sweep, fleet)
+    jobs = Jobs.current = Jobs(arguments, overrides, fleet)
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=CONFIG)(jobs.run)
     try:
-        jobs.before, jobs.made = _for_hydra(arguments, sweep)
-        BasicSweeper.install(sweep)
-        _running[:] = [sweep]
+        _for_hydra(jobs)
+        BasicSweeper.install()
         run()
     except SystemExit as ended:  # Hydra has printed its help
         if ended.code:
@@ -182,77 +171,63 @@ def _hydra_main(arguments: list[str], overrides: list[str], fleet: "Fleet | None
     except Exception as error:  # raised by a check, Hydra, OmegaConf or the file system
         if not jobs.began:
             raise explain(error, arguments) from None
-        if (failed := _of_disk(error, CompareRuns.folder)) is not None:
-            jobs.failures.append(failed)  # Hydra could not begin a job
+        if isinstance(error, OSError) and is_of_disk(error, jobs.folder):
+            failed = run_failed(error, jobs.folder)  # Hydra could not begin a job
+            log.error("ppll-run: %s", failed)
+            jobs.failures.append(failed)
         elif not jobs.failures:
             raise
         else:  # a sweeper that searches for settings got no results, because jobs failed
             log.error("ppll-run: the sweep ended early: %s", said(error))
     finally:
-        _running.clear()
-        remove_sweep(CompareRuns.folder, CompareRuns.made)
+        Jobs.current = Jobs()
+        remove_sweep(jobs.folder, jobs.above)
     if not jobs.began and not is_sweep(arguments):  # Hydra has only printed text, as for `--help`
         streams.leave("ppll-run")
-    _raise_first(jobs.failures, sweep)
+    _raise_first(jobs)
 
 
-def _for_hydra(arguments: list[str], sweep: "Sweep") -> "tuple[Recorded | None, set[Path] | None]":
+def _for_hydra(jobs: Jobs) -> None:
     """Check the folders that the command line names, and set `sys.argv` to Hydra's arguments.
 
-    Return the record of the run to be resumed; None if there is none. Also return the folders that
-    Hydra will make for a new run; None if unknown.
+    Note the record of the run or sweep to be resumed.
     """
     from ppll_cli.launch.resume import recorded
     from ppll_cli.launch.sweeps import recorded_sweep
 
-    options = sys.argv[1 + len(sweep.overrides) :]
-    if (warning := ignored_folder(sweep.overrides, sweep=is_sweep(arguments))) is not None:
+    options, sweep = sys.argv[1 + len(jobs.overrides) :], is_sweep(jobs.arguments)
+    if (warning := ignored_folder(jobs.overrides, sweep=sweep)) is not None:
         _complain(warning)
-    sweep.overrides = overrides = without_auto(sweep.overrides, sweep=is_sweep(arguments))
-    sys.argv[1:] = overrides + options
-    if is_sweep(arguments):
-        sweep.before = known = recorded_sweep(overrides)
-        found = for_each_job(overrides) if known is None else known.arguments(overrides)
-        sys.argv[1:] = found + options
-        return None, None
-    before = recorded(overrides)
-    if before is None:
-        return None, check_run_dir(overrides)
-    if {"-c", "--cfg"} & {*arguments}:  # Hydra would not show the settings in the run's record
-        problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
-        raise ConfigError("resume", before.run_dir, problem, f"see {there}")
-    check_links(before.run_dir)
-    sys.argv[1:] = before.arguments(overrides) + options
-    return before, None
+    jobs.overrides = overrides = without_auto(jobs.overrides, sweep=sweep)
+    if sweep:
+        known = jobs.swept = recorded_sweep(overrides)
+        for_hydra = for_each_job(overrides) if known is None else known.arguments(overrides)
+    elif (before := recorded(overrides)) is None:
+        check_run_dir(overrides)
+        for_hydra = overrides
+    else:
+        if {"-c", "--cfg"} & {*jobs.arguments}:  # Hydra would not show the recorded settings
+            problem, there = "--cfg does not show what a run recorded", before.run_dir / CONFIG_FILE
+            raise ConfigError("resume", before.run_dir, problem, f"see {there}")
+        check_links(before.run_dir)
+        jobs.before, for_hydra = before, before.arguments(overrides)
+    sys.argv[1:] = for_hydra + options
 
 
-def _of_disk(error: Exception, folder: Path) -> RunFailedError | None:
-    """Log and return the failure if `error` says that results cannot be written into `folder`."""
-    from ppll_cli.launch.failure import is_of_disk, run_failed
-
-    if not isinstance(error, OSError) or not is_of_disk(error, folder):
-        return None
-    failed = run_failed(error, folder)
-    log.error("ppll-run: %s", failed)
-    return failed
-
-
-def _raise_first(failures: Sequence[PpllError], sweep: "Sweep") -> None:
+def _raise_first(jobs: Jobs) -> None:
     """Print how to resume a sweep, if that can help; then raise the first failure, if any."""
-    from ppll_cli.cli.sweep import CompareRuns
-
+    failures = jobs.failures
     broken = [e for e in failures if isinstance(e, WorkerFailedError | RunFailedError)]
-    repeat = [e for e in broken if isinstance(e, WorkerFailedError) and e.repeats]
-    helps = len(broken) > len(repeat) or (CompareRuns.failed and not failures)
+    helps = any(not getattr(e, "repeats", False) for e in broken) or (jobs.ends and not failures)
     told = any(isinstance(error, Interrupted) for error in failures)  # the job said how to resume
-    if sweep.resume_command and helps and not told:
-        sys.stderr.write(f"{how_to_resume(sweep.resume_command)}\n")
+    if jobs.resume_command and helps and not told:
+        sys.stderr.write(f"{how_to_resume(jobs.resume_command)}\n")
     if failures:
         raise failures[0]
-    if CompareRuns.interrupted:
+    if "interrupted" in jobs.ends:
         raise Interrupted(signal.SIGTERM)
-    if CompareRuns.failed:  # Hydra's launcher ran these jobs in other processes
-        problem = f"{CompareRuns.failed} of the sweep's jobs did not complete"
+    if jobs.ends:  # Hydra's launcher ran these jobs in other processes
+        problem = f"{len(jobs.ends)} of the sweep's jobs did not complete"
         log.error("ppll-run: %s", problem)
         raise RunFailedError(problem)
 

@@ -96,7 +96,7 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     """Write `comparison.md`, `comparison.csv`, `comparison_groups.csv` and `comparison.png`.
 
     Return the suffixes of the written files `comparison.*`. If the picture cannot be drawn, only
-    log a warning.
+    log a warning. If all jobs were refused, there is no picture.
 
     Raises:
         OSError: A table cannot be written.
@@ -107,8 +107,8 @@ def write(comparison: Comparison, folder: Path) -> list[str]:
     with only_warn("comparison.png could not be written"):
         from ppll_cli.observe.comparison_picture import picture
 
-        picture(folder / "comparison.png", comparison)
-        return [".md", ".csv", ".png"]
+        if picture(folder / "comparison.png", comparison):
+            return [".md", ".csv", ".png"]
     return [".md", ".csv"]
 
 

@@ -6,11 +6,27 @@ Slow imports are inside functions, so that `--help` and wrong command lines need
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppll_cli.cli.arguments import Parser, script
-from ppll_cli.cli.evaluation_request import requested
+from ppll_cli.cli.arguments import Parser, script, searched
+from ppll_cli.config.commands import key_of
+from ppll_cli.config.composition import composed
+from ppll_cli.config.settings import Settings, parse
+from ppll_cli.config.targets import make
+from ppll_cli.data.source import PREPROCESSING
+from ppll_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ppll_cli.launch.resume import Recorded
+
+READING = {"download", "cache", "loaders"}
+"""Keys of `data` that only say how samples are read."""
+
+FREE = ("batch_size", "data", "device", "threads")
+"""Keys and groups of the run's configuration that an evaluation may change."""
+
 
 DESCRIPTION = """\
 Evaluates the model that a run has trained, on the run's own data or on other data for the same
@@ -63,7 +79,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of the run")
     parser.add_argument(
         "--checkpoint",
-        type=_checkpoint,
         default="last",
         metavar="NAME",
         help="best, last, or a number of optimizer steps (default: last)",
@@ -96,10 +111,121 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _checkpoint(text: str) -> str:
-    if text in ("best", "last") or (text.isascii() and text.isdecimal()):
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is neither best, last nor a number of steps")
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What the command line asks for, checked as far as possible without torch.
+
+    Attributes:
+        config: The run's configuration, with the evaluation's changes.
+        checkpoint: `last`, `best`, or a number of optimizer steps.
+        split: The split to evaluate; None to predict without an evaluation.
+        compares_data: Whether to refuse data that have changed since the run. It is true if the run
+            held the split out of its training set, and the user does not choose other data.
+        data: The chosen option of the group `data`.
+        other_data: The same option if `data` differs from the run's configuration; otherwise None.
+        batch_size: Samples per evaluation batch; None if not given.
+    """
+
+    run: "Recorded"
+    config: dict[str, Any]
+    settings: Settings
+    checkpoint: str
+    ema: bool
+    split: str | None
+    compares_data: bool
+    data: str
+    other_data: str | None
+    batch_size: int | None
+    pictures: Sequence[Path]
+    output: Path
+
+
+def requested(options: argparse.Namespace, overrides: Sequence[str]) -> EvaluationRequest:
+    """Return the request of a command line.
+
+    Raises:
+        ConfigError: The run, an override or a picture cannot be used.
+    """
+    from ppll_cli.launch.resume import recorded_in
+
+    run_dir: Path = options.run_dir.expanduser()
+    for file in options.predict:
+        if not os.path.isfile(file):
+            problem = "is not a file" if os.path.exists(file) else "there is no such file"
+            raise ConfigError("--predict", file, problem, "give pictures, such as folder/*.png")
+    run = recorded_in(run_dir, "RUN_DIR")
+    config, data = _configured(run, overrides, options.config_dir)
+    settings = parse(config)
+    dataset = make("data", settings.data)  # the class checks its arguments without torch
+    split = options.split if options.predict else options.split or "test"
+    held_out = split == "val" or (split == "test" and getattr(dataset, "test_is_held_out", False))
+    before, now = run.config["data"], config["data"]
+    if held_out:
+        _check_fraction(before, now)
+    given = {key_of(each) for each in overrides}
+    return EvaluationRequest(
+        run,
+        config,
+        settings,
+        options.checkpoint,
+        options.ema,
+        split,
+        held_out and all(before.get(key) == now.get(key) for key in {*before, *now} - READING),
+        data,
+        data if now != before else None,
+        settings.batch_size if "batch_size" in given else None,
+        options.predict,
+        options.output or run.run_dir / "evaluation",
+    )
+
+
+def _configured(
+    run: "Recorded", overrides: Sequence[str], config_dir: Path | None
+) -> tuple[dict[str, Any], str]:
+    """Return the run's configuration with the command line's changes, and the data set's option.
+
+    Other data are preprocessed as the run's own data were, unless the command line sets the keys of
+    `PREPROCESSING`.
+
+    Raises:
+        ConfigError: Hydra cannot compose the configuration, or the command line changes a key that
+            an evaluation must not change.
+    """
+    from ppll_cli.cli.explain import explain
+    from ppll_cli.launch.resume import refused
+
+    def check(key: str, override: str, value: Any) -> None:
+        if key.split(".")[0] not in FREE:
+            given = override.partition("=")[2]
+            raise refused(key, given, run.recorded_as(key), free=FREE, who="an evaluation")
+
+    given = [key_of(each) for each in overrides]
+    for key in given:
+        if key.split(".")[0] in ("hydra", "resume"):
+            remedy = f"ppll-eval takes {', '.join(FREE)} and data.KEY"
+            raise ConfigError(key, "", "is only for ppll-run", remedy)
+    here = [*overrides, *searched(config_dir)]
+    try:
+        config, chosen = run.with_changes(*composed(run.arguments(here)), overrides, check)
+    except Exception as error:
+        raise explain(error, here, "ppll-eval") from None
+    for key in PREPROCESSING:
+        before = run.config["data"]
+        if key in before and key in config["data"] and f"data.{key}" not in given:
+            config["data"][key] = before[key]
+    return config, chosen["data"]
+
+
+def _check_fraction(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse a larger `val_fraction` than the run's: the run trained on the additional samples."""
+    same = all(before.get(key) == now.get(key) for key in ("_target_", "root", "folders"))
+    fraction, most = now.get("val_fraction") or 0, before.get("val_fraction") or 0
+    if same and fraction > most:
+        problem = f"the run held out {most}, so it was trained on some of these samples"
+        remedy = "evaluate another split or other data"
+        if most:
+            remedy = f"give at most {most}, or evaluate on other data"
+        raise ConfigError("data.val_fraction", fraction, problem, remedy)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppll_cli.cli.arguments import writing_to
-from ppll_cli.cli.evaluation_request import EvaluationRequest
 from ppll_cli.config.commands import short_path
 from ppll_cli.data.files import sample_name
 from ppll_cli.data.identity import files_in
@@ -26,6 +25,8 @@ from ppll_cli.tasks.task import Task, lower_is_better
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ppll_cli.cli.evaluate import EvaluationRequest
+
 RESULTS_FILE = "evaluation.json"
 
 MOST_ROWS = 20
@@ -35,7 +36,7 @@ MOST_LABELS = 3
 """Largest number of labels or boxes that are printed for a picture."""
 
 
-def report(asked: EvaluationRequest) -> None:
+def report(asked: "EvaluationRequest") -> None:
     """Evaluate and predict, write the results, and print them.
 
     Raises:
@@ -67,10 +68,13 @@ def report(asked: EvaluationRequest) -> None:
         write_json(asked.output / RESULTS_FILE, content)
     if found is not None:
         _draw(found, run, asked)
-    _show(asked, run, found, predictions)
+    console = rich_console()
+    for line in _lines(asked, run, found, predictions):
+        is_text = isinstance(line, str)
+        console.print(printable(line) if is_text else line, soft_wrap=is_text)
 
 
-def _check_unseen(asked: EvaluationRequest, run: LoadedRun) -> None:
+def _check_unseen(asked: "EvaluationRequest", run: LoadedRun) -> None:
     """Refuse to test on the run's training samples, as far as the run's record shows them."""
     if asked.split not in ("test", "val"):
         return
@@ -123,7 +127,7 @@ def _predictions(
         yield result
 
 
-def _draw(found: Evaluated, run: LoadedRun, asked: EvaluationRequest) -> None:
+def _draw(found: Evaluated, run: LoadedRun, asked: "EvaluationRequest") -> None:
     if found.details is None or found.details.confusion is None:
         return
     with only_warn("confusion.png could not be drawn"):
@@ -134,33 +138,27 @@ def _draw(found: Evaluated, run: LoadedRun, asked: EvaluationRequest) -> None:
         picture(asked.output / "confusion.png", found.details.confusion, names, title)
 
 
-def _show(
-    asked: EvaluationRequest,
+def _lines(
+    asked: "EvaluationRequest",
     run: LoadedRun,
     found: Evaluated | None,
     predictions: Sequence[Mapping[str, Any]],
-) -> None:
-    console = rich_console()
+) -> Iterator["str | Table"]:
+    """Yield what is printed: lines, and a table of the classes or pictures."""
     pairs = zip(asked.run.classes, run.classes, strict=False)
-    other = [pair for pair in pairs if pair[0] != pair[1]]
-    if other:
-        said = (
-            f"class names differ from those in the run: {other[0][1]!r} instead of {other[0][0]!r}"
-        )
-        console.print(printable(f"{asked.data}: {said}"), soft_wrap=True)
-    for each in predictions:
-        console.print(printable(_predicted(each)), soft_wrap=True)
+    for before, now in [pair for pair in pairs if pair[0] != pair[1]][:1]:
+        differ = f"class names differ from those in the run: {now!r} instead of {before!r}"
+        yield f"{asked.data}: {differ}"
+    yield from map(_predicted, predictions)
+    what = "predictions"
     if found is not None:
         if found.details is not None and found.details.entries:
-            console.print(_table(found.details.kind, found.details.entries, run.task))
-        numbers = (f"{name} {_number(value)}" for name, value in found.result.items())
+            yield _table(found.details.kind, found.details.entries, run.task)
+        numbers = ", ".join(f"{name} {_number(value)}" for name, value in found.result.items())
         step = "" if run.step is None else f"after step {run.step}, "
-        console.print(
-            printable(f"{step}{found.samples} samples of {asked.data}: {', '.join(numbers)}"),
-            soft_wrap=True,
-        )
-    what = "predictions" if found is None else _summary(found, run, asked.ema)
-    console.print(f"{what} in {printable(short_path(asked.output))}", soft_wrap=True)
+        yield f"{step}{found.samples} samples of {asked.data}: {numbers}"
+        what = _summary(found, run, asked.ema)
+    yield f"{what} in {short_path(asked.output)}"
 
 
 def _summary(found: Evaluated, run: LoadedRun, ema: bool) -> str:

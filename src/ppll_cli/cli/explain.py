@@ -2,10 +2,9 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -17,12 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ppll_cli.cli.overrides import RUN_DIR, SWEEP_DIR, is_override, is_sweep
 from ppll_cli.config.commands import SEARCH_PATH, command, key_of, search_path, setting, word
-from ppll_cli.config.composition import CONFIG
+from ppll_cli.config.composition import CONFIG, options_given
 from ppll_cli.config.moved import OPTIONS
 from ppll_cli.config.options import conf_dir
 from ppll_cli.config.overrides import parsed
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import meant
+from ppll_cli.leaves.nested import flat
 
 
 def explain(error: Exception, arguments: Sequence[str], program: str = "ppll-run") -> ConfigError:
@@ -129,16 +129,13 @@ class _Options:
         overrides = [argument for argument in arguments if is_override(argument)]
         given = {key_of(override): override.partition("=")[2] for override in overrides}
         searched = [override for override in overrides if key_of(override) == SEARCH_PATH]
-        names: list[str] = []
+        options = [option.partition("=") for option in options_given(arguments)]
+        names = [value for option, _, value in options if option == "--config-dir"]
         with suppress(OverrideParseException):
             for override in parsed(searched):
                 places = override.value()
                 if isinstance(places, list):
                     names += [str(place).removeprefix("file://") for place in places]
-        for argument, following in pairwise([*arguments, ""]):
-            option, _, value = argument.partition("=")
-            if option in ("--config-dir", "-cd"):
-                names.append(value or following)
         return cls(given, [Path(name).resolve() for name in names if name])
 
     @property
@@ -161,7 +158,7 @@ class _Options:
         return found
 
     def all_keys(self) -> list[str]:
-        """Return all keys of the chosen options, such as `optim.lr`.
+        """Return all keys of the chosen options, such as `optim.lr`, and their groups.
 
         If the chosen options cannot be composed, return the keys of the default options.
         """
@@ -174,7 +171,9 @@ class _Options:
                 config = compose(CONFIG, chosen)
             except (HydraException, OmegaConfBaseException):
                 config = compose(CONFIG)
-        return list(_walk(OmegaConf.to_container(config, resolve=False), ""))
+        settings: Any = OmegaConf.to_container(config, resolve=False)
+        paths = [key.split(".") for key in flat(settings)]
+        return list(dict.fromkeys(".".join(p[:n]) for p in paths for n in range(1, len(p) + 1)))
 
 
 def _no_option(group: str, name: str, options: _Options) -> ConfigError:
@@ -208,11 +207,3 @@ def _no_key(key: str, options: _Options) -> ConfigError:
         remedy = meant(key, keys) + remedy
     value = options.given.get(key, "")
     return ConfigError(key, value, "there is no such key", remedy)
-
-
-def _walk(node: Any, key: str) -> Iterator[str]:
-    if key:
-        yield key
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _walk(value, f"{key}.{name}" if key else str(name))

@@ -4,32 +4,35 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from ppll_cli.cli.leftovers import remove_refused
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import check_choices, options_given, own_choices
 from ppll_cli.errors import ConfigError, Interrupted, PpllError
+from ppll_cli.launch.locks import sweep_runs
+from ppll_cli.leaves.files import remove
 from ppll_cli.observe import streams
-from ppll_cli.observe.runs import CONFIG_FILE
+from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE, SWEEP_FILE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from ppll_cli.cli.sweeper import Sweep
     from ppll_cli.launch.machines.fleet import Fleet
     from ppll_cli.launch.resume import Recorded
     from ppll_cli.launch.run import Run
+    from ppll_cli.launch.sweeps import RecordedSweep
 
 log = logging.getLogger(__name__)
 
 BEGAN_S = time.monotonic()
 """When this process began, on the clock of `time.monotonic`."""
 
+SWEPT = {"multirun.yaml", REFUSED_FILE, SWEEP_FILE}
+"""Names that the folder of a sweep may contain if all its jobs were refused."""
 
 _stopped: list[Interrupted] = []
 """Interrupts of jobs in a process that Hydra's launcher started. After the first interrupt, the
@@ -41,19 +44,40 @@ class Jobs:
     """Runs the jobs of a command: the only job of a single run, or all jobs of a sweep.
 
     Attributes:
+        current: The jobs that this process runs. Hydra creates the sweeper and the callback, which
+            find the jobs here.
+        overrides: The overrides of the command line, without `resume=auto`.
         before: The record of the run to be resumed; None for a new run and for a sweep.
-        made: The folders that Hydra makes for a new run; None if unknown.
+        swept: The record of the sweep to be resumed; None for a new sweep and for a single run.
+        folder: The folder of the run or of the sweep.
+        above: `folder`, or the nearest folder above it, that existed before the command.
+        process: ID of the process that runs the command; jobs may run in other processes.
+        resume_command: The command that resumes the sweep; None until the sweep can be resumed.
         began: Whether Hydra has begun a job.
         failures: The errors with which jobs ended. An interrupt is always the first of them.
+        ends: The status of each job of a finished sweep that did not complete.
     """
 
-    arguments: Sequence[str]
-    sweep: "Sweep"
-    fleet: "Fleet | None"
+    current: ClassVar["Jobs"]
+
+    arguments: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    fleet: "Fleet | None" = None
     before: "Recorded | None" = None
-    made: set[Path] | None = None
+    swept: "RecordedSweep | None" = None
+    folder: Path = Path()
+    above: Path = Path()
+    process: int = field(default_factory=os.getpid)
+    resume_command: str | None = None
     began: bool = False
     failures: list[PpllError] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+
+    def begin_in(self, folder: Path) -> None:
+        """Note where results go, before Hydra makes the folder."""
+        self.folder = folder.absolute()
+        places = (self.folder, *self.folder.parents)
+        self.above = next(path for path in places if path.exists())
 
     def run(self, cfg: "DictConfig") -> float | None:
         """Run a job, and return the value of its objective, which a sweeper may read.
@@ -79,7 +103,7 @@ class Jobs:
             note_refusal(refusal)
             self.failures.append(refusal)
         except Interrupted as error:
-            if os.getpid() != self.sweep.process:
+            if os.getpid() != self.process:
                 # An exception raised here would not reach the process that runs the sweep.
                 _stopped.append(error)
                 return None
@@ -97,11 +121,11 @@ class Jobs:
         from ppll_cli.cli.sweep import direction_of, warn_of_tuning
         from ppll_cli.config.objective import value
 
-        hydra_config, sweep = HydraConfig.get(), self.sweep
+        hydra_config = HydraConfig.get()
         run_dir = Path(hydra_config.runtime.output_dir)
         ours = {".hydra", f"{hydra_config.job.name}.log"}
         strangers = sorted({path.name for path in run_dir.iterdir()} - ours)
-        goes_on = self.before or (sweep.before is not None and CONFIG_FILE in strangers)
+        goes_on = self.before or (self.swept is not None and CONFIG_FILE in strangers)
         if strangers and not goes_on:
             problem = f"is not empty: it holds {strangers[0]}"
             raise ConfigError("hydra.run.dir", run_dir, problem, "choose a new folder")
@@ -111,14 +135,14 @@ class Jobs:
             summary = run.execute()
         except Interrupted:
             if hydra_config.mode is RunMode.MULTIRUN:
-                folder = short_path(Path(hydra_config.runtime.cwd, hydra_config.sweep.dir))
-                log.info("  to compare the runs so far: %s", command("ppll-compare", folder))
-                if sweep.resume_command is not None:
-                    log.info(how_to_resume(sweep.resume_command))
+                compare = command("ppll-compare", short_path(self.folder))
+                log.info("  to compare the runs so far: %s", compare)
+                if self.resume_command is not None:
+                    log.info(how_to_resume(self.resume_command))
             raise
         except (ConfigError, OmegaConfBaseException):
             if not (run_dir / CONFIG_FILE).exists():  # no run has begun in this folder
-                remove_refused(run_dir, ours, self.made)
+                remove_refused(run_dir, ours, self.above)
             raise
         warn_of_tuning(hydra_config, run.objective)
         return value(run.objective, summary)
@@ -131,12 +155,12 @@ class Jobs:
         from ppll_cli.config.targets import make
         from ppll_cli.config.weights import weights_file
 
-        config, before, sweep = plain(cfg), self.before, self.sweep
+        config, before = plain(cfg), self.before
         if before is not None:
-            config, choices = before.changed(config, choices, sweep.overrides)
-        elif sweep.before is not None:
-            known = run_dir, config, choices, sweep.overrides
-            before, config, choices = sweep.before.changed(*known)
+            config, choices = before.changed(config, choices, self.overrides)
+        elif self.swept is not None:
+            known = run_dir, config, choices, self.overrides
+            before, config, choices = self.swept.changed(*known)
         parsed = settings.parse(config)
         check_choices(choices)
         for group in ("schedule", "data", "tracker"):  # these classes check arguments without torch
@@ -150,10 +174,39 @@ class Jobs:
             gc.freeze()  # garbage collection need not visit imported modules: they live to the end
             gc.enable()
         changed = partial(changes, config, choices)
-        options = options_given()
-        return Run(parsed, config, choices, run_dir, before, changed, self.fleet, options, BEGAN_S)
+        given = before, changed, self.fleet, options_given(self.arguments), BEGAN_S
+        return Run(parsed, config, choices, run_dir, *given)
+
+
+Jobs.current = Jobs()  # no command runs yet
 
 
 def how_to_resume(command: str) -> str:
     """Return the line that says how to continue a sweep."""
     return f"  to continue the sweep: {command}"
+
+
+def remove_refused(folder: Path, ours: Set[str], above: Path) -> None:
+    """Remove Hydra's files in the folder of a refused run, then folders that became empty.
+
+    These are the run directory and its parents. `above` is the last of them that existed before the
+    command; it stays. `ours` has the names of Hydra's files and folders.
+    """
+    for name in ours:
+        remove(folder / name)
+    for path in (folder, *folder.parents):
+        if above not in path.parents or any(path.iterdir()):
+            return
+        path.rmdir()
+
+
+def remove_sweep(folder: Path, above: Path) -> None:
+    """Remove the folder of a sweep whose jobs were all refused, then parents that became empty.
+
+    The folder stays if it existed before the command, or if another sweep runs there. `above` is as
+    for `remove_refused`.
+    """
+    if folder == above or not folder.is_dir() or sweep_runs(folder):
+        return
+    if {path.name for path in folder.iterdir()} <= SWEPT:
+        remove_refused(folder, SWEPT, above)

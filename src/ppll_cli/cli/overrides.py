@@ -67,8 +67,7 @@ def without_auto(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     folder = Path(name).absolute()
     if not os.path.lexists(folder / CONFIG_FILE):
         return rest
-    settled = ("resume", RUN_DIR)
-    others = [text(each) for each in found if each.key_or_group not in settled]
+    others = [each for each in rest if key_of(each) != RUN_DIR]
     return [*others, setting("resume", str(folder))]
 
 
@@ -113,11 +112,11 @@ def ignored_folder(overrides: Sequence[str], *, sweep: bool) -> str | None:
     return f"{ignored}={given[ignored]} has no effect {when} --multirun; give {used}=FOLDER"
 
 
-def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
+def check_run_dir(overrides: Sequence[str]) -> None:
     """Refuse a run directory that is not empty, before Hydra writes into it.
 
-    Accept files of a run that ended before it began to train. Return the folders that Hydra will
-    make; None if no override names the directory, or only Hydra can resolve the name.
+    Accept files of a run that ended before it began to train. If no override names the directory,
+    or only Hydra can resolve the name, the run itself refuses the directory later.
 
     Raises:
         ConfigError: The directory is not empty, or `hydra.run.dir` is not the name of a folder.
@@ -126,12 +125,8 @@ def check_run_dir(overrides: Sequence[str]) -> set[Path] | None:
 
     given = {override.key_or_group: override for override in parsed(overrides)}
     name = _named(given[RUN_DIR], overrides) if RUN_DIR in given else None
-    if name is None:
-        return None
-    folder = Path(name).absolute()
-    if folder.is_dir() and not only_started(folder):
+    if name is not None and os.path.isdir(name) and not only_started(Path(name)):
         raise ConfigError(RUN_DIR, name, "exists and is not empty", "choose a new folder")
-    return {path for path in (folder, *folder.parents) if not path.exists()}
 
 
 def check_links(run_dir: Path) -> None:
@@ -147,26 +142,21 @@ def check_links(run_dir: Path) -> None:
 
 def _named(override: "Override", overrides: Sequence[str]) -> str | None:
     """Return the folder that `hydra.run.dir` names; None if an interpolation cannot be resolved."""
-    from ppll_cli.config.overrides import text
-
-    value = override.value()
-    if isinstance(value, str) and "${" in value:
-        return _resolved(text(override), overrides)
-    if not isinstance(value, str):
-        raise ConfigError(RUN_DIR, value, "is not the name of a folder", "give a path")
-    return value
-
-
-def _resolved(run_dir: str, overrides: Sequence[str]) -> str | None:
-    """Resolve the interpolations in `run_dir`; return None if Hydra cannot."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from ppll_cli.config.overrides import text
+
+    name = override.value()
+    if not isinstance(name, str):
+        raise ConfigError(RUN_DIR, name, "is not the name of a folder", "give a path")
+    if "${" not in name:
+        return name
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         # Hydra does not know the user's folders here, so it may refuse the user's own options. In
-        # that case, compose `run_dir` alone: most run directories' names use no other override.
-        for given in (list(overrides), [run_dir]):
+        # that case, compose this override alone: most directories' names use no other override.
+        for given in (list(overrides), [text(override)]):
             with suppress(HydraException, OmegaConfBaseException):
                 return str(compose(CONFIG, given, return_hydra_config=True).hydra.run.dir)
     return None

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from ppll_cli.cli.arguments import Parser, script, searched
 from ppll_cli.config.commands import key_of
-from ppll_cli.config.composition import composed, register_resolvers
-from ppll_cli.config.options import conf_dir
+from ppll_cli.config.composition import composed
 from ppll_cli.config.settings import Settings, parse, usable_cores
-from ppll_cli.config.targets import make
+from ppll_cli.config.targets import checked, make
 from ppll_cli.errors import ConfigError
+from ppll_cli.leaves.limits import Count
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -129,51 +129,18 @@ class Plan:
         from ppll_cli.cli.explain import explain
 
         try:
-            plan = cls._compose(overrides)
+            lists, given = _lists(overrides)
+            configs, choices = _composed(given, [str(name) for name in lists["schedule"]])
         except Exception as error:
             raise explain(error, overrides, "ppll-plan") from None
-        for name, config in plan.configs.items():
+        plan = cls(lists["gpus"], lists["replicas"] or None, configs, choices)
+        for name, config in configs.items():
             for replicas in plan.replicas or (1,):
                 fitting = (gpus for gpus in plan.gpus if gpus % replicas == 0)
                 plan.settings(name, next(fitting, plan.gpus[0]), replicas)
             for group in ("schedule", "data"):  # these classes check arguments without torch
                 make(group, config[group])
         return plan
-
-    @classmethod
-    def _compose(cls, overrides: Sequence[str]) -> Self:
-        from hydra import initialize_config_dir
-
-        from ppll_cli.config.overrides import parsed
-
-        lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
-        given, read = [], parsed(overrides)
-        for text, override in zip(overrides, read, strict=True):
-            if override.key_or_group in lists and not override.is_delete():
-                lists[override.key_or_group] = _values(override)
-                if not lists[override.key_or_group]:
-                    problem, remedy = "has no value", "give one value or several"
-                    raise ConfigError(override.key_or_group, "[]", problem, remedy)
-            elif override.key_or_group == "resume":
-                problem, remedy = "is only for ppll-run", "give the overrides of that run"
-                raise ConfigError("resume", override.get_value_string(), problem, remedy)
-            elif override.is_sweep_override():
-                value = override.get_value_string()
-                problem = "ppll-plan takes several values only for gpus, schedule and replicas"
-                raise ConfigError(override.key_or_group, value, problem, "give one value")
-            else:
-                given.append(text)
-        _check_class(read, lists["schedule"])
-        for key in ("gpus", "replicas"):
-            counts = lists[key]
-            if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in counts):
-                problem = "must be whole numbers above 0"
-                given_counts = ",".join("null" if n is None else str(n) for n in counts)
-                raise ConfigError(key, given_counts, problem, f"as in {key}=1,2,4,8")
-        register_resolvers()
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            configs, choices = _composed(given, [str(name) for name in lists["schedule"]])
-        return cls(lists["gpus"], lists["replicas"] or None, configs, choices)
 
     def settings(self, name: str, gpus: int, replicas: int = 1) -> Settings:
         """Return the settings of a run with the schedule `name`.
@@ -187,6 +154,38 @@ class Plan:
         largest = max((n for n in self.gpus if n <= cores), default=cores)
         threads = config["threads"] if config["threads"] is not None else max(1, cores // largest)
         return parse({**config, "gpus": gpus, "threads": threads, "replicas": replicas})
+
+
+def _lists(overrides: Sequence[str]) -> tuple[dict[str, tuple[Any, ...]], list[str]]:
+    """Return the values of the keys that may be lists, and the other overrides."""
+    from ppll_cli.config.overrides import parsed, text
+
+    lists: dict[str, tuple[Any, ...]] = {"gpus": GPUS, "schedule": SCHEDULES, "replicas": ()}
+    given, classes = [], []
+    for override in parsed(overrides):
+        key, value = override.key_or_group, override.get_value_string()
+        if key in lists and not override.is_delete():
+            lists[key] = _values(override)
+            if not lists[key]:
+                raise ConfigError(key, "[]", "has no value", "give one value or several")
+        elif key == "resume":
+            remedy = "give the overrides of that run"
+            raise ConfigError(key, value, "is only for ppll-run", remedy)
+        elif override.is_sweep_override():
+            problem = "ppll-plan takes several values only for gpus, schedule and replicas"
+            raise ConfigError(key, value, problem, "give one value")
+        else:
+            given.append(text(override))
+            classes += [value] * (key == "schedule._target_")
+    if classes and len(lists["schedule"]) > 1:
+        compared = ", ".join(map(str, lists["schedule"]))
+        problem = f"ppll-plan compares {compared}, and this class would replace each of them"
+        remedy = "give the class a YAML file, or name one schedule, as in schedule=1f1b"
+        raise ConfigError("schedule._target_", classes[0], problem, remedy)
+    for key in ("gpus", "replicas"):
+        for number in lists[key]:
+            checked(key, number, Count)
+    return lists, given
 
 
 def _composed(
@@ -208,16 +207,6 @@ def _composed(
             given = [each for each in overrides if key_of(each) not in elsewhere[name]]
             configs[name], choices = composed([*given, f"schedule={name}"])
     return configs, choices
-
-
-def _check_class(overrides: Sequence["Override"], schedules: Sequence[Any]) -> None:
-    """Refuse `schedule._target_` for several schedules: it would replace the class of each."""
-    for override in overrides:
-        if override.key_or_group == "schedule._target_" and len(schedules) > 1:
-            compared = ", ".join(map(str, schedules))
-            problem = f"ppll-plan compares {compared}, and this class would replace each of them"
-            remedy = "give the class a YAML file, or name one schedule, as in schedule=1f1b"
-            raise ConfigError(override.key_or_group, override.value(), problem, remedy)
 
 
 def _values(override: "Override") -> tuple[Any, ...]:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from ppll_cli.cli.compare import show, write
+from ppll_cli.cli.job import Jobs
 from ppll_cli.config.commands import command, short_path
 from ppll_cli.config.composition import overrides_of
 from ppll_cli.errors import ConfigError
@@ -36,12 +37,9 @@ def note_refusal(error: ConfigError) -> None:
 def refuse(folder: Path, job: int, overrides: Sequence[str], error: str) -> None:
     """Record a refused job in the sweep's folder, because the job has no run directory."""
     line = json.dumps({"job": job, "overrides": list(overrides), "error": error}) + "\n"
-    # Several processes may append at the same time, so one call writes the line.
-    file = os.open(folder / REFUSED_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, line.encode())
-    finally:
-        os.close(file)
+    # Several processes may append at the same time, so one call writes the line, without a buffer.
+    with (folder / REFUSED_FILE).open("ab", buffering=0) as file:
+        file.write(line.encode())
 
 
 def _is_search(config: Any) -> bool:
@@ -71,24 +69,16 @@ def warn_of_tuning(config: Any, objective: str) -> None:
 
 
 class CompareRuns(Callback):
-    """After a sweep, compares its runs, and writes the comparison into the sweep's folder.
+    """After a sweep, compares its runs, and writes the comparison into the sweep's folder."""
 
-    Attributes:
-        failed: How many jobs of the latest sweep did not complete.
-        interrupted: Whether a signal interrupted one of these jobs.
-        made: The folders that the sweep made: its own folder, and parents of this folder.
-    """
-
-    failed: ClassVar[int] = 0
-    interrupted: ClassVar[bool] = False
-    folder: ClassVar[Path] = Path()
-    made: ClassVar[set[Path]] = set()
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Note the run directory, before Hydra makes it."""
+        Jobs.current.begin_in(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Record the sweeper's name, by which `resume` recognises a search and refuses it."""
-        folder = Path(config.hydra.sweep.dir).absolute()
-        places = (folder, *folder.parents)
-        type(self).folder, type(self).made = folder, {p for p in places if not p.exists()}
+        Jobs.current.begin_in(Path(config.hydra.sweep.dir))
+        folder = Jobs.current.folder
         name = str(config.hydra.runtime.choices["hydra/sweeper"])
         file = folder / SWEEP_FILE
         if name == BASIC or os.path.lexists(file):  # the basic sweeper writes its own record
@@ -107,14 +97,16 @@ class CompareRuns(Callback):
                 guarded(name, tracker).sweep(folder, sweep_name(folder))
 
     def _compare(self, folder: Path) -> bool:
-        """Count the jobs that did not complete; write and show the comparison.
+        """Note how the jobs ended; write and show the comparison.
 
         If all jobs were refused, there is no comparison, and the result is False.
         """
         comparison = compare([folder])
-        ends = _ends(folder)
-        type(self).failed = len(comparison.failed) if ends is None else len(ends)
-        type(self).interrupted = "interrupted" in (ends or ())
+        try:
+            ends = [job.status for job in read_sweep(folder).jobs]
+        except ConfigError:  # the jobs of a search are not recorded
+            ends = [row.run.status for row in comparison.failed]
+        Jobs.current.ends = [status for status in ends if status != "completed"]
         if all(row.run.status == "refused" for row in comparison.rows):
             return False
         written: list[str] = []
@@ -125,12 +117,3 @@ class CompareRuns(Callback):
             then = command("ppll-compare", short_path(folder.absolute()))
             show(comparison, folder, written, then)
         return True
-
-
-def _ends(folder: Path) -> list[str] | None:
-    """Return the status of each job that is not complete; None if the jobs are unknown."""
-    try:
-        jobs = read_sweep(folder).jobs
-    except ConfigError:
-        return None
-    return [status for job in jobs if (status := job.status) != "completed"]

@@ -6,24 +6,23 @@ Hydra's launcher is the plugin of Hydra that runs the jobs of a sweep.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from hydra._internal.core_plugins import basic_sweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ppll_cli.cli.explain import explain
+from ppll_cli.cli.job import Jobs
 from ppll_cli.cli.overrides import check_links, for_each_job
 from ppll_cli.config.changes import PRESETS
 from ppll_cli.config.commands import SEARCH_PATH, command, setting
@@ -40,23 +39,7 @@ from ppll_cli.observe.runs import CONFIG_FILE, REFUSED_FILE
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Sweep:
-    """The sweep whose jobs this process runs.
-
-    Attributes:
-        process: ID of the process that runs the sweep; jobs may run in other processes.
-        before: The record of the sweep to be resumed; None for a new sweep or a single run.
-        resume_command: The command that resumes the sweep; None until the sweep can be resumed.
-    """
-
-    before: RecordedSweep | None
-    overrides: Sequence[str]
-    resume_command: str | None = None
-    process: int = field(default_factory=os.getpid)
-
-
-class BasicSweeper(Sweeper):
+class BasicSweeper(basic_sweeper.BasicSweeper):
     """Runs the jobs as Hydra's basic sweeper does, and records them, so that `resume` can be used.
 
     Args:
@@ -64,24 +47,17 @@ class BasicSweeper(Sweeper):
         params: The setting `hydra.sweeper.params`: by key, the values to sweep over, as text.
     """
 
-    current: ClassVar[Sweep]
+    config: DictConfig
+    hydra_context: HydraContext
+    launcher: Launcher
 
-    def __init__(self, max_batch_size: int | None, params: Mapping[str, str] | None = None) -> None:
-        self._size, self._params = max_batch_size, params or {}
-
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Store the configuration and create Hydra's launcher, which runs the jobs."""
-        self._config, self._hydra = config, hydra_context
-        self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None = None) -> None:
+        # Hydra may load its class a second time; then its own constructor fails in subclasses.
+        self.max_batch_size, self.params = max_batch_size, params or {}
 
     @classmethod
-    def install(cls, current: Sweep) -> None:
+    def install(cls) -> None:
         """Make Hydra use this class instead of its basic sweeper, in this process."""
-        cls.current = current
         # Hydra loads plugins only from its own packages. But it looks up a plugin's class by name
         # in this dictionary, so an entry can be replaced.
         Plugins.instance().class_name_to_class[f"{basic_sweeper.__name__}.BasicSweeper"] = cls
@@ -91,41 +67,41 @@ class BasicSweeper(Sweeper):
 
         `arguments` has the command line's overrides, except those of Hydra's own keys.
         """
-        folder = Path(str(self._config.hydra.sweep.dir)).absolute()
-        if self.current.before is not None:
+        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        if (known := Jobs.current.swept) is not None:
             with locked_sweep(folder, begins=False):
-                return self._launch(self._left(self.current.before))
+                return self._launch(self._left(known))
         jobs = self._listed(arguments)
         configs = [self._composed(number, job) for number, job in enumerate(jobs)]
-        record = record_of(self._launched_by(), jobs, [_folder(config) for config in configs])
-        resume_command = self._command(folder, jobs, configs)
+        folders = [_folder(config) for config in configs]
+        record = record_of(self._launched_by(), jobs, folders)
+        again = [setting("resume", str(folder)), *self._again(jobs, configs)]
         make_folder(folder)
         with locked_sweep(folder, begins=True) as file:
-            _check_new(folder, configs)
+            _check_new(folder, folders)
             _write(file, json.dumps(record, indent=2) + "\n")
-            OmegaConf.save(self._config, folder / "multirun.yaml")
-            self.current.resume_command = resume_command
+            OmegaConf.save(self.config, folder / "multirun.yaml")
+            Jobs.current.resume_command = _resume_command(*again)
             return self._launch(list(enumerate(jobs)))
 
     def _listed(self, arguments: Sequence[str]) -> list[list[str]]:
         """Return the overrides of each job, in Hydra's order."""
-        params = [f"{key}={value}" for key, value in self._params.items()]
         # Hydra drops quotes inside `choice()`, so jobs get the overrides as the user wrote them.
-        given = self.current.overrides
+        given = Jobs.current.overrides
         typed = dict(zip(for_each_job(given), given, strict=True))
-        parser = OverridesParser.create(config_loader=self._hydra.config_loader)
-        overrides = parser.parse_overrides([*params, *(typed.get(a, a) for a in arguments)])
-        (jobs,) = basic_sweeper.BasicSweeper.split_arguments(overrides, None)
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = [*self._parse_config(), *(typed.get(a, a) for a in arguments)]
+        (jobs,) = self.split_arguments(parser.parse_overrides(given), None)
         return jobs
 
     def _composed(self, number: int, overrides: Sequence[str]) -> DictConfig:
         """Return the configuration that Hydra's launcher will compose for a job."""
-        load = self._hydra.config_loader.load_sweep_config
+        loader = self.hydra_context.config_loader
         try:
-            config: DictConfig = load(self._config, list(overrides))
+            config: DictConfig = loader.load_sweep_config(self.config, list(overrides))
         except (HydraException, OmegaConfBaseException) as error:
             # Name this job's overrides in the error: the command line has the values of all jobs.
-            path = self._hydra.config_loader.get_search_path().get_path()
+            path = loader.get_search_path().get_path()
             own = [at.path for at in path if "command-line" in at.provider]
             why = explain(error, [setting(SEARCH_PATH, own), *overrides])
             problem = f"{why.problem} (job {number} of the sweep)"
@@ -136,8 +112,8 @@ class BasicSweeper(Sweeper):
 
     def _launched_by(self) -> list[str]:
         """Return the overrides that choose and configure Hydra's launcher."""
-        name = self._config.hydra.runtime.choices["hydra/launcher"]
-        given = parsed(overrides_of(self._config.hydra, "hydra"))
+        name = self.config.hydra.runtime.choices["hydra/launcher"]
+        given = parsed(overrides_of(self.config.hydra, "hydra"))
         settings = [
             str(each.input_line)
             for each in given
@@ -148,7 +124,6 @@ class BasicSweeper(Sweeper):
     def _left(self, sweep: RecordedSweep) -> list[tuple[int, list[str]]]:
         """Prepare a resumed sweep's incomplete jobs; return each job's number and overrides."""
         left = [job for job in sweep.jobs if job.status != "completed"]
-        going_on = [job for job in left if job.began]
         ready = []
         for job in left:
             where = [setting("hydra.sweep.subdir", str(job.folder.relative_to(sweep.folder)))]
@@ -162,43 +137,36 @@ class BasicSweeper(Sweeper):
             if not job.began:
                 remove(job.folder)
         remove(sweep.folder / REFUSED_FILE)  # jobs that are refused again are recorded again
-        with _hydra_config(self._config):
-            options = options_given()
-        given = [o for o in self.current.overrides if not o.startswith(f"{SEARCH_PATH}=")]
-        self.current.resume_command = command("ppll-run", "--multirun", *options, *given)
-        done, begins = len(sweep.jobs) - len(left), len(left) - len(going_on)
+        given = [o for o in Jobs.current.overrides if not o.startswith(f"{SEARCH_PATH}=")]
+        Jobs.current.resume_command = _resume_command(*given)
+        total, goes_on = len(sweep.jobs), sum(job.began for job in left)
         told = "%d of the sweep's %d jobs are complete, %d continue, and %d start"
-        log.info(told, done, len(sweep.jobs), len(going_on), begins)
+        log.info(told, total - len(left), total, goes_on, len(left) - goes_on)
         return ready
 
     def _launch(self, jobs: Sequence[tuple[int, list[str]]]) -> list[Any]:
         returned = []
-        size = max(1, self._size or len(jobs))
+        size = max(1, self.max_batch_size or len(jobs))
         for start in range(0, len(jobs), size):
             numbers, overrides = zip(*jobs[start : start + size], strict=True)
-            results = self._launcher.launch(list(overrides), initial_job_idx=_Numbers(numbers))
+            results = self.launcher.launch(list(overrides), initial_job_idx=_Numbers(numbers))
             for result in results:
                 _ = result.return_value  # raises the exception of a job that failed
             returned.append(results)
         return returned
 
-    def _command(
-        self, folder: Path, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]
-    ) -> str:
-        """Return the command that resumes this sweep.
+    def _again(self, jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig]) -> list[str]:
+        """Return the overrides that must be given again to resume this sweep.
 
-        The command repeats what `resume` does not take from the record: the user's classes, the
-        tracker, and settings of Hydra's launcher that may contain a shell command.
+        They set what `resume` does not take from the record: the user's classes, the tracker, and
+        settings of Hydra's launcher that may contain a shell command.
         """
-        with _hydra_config(self._config):
-            options = options_given()
         launcher = self._launched_by()
         again = [] if all(map(is_plain, parsed(launcher[1:]))) else launcher
         trackers = {str(config.hydra.runtime.choices.tracker) for config in configs} - {"none"}
         again += [setting("tracker", name) for name in trackers if len(trackers) == 1]
         classes = _classes(jobs, configs)
-        again += [f"{key}={','.join(paths)}" for key, paths in classes.items()]
-        return command("ppll-run", "--multirun", *options, setting("resume", str(folder)), *again)
+        return again + [f"{key}={','.join(paths)}" for key, paths in classes.items()]
 
 
 class _Numbers(int):
@@ -220,16 +188,10 @@ class _Numbers(int):
         return self.numbers[place]
 
 
-@contextmanager
-def _hydra_config(config: DictConfig) -> Iterator[None]:
-    """In the `with` block, let `${hydra:KEY}` return values of a job that has not started yet."""
-    known = HydraConfig.instance()
-    before = known.cfg
-    known.set_config(deepcopy(config))  # a copy, because Hydra makes a part of it read-only
-    try:
-        yield
-    finally:
-        known.cfg = before
+def _resume_command(*overrides: str) -> str:
+    """Return the command that resumes this sweep, with these overrides."""
+    options = options_given(Jobs.current.arguments)
+    return command("ppll-run", "--multirun", *options, *overrides)
 
 
 def _write(file: int, text: str) -> None:
@@ -242,18 +204,21 @@ def _write(file: int, text: str) -> None:
 
 def _folder(config: DictConfig) -> str | None:
     """Return a job's folder relative to the sweep's; None if only Hydra's launcher knows it."""
+    known = HydraConfig.instance()
+    before = known.cfg
+    known.set_config(deepcopy(config))  # so that `${hydra:KEY}` has the values of this job
     try:
-        with _hydra_config(config):
-            name = str(config.hydra.sweep.subdir)
+        name = str(config.hydra.sweep.subdir)
     except OmegaConfBaseException:
         return None
+    finally:
+        known.cfg = before
     return name if inside(name) else None
 
 
-def _check_new(folder: Path, configs: Sequence[DictConfig]) -> None:
+def _check_new(folder: Path, names: Sequence[str | None]) -> None:
     """Refuse to begin a sweep in another sweep's folder, whose record would be lost."""
-    for number, config in enumerate(configs):
-        name = _folder(config)
+    for number, name in enumerate(names):
         if name is not None and os.path.lexists(folder / name / CONFIG_FILE):
             problem = f"its subfolder {name} has job {number} of another sweep"
             resume = command("ppll-run", "--multirun", setting("resume", str(folder)))

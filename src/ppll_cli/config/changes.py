@@ -19,7 +19,7 @@ def changes(config: Mapping[str, Any], choices: Mapping[str, str]) -> list[str]:
     """Return the overrides that turn the defaults into this resolved configuration.
 
     `choices` maps each group to the option with which the configuration was composed. The overrides
-    are not quoted for a shell. Hydra must be initialised before the call.
+    are not quoted for a shell.
     """
     given: list[str] = []
     defaults, usual = composed(given)

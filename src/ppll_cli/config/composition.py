@@ -3,10 +3,9 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from ppll_cli.config.commands import SEARCH_PATH, short_path
+from ppll_cli.config.commands import SEARCH_PATH
 from ppll_cli.config.options import conf_dir
 from ppll_cli.errors import ConfigError
 
@@ -47,13 +46,21 @@ def _named(name: object) -> str:
 
 
 def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the resolved configuration and each group's option. The caller initialises Hydra."""
-    from hydra import compose
+    """Return the resolved configuration and each group's option.
+
+    If Hydra is initialised already, as during a job, the user's folders of options are known.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
     from ppll_cli.config.interpolated import plain
 
+    if not GlobalHydra.instance().is_initialized():
+        register_resolvers()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return composed(overrides)
     # The user may have chosen another main configuration (--config-name).
     name = HydraConfig.get().job.config_name if HydraConfig.initialized() else None
     whole = compose(str(name or CONFIG), list(overrides), return_hydra_config=True)
@@ -61,24 +68,17 @@ def composed(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     return plain(ours), own_choices(whole.hydra.runtime.choices)
 
 
-def options_given() -> list[str]:
-    """Return the options of this command line that say where Hydra finds configurations."""
-    from hydra.core.hydra_config import HydraConfig
+def options_given(arguments: Sequence[str]) -> list[str]:
+    """Return those arguments of a command line that say where Hydra finds configurations.
 
-    config = HydraConfig.get()
-    given = []
-    for source in config.runtime.config_sources:
-        place = source.path if source.schema == "pkg" else short_path(Path(source.path))
-        place = f"pkg://{place}" if source.schema == "pkg" else place
-        if source.provider == "command-line":
-            given.append(f"--config-dir={place}")
-        elif source.provider == "main" and source.path != str(conf_dir()):
-            given.append(f"--config-path={place}")
-    if config.job.config_name not in (None, CONFIG):
-        given.append(f"--config-name={config.job.config_name}")
-    overrides = overrides_of(config, "hydra")
-    where = [each for each in overrides if each.startswith(f"{SEARCH_PATH}=")]
-    return given + where
+    An option and its value become one word, as in `--config-dir=FOLDER`.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    given, _ = get_args_parser().parse_known_args(list(arguments))
+    values = {f"--config-{name}": vars(given)[f"config_{name}"] for name in ("dir", "path", "name")}
+    options = [f"{option}={value}" for option, value in values.items() if value is not None]
+    return options + [each for each in arguments if each.startswith(f"{SEARCH_PATH}=")]
 
 
 def overrides_of(hydra: Any, kind: str) -> list[str]:

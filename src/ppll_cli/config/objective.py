@@ -29,18 +29,14 @@ def chosen(key: str | None, summary: Summary, metric: str) -> str:
     if SPLIT.fullmatch(names[-1]):  # null until it is measured
         raise ConfigError("objective", key, "is not a number", f"give {key}.loss or {key}.{metric}")
     for depth, name in enumerate(names):
-        items = range(len(node)) if isinstance(node, list) else ()
-        there = [str(n) for n in (node if isinstance(node, Mapping) else items)]
+        there = _inside(node)
         if depth and SPLIT.fullmatch(names[depth - 1]) and not there:
-            there = ["loss", metric]  # the results are null until they are measured
+            there = {"loss": None, metric: None}  # the results are null until they are measured
         if name not in there:
             remedy = f"there are {', '.join(there)}" if there else "it is not a group of keys"
             place = ".".join(names[:depth]) or "summary.json"
             raise ConfigError("objective", key, f"{place} has no {name!r}", remedy)
-        if isinstance(node, Mapping):
-            node = node.get(name)
-        else:
-            node = None if node is None else node[int(name)]
+        node = there[name]
     if not (node is None or (isinstance(node, int | float) and not isinstance(node, bool))):
         raise ConfigError("objective", key, "is not a number in summary.json")
     return key
@@ -63,7 +59,12 @@ def value(key: str, summary: Summary) -> float | None:
     """Return the value of the objective in a summary; None if it was not measured."""
     node: Any = summary
     for name in key.split("."):
-        if node is None:
-            return None
-        node = node[name] if isinstance(node, Mapping) else node[int(name)]
+        node = _inside(node).get(name)
     return None if node is None else float(node)
+
+
+def _inside(node: Any) -> Mapping[str, Any]:
+    """Return the values of a mapping or a list, by key or index; nothing for other values."""
+    if isinstance(node, list):
+        return {str(index): value for index, value in enumerate(node)}
+    return node if isinstance(node, Mapping) else {}

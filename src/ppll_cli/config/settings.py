@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +17,7 @@ from ppll_cli.config.sections import (
     Recover,
     Section,
 )
-from ppll_cli.config.targets import checked, describe
+from ppll_cli.config.targets import checked, refusal
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.limits import Count, Fraction, Positive
 from ppll_cli.leaves.names import meant
@@ -200,35 +200,31 @@ def _check_probabilities(model: Group) -> None:
 
 def _config_error(error: ValidationError) -> ConfigError:
     """Convert the first of pydantic's errors to an error for the user."""
-    detail, *others = error.errors()
-    parts = _place(detail["loc"])
+    detail = error.errors()[0]
+    parts = [str(part) for part in detail["loc"]]
+    place, kind = field_at(parts)
     if detail["type"] == "extra_forbidden":
-        names = list(_known(parts[:-1])[1].model_fields)
+        names = list(kind.model_fields)
         remedy = meant(parts[-1], names) + f"there are {', '.join(names)}"
         return ConfigError(".".join(parts), detail["input"], "there is no such key", remedy)
     if detail["type"] == "missing":
         return ConfigError(".".join(parts), "", "has no value, and needs one")
-    # If a value may have several types, pydantic reports an error for each type. The location of
-    # such an error ends with the name of the type.
-    place, _ = _known([part for part in parts if part.isidentifier() or part.isdigit()])
-    same = [other for other in others if _place(other["loc"])[: len(place)] == place]
-    problem = ", or ".join(dict.fromkeys(describe(each["msg"]) for each in (detail, *same)))
-    return ConfigError(".".join(place), detail["input"], problem)
+    # If a value may have several types, pydantic reports an error for each type.
+    same = [other for other in error.errors() if field_at(other["loc"])[0] == place]
+    return refusal(".".join(place), detail["input"], kind, same)
 
 
-def _known(keys: list[str]) -> tuple[list[str], Any]:
+def field_at(keys: Iterable[object]) -> tuple[list[str], Any]:
     """Return the leading keys that exist as nested fields, and the type of the last such field."""
-    known: Any = Settings
-    for number, key in enumerate(keys):
-        is_section = isinstance(known, type) and issubclass(known, BaseModel)
-        if not is_section or key not in known.model_fields:
-            return keys[:number], known
-        known = known.model_fields[key].annotation
-    return keys, known
-
-
-def _place(location: tuple[int | str, ...]) -> list[str]:
-    return [str(part) for part in location if not str(part).startswith("function-")]
+    place: list[str] = []
+    kind: Any = Settings
+    for key in map(str, keys):
+        is_section = isinstance(kind, type) and issubclass(kind, BaseModel)
+        if not is_section or key not in kind.model_fields:
+            break
+        place.append(key)
+        kind = kind.model_fields[key].annotation
+    return place, kind
 
 
 def usable_cores() -> int:

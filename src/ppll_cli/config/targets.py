@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from ppll_cli.errors import ConfigError, PpllError
 from ppll_cli.leaves.names import meant
@@ -138,12 +139,16 @@ def checked(key: str, value: Any, annotation: Any, *, plain: bool = True) -> Any
             return adapter.validate_json(_as_json(key, value), strict=True)
         return adapter.validate_python(value)
     except ValidationError as error:
-        found = error.errors()
-        problem = "; or ".join(dict.fromkeys(describe(each["msg"]) for each in found))
-        of_elements = all(any(isinstance(part, int) for part in each["loc"]) for each in found)
-        if NoneType in get_args(annotation) and not of_elements:
-            problem += ", or null"
-        raise ConfigError(key, value, problem) from None
+        raise refusal(key, value, annotation, error.errors()) from None
+
+
+def refusal(key: str, value: object, annotation: Any, found: Sequence[ErrorDetails]) -> ConfigError:
+    """Return the error for a value in which pydantic found these errors."""
+    problem = ", or ".join(dict.fromkeys(_reworded(each["msg"]) for each in found))
+    of_elements = all(any(isinstance(part, int) for part in each["loc"]) for each in found)
+    if NoneType in get_args(annotation) and not of_elements:
+        problem += ", or null"
+    return ConfigError(key, value, problem)
 
 
 def _as_json(key: str, value: Any) -> str:
@@ -154,8 +159,7 @@ def _as_json(key: str, value: Any) -> str:
         raise ConfigError(key, value, problem) from None
 
 
-def describe(message: str) -> str:
-    """Return a message of pydantic, reworded to fit into a sentence."""
+def _reworded(message: str) -> str:
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("valid array", "valid list").replace("List should", "must")
     message = message.partition(" after validation")[0]
@@ -171,19 +175,16 @@ def locate(key: str, path: object) -> Any:
     if not isinstance(path, str) or "." not in path or path.startswith("."):
         raise ConfigError(key, path, "is not the dotted path of a class", "give package.Class")
     module, _, name = path.rpartition(".")
-    try:
-        _make_findable(module.partition(".")[0])
-        found = import_module(module)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(key, path, f"cannot be imported ({error})") from None
-    except (Exception, SystemExit) as error:  # raised by a user's module as it is imported
-        problem = f"cannot be imported ({_first_line(error)})"
-        raise ConfigError(key, path, problem) from error
-    try:
-        target = getattr(found, name)
-    except AttributeError as error:
-        remedy = meant(name, vars(found)).strip()
-        raise ConfigError(key, path, f"cannot be imported ({error})", remedy) from None
+    names: Iterable[str] = ()
+    with blaming(key, path, "importing it"):
+        try:
+            _make_findable(module.partition(".")[0])
+            found = import_module(module)
+            names = vars(found)
+            target = getattr(found, name)
+        except (ImportError, AttributeError) as error:
+            remedy = meant(name, names).strip()
+            raise ConfigError(key, path, f"cannot be imported ({error})", remedy) from None
     if not callable(target):
         raise ConfigError(key, path, "is not a class")
     return target

@@ -1,4 +1,4 @@
-"""Saves and finds checkpoints.
+"""Saves and finds checkpoints, and reads the trained model from them.
 
 Each stage writes one file with its tensors. The names of tensors contain no stage number, so that a
 run with another partition of the same model can load them. A checkpoint is finished when the parent
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from ppll_cli.errors import ConfigError
@@ -33,10 +33,10 @@ from ppll_cli.job.manifest import (
     LaterFormatError,
     Manifest,
     SavedFile,
-    check_files,
+    checked_manifest,
     read_manifest,
 )
-from ppll_cli.leaves.files import apply_umask, make_folder, remove
+from ppll_cli.leaves.files import apply_umask, make_folder, remove, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -167,8 +167,7 @@ def newest(run_dir: str | Path) -> Checkpoint | None:
         try:
             if not os.path.isdir(folder):
                 raise DamagedError("it is not a folder")
-            manifest = read_manifest(folder)
-            check_files(folder, manifest)
+            manifest = checked_manifest(folder)
             if manifest.step != step:
                 raise DamagedError(f"it is the checkpoint of step {manifest.step}")
         except LaterFormatError as error:
@@ -210,9 +209,36 @@ def named(run_dir: str | Path, name: str) -> Checkpoint:
         steps = [str(step) for step, _ in _step_folders(run_dir)]
         links = [link for link in ("best", "last") if (place / link).is_dir()]
         raise FileNotFoundError(f"there are {', '.join([*links, *steps]) or 'none'}")
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
-    return Checkpoint(folder.resolve(), manifest)
+    return Checkpoint(folder.resolve(), checked_manifest(folder))
+
+
+def has_ema(checkpoint: Path) -> bool:
+    """Return whether a checkpoint holds averaged weights."""
+    tensors, _ = saved_tensors(checkpoint)
+    return any(name.startswith(EMA) for name in tensors)
+
+
+def model_tensors(checkpoint: Path, ema: bool = False) -> dict[str, Tensor]:
+    """Read the model's parameters and buffers, named by unit, without auxiliary networks.
+
+    If `ema` is true, the averages of floating-point tensors replace these tensors. Other tensors
+    have no averages.
+    """
+    prefixes = ("model.", EMA) if ema else ("model.",)  # an average replaces the weight itself
+    tensors, _ = saved_tensors(checkpoint)
+    return {n.removeprefix(p): t for p in prefixes for n, t in tensors.items() if n.startswith(p)}
+
+
+def write_model(checkpoint: Path, path: Path, ema: bool = False) -> None:
+    """Write the `model_tensors` of a checkpoint to a file.
+
+    Raises:
+        DamagedError: The files of the checkpoint do not match its manifest.
+        LaterFormatError: A newer program wrote the manifest.
+        OSError, SafetensorError: A file cannot be read, or the model cannot be written.
+    """
+    checked_manifest(checkpoint)
+    write_bytes(path, save(model_tensors(checkpoint, ema)))
 
 
 def _point_link(name: str, folder: Path) -> None:

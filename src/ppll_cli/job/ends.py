@@ -60,8 +60,7 @@ class Ends:
         for here, exports, inside, specs in self._walk(modules):
             before += inside
             self._check_batches(exports, specs)
-            build = partial(module_criterion, self.method, here)
-            criterion, cost = self._measured(build, specs, here)
+            criterion, cost = self._measured(here, specs)
             self._check_weights(criterion, here.module, owners)
             if criterion.watches is not None:
                 _check_watch(criterion.watches, here, self._method)
@@ -74,13 +73,10 @@ class Ends:
 
     def cost(self, modules: Sequence[range], module: int) -> Cost:
         """Return the cost of the auxiliary network of one module."""
-        build, specs = self.criterion(modules, module)
-        here = replace(self.site, module=module, modules=tuple(modules))
-        return self._measured(build, specs, here)[1]
+        return self._measured(*self._end_of(modules, module))[1]
 
-    def _measured(
-        self, build: Callable[[], Criterion], specs: Mapping[str, ValueSpec], here: Site
-    ) -> tuple[Criterion, Cost]:
+    def _measured(self, here: Site, specs: Mapping[str, ValueSpec]) -> tuple[Criterion, Cost]:
+        build = partial(module_criterion, self.method, here)
         key, value = self._method
         doing = f"the auxiliary network of module {here.module}"
         if here.is_last:  # This head is made by the model, not by the local method.
@@ -118,6 +114,11 @@ class Ends:
         """The configuration key and value of the local method, for error messages."""
         return as_typed("local", type(self.method))
 
+    def _end_of(self, modules: Sequence[range], module: int) -> tuple[Site, dict[str, ValueSpec]]:
+        """Return a module's site, and the tensors that exist after its exports."""
+        here, _, _, specs = next(islice(self._walk(modules), module, None))
+        return here, specs
+
     def criterion(
         self, modules: Sequence[range], module: int
     ) -> tuple[Callable[[], Criterion], dict[str, ValueSpec]]:
@@ -125,7 +126,7 @@ class Ends:
 
         Also return shape and dtype of each tensor that the criterion may read.
         """
-        here, _, _, specs = next(islice(self._walk(modules), module, None))
+        here, specs = self._end_of(modules, module)
         return partial(module_criterion, self.method, here), specs
 
     @cached_property

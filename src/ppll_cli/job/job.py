@@ -292,22 +292,22 @@ class Job:
         """Return, by name, shapes and dtypes of the weights that chunk `watcher`'s loss reads."""
         return self.watched[self.routes.watches[watcher].unit].specs
 
-    def carried(self, channel: Channel) -> list[ValueSpec]:
-        """Return shapes and dtypes of the tensors in a message of a channel.
+    def carried(self, channel: Channel) -> Mapping[str, ValueSpec]:
+        """Return, by name, shapes and dtypes of the tensors in a message of a channel.
 
         Shapes leave out the batch dimension, which only activations and gradients have.
         """
         if channel.kind == "norms":
-            return [ValueSpec((len(self.features),), torch.float64)]
+            return {"norms": ValueSpec((len(self.features),), torch.float64)}
         if channel.kind == "weights":
-            return [*self.watched_specs(channel.chunk).values()]
+            return self.watched_specs(channel.chunk)
         backward = channel.kind == "gradients"
         route = self.routes.into[channel.chunk + backward]
         specs = self.specs[channel.chunk + backward]
-        return [specs[name] for name in (route.gradients if backward else route.names)]
+        return {name: specs[name] for name in (route.gradients if backward else route.names)}
 
     def _message_bytes(self, channel: Channel) -> int:
-        specs = self.carried(channel)
+        specs = [*self.carried(channel).values()]
         if channel.kind in ("norms", "weights"):
             return message_bytes(specs, 1)
         size = message_bytes(specs, self.microbatch_size)

@@ -6,7 +6,7 @@ A mark asks for an evaluation report, a checkpoint or the end of the run; see `j
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ppll_cli.job.course import Item, TrainBatch, Version
 from ppll_cli.job.job import Job, Seat
@@ -31,16 +31,6 @@ class Recovery:
 
     folder: str  # folder for snapshots of the worker's state
     saved: int = -1  # step of the latest checkpoint for which this worker's file was written
-
-
-class Handled(NamedTuple):
-    """The number of batches and marks that are done, and how many of them are training batches."""
-
-    items: int = 0
-    trained: int = 0
-
-
-NOTHING = Handled()
 
 
 @dataclass
@@ -89,7 +79,8 @@ def upcoming(
     seat: Seat,
     links: Links,
     wait: Callable[[Sender | Receiver, str], None],
-    before: Handled = NOTHING,
+    handled: int = 0,
+    trained: int = 0,
 ) -> Iterator[Item]:
     """Yield every batch and mark that a worker has to handle, in order.
 
@@ -98,12 +89,12 @@ def upcoming(
     next message to its lowest chunk, without removing the message from the channel.
 
     `wait` waits until a sender has a free slot or a receiver has a message. Its arguments are the
-    sender or receiver, and the kind of time to record, "blocked" or "starved". `before` counts the
-    items that an earlier process of this worker has handled. They are not yielded again, and the
-    receivers of a restarted worker begin after the messages of these items.
+    sender or receiver, and the kind of time to record, "blocked" or "starved". `handled` items, of
+    which `trained` are training batches, were handled by an earlier process of this worker. They
+    are not yielded again, and the receivers of a restarted worker begin after their messages.
     """
     if seat == Seat(0, 0):
-        for decided in _decided(job, links, before):
+        for decided in _decided(job, links, handled, trained):
             for follower in links.followers.values():
                 wait(follower, "blocked")
                 follower.send(Header(decided), {})
@@ -125,21 +116,21 @@ def upcoming(
         yield item
 
 
-def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
+def _decided(job: Job, links: Links, handled: int, trained: int) -> Iterator[Item]:
     """Yield the items in the order that stage 0 decides; skip items that were handled already.
 
     A restarted worker has to repeat the decisions of its earlier process, because other stages may
     know them. It reads these decisions from the headers of the messages that the earlier process
     sent.
     """
-    handled = asked = 0
+    passed = asked = 0
     senders = [sender for channel, sender in links.senders.items() if channel.kind == "activations"]
 
     def stops() -> bool:  # called before each training batch
         nonlocal asked
         asked += 1
-        if handled < before.items:
-            return asked > before.trained
+        if passed < handled:
+            return asked > trained
         for sender in senders:
             if isinstance(sender, JournalSender) and (header := sender.already_sent()) is not None:
                 assert isinstance(header, Header)
@@ -147,6 +138,6 @@ def _decided(job: Job, links: Links, before: Handled) -> Iterator[Item]:
         return bool(links.stop.value)
 
     for item in job.course.items(stops, job.start):
-        handled += 1
-        if handled > before.items:
+        passed += 1
+        if passed > handled:
             yield item

@@ -92,12 +92,17 @@ def _parsed(content: Mapping[str, Any]) -> Manifest:
         raise DamagedError(f"its manifest cannot be read: {where}: {first['msg']}") from None
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare a checkpoint's files with its manifest. This reads every file completely.
+def checked_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a checkpoint, and compare the checkpoint's files with it.
+
+    This reads every file completely.
 
     Raises:
-        DamagedError: A file is missing, cannot be read, or does not match the manifest.
+        DamagedError: A file is missing, cannot be read, or does not match the manifest; or the
+            manifest itself cannot be used, as in `read_manifest`.
+        LaterFormatError: A newer version of the program wrote the manifest.
     """
+    manifest = read_manifest(folder)
     for file in manifest.files:
         if not _STAGE_FILE.fullmatch(file.name):
             raise DamagedError(f"{file.name} is not the name of a stage's file")
@@ -114,3 +119,4 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise DamagedError(f"{file.name} is missing") from None
         except OSError as error:
             raise DamagedError(f"{file.name} {problem_of(error)}") from None
+    return manifest

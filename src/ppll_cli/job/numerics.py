@@ -5,24 +5,22 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.utils.deterministic
 
 from ppll_cli.job.convolutions import mended_convolutions
 
-_memory: Any = torch.utils.deterministic  # type checkers do not know the property that `_set` sets
+_CUDA_SWITCHES: Mapping[str, tuple[Any, str]] = {
+    "tf32_matmul": (torch.backends.cuda.matmul, "allow_tf32"),
+    "tf32_convolution": (torch.backends.cudnn, "allow_tf32"),
+    "cudnn_benchmark": (torch.backends.cudnn, "benchmark"),
+}
+"""torch's switches for CUDA by name; each is an attribute of an object."""
 
-
-class _Flags(NamedTuple):
-    """torch's global switches for a process. The last three concern only CUDA."""
-
-    deterministic: bool
-    fill_memory: bool
-    tf32_matmul: bool
-    tf32_convolution: bool
-    cudnn_benchmark: bool
+_SWITCHES = {"fill_memory": (torch.utils.deterministic, "fill_uninitialized_memory")}
+_SWITCHES |= _CUDA_SWITCHES
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,15 @@ class Numerics:
         """Set torch's switches in this process for computations on a device."""
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        flags = _get()._replace(deterministic=self.deterministic)
+        flags = {"deterministic": self.deterministic}
         if self.deterministic:
             # All memory is written before it is read, so torch need not fill new memory.
-            flags = flags._replace(fill_memory=False)
+            flags["fill_memory"] = False
         if device.type == "cuda":
-            tf32 = self.precision == "tf32"
-            flags = flags._replace(
-                tf32_matmul=tf32,
-                tf32_convolution=tf32,
-                # A run has few input shapes, so cuDNN may try all its algorithms on each of them.
-                # Timing noise can change its choice, and with it the last bits of results.
-                cudnn_benchmark=not self.deterministic,
-            )
+            flags["tf32_matmul"] = flags["tf32_convolution"] = self.precision == "tf32"
+            # A run has few input shapes, so cuDNN may try all its algorithms on each of them.
+            # Timing noise can change its choice, and with it the last bits of results.
+            flags["cudnn_benchmark"] = not self.deterministic
         _set(flags)
 
     @contextmanager
@@ -78,34 +72,25 @@ class Numerics:
 def in_force(device: torch.device) -> Mapping[str, bool]:
     """Return which of torch's switches are on. CUDA's switches count as off on other devices."""
     flags, cuda = _get(), device.type == "cuda"
-    return {
-        "deterministic": flags.deterministic,
-        "tf32_matmul": cuda and flags.tf32_matmul,
-        "tf32_convolution": cuda and flags.tf32_convolution,
-        "cudnn_benchmark": cuda and flags.cudnn_benchmark,
-    }
+    on_cuda = {name: cuda and flags[name] for name in _CUDA_SWITCHES}
+    return {"deterministic": flags["deterministic"], **on_cuda}
 
 
-def _get() -> _Flags:
+def _get() -> dict[str, bool]:
+    """Return the state of all switches, by name."""
     with _without_warning():
-        return _Flags(
-            torch.are_deterministic_algorithms_enabled(),
-            _memory.fill_uninitialized_memory,
-            torch.backends.cuda.matmul.allow_tf32,
-            torch.backends.cudnn.allow_tf32,
-            torch.backends.cudnn.benchmark,
-        )
+        found = {name: getattr(*switch) for name, switch in _SWITCHES.items()}
+    return {"deterministic": torch.are_deterministic_algorithms_enabled(), **found}
 
 
-def _set(flags: _Flags) -> None:
-    if flags.deterministic != torch.are_deterministic_algorithms_enabled():
+def _set(flags: Mapping[str, bool]) -> None:
+    """Set some switches, always including `deterministic`."""
+    if flags["deterministic"] != torch.are_deterministic_algorithms_enabled():
         # Only when needed: the call imports torch's compiler, which takes seconds.
-        torch.use_deterministic_algorithms(flags.deterministic)
-    _memory.fill_uninitialized_memory = flags.fill_memory
+        torch.use_deterministic_algorithms(flags["deterministic"])
     with _without_warning():
-        torch.backends.cuda.matmul.allow_tf32 = flags.tf32_matmul
-        torch.backends.cudnn.allow_tf32 = flags.tf32_convolution
-    torch.backends.cudnn.benchmark = flags.cudnn_benchmark
+        for name in flags.keys() & _SWITCHES:
+            setattr(*_SWITCHES[name], flags[name])
 
 
 @contextmanager

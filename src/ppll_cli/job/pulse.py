@@ -13,6 +13,7 @@ done when the first batch has ended. Until then, `STARTING_ALIVE_LIMIT_S` applie
 import ctypes
 from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from time import monotonic
+from typing import Any
 
 from ppll_cli.observe.progress import KINDS, Look
 
@@ -57,20 +58,6 @@ _TEXT = 200
 class Pulse(ctypes.Structure):
     """The state of a worker, in memory that the worker writes and its parent reads."""
 
-    _fields_ = (
-        ("alive_s", ctypes.c_double),
-        ("progress_s", ctypes.c_double),
-        ("limit_s", ctypes.c_double),
-        ("started", ctypes.c_bool),
-        ("doing", ctypes.c_char * _TEXT),
-        ("item", ctypes.c_char * _TEXT),
-        ("step", ctypes.c_int64),
-        ("sent", ctypes.c_int64),
-        ("received", ctypes.c_int64),
-        ("memory_bytes", ctypes.c_int64),
-        ("counted_s", ctypes.c_double),
-        ("spent_s", ctypes.c_double * len(KINDS)),
-    )
     alive_s: float  # monotonic time of the last sign of life; 0 before the first one
     progress_s: float  # monotonic time of the main thread's last progress
     limit_s: float  # seconds that the current activity may take; 0 for no limit
@@ -143,6 +130,16 @@ class Pulse(ctypes.Structure):
     def __str__(self) -> str:
         doing, item = self.texts()
         return f"{doing} of {item}" if item else doing or "starting"
+
+
+_IN_C: Mapping[object, type[Any]] = {
+    float: ctypes.c_double,
+    int: ctypes.c_int64,
+    bool: ctypes.c_bool,
+    bytes: ctypes.c_char * _TEXT,
+    MutableSequence[float]: ctypes.c_double * len(KINDS),
+}
+Pulse._fields_ = [(name, _IN_C[kind]) for name, kind in Pulse.__annotations__.items()]
 
 
 class Watchdog:

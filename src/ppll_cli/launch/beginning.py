@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from ppll_cli.job.job import Job
 from ppll_cli.launch.record import DATA_FILES, PATHS, absolute, write_record
 from ppll_cli.launch.results import drop_unfinished
 from ppll_cli.launch.resume import Recorded
-from ppll_cli.leaves.files import digest_of, read_json, write_text
+from ppll_cli.leaves.files import digest_of, write_text
 from ppll_cli.local.method import LocalMethod, module_criterion
 from ppll_cli.models.plain import PlainModel
 from ppll_cli.models.unit import make_seeded
 from ppll_cli.observe.metrics import Metrics
-from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE
+from ppll_cli.observe.runs import CONFIG_FILE, SUMMARY_FILE, object_in
 from ppll_cli.prepare.preparation import Prepared
 from ppll_cli.tasks.task import lower_is_better
 from ppll_cli.worker.versions import saved_name
@@ -94,11 +93,8 @@ def check_data(
 
 def recorded_identity(before: Recorded) -> Identity:
     """Return the identity (see `data.identity`) of the data at a run's start; empty if unknown."""
-    with suppress(OSError, ValueError):
-        found: Identity = read_json(before.run_dir / DATA_FILES)
-        if digest_of(found) == before.data_sha256:
-            return found
-    return {}
+    found = object_in(before.run_dir / DATA_FILES)
+    return found if digest_of(found) == before.data_sha256 else {}
 
 
 def check_weights(before: Recorded, weights: Mapping[str, Any] | None) -> None:
@@ -164,24 +160,20 @@ def finished(
     """
     if start is None or start.step < steps or not (run_dir / MODEL_FILE).is_file():
         return None
+    summary = object_in(run_dir / SUMMARY_FILE)
+    measured = all(isinstance(summary.get(key), dict) for key in ("train", "test"))
+    if (summary.get("status"), summary.get("steps")) != ("completed", start.step) or not measured:
+        return None
     try:
-        summary = read_json(run_dir / SUMMARY_FILE)
-        if (summary["status"], summary["steps"]) != ("completed", start.step):
-            return None
         objective.value(wanted, summary)
-        if not all(isinstance(summary[key], dict) for key in ("train", "test")):
-            return None
-    except (OSError, ValueError, KeyError, TypeError, IndexError):  # the summary is damaged
+    except (ValueError, KeyError, TypeError, IndexError):  # the summary is damaged
         return None
     return summary if metrics.written_until() <= start.step else None
 
 
 def restarts(run_dir: Path) -> list[dict[str, Any]]:
     """Return the restarts of workers that a run's summary listed before the run was resumed."""
-    try:
-        found = read_json(run_dir / SUMMARY_FILE)["restarts"]
-    except (OSError, ValueError, KeyError, TypeError):  # no restarts, or a damaged file
-        return []
+    found = object_in(run_dir / SUMMARY_FILE).get("restarts", [])
     listed = isinstance(found, list) and all(isinstance(each, dict) for each in found)
     return [each for each in found if "stage" in each] if listed else []
 

@@ -12,8 +12,7 @@ from ppll_cli.errors import ConfigError
 from ppll_cli.job.schedule import schedule_of
 from ppll_cli.launch.loaded import OURS, LoadedRun
 from ppll_cli.leaves.files import read_json
-from ppll_cli.observe.metrics import finite
-from ppll_cli.observe.runs import SUMMARY_FILE
+from ppll_cli.observe.runs import SUMMARY_FILE, finite
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.prepare.course import evaluated_together, largest_micro_batch
 from ppll_cli.tasks.details import Details

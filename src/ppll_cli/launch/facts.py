@@ -16,12 +16,11 @@ def facts(prepared: Prepared) -> RunFacts:
             StageFacts(
                 job.name(seat),
                 job.place_name(seat),
-                [job.names[unit] for unit in job.layout.units(index)],
+                [[job.names[unit] for unit in run] for run in job.layout.runs(index)],
                 job.layout.modules_of(index),
                 sum(cost.params for cost in costs),
                 sum(cost.flops for cost in costs),
                 sum(job.channels[channel].slots for channel in entering),
-                job.layout.runs(index),
             )
         )
     course = job.course

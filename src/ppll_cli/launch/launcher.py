@@ -5,18 +5,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-from ppll_cli.errors import Interrupted, PpllError, WorkerFailedError
+from ppll_cli.errors import Interrupted, WorkerFailedError
 from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import ChannelEnds, Recovery, StopFlag
+from ppll_cli.job.links import ChannelEnds, StopFlag
 from ppll_cli.job.pulse import Pulse, Watchdog
-from ppll_cli.job.spelling import spelled
 from ppll_cli.launch.machines.fleet import Fleet
 from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen, cause
 from ppll_cli.launch.restarts import Restarts
@@ -43,7 +42,8 @@ class Ending:
     Attributes:
         reports: The last report of each worker, in the order of `Job.seats`. Only machine 0 has
             them; on other machines the list is empty.
-        signal: The signal that asked the workers to stop (SIGTERM at the time limit), or None.
+        signal: The signal that ended the run early (SIGTERM at the time limit); None if the run is
+            complete.
     """
 
     reports: list[Report]
@@ -76,72 +76,169 @@ def launch(
     """
     forkserver.start()
     stop: StopFlag = forkserver.context().RawValue("b", 0)
-    others: Leader | Follower | None = None
-    if fleet is not None:
-        others = Leader(fleet, job, stop) if fleet.first else Follower(fleet, job, stop)
-    workers: list[Watched] = []
-
-    def tell(report: Report) -> None:
-        named = report if fleet is None else {**report, "machine": fleet.name(fleet.rank)}
-        if others is None or not others.pass_on(named):
-            on_report(named)
-
+    launcher = _Launcher(job, stop, on_report, fleet)
     _stop_in_time(stop, until_s)
-    with (
-        _stop_on_signal(stop),
-        _meeting(job, fleet) as meeting,
-        _restarting(job, tell) as restarts,  # removes its folder after the workers have ended
-        _kill_at_end(workers),
-        _telling(others, fleet),  # tells other machines before the workers here are killed
-    ):
-        ends = wire(job, transport, *meeting, None if fleet is None else fleet.rank)
+    with ExitStack() as held:
+        held.enter_context(_stop_on_signal(stop))
+        store, interface = _meeting(job, fleet, held)
+        if job.restartable:  # the folder is removed after the workers have ended
+            folder = held.enter_context(shared_scratch())
+            launcher.restarts = Restarts(job, folder, launcher.tell)
+        held.callback(launcher.kill)
+        held.enter_context(launcher.telling())  # tells others before the workers here are killed
+        ends = wire(job, transport, store, interface, None if fleet is None else fleet.rank)
         for seat in job.seats:
             if fleet is None or job.home(seat) == fleet.rank:
-                recovery = None if restarts is None else restarts.recovery(seat)
-                workers.append(_begin(job, seat, ends[seat], stop, recovery))
-        seen: dict[Seat, Seen] = {watched.seat: watched for watched in workers}
-        seen |= {} if others is None else others.away
+                launcher.begin(seat, ends[seat])
+        seen = launcher.seen()
         on_start([seen[seat].pulse for seat in job.seats if seat in seen])
-        watchdog = Watchdog([watched.pulse for watched in workers])
-        while not _ended(others, seen.values()):
+        watchdog = Watchdog([watched.pulse for watched in launcher.workers])
+        while not launcher.ended():
             _stop_in_time(stop, until_s)
-            _watch(job, workers, watchdog, on_report, others, restarts)
-        ending = _ending(job, others, seen, stop)
-        _let_leave(workers)
+            launcher.watch(watchdog)
+        ending = launcher.ending()
+        launcher.let_leave()
         return ending
 
 
-def _begin(
-    job: Job, seat: Seat, ends: ChannelEnds, stop: StopFlag, recovery: Recovery | None
-) -> Watched:
-    pulse: Pulse = forkserver.context().RawValue(Pulse)
-    pulse.start_again()
-    watched = Watched(seat, job.name(seat), pulse, ends=ends, stop=stop)
-    watched.begin(job, recovery)
-    return watched
+class _Launcher:
+    """The workers of this machine, and what is known about those of other machines."""
 
+    def __init__(
+        self, job: Job, stop: StopFlag, on_report: Callable[[Report], None], fleet: Fleet | None
+    ) -> None:
+        self._job, self._stop, self._on_report, self._fleet = job, stop, on_report, fleet
+        self._others: Leader | Follower | None = None
+        if fleet is not None:
+            self._others = (Leader if fleet.first else Follower)(fleet, job, stop)
+        self.workers: list[Watched] = []
+        self.restarts: Restarts | None = None
 
-def _ending(
-    job: Job, others: Leader | Follower | None, seen: Mapping[Seat, Seen], stop: StopFlag
-) -> Ending:
-    """Return how the workers ended. On machine 0, also tell the other machines."""
-    if isinstance(others, Follower):
-        return Ending([], others.signal)
-    reports = [done for seat in job.seats if (done := seen[seat].done) is not None]
-    ending = Ending(reports, stop.value or None)
-    if others is not None:
-        early = reports[-1]["step"] < job.course.steps
-        others.end(signal=ending.signal if early else None)
-    return ending
+    def begin(self, seat: Seat, ends: ChannelEnds) -> None:
+        """Start a worker."""
+        pulse: Pulse = forkserver.context().RawValue(Pulse)
+        pulse.start_again()
+        watched = Watched(seat, self._job.name(seat), pulse, ends=ends, stop=self._stop)
+        watched.begin(self._job, None if self.restarts is None else self.restarts.recovery(seat))
+        self.workers.append(watched)
 
+    def seen(self) -> dict[Seat, Seen]:
+        """Return all workers that this launcher knows."""
+        own: dict[Seat, Seen] = {watched.seat: watched for watched in self.workers}
+        return own if self._others is None else own | self._others.away
 
-def _let_leave(workers: Sequence[Watched]) -> None:
-    """Allow the workers to exit, and wait until they have exited."""
-    for watched in workers:
-        with suppress(OSError):  # the worker was killed after it was done
-            watched.reports.send_bytes(b"leave")
-    for watched in workers:
-        watched.process.join(LEAVE_S)
+    def ended(self) -> bool:
+        """Return whether the job has ended."""
+        if isinstance(self._others, Follower):
+            return self._others.ended is not None
+        return all(each.done for each in self.seen().values())
+
+    def ending(self) -> Ending:
+        """Return how the workers ended. On machine 0, also tell the other machines."""
+        if isinstance(self._others, Follower):
+            return Ending([], self._others.signal)
+        seen = self.seen()
+        reports = [done for seat in self._job.seats if (done := seen[seat].done) is not None]
+        early = reports[-1]["step"] < self._job.course.steps
+        ending = Ending(reports, (self._stop.value or None) if early else None)
+        if self._others is not None:
+            self._others.end(ending.signal)
+        return ending
+
+    def let_leave(self) -> None:
+        """Allow the workers to exit, and wait until they have exited."""
+        for watched in self.workers:
+            with suppress(OSError):  # the worker was killed after it was done
+                watched.reports.send_bytes(b"leave")
+        for watched in self.workers:
+            watched.process.join(LEAVE_S)
+
+    def kill(self) -> None:
+        """Kill the workers that still run."""
+        for watched in self.workers:
+            watched.kill()  # workers ignore other signals, and have nothing to clean up
+        for watched in self.workers:
+            watched.clean_up()
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """If the `with` block fails, tell the other machines. Then end transfers of files."""
+        try:
+            yield
+        except Exception as error:
+            reported = isinstance(self._others, Follower) and isinstance(error, WorkerFailedError)
+            if self._fleet is not None and not reported:
+                self._fleet.fail(error)
+            raise
+        finally:
+            if self._fleet is not None:
+                self._fleet.close_parcels()
+
+    def tell(self, report: Report) -> None:
+        """Handle a report that a worker of this machine restarts, or continues after a restart."""
+        if self._fleet is not None:
+            report = {**report, "machine": self._fleet.name(self._fleet.rank)}
+        if self._others is None or not self._others.pass_on(report):
+            self._on_report(report)
+
+    def handle(self, seen: Seen, report: Report) -> None:
+        """Handle a worker's report, except the report of a failure."""
+        if self.restarts is not None and self.restarts.repeats(report):
+            return
+        if report["kind"] == "done":
+            seen.done = report
+        if self._others is not None and self._others.pass_on(report):
+            return
+        if report["kind"] == "log":
+            log.log(report["level"], "stage %s: %s", seen.name, report["message"])
+        elif report["kind"] != "done":
+            self._on_report(report)
+
+    def watch(self, watchdog: Watchdog) -> None:
+        """Wait at most a second for a report or the end of a worker; handle what has happened."""
+        others, workers = self._others, self.workers
+        ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
+        sentinels = [watched.process.sentinel for watched in workers if not watched.failed]
+        wait([*ends, *sentinels, *forkserver.helpers()], timeout=1.0 if others is None else 0.2)
+        failures = self._failures()
+        for worker, error in watchdog.late():
+            failures.append(workers[worker].failure(self._job, error))
+        if self.restarts is not None:
+            failures = self.restarts.restart(failures, workers, self.handle)
+        if others is not None:
+            failures += others.handle_messages(self.handle)
+        if isinstance(others, Follower):
+            others.report_progress(workers)
+        if failures:
+            # A killed worker sends no report, so the first reports may be those of its neighbours.
+            wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
+            failures += self._failures()
+            root = cause(failures) if others is None else others.verdict(failures, self.handle)
+            seat, seen = (root["stage"], root["replica"]), self.seen()
+            meanwhile = {each.name: str(each.pulse) for each in seen.values() if each.seat != seat}
+            root |= {"replicas": self._job.replicas, "others": meanwhile}
+            raise WorkerFailedError(root)
+
+    def _failures(self) -> list[Report]:
+        """Handle the workers' new reports, and return the reports of new failures."""
+        failures: list[Report] = []
+        ready = wait([watched.process.sentinel for watched in self.workers], timeout=0)
+        # Without the fork server, multiprocessing regards all workers as dead.
+        forgotten = any(watched.process.exitcode == FORGOTTEN for watched in self.workers)
+        if name := forkserver.ended_helper(SETTLE_S if forgotten else 0):
+            raise forkserver.lost_helper(name)
+        for watched in self.workers:
+            died = watched.process.sentinel in ready
+            for report in watched.read(LEAVE_S if died else 0):
+                if report["kind"] == "failed":
+                    failures.append(report)
+                    watched.failed = True
+                else:
+                    self.handle(watched, report)
+            if died and not watched.failed:
+                failures.append(watched.death(self._job))
+                watched.failed = True
+        return failures
 
 
 def _stop_in_time(stop: StopFlag, until_s: float | None) -> None:
@@ -175,135 +272,16 @@ def _stop_on_signal(stop: StopFlag) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _ended(others: Leader | Follower | None, seen: Iterable[Seen]) -> bool:
-    if isinstance(others, Follower):
-        return others.ended is not None
-    return all(each.done for each in seen)
-
-
-@contextmanager
-def _telling(others: Leader | Follower | None, fleet: Fleet | None) -> Iterator[None]:
-    """If the `with` block fails, tell the other machines. In any case, end transfers of files."""
-    try:
-        yield
-    except Exception as error:
-        kind = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
-        how: dict[str, Any] = {"problem": f"{kind}{error}"}
-        if isinstance(error, WorkerFailedError):
-            how = {"report": spelled(error.report)}
-        elif isinstance(error, Interrupted):
-            how = {"signal": error.signal, "at_once": True}
-        if others is not None:
-            others.end(**how)
-        raise
-    finally:
-        if fleet is not None:
-            fleet.close_parcels()
-
-
-@contextmanager
-def _meeting(job: Job, fleet: Fleet | None) -> Iterator[tuple[str, str]]:
-    """Yield the address of the store that process groups use, and the name of a network interface.
+def _meeting(job: Job, fleet: Fleet | None, held: ExitStack) -> tuple[str, str]:
+    """Return the address of the store that process groups use, and the name of a network interface.
 
     The workers' process groups use this interface. Both texts are empty if no worker needs a group.
+    The store exists until `held` is closed.
     """
     if fleet is not None:
-        yield fleet.store, fleet.interface
-        return
+        return fleet.store, fleet.interface
     if not needs_groups(job):
-        yield "", ""
-        return
+        return "", ""
     # The host name may resolve to any address, so use loopback.
     interface = "lo0" if sys.platform == "darwin" else "lo"
-    with scratch() as folder:
-        yield f"file://{folder}/store", interface
-
-
-def _watch(
-    job: Job,
-    workers: list[Watched],
-    watchdog: Watchdog,
-    on_report: Callable[[Report], None],
-    others: Leader | Follower | None,
-    restarts: Restarts | None,
-) -> None:
-    """Wait at most a second for a report or the end of a worker, and handle what has happened."""
-
-    def handle(seen: Seen, report: Report) -> None:
-        if restarts is not None and restarts.repeats(report):
-            return
-        if report["kind"] == "done":
-            seen.done = report
-        if others is not None and others.pass_on(report):
-            return
-        if report["kind"] == "log":
-            log.log(report["level"], "stage %s: %s", seen.name, report["message"])
-        elif report["kind"] != "done":
-            on_report(report)
-
-    ends: list[Any] = [watched.reports for watched in workers if watched.done is None]
-    sentinels = [watched.process.sentinel for watched in workers if not watched.failed]
-    wait([*ends, *sentinels, *forkserver.helpers()], timeout=1.0 if others is None else 0.2)
-    failures = _failures(job, workers, handle)
-    for worker, error in watchdog.late():
-        failures.append(workers[worker].failure(job, error))
-    if restarts is not None:
-        failures = restarts.restart(failures, workers, handle)
-    seen: list[Seen] = [*workers]
-    if others is not None:
-        failures += others.handle_messages(handle)
-        seen += others.away.values()
-    if isinstance(others, Follower):
-        others.report_progress(workers)
-    if failures:
-        # A killed worker sends no report, so the first reports may be those of its neighbours.
-        wait([watched.process.sentinel for watched in workers], timeout=SETTLE_S)
-        failures += _failures(job, workers, handle)
-        root = cause(failures) if others is None else others.verdict(failures, handle)
-        seat = root["stage"], root["replica"]
-        meanwhile = {each.name: str(each.pulse) for each in seen if each.seat != seat}
-        raise WorkerFailedError({**root, "replicas": job.replicas, "others": meanwhile})
-
-
-def _failures(
-    job: Job, workers: list[Watched], handle: Callable[[Seen, Report], None]
-) -> list[Report]:
-    """Handle the workers' new reports, and return the reports of new failures."""
-    failures: list[Report] = []
-    ready = wait([watched.process.sentinel for watched in workers], timeout=0)
-    # Without the fork server, multiprocessing regards all workers as dead.
-    forgotten = any(watched.process.exitcode == FORGOTTEN for watched in workers)
-    if name := forkserver.ended_helper(SETTLE_S if forgotten else 0):
-        raise forkserver.lost_helper(name)
-    for watched in workers:
-        died = watched.process.sentinel in ready
-        for report in watched.read(LEAVE_S if died else 0):
-            if report["kind"] == "failed":
-                failures.append(report)
-                watched.failed = True
-            else:
-                handle(watched, report)
-        if died and not watched.failed:
-            failures.append(watched.death(job))
-            watched.failed = True
-    return failures
-
-
-@contextmanager
-def _restarting(job: Job, tell: Callable[[Report], None]) -> Iterator[Restarts | None]:
-    if not job.restartable:
-        yield None
-        return
-    with shared_scratch() as folder:
-        yield Restarts(job, folder, tell)
-
-
-@contextmanager
-def _kill_at_end(workers: list[Watched]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for watched in workers:
-            watched.kill()  # workers ignore other signals, and have nothing to clean up
-        for watched in workers:
-            watched.clean_up()
+    return f"file://{held.enter_context(scratch())}/store", interface

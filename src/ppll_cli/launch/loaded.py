@@ -18,8 +18,7 @@ from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.data.pictures.files import decoded
 from ppll_cli.data.source import Prediction
 from ppll_cli.errors import ConfigError
-from ppll_cli.job import checkpoint, model_file
-from ppll_cli.job.course import Batch
+from ppll_cli.job import checkpoint
 from ppll_cli.job.manifest import DamagedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.placing import placed
@@ -31,7 +30,7 @@ from ppll_cli.models.unit import IMAGE
 from ppll_cli.prepare.loading import LoadedData, load_data
 from ppll_cli.prepare.subject import make_units
 from ppll_cli.tasks.task import Task
-from ppll_cli.worker.generators import Generators
+from ppll_cli.worker.generators import generators_of, seed_each
 
 OURS = "ppll_cli."
 """Prefix of the import paths of this program's own classes."""
@@ -108,11 +107,10 @@ class LoadedRun:
                 unit reads, for example images, float32 [B, C, H, W]. All are on the model's device.
             number: Index of the batch in its split; seeds the random numbers that units draw.
         """
-        batch = Batch([], first_micro_batch=number)
-        generators = Generators(self.device, self.settings.seed)
+        generators = generators_of(self.device)
 
         def seed(unit: str) -> None:
-            generators.seed(seeding.unit_forward, unit, batch, 0)
+            seed_each(generators, seeding.unit_forward(self.settings.seed, unit, -1, number))
 
         devices = [self.device] if self.device.type == "cuda" else []
         with (
@@ -198,10 +196,10 @@ def _weights(run_dir: Path, name: str, ema: bool) -> tuple[dict[str, Tensor], in
         if name == "last" and not (run_dir / "checkpoints").exists() and whole.is_file():
             return load_file(whole), None
         found = checkpoint.named(run_dir, name)
-        if ema and not model_file.has_ema(found.folder):
+        if ema and not checkpoint.has_ema(found.folder):
             problem = "the run kept no averages of its weights"
             raise ConfigError("ema", ema, problem, "train with optim.ema=0.999")
-        return model_file.model_tensors(found.folder, ema), found.step
+        return checkpoint.model_tensors(found.folder, ema), found.step
     except FileNotFoundError as error:
         problem = "the run has no such checkpoint"
         raise ConfigError("checkpoint", name, problem, str(error)) from None

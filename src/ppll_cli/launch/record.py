@@ -5,7 +5,6 @@ The file may be damaged, edited, or come from somebody else, so it is checked. I
 
 import json
 import os
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -110,19 +109,11 @@ def check_kinds(run_dir: Path) -> None:
 
     To open a FIFO would block, and a folder would make the run fail at its end.
     """
-    for names, fits, kind in (
-        (OWN_FILES, stat.S_ISREG, "file"),
-        (OWN_FOLDERS, stat.S_ISDIR, "folder"),
-    ):
+    kinds = (OWN_FILES, os.path.isfile, "file"), (OWN_FOLDERS, os.path.isdir, "folder")
+    for names, fits, kind in kinds:
         for name in names:
             path = run_dir / name
-            if not os.path.lexists(path):
-                continue
-            try:
-                is_right = fits(path.stat().st_mode)
-            except OSError:  # a link to nothing, or to itself
-                is_right = False
-            if not is_right:
+            if os.path.lexists(path) and not fits(path):
                 raise ConfigError("resume", run_dir, f"its {name} is not a {kind}", "remove it")
     for name in ("last", "best"):
         path = run_dir / "checkpoints" / name

@@ -33,14 +33,12 @@ class _History:
     Attributes:
         failures: For each failure, its time, and the batch or mark at which the worker failed (None
             if it was still starting).
-        saved: Step of the latest checkpoint for which the worker has written its file; -1 if none.
         reported: For each kind of report, split and module, the step of the latest report.
         began_s: When the current restart began, on the clock of `perf_counter`; None if the worker
             is not restarting.
     """
 
     failures: list[tuple[float, str | None]] = field(default_factory=list)
-    saved: int = -1
     reported: dict[tuple[Any, ...], int] = field(default_factory=dict)
     began_s: float | None = None
 
@@ -67,30 +65,25 @@ class Restarts:
             return None
         folder = self._folder / f"stage-{seat.stage}"
         folder.mkdir(exist_ok=True)
-        return Recovery(str(folder), self._history[seat].saved)
+        return Recovery(str(folder), self._history[seat].reported.get(("saved", None, None), -1))
 
     def repeats(self, report: Report) -> bool:
         """Record a worker's report.
 
         Return whether an earlier process of this worker has already sent the same report.
         """
-        if report["kind"] == "ready":
-            step = 0
-        elif report["kind"] in ("metrics", "counted", "saved"):
-            step = report["step"]
-        else:
+        kind, step = report["kind"], report.get("step", 0)
+        if kind not in ("ready", "metrics", "counted", "saved"):
             return False
         history = self._history[_seat(report)]
-        if report["kind"] == "ready" and history.began_s is not None:
+        if kind == "ready" and history.began_s is not None:
             times = {"began_s": history.began_s, "ended_s": report["at_s"]}
             self._tell({**report, "kind": "restarted", **times})
             history.began_s = None
-        about = report["kind"], report.get("split"), report.get("module")
+        about = kind, report.get("split"), report.get("module")
         if step <= history.reported.get(about, -1):
             return True
         history.reported[about] = step
-        if report["kind"] == "saved":
-            history.saved = step
         return False
 
     def restart(

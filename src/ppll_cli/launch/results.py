@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ppll_cli.config.targets import make
 from ppll_cli.config.weights import EMA_FILE, MODEL_FILE
 from ppll_cli.errors import Interrupted, RunFailedError
-from ppll_cli.job import model_file
+from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job
 from ppll_cli.launch.failure import run_failed
 from ppll_cli.launch.machines.others import Report
@@ -34,12 +34,12 @@ def write_results(
     reports: Sequence[Report],
     restarts: Sequence[Restart],
     status: str,
-    error: str | None = None,
-) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
+    error: Exception | None = None,
+) -> tuple[dict[str, Any], list[RunFailedError]]:
     """Write each result, even if another result cannot be written.
 
     `reports` has the last report of each worker; it is empty if the run ended with an `error`. In
-    other runs, the status becomes "failed" if a model cannot be written. Return the summary (None
+    other runs, the status becomes "failed" if a model cannot be written. Return the summary (empty
     if it could not be made), and an error for each file that could not be written.
     """
     run_dir = Path(job.run_dir)
@@ -50,17 +50,17 @@ def write_results(
         has_model = _write_model(last, run_dir, needed=status == "completed")
     if has_model and job.settings.optim.ema is not None:
         with _errors_into(problems, run_dir, EMA_FILE):
-            model_file.write_model(last, run_dir / EMA_FILE, ema=True)
+            checkpoint.write_model(last, run_dir / EMA_FILE, ema=True)
     drop_unfinished(run_dir)
     if problems and error is None:
-        status, error = "failed", str(problems[0])
-    summary = None
+        status, error = "failed", problems[0]
+    summary: dict[str, Any] = {}
     with _errors_into(problems, run_dir, "summary.json"):
         summary = summarise(status=status)
         if error is not None:
-            summary["error"] = error
+            summary["error"] = str(error)
         write_json(run_dir / "summary.json", summary)
-    if summary is not None:
+    if summary:
         with only_warn("the timeline could not be written"):
             _draw(job, run_dir, reports, restarts, summary)
         if has_model:
@@ -81,7 +81,7 @@ def drop_unfinished(run_dir: Path) -> None:
 def _write_model(last: Path, run_dir: Path, needed: bool) -> bool:
     """Write the model of the last checkpoint; return whether there was a checkpoint."""
     if last.exists():
-        model_file.write_model(last, run_dir / MODEL_FILE)
+        checkpoint.write_model(last, run_dir / MODEL_FILE)
         return True
     if needed:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(last))

@@ -185,15 +185,15 @@ class Recorded:
         The keys of `FREE` are free, except the keys of `BOUND`. `epochs` is free if the learning
         rate does not depend on it.
         """
-        given = override.partition("=")[2]
-        if key == "epochs" and value is not ABSENT:
-            if at(self.config, "optim.schedule") in ("cosine", "cosine_by_epoch"):
-                reason = "and its learning rate depends on the number of epochs"
-                raise refused(key, given, at(self.config, key), reason)
-            return
-        same_data = key not in COMPARED or self.data_sha256 is not None
-        if value is ABSENT or not (_is_free(key) and same_data):
-            raise refused(key, given, self.recorded_as(key))
+        reason = ""
+        free = any(key == name or key.startswith(name + ".") for name in FREE) and key not in BOUND
+        if key in COMPARED and self.data_sha256 is None:
+            free = False
+        elif key == "epochs" and value is not ABSENT:
+            free = at(self.config, "optim.schedule") not in ("cosine", "cosine_by_epoch")
+            reason = "and its learning rate depends on the number of epochs"
+        if value is ABSENT or not free:
+            raise refused(key, override.partition("=")[2], self.recorded_as(key), reason)
 
     def recorded_as(self, key: str) -> Any:
         """Return the option of a group, or the value of a key, with which the run started."""
@@ -216,10 +216,6 @@ def recorded(overrides: Sequence[str]) -> Recorded | None:
             value = text(given[key]).partition("=")[2]
             raise ConfigError(key, value, "a resumed run keeps its directory", "leave it out")
     return _recorded_in(run_dir)
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE) and key not in BOUND
 
 
 def refused(
@@ -294,7 +290,8 @@ def _recorded_in(run_dir: Path) -> Recorded:
 
 def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
     config = config_now({k: v for k, v in record.items() if k not in ("format", DIGEST)})
-    choices, cuts = config.pop("choices", None), config.pop("cuts", None)
+    config.pop("lower_is_better", None)
+    choices, cuts, classes = (config.pop(key, None) for key in ("choices", "cuts", "classes"))
     data_sha256, weights = config.pop("data_sha256", None), config.pop("weights_used", None)
     if not isinstance(choices, dict):
         raise no_run(run_dir, "that file has no choices")
@@ -306,21 +303,18 @@ def _found(run_dir: Path, record: dict[str, Any]) -> Recorded:
             raise no_run(run_dir, f"its choice of {group} is not an option")
         if not isinstance(config.get(group), dict):
             raise no_run(run_dir, f"it has no settings for {group}")
-    if cuts is not None and not _is_list_of_names(cuts):
-        raise no_run(run_dir, "its cuts are not names of units")
-    if config["tracker"] == {"name": "none"}:  # older programs wrote this
-        config["tracker"] = {"_target_": NO_TRACKER}
-    cuts = None if cuts is None else tuple(cuts)
-    config.pop("lower_is_better", None)
-    classes = config.pop("classes", [])
-    if not _is_list_of_names(classes):
-        raise no_run(run_dir, "its classes are not names")
+    for key, names in {"cuts": cuts, "classes": classes}.items():
+        if names is not None and not _are_names(names):
+            raise no_run(run_dir, f"its {key} are not names")
     if not isinstance(weights, dict | None):
         raise no_run(run_dir, "its record of the weights is not an object")
-    return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256, weights, tuple(classes))
+    if config["tracker"] == {"name": "none"}:  # older programs wrote this
+        config["tracker"] = {"_target_": NO_TRACKER}
+    cuts, classes = None if cuts is None else tuple(cuts), tuple(classes or ())
+    return Recorded(run_dir.absolute(), config, choices, cuts, data_sha256, weights, classes)
 
 
-def _is_list_of_names(value: object) -> bool:
+def _are_names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 

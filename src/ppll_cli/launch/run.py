@@ -120,7 +120,9 @@ class Run:
         transport = fitting(name, transport, job, machine=0)
         self.metrics = Metrics(self.run_dir / "metrics.jsonl", job.task, len(job.layout.modules))
         was = () if start is None else (start.manifest.parts, start.manifest.counted)
-        self.parts = Parts(job, self.choices["transport"], *was)
+        parts = Parts(job, self.choices["transport"], *was)
+        known = self.choices, self.prepared, self.metrics, parts, self._restarts
+        self._summarise = partial(summarise, *known)
         wanted = self.settings.objective
         metric, lower = job.task.metric, lower_is_better(job.task)
         self.objective = objective.chosen(wanted, self._summarise(), metric)
@@ -137,7 +139,7 @@ class Run:
         self.console = Console(facts(self.prepared))
         if self.before is not None:
             beginning.go_back(self.run_dir, start, self.metrics, job.course.steps)
-        self._saving = Saving(self.prepared, self.metrics, self.parts)
+        self._saving = Saving(self.prepared, self.metrics, parts)
         self.tracker.start(self._tracked())
         with self.metrics, closing(self.console):
             told = self._on_report, self._on_start
@@ -152,11 +154,10 @@ class Run:
                 failed = failure.run_failed(error, self.run_dir)
                 self._fail(failed, error)
                 raise failed from error
-        early = ending.signal is not None and ending.reports[-1]["step"] < job.course.steps
-        summary = self._finish(ending.reports, "interrupted" if early else "completed")
+        status = "completed" if ending.signal is None else "interrupted"
+        summary = self._finish(ending.reports, status)
         self.console.end(summary, self.run_dir, self._worth_trying())
-        if early:
-            assert ending.signal is not None
+        if ending.signal is not None:
             raise Interrupted(ending.signal)
         return summary
 
@@ -167,16 +168,6 @@ class Run:
         known = self.run_dir, start, steps, self.metrics, self.objective
         if (summary := beginning.finished(*known)) is not None:
             Console(facts(self.prepared)).nothing_to_do(summary, self.run_dir)
-        return summary
-
-    def _summarise(self, **known: Any) -> dict[str, Any]:
-        run = self.choices, self.prepared, self.metrics, self.parts
-        summary = summarise(*run, **known)
-        job = self.prepared.job
-        if job.restartable:
-            summary["recover"] = {"every": job.snapshot_every}
-        if (restarts := self._restarts.listed()) or job.restartable:
-            summary["restarts"] = restarts
         return summary
 
     def _tell(self, error: PpllError) -> None:
@@ -273,28 +264,29 @@ class Run:
         self._tell(error)
         if cause is not None:
             to_file("".join(traceback.format_exception(cause)))
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        _, problems = self._write_results([], status, str(error))
-        for problem in problems:
-            log.error("  also: %s", problem)
+        self._finish([], "interrupted" if isinstance(error, Interrupted) else "failed", error)
 
-    def _finish(self, reports: list[Report], status: str) -> dict[str, Any]:
-        """Write the results; raise an error if a model or the summary cannot be written."""
-        summary, problems = self._write_results(reports, status)
-        if summary is None or problems:
-            self._tell(problems[0])
-            for problem in problems[1:]:
-                log.error("  also: %s", problem)
-            raise problems[0]
-        return summary
+    def _finish(
+        self, reports: list[Report], status: str, error: PpllError | None = None
+    ) -> dict[str, Any]:
+        """Write the results, and return the summary.
 
-    def _write_results(
-        self, reports: list[Report], status: str, error: str | None = None
-    ) -> tuple[dict[str, Any] | None, list[RunFailedError]]:
+        If a result cannot be written, log this, and raise an error unless the run ended with an
+        `error` anyway.
+        """
         seconds = time.perf_counter() - self._started_s
         summarised = partial(self._summarise, reports=reports, seconds=seconds)
         known = reports, self._restarts.drawn(), status, error
-        return write_results(self.prepared.job, summarised, self.tracker, *known)
+        summary, problems = write_results(self.prepared.job, summarised, self.tracker, *known)
+        first = None
+        if problems and error is None:
+            first = problems.pop(0)
+            self._tell(first)
+        for problem in problems:
+            log.error("  also: %s", problem)
+        if first is not None:
+            raise first
+        return summary
 
     def _tracked(self) -> Tracked:
         job, resumed = self.prepared.job, self.before is not None

@@ -12,6 +12,7 @@ import ppll_cli
 from ppll_cli.job.job import Job
 from ppll_cli.job.parts import Part, Parts, Worker, is_steady, rate
 from ppll_cli.launch.machines.others import Report
+from ppll_cli.launch.restarts import RestartLog
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import FRACTIONS
 from ppll_cli.pipeline.instructions import Instruction
@@ -27,6 +28,7 @@ def summarise(
     prepared: Prepared,
     metrics: Metrics,
     parts: Parts,
+    restarts: RestartLog,
     reports: Sequence[Report] = (),
     status: str = "running",
     seconds: float = 0.0,
@@ -79,6 +81,7 @@ def summarise(
         "pipeline": _pipeline(job, workers),
         "versions": _versions(),
         "git_commit": _git_commit(),
+        **_recovery(job, restarts),
     }
 
 
@@ -162,6 +165,14 @@ def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
     found["predicted_bubble_fraction"] = predicted.bubble_fraction
     found["predicted_samples_per_second"] = samples / predicted.batch_s
     return found
+
+
+def _recovery(job: Job, restarts: RestartLog) -> dict[str, Any]:
+    """Return the restarts of workers; empty if there were none and workers cannot be restarted."""
+    listed = restarts.listed()
+    if job.restartable:
+        return {"recover": {"every": job.snapshot_every}, "restarts": listed}
+    return {"restarts": listed} if listed else {}
 
 
 def _versions() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Connects the workers of a run: channels between stages, and process groups."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ppll_cli.job.job import Job, Seat
@@ -26,7 +26,6 @@ class _Way:
 
     Attributes:
         size: Largest size of a message in bytes.
-        schema: Text that describes the tensors of the messages.
         channel: The channel between the stages; None for items that replica 0 of stage 0 sends to
             another replica.
     """
@@ -35,7 +34,6 @@ class _Way:
     target: Seat
     slots: int
     size: int
-    schema: str
     channel: Channel | None = None
 
     @property
@@ -68,10 +66,9 @@ def fitting(name: str, transport: Transport, job: Job, machine: int) -> Transpor
         chosen: Transport = JournalTransport(depth=transport.depth, wire_dtype=transport.wire_dtype)
     else:
         chosen = usable(name, transport, size, [job.device(seat) for seat in seats])
-    tensors = [len(route.names) for route in job.routes.into]
-    tensors += [len(job.watched_specs(watcher)) for watcher in job.routes.watches]
     ends = [(seats.index(way.source), seats.index(way.target), way.slots) for way in ways]
-    check_descriptors(name, chosen, len(seats), ends, tensors=max(tensors, default=0))
+    tensors = max((len(job.carried(channel)) for channel in job.channels), default=0)
+    check_descriptors(name, chosen, len(seats), ends, tensors)
     return chosen
 
 
@@ -129,37 +126,29 @@ def _channel(
     assert theirs is not None
     assert ours is not None
     size = way.name, way.slots, way.size
+    schema = "items" if way.channel is None else _schema(job, way.channel, way.size)
     # Weights keep their dtype, so that the loss that reads them does not depend on the machine.
     weights = way.channel is not None and way.channel.kind == "weights"
     wire = None if weights else transport.wire_dtype
     return (
-        NetworkSender(theirs, *size, devices[0], way.schema, spelled, wire),
-        NetworkReceiver(ours, *size, devices[1], way.schema, read, wire),
+        NetworkSender(theirs, *size, devices[0], schema, spelled, wire),
+        NetworkReceiver(ours, *size, devices[1], schema, read, wire),
     )
 
 
 def _ways(job: Job) -> Iterator[_Way]:
     for channel, room in job.channels.items():
-        schema = _schema(job, channel, room.size)
         for replica in range(job.replicas):
             source, target = Seat(channel.source, replica), Seat(channel.target, replica)
-            yield _Way(source, target, room.slots, room.size, schema, channel)
+            yield _Way(source, target, room.slots, room.size, channel)
     for replica in range(1, job.replicas):
-        yield _Way(Seat(0, 0), Seat(0, replica), AHEAD, ALIGNMENT, "items")
+        yield _Way(Seat(0, 0), Seat(0, replica), AHEAD, ALIGNMENT)
 
 
 def _schema(job: Job, channel: Channel, size: int) -> str:
     """Return a text with the names, dtypes and shapes (of one sample) of a channel's tensors."""
-    if channel.kind == "norms":
-        return json.dumps(["norms", size])
-    chunk = channel.chunk + (channel.kind == "gradients")
-    names: Iterable[str]
-    if channel.kind == "weights":
-        names = specs = job.watched_specs(chunk)
-    else:
-        route, specs = job.routes.into[chunk], job.specs[chunk]
-        names = route.names if channel.kind == "activations" else route.gradients
-    forms = [[name, str(specs[name].dtype), list(specs[name].shape)] for name in names]
+    carried = job.carried(channel).items()
+    forms = [[name, str(spec.dtype), list(spec.shape)] for name, spec in carried]
     return json.dumps([*forms, size])
 
 

@@ -1,7 +1,8 @@
 """Compares runs: their metrics and speeds, and whether a comparison is fair."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 
 from ppll_cli.leaves.names import counted
@@ -15,7 +16,7 @@ from ppll_cli.observe.conditions import (
     usual,
 )
 from ppll_cli.observe.groups import Group, Row, grouped
-from ppll_cli.observe.runs import find, number
+from ppll_cli.observe.runs import find, finite
 
 NOISE = "~"
 """Follows a number in a table if noise can explain its difference from the reference."""
@@ -38,7 +39,7 @@ class Comparison:
     groups: Sequence[Group]
     metric: str
     target: float | None
-    notes: Sequence[str]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Row]:
@@ -60,53 +61,51 @@ def compare(folders: Sequence[Path], *, each: bool = False) -> Comparison:
     metric = most.get("metric") or next((run.metric for run in runs if run.metric), "metric")
     # The tables and pictures show this metric, so values of other metrics are left out.
     runs = [run if run.metric == metric else replace(run, evaluations=()) for run in runs]
-    asked = {id(run): dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
-    recorded = [run for run in runs if run.config]  # a refused job has only its overrides
-    differs = asked | dict(zip(map(id, recorded), settings(recorded), strict=True))
-    measured = [
-        Row(run, mine, differs[id(run)], unequal(mine, most))
+    differs = {run: dict(o.partition("=")[::2] for o in run.overrides) for run in runs}
+    differs |= settings([run for run in runs if run.config])  # a refused job has only its overrides
+    rows = [
+        Row(run, mine, differs[run], unequal(mine, most))
         for run, mine in zip(runs, known, strict=True)
     ]
     ended_well = [
-        row.run
-        for row in measured
+        (row.run.merit(value), value)
+        for row in rows
         if row.run.status == "completed" and row.run.evaluations and not row.unequal
+        for value in [row.run.evaluations[-1].value]
     ]
-    worst = min(ended_well, key=lambda run: run.merit(run.evaluations[-1].value), default=None)
-    target = worst.evaluations[-1].value if worst else None
-    measured = [replace(row, seconds_to_target=_seconds(row, target)) for row in measured]
-    groups = grouped(measured)
-    rows = {id(row.run): _with_baselines(row, groups) for row in measured}
-    groups = [Group([rows[id(row.run)] for row in group.rows]) for group in groups]
-    groups = [group.with_common_baselines() for group in groups]
-    groups = [replace(group, reference=_reference(group, groups)) for group in groups]
-    seen = [Group([row]) for row in rows.values()] if each else groups
-    found = Comparison(list(rows.values()), seen, metric, target, ())
-    return replace(found, notes=list(_notes(found, groups, each=each)))
+    target = min(ended_well)[1] if ended_well else None
+    for row in rows:
+        row.seconds_to_target = _seconds(row, target)
+    groups = grouped(rows)
+    for row in rows:
+        row.bps, row.lls = (_baselines(row, groups, schedule) for schedule in ("bp", "ll"))
+    alone = [replace(row) for row in rows]
+    for group in groups:
+        group.keep_common_baselines()
+    for group in groups:
+        group.reference = _reference(group, groups)
+    seen = [Group([row]) for row in alone] if each else groups
+    found = Comparison(alone, seen, metric, target)
+    found.notes.extend(_notes(found, groups, each=each))
+    return found
 
 
-def _with_baselines(row: Row, groups: Sequence[Group]) -> Row:
-    if not row.conditions:
-        return row
+def _baselines(row: Row, groups: Sequence[Group], schedule: str) -> list[Group]:
+    """Return the comparable groups with a schedule: completed before others, fast before slow.
 
-    def baselines(schedule: str) -> list[Group]:
-        """Return the comparable groups with a schedule: completed before others, fast before slow.
-
-        The fastest completed group is the first, and so the baseline.
-        """
-        local = schedule == "ll" and row.run.schedule in LOCAL
-        comparable = [
-            group
-            for group in groups
-            if group.first.run.schedule == schedule
-            and group.rate
-            and not unequal(row.conditions, group.first.conditions)
-            and not (local and unequal(locality(row.run), locality(group.first.run)))
-        ]
-        comparable.sort(key=lambda group: group.rate.mean if group.rate else 0.0, reverse=True)
-        return sorted(comparable, key=lambda group: group.first.run.status != "completed")
-
-    return replace(row, bps=baselines("bp"), lls=baselines("ll"))
+    The fastest completed group is the first, and so the baseline.
+    """
+    local = schedule == "ll" and row.run.schedule in LOCAL
+    comparable = [
+        (group.first.run.status != "completed", -group.rate.mean, group)
+        for group in groups
+        if row.conditions
+        and group.first.run.schedule == schedule
+        and group.rate
+        and not unequal(row.conditions, group.first.conditions)
+        and not (local and unequal(locality(row.run), locality(group.first.run)))
+    ]
+    return [group for *_, group in sorted(comparable, key=itemgetter(0, 1))]
 
 
 def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
@@ -117,12 +116,12 @@ def _reference(group: Group, groups: Sequence[Group]) -> Group | None:
     if group.first.bps or not group.first.conditions:
         return next(iter(group.first.bps), None)
     best = [
-        (other.first.run.merit(found.mean), -place)
-        for place, other in enumerate(groups)
+        (other.first.run.merit(found.mean), other)
+        for other in groups
         if not unequal(group.first.conditions, other.first.conditions)
         and (found := other.spread(Row.best)) is not None
     ]
-    return groups[-max(best)[1]] if best else None
+    return max(best, key=itemgetter(0))[1] if best else None
 
 
 def _seconds(row: Row, target: float | None) -> float | None:
@@ -198,12 +197,11 @@ def _on_speed(groups: Sequence[Group]) -> Iterator[str]:
 
 def _on_noise(groups: Sequence[Group]) -> Iterator[str]:
     ran = [group for group in groups if group.first.run.status == "completed"]
-    if any(group.seeds > 1 for group in ran):
+    several = [group for group in ran if group.seeds > 1]
+    if several:
         yield "± is the standard deviation over the seeds; brackets hold the number of seeds"
-    judged = [g for g in ran if g.seeds > 1 and g.reference and g.reference.seeds > 1]
-    names = dict.fromkeys(
-        f"row {g.reference.name}" for g in judged if g.reference and not g.is_same(g.reference)
-    )
+    references = (group.reference for group in several if group.reference is not group)
+    names = dict.fromkeys(f"row {each.name}" for each in references if each and each.seeds > 1)
     if names:
         yield (
             f"{NOISE} marks values that differ from {' or '.join(names)} by no more than noise can "
@@ -246,4 +244,4 @@ def _size(group: Group) -> str:
 
 def _threads(group: Group) -> int:
     """Return how many threads all workers of a group's run have together; unknown numbers are 1."""
-    return (group.first.gpus or 1) * int(number(group.first.run.get("threads")) or 1)
+    return (group.first.gpus or 1) * int(finite(group.first.run.get("threads")) or 1)

@@ -1,13 +1,17 @@
-"""Labels of the groups in a comparison's picture, and the text above its panels."""
+"""Chooses how a comparison's picture shows groups: their labels, colours, hatches and line styles.
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+Makes the text above its panels, too.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from itertools import cycle
 from textwrap import fill
+from typing import Any, NamedTuple
 
 from ppll_cli.leaves.names import counted
 from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
-from ppll_cli.observe.conditions import tags
+from ppll_cli.observe.conditions import method, tags
 from ppll_cli.observe.groups import Group
 
 SHORT_NAME = 8
@@ -22,40 +26,98 @@ HEAD_WIDTH = 115
 UNITS = {"psnr": "dB", "accuracy": "0 to 1", "ap": "0 to 1"}
 
 
+COLOURS = {
+    "bp": "#000000",
+    "ll": "#E69F00",
+    "pp": "#D55E00",
+    "gpipe": "#56B4E9",
+    "1f1b": "#009E73",
+    "interleaved": "#CC79A7",
+    "zb_h1": "#F0E442",
+    "ppll": "#0072B2",
+}
+"""Colours of schedules, from the palette of Okabe and Ito for colour-blind readers."""
+
+OTHERS = ("#999999", "#882255", "#44AA99", "#AA4499", "#999933")
+"""Colours for users' schedules, in the order of the runs, from Tol's muted palette."""
+
+HATCHES = ("", "///", "...", "xxx", "\\\\\\\\\\", "ooo", "---", "++", "**", "||")
+DASHES: Sequence[Any] = (
+    *("-", "--", ":", "-."),
+    *((0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)), (0, (3, 3)), (0, (12, 3)), (0, (4, 1, 1))),
+)
+"""Line styles of curves. The n-th local method has the n-th line style and the n-th hatch."""
+
+
+class Drawn(NamedTuple):
+    """A group as the picture shows it.
+
+    A schedule has a colour; a local method has a hatch of bars and a line style of curves. Groups
+    without local losses have the first hatch and the first line style.
+    """
+
+    group: Group
+    label: str
+    schedule: str
+    colour: str
+    method: str | None
+    hatch: str
+    dash: Any
+
+
+def drawn(groups: Sequence[Group]) -> list[Drawn]:
+    """Choose labels, colours, hatches and line styles for these groups."""
+    others, looks = cycle(OTHERS), cycle(zip(HATCHES, DASHES, strict=True))
+    colours = dict(COLOURS)
+    methods: dict[str | None, tuple[str, Any]] = {None: (HATCHES[0], DASHES[0])}
+    found = []
+    for group, label in zip(groups, labels(groups), strict=True):
+        schedule, of_losses = group.first.run.schedule, method(group.first.run)
+        if schedule not in colours:
+            colours[schedule] = next(others)
+        if of_losses not in methods:
+            methods[of_losses] = next(looks)
+        look = colours[schedule], of_losses, *methods[of_losses]
+        found.append(Drawn(group, label, schedule, *look))
+    return found
+
+
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Return a label for each group: its schedule, and the settings in which groups differ.
+    """Return a label for each group: its schedule, and facts and settings in which groups differ.
 
     A label begins with the name of the run if this name is short, as in a sweep. A long name is at
     the end of a label, and only if several labels would be equal without it. The status follows,
     if it is not the usual one (see `_completed`).
     """
-    several = len({group.first.gpus for group in groups}) > 1
-    told = [
-        " ".join([*own, _label(group, several)])
-        for group, own in zip(groups, _given(groups), strict=True)
-    ]
-    count = Counter(told)
-    usual = _completed(groups)
-    return [
-        _named(group, text, count[text] > 1)
-        + ("" if group.status == usual else f" ({group.status})")
-        + (" *" if group.first.unequal else "")
-        for group, text in zip(groups, told, strict=True)
-    ]
+    common, usual = _common(groups), _completed(groups)
+    told = [_label(group, common) for group in groups]
+    found = []
+    for group, text in zip(groups, told, strict=True):
+        name = printable(group.names)
+        if len(name) <= SHORT_NAME:
+            said = f"{name}: {text}"
+        else:
+            said = f"{text} in {name}" if told.count(text) > 1 else text
+        said += "" if group.status == usual else f" ({group.status})"
+        found.append(said + (" *" if group.first.unequal else ""))
+    return found
 
 
-def _given(groups: Sequence[Group]) -> list[list[str]]:
-    """Return, for each group, the name and the tags that the user gave to its runs.
+def _facts(group: Group) -> dict[str, Any]:
+    """Return facts that are in the text above the panels if they are common to all groups."""
+    known = group.first.conditions
+    return {
+        "name": group.given_name,
+        **{key: known.get(key) for key in ("model", "data", "batch_size", "epochs", "device")},
+        "gpus": group.first.gpus,
+        "tags": tags(group.first.run),
+    }
 
-    The name is left out if all groups have the same name, and the tags if all have the same tags.
-    """
-    each = [(group.given_name, tags(group.first.run)) for group in groups]
-    names, marks = ({*those} for those in zip(*each, strict=True)) if each else (set(), set())
-    return [
-        ([name] if name and len(names) > 1 else [])
-        + ([f"[{words}]"] if words and len(marks) > 1 else [])
-        for name, words in each
-    ]
+
+def _common(groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the facts that are equal in all groups; None if unknown in all groups."""
+    first, *rest = map(_facts, groups)
+    return {k: value for k, value in first.items() if all(value == other[k] for other in rest)}
 
 
 def _completed(groups: Sequence[Group]) -> str:
@@ -65,47 +127,29 @@ def _completed(groups: Sequence[Group]) -> str:
     the label of a larger group shows its number of runs, such as "3 completed".
     """
     sizes = {len(group.rows) for group in groups}
-    most = max(sizes, default=1)
+    most = max(sizes)
     return f"{most} completed" if most > 1 and len(sizes) == 1 else "completed"
 
 
-def _label(group: Group, with_gpus: bool) -> str:
-    parts = [group.first.run.schedule]
-    if with_gpus and group.first.gpus is not None:
-        parts.append(f"gpus={group.first.gpus}")
-    if group.differs:
-        parts.append(group.differs)
-    return printable(" ".join(parts), LONGEST)
-
-
-def _named(group: Group, text: str, ambiguous: bool) -> str:
-    name = printable(group.names)
-    short = len(name) <= SHORT_NAME
-    found = f"{name}: {text}" if short else text
-    return f"{found} in {name}" if ambiguous and not short else found
+def _label(group: Group, common: Collection[str]) -> str:
+    forms = {"name": "{}", "tags": "[{}]", "schedule": "{}", "gpus": "gpus={}"}
+    facts = {**_facts(group), "schedule": group.first.run.schedule}
+    own = [
+        form.format(facts[key]) for key, form in forms.items() if facts[key] and key not in common
+    ]
+    return printable(" ".join([*own, group.differs]).rstrip(), LONGEST)
 
 
 def shared(groups: Sequence[Group]) -> str:
-    """Return the text above the panels: the number of runs, and the settings of all groups."""
-    first = groups[0].first.conditions
-    same = {
-        key: str(first[key])
-        for key in ("model", "data", "batch_size", "epochs", "device")
-        if key in first and all(group.first.conditions.get(key) == first[key] for group in groups)
-    }
-    names = {group.given_name for group in groups}
-    if len(names) == 1 and None not in names:
-        same = {"name": str(names.pop()), **same}
-    gpus = {group.first.gpus for group in groups}
-    if len(gpus) == 1 and None not in gpus:
-        same["gpus"] = str(gpus.pop())
+    """Return the text above the panels: the number of runs, and the facts common to all groups."""
     sizes, seeds = {len(group.rows) for group in groups}, {group.seeds for group in groups}
     runs = counted(sum(len(group.rows) for group in groups), "run")
-    if max(sizes, default=1) > 1:
+    if max(sizes) > 1:
         what = "seeds" if seeds == sizes else "runs"
         each = f" of {sizes.pop()} {what}" if len(sizes) == 1 else ""
         runs += f" in {counted(len(groups), 'group')}{each}"
-    settings = printable(" ".join(f"{key}={value}" for key, value in same.items()), LONGEST)
+    common = {k: v for k, v in _common(groups).items() if v is not None and k != "tags"}
+    settings = printable(" ".join(f"{key}={value}" for key, value in common.items()), LONGEST)
     return fill(f"{runs}: {settings}" if settings else runs, HEAD_WIDTH)
 
 

@@ -1,22 +1,25 @@
 """Draws a comparison: speed, memory and metric of each group, and the metric over time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate, zip_longest
+from math import ceil
 from pathlib import Path
+from statistics import fmean
 from textwrap import fill
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppll_cli.observe import comparison_curves as curves
+import numpy as np
+
+from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import Comparison
-from ppll_cli.observe.comparison_labels import HEAD_WIDTH, labels, notes, shared, with_unit
-from ppll_cli.observe.comparison_style import Style
+from ppll_cli.observe.comparison_labels import HEAD_WIDTH, Drawn, drawn, notes, shared, with_unit
 from ppll_cli.observe.comparison_tables import MEASURES, cell
 from ppll_cli.observe.figures import figure
-from ppll_cli.observe.groups import Group, Measure, Row
-from ppll_cli.observe.noise import spread
+from ppll_cli.observe.groups import Group, Measure, Row, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 LABEL_WIDTH = 36
 """Characters per line of a label."""
@@ -29,30 +32,53 @@ PANEL_INCHES, CHARACTER_INCHES = 1.95, 0.066
 
 MARK = "#333333"
 
+MOST_CURVES = 8
+"""Largest number of groups for which the legend lists each group. For more groups, it lists only
+schedules and methods."""
 
-def picture(path: Path, comparison: Comparison) -> None:
-    """Draw a comparison into a PNG file."""
+COLUMNS = 4
+"""Number of columns of a legend that lists schedules and methods."""
+
+MARKERS = "os^DvxP*"
+
+
+def picture(path: Path, comparison: Comparison) -> bool:
+    """Draw a comparison into a PNG file. If all jobs were refused, only return False."""
     groups = [group for group in comparison.groups if group.status != "refused"]
-    names, style = labels(groups), Style.of(groups)
-    wrapped = [fill(name, LABEL_WIDTH) for name in names]
+    if not groups:
+        return False
+    shown = drawn(groups)
+    wrapped = [fill(each.label, LABEL_WIDTH) for each in shown]
     places, end = _places(wrapped)
     head = "\n".join([shared(groups), *(fill(note, HEAD_WIDTH) for note in notes(comparison))])
-    lines = head.count("\n") + curves.lines(groups, names, style)
-    height = end + CURVES_INCHES + LINE_INCHES * lines + 1.9
+    height = end + CURVES_INCHES + LINE_INCHES * head.count("\n") + 1.9
+    based = [group.first.bps[0] for group in groups if group.spread(Row.over_bp) is not None]
+    rates = {bp.rate.mean for bp in based if bp.rate}
+    base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
+    speed = ("speed_up_over_bp", f"times bp's {base}samples/s")
+    panels = (
+        ("speed", *(speed if based else ("samples_per_second", "samples/s"))),
+        ("peak memory (largest stage)", "peak_memory_bytes", "MB of all stages, side by side"),
+        (f"best {comparison.metric}", "best_metric", with_unit(comparison.metric)),
+    )
     with figure(path, height) as made:
         made.suptitle(head, fontsize=9, x=0.01, ha="left")
         grid = made.add_gridspec(2, 3, height_ratios=[end, CURVES_INCHES])
-        panels = [_Panel(made.add_subplot(grid[0, n]), groups, places, style) for n in range(3)]
-        speed, memory, best = panels
-        speed.draw_speed()
-        memory.draw_memory()
-        best.draw_best(comparison.metric)
-        for panel in panels:
-            panel.axes.set_ylim(end, 0)
-            panel.axes.set_yticks(places, wrapped if panel is speed else [])
-            panel.axes.tick_params(labelsize=8)
-            panel.axes.spines[["top", "right"]].set_visible(False)
-        curves.draw(made.add_subplot(grid[1, :]), groups, names, comparison, style)
+        for nth, (title, key, unit) in enumerate(panels):
+            axes = made.add_subplot(grid[0, nth])
+            axes.set_title(title, loc="left", fontsize=9)
+            axes.set_xlabel(unit, fontsize=8)
+            _panel(axes, shown, places, key)
+            axes.set_ylim(end, 0)
+            axes.set_yticks(places, wrapped if nth == 0 else [])
+        lines = _curves(made.add_subplot(grid[1, :]), shown, comparison)
+        made.set_figheight(height + LINE_INCHES * lines)
+        made.axes[-1].grid(visible=True, color="#EEEEEE")
+        for axes in made.axes:
+            axes.set_axisbelow(True)
+            axes.tick_params(labelsize=8)
+            axes.spines[["top", "right"]].set_visible(False)
+    return True
 
 
 def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
@@ -65,145 +91,214 @@ def _places(wrapped: Sequence[str]) -> tuple[list[float], float]:
     return places, max(end, 4 * (LINE_INCHES + GAP_INCHES))  # at least four labels of one line
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """A panel of the picture. `places` has the middle of each group, in inches from the top."""
+def _panel(axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: str) -> None:
+    """Draw one of `MEASURES` for each group, with its middle at `places` inches from the top.
 
-    axes: "Axes"
-    groups: Sequence[Group]
-    places: Sequence[float]
-    style: Style
-
-    def draw_speed(self) -> None:
-        """Draw each group's speed, divided by back-propagation's if a group has this baseline."""
-        based = [g.first.bps[0] for g in self.groups if g.spread(Row.over_bp) is not None]
-        rates = {bp.rate.mean for bp in based if bp.rate}
-        base = f"{rates.pop():.0f} " if len(rates) == 1 else ""
-        self._title("speed", f"times bp's {base}samples/s" if based else "samples/s")
-        measure = Row.over_bp if based else Row.rate
-        found = [group.spread(measure) for group in self.groups]
-        if not any(each and each.mean for each in found):
-            self._nothing()
-            return
-        for group, place, each in zip(self.groups, self.places, found, strict=True):
-            if each is not None:
-                self._bar(place, each.mean, group)
-            self._marks(place, group, measure)
-        self._values(measure, ".2f" if based else ".0f", judged=Row.rate)
-        if based:
-            self.axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
-
-    def draw_memory(self) -> None:
-        """Draw the peak memory of each group as a bar, in which the stages follow one another."""
-        self._title("peak memory (largest stage)", "MB of all stages, side by side")
-        stages = [_stages(group) for group in self.groups]
-        if not any(map(sum, stages)):
-            self._nothing()
-            return
-        for place, group, sizes in zip(self.places, self.groups, stages, strict=True):
-            left = 0.0
-            for width in sizes:
-                self._bar(place, width, group, left, linewidth=0.8)
-                left += width
-            self._marks(place, group, lambda row: sum(row.stage_bytes) or None, 1e6)
-        self._values(MEASURES["peak_memory_bytes"], ".0f", 1e6, " MB")
-
-    def draw_best(self, metric: str) -> None:
-        """Draw each group's best metric as a point, on an axis that need not begin at 0."""
-        self._title(f"best {metric}", with_unit(metric))
-        averaged = [row for group in self.groups for row in group.averaged]
-        known = [best for row in averaged if (best := row.best()) is not None]
-        if not known:
-            self._nothing()
-            return
+    Speed and memory are bars; in a bar of memory, the stages follow one another. The best metric is
+    a point, on an axis that need not begin at 0.
+    """
+    is_memory, is_metric = key == "peak_memory_bytes", key == "best_metric"
+    measure, _, _, scale, _ = MEASURES[key]
+    if is_memory:
+        measure = _memory
+    sizes = [_stages(each.group) if is_memory else _mean(each.group, measure) for each in shown]
+    if not any(sizes):
+        _no_data(axes, "no data")
+        return
+    if is_metric:
+        rows = [row for each in shown for row in each.group.averaged]
+        known = [value for row in rows if (value := measure(row)) is not None]
         margin = 0.1 * ((max(known) - min(known)) or abs(max(known)) or 1.0)
-        self.axes.set_xlim(min(known) - margin, max(known) + margin)
-        self.axes.grid(visible=True, axis="x", color="#EEEEEE")
-        self.axes.set_axisbelow(True)
-        for group, place in zip(self.groups, self.places, strict=True):
-            if (found := group.spread(Row.best)) is not None:
-                colour = self.style.colour(group)
-                self.axes.plot(found.mean, place, "o", color=colour, markersize=5, zorder=5)
-            self._marks(place, group, Row.best)
-        self._values(Row.best, ".4f")
+        axes.set_xlim(min(known) - margin, max(known) + margin)
+        axes.grid(visible=True, axis="x", color="#EEEEEE")
+    for each, place, widths in zip(shown, places, sizes, strict=True):
+        if is_metric:
+            at = [place] * len(widths)
+            axes.plot(widths, at, "o", color=each.colour, markersize=5, zorder=5)
+        elif widths:
+            axes.barh(
+                place,
+                widths,
+                left=[0.0, *accumulate(widths)][:-1],
+                height=BAR_INCHES,
+                color=each.colour,
+                edgecolor="white",  # the hatch has this colour too
+                hatch=each.hatch,
+                linewidth=0.8 if is_memory else 0.0,
+            )
+        _marks(axes, place, each.group, measure, scale)
+    _values(axes, shown, places, key, " MB" if is_memory else "")
+    if key == "speed_up_over_bp":
+        axes.axvline(1.0, color="#999999", linewidth=0.8, zorder=0)
 
-    def _bar(
-        self, place: float, width: float, group: Group, left: float = 0.0, linewidth: float = 0.0
-    ) -> None:
-        self.axes.barh(
-            place,
-            width,
-            left=left,
-            height=BAR_INCHES,
-            color=self.style.colour(group),
-            edgecolor="white",  # the hatch has this colour too
-            hatch=self.style.hatch(group),
-            linewidth=linewidth,
-        )
 
-    def _marks(self, place: float, group: Group, measure: Measure, scale: float = 1.0) -> None:
-        """For a group with several seeds, draw the standard deviation and a point for each run."""
-        from matplotlib.patheffects import withStroke
+def _marks(axes: "Axes", place: float, group: Group, measure: Measure, scale: float) -> None:
+    """For a group with several seeds, draw the standard deviation and a point for each run."""
+    from matplotlib.patheffects import withStroke
 
-        found = group.spread(measure)
-        if found is None or found.deviation is None:
-            return
-        self.axes.errorbar(
-            found.mean / scale,
-            place,
-            xerr=found.deviation / scale,
-            color=MARK,
-            elinewidth=1.1,
-            capsize=2.5,
-            path_effects=[withStroke(linewidth=2.6, foreground="white")],
-            zorder=3,
-        )
-        values = [value / scale for row in group.averaged if (value := measure(row)) is not None]
-        self.axes.plot(
-            values,
-            [place + BAR_INCHES * 0.3 * (-1) ** nth for nth in range(len(values))],
-            "o",
-            color=MARK,
-            markersize=2.4,
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-            zorder=4,
-        )
+    found = group.spread(measure)
+    if found is None or found.deviation is None:
+        return
+    axes.errorbar(
+        found.mean / scale,
+        place,
+        xerr=found.deviation / scale,
+        color=MARK,
+        elinewidth=1.1,
+        capsize=2.5,
+        path_effects=[withStroke(linewidth=2.6, foreground="white")],
+        zorder=3,
+    )
+    values = [value / scale for row in group.averaged if (value := measure(row)) is not None]
+    axes.plot(
+        values,
+        [place + BAR_INCHES * 0.3 * (-1) ** nth for nth in range(len(values))],
+        "o",
+        color=MARK,
+        markersize=2.4,
+        markeredgecolor="white",
+        markeredgewidth=0.4,
+        zorder=4,
+    )
 
-    def _values(
-        self,
-        measure: Measure,
-        form: str,
-        scale: float = 1.0,
-        unit: str = "",
-        judged: Measure | None = None,
-    ) -> None:
-        """Write each group's text (see `cell`) at the right edge; widen the axis to make room."""
-        texts = []
-        for group in self.groups:
-            of = group, measure, form, scale, group.reference
-            texts.append(cell(*of, judged=judged, unit=unit, counted=False) or "unknown")
-        share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
-        low, high = self.axes.get_xlim()
-        self.axes.set_xticks([tick for tick in self.axes.get_xticks() if low <= tick <= high])
-        self.axes.set_xlim(low, low + (high - low) / (1 - share))
-        for place, text in zip(self.places, texts, strict=True):
-            at = self.axes.get_yaxis_transform()
-            self.axes.text(1.0, place, text, transform=at, ha="right", va="center", fontsize=8)
 
-    def _title(self, title: str, unit: str) -> None:
-        self.axes.set_title(title, loc="left", fontsize=9)
-        self.axes.set_xlabel(unit, fontsize=8)
+def _values(
+    axes: "Axes", shown: Sequence[Drawn], places: Sequence[float], key: str, unit: str
+) -> None:
+    """Write each group's text (see `cell`) at the right edge; widen the axis to make room."""
+    texts = [cell(each.group, key, unit=unit, counted=False) or "unknown" for each in shown]
+    share = min(0.65, max(map(len, texts)) * CHARACTER_INCHES / PANEL_INCHES)
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in axes.get_xticks() if low <= tick <= high])
+    axes.set_xlim(low, low + (high - low) / (1 - share))
+    for place, text in zip(places, texts, strict=True):
+        at = axes.get_yaxis_transform()
+        axes.text(1.0, place, text, transform=at, ha="right", va="center", fontsize=8)
 
-    def _nothing(self) -> None:
-        self.axes.set_xticks([])
-        middle, colour = self.axes.transAxes, "#666666"
-        self.axes.text(0.5, 0.5, "no data", transform=middle, ha="center", color=colour)
+
+def _mean(group: Group, measure: Measure) -> list[float]:
+    """Return the mean of a measure in a list, which is empty if the mean is unknown."""
+    return [] if (found := group.spread(measure)) is None else [found.mean]
+
+
+def _memory(row: Row) -> float | None:
+    """Return the peak memory of all stages together, in bytes; None if unknown."""
+    return sum(row.stage_bytes) or None
 
 
 def _stages(group: Group) -> list[float]:
     """Return the mean peak memory of each stage over a group's averaged runs, in MB."""
-    sizes = [row.stage_bytes for row in group.averaged]
-    most = max(map(len, sizes))
-    means = (spread(size[stage] for size in sizes if stage < len(size)) for stage in range(most))
-    return [mean.mean / 1e6 for mean in means if mean is not None]
+    sizes = zip_longest(*(row.stage_bytes for row in group.averaged))
+    return [fmean(size for size in stage if size is not None) / 1e6 for stage in sizes]
+
+
+class Point(NamedTuple):
+    """A group's mean training time and mean metric after some number of optimizer steps.
+
+    `deviation` is the standard deviation of the metric over the runs; 0 for one run.
+    """
+
+    seconds: float
+    value: float
+    deviation: float
+
+
+def points(group: Group) -> list[Point]:
+    """Return a group's curve, with a point for each step at which all its runs were evaluated."""
+    known = [_by_step(row) for row in group.averaged]
+    found = []
+    for step in known[0]:
+        those = [each[step] for each in known if step in each]
+        seconds, values = spread(s for s, _ in those), spread(v for _, v in those)
+        if len(those) == len(known) and seconds is not None and values is not None:
+            found.append(Point(seconds.mean, values.mean, values.deviation or 0.0))
+    return found
+
+
+def _by_step(row: Row) -> dict[int, tuple[float, float]]:
+    known = row.run.evaluations
+    return {e.step: (e.seconds, e.value) for e in known if e.seconds is not None}
+
+
+def _curves(axes: "Axes", shown: Sequence[Drawn], comparison: Comparison) -> int:
+    """Draw a curve for each evaluated group, and the legend of the whole picture.
+
+    Return the number of text lines in the legend.
+    """
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    axes.set_title(f"{comparison.metric} while training", loc="left", fontsize=9)
+    axes.set_xlabel("seconds of training, evaluation included", fontsize=8)
+    axes.set_ylabel(with_unit(comparison.metric), fontsize=8)
+    few = len(shown) <= MOST_CURVES
+    curves = [_curve(axes, each, few) for each in shown]
+    entries: dict[str, Any]
+    if few:
+        entries = {
+            fill(each.label, HEAD_WIDTH): (
+                Patch(facecolor=each.colour, edgecolor="white", hatch=each.hatch),
+                *curve,
+            )
+            for each, curve in zip(shown, curves, strict=True)
+        }
+    else:
+        entries = {f"schedule {each.schedule}": Patch(facecolor=each.colour) for each in shown}
+        methods = {
+            f"method {each.method}": (
+                Patch(facecolor="#666666", edgecolor="white", hatch=each.hatch),
+                Line2D([], [], color="#666666", ls=each.dash),
+            )
+            for each in shown
+            if each.method is not None
+        }
+        entries |= methods if len(methods) > 1 else {}
+    if not any(curves):
+        _no_data(axes, "no run has recorded times yet")
+    else:
+        axes.set_xlim(left=0)
+        if comparison.target is not None:
+            line = axes.axhline(comparison.target, color="#999999", linewidth=0.8, zorder=0)
+            entries[f"{comparison.target:.4g}, which all completed runs reached"] = line
+    columns = 1 if few else COLUMNS
+    axes.figure.legend(  # below the panels, where it hides no curve
+        list(entries.values()),
+        [printable(name, 10 * HEAD_WIDTH if few else 40) for name in entries],
+        loc="outside lower left",
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+        handlelength=4.0,
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+    )
+    return ceil(sum(name.count("\n") + 1 for name in entries) / columns)
+
+
+def _no_data(axes: "Axes", text: str) -> None:
+    """Write a text into the middle of empty axes."""
+    axes.set_xticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color="#666666")
+
+
+def _curve(axes: "Axes", drawn: Drawn, few: bool) -> list["Line2D"]:
+    """Draw a group's mean metric over time; if there are few curves, its deviation too.
+
+    Return the line; an empty list if the group was not evaluated.
+    """
+    if not (found := points(drawn.group)):
+        return []
+    seconds, values, deviations = map(np.array, zip(*found, strict=True))
+    line = axes.plot(
+        seconds,
+        values,
+        color=drawn.colour,
+        linestyle=drawn.dash,
+        marker=MARKERS[len(axes.lines) % len(MARKERS)] if few else None,
+        markersize=4,
+        linewidth=1.4 if few else 0.9,
+    )
+    if few and deviations.any():
+        low, high = values - deviations, values + deviations
+        axes.fill_between(seconds, low, high, color=drawn.colour, alpha=0.15, linewidth=0)
+    return line

@@ -3,8 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 from rich.table import Table
@@ -13,7 +12,7 @@ from ppll_cli.leaves.printable import printable
 from ppll_cli.observe.comparison import NOISE, Comparison
 from ppll_cli.observe.conditions import seed, tags
 from ppll_cli.observe.groups import Group, Measure, Row
-from ppll_cli.observe.runs import number
+from ppll_cli.observe.runs import finite
 
 GAP = 2
 """Characters between columns."""
@@ -26,19 +25,45 @@ LONGEST_CELL, LONGEST_NOTE = 400, 1000
 """
 
 
-MEASURES: dict[str, Measure] = {
-    "samples_per_second": Row.rate,
-    "speed_up_over_bp": Row.over_bp,
-    "speed_up_over_ll": Row.over_ll,
-    "bubble_fraction": lambda row: number(row.run.get("pipeline", "bubble_fraction")),
-    "seconds_to_target": lambda row: row.seconds_to_target,
-    "best_metric": Row.best,
-    "peak_memory_bytes": lambda row: max(row.stage_bytes, default=None),
-    "aux_fraction": lambda row: (
-        sum(found) / len(found) if (found := row.of_stages("aux_fraction")) else None
+class Measured(NamedTuple):
+    """How tables show a measured value.
+
+    Attributes:
+        measure: Returns the value of a run.
+        head: The head of the column. `{metric}` and `{target}` stand for those of the comparison.
+        form: The format of numbers, which are divided by `scale`.
+        with_noise: Whether cells show the deviation over the seeds, and the sign `NOISE`.
+    """
+
+    measure: Measure
+    head: str
+    form: str
+    scale: float = 1.0
+    with_noise: bool = True
+
+
+def _bubble(row: Row) -> float | None:
+    return finite(row.run.get("pipeline", "bubble_fraction"))
+
+
+def _auxiliary(row: Row) -> float | None:
+    found = row.of_stages("aux_fraction")
+    return sum(found) / len(found) if found else None
+
+
+MEASURES = {
+    "samples_per_second": Measured(Row.rate, "samples/s", ".0f"),
+    "speed_up_over_bp": Measured(Row.over_bp, "x bp", ".2f"),
+    "speed_up_over_ll": Measured(Row.over_ll, "x ll", ".2f"),
+    "bubble_fraction": Measured(_bubble, "bubble", ".3f", with_noise=False),
+    "seconds_to_target": Measured(lambda row: row.seconds_to_target, "s to {target}", ".1f"),
+    "best_metric": Measured(Row.best, "best {metric}", ".4f"),
+    "peak_memory_bytes": Measured(
+        lambda row: max(row.stage_bytes, default=None), "peak MB", ".0f", 1e6
     ),
+    "aux_fraction": Measured(_auxiliary, "auxiliary", ".3f", with_noise=False),
 }
-"""Columns of measured values in CSV files; each function returns the value of a run."""
+"""The measured values of a run, by their columns in CSV files."""
 
 FACTS: dict[str, Callable[[Group], Any]] = {
     "status": lambda group: group.status,
@@ -52,43 +77,42 @@ GIVEN: dict[str, Callable[[Group], Any]] = {
     "name": lambda group: group.given_name,
     "tags": lambda group: tags(group.first.run),
 }
+"""`FACTS` and `GIVEN` have the other columns of CSV files: facts about runs, and users' names."""
+
+SHOWN = ("name", "tags", "status", "schedule", "gpus", "settings")
+"""The columns of `FACTS` and `GIVEN` that tables have, too."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the tables. `text` returns a group's cell; empty if unknown."""
+class Column(NamedTuple):
+    """A column of the tables, with a cell for each group. Cells of unknown values are empty."""
 
-    name: str
-    text: Callable[[Group], str]
+    head: str
+    cells: Sequence[str]
     left: bool = False
 
 
-def cell(
-    group: Group,
-    measure: Measure,
-    form: str,
-    scale: float = 1.0,
-    against: Group | None = None,
-    *,
-    judged: Measure | None = None,
-    unit: str = "",
-    counted: bool = True,
-) -> str:
-    """Return a group's mean of a measure and, with several seeds, its standard deviation, as text.
+def cell(group: Group, key: str, *, unit: str = "", counted: bool = True) -> str:
+    """Return a group's mean of one of `MEASURES` and, with several seeds, its deviation, as text.
 
-    Numbers are divided by `scale`. The sign `NOISE` is added if noise can explain how `group`
-    differs from `against`. The two groups are compared in the measure `judged`; if it is None, in
-    `measure`. If `counted`, the number of seeds follows the standard deviation.
+    The sign `NOISE` is added if noise can explain how the group differs from its baseline, for a
+    speed-up, or from its reference, for other values. If `counted`, the number of seeds follows the
+    deviation.
     """
+    measure, _, form, scale, with_noise = MEASURES[key]
     found = group.spread(measure)
     if found is None:
         return ""
     said = format(found.mean / scale, form)
+    if not with_noise:
+        return said
     if found.deviation is not None:
         said += f" ± {format(found.deviation / scale, form)}"
-        said += f" ({found.count})" if counted else ""
-    noisy = group.within_noise_of(against, judged or measure)
-    return said + unit + (f" {NOISE}" if noisy else "")
+        said += f" ({found.size})" if counted else ""
+    against, judged = group.reference, measure
+    baselines = {"speed_up_over_bp": group.first.bps, "speed_up_over_ll": group.first.lls}
+    if key in baselines:  # for a ratio of speeds, the test for noise compares the speeds
+        against, judged = next(iter(baselines[key]), None), Row.rate
+    return said + unit + (f" {NOISE}" if group.within_noise_of(against, judged) else "")
 
 
 def tables(comparison: Comparison, width: int) -> Iterator[Table]:
@@ -97,151 +121,114 @@ def tables(comparison: Comparison, width: int) -> Iterator[Table]:
     Each table begins with the names of the runs. No column is left out.
     """
     columns = _columns(comparison)
-    texts = [_texts(columns, group) for group in comparison.groups]
-    cells = {
-        column.name: [cell_len(text[place]) for text in texts]
-        for place, column in enumerate(columns)
-    }
-    whole = {c.name: max(len(c.name), *cells[c.name], 0) for c in columns}
-    if sum(whole.values()) + GAP * (len(columns) - 1) <= width:
-        yield _table(comparison, columns, whole)
-        return
-    words = {c.name: max(map(len, c.name.split()), default=0) for c in columns}
-    most = max(1, min(WIDE, width // 3))
-    need = {c.name: max(words[c.name], min(most, max(cells[c.name], default=0))) for c in columns}
-    first, *rest = columns
-    while rest:
-        room, taken = width - need[first.name], 1
-        room -= GAP + need[rest[0].name]
-        while taken < len(rest) and room >= GAP + need[rest[taken].name]:
-            room -= GAP + need[rest[taken].name]
-            taken += 1
-        yield _table(comparison, [first, *rest[:taken]], need)
-        rest = rest[taken:]
+    widths = [max(map(cell_len, [column.head, *column.cells])) for column in columns]
+    if sum(widths) + GAP * (len(columns) - 1) > width:
+        most = max(1, min(WIDE, width // 3))
+        words = (max(map(len, column.head.split()), default=0) for column in columns)
+        longest = (max(map(cell_len, column.cells)) for column in columns)
+        widths = [max(word, min(most, cells)) for word, cells in zip(words, longest, strict=True)]
+    first, *rest = zip(columns, widths, strict=True)
+    taken: list[tuple[Column, int]] = []
+    room = width - first[1]
+    for column, wide in rest:
+        if taken and room < GAP + wide:
+            yield _table([first, *taken])
+            taken, room = [], width - first[1]
+        taken.append((column, wide))
+        room -= GAP + wide
+    yield _table([first, *taken])
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Return a Markdown table with the notes below it."""
-    columns = _columns(comparison)
-    lines = [
-        [column.name for column in columns],
-        ["---" if column.left else "---:" for column in columns],
-        *(_texts(columns, group) for group in comparison.groups),
+    columns = [
+        [column.head, "---" if column.left else "---:", *column.cells]
+        for column in _columns(comparison)
     ]
-    table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in c)} |" for c in lines]
+    lines = (
+        f"| {' | '.join(text.replace('|', chr(92) + '|') for text in line)} |"
+        for line in zip(*columns, strict=True)
+    )
     notes = (f"- {printable(note, LONGEST_NOTE)}" for note in comparison.notes)
-    return "\n".join([*table, "", *notes]).rstrip() + "\n"
+    return "\n".join([*lines, "", *notes]).rstrip() + "\n"
 
 
 def as_csv(comparison: Comparison) -> str:
     """Return CSV of all runs, in bytes, seconds and samples per second; unknown cells are empty."""
-    head, lines = ["run", "folder", *FACTS, *MEASURES, "seed", *GIVEN], []
-    for row in comparison.rows:
-        facts, names = (_values(columns, Group([row])) for columns in (FACTS, GIVEN))
-        measured = [measure(row) for measure in MEASURES.values()]
-        lines.append([row.run.name, row.run.folder, *facts, *measured, seed(row.run), *names])
-    return _csv(head, lines)
+    return _csv(
+        {
+            "run": row.run.name,
+            "folder": row.run.folder,
+            **_facts(FACTS, Group([row])),
+            **{key: measured.measure(row) for key, measured in MEASURES.items()},
+            "seed": seed(row.run),
+            **_facts(GIVEN, Group([row])),
+        }
+        for row in comparison.rows
+    )
 
 
 def groups_as_csv(comparison: Comparison) -> str:
     """Return CSV of all groups, with mean, deviation and number of seeds of each measure."""
-    ends = ("mean", "deviation", "seeds")
-    columns = [f"{name}_{end}" for name in MEASURES for end in ends]
-    head, lines = ["runs", *FACTS, *GIVEN, "label", *columns], []
-    for group in comparison.groups:
-        names = " ".join(row.run.name for row in group.rows)
-        label = f"{group.first.run.schedule} {group.differs}".rstrip()
-        measured = [n for measure in MEASURES.values() for n in _numbers(group, measure)]
-        lines.append([names, *_values({**FACTS, **GIVEN}, group), label, *measured])
-    return _csv(head, lines)
+    return _csv(
+        {
+            "runs": " ".join(row.run.name for row in group.rows),
+            **_facts(FACTS | GIVEN, group),
+            "label": f"{group.first.run.schedule} {group.differs}".rstrip(),
+            **{
+                f"{key}_{end}": value
+                for key, measured in MEASURES.items()
+                for end, value in zip(
+                    ("mean", "deviation", "seeds"),
+                    group.spread(measured.measure) or (None, None, None),
+                    strict=True,
+                )
+            },
+        }
+        for group in comparison.groups
+    )
 
 
-def _values(columns: Mapping[str, Callable[[Group], Any]], group: Group) -> list[Any]:
-    return [value(group) for value in columns.values()]
+def _facts(facts: Mapping[str, Callable[[Group], Any]], group: Group) -> dict[str, Any]:
+    return {key: fact(group) for key, fact in facts.items()}
 
 
-def _numbers(group: Group, measure: Measure) -> Sequence[float | None]:
-    found = group.spread(measure)
-    return (None,) * 3 if found is None else (found.mean, found.deviation, found.count)
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return CSV of rows that have equal keys. The keys are its first line."""
+    lines = list(rows)
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
+    writer = csv.DictWriter(file, lines[0] if lines else (), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
 
 
 def _columns(comparison: Comparison) -> list[Column]:
-    target = (
-        "target" if comparison.target is None else f"{comparison.metric} {comparison.target:.4g}"
-    )
-    several = any(len(group.rows) > 1 for group in comparison.groups)
+    """Return the columns that have a value for any group."""
+    metric, groups = comparison.metric, comparison.groups
+    target = "target" if comparison.target is None else f"{metric} {comparison.target:.4g}"
+    first = "runs" if any(len(group.rows) > 1 for group in groups) else "run"
+    facts = {first: lambda group: group.name, **{key: (FACTS | GIVEN)[key] for key in SHOWN}}
     every = [
-        _said("runs" if several else "run", lambda group: group.name),
-        _said("name", lambda group: group.given_name),
-        _said("tags", lambda group: tags(group.first.run)),
-        _said("status", lambda group: group.status),
-        _said("schedule", lambda group: group.first.run.schedule),
-        _said("gpus", lambda group: group.first.gpus, left=False),
-        _said("settings", lambda group: group.differs),
-        _measured("samples/s", "samples_per_second", ".0f"),
-        _measured("x bp", "speed_up_over_bp", ".2f"),
-        _measured("x ll", "speed_up_over_ll", ".2f"),
-        _mean("bubble", "bubble_fraction"),
-        _measured(f"s to {target}", "seconds_to_target", ".1f"),
-        _measured(f"best {comparison.metric}", "best_metric", ".4f"),
-        _measured("peak MB", "peak_memory_bytes", ".0f", 1e6),
-        _mean("auxiliary", "aux_fraction"),
+        Column(head, [_said(fact(group)) for group in groups], left=head != "gpus")
+        for head, fact in facts.items()
     ]
-    return [c for c in every if any(map(c.text, comparison.groups))]
+    for key, measured in MEASURES.items():
+        head = measured.head.format(metric=metric, target=target)
+        every.append(Column(head, [cell(group, key) for group in groups]))
+    return [column for column in every if any(column.cells)]
 
 
-def _said(name: str, value: Callable[[Group], Any], *, left: bool = True) -> Column:
-
-    def text(group: Group) -> str:
-        found = value(group)
-        return "" if found is None else printable(str(found), LONGEST_CELL)
-
-    return Column(name, text, left)
+def _said(value: Any) -> str:
+    return "" if value is None else printable(str(value), LONGEST_CELL)
 
 
-def _mean(name: str, key: str) -> Column:
-
-    def text(group: Group) -> str:
-        found = group.spread(MEASURES[key])
-        return "" if found is None else f"{found.mean:.3f}"
-
-    return Column(name, text)
-
-
-def _measured(name: str, key: str, form: str, scale: float = 1.0) -> Column:
-    """Return a column of means; `NOISE` follows a mean if noise can explain how two groups differ.
-
-    A group is compared with its baseline for a speed-up, and with its reference for other means.
-    """
-
-    def text(group: Group) -> str:
-        baselines = {"speed_up_over_bp": group.first.bps, "speed_up_over_ll": group.first.lls}
-        against = next(iter(baselines[key]), None) if key in baselines else group.reference
-        # For a ratio of speeds, the test for noise compares the speeds.
-        judged = MEASURES["samples_per_second" if key in baselines else key]
-        return cell(group, MEASURES[key], form, scale, against, judged=judged)
-
-    return Column(name, text)
-
-
-def _table(comparison: Comparison, columns: Sequence[Column], widths: Mapping[str, int]) -> Table:
+def _table(columns: Sequence[tuple[Column, int]]) -> Table:
+    """Return a table of columns with these widths."""
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    for column in columns:
-        justify: Literal["left", "right"] = "left" if column.left else "right"
-        width = widths[column.name]
-        table.add_column(column.name, justify=justify, width=width, overflow="fold")
-    for group in comparison.groups:
-        table.add_row(*_texts(columns, group))
+    for column, width in columns:
+        table.add_column(column.head, width=width, overflow="fold")
+        table.columns[-1].justify = "left" if column.left else "right"
+    for line in zip(*(column.cells for column, _ in columns), strict=True):
+        table.add_row(*line)
     return table
-
-
-def _texts(columns: Sequence[Column], group: Group) -> list[str]:
-    return [column.text(group) for column in columns]

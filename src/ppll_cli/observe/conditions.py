@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from ppll_cli.config.moved import ADDED, choices_now
@@ -49,18 +51,18 @@ def conditions(run: FoundRun) -> Conditions:
 
     If a resume changed a value, the result has the latest value.
     """
-    device = run.get("device") or run.configured("device")
+    device, digest = run.recorded("device"), _digest(run)
     found = {
-        **{key: _first(run.get(key), run.configured(key)) for key in KEYS},
+        **{key: run.recorded(key) for key in KEYS},
         **_options(run, "model", PLACES),
         **_options(run, "data", PLACES),
-        DIGEST: _digest(run),
+        **({} if digest is None else {DIGEST: digest}),
         "device": None if device == "auto" else device,
         "emulated": run.get("emulated"),
         "steps": run.get("steps") if run.status == "completed" else None,
         "metric": run.metric,
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return _known(found)
 
 
 def locality(run: FoundRun) -> Conditions:
@@ -79,7 +81,12 @@ def locality(run: FoundRun) -> Conditions:
         "cuts": cuts,
         "modules": run.get("modules"),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return _known(found)
+
+
+def _known(found: Conditions) -> dict[str, Any]:
+    """Return the known values; None is the value of some options, such as `data.eval_limit`."""
+    return {key: value for key, value in found.items() if value is not None or "." in key}
 
 
 def _first_unit(module: Any) -> str | None:
@@ -131,22 +138,22 @@ def seedless(run: FoundRun) -> Conditions:
         "name": name_without_seed(run) or "",
         "tags": tags(run) or "",
         "schedule": run.schedule,
-        **{key: _first(run.get(key), run.configured(key)) for key in ("gpus", "threads")},
+        **{key: run.recorded(key) for key in ("gpus", "threads")},
         **conditions(run),
         **(locality(run) if run.schedule in LOCAL else {}),
     }
-    return found | {key: value for key, value in used.items() if value is not None}
+    return found | _known(used)
 
 
 def seed(run: FoundRun) -> int | None:
     """Return a run's seed; None if unknown."""
-    found = _first(run.get("seed"), run.configured("seed"))
+    found = run.recorded("seed")
     return found if isinstance(found, int) else None
 
 
 def name(run: FoundRun) -> str | None:
     """Return the user's name for a run; None if there is none."""
-    found = _first(run.get("name"), run.configured("name"))
+    found = run.recorded("name")
     return None if found is None else str(found)
 
 
@@ -159,7 +166,7 @@ def name_without_seed(run: FoundRun) -> str | None:
 
 def tags(run: FoundRun) -> str | None:
     """Return the user's tags in alphabetical order, as text; None if unknown."""
-    found = _first(run.get("tags"), run.configured("tags"))
+    found = run.recorded("tags")
     return " ".join(sorted(map(str, found))) if isinstance(found, list) else None
 
 
@@ -171,14 +178,14 @@ def method(run: FoundRun) -> str | None:
     if run.schedule not in LOCAL:
         return None
     path = str(run.configured("local", "_target_") or "ppll_cli.")
-    choice = _first(run.get("local"), run.configured("choices", "local"))
+    choice = _choice(run, "local")
     if choice is None or not path.startswith("ppll_cli."):  # a class that a user wrote
         choice = path.rpartition(".")[2] or None
     bank = run.configured("choices", "fba")
     return choice if choice is None or bank in (None, "off") else f"{choice} fba={bank}"
 
 
-def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
+def settings(runs: Sequence[FoundRun]) -> dict[FoundRun, dict[str, str]]:
     """Return, for each run, the settings in which the runs differ.
 
     Keys of `NAMED` are left out. If a run's schedule is in `WHOLE`, its keys of local methods are
@@ -186,48 +193,36 @@ def settings(runs: Sequence[FoundRun]) -> list[dict[str, str]]:
     In this case, a key of the group is listed only if every run has the key, or if runs with the
     same option differ in it. `data.root` is listed only if the data differ.
     """
-    flat = [_settings(run) for run in runs]
+    known, chosen = [_settings(run) for run in runs], [_choices(run) for run in runs]
     if len({_digest(run) for run in runs} - {None}) > 1:
-        flat = [
-            {**each, "data.root": run.configured("data", "root")}
-            for each, run in zip(flat, runs, strict=True)
-        ]
-    chosen = [_choices(run) for run in runs]
-    groups = [g for g in dict.fromkeys(g for c in chosen for g in c) if g not in NAMED]
-    split = {g for g in groups if len({str(c.get(g)) for c in chosen}) > 1}
-    found = [
-        {group: str(options.get(group)) for group in groups if group in split} for options in chosen
-    ]
-    for key in dict.fromkeys(key for each in flat for key in each):
+        for each, run in zip(known, runs, strict=True):
+            each["data.root"] = run.configured("data", "root")
+    groups = (group for group in dict.fromkeys(chain(*chosen)) if group not in NAMED)
+    split = [group for group in groups if len({options.get(group) for options in chosen}) > 1]
+    found = [{group: str(options.get(group)) for group in split} for options in chosen]
+    for key in dict.fromkeys(chain(*known)):
         group = key.partition(".")[0]
-        varied = _varied(key, flat, [options.get(group) for options in chosen])
+        options = [each.get(group) for each in chosen]
+        values = [json.dumps(each.get(key)) for each in known]
+        differ = Counter(option for option, _ in {*zip(options, values, strict=True)})
         names_option = key.endswith("_target_") or key == f"{group}.name"
-        common = all(key in each for each in flat) and not names_option
-        apart = group == "schedule" or (group in split and not common)
-        everywhere = not apart and len({json.dumps(each.get(key)) for each in flat}) > 1
-        for each, options, settled in zip(flat, chosen, found, strict=True):
-            told = everywhere or options.get(group) in varied
-            if told and each.get(key) is not None:
+        everywhere = (
+            not key.startswith("schedule.")
+            and not names_option
+            and all(key in each for each in known)
+            and len({*values}) > 1
+        )
+        for each, option, settled in zip(known, options, found, strict=True):
+            if (everywhere or differ[option] > 1) and each.get(key) is not None:
                 settled[key] = shown(each[key]) or "''"
-    return [
-        _without_method(settled) if run.schedule in WHOLE else settled
+    return {
+        run: _without_method(settled) if run.schedule in WHOLE else settled
         for run, settled in zip(runs, found, strict=True)
-    ]
+    }
 
 
 def _without_method(keys: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in keys.items() if key.partition(".")[0] not in METHOD}
-
-
-def _varied(key: str, flat: Sequence[Mapping[str, Any]], options: Sequence[Any]) -> set[Any]:
-    """Return the options of a group for which runs with the same option differ in `key`.
-
-    `flat` has the settings of each run, and `options` the chosen option of each run.
-    """
-    values: dict[Any, set[str]] = {}
-    for each, option in zip(flat, options, strict=True):
-        values.setdefault(option, set()).add(json.dumps(each.get(key)))
-    return {option for option, those in values.items() if len(those) > 1}
 
 
 def shown(value: Any) -> str:
@@ -238,8 +233,7 @@ def shown(value: Any) -> str:
 def _options(run: FoundRun, group: str, without: set[str]) -> dict[str, Any]:
     values = run.configured(group)
     known = values if isinstance(values, Mapping) else {}
-    choice = _first(run.get(group), run.configured("choices", group))
-    return {group: choice} | {
+    return {group: _choice(run, group)} | {
         f"{group}.{key}": value for key, value in known.items() if key not in without
     }
 
@@ -249,8 +243,9 @@ def _digest(run: FoundRun) -> str | None:
     return found[:8] if isinstance(found, str) else None
 
 
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
+def _choice(run: FoundRun, group: str) -> Any:
+    """Return the run's option of a group; None if unknown."""
+    return run.configured("choices", group) if (found := run.get(group)) is None else found
 
 
 def _choices(run: FoundRun) -> dict[str, Any]:

@@ -17,13 +17,12 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from ppll_cli.config.commands import short_path, word
-from ppll_cli.errors import Interrupted
 from ppll_cli.leaves.names import place_name, seat_name
 from ppll_cli.leaves.printable import LONGEST, printable
 from ppll_cli.observe.facts import RunFacts
-from ppll_cli.observe.live import Ticker, View, few, line, size, spelled
-from ppll_cli.observe.logs import to_file
-from ppll_cli.observe.progress import Look, Now, Progress
+from ppll_cli.observe.live import Ticker, View, few, said, size, spelled
+from ppll_cli.observe.logs import only_warn, to_file
+from ppll_cli.observe.progress import Look, Progress
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,11 @@ PLAIN_WIDTH = 120
 
 TOO_SHORT = "too short for a steady state"
 """Printed in place of the speed and the bubble."""
+
+STOPPED = "the display of the run has stopped"
+
+LEFT = ("device", "units", "modules")
+"""Columns of tables that are aligned to the left."""
 
 NARROWEST = 20
 """Smallest width of a terminal, in characters, for a live display and tables that fit it."""
@@ -67,13 +71,18 @@ def _is_terminal(out: RichConsole) -> bool:
 def _never_raises(
     method: Callable[Concatenate["Console", P], None],
 ) -> Callable[Concatenate["Console", P], None]:
-    """Wrap a method so that it raises nothing but `Interrupted`: a display must not end a run."""
+    """Wrap a method so that it raises nothing but `Interrupted`: a display must not end a run.
+
+    After any other exception, which is logged, the methods of the console do nothing.
+    """
 
     @wraps(method)
     def shown(console: "Console", /, *args: P.args, **kwargs: P.kwargs) -> None:
         if not console.lost:
-            with console.guarded():
+            with only_warn(STOPPED):  # also if Rich exits, because a pipe is broken
                 method(console, *args, **kwargs)
+                return
+            console.lost = True
 
     return shown
 
@@ -90,22 +99,8 @@ class Console:
         self.lost = False
         self._out = rich_console()
         self._held = ExitStack()
-        self._train: Line | None = None
         self._results: dict[str, str] = {}
         self._spoke_s = 0.0
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """In the `with` block, log an exception in place of raising it; then print nothing more."""
-        try:
-            yield
-        except Interrupted:  # raised by a signal handler, which may run at any line
-            raise
-        except (Exception, SystemExit) as error:  # Rich exits if a pipe is broken
-            if not self.lost:
-                self.lost = True
-                told = "the display of the run has stopped: %s: %s"
-                log.warning(told, type(error).__name__, error)
 
     @_never_raises
     def settings(self, changes: Sequence[str]) -> None:
@@ -116,20 +111,19 @@ class Console:
     @_never_raises
     def begin(self, run_dir: Path) -> None:
         """Print the stages and the run directory."""
-        names = ["stage", "device", "units", "modules", "parameters", "FLOPs"]
-        flops = sum(stage.flops for stage in self._facts.stages)
-        rows = [
-            [
-                stage.name,
-                stage.device,
-                f"{spelled(stage)} ({len(stage.units)})",
-                few([str(module) for module in stage.modules]) if stage.modules else "",
-                f"{stage.params:,}",
-                f"{stage.flops / max(1, flops):.0%}",
-            ]
-            for stage in self._facts.stages
-        ]
-        self._print(_table(names, rows, left=("device", "units", "modules")))
+        stages = self._facts.stages
+        flops = max(1, sum(stage.flops for stage in stages))
+        columns = {
+            "stage": [stage.name for stage in stages],
+            "device": [stage.device for stage in stages],
+            "units": [f"{spelled(stage)} ({sum(map(len, stage.units))})" for stage in stages],
+            "modules": [
+                few([*map(str, stage.modules)]) if stage.modules else "" for stage in stages
+            ],
+            "parameters": [f"{stage.params:,}" for stage in stages],
+            "FLOPs": [f"{stage.flops / flops:.0%}" for stage in stages],
+        }
+        self._print(_table(columns))
         self._say(f"output: {short_path(run_dir)}")
 
     @_never_raises
@@ -137,24 +131,30 @@ class Console:
         """Show the progress of the run until `close`. `looks` returns the state of each worker."""
         progress = Progress(self._facts.start, self._facts.steps, self._facts.replicas)
         self._spoke_s = time.monotonic()
-        every_s, show = PLAIN_S / 5, self._speak
+        every_s, live = PLAIN_S / 5, None
         if self._has_display():
+            every_s = REFRESH_S
             live = Live(
                 console=self._out,
                 auto_refresh=False,
                 transient=True,
                 redirect_stderr=sys.stderr.isatty(),
             )
-            every_s, show = REFRESH_S, partial(self._refresh, self._held.enter_context(live))
+            self._held.enter_context(live)
             self._out.show_cursor(True)  # without this, Ctrl-Z would leave no cursor
             self._held.enter_context(_logs_above())
 
-        def tick(now_s: float) -> None:
-            if not self.lost:
-                with self.guarded():
-                    show(now_s, progress.update(now_s, looks()))
+        @_never_raises
+        def tick(console: Console, now_s: float) -> None:
+            now = progress.update(now_s, looks())
+            if live is not None:
+                results = "  ".join(console._results.values())
+                live.update(View(console._facts, now, results), refresh=True)
+            elif now_s - console._spoke_s >= PLAIN_S and now.step < console._facts.steps:
+                console._spoke_s = now_s
+                console._say("  ".join(said(console._facts, now)))
 
-        ticker = Ticker(every_s, tick)
+        ticker = Ticker(every_s, partial(tick, self))
         ticker.start()
         self._held.callback(ticker.stop)
 
@@ -163,18 +163,9 @@ class Console:
         wide = RichConsole(file=self._out.file).width >= NARROWEST  # `_out` may have a fixed width
         return self._out.is_terminal and moves and wide
 
-    def _speak(self, now_s: float, now: Now) -> None:
-        if now_s - self._spoke_s >= PLAIN_S and now.step < self._facts.steps:
-            self._spoke_s = now_s
-            self._say(line(self._facts, now))
-
-    def _refresh(self, live: Live, _: float, now: Now) -> None:
-        results = "  ".join(self._results.values())
-        live.update(View(self._facts, now, results), refresh=True)
-
     def close(self) -> None:
         """End the display. Call this after the workers have ended."""
-        with self.guarded():
+        with only_warn(STOPPED):
             self._held.close()
 
     @_never_raises
@@ -183,18 +174,16 @@ class Console:
         if line["module"] is not None:
             return
         split, metric = line["split"], self._facts.metric
+        result = f"{split} loss {_number(line['loss'])}"
         if split == "train":
-            self._train = line
-            self._results["train"] = f"train loss {_number(line['loss'])}"
+            self._results[split] = result
             return
-        train = f"train loss {_number(self._train['loss'])}  " if self._train else ""
-        value = _number(line.get(metric))
-        result = f"{split} loss {_number(line['loss'])}  {split} {metric} {value}"
+        result += f"  {split} {metric} {_number(line.get(metric))}"
+        said = [f"epoch {line['epoch']}/{self._facts.epochs}", f"step {line['step']}"]
+        said += [self._results["train"]] if "train" in self._results else []
         self._results[split] = result
         self._spoke_s = time.monotonic()
-        self._say(
-            f"epoch {line['epoch']}/{self._facts.epochs}  step {line['step']}  {train}{result}"
-        )
+        self._say("  ".join([*said, result]))
 
     @_never_raises
     def end(self, summary: Line, run_dir: Path, then: str | None = None) -> None:
@@ -231,36 +220,36 @@ class Console:
         self._say(f"test {metric} {_number(test.get(metric))}{compared} in {short_path(run_dir)}")
 
     def _tables(self, summary: Line) -> Iterator[Table]:
-        modules, metric = summary["per_module"], self._facts.metric
+        modules, stages = summary["per_module"], summary["stages"]
+        metric, replicas = self._facts.metric, summary["replicas"]
         if len(modules) > 1:
-            names = ["module", "units", "parameters", "auxiliary", f"test {metric}"]
-            rows = [
-                [
-                    str(index),
-                    few(module["units"]),
-                    f"{module['params']:,}",
-                    f"{module['aux_params']:,}",
-                    _number((module["test"] or {}).get(metric)),
-                ]
-                for index, module in enumerate(modules)
-            ]
-            yield _table(names, rows, left=("units",))
+            tested = [module["test"] or {} for module in modules]
+            columns = {
+                "module": [str(index) for index in range(len(modules))],
+                "units": [few(module["units"]) for module in modules],
+                "parameters": [f"{module['params']:,}" for module in modules],
+                "auxiliary": [f"{module['aux_params']:,}" for module in modules],
+                f"test {metric}": [_number(test.get(metric)) for test in tested],
+            }
+            yield _table(columns)
         if not _steady(summary):
             return
-        parts = ["compute", "aux", "starved", "blocked"]
-        if summary["replicas"] > 1:
-            parts.append("average")
-        names = ["stage", "device", *(p.replace("aux", "auxiliary") for p in parts), "memory"]
-        rows = [
-            [
-                seat_name(stage["index"], stage["replica"], summary["replicas"]),
-                place_name(stage["device"], stage["machine"], summary["machines"]),
-                *(_number(stage[f"{part}_fraction"], 3) for part in parts),
-                size(stage["peak_memory_bytes"]) or "unknown",
-            ]
-            for stage in summary["stages"]
+        parts = ["compute", "aux", "starved", "blocked", *["average"] * (replicas > 1)]
+        places = [
+            place_name(each["device"], each["machine"], summary["machines"]) for each in stages
         ]
-        yield _table(names, rows, left=("device",))
+        columns = {
+            "stage": [seat_name(each["index"], each["replica"], replicas) for each in stages],
+            "device": places,
+            **{
+                part.replace("aux", "auxiliary"): [
+                    _number(each[f"{part}_fraction"], 3) for each in stages
+                ]
+                for part in parts
+            },
+            "memory": [size(each["peak_memory_bytes"]) or "unknown" for each in stages],
+        }
+        yield _table(columns)
 
     def _say(self, text: str) -> None:
         """Print a text of any length as one line."""
@@ -275,11 +264,12 @@ class Console:
         to_file(text)
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> Table:
+def _table(columns: Mapping[str, Sequence[str]]) -> Table:
+    """Return a table of these columns. Columns of numbers are aligned to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in names:
-        table.add_column(name, justify="left" if name in left else "right", overflow="fold")
-    for row in rows:
+    for name in columns:
+        table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
+    for row in zip(*columns.values(), strict=True):
         table.add_row(*map(printable, row))
     return table
 

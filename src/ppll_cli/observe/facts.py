@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 
 
 @dataclass(frozen=True)
@@ -11,27 +10,19 @@ class StageFacts:
 
     Attributes:
         name: The number of the stage, and of the replica if there are several.
+        units: The names of the units, in groups of consecutive units.
         params: Number of parameters, including auxiliary networks.
         flops: FLOPs of one sample's forward pass, including auxiliary networks.
         slots: Largest number of activation messages that can wait for the stage; 0 for the first.
-        runs: Number of units in each group of consecutive units; empty if the stage has only one
-            group.
     """
 
     name: str
     device: str
-    units: Sequence[str]
+    units: Sequence[Sequence[str]]
     modules: Sequence[int]
     params: int
     flops: int
     slots: int
-    runs: Sequence[int] = ()
-
-    @property
-    def units_by_run(self) -> list[Sequence[str]]:
-        """The names of the units in each group of consecutive units."""
-        ends = list(accumulate(self.runs or [len(self.units)]))
-        return [self.units[start:end] for start, end in pairwise([0, *ends])]
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,16 @@
 """Runs in a comparison, and groups of runs that differ only in their seed."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from math import hypot, sqrt
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 from ppll_cli.observe.conditions import Conditions, name_without_seed, seed, seedless, unequal
 from ppll_cli.observe.conditions import name as given
-from ppll_cli.observe.noise import Spread, spread, within_noise
-from ppll_cli.observe.runs import FoundRun, number
+from ppll_cli.observe.runs import FoundRun, finite
 
 LONGEST_NAMES = 24
 """Largest length of a list of run names, in characters; a longer list is shortened, for
@@ -19,7 +20,43 @@ Measure = Callable[["Row"], float | None]
 """A function that returns a measured value of a run; None if unknown."""
 
 
-@dataclass(frozen=True)
+class Spread(NamedTuple):
+    """Mean and sample standard deviation of `size` values. With one value, `deviation` is None."""
+
+    mean: float
+    deviation: float | None
+    size: int
+
+
+def spread(values: Iterable[float]) -> Spread | None:
+    """Return mean and spread of values; None if there are no values."""
+    found = list(values)
+    if not found:
+        return None
+    return Spread(fmean(found), stdev(found) if len(found) > 1 else None, len(found))
+
+
+def within_noise(one: Spread, other: Spread) -> bool | None:
+    """Return whether two means may differ only by noise; None if a mean is of a single value.
+
+    The test is Welch's t-test, two-sided at 5 %, which allows unequal variances and sample sizes.
+    """
+    if one.deviation is None or other.deviation is None:
+        return None
+    errors = one.deviation / sqrt(one.size), other.deviation / sqrt(other.size)
+    error = hypot(*errors)
+    if error == 0:  # within each group all values are equal
+        return one.mean == other.mean
+    from scipy.special import stdtrit  # slow to import, and often not needed
+
+    shares = [
+        (each / error) ** 4 / (of.size - 1) for each, of in zip(errors, (one, other), strict=True)
+    ]
+    quantile = stdtrit(1 / sum(shares), 0.975)  # of Student's t-distribution
+    return bool(abs(one.mean - other.mean) <= quantile * error)
+
+
+@dataclass(eq=False)
 class Row:
     """A run in the comparison. Unknown numbers are None.
 
@@ -51,7 +88,7 @@ class Row:
         """Return the summary's number under `key` for each stage that has one."""
         stages = self.run.get("stages")
         known = stages if isinstance(stages, list) else []
-        found = [number(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
+        found = [finite(stage.get(key)) for stage in known if isinstance(stage, Mapping)]
         return [each for each in found if each is not None]
 
     @property
@@ -61,7 +98,7 @@ class Row:
 
     def rate(self) -> float | None:
         """Return the samples per second in the steady state; None if unknown."""
-        return number(self.run.get("train", "samples_per_second"))
+        return finite(self.run.get("train", "samples_per_second"))
 
     def best(self) -> float | None:
         """Return the best metric of any evaluation; None if unknown."""
@@ -79,29 +116,32 @@ class Row:
         rate, base = self.rate(), baselines[0].rate if baselines else None
         if rate is None or base is None or not base.mean:
             return None
-        return number(rate / base.mean)  # infinite if a damaged file gives a wrong speed
+        return finite(rate / base.mean)  # infinite if a damaged file gives a wrong speed
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Group:
     """Runs that differ only in their seed, or a single run.
 
     Means are over the completed runs; if there are none, over all runs.
+
+    Attributes:
+        reference: The group with which tests for noise compare this group; None if there is none.
     """
 
     rows: Sequence[Row]
     reference: "Group | None" = None
 
-    def with_common_baselines(self) -> Self:
-        """Return the group. If an averaged run has no `bps`, the `bps` of all runs become empty.
+    def keep_common_baselines(self) -> None:
+        """Make the `bps` of all runs empty if an averaged run has none.
 
         The same applies to `lls`. Otherwise, the mean speed-up would be over fewer runs than the
         mean speed. An older run did not record all conditions, so it may have a baseline that other
         runs lack.
         """
         bps, lls = all(r.bps for r in self.averaged), all(r.lls for r in self.averaged)
-        rows = [replace(r, bps=r.bps if bps else (), lls=r.lls if lls else ()) for r in self.rows]
-        return replace(self, rows=rows)
+        for row in self.rows:
+            row.bps, row.lls = row.bps if bps else (), row.lls if lls else ()
 
     @cached_property
     def averaged(self) -> list[Row]:
@@ -125,19 +165,16 @@ class Group:
         return [one for one, count in found.items() if one is not None and count > 1]
 
     @property
-    def settings(self) -> dict[str, str]:
-        """Settings that differ between the compared runs, but are equal in all averaged runs."""
-        rows = self.averaged
-        return {
-            key: value
-            for key, value in rows[0].settings.items()
-            if all(row.settings.get(key) == value for row in rows)
-        }
-
-    @property
     def differs(self) -> str:
-        """`settings` as text, as on a command line."""
-        return " ".join(f"{k}={value}" if value else k for k, value in self.settings.items())
+        """Settings that differ between the compared runs, but are equal in all averaged runs.
+
+        They are written as on a command line.
+        """
+        return " ".join(
+            f"{key}={value}" if value else key
+            for key, value in self.first.settings.items()
+            if all(row.settings.get(key) == value for row in self.averaged)
+        )
 
     @property
     def names(self) -> str:
@@ -181,16 +218,12 @@ class Group:
         """Samples per second: mean and deviation over seeds."""
         return self.spread(Row.rate)
 
-    def is_same(self, other: "Group") -> bool:
-        """Return whether another object describes the same group: its first run is the same."""
-        return self.first.run is other.first.run
-
     def within_noise_of(self, other: "Group | None", measure: Measure) -> bool | None:
         """Return whether noise can explain the difference between two groups in a measure.
 
         The result is None if `other` is None or this group, or if the noise is unknown.
         """
-        if other is None or self.is_same(other):
+        if other is None or other is self:
             return None
         mine, theirs = self.spread(measure), other.spread(measure)
         return None if mine is None or theirs is None else within_noise(mine, theirs)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from threading import Event, Thread
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -24,20 +25,23 @@ LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class Share:
-    """A part of a stage's bar. Terminals without block characters show `letter`."""
+    """A part of a stage's bar: one of `FRACTIONS`, and its name in the legend.
 
+    Terminals without block characters show `letter`.
+    """
+
+    fraction: str
     name: str
-    kinds: tuple[str, ...]
     block: str
     letter: str
     style: str
 
 
 SHARES = (
-    Share("compute", ("compute", "optimizer"), "█", "#", "blue"),
-    Share("auxiliary", ("auxiliary",), "▓", "+", "yellow"),
-    Share("starved", ("starved",), "░", ".", "bright_black"),
-    Share("blocked", ("blocked",), "▒", "x", "magenta"),
+    Share("compute", "compute", "█", "#", "blue"),
+    Share("aux", "auxiliary", "▓", "+", "yellow"),
+    Share("starved", "starved", "░", ".", "bright_black"),
+    Share("blocked", "blocked", "▒", "x", "magenta"),
 )
 
 
@@ -56,20 +60,22 @@ class View:
         text.append(self._head(width, blocks))
         if self.results:
             text.append(f"{self.results}\n")
-        rows = [
-            [
-                stage.name,
-                stage.device,
-                *_wide(width, spelled(stage), _queue(stage, now), size(now.memory_bytes)),
-            ]
-            for stage, now in zip(self.facts.stages, self.now.stages, strict=True)
+        stages = list(zip(self.facts.stages, self.now.stages, strict=True))
+        columns = [
+            ["stage", *(s.name for s, _ in stages)],
+            ["device", *(s.device for s, _ in stages)],
         ]
-        names = ["stage", "device", *_wide(width, "units", "queue", "memory")]
-        columns = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-        room = max(SHORTEST, min(BAR, width - sum(columns) - 2 * len(columns)))
-        text.append(f"{_padded(names, columns)}time\n", style="dim")
+        if width >= UNITS_FROM:
+            columns.append(["units", *(spelled(stage) for stage, _ in stages)])
+        if width >= QUEUE_FROM:
+            columns.append(["queue", *(_queue(stage, now) for stage, now in stages)])
+            columns.append(["memory", *(size(now.memory_bytes) for _, now in stages)])
+        padded = ([f"{cell:{max(map(len, cells))}}  " for cell in cells] for cells in columns)
+        names, *rows = map("".join, zip(*padded, strict=True))
+        room = max(SHORTEST, min(BAR, width - len(names)))
+        text.append(f"{names}time\n", style="dim")
         for row, now in zip(rows, self.now.stages, strict=True):
-            text.append(_padded(row, columns))
+            text.append(row)
             if now.restarts:
                 text.append("restarts", style="red")
             else:
@@ -81,18 +87,13 @@ class View:
         yield text
 
     def _head(self, width: int, blocks: bool) -> str:
-        facts, now = self.facts, self.now
-        first, rest = f"epoch {epoch(facts, now)}", "  ".join(_pace(facts, now))
-        room = min(BAR, width - len(first) - len(rest) - 4)
-        if room < SHORTEST:
-            return f"{first}  {rest}\n"
-        done = round(room * now.step / facts.steps)
-        bar = ("━" if blocks else "=") * done + ("─" if blocks else "-") * (room - done)
-        return f"{first}  {bar}  {rest}\n"
-
-
-def _padded(cells: Sequence[str], columns: Sequence[int]) -> str:
-    return "".join(f"{cell:{width}}  " for cell, width in zip(cells, columns, strict=True))
+        first, *rest = said(self.facts, self.now)
+        room = min(BAR, width - len("  ".join([first, *rest])) - 2)
+        if room >= SHORTEST:
+            done = round(room * self.now.step / self.facts.steps)
+            whole, light = ("━", "─") if blocks else ("=", "-")
+            rest.insert(0, whole * done + light * (room - done))
+        return "  ".join([first, *rest]) + "\n"
 
 
 def epoch(facts: RunFacts, now: Now) -> str:
@@ -100,25 +101,14 @@ def epoch(facts: RunFacts, now: Now) -> str:
     return f"{min(facts.epochs, now.step // facts.steps_per_epoch + 1)}/{facts.epochs}"
 
 
-def _pace(facts: RunFacts, now: Now) -> list[str]:
-    pace = [f"step {now.step}/{facts.steps}"]
+def said(facts: RunFacts, now: Now) -> list[str]:
+    """Return the progress of the run as parts of a line: epoch, step, speed and remaining time."""
+    found = [f"epoch {epoch(facts, now)}", f"step {now.step}/{facts.steps}"]
     if now.steps_per_second is not None:
-        pace.append(f"{now.steps_per_second * facts.batch_size:.0f} samples/s")
+        found.append(f"{now.steps_per_second * facts.batch_size:.0f} samples/s")
     if now.left_s is not None:
-        minutes, seconds = divmod(round(now.left_s), 60)
-        pace.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")
-    return pace
-
-
-def line(facts: RunFacts, now: Now) -> str:
-    """Return the progress of the run as one plain line."""
-    return "  ".join([f"epoch {epoch(facts, now)}", *_pace(facts, now)])
-
-
-def _wide(width: int, units: str, queue: str, memory: str) -> list[str]:
-    """Return the cells for which a window of `width` characters has room."""
-    cells = [units] if width >= UNITS_FROM else []
-    return cells + ([queue, memory] if width >= QUEUE_FROM else [])
+        found.append(f"{timedelta(seconds=round(now.left_s))} left")
+    return found
 
 
 def few(names: Sequence[str]) -> str:
@@ -132,7 +122,7 @@ def spelled(stage: StageFacts) -> str:
 
     At most two groups of consecutive units are named.
     """
-    runs = [few(names) for names in stage.units_by_run]
+    runs = [few(names) for names in stage.units]
     return ", ".join(runs[:2]) + ", ..." * (len(runs) > 2)
 
 
@@ -154,7 +144,7 @@ def append_bar(text: Text, shares: Mapping[str, float] | None, width: int, block
         return
     whole, drawn = 0.0, 0
     for share in SHARES:
-        whole += sum(shares[kind] for kind in share.kinds)
+        whole += shares[share.fraction]
         end = round(width * min(1.0, whole))
         text.append((share.block if blocks else share.letter) * (end - drawn), style=share.style)
         drawn = end

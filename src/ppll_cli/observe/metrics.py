@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
-from math import inf, isfinite, nan
+from math import nan
 from pathlib import Path
 from typing import Any, Self
 
 from ppll_cli.leaves.files import read_json_lines, write_text
 from ppll_cli.leaves.metric_lines import CONDITIONS
+from ppll_cli.observe.runs import finite
 from ppll_cli.tasks.task import Task
 
 Line = dict[str, Any]
@@ -185,21 +186,13 @@ def _is_line(line: Mapping[str, Any]) -> bool:
         and isinstance(line.get("split"), str)
         and "module" in line
         and (module is None or _is_count(module))
-        and _is_number(line.get("seconds", 0.0))
+        and finite(line.get("seconds", 0.0)) is not None
         and all(
-            value is None or isinstance(value, str) or _is_number(value) for value in line.values()
+            value is None or isinstance(value, str) or finite(value) is not None
+            for value in line.values()
         )
     )
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < inf
-
-
-def finite(number: float) -> float | None:
-    """Return the number; None for infinity and NaN, which JSON cannot represent."""
-    return number if isfinite(number) else None

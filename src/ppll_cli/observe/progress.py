@@ -53,7 +53,7 @@ class StageNow:
     """A stage at one moment; `Look` explains the other attributes.
 
     Attributes:
-        shares: Fraction of recent time spent on each of `KINDS`; None until known.
+        shares: The `FRACTIONS` of recent time; None until known.
         queued: Messages that were sent to the stage and not received yet.
     """
 
@@ -64,12 +64,10 @@ class StageNow:
 
     def fields(self) -> dict[str, float | None]:
         """Return fractions and memory, by names such as `compute_fraction`."""
-        shares = self.shares
-        found: dict[str, float | None] = {}
-        for name in ("compute", "aux", "starved", "blocked"):
-            kinds = FRACTIONS[name]
-            found[f"{name}_fraction"] = None if shares is None else sum(shares[k] for k in kinds)
-        return {**found, "memory_bytes": self.memory_bytes}
+        shares = self.shares or {}
+        names = ("compute", "aux", "starved", "blocked")
+        fractions = {f"{name}_fraction": shares.get(name) for name in names}
+        return {**fractions, "memory_bytes": self.memory_bytes}
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def _shares(before: Look, now: Look) -> Mapping[str, float] | None:
     counted_s = now.counted_s - before.counted_s
     if counted_s <= 0:
         return None
-    spent = {kind: now.spent_s[kind] - before.spent_s[kind] for kind in KINDS}
+    spent = {kind: max(0.0, now.spent_s[kind] - before.spent_s[kind]) for kind in KINDS}
     # The times are read one after another, so the sum of `spent_s` may exceed `counted_s`.
     whole_s = max(counted_s, sum(spent.values()))
-    return {kind: max(0.0, seconds) / whole_s for kind, seconds in spent.items()}
+    return {name: sum(spent[k] for k in kinds) / whole_s for name, kinds in FRACTIONS.items()}

@@ -3,6 +3,7 @@
 Values from missing or damaged files are unknown, and raise no error.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -57,7 +58,7 @@ class Evaluation:
     value: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoundRun:
     """A run that was found on disk.
 
@@ -90,6 +91,10 @@ class FoundRun:
         """Return the configuration's value under nested keys; None if there is none."""
         return _get(self.config, *keys)
 
+    def recorded(self, key: str) -> Any:
+        """Return the summary's value or, without one, the configuration's; None if unknown."""
+        return self.configured(key) if (found := self.get(key)) is None else found
+
     @property
     def best(self) -> float | None:
         """The best metric of all evaluations; None without evaluations."""
@@ -112,7 +117,7 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
     found: dict[Path, FoundRun] = {}
     depths: dict[Path, int] = {}
     for folder in map(Path.resolve, folders):
-        inside = dict(_inside(folder))
+        inside = _inside(folder)
         for place in sorted(inside, key=lambda place: _order(place.relative_to(folder))):
             found.setdefault(place, inside[place])
             depths[place] = max(depths.get(place, 0), len(place.relative_to(folder).parts))
@@ -120,31 +125,26 @@ def find(folders: Sequence[Path]) -> list[FoundRun]:
     return [replace(run, name=names[place]) for place, run in found.items()]
 
 
-def _inside(folder: Path) -> Iterator[tuple[Path, FoundRun]]:
-    """Yield the path of each run in a folder, and the run.
+def _inside(folder: Path) -> dict[Path, FoundRun]:
+    """Return the runs in a folder by their paths. A refused job has the path of its missing run.
 
-    A refused job has the path that its run would have.
+    Folders that cannot be read are left out, because they may belong to another user.
     """
-    run = read_run(folder)
-    if run is not None:
-        yield folder, run
-        return
-    # The caller keeps the last run of each path. So if a job was refused and ran later, the run
-    # replaces the refused job. If the refused job should have resumed the run, the reason becomes
-    # the run's `error`.
-    refused = dict(_refused(folder / REFUSED_FILE))
-    yield from refused.items()
-    try:
-        inner = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
-    except OSError:  # for example, the folder belongs to another user
-        return
-    for path in inner:
-        if path.name.startswith("."):
-            continue
-        for place, found in _inside(path):
-            reason = refused[place].error if place in refused else None
-            stopped = reason is not None and found.error is None and found.status != "completed"
-            yield place, replace(found, error=reason) if stopped else found
+    found: dict[Path, FoundRun] = {}
+    refused: dict[Path, FoundRun] = {}
+    for path, inner, _ in os.walk(folder):
+        run = read_run(Path(path))
+        if run is not None:
+            found[Path(path)] = run
+            inner.clear()  # a run directory holds no other runs
+        else:
+            refused.update(_refused(Path(path, REFUSED_FILE)))
+            inner[:] = [name for name in inner if not name.startswith(".")]
+    for place, job in refused.items():
+        run = found.setdefault(place, job)  # a job that was refused may have run later
+        if run.error is None and run.status != "completed":  # the job should have resumed the run
+            found[place] = replace(run, error=job.error)
+    return found
 
 
 def _names(depths: Mapping[Path, int], *, above: bool) -> dict[Path, str]:
@@ -172,7 +172,7 @@ def _order(path: Path) -> list[tuple[bool, int, str]]:
 
 def read_run(folder: Path) -> FoundRun | None:
     """Return the run in a folder; None if the folder is not a run directory."""
-    config, summary = _object(folder / CONFIG_FILE), _object(folder / SUMMARY_FILE)
+    config, summary = object_in(folder / CONFIG_FILE), object_in(folder / SUMMARY_FILE)
     choices = config.pop("choices", None)
     if isinstance(choices, Mapping):
         named = {group: name for group, name in choices.items() if isinstance(name, str)}
@@ -218,8 +218,8 @@ def _evaluations(lines: Sequence[Mapping[str, Any]]) -> tuple[str | None, list[E
         metric = next((key for key in line if key not in LINE_KEYS), None)
         if split not in SPLITS or line.get("module") is not None or metric is None:
             continue
-        if (value := number(line[metric])) is not None:
-            made = Evaluation(_step(line), number(line.get("seconds")), value)
+        if (value := finite(line[metric])) is not None:
+            made = Evaluation(_step(line), finite(line.get("seconds")), value)
             found.setdefault(split, (f"{split} {metric}", []))[1].append(made)
     metric, made_all = next((found[split] for split in SPLITS if split in found), (None, []))
     if any(made.seconds is None for made in made_all):
@@ -233,7 +233,7 @@ def _metric(summary: Mapping[str, Any]) -> str | None:
     return next(names, None)
 
 
-def number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """Return a JSON value if it is a finite number that a float can hold, else None."""
     fits = isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return value if fits else None
@@ -244,7 +244,8 @@ def _step(line: Mapping[str, Any]) -> int:
     return step if isinstance(step, int) else 0
 
 
-def _object(file: Path) -> dict[str, Any]:
+def object_in(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if the file is missing or damaged."""
     try:
         found = read_json(file)
     except (OSError, ValueError):

@@ -7,12 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from ppll_cli.config.commands import pip_install
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.nested import flat
 from ppll_cli.observe.tracker import Moment, Tracked, line_scalars, samples, stage_scalars, tree
+
+CODE = "    "
+"""Begins each line of a text that TensorBoard's Markdown must not change."""
 
 
 class TensorboardTracker:
@@ -42,7 +46,7 @@ class TensorboardTracker:
             flush_secs=10,
         )
         config = json.dumps({**run.config, "choices": dict(run.choices)}, indent=2)
-        self._writer.add_text("config", _as_code(config), run.step)
+        self._writer.add_text("config", indent(config, CODE), run.step)
 
     def metrics(self, line: Mapping[str, Any], at: Moment) -> None:
         """Write the numbers of a line of `metrics.jsonl`."""
@@ -62,7 +66,7 @@ class TensorboardTracker:
         for sample in samples(self._tracked.run_dir):
             self._picture(f"samples/{sample.stem}", sample, summary["steps"])
         lines = "\n".join(f"{key}: {value}" for key, value in flat(tree(summary)).items())
-        self._writer.add_text("summary", _as_code(lines), summary["steps"])
+        self._writer.add_text("summary", indent(lines, CODE), summary["steps"])
         self._writer.close()
 
     def sweep(self, folder: Path, name: str) -> None:
@@ -72,7 +76,7 @@ class TensorboardTracker:
         self._writer = SummaryWriter(self._dir or str(folder / "tensorboard"))
         self._picture("comparison", folder / "comparison.png", 0)
         if (table := folder / "comparison.csv").exists():
-            self._writer.add_text("comparison", _as_code(table.read_text()), 0)
+            self._writer.add_text("comparison", indent(table.read_text().strip(), CODE), 0)
         self._writer.close()
 
     def _picture(self, key: str, path: Path, step: int) -> None:
@@ -83,8 +87,3 @@ class TensorboardTracker:
             with Image.open(path) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             self._writer.add_image(key, pixels, step, dataformats="HWC")
-
-
-def _as_code(text: str) -> str:
-    """Indent a text, so that TensorBoard's Markdown does not change it."""
-    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,5 +1,6 @@
 """Writes a trace and a picture of the stages' work over a few batches."""
 
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
@@ -15,21 +16,17 @@ from ppll_cli.pipeline.rules import receives, sends
 def title(summary: Mapping[str, Any]) -> str:
     """Return a title: a run's schedule and speed, and its measured and predicted bubble."""
     rate, pipeline = summary["train"]["samples_per_second"], summary["pipeline"]
-    splits = f", {summary['microbatches']} micro-batches" if summary["microbatches"] > 1 else ""
-    bubbles = ", ".join(
-        f"{pipeline[key]:.3f} {how}"
-        for key, how in (
-            ("bubble_fraction", "measured"),
-            ("predicted_bubble_fraction", "predicted"),
-        )
-        if pipeline[key] is not None
-    )
-    return (
-        f"{summary['schedule']}{splits}: {summary['model']} on {summary['data']}, "
-        f"batches of {summary['batch_size']}"
-        + (f", {rate:.0f} samples/s" if rate is not None else "")
-        + (f"; bubble {bubbles}" if bubbles else "")
-    )
+    said = summary["schedule"]
+    if summary["microbatches"] > 1:
+        said += f", {summary['microbatches']} micro-batches"
+    said += f": {summary['model']} on {summary['data']}, batches of {summary['batch_size']}"
+    if rate is not None:
+        said += f", {rate:.0f} samples/s"
+    kinds = {"bubble_fraction": "measured", "predicted_bubble_fraction": "predicted"}
+    known = [
+        f"{pipeline[key]:.3f} {how}" for key, how in kinds.items() if pipeline[key] is not None
+    ]
+    return f"{said}; bubble {', '.join(known)}" if known else str(said)
 
 
 def write(folder: Path, traced: Traced) -> None:
@@ -85,26 +82,22 @@ def _arrows(lanes: Lanes, zero_s: float, replicas: int) -> Iterator[dict[str, An
     Perfetto attaches both ends to the bars at these times. The workers' clocks differ a little, so
     an arrow that would point back in time is left out.
     """
-    sent: dict[Any, list[tuple[int, Span]]] = {}
-    spans = [
-        (worker, span)
-        for worker, own in enumerate(lanes)
-        for span in own
-        if span.kind == "transfer"
+    transfers = [
+        (worker, span, span.instruction)
+        for worker, spans in enumerate(lanes)
+        for span in spans
+        if span.kind == "transfer" and span.instruction is not None
     ]
-    for worker, span in spans:
-        if span.instruction is not None and (found := sends(worker // replicas, span.instruction)):
-            key = (worker % replicas, found, span.step)
-            sent.setdefault(key, []).append((worker, span))
+    sent: defaultdict[Any, deque[tuple[int, Span]]] = defaultdict(deque)
+    for worker, span, instruction in transfers:
+        if found := sends(worker // replicas, instruction):
+            sent[worker % replicas, found, span.step].append((worker, span))
     number = 0
-    for worker, span in spans:
-        if span.instruction is None:
-            continue
-        found = receives(worker // replicas, span.instruction)
-        waiting = sent.get((worker % replicas, found, span.step))
-        if found is None or not waiting:  # the message was sent before the trace began
-            continue
-        source, other = waiting.pop(0)
+    for worker, span, instruction in transfers:
+        found = receives(worker // replicas, instruction)
+        if found is None or not (waiting := sent[worker % replicas, found, span.step]):
+            continue  # the message was sent before the trace began
+        source, other = waiting.popleft()
         middle_s = (span.start_s + span.end_s) / 2
         if middle_s < other.start_s:
             continue

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from ppll_cli.config.targets import make, require
 from ppll_cli.leaves.metric_lines import CONDITIONS, LAST_STEP
 from ppll_cli.leaves.names import class_path
+from ppll_cli.leaves.printable import error_text
 from ppll_cli.observe.conditions import LOCAL
 
 log = logging.getLogger(__name__)
@@ -212,10 +213,7 @@ class Guarded:
             try:
                 getattr(self._tracker, what)(*arguments)
             except BaseException as error:  # even SystemExit, which would end the thread silently
-                said = type(error).__name__
-                with suppress(Exception):  # converting an exception to text may fail
-                    said += f": {error}"
-                self._lose(said)
+                self._lose(error_text(error))
                 log.debug("tracker=%s", self._name, exc_info=True)
             self._started.set()
 

@@ -78,11 +78,11 @@ class Layout:
         """Return the indices of a stage's units."""
         return [unit for chunk in self.chunks if chunk.stage == stage for unit in chunk.units]
 
-    def runs(self, stage: int) -> list[int]:
-        """Return the number of units in each group of consecutive units of a stage."""
+    def runs(self, stage: int) -> list[list[int]]:
+        """Return the units of a stage, in groups of consecutive units."""
         units = self.units(stage)
         starts = [n for n, unit in enumerate(units) if not n or units[n - 1] != unit - 1]
-        return [end - start for start, end in pairwise([*starts, len(units)])]
+        return [units[start:end] for start, end in pairwise([*starts, len(units)])]
 
     def modules_of(self, stage: int) -> list[int]:
         """Return the numbers of the modules that are at least partly on a stage."""

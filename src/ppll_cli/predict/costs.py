@@ -149,7 +149,8 @@ def message_bytes(job: Job, stage: int, instruction: Instruction, sizes: Sequenc
     message = sends(stage, instruction) or receives(stage, instruction)
     assert message is not None
     channel, (_, micro_batch) = message
-    return bytes_of(job.carried(channel)) * (1 if channel.kind == "weights" else sizes[micro_batch])
+    size = bytes_of(job.carried(channel).values())
+    return size * (1 if channel.kind == "weights" else sizes[micro_batch])
 
 
 def _completed_after(job: Job, chunk: Chunk, profile: Source) -> list[float]:

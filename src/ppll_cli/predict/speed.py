@@ -257,7 +257,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
     samples: Counter[tuple[int, int]] = Counter()  # bytes per sample
     weights: Counter[tuple[int, int]] = Counter()  # bytes per batch of any size
     for channel in job.channels:
-        way, size = (channel.source, channel.target), bytes_of(job.carried(channel))
+        way, size = (channel.source, channel.target), bytes_of(job.carried(channel).values())
         if channel.kind == "weights":
             weights[way] += job.replicas * size
         elif channel.kind != "norms":

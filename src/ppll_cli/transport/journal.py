@@ -24,7 +24,6 @@ process sees stores in the order in which they were made.
 import ctypes
 import os
 import pickle
-import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -46,7 +45,6 @@ LARGEST_HEAD = 1 << 16
 
 _SMALLEST_HEAD, _HEAD_PER_TENSOR = 4096, 160  # in bytes
 
-_LENGTH = struct.Struct("<I")  # the length of a head in bytes
 _DRAINED = 1 << 16  # largest number of bytes to read from a pipe in one call
 
 
@@ -56,49 +54,6 @@ class _Counters(ctypes.Structure):
     _fields_ = (("sent", ctypes.c_int64), ("freed", ctypes.c_int64))
     sent: int
     freed: int
-
-
-class _Messages:
-    """The memory of a channel, as one end sees it.
-
-    `memory`, uint8 [bytes], has first the slots, then the counters, then the head of each slot.
-    Each head has `size` bytes of memory, and the counters have as many.
-    """
-
-    def __init__(self, memory: Tensor, slots: Slots, size: int) -> None:
-        self._memory, self.slots, self._size = memory, slots, size
-
-    @property
-    def counters(self) -> _Counters:
-        return _Counters.from_address(self._start)
-
-    def write_head(self, message: int, header: Header, layout: Layout) -> None:
-        head = pickle.dumps((header, layout), pickle.HIGHEST_PROTOCOL)
-        if _LENGTH.size + len(head) > self._size:
-            raise ValueError(
-                f"names and shapes of the {len(layout)} tensors of a message take {len(head)} "
-                f"bytes, and recover=stage has room for {self._size}: use recover=off"
-            )
-        ctypes.memmove(self._head(message), _LENGTH.pack(len(head)) + head, 4 + len(head))
-
-    def read_head(self, message: int) -> tuple[Header, Layout]:
-        place = self._head(message)
-        (size,) = _LENGTH.unpack(ctypes.string_at(place, _LENGTH.size))
-        # Unpickling is safe here: a worker of the same run wrote the bytes.
-        found: Any = pickle.loads(ctypes.string_at(place + _LENGTH.size, size))
-        header, layout = found
-        return header, layout
-
-    def views(self, message: int, layout: Layout) -> dict[str, Tensor]:
-        return self.slots.at(message % self.slots.count, layout)
-
-    def _head(self, message: int) -> int:
-        return self._start + self._size * (1 + message % self.slots.count)
-
-    @property
-    def _start(self) -> int:
-        """Address of the counters."""
-        return self._memory.data_ptr() + self.slots.count * self.slots.size
 
 
 class _WakeUp:
@@ -123,15 +78,53 @@ class _WakeUp:
 
 
 class _End:
-    """The common part of sender and receiver. `position` counts messages since the run's start."""
+    """The common part of sender and receiver. `position` counts messages since the run's start.
 
-    def __init__(self, stored: _Messages, wakeup: _WakeUp, device: str) -> None:
-        self._stored, self._wakeup, self._device = stored, wakeup, torch.device(device)
+    The channel's memory has first the slots, then the counters, then the head of each slot. Each
+    head has `head` bytes of memory, and the counters have as many.
+    """
+
+    def __init__(self, slots: Slots, head: int, wakeup: _WakeUp, device: str) -> None:
+        self._slots, self._head_bytes = slots, head
+        self._wakeup, self._device = wakeup, torch.device(device)
         self.position = 0
 
     def open(self) -> None:
-        self._stored.slots.memory.open()
+        self._slots.memory.open()
         self._wakeup.open()
+
+    @property
+    def _counters(self) -> _Counters:
+        return _Counters.from_address(self._address(0))
+
+    def _address(self, number: int) -> int:
+        """Return the address of the counters, if `number` is 0, or of the head before `number`."""
+        memory, slots = self._slots.memory.tensor, self._slots
+        assert memory is not None
+        return memory.data_ptr() + slots.count * slots.size + number * self._head_bytes
+
+    def _head(self, message: int) -> "ctypes.Array[ctypes.c_char]":
+        place = self._address(1 + message % self._slots.count)
+        return (ctypes.c_char * self._head_bytes).from_address(place)
+
+    def _write_head(self, message: int, header: Header, layout: Layout) -> None:
+        head = pickle.dumps((header, layout), pickle.HIGHEST_PROTOCOL)
+        if len(head) > self._head_bytes:
+            raise ValueError(
+                f"names and shapes of the {len(layout)} tensors of a message take {len(head)} "
+                f"bytes, and recover=stage has room for {self._head_bytes}: use recover=off"
+            )
+        ctypes.memmove(self._head(message), head, len(head))
+
+    def _read_head(self, message: int) -> tuple[Header, Layout]:
+        # Unpickling is safe here: a worker of the same run wrote the bytes. It stops at the end of
+        # the pickle, and ignores what an earlier, longer head has left behind it.
+        found: Any = pickle.loads(self._head(message))
+        header, layout = found
+        return header, layout
+
+    def _views(self, message: int, layout: Layout) -> dict[str, Tensor]:
+        return self._slots.at(message % self._slots.count, layout)
 
 
 class JournalSender(_End):
@@ -150,15 +143,15 @@ class JournalSender(_End):
         return self._may_send()
 
     def _may_send(self) -> bool:
-        counters = self._stored.counters
+        counters = self._counters
         used = counters.sent - counters.freed
-        return self.position < counters.sent or used < self._stored.slots.count
+        return self.position < counters.sent or used < self._slots.count
 
     def already_sent(self) -> Header | None:
         """Return the header of the next message if it was sent before the restart; else None."""
-        if self.position == self._stored.counters.sent:
+        if self.position == self._counters.sent:
             return None
-        return self._stored.read_head(self.position)[0]
+        return self._read_head(self.position)[0]
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Send a message. If it was sent before a restart, only compare it with the sent message.
@@ -167,25 +160,25 @@ class JournalSender(_End):
             ReplayError: The message differs from the message that was sent before the restart.
             ValueError: The tensors do not fit into a slot.
         """
-        stored, layout = self._stored, layout_of(tensors)
-        if self.position < stored.counters.sent:
+        layout = layout_of(tensors)
+        if self.position < self._counters.sent:
             self._check(header, layout, tensors)
         else:
-            for name, view in stored.views(self.position, layout).items():
+            for name, view in self._views(self.position, layout).items():
                 view.copy_(tensors[name].detach(), non_blocking=True)
-            stored.write_head(self.position, header, layout)
+            self._write_head(self.position, header, layout)
             Moment(self._device).wait()  # the receiver's device does not wait for our queued copies
-            stored.counters.sent += 1
+            self._counters.sent += 1
             self._wakeup.wake()
         self.position += 1
         self.bytes_sent += sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
 
     def _check(self, header: Header, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-        assert self._stored.counters.sent - self.position <= self._stored.slots.count
-        before = self._stored.read_head(self.position)
+        assert self._counters.sent - self.position <= self._slots.count
+        before = self._read_head(self.position)
         if before != (header, layout):
             raise ReplayError(f"the tensors {[each.name for each in layout]}", str(before[0]))
-        for name, view in self._stored.views(self.position, layout).items():
+        for name, view in self._views(self.position, layout).items():
             if not torch.equal(_bytes(view), _bytes(tensors[name].detach().cpu())):
                 raise ReplayError(f"the tensor {name!r}", str(before[0]))
 
@@ -204,18 +197,18 @@ class JournalReceiver(_End):
 
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds for a message and return whether there is one."""
-        if self.position == self._stored.counters.sent:
+        if self.position == self._counters.sent:
             self._wakeup.wait(timeout_s)
-        return self.position < self._stored.counters.sent
+        return self.position < self._counters.sent
 
     def peek(self) -> Header:
         """Return the header of the next message without receiving the message."""
-        return self._stored.read_head(self.position)[0]
+        return self._read_head(self.position)[0]
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Return the next message."""
-        header, layout = self._stored.read_head(self.position)
-        views = self._stored.views(self.position, layout)
+        header, layout = self._read_head(self.position)
+        views = self._views(self.position, layout)
         self.position += 1
         copies = {name: self._copy(view) for name, view in views.items()}
         self._copied = Moment(self._device)
@@ -236,7 +229,7 @@ class JournalReceiver(_End):
     @property
     def kept(self) -> int:
         """Number of released messages whose slots are kept for a restart."""
-        return self._released - self._stored.counters.freed
+        return self._released - self._counters.freed
 
     def go_back(self, position: int) -> None:
         """Continue after the first `position` messages, which the latest snapshot covers."""
@@ -248,7 +241,7 @@ class JournalReceiver(_End):
 
         Call this only when a snapshot covers these messages, and the device has copied them.
         """
-        self._stored.counters.freed = self._released
+        self._counters.freed = self._released
         self._wakeup.wake()
 
 
@@ -269,11 +262,11 @@ class JournalTransport(RingTransport):
         sides = []
         for device in (source, target):
             memory = HostMemory(tensor, pinned=torch.device(device).type == "cuda")
-            sides.append(_Messages(tensor, Slots(memory, slots, size), head))
+            sides.append(Slots(memory, slots, size))
         producer, consumer = open_pipes()
         return (
-            JournalSender(sides[0], _WakeUp(producer.messages, producer.returned), source),
-            JournalReceiver(sides[1], _WakeUp(consumer.returned, consumer.messages), target),
+            JournalSender(sides[0], head, _WakeUp(*producer), source),
+            JournalReceiver(sides[1], head, _WakeUp(*reversed(consumer)), target),
         )
 
 

@@ -16,10 +16,10 @@ device.
 """
 
 import json
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from queue import Empty, SimpleQueue
 from threading import Thread
 from time import monotonic
@@ -54,9 +54,6 @@ STAGED = 2
 
 Encode = Callable[[Any], Any]
 """Converts headers to data that JSON can hold, or back."""
-
-_Message = tuple[Header, Layout, Sequence[torch.dtype]]
-"""The header of a message, the layout of its tensors, and the tensors' dtypes at the sender."""
 
 
 def bytes_group(name: str) -> str:
@@ -99,7 +96,7 @@ class _End:
 
     groups: Groups  # of the run
     name: str  # of the channel's group; the group's first rank sends to the second
-    count: int  # number of slots of the receiver
+    count: int  # number of slots of the receiver; a sender has `STAGED`
     size: int  # largest size of a message in bytes
     device: str  # of the worker
     schema: str  # text that describes the channel's tensors; both ends must have the same schema
@@ -114,35 +111,48 @@ class _End:
         self._error: Exception | None = None
         self._failed_s = 0.0
 
-    def _start(self, work: Callable[[], None]) -> None:
-        def run() -> None:
-            try:
-                if self._side is not None:
-                    # set_stream also selects the thread's device. Without it, the thread would use
-                    # device 0, and its first wait would create a context on that device.
-                    torch.cuda.set_stream(self._side)
-                work()
-            except Exception as error:
-                self._failed_s, self._error = monotonic(), error
+    def open(self) -> None:
+        """Create the slots, and start the thread, on CUDA with a stream of its own.
 
-        Thread(target=run, name=f"channel {self.name}", daemon=True).start()
-
-    def _raise(self) -> None:
-        """Raise the thread's exception, if any; a lost connection only `PATIENCE_S` s later."""
-        lost = isinstance(self._error, RuntimeError)
-        if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
-            raise self._error
-
-    def _open(self, slots: int) -> None:
-        """Create the slots and, on CUDA, a stream for the thread.
-
+        The main thread waits for items in the queue `_ready`; the other one waits for `_queued`.
         NCCL waits for the work on the thread's stream, so this stream is used for nothing else.
         """
         carrier = self.groups.carrier(self._carrying, self._device)
-        self._slots = _Slots(slots, self.size, carrier, self._device)
+        self._slots = _Slots(self.count, self.size, carrier, self._device)
         self._side: torch.cuda.Stream | None = None
         if self._device.type == "cuda":
             self._side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._ready: SimpleQueue[Any] = SimpleQueue()
+        self._queued: SimpleQueue[Any] = SimpleQueue()
+        self._next: Any = None
+        Thread(target=self._run, name=f"channel {self.name}", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` s for a free slot or a message, and return whether there is one.
+
+        Raise the thread's exception, if any; a lost connection only `PATIENCE_S` s later.
+        """
+        lost = isinstance(self._error, RuntimeError)
+        if self._error is not None and monotonic() - self._failed_s > (PATIENCE_S if lost else 0):
+            raise self._error
+        with suppress(Empty):
+            if self._next is None:
+                self._next = self._ready.get(timeout=timeout_s)
+        return self._next is not None
+
+    def _run(self) -> None:
+        try:
+            if self._side is not None:
+                # set_stream also selects the thread's device. Without it, the thread would use
+                # device 0, and its first wait would create a context on that device.
+                torch.cuda.set_stream(self._side)
+            self._work()
+        except Exception as error:
+            self._failed_s, self._error = monotonic(), error
+
+    def _work(self) -> None:
+        """Transfer all messages. The thread runs this."""
+        raise NotImplementedError
 
     def _carry(self, transfer: Callable[..., Any], tensor: Tensor, end: int, name: str) -> None:
         """Send bytes to worker `end` (0 or 1) of a group, or receive bytes; return when done.
@@ -181,24 +191,9 @@ class NetworkSender(_End):
 
     bytes_sent = 0
 
-    def open(self) -> None:
-        """Create the slots, and start the thread, which first sends the schema."""
-        self._open(STAGED)
-        self._free: SimpleQueue[None] = SimpleQueue()
-        self._filled: SimpleQueue[tuple[Tensor, Tensor, Moment]] = SimpleQueue()
-        self._is_free = False
-        for _ in range(STAGED):
-            self._free.put(None)
-        self._start(self._work)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a free slot and return whether there is one."""
-        self._raise()
-        with suppress(Empty):
-            if not self._is_free:
-                self._free.get(timeout=timeout_s)
-                self._is_free = True
-        return self._is_free
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.count = STAGED
 
     def send(self, header: Header, tensors: Mapping[str, Tensor]) -> None:
         """Copy the tensors into the next slot; raise ValueError if they do not fit."""
@@ -211,17 +206,19 @@ class NetworkSender(_End):
         for name, tensor in tensors.items():
             _copy(views[name], tensor.detach())
         spelled = [[*_spelled(form), _dtype_name(tensors[form.name].dtype)] for form in forms]
-        self._is_free = False
+        self._next = None
         head = _head([self.code(header), spelled])
-        self._filled.put((head, self._slots.bytes(slot, layout), Moment(self._device)))
+        self._queued.put((head, self._slots.bytes(slot, layout), Moment(self._device)))
         self.bytes_sent += sum(views[name].nbytes for name in tensors)
 
     def _work(self) -> None:
+        for _ in range(self.count):
+            self._ready.put(True)
         schema = _head(self.schema)
         self._send(schema[:HEAD], self.name)
         self._send(schema[HEAD:], self.name)
         while True:
-            head, whole, filled = self._filled.get()
+            head, whole, filled = self._queued.get()
             filled.wait()
             if self._apart:
                 self._send(head[:HEAD], self.name)
@@ -231,42 +228,21 @@ class NetworkSender(_End):
             self._send(head[HEAD:], self.name)
             if self._apart:
                 self._send(whole[HEAD:], self._carrying)
-            self._free.put(None)
+            self._ready.put(True)
 
 
 class NetworkReceiver(_End):
     """The receiving end; see `channel.Receiver`."""
 
-    def open(self) -> None:
-        """Create the slots, and start the thread, which checks the schema and requests messages."""
-        self._open(self.count)
-        self._free: SimpleQueue[tuple[int, Moment]] = SimpleQueue()
-        self._arrived: SimpleQueue[_Message] = SimpleQueue()
-        self._next: _Message | None = None
-        self._held: deque[int] = deque()
-        for slot in range(self.count):
-            self._free.put((slot, Moment(self._device)))
-        self._start(self._work)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds for a message and return whether there is one."""
-        self._raise()
-        with suppress(Empty):
-            if self._next is None:
-                self._next = self._arrived.get(timeout=timeout_s)
-        return self._next is not None
-
     def peek(self) -> Header:
         """Return the header of the next message."""
-        assert self._next is not None
-        return self._next[0]
+        header: Header = self._next[0]
+        return header
 
     def receive(self) -> tuple[Header, dict[str, Tensor]]:
         """Return the next message. Its tensors are valid until `release` frees the slot."""
-        assert self._next is not None
         (header, layout, dtypes), self._next = self._next, None
-        slot, views = self._slots.next(layout)
-        self._held.append(slot)
+        _, views = self._slots.next(layout)
         return header, {
             form.name: views[form.name].detach().to(self._device, non_blocking=True).to(dtype)
             for form, dtype in zip(layout[1:], dtypes, strict=True)
@@ -274,13 +250,15 @@ class NetworkReceiver(_End):
 
     def release(self) -> None:
         """Free the oldest slot in use."""
-        self._free.put((self._held.popleft(), Moment(self._device)))
+        self._queued.put(Moment(self._device))
 
     def _work(self) -> None:
         if (theirs := self._receive_head()) != self.schema:
             raise SchemaError(self.name, str(theirs), self.schema)
-        while True:
-            slot, given_back = self._free.get()
+        for _ in range(self.count):
+            self.release()
+        for slot in cycle(range(self.count)):  # all messages use the slots in this order
+            given_back = self._queued.get()
             given_back.wait()
             whole = self._slots.bytes(slot)
             if self._apart:
@@ -293,7 +271,7 @@ class NetworkReceiver(_End):
             self._slots.check_room(layout)
             if self._apart:
                 self._receive(self._slots.bytes(slot, layout)[HEAD:], self._carrying)
-            self._arrived.put((self.code(header), layout, dtypes))
+            self._ready.put((self.code(header), layout, dtypes))
 
 
 def _copy(view: Tensor, tensor: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Collective operations between the replicas of a stage, by torch.distributed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -16,15 +16,11 @@ class Replicas:
     """
 
     def __init__(self, groups: Groups, name: str) -> None:
-        self._groups, self._name = groups, name
+        self._groups, self._name, self._ranks = groups, name, groups.ranks(name)
 
     @property
     def _group(self) -> ProcessGroup:
         return self._groups.of(self._name)
-
-    @property
-    def _ranks(self) -> Sequence[int]:
-        return self._groups.ranks(self._name)
 
     @property
     def count(self) -> int:

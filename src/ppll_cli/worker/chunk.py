@@ -21,7 +21,7 @@ from ppll_cli.job.recompute import recomputed
 from ppll_cli.local.method import Site
 from ppll_cli.tasks.task import measured
 from ppll_cli.transport.replicas import Replicas
-from ppll_cli.worker.generators import Generators
+from ppll_cli.worker.generators import generators_of, seed_each
 from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums
 from ppll_cli.worker.tensors import Tensors
@@ -50,7 +50,7 @@ class HeldChunk(Networks):
         self.is_last = site.at(self.place.module).is_last
         self.sums: dict[str, Sums] = {}
         self._sends_gradients = not job.make_schedule().local
-        self._generators = Generators(device, job.settings.seed)
+        self._generators = generators_of(device)
 
     def begin(self, batch: Batch) -> None:
         """Set the networks' mode (training or evaluation) and weights (averaged or plain)."""
@@ -62,7 +62,8 @@ class HeldChunk(Networks):
 
     def forward(self, micro_batch: int) -> None:
         """Run the units on a micro-batch. Then run the exports without gradients."""
-        values, batch = self.tensors[micro_batch].values, self.batch
+        values, batch, root = self.tensors[micro_batch].values, self.batch, self.job.settings.seed
+        index = batch.first_micro_batch + micro_batch
 
         def state() -> list[Tensor]:
             return self.unit_state if batch.training else []
@@ -70,8 +71,8 @@ class HeldChunk(Networks):
         changing = self.tensors.changing(micro_batch, state)
         with self.autocast(), torch.set_grad_enabled(batch.training):
             for unit, network in self.units:
-                seed_of = seeding.unit_forward
-                seed = partial(self._generators.seed, seed_of, unit.name, batch, micro_batch)
+                number = seeding.unit_forward(root, unit.name, batch.step, index)
+                seed = partial(seed_each, self._generators, number)
                 run: Callable[..., Any] = network
                 if batch.training and self.job.settings.recompute:
                     run = partial(recomputed, network, seed)
@@ -92,13 +93,15 @@ class HeldChunk(Networks):
         measured, and whose graph is freed before the backward of the units begins.
         """
         assert self.criterion is not None
-        values, batch = self.tensors[micro_batch].values, self.batch
+        values, batch, module = self.tensors[micro_batch].values, self.batch, self.place.module
+        index = batch.first_micro_batch + micro_batch
+        number = seeding.auxiliary_forward(self.job.settings.seed, module, batch.step, index)
         made = {name: values[name] for unit, _ in self.units for name in unit.writes}
         outputs = {n: t.detach().requires_grad_() for n, t in made.items() if t.requires_grad}
         values = {**values, **outputs}
         with self.autocast():
-            self._generators.seed(seeding.auxiliary_forward, self.place.module, batch, micro_batch)
-            with unchanged(values, f"the loss of module {self.place.module}"):
+            seed_each(self._generators, number)
+            with unchanged(values, f"the loss of module {module}"):
                 loss, prediction = self.criterion(values)
             with torch.no_grad():
                 measures = measured(self.job.task, prediction, values, training=True)

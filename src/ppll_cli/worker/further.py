@@ -1,19 +1,19 @@
 """Executes the instructions that plain PPLL does not need in training."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 
 from ppll_cli.job.course import EvaluationBatch
 from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.job import Job
-from ppll_cli.job.links import Links
+from ppll_cli.job.optimizer import squared_norm
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.tasks.task import measured
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.mail import Mail
-from ppll_cli.worker.norms import Norms
-from ppll_cli.worker.recorder import Recorder
+from ppll_cli.worker.networks import Networks
 from ppll_cli.worker.sums import Sums, split_of
 from ppll_cli.worker.upstream import Upstream
 from ppll_cli.worker.views import storages
@@ -26,18 +26,10 @@ class Further:
     the gradient norms of the batch, if the stages exchange them.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        links: Links,
-        chunks: Mapping[int, HeldChunk],
-        device: torch.device,
-        mail: Mail,
-        recorder: Recorder,
-    ) -> None:
-        self.upstream = Upstream(job, links, chunks, mail, recorder)
+    def __init__(self, job: Job, chunks: Mapping[int, HeldChunk], mail: Mail) -> None:
         self._chunks, self._mail = chunks, mail
-        self.norms = Norms(len(job.features), chunks.values(), device)
+        self.upstream = Upstream(job, chunks, mail)
+        self.norms = Norms(len(job.features), chunks.values(), mail.device)
 
     def execute(self, instruction: do.Instruction, step: int) -> None:
         """Execute an instruction of the batch that comes after `step` optimizer steps."""
@@ -123,3 +115,46 @@ def measure(chunk: HeldChunk, micro_batch: int, split: str) -> None:
             measures = measured(chunk.job.task, found, values, training=False)
             sums = chunk.sums.setdefault(split_of(split, name), Sums())
             sums.add(loss, chunk.batch.sizes[micro_batch], measures)
+
+
+class Norms:
+    """A vector with the squared gradient norm of every unit; each stage writes its own units."""
+
+    def __init__(self, units: int, chunks: Iterable[Networks], device: torch.device) -> None:
+        self._units, self._chunks, self._device = units, chunks, device
+        self._vector: Tensor | None = None
+        self._total: Tensor | None = None
+
+    @property
+    def vector(self) -> Tensor:
+        """The vector, float64 [units]; an element is zero until it is written."""
+        if self._vector is None:
+            self._vector = torch.zeros(self._units, dtype=torch.float64, device=self._device)
+        return self._vector
+
+    def take(self, received: Tensor) -> None:
+        """Replace the vector by a vector from another stage, float64 [units]."""
+        self._vector, self._total = received.clone(), None
+
+    def add(self) -> None:
+        """Write the squared norms of the stage's units that have gradients."""
+        self._total = None
+        for chunk in self._chunks:
+            for index, parameters in zip(chunk.place.units, chunk.unit_parameters, strict=True):
+                if any(parameter.grad is not None for parameter in parameters):
+                    self.vector[index] = squared_norm(parameters)
+
+    def total(self) -> Tensor | None:
+        """Return the squared gradient norm of the model, summed in the order of the units.
+
+        It is a float64 scalar; None if no norms were exchanged for this batch.
+        """
+        if self._vector is not None and self._total is None:
+            self._total = torch.zeros((), dtype=torch.float64, device=self._device)
+            for norm in self._vector.unbind():
+                self._total = self._total + norm
+        return self._total
+
+    def end(self) -> None:
+        """Drop the norms of this batch."""
+        self._vector = self._total = None

@@ -4,19 +4,15 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import torch
-
 from ppll_cli.data.batches import Ahead
 from ppll_cli.job.course import Batch
-from ppll_cli.job.job import Job, Seat
-from ppll_cli.job.links import Links
+from ppll_cli.job.job import Job
 from ppll_cli.job.pulse import COMPILING_LIMIT_S
 from ppll_cli.pipeline import instructions as do
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.feed import micro_batches
 from ppll_cli.worker.further import Further
 from ppll_cli.worker.mail import Mail
-from ppll_cli.worker.recorder import Recorder
 
 _name = lru_cache(maxsize=1024)(str)
 
@@ -32,18 +28,14 @@ class Interpreter:
     def __init__(
         self,
         job: Job,
-        seat: Seat,
-        links: Links,
         chunks: Mapping[int, HeldChunk],
         batches: Ahead | None,
-        recorder: Recorder,
+        mail: Mail,
         marks: Mapping[type, Callable[[Any], None]],
     ) -> None:
-        self.job, self.links, self.recorder = job, links, recorder
-        self.chunks, self.batches, self.marks = chunks, batches, marks
-        device = torch.device(job.device(seat))
-        self.mail = Mail(seat.stage, links, device, recorder)
-        self.further = Further(job, links, chunks, device, self.mail, recorder)
+        self.job, self.chunks, self.batches = job, chunks, batches
+        self.mail, self.marks = mail, marks
+        self.further = Further(job, chunks, mail)
         self.instruction: do.Instruction | None = None
         self._batch = Batch([])
 
@@ -68,8 +60,8 @@ class Interpreter:
             self.instruction = instruction
             # A wait for other replicas has no time limit: the parent sees which replica is late.
             waits = isinstance(instruction, do.FinishAverage)
-            self.links.pulse.begin(_name(instruction), None if waits else limit_s)
-            with self.recorder.executing(instruction):
+            self.mail.links.pulse.begin(_name(instruction), None if waits else limit_s)
+            with self.mail.recorder.executing(instruction):
                 self._do(instruction)
 
     def _do(self, instruction: do.Instruction) -> None:

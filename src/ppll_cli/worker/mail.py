@@ -17,12 +17,13 @@ class Mail:
     """Sends and receives messages through this worker's ends of channels.
 
     `item` is what the stage handles now: a batch, or a mark (evaluation, checkpoint or end). The
-    header of each message contains `item`, or a `Version` if the message carries weights.
+    header of each message contains `item`, or a `Version` if the message carries weights. `device`
+    is the worker's device.
     """
 
     def __init__(self, stage: int, links: Links, device: torch.device, recorder: Recorder) -> None:
-        self._stage, self._links = stage, links
-        self._device, self._recorder = device, recorder
+        self._stage, self.links = stage, links
+        self.device, self.recorder = device, recorder
         self.item: Item | None = None
 
     def wait(self, end: Sender | Receiver, kind: str) -> None:
@@ -31,9 +32,9 @@ class Mail:
         The wait has no time limit, so that the parent blames the stage that hangs, not this one. If
         the run fails or the parent ends, this process ends too.
         """
-        with self._recorder.span(kind):
+        with self.recorder.span(kind):
             while not end.wait(timeout_s=1.0):
-                self._links.pulse.renew_progress()
+                self.links.pulse.renew_progress()
 
     def receive(
         self, instruction: Instruction, version: Version | None = None
@@ -45,22 +46,22 @@ class Mail:
         found = rules.receives(self._stage, instruction)
         assert found is not None
         channel, message = found
-        receiver = self._links.receivers[channel]
+        receiver = self.links.receivers[channel]
         self.wait(receiver, "starved")
         # On CUDA, `receive` makes the stream wait for the sender's queued work, not this process.
-        kind = "starved" if self._device.type == "cuda" else "transfer"
-        with self._recorder.span(kind, instruction):
+        kind = "starved" if self.device.type == "cuda" else "transfer"
+        with self.recorder.span(kind, instruction):
             header, tensors = receiver.receive()
             expected = self._header(version, message.micro_batch, channel.chunk)
             assert header == expected, f"expected {expected} of {channel}, got {header}"
-            self._links.pulse.received += channel.kind == "activations"
-            return {name: tensor.to(self._device) for name, tensor in tensors.items()}
+            self.links.pulse.received += channel.kind == "activations"
+            return {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
     def release(self, instruction: Instruction) -> None:
         """Free the slot of a received message."""
         channel = rules.gives_back(self._stage, instruction)
         assert channel is not None
-        self._links.receivers[channel].release()
+        self.links.receivers[channel].release()
 
     def send(
         self,
@@ -75,11 +76,11 @@ class Mail:
         found = rules.sends(self._stage, instruction)
         assert found is not None
         channel, message = found
-        sender = self._links.senders[channel]
+        sender = self.links.senders[channel]
         self.wait(sender, "blocked")
-        with self._recorder.span("transfer", instruction):
+        with self.recorder.span("transfer", instruction):
             sender.send(self._header(version, message.micro_batch, channel.chunk), tensors)
-        self._links.pulse.sent += channel.kind == "activations"
+        self.links.pulse.sent += channel.kind == "activations"
 
     def _header(self, version: Version | None, micro_batch: int, chunk: int) -> Header:
         about = version or self.item

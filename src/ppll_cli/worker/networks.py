@@ -124,9 +124,8 @@ class Networks:
     @property
     def learnt(self) -> list[list[nn.Parameter]]:
         """The parameters of each unit and of the criterion; exports get no gradients."""
-        criterion = [] if self.criterion is None else [self.criterion]
-        networks = [network for _, network in self.units] + criterion
-        return [list(network.parameters()) for network in networks]
+        criterion = [] if self.criterion is None else [[*self.criterion.parameters()]]
+        return self.unit_parameters + criterion
 
     @property
     def buffers(self) -> list[Tensor]:

@@ -135,7 +135,7 @@ def _failure(
         "time": time.time(),
         "device": job.device(seat),
         "phase": "starting" if worker is None else str(worker.interpreter.instruction),
-        "batch": None if worker is None else str(worker.interpreter.mail.item),
+        "batch": None if worker is None else str(worker.mail.item),
         "shapes": shapes,
         "error": _said(error),
         "final": is_final(error),

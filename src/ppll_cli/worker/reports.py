@@ -24,8 +24,8 @@ class _Measured:
 
     Attributes:
         loss: Sum of the losses of all samples, a scalar.
-        rows: Results of the task's `measure`, [n, columns].
-        further: Results of `measure` for the criterion's additional predictions, by name.
+        rows: Results of the task's `measure`, [n, columns], by the name of the prediction: the
+            criterion's additional predictions, and "" for the main one.
         squared_norm: Squared gradient norm at the last step, a scalar; None if not computed.
         skipped_steps: Numbers of the steps since the last report that may have been skipped.
         skipped: For each of these steps, 1 if it was skipped, else 0.
@@ -33,9 +33,8 @@ class _Measured:
 
     module: int
     loss: Tensor
-    samples: int | Tensor
-    rows: Tensor
-    further: Mapping[str, Tensor]
+    samples: Tensor
+    rows: Mapping[str, Tensor]
     squared_norm: Tensor | None
     skipped_steps: Sequence[int]
     skipped: Tensor
@@ -131,7 +130,7 @@ class Reports:
             names = () if split == "train" else chunk.criterion.further
             keys = {name: split_of(split, name) for name in ("", *names)}
             sums = {name: self._sums(chunk, key) for name, key in keys.items()}
-            modules.append(_copied(chunk, sums.pop(""), sums))
+            modules.append(_copied(chunk, sums))
             if complete:
                 for key in keys.values():
                     chunk.sums.pop(key, None)
@@ -228,21 +227,18 @@ class Reports:
                     module=measured.module,
                     loss=loss,
                     samples=samples,
-                    scores=self._scores(measured, report.split != "train"),
+                    scores=self._scores(measured.rows, report.split != "train"),
                     last_step=_of_last_step(report, measured),
                     complete=report.complete,
                     seconds=seconds,
                 )
 
-    def _scores(self, module: _Measured, metric_required: bool) -> dict[str, float]:
+    def _scores(self, rows: Mapping[str, Tensor], metric_required: bool) -> dict[str, float]:
         """Return a module's scores, and the metric of each additional prediction."""
-        scores = scored(self._task, module.rows, metric_required)
-        metric = self._task.metric
-        for name, rows in module.further.items():
-            value = scored(self._task, rows, metric_required).get(metric)
-            if value is not None:
-                scores[f"{metric}_{name}"] = value
-        return scores
+        found = {name: scored(self._task, each, metric_required) for name, each in rows.items()}
+        scores, metric = found.pop(""), self._task.metric
+        further = {f"{metric}_{n}": each[metric] for n, each in found.items() if metric in each}
+        return scores | further
 
 
 def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
@@ -255,17 +251,17 @@ def _of_last_step(report: _Pending, measured: _Measured) -> dict[str, float]:
     return found
 
 
-def _copied(chunk: HeldChunk, sums: Sums, further: Mapping[str, Sums]) -> _Measured:
+def _copied(chunk: HeldChunk, sums: Mapping[str, Sums]) -> _Measured:
+    """Start to copy a chunk's measurements; `sums` has its sums by the prediction's name."""
     skipped = chunk.nonfinite.skipped
     steps, flags = list(skipped), list(skipped.values())
     skipped.clear()
-    norm = chunk.squared_norm
+    norm, main = chunk.squared_norm, sums[""]
     return _Measured(
         chunk.place.module,
-        _to_host(torch.as_tensor(sums.loss, dtype=torch.float64)),
-        _to_host(sums.samples) if isinstance(sums.samples, Tensor) else sums.samples,
-        _to_host(sums.rows),
-        {name: _to_host(each.rows) for name, each in further.items()},
+        _to_host(torch.as_tensor(main.loss, dtype=torch.float64)),
+        _to_host(torch.as_tensor(main.samples)),
+        {name: _to_host(each.rows) for name, each in sums.items()},
         None if norm is None else _to_host(norm),
         steps,
         _to_host(torch.stack(flags) if flags else torch.zeros(0)),

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,9 +32,9 @@ from ppll_cli.worker.state import restore, tensors_of
 from ppll_cli.worker.sums import Sums
 
 
-@dataclass(frozen=True)
+@dataclass
 class Progress:
-    """A worker's position in the run, and its measurements.
+    """A worker's position in the run, and its measurements, which are set only in a snapshot.
 
     Attributes:
         items: Number of batches and marks that the worker has handled.
@@ -98,15 +98,10 @@ class Snapshots:
         self._ended_s: float | None = None  # when the last snapshot ended
         self._buffers = [_Buffer(Path(folder, f"tensors-{index}")) for index in range(BUFFERS)]
         self._current = 0
-        self._senders: dict[Channel, JournalSender] = {}
-        self._receivers: dict[Channel, JournalReceiver] = {}
-        for channel, sender in links.senders.items():
-            assert isinstance(sender, JournalSender)
-            self._senders[channel] = sender
-        for source, receiver in links.receivers.items():
-            assert isinstance(receiver, JournalReceiver)
+        self._senders = cast("Mapping[Channel, JournalSender]", links.senders)
+        self._receivers = cast("Mapping[Channel, JournalReceiver]", links.receivers)
+        for receiver in self._receivers.values():
             receiver.keeps = True
-            self._receivers[source] = receiver
         self._covered: Mapping[Channel, tuple[int, int]] = {}
         self._trace: list[Span] | None = None
         self._pickled_trace = b""

@@ -6,37 +6,27 @@ import torch
 from torch import Tensor
 
 from ppll_cli import seeding
-from ppll_cli.job.course import Batch, Version
+from ppll_cli.job.course import Version
 from ppll_cli.job.job import Job
-from ppll_cli.job.links import Links
 from ppll_cli.pipeline.instructions import ReadWeights, ReceiveWeights, SendWeights
-from ppll_cli.worker.generators import Generators
+from ppll_cli.worker.generators import generators_of, seed_each
 from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.networks import Networks
-from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.views import unchanged
 
 
 class Upstream:
     """Gives the losses of modules the weights of a later unit, `lag` batches old."""
 
-    def __init__(
-        self,
-        job: Job,
-        links: Links,
-        chunks: Mapping[int, Networks],
-        mail: Mail,
-        recorder: Recorder,
-    ) -> None:
-        self._job, self._links, self._chunks = job, links, chunks
-        self._mail, self._recorder = mail, recorder
+    def __init__(self, job: Job, chunks: Mapping[int, Networks], mail: Mail) -> None:
+        self._job, self._chunks, self._mail = job, chunks, mail
 
     def send_ahead(self) -> None:
         """Send the weights that losses of other stages read in the first batches."""
-        start = self._job.start
-        for channel in self._links.senders:
+        start, links = self._job.start, self._mail.links
+        for channel in links.senders:
             if channel.kind == "weights":
-                self._links.pulse.begin("sending the first weights", None)
+                links.pulse.begin("sending the first weights", None)
                 instruction = SendWeights(channel.target, channel.chunk, channel.ahead)
                 for step in range(start, start + channel.ahead):
                     self._send_version(instruction, step, start)
@@ -45,7 +35,7 @@ class Upstream:
         """Receive weights, and give them to a loss for the batch after `step` optimizer steps."""
         version = self._version(instruction.chunk, step)
         weights = self._mail.receive(instruction, version)
-        with self._recorder.span("auxiliary", instruction):
+        with self._mail.recorder.span("auxiliary", instruction):
             self._show(instruction.chunk, weights, version)
         self._mail.release(instruction)
 
@@ -66,9 +56,10 @@ class Upstream:
     def _show(self, watcher: int, weights: Mapping[str, Tensor], version: Version) -> None:
         chunk = self._chunks[watcher]
         assert chunk.criterion is not None
-        generators = Generators(chunk.device, self._job.settings.seed)
-        generators.seed(seeding.watching, chunk.place.module, Batch([], step=version.steps), 0)
-        method = f"the method see() of module {chunk.place.module}'s criterion"
+        module = chunk.place.module
+        number = seeding.watching(self._job.settings.seed, module, version.steps)
+        seed_each(generators_of(chunk.device), number)
+        method = f"the method see() of module {module}'s criterion"
         with torch.no_grad(), unchanged(weights, method):
             chunk.criterion.see(weights, version.steps)
 

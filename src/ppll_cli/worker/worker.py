@@ -15,7 +15,7 @@ from ppll_cli.job import checkpoint, parts
 from ppll_cli.job.course import Batch, EvaluationBatch, Item, TrainBatch, split_share
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.learning_rate import learning_rate
-from ppll_cli.job.links import Handled, Links, upcoming
+from ppll_cli.job.links import Links, upcoming
 from ppll_cli.job.numerics import in_force
 from ppll_cli.job.pulse import SAVING_LIMIT_S, SCORING_LIMIT_S
 from ppll_cli.observe.spans import SHOWN
@@ -26,6 +26,7 @@ from ppll_cli.transport.order import Moment
 from ppll_cli.worker.chunk import HeldChunk
 from ppll_cli.worker.clock import clock_of
 from ppll_cli.worker.interpreter import Interpreter
+from ppll_cli.worker.mail import Mail
 from ppll_cli.worker.memory import Memory
 from ppll_cli.worker.recorder import Recorder
 from ppll_cli.worker.reports import Reports
@@ -78,16 +79,14 @@ class Worker:
         self.recorder.continue_from(before.totals, before.trace)
         self.memory.continue_from(*before.peak)
         self.reports.continue_seconds(before.seconds)
-        self._items, self._trained = before.items, before.trained
-        self._reported, self._training = before.reported, before.training
+        self.progress = before
         marks: dict[type, Callable[[Any], None]] = {
             do.Evaluate: self._evaluate,
             do.Checkpoint: self._checkpoint,
             do.End: self._end,
         }
-        self.interpreter = Interpreter(
-            job, seat, links, self.chunks, self.batches, self.recorder, marks
-        )
+        self.mail = Mail(index, links, self.device, self.recorder)
+        self.interpreter = Interpreter(job, self.chunks, self.batches, self.mail, marks)
 
     def _restore(self) -> tuple[Progress, checkpoint.Unreported]:
         """Load the state of a snapshot, a checkpoint or a file of weights, if there is one.
@@ -126,16 +125,16 @@ class Worker:
         for end in self.links.ends():
             end.open()
         self.report("ready")
-        if not self._items:  # else an earlier process has sent the first weights
+        done = self.progress
+        if not done.items:  # else an earlier process has sent the first weights
             self.interpreter.further.upstream.send_ahead()
-        wait = self.interpreter.mail.wait
-        before = Handled(self._items, self._trained)
-        for item in upcoming(self.job, self.seat, self.links, wait, before):
-            self.interpreter.mail.item = item
-            self.links.pulse.take(str(item))
+        links, wait = self.links, self.mail.wait
+        for item in upcoming(self.job, self.seat, links, wait, done.items, done.trained):
+            self.mail.item = item
+            links.pulse.take(str(item))
             self._handle(item)
-            self._items += 1
-            self._trained += isinstance(item, TrainBatch)
+            done.items += 1
+            done.trained += isinstance(item, TrainBatch)
             if self.snapshots is not None and self.snapshots.due and not isinstance(item, do.End):
                 self._take_snapshot(self.snapshots)
 
@@ -171,7 +170,7 @@ class Worker:
         self.interpreter.run(self.job.training(self.index, len(sizes)), batch)
         self._share_memories()
         self.recorder.end_batch(sum(sizes))
-        self._training = True
+        self.progress.training = True
         done = item.step + 1
         # A restarted worker repeats steps, but the number that it shows must not fall.
         self.links.pulse.step = max(done, self.links.pulse.step)
@@ -205,9 +204,9 @@ class Worker:
 
         Do nothing if no batch was trained since the last call.
         """
-        if not self._training:
+        if not self.progress.training:
             return
-        self._training = False
+        self.progress.training = False
         self.recorder.end_segment()
         self.reports.pause("train")
         if self.links.replicas is not None:  # the first replica's buffers are evaluated and saved
@@ -226,17 +225,11 @@ class Worker:
         self.reports.send(wait=True)  # raises if a loss was not finite
         for chunk in self.chunks.values():
             chunk.use_averages(False)
-        progress = Progress(
-            items=self._items,
-            trained=self._trained,
-            reported=self._reported,
-            training=self._training,
-            totals=self.recorder.so_far(),
-            trace=self.recorder.trace,
-            peak=(self.memory.peak(), self.memory.reserved()),
-            seconds=self.reports.seconds(),
-        )
-        snapshots.save(self.chunks, progress)
+        now = self.progress
+        now.totals, now.trace = self.recorder.so_far(), self.recorder.trace
+        now.peak = self.memory.peak(), self.memory.reserved()
+        now.seconds = self.reports.seconds()
+        snapshots.save(self.chunks, now)
 
     # Marks
 
@@ -261,7 +254,7 @@ class Worker:
         self.report("saved", step=mark.step, epoch=mark.epoch, file=file)
 
     def _end(self, mark: do.End) -> None:
-        if self._reported != mark.step:  # the run stops between two reports
+        if self.progress.reported != mark.step:  # the run stops between two reports
             self._report_training(mark.step, complete=False)
         self._settle()
         self.report(
@@ -305,7 +298,7 @@ class Worker:
         course, optim = self.job.course, self.job.settings.optim
         rate = learning_rate(optim, step - 1, course.steps_per_epoch, course.epochs)
         self._report_metrics("train", step, course.epoch_of(step), rate=rate, complete=complete)
-        self._reported = step
+        self.progress.reported = step
 
     def _report_metrics(self, split: str, step: int, epoch: int, **how: Any) -> None:
         """Begin a report on a split's batches since its last report; see `Reports.take`."""

@@ -283,13 +283,13 @@ def test_a_class_that_cannot_be_used_is_refused(refused: Refused, row: list[str]
 
 @pytest.mark.parametrize(
     ("content", "error"),
-    [("def f(:", "SyntaxError: "), ("import sys\nsys.exit(3)", "SystemExit: 3)")],
+    [("def f(:", "SyntaxError: "), ("import sys\nsys.exit(3)", "SystemExit: 3; see line 2 of ")],
 )
 def test_a_file_that_cannot_be_imported_is_refused(
     refused: Refused, content: str, error: str
 ) -> None:
     write("broken.py", content)
-    refused(chosen("model", "broken.Model"), f"cannot be imported ({error}")
+    refused(chosen("model", "broken.Model"), f"importing it raised {error}")
 
 
 def test_the_message_names_what_a_classs_result_does_not_fit(refused: Refused) -> None:

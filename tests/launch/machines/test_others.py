@@ -1,11 +1,13 @@
 """How machine 0 handles the messages of other machines."""
 
+import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import Value
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event
 from time import monotonic, perf_counter
 from types import SimpleNamespace
@@ -13,13 +15,19 @@ from typing import Any
 
 import pytest
 
-from ppll_cli.errors import RunFailedError
+from ppll_cli.errors import (
+    ConfigError,
+    Interrupted,
+    PpllError,
+    RunFailedError,
+    WorkerFailedError,
+)
 from ppll_cli.job.checkpoint import unfinished_folder
 from ppll_cli.job.job import Job
 from ppll_cli.job.manifest import SavedFile
 from ppll_cli.job.spelling import spelled
 from ppll_cli.launch.machines import others
-from ppll_cli.launch.machines.fleet import Fleet, Message
+from ppll_cli.launch.machines.fleet import Fleet, Message, read_error
 from ppll_cli.launch.machines.others import Follower, Leader, Report, Seen
 from ppll_cli.launch.machines.rendezvous import Rendezvous
 from tests.conftest import prepared
@@ -55,19 +63,29 @@ def said(kind: str, **fields: Any) -> Message:
     return {"kind": "report", "machine": 1, "report": spelled(report)}
 
 
-def leader(job: Job, messages: list[Message], parcels: OneAway | None) -> Leader:
-    def told() -> Iterator[Message]:
-        while messages:
-            yield messages.pop(0)
+class Told(Fleet):
+    """A fleet whose messages a test makes."""
 
-    fleet: Any = SimpleNamespace(
-        rank=0,
-        parcels={} if parcels is None else {1: parcels},
-        messages=told,
-        silent=lambda: None,
-        name=lambda machine: f"machine {machine}",
-    )
-    return Leader(fleet, job, SimpleNamespace(value=0))
+    def __init__(self, messages: list[Message], parcels: OneAway | None) -> None:
+        self.rank, self._told, self._unheard = 0, messages, None
+        self._inbox = SimpleQueue()
+        away: Any = {} if parcels is None else {1: parcels}
+        self.parcels = away
+
+    def hear(self, timeout_s: float = 0.0) -> Message | None:
+        """Return the test's next message."""
+        return self._told.pop(0) if self._told else super().hear(timeout_s)
+
+    def silent(self) -> None:
+        """No machine is silent."""
+
+    def name(self, machine: int) -> str:
+        """Return the machine's name."""
+        return f"machine {machine}"
+
+
+def leader(job: Job, messages: list[Message], parcels: OneAway | None) -> Leader:
+    return Leader(Told(messages, parcels), job, SimpleNamespace(value=0))
 
 
 def test_reports_wait_for_a_file_on_its_way_but_failures_do_not(job: Job, tmp_path: Path) -> None:
@@ -135,7 +153,17 @@ def test_a_worker_that_fails_without_an_exception_is_the_cause(
     assert len(messages) == 1
 
 
-GONE = {"kind": "failed", "machine": 1, "problem": "multiprocessing's fork server is gone"}
+def failed(error: Exception) -> Message:
+    """Return the message by which machine 1 tells that a job has failed."""
+    told = list[Message]()
+    machine = Told([], None)
+    machine.rank, machine.jobs = 1, 1
+    machine.tell = told.append  # type: ignore[method-assign]
+    machine.fail(error)
+    return {"machine": 1, **json.loads(json.dumps(told.pop()))}
+
+
+GONE = failed(RunFailedError("multiprocessing's fork server is gone"))
 
 
 def test_a_worker_that_lost_a_connection_is_not_blamed_for_another_machines_failure(
@@ -168,6 +196,28 @@ def test_a_worker_with_an_exception_of_its_own_stays_the_cause(
     one = leader(job, [{**GONE}], None)
     own = {"stage": 0, "error": "boom", "traceback": "tests/own_models.py", "time": 1.0}
     assert one.verdict([own], lambda *_: None)["error"] == "boom"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (LookupError("no such key"), RunFailedError("machine 1: LookupError: no such key")),
+        (RunFailedError("a helper is gone"), RunFailedError("machine 1: a helper is gone")),
+        (ConfigError("data.root", Path("/d"), "is missing", "mount it"), None),
+        (Interrupted(2), None),
+        (
+            WorkerFailedError({"stage": 1, "device": "cpu", "error": "x", "shapes": {"y": [2]}}),
+            None,
+        ),
+    ],
+)
+def test_other_machines_raise_the_error_that_a_machine_tells(
+    error: Exception, told: PpllError | None
+) -> None:
+    heard = read_error(failed(error))
+    wanted = told or error
+    assert (type(heard), str(heard)) == (type(wanted), str(wanted))
+    assert {**vars(heard), "value": ""} == {**vars(wanted), "value": ""}
 
 
 @pytest.fixture

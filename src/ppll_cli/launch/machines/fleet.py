@@ -10,7 +10,6 @@ thread is blocked.
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
@@ -18,7 +17,14 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any
 
-from ppll_cli.errors import ConfigError, RunFailedError
+from ppll_cli.errors import (
+    ConfigError,
+    Interrupted,
+    PpllError,
+    RunFailedError,
+    WorkerFailedError,
+)
+from ppll_cli.job.spelling import read, spelled
 from ppll_cli.launch.machines.parcels import Parcels
 from ppll_cli.launch.machines.rendezvous import Rendezvous, interface_to, listening
 from ppll_cli.prepare.spread import Machine
@@ -38,6 +44,9 @@ LEAVING_S = 10.0
 BEAT_S = 0.5  # seconds between two signs of life
 
 Message = dict[str, Any]
+
+_TOLD = (ConfigError, Interrupted, RunFailedError, WorkerFailedError)
+"""The kinds of errors that machines tell each other."""
 
 
 class Fleet:
@@ -63,12 +72,13 @@ class Fleet:
         self._ended, self._lost, self._said = Event(), "", 0
         self.parcels: dict[int, Parcels] = {}
         self.remembered: str | None = None
+        self._heard_s = dict.fromkeys(range(where.machines), time.monotonic())
+        self._met: Future[list[Machine]] = Future()
+        self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
+        self._thread.start()
         self.machines = self._meet_in_time()
         self.interface = interface_to(where.host, where.port, len({m.host for m in self.machines}))
         self._looked_s = self._since_s = time.monotonic()
-        self._heard_s = dict.fromkeys(range(where.machines), self._since_s)
-        self._thread = Thread(target=self._work, name="ppll-fleet", daemon=True)
-        self._thread.start()
 
     @property
     def first(self) -> bool:
@@ -90,18 +100,31 @@ class Fleet:
         self._outbox.put((f"{self._session}/said/{self.rank}/{self._said}", json.dumps(message)))
         self._said += 1
 
-    def refuse(self, error: ConfigError) -> None:
-        """Send the error that prevents the current job, or all jobs; `refusal` decodes it."""
-        told = (error.key, str(error.value), error.problem, error.remedy)
-        self.tell({"kind": "refused", "job": self.jobs, "error": told})
+    def fail(self, error: Exception) -> None:
+        """Tell the exception that ends the current job, or all jobs; `read_error` decodes it."""
+        if not isinstance(error, ConfigError | Interrupted | WorkerFailedError):
+            prefix = "" if isinstance(error, PpllError) else f"{type(error).__name__}: "
+            error = RunFailedError(f"{self.name(self.rank)}: {prefix}{error}")
+        fields = dict(vars(error))
+        if isinstance(error, ConfigError):
+            fields["value"] = str(error.value)
+        number = next(n for n, kind in enumerate(_TOLD) if isinstance(error, kind))
+        told = number, error.args, spelled(fields)
+        self.tell({"kind": "failed", "job": self.jobs, "error": told})
 
     def hear(self, timeout_s: float = 0.0) -> Message | None:
-        """Return the next message, or None if none comes within `timeout_s` seconds."""
+        """Return the next message, or None if none comes within `timeout_s` seconds.
+
+        Raises:
+            RunFailedError: There is no message, and a transfer of files has failed.
+        """
         if self._unheard is not None:
             message, self._unheard = self._unheard, None
             return message
         with suppress(Empty):
-            return self._inbox.get(timeout=timeout_s) if timeout_s else self._inbox.get_nowait()
+            return self._inbox.get(timeout=timeout_s)
+        for parcels in self.parcels.values():
+            parcels.check()
         return None
 
     def given_up(self, message: Message) -> RunFailedError:
@@ -112,11 +135,6 @@ class Fleet:
         """
         self._unheard = message
         return RunFailedError(f"{self.name(0)} has given up the run")
-
-    def messages(self) -> Iterator[Message]:
-        """Yield the messages that have arrived."""
-        while (message := self.hear()) is not None:
-            yield message
 
     def silent(self) -> tuple[int, str] | None:
         """Return the number of a silent machine and an error text; None if no machine is silent."""
@@ -173,7 +191,7 @@ class Fleet:
         """Meet the other machines' launchers, and return each machine's description of itself."""
         where, place = self._where, f"{self._where.host}:{self._where.port}"
         try:
-            return _in_time(self._meet, where.limit_s + 2 * LEAVING_S)
+            return self._met.result(where.limit_s + 2 * LEAVING_S)
         except TimeoutError:
             problem = "the store there does not answer"
         except RuntimeError as error:
@@ -183,9 +201,10 @@ class Fleet:
                     f"machine 0, which runs the store, did not join within {where.limit_s:g} s"
                 )
             problem = f"{problem}: {_first_line(error)}"
+        self._ended.set()
         raise ConfigError("MASTER_ADDR", place, problem)
 
-    # The methods below run in threads.
+    # The methods below run in threads of `Fleet` and of `Parcels`.
 
     def _connect(self, is_master: bool = False) -> Any:
         import torch.distributed as dist
@@ -210,13 +229,11 @@ class Fleet:
         """
         until_s = time.monotonic() + self._where.limit_s
         self._everywhere = self._connect(is_master=self.first and not self._where.hosted)
-        own = {**vars(Machine.here()), "word": secrets.token_hex(8)}
+        own = {"machine": vars(Machine.here()), "word": secrets.token_hex(8)}
         welcome = self._welcome(own, until_s) if self.first else self._hello(own, until_s)
         if None in welcome:
             raise self._missing(f"machine {welcome.index(None)} did not join")
-        found = [
-            Machine(**{k: v for k, v in each.items() if k != "word"}) for each in welcome if each
-        ]
+        found = [Machine(**each["machine"]) for each in welcome if each]
         first, remedy = found[0], "install the same version on all machines"
         for rank, other in enumerate(found):
             for name, version in other.versions.items():
@@ -275,11 +292,19 @@ class Fleet:
         return ConfigError("nnodes", self._where.machines, f"{problem} {within}")
 
     def _work(self) -> None:
-        """Send signs of life, and send and receive messages, until `close` or the store fails."""
+        """Meet the others. Then send signs of life, and send and receive messages.
+
+        This ends after `close`, or if the store fails.
+        """
+        try:
+            self._met.set_result(self._meet())
+        except Exception as error:
+            self._met.set_exception(error)
+            return
         import torch.distributed as dist
 
         store = dist.PrefixStore(self._session, self._everywhere)  # type: ignore[attr-defined]
-        others = [*range(1, len(self.machines))] if self.first else [0]
+        others = [*range(1, self._where.machines)] if self.first else [0]
         heard, beats = dict.fromkeys(others, 0), dict.fromkeys(others, b"")
         ended, beat = False, 0
         while not ended:
@@ -310,20 +335,9 @@ def _first_line(error: Exception) -> str:
     return (str(error) or repr(error)).splitlines()[0]
 
 
-def refusal(message: Message) -> ConfigError:
-    """Return the error that `Fleet.refuse` sent."""
-    return ConfigError(*message["error"])
-
-
-def _in_time(work: Callable[[], list[Machine]], limit_s: float) -> list[Machine]:
-    """Return the result of `work`, which may hang; raise TimeoutError after `limit_s` seconds."""
-    found: Future[list[Machine]] = Future()
-
-    def run() -> None:
-        try:
-            found.set_result(work())
-        except Exception as error:
-            found.set_exception(error)
-
-    Thread(target=run, name="ppll-fleet-meeting", daemon=True).start()
-    return found.result(limit_s)
+def read_error(message: Message) -> PpllError:
+    """Return the error that `Fleet.fail` told."""
+    number, arguments, fields = message["error"]
+    error: PpllError = _TOLD[number].__new__(_TOLD[number], *arguments)
+    vars(error).update(read(fields))
+    return error

@@ -19,7 +19,7 @@ from ppll_cli.errors import ConfigError, Interrupted, PpllError, RunFailedError
 from ppll_cli.job.job import Job
 from ppll_cli.job.manifest import SavedFile, read_manifest
 from ppll_cli.launch.launcher import launch
-from ppll_cli.launch.machines.fleet import PREPARING_S, Fleet, Message, refusal
+from ppll_cli.launch.machines.fleet import PREPARING_S, Fleet, Message, read_error
 from ppll_cli.launch.wiring import fitting
 from ppll_cli.leaves.files import write_text
 from ppll_cli.leaves.scratch import scratch
@@ -48,11 +48,8 @@ def announce(fleet: Fleet, config: Mapping[str, Any], prepared: Prepared, run_di
     try:
         fleet.tell(_announcement(fleet, config, prepared, run_dir, mark.read_text()))
         _wait_until_ready(fleet, prepared.job)
-    except ConfigError as error:
-        fleet.refuse(error)
-        raise
-    except RunFailedError as error:
-        fleet.tell({"kind": "end of job", "problem": str(error)})
+    except PpllError as error:
+        fleet.fail(error)
         raise
     finally:
         mark.unlink(missing_ok=True)
@@ -75,17 +72,13 @@ def _wait_until_ready(fleet: Fleet, job: Job) -> None:
         if message is not None and message.get("job") == fleet.jobs:
             machine = message["machine"]
             match message["kind"]:
-                case "refused":
-                    raise refusal(message)
                 case "failed":
-                    raise RunFailedError(f"{fleet.name(machine)}: {message['problem']}")
+                    raise read_error(message)
                 case "apart":
                     parcels = fleet.open_parcels(machine)
                     sent += [parcels.send(path) for path in paths]
                 case "prepared":
                     waiting.discard(machine)
-        for parcels in fleet.parcels.values():
-            parcels.check()
         if silent := fleet.silent():
             raise RunFailedError(silent[1])
         if not all(each.is_set() for each in sent):  # `Parcels` itself notices a stalled transfer
@@ -140,19 +133,24 @@ def follow(fleet: Fleet) -> None:
     Raises:
         PpllError: A job failed on this machine, machine 0 refused a job, or a machine is silent.
     """
-    failure: PpllError | None = None
-    while (message := _next(fleet))["kind"] != "end":
-        if message["kind"] == "refused":
-            failure = failure or refusal(message)
-        elif message["kind"] == "job":
-            try:
+    failed: PpllError | None = None
+    kind = ""
+    while kind != "end":
+        try:
+            message = _next(fleet)
+            kind = message["kind"]
+            if kind == "failed":
+                failed = failed or read_error(message)
+            elif kind == "job":
                 _run_part(fleet, message)
-            except PpllError as error:
-                failure = error
-                if not isinstance(error, ConfigError | Interrupted):  # these are shown at the end
-                    log.error("ppll-run: %s", error)
-    if failure is not None:
-        raise failure
+        except PpllError as error:
+            failed = error
+            if not isinstance(error, ConfigError | Interrupted):  # these are shown at the end
+                log.error("ppll-run: %s", error)
+            if isinstance(error, RunFailedError) and fleet.silent() is not None:
+                break
+    if failed is not None:
+        raise failed
 
 
 def _next(fleet: Fleet) -> Message:
@@ -164,17 +162,14 @@ def _next(fleet: Fleet) -> Message:
 def _heard(fleet: Fleet, timeout_s: float) -> Message | None:
     message = fleet.hear(timeout_s)
     if message is None and (silent := fleet.silent()):
-        log.error("ppll-run: %s", silent[1])
         raise RunFailedError(silent[1])
     return message
 
 
 def _check_not_given_up(fleet: Fleet, message: Message) -> None:
     """Raise an error if `message` shows that machine 0 has given up the job before its start."""
-    if message["kind"] == "refused":
-        raise refusal(message)
-    if message["kind"] == "end of job":
-        raise RunFailedError(f"{fleet.name(0)}: {message.get('problem', 'it ended')}")
+    if message["kind"] == "failed":
+        raise read_error(message)
     if message["kind"] != "go":
         raise fleet.given_up(message)
 
@@ -184,12 +179,8 @@ def _run_part(fleet: Fleet, message: Message) -> None:
     with ExitStack() as held:
         try:
             prepared, transport = _prepared(fleet, _within_reach(fleet, message, held))
-        except ConfigError as error:
-            fleet.refuse(error)
-            raise
         except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-            fleet.tell({"kind": "failed", "job": fleet.jobs, "problem": problem})
+            fleet.fail(error)
             raise
         fleet.tell({"kind": "prepared", "job": fleet.jobs})
         while (answer := _next(fleet))["kind"] != "go":
@@ -219,7 +210,6 @@ def _within_reach(fleet: Fleet, message: Message, held: ExitStack) -> Message:
     while not all(each.is_set() for each in there):
         if (answer := _heard(fleet, 0.1)) is not None:
             _check_not_given_up(fleet, answer)
-        parcels.check()
     start = None if message["checkpoint"] is None else str(fetched)
     return {**message, "run_dir": str(own), "checkpoint": start}
 

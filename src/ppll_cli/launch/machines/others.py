@@ -5,7 +5,6 @@ exit or stop. The other launchers are followers: each watches the workers of its
 their reports to the leader.
 """
 
-import signal
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +12,13 @@ from dataclasses import dataclass
 from threading import Event
 from typing import Any
 
-from ppll_cli.errors import Interrupted, RunFailedError, WorkerFailedError
+from ppll_cli.errors import RunFailedError
 from ppll_cli.job import checkpoint
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.links import StopFlag
 from ppll_cli.job.pulse import Pulse
 from ppll_cli.job.spelling import read, spelled
-from ppll_cli.launch.machines.fleet import Fleet, Message
+from ppll_cli.launch.machines.fleet import Fleet, Message, read_error
 
 Report = dict[str, Any]
 
@@ -64,7 +63,7 @@ class Leader:
         self._fleet, self._job, self._stop = fleet, job, stop
         seats = [seat for seat in job.seats if job.home(seat) != fleet.rank]
         self.away = {seat: Seen(seat, job.name(seat), Pulse()) for seat in seats}
-        self._waiting: dict[Seat, deque[tuple[Report, Event]]] = defaultdict(deque)
+        self._waiting: dict[Seat, deque[tuple[Report, Event | None]]] = defaultdict(deque)
 
     def pass_on(self, report: Report) -> bool:
         """Return False, because machine 0's launcher handles its reports itself."""
@@ -76,14 +75,15 @@ class Leader:
         Raises:
             RunFailedError: A launcher on another machine, or a transfer of files, failed.
         """
-        for message in self._fleet.messages():
+        for message in iter(self._fleet.hear, None):
+            where = self._fleet.name(message["machine"])
             match message["kind"]:
                 case "report":
                     # Replace the time, because the clock of another machine shows another time.
                     report = {**read(message["report"]), "at_s": time.perf_counter()}
                     seen = self.away[Seat(report["stage"], report["replica"])]
                     if report["kind"] == "failed":
-                        yield {**report, "machine": self._fleet.name(message["machine"])}
+                        yield {**report, "machine": where}
                     elif report["kind"] in ("log", "restart", "restarted"):
                         handle(seen, report)  # even if earlier reports wait for files
                     else:
@@ -96,10 +96,10 @@ class Leader:
                 case "signal":
                     self._stop.value = self._stop.value or message["signal"]
                 case "failed":
-                    where = self._fleet.name(message["machine"])
-                    raise RunFailedError(f"{where}: {message['problem']}")
-        for parcels in self._fleet.parcels.values():
-            parcels.check()
+                    error = read_error(message)
+                    if isinstance(error, RunFailedError):
+                        raise error
+                    raise RunFailedError(f"{where}: {error}")
         for seen in self.away.values():
             self._handle_arrived(seen, handle)
         if silent := self._fleet.silent():
@@ -124,24 +124,22 @@ class Leader:
         root.setdefault("machine", self._fleet.name(0))
         return root
 
-    def end(self, **how: Any) -> None:
-        """Tell the other machines how the job ends."""
-        self._fleet.tell({"kind": "end of job", **how})
+    def end(self, signal: int | None) -> None:
+        """Tell the other machines that the job ends; `signal` is the signal that ended it early."""
+        self._fleet.tell({"kind": "end of job", "signal": signal})
 
-    def _arrival(self, machine: int, report: Report) -> Event:
-        """Return an event that is set when the file of a report is on this machine."""
+    def _arrival(self, machine: int, report: Report) -> Event | None:
+        """Return an event that is set when the file of a report is here; None without a file."""
         parcels = self._fleet.parcels.get(machine)
         if parcels is None or report["kind"] != "saved":
-            here = Event()
-            here.set()
-            return here
+            return None
         folder = checkpoint.unfinished_folder(self._job.run_dir, int(report["step"]))
         return parcels.take(report["file"], folder)
 
     def _handle_arrived(self, seen: Seen, handle: Callable[[Seen, Report], None]) -> None:
         """Handle a worker's reports in order, up to the first one whose file is missing."""
         waiting = self._waiting[seen.seat]
-        while waiting and waiting[0][1].is_set():
+        while waiting and ((there := waiting[0][1]) is None or there.is_set()):
             handle(seen, waiting.popleft()[0])
 
     def _gone(self, machine: int, silent: str) -> Report:
@@ -198,19 +196,13 @@ class Follower:
             RunFailedError: Something else failed, or machine 0 gives no sign of life.
             Interrupted: A second signal to stop came to machine 0.
         """
-        for message in self._fleet.messages():
+        for message in iter(self._fleet.hear, None):
+            if message["kind"] == "failed":
+                raise read_error(message)
             if message["kind"] != "end of job":
                 raise self._fleet.given_up(message)
-            if report := message.get("report"):
-                raise WorkerFailedError(read(report))
-            if problem := message.get("problem"):
-                raise RunFailedError(f"{self._fleet.name(0)}: {problem}")
-            if message.get("at_once"):
-                raise Interrupted(message["signal"])
             self.ended = message
             return []  # later messages are about the next job
-        for parcels in self._fleet.parcels.values():
-            parcels.check()
         if silent := self._fleet.silent():
             raise RunFailedError(silent[1])
         return []
@@ -232,13 +224,6 @@ class Follower:
             self.handle_messages(handle)
             time.sleep(0.1)
         return {**cause(failures), "machine": self._fleet.name(self._fleet.rank)}
-
-    def end(self, **how: Any) -> None:
-        """Tell machine 0 why the job ends here, unless a worker's report has already told it."""
-        if "report" not in how:
-            number = how.get("signal")
-            told = f"stopped by {signal.Signals(number).name}" if number else how.get("problem")
-            self._fleet.tell({"kind": "failed", "problem": told})
 
 
 def cause(failures: Sequence[Report]) -> Report:
