@@ -96,7 +96,7 @@ def test_presets_of_vision_transformers_have_the_papers_modules(name: str) -> No
         ["blocks.11", "head"],
     ]
     assert modules_of_stages(result) == STAGES[name]
-    block, head = result.unit_costs[1].params, result.unit_costs[-1].params
+    block, head = result.subject.costs[1].params, result.subject.costs[-1].params
     assert block == 12 * 768**2 + 13 * 768  # as in the base size
     depths = [2, 2, 2, 1, 1, 1, 1, 1, 0, 0, 0]
     auxiliary = [depth * block + head for depth in depths]
@@ -116,7 +116,7 @@ def test_presets_of_super_resolution_have_the_baselines_network(name: str, tmp_p
     assert len(result.job.names) == 18
     assert starts(result) == (["body.4", "body.9", "body.13"] if name.startswith("fba") else [])
     assert modules_of_stages(result) == STAGES[name]
-    millions = sum(cost.params for cost in result.unit_costs) / 1e6
+    millions = sum(cost.params for cost in result.subject.costs) / 1e6
     assert round(millions, 2) == 1.52  # as in the source, for x4
 
 

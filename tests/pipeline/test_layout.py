@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.pipeline.layout import Chunk, Layout, cut_at, group
+from ppll_cli.pipeline.layout import Chunk, Layout, cut_at
 
 NAMES = ["stem", "a", "b", "head"]
 
@@ -36,19 +36,6 @@ def test_impossible_cuts_are_refused(starts: list[str], message: str) -> None:
         cut_at(NAMES, starts, "local.cuts")
     assert str(caught.value).startswith(message)
     assert caught.value.key == "local.cuts"
-
-
-def test_grouping_never_splits_an_atom() -> None:
-    atoms = [range(3), range(3, 4), range(4, 6), range(6, 10)]
-    assert group(atoms, [5, 1, 2, 4], 2) == [range(4), range(4, 10)]
-    assert group(atoms, [5, 1, 2, 4], 4) == atoms
-
-
-def test_grouping_counts_the_cost_of_sending() -> None:
-    """If a stage began with the third atom, the stage before it would cost 9 more."""
-    atoms = [range(n, n + 1) for n in range(4)]
-    assert group(atoms, [1, 1, 1, 1], 2) == [range(2), range(2, 4)]
-    assert group(atoms, [1, 1, 1, 1], 2, [0, 0, 9, 0]) == [range(3), range(3, 4)]
 
 
 MODULES = (range(2), range(2, 3), range(3, 6))

@@ -105,7 +105,7 @@ def job(
     parsed = settings.parse(chosen)
     made: Schedule = make("schedule", parsed.schedule)
     devices = ("cpu",) * (replicas if made.one_stage else gpus)
-    found = assemble(parsed, subject(), made, devices, None, "unused", [])[0]
+    found = assemble(parsed, subject(), made, devices, None, "unused", [])
     homes = tuple(n // (per_machine or gpus) for n in range(len(devices)))
     return replace(found, homes=homes)
 

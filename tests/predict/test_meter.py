@@ -18,9 +18,8 @@ from ppll_cli.errors import RunFailedError, WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import cuda, forkserver
 from ppll_cli.predict import meter
-from ppll_cli.predict.chain import Saved
 from ppll_cli.predict.meter import Meter
-from ppll_cli.predict.requests import UnitTimes, time_copy, time_loss, time_units
+from ppll_cli.predict.requests import time_copy, time_loss, time_units
 from ppll_cli.transport.ring import RingTransport
 from tests.conftest import prepared, pretend_devices
 from tests.predict.given import SMALL
@@ -94,7 +93,7 @@ def test_a_process_that_does_not_answer_is_ended(
     asked: Meter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meter, "LIMIT_S", 0.2)
-    with pytest.raises(WorkerFailedError, match="nothing was measured in 0 s"):
+    with pytest.raises(WorkerFailedError, match=r"^measuring \(cpu\): no answer within 0 s$"):
         asked.ask(1, hang)
     assert not active_children()
 
@@ -179,9 +178,9 @@ def test_the_parent_creates_no_cuda_context(
             times = {"forward_s": 1e-3, "backward_s": 1e-3}
             return {**times, "saved_bytes": 1, "params": 1, "frozen_bytes": 0}
         assert measure is time_units
-        count = len(args[0].parts)
-        seconds, saved, ones = [1e-3] * count, [Saved(1, 0)] * count, [1] * count
-        return UnitTimes(seconds, seconds, saved, 1e-3, ones, ones, 16.0, [])
+        unit = {"forward_s": 1e-3, "backward_s": 1e-3, "saved_bytes": 1, "params": 1}
+        unit |= {"frozen_bytes": 1, "recomputed_bytes": 0}
+        return [unit] * len(args[0].parts), {"step_s": 1e-3, "bytes": 16.0}
 
     monkeypatch.setattr(Meter, "ask", answer)
     small = [each for each in SMALL if each != "device=cpu"]

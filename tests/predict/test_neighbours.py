@@ -14,7 +14,7 @@ import pytest
 
 from ppll_cli.config import settings
 from ppll_cli.errors import WorkerFailedError
-from ppll_cli.predict.neighbours import neighbours
+from ppll_cli.predict.meter import neighbours
 from ppll_cli.prepare.preparation import profile_of
 from ppll_cli.prepare.subject import examine
 from tests.conftest import compose_config, own_model
@@ -37,8 +37,9 @@ def test_a_failing_neighbour_is_reported() -> None:
     """A neighbour may never start, or fail while the body runs."""
     removed = [key for key in SMALL if not key.startswith("model")]
     whole = work()
-    other = replace(whole.setup, model={"_target_": "tests.own_models.Nothing"})
-    broken = replace(whole, setup=other)
+    missing = {"model": {"_target_": "tests.own_models.Nothing"}}
+    other = whole.setup.settings.model_copy(update=missing)
+    broken = replace(whole, setup=replace(whole.setup, settings=other))
     with pytest.raises(WorkerFailedError, match="cannot be imported"), neighbours(broken, 1):
         pytest.fail("there is none")
     config, _ = compose_config([*removed, *own_model("Faulty", unit="second", act="kill")])
@@ -58,8 +59,7 @@ def test_a_failing_neighbour_is_reported() -> None:
 PARENT = """
 import os, sys, pickle
 from multiprocessing import active_children
-from ppll_cli.predict.meter import Meter
-from ppll_cli.predict.neighbours import neighbours
+from ppll_cli.predict.meter import neighbours
 
 if __name__ == "__main__":
     with neighbours(pickle.load(sys.stdin.buffer), 2):

@@ -22,7 +22,7 @@ from ppll_cli.pipeline.schedules.ppll import PPLL
 from ppll_cli.pipeline.schedules.zb_h1 import ZeroBubbleH1
 from ppll_cli.pipeline.simulate import Event, Journey, simulate
 from ppll_cli.pipeline.slots import slots_needed
-from ppll_cli.predict.pace import Pipeline, Steady, mean_neighbours
+from ppll_cli.predict.pace import Steady, mean_neighbours, steady_state
 
 costs_s = st.floats(0.0, 10.0)
 KINDS: list[type[Schedule]] = [PPLL, GPipe, OneFOneB, NaivePipeline, Interleaved, ZeroBubbleH1]
@@ -78,7 +78,7 @@ def test_the_pace_of_a_few_batches_is_that_of_many(
         simulate([s * n for s in streams], cost, lambda channel: slots[channel]).makespan_s
         for n in (few, many)
     ]
-    found = Pipeline(streams, slots).steady(cost)
+    found = steady_state(streams, slots.__getitem__, cost)
     expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
     assert found.batch_s == pytest.approx(expected_s, rel=1e-6, abs=1e-6)
 
@@ -109,7 +109,7 @@ def test_the_pace_is_right_if_messages_take_long(
         ).makespan_s
         for n in (few, many)
     ]
-    found = Pipeline(streams, slots).steady(cost, journeys)
+    found = steady_state(streams, slots.__getitem__, cost, journeys)
     expected_s = (makespans_s[1] - makespans_s[0]) / (many - few)
     assert found.batch_s == pytest.approx(expected_s, rel=1e-2, abs=1e-6)
 

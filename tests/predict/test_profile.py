@@ -62,7 +62,7 @@ def test_equal_units_are_measured_once(cache: Path) -> None:
     kinds = sorted(name.split()[0] for name in records)
     assert kinds == ["auxiliary"] * 2 + ["copy"] * 2 + ["parameter"] + ["unit"] * 5
     params = {record["params"] for name, record in records.items() if name.startswith("unit")}
-    assert params == {cost.params for cost in found.unit_costs}
+    assert params == {cost.params for cost in found.subject.costs}
     for name, record in records.items():
         assert all(record[key] > 0 for key in record if key.endswith("_s")), name
     assert records["parameter"]["bytes"] == pytest.approx(16, abs=0.2)  # AdamW's state and counters

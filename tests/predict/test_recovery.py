@@ -19,9 +19,9 @@ from ppll_cli.pipeline.instructions import (
 from ppll_cli.pipeline.routes import Watch
 from ppll_cli.pipeline.schedule import Place, forward
 from ppll_cli.pipeline.schedules.ppll import PPLL
+from ppll_cli.predict.costs import with_copies
 from ppll_cli.predict.pace import Times
-from ppll_cli.predict.recovery import recovery_bytes, with_copies
-from ppll_cli.predict.speed import predict
+from ppll_cli.predict.speed import predict, recovery_bytes
 from tests.predict import given
 from tests.predict.given import TOKENS, Source
 
@@ -64,10 +64,14 @@ def recovering(every: int, fixed: bool, modules: int | None = None) -> Job:
     return replace(made, settings=settings, snapshot_every=every)
 
 
+def all_copies(job: Job, profile: Source, sizes: list[int], times: list[Times]) -> list[Times]:
+    return [with_copies(job, stage, profile, sizes, own) for stage, own in enumerate(times)]
+
+
 def test_a_snapshot_is_spread_over_the_batches_until_the_next_one() -> None:
     job = recovering(4, fixed=True)
     times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
-    found = with_copies(job, Copies(), [8], times)
+    found = all_copies(job, Copies(), [8], times)
     assert found == [
         {Step(0): 5.0 + STATES[0] / 4},
         {Step(1): 7.0 + STATES[1] / 4, ReceiveActivations(0, 1, 0): MESSAGE},
@@ -81,7 +85,7 @@ def test_snapshots_are_as_frequent_as_a_hundredth_of_the_time_allows(
 ) -> None:
     """They are taken every `batches` batches, at most every 16 here."""
     times: list[Times] = [{Step(0): batch_s}, {Step(1): 1.0}]
-    found = with_copies(recovering(16, fixed=False), Copies(), [8], times)
+    found = all_copies(recovering(16, fixed=False), Copies(), [8], times)
     assert found[0][Step(0)] == pytest.approx(batch_s + STATES[0] / batches)
 
 
@@ -89,13 +93,13 @@ def test_each_micro_batch_is_a_message() -> None:
     """A snapshot follows the batch with which the messages are enough."""
     for every, batches in ((4, 2), (5, 3), (1, 1)):
         job = split(recovering(every, fixed=True))
-        found = with_copies(job, Copies(), [4, 4], [{Step(0): 5.0}, {Step(1): 7.0}])
+        found = all_copies(job, Copies(), [4, 4], [{Step(0): 5.0}, {Step(1): 7.0}])
         assert found[0] == {Step(0): 5.0 + STATES[0] / batches}
         received: Times = {ReceiveActivations(0, 1, m): MESSAGE / 2 for m in range(2)}
         assert found[1] == received | {Step(1): 7.0 + STATES[1] / batches}
     # A message takes 20 snapshots' time, so 5 of them are enough: a snapshot after 3 batches.
     times: list[Times] = [{Step(0): STATES[0] * 40.0}, {Step(1): 1.0}]
-    found = with_copies(split(recovering(16, fixed=False)), Copies(), [4, 4], times)
+    found = all_copies(split(recovering(16, fixed=False)), Copies(), [4, 4], times)
     assert found[0][Step(0)] == pytest.approx(STATES[0] * (40 + 1 / 3))
 
 
@@ -104,7 +108,7 @@ def test_weights_that_a_stage_receives_are_copied_as_well() -> None:
     watched = {3: WatchedUnit("3", {"weight": ValueSpec((100,), torch.float32)})}
     routes = replace(made.routes, watches={0: Watch(3, 2)})
     times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
-    found = with_copies(replace(made, routes=routes, watched=watched), Copies(), [8], times)
+    found = all_copies(replace(made, routes=routes, watched=watched), Copies(), [8], times)
     received = [seconds for each, seconds in found[0].items() if isinstance(each, ReceiveWeights)]
     assert received == [400.0]
 
@@ -113,7 +117,7 @@ def test_only_stages_between_stages_of_their_machine_take_snapshots() -> None:
     """Stage 1 copies what it receives, because stage 0 compares its messages after a restart."""
     job = replace(given.job("ppll", 4), homes=(0, 0, 1, 1), snapshot_every=4)
     times: list[Times] = [{Step(stage): 1.0} for stage in range(4)]
-    found = with_copies(job, Copies(), [8], times)
+    found = all_copies(job, Copies(), [8], times)
     assert [own[Step(stage)] > 1.0 for stage, own in enumerate(found)] == [True, False, False, True]
     copied = [any(isinstance(each, ReceiveActivations) for each in own) for own in found]
     assert copied == [False, True, False, True]
@@ -138,7 +142,7 @@ def test_modules_of_a_stage_share_its_snapshot() -> None:
     times: list[Times] = [
         {Step(chunk): 1.0 for chunk in job.layout.of(stage)} for stage in range(2)
     ]
-    found = with_copies(job, Copies(), [8], times)
+    found = all_copies(job, Copies(), [8], times)
     whole = [3 * 4 * (10 + 20 + 30 + 40), 3 * 4 * (50 + 60)]  # the first modules have two units
     for own, size in zip(found, whole, strict=True):
         steps = [seconds for instruction, seconds in own.items() if isinstance(instruction, Step)]
@@ -148,7 +152,7 @@ def test_modules_of_a_stage_share_its_snapshot() -> None:
 def test_without_it_nothing_is_copied_or_kept() -> None:
     job = given.job("ppll", 2)
     times: list[Times] = [{Step(0): 5.0}, {Step(1): 7.0}]
-    assert with_copies(job, Copies(), [8], times) == times
+    assert all_copies(job, Copies(), [8], times) == times
     assert recovery_bytes(job, Copies()) == [0, 0]
 
 

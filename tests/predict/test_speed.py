@@ -100,7 +100,7 @@ def test_smaller_micro_batches_take_less_time() -> None:
     """A batch of 8 samples in 3 parts has 3, 3 and 2."""
     made = job("gpipe", 2, 3)
     carriers = Carriers(made, Interconnect())
-    (first, _) = instruction_times(made, Source().at(3), [3, 3, 2], carriers)
+    first = instruction_times(made, 0, Source().at(3), [3, 3, 2], carriers)
     assert [first[Forward(0, m)] for m in range(3)] == pytest.approx([9 / 8, 9 / 8, 6 / 8])
 
 

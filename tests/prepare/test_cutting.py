@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from itertools import combinations, cycle
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ppll_cli.config.sections import Partition
 from ppll_cli.errors import ConfigError
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.schedules.one_f_one_b import OneFOneB
-from ppll_cli.prepare.cutting import BACKWARD, STEP_FLOPS, placed, weights
+from ppll_cli.prepare.cutting import BACKWARD, STEP_FLOPS, Weights, grouped, placed, weights
 from ppll_cli.prepare.preparation import Prepared
 from tests import conftest
 
@@ -37,7 +38,7 @@ def stage_costs(run: Prepared) -> list[float]:
     """
     layout = run.job.layout
     return [
-        sum(flops(run.unit_costs[index]) for index in stage)
+        sum(flops(run.subject.costs[index]) for index in stage)
         + sum(
             flops(cost)
             for module, cost in zip(layout.modules, run.auxiliary_costs, strict=True)
@@ -99,17 +100,33 @@ def test_each_partition_balances_its_own_weights() -> None:
     def auxiliary(modules: Sequence[range], module: int) -> Cost:
         return Cost(8 * module, len(modules), ())
 
-    profile: Any = None  # not used, because nothing is measured
-
-    uniform, params, by_flops = (
-        weights(Partition(name=name, cuts=None), units, auxiliary, 4, profile)
-        for name in ("uniform", "params", "flops")
-    )
+    subject: Any = SimpleNamespace(costs=units, ends=SimpleNamespace(cost=auxiliary))
+    settings: Any = SimpleNamespace(batch_size=8, replicas=2)
+    found = []
+    for name in ("uniform", "params", "flops"):
+        settings.partition = Partition(name=name, cuts=None)
+        found.append(weights(settings, subject, None))
+    uniform, params, by_flops = found
     assert (uniform.units, params.units) == ([1, 1], [100, 0])
     assert uniform.auxiliary is params.auxiliary is None
     assert by_flops.units == [3 * 7 + 10 * 100 / 4, 3 * 5]
     assert by_flops.auxiliary is not None
     assert by_flops.auxiliary([range(1), range(1, 2)], 1) == 3 * 2 + 10 * 8 / 4
+
+
+def test_grouping_never_splits_an_atom() -> None:
+    atoms = [range(3), range(3, 4), range(4, 6), range(6, 10)]
+    costs = Weights([2, 2, 1, 1, 1, 1, 1, 1, 1, 1])
+    assert grouped(costs, atoms, None, 2) == [range(4), range(4, 10)]
+    assert grouped(costs, atoms, None, 4) == atoms
+
+
+def test_grouping_counts_the_cost_of_sending() -> None:
+    """If a stage began with the third atom, the stage before it would cost 9 more."""
+    atoms = [range(n, n + 1) for n in range(4)]
+    assert grouped(Weights([1] * 4), atoms, None, 2) == [range(2), range(2, 4)]
+    sending = Weights([1] * 4, copy=lambda stop: 9 * (stop == 2))
+    assert grouped(sending, atoms, None, 2) == [range(3), range(3, 4)]
 
 
 def test_every_stage_gets_units() -> None:

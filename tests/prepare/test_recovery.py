@@ -99,7 +99,7 @@ def test_a_plan_has_it_where_it_can_be(schedule: str, recovers: bool) -> None:
     job = replace(
         found.job, snapshot_every=0, settings=settings.model_copy(update={"recover": recover})
     )
-    made, obstacle = planned(job, (*found.unit_costs, *found.auxiliary_costs))
+    made, obstacle = planned(job, found.subject)
     assert bool(made.restartable) == recovers
     assert bool(obstacle) != recovers
     assert made.snapshot_every == found.job.snapshot_every
@@ -109,18 +109,19 @@ def test_a_plan_does_not_depend_on_the_shared_memory_of_its_machine(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = prepared(*DATA, *VIT, "recover=auto")
-    costs = *found.unit_costs, *found.auxiliary_costs
     shared_memory(monkeypatch, 1)
-    job, obstacle = planned(replace(found.job, snapshot_every=0), costs)
+    job, obstacle = planned(replace(found.job, snapshot_every=0), found.subject)
     assert (job.snapshot_every, obstacle) == (found.job.snapshot_every, "")
     off = found.job.settings.model_copy(update={"recover": Recover()})
-    assert not planned(replace(found.job, snapshot_every=0, settings=off), costs)[0].restartable
+    assert not planned(replace(found.job, snapshot_every=0, settings=off), found.subject)[
+        0
+    ].restartable
 
 
 def test_on_cuda_a_plan_says_what_recovery_needs() -> None:
     found = prepared(*DATA, *VIT, "recover=stage")
     job = replace(found.job, snapshot_every=0, devices=("cuda:0", "cuda:1"))
-    made, obstacle = planned(job, (*found.unit_costs, *found.auxiliary_costs))
+    made, obstacle = planned(job, found.subject)
     assert not made.restartable
     assert "other bits" in obstacle
 
@@ -142,7 +143,7 @@ def test_the_program_chooses_how_often_to_save() -> None:
     assert chosen(*small, "recover=stage")[0] == MOST
     assert USUAL < chosen("recover=stage")[0] < MOST
     found = prepared(*DATA, *VIT, "recover=stage")
-    params = sum(cost.params for cost in (*found.unit_costs, *found.auxiliary_costs))
+    params = sum(cost.params for cost in (*found.subject.costs, *found.auxiliary_costs))
     (room,) = found.job.channels.values()
     message = room.size + head_bytes(room.size)
     assert found.job.snapshot_every == 2 * 3 * 4 * params // message  # AdamW's two values as well
@@ -160,7 +161,7 @@ def test_where_shared_memory_is_short_stages_save_more_often(
     large = prepared(*DATA, *VIT, "batch_size=40", f"recover={name}")
     (room,) = large.job.channels.values()
     message = room.size + head_bytes(room.size)
-    params = sum(cost.params for cost in (*large.unit_costs, *large.auxiliary_costs))
+    params = sum(cost.params for cost in (*large.subject.costs, *large.auxiliary_costs))
     whole = MARGIN * 2 * 3 * 4 * params + room.slots * message
     for every in (USUAL, 5, FEWEST):
         shared_memory(monkeypatch, round((whole - (USUAL - every) * message) / 0.9) + 1)

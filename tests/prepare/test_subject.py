@@ -35,11 +35,11 @@ def test_units_of_the_programs_models_are_traced_once(traced: list[str]) -> None
     assert traced == ["embed", "blocks.0", "head"]
     again = prepared(*case, "model.depth=3")
     assert traced == ["embed", "blocks.0", "head"]
-    assert again.unit_costs[:2] == first.unit_costs[:2]
-    assert again.unit_costs[-1] == first.unit_costs[-1]
+    assert again.subject.costs[:2] == first.subject.costs[:2]
+    assert again.subject.costs[-1] == first.subject.costs[-1]
     other = prepared(*DATA, "model.dim=24", "model.heads=2", "model.depth=2")
     assert traced == ["embed", "blocks.0", "head"] * 2
-    assert other.unit_costs[1].params > first.unit_costs[1].params
+    assert other.subject.costs[1].params > first.subject.costs[1].params
 
 
 def test_units_of_a_user_are_traced_each_time(traced: list[str]) -> None:

@@ -12,11 +12,11 @@ from ppll_cli.leaves import cuda
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.predict.interconnect import Interconnect
 from ppll_cli.predict.speed import Prediction, bp_batch_s, neighbours_of, predict
-from ppll_cli.prepare.checks import check_backwards, check_inputs, check_streams
-from ppll_cli.prepare.dtypes import check_losses, check_units
+from ppll_cli.prepare.checks import check_plan
 from ppll_cli.prepare.preparation import assemble, profile_of
 from ppll_cli.prepare.recovery import planned
 from ppll_cli.prepare.subject import examine
+from ppll_cli.prepare.trials import check_units
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,6 @@ class Planner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.profile.save()
         self.profile.close()
 
     @property
@@ -201,15 +200,12 @@ class Planner:
         try:
             settings = self.settings(name, gpus, replicas)
             given = settings, self.subject, schedule, devices, self.profile, ""
-            job, auxiliary = assemble(*given, notes=[])
-            check_streams(job)
-            check_backwards(job)
-            check_inputs(job, self.subject)
-            check_losses(job, self.subject)
+            job = assemble(*given, notes=[])
+            check_plan(job, self.subject)
             if self.per_machine is not None:
                 homes = tuple(n // self.per_machine for n in range(len(devices)))
                 job = replace(job, homes=homes)
-            job, obstacle = planned(job, (*self.subject.costs, *auxiliary))
+            job, obstacle = planned(job, self.subject)
         except ConfigError as error:
             self._errors.append(error)
             if error.key == "gpus":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 
 import torch
@@ -129,15 +129,17 @@ class Ends:
         here, specs = self._end_of(modules, module)
         return partial(module_criterion, self.method, here), specs
 
-    def before(self, index: int) -> dict[str, ValueSpec]:
-        """Return shapes and dtypes of the tensors that exist before unit `index`.
+    @cached_property
+    def before(self) -> list[dict[str, ValueSpec]]:
+        """For each unit, shapes and dtypes of the tensors that exist before it runs.
 
         The outputs of exports are left out.
         """
-        specs = dict(self.batch)
-        for unit, made in zip(self.site.units[:index], self.traced, strict=False):
+        found, specs = [], dict(self.batch)
+        for unit, made in zip(self.site.units, self.traced, strict=True):
+            found.append(dict(specs))
             specs.update(zip(unit.writes, made.outputs, strict=True))
-        return specs
+        return found
 
     def _walk(
         self, modules: Sequence[range]

@@ -114,11 +114,12 @@ def _accepts(settings: Settings, prepared: Prepared, schedule: Schedule) -> bool
             return False
         keys = {"_target_": class_path(type(schedule)), "microbatches": schedule.microbatches}
         settings = settings.model_copy(update={"local": local, "schedule": keys})
-        layout = cut(settings, schedule, job.names, {}, Weights([1.0] * len(job.names)))
+        subject, weights = prepared.subject, Weights([1.0] * len(job.names))
+        layout = cut(settings, schedule, subject, weights)
         routes = replace(job.routes, layout=layout)
         job = replace(job, settings=settings, routes=routes)
         auxiliary = prepared.auxiliary_costs if schedule.local else ()
-        check_batch_norm(job, job.names, prepared.unit_costs, auxiliary)
+        check_batch_norm(job, subject.costs, auxiliary)
     except ConfigError:
         return False
     return True

@@ -47,18 +47,18 @@ def record(
     data = {k: absolute(v) if k in PATHS else v for k, v in config["data"].items()}
     record = {**config, "data": data, "choices": dict(choices)}
     record |= {"threads": prepared.job.threads, "cuts": list(prepared.cuts)}
-    record["classes"] = list(prepared.classes)
+    record["classes"] = list(prepared.subject.classes)
     record["lower_is_better"] = lower_is_better(prepared.job.task)
     if (bank := prepared.job.local.get("bank")) is not None:  # settings of the feature bank
         record |= {"fba": bank, "local": {**config["local"], "bank": bank}}
     if config.get("weights") is not None:
         record["weights"] = absolute_path(config["weights"])
         record["weights_used"] = prepared.weights
-    if prepared.identity is not None:
-        record["data_sha256"] = digest_of(prepared.identity)
+    if prepared.subject.identity is not None:
+        record["data_sha256"] = digest_of(prepared.subject.identity)
     write_record(run_dir, record)
-    if prepared.identity is not None:
-        write_text(run_dir / DATA_FILES, json.dumps(prepared.identity) + "\n")
+    if prepared.subject.identity is not None:
+        write_text(run_dir / DATA_FILES, json.dumps(prepared.subject.identity) + "\n")
 
 
 def remove_record(run_dir: Path) -> None:

@@ -9,17 +9,15 @@ def facts(prepared: Prepared) -> RunFacts:
     job = prepared.job
     workers = []
     for seat in job.seats:
-        index, units = seat.stage, job.layout.units(seat.stage)
-        modules = job.layout.modules_of(index)
-        costs = [prepared.unit_costs[unit] for unit in units]
-        costs += [prepared.auxiliary_costs[module] for module in modules]
+        index = seat.stage
+        costs = prepared.subject.stage_costs(job.layout, index)
         entering = [c for c in job.channels if c.target == index and c.kind == "activations"]
         workers.append(
             StageFacts(
                 job.name(seat),
                 job.place_name(seat),
                 [[job.names[unit] for unit in run] for run in job.layout.runs(index)],
-                modules,
+                job.layout.modules_of(index),
                 sum(cost.params for cost in costs),
                 sum(cost.flops for cost in costs),
                 sum(job.channels[channel].slots for channel in entering),

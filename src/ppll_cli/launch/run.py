@@ -163,7 +163,7 @@ class Run:
 
     def _finished(self, before: Recorded, start: Checkpoint | None) -> dict[str, Any] | None:
         """Check the data of a resumed run. If the run is complete, return its summary."""
-        beginning.check_data(before, self.settings.data, self.prepared.identity)
+        beginning.check_data(before, self.settings.data, self.prepared.subject.identity)
         steps = self.prepared.job.course.steps
         known = self.run_dir, start, steps, self.metrics, self.objective
         if (summary := beginning.finished(*known)) is not None:

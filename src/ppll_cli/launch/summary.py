@@ -16,7 +16,7 @@ from ppll_cli.launch.restarts import RestartLog
 from ppll_cli.observe.metrics import Metrics
 from ppll_cli.observe.progress import FRACTIONS
 from ppll_cli.pipeline.instructions import Instruction
-from ppll_cli.predict.pace import Pipeline
+from ppll_cli.predict.pace import steady_state
 from ppll_cli.prepare.preparation import Prepared
 
 GIT_LIMIT_S = 5.0
@@ -98,7 +98,7 @@ def _speed(
 def _modules(prepared: Prepared, metrics: Metrics) -> Iterator[dict[str, Any]]:
     job = prepared.job
     for index, units in enumerate(job.layout.modules):
-        costs = [prepared.unit_costs[unit] for unit in units]
+        costs = [prepared.subject.costs[unit] for unit in units]
         auxiliary = prepared.auxiliary_costs[index]
         yield {
             "units": [job.names[unit] for unit in units],
@@ -160,7 +160,7 @@ def _pipeline(job: Job, workers: Sequence[Worker]) -> dict[str, float | None]:
 
     waits = [sum(each["spent_s"].get(k, 0.0) for k in ("starved", "blocked")) for each in workers]
     samples = sum(each["samples"] / each["batches"] for each in workers[-job.replicas :])
-    predicted = Pipeline.of(job).steady(cost)
+    predicted = steady_state(job.streams(), lambda channel: job.channels[channel].slots, cost)
     found["bubble_fraction"] = sum(waits) / sum(each["wall_s"] for each in workers)
     found["predicted_bubble_fraction"] = predicted.bubble_fraction
     found["predicted_samples_per_second"] = samples / predicted.batch_s

@@ -7,7 +7,6 @@ from itertools import groupby, pairwise
 from typing import Self
 
 from ppll_cli.errors import ConfigError
-from ppll_cli.pipeline.solver import balance
 
 
 @dataclass(frozen=True)
@@ -126,19 +125,3 @@ def cut_at(names: Sequence[str], starts: Sequence[str], key: str) -> list[range]
             key, f"[{given}]", "the units must be in the model's order, each once", "reorder them"
         )
     return [range(a, b) for a, b in pairwise([0, *indices, len(names)])]
-
-
-def group(
-    atoms: Sequence[range],
-    costs: Sequence[float],
-    stages: int,
-    sent: Sequence[float] = (),
-) -> list[range]:
-    """Group atoms (units, or whole modules) into stages, so that the largest stage cost is minimal.
-
-    `atoms` has the unit indices of each atom, and `costs` its cost, for example in seconds. `sent`
-    has, for each atom, the cost of a cut in front of it. This cost is added to the stage that ends
-    at the cut. If `sent` is empty, cuts cost nothing.
-    """
-    parts = balance(costs, stages, sent)
-    return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]

@@ -7,7 +7,6 @@ took a fifth less time.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,16 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppll_cli.config.sections import Optim
+from ppll_cli.config.settings import Settings
 from ppll_cli.job.halves import backward_to_inputs
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.optimizer import FusedOptimizer, clip, squared_norm
 from ppll_cli.job.placing import placed, prepare_compiler
 from ppll_cli.job.recompute import recomputed
-from ppll_cli.leaves.values import InputSpec, ValueSpec
+from ppll_cli.leaves.values import ValueSpec
+from ppll_cli.local.method import Site
 from ppll_cli.models.unit import Unit, units_seeded
 from ppll_cli.predict.timing import Stopwatch, batch_like, held, saved_storages, storage
-from ppll_cli.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,14 @@ class Part:
 
 
 class Saved(NamedTuple):
-    """Sizes in bytes of what a unit's backward pass needs, besides the unit's inputs.
+    """Sizes of what a unit's backward pass needs, besides the unit's inputs.
 
-    `kept` bytes stay in memory from the forward pass on. A repeated forward pass adds `recomputed`.
+    `saved_bytes` stay in memory from the forward pass on. A repeated forward pass adds
+    `recomputed_bytes`.
     """
 
-    kept: int
-    recomputed: int
+    saved_bytes: int
+    recomputed_bytes: int
 
 
 @dataclass(frozen=True)
@@ -55,29 +55,30 @@ class Setup:
     """The model and the conditions of a measurement, as plain data for other processes.
 
     Attributes:
-        model: Configuration of the model's class.
+        settings: The settings of the run, except for the number of samples and of threads.
+        local: Configuration of the local method's class.
+        site: Describes the model to the local method, without its units and modules.
         samples: Number of samples of a batch, or of a micro-batch.
-        recompute: Whether a unit's backward pass first runs the forward pass again.
-        seed: Seed for random numbers that the model or the local method draws when it is made.
     """
 
-    model: Mapping[str, Any]
-    input_spec: InputSpec
-    task: Task
-    optim: Optim
+    settings: Settings
+    local: Mapping[str, Any]
+    site: Site
     samples: int
     device: str
     threads: int
-    numerics: Numerics
-    compiled: bool
-    recompute: bool
-    seed: int
+
+    @property
+    def numerics(self) -> Numerics:
+        """The precision and determinism of the computations."""
+        return Numerics(self.settings.precision, self.settings.deterministic)
 
     def units(self) -> tuple[Unit, ...]:
         """Make the model's units, and prepare the compiler if it is used."""
-        if self.compiled:
+        settings, site = self.settings, self.site
+        if settings.compile:
             prepare_compiler()
-        return units_seeded(self.model, self.input_spec, self.task, self.seed)
+        return units_seeded(settings.model, site.input_spec, site.task, settings.seed)
 
 
 @dataclass(frozen=True)
@@ -92,21 +93,18 @@ class Work:
     parts: tuple[Part, ...]
     split: bool = False
 
-    def chain(self) -> "Chain":
-        """Make the chain, with random weights."""
-        units = self.setup.units()
-        return Chain(self, [units[part.index] for part in self.parts])
-
 
 class Chain:
-    """Some units of a model, one after another, and one optimizer for all."""
+    """Some units of a model, one after another, with random weights, and one optimizer for all."""
 
-    def __init__(self, work: Work, units: Sequence[Unit]) -> None:
-        self.work, self.setup, self.units = work, work.setup, units
-        self.device = torch.device(self.setup.device)
-        compiled, optim = self.setup.compiled, self.setup.optim
-        self.networks = [placed(u.build(), self.device, compiled).train() for u in units]
+    def __init__(self, work: Work) -> None:
+        self.work, self.settings = work, work.setup.settings
+        self.device = torch.device(work.setup.device)
+        units, compiled = work.setup.units(), self.settings.compile
+        self.units = [units[part.index] for part in work.parts]
+        self.networks = [placed(u.build(), self.device, compiled).train() for u in self.units]
         self.parameters = [p for network in self.networks for p in network.parameters()]
+        optim = self.settings.optim
         self.optimizer = FusedOptimizer(optim, self.parameters) if self.parameters else None
         self._made: dict[tuple[str, ValueSpec], Tensor] = {}
 
@@ -120,15 +118,15 @@ class Chain:
                 the first, and of the optimizer's step. A split backward pass has two times: first
                 of the half for the inputs, then of the half for the parameters.
         """
-        watch = Stopwatch(self.device)
+        watch, numerics = Stopwatch(self.device), self.work.setup.numerics
         values: dict[str, Tensor] = {}
         passes = []
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
             watch.mark()
             # No seed: the repeated pass may draw other random numbers, but takes the same time.
-            run = partial(recomputed, network, lambda: None) if self.setup.recompute else network
-            with self._autocast():
+            run = partial(recomputed, network, lambda: None) if self.settings.recompute else network
+            with numerics.autocast(self.device):
                 made = run(*leaves)
             watch.mark()
             outputs = made if isinstance(made, tuple) else (made,)
@@ -143,9 +141,9 @@ class Chain:
             _backward(unit, leaves, outputs, gradients, watch, split)
         watch.mark()
         if self.optimizer is not None:
-            if (limit := self.setup.optim.clip_norm) is not None:
+            if (limit := self.settings.optim.clip_norm) is not None:
                 clip(self.parameters, limit, squared_norm(self.parameters))
-            self.optimizer.step(self.setup.optim.lr)
+            self.optimizer.step(self.settings.optim.lr)
             self.optimizer.zero_grad()
         watch.mark()
         return watch.spans()
@@ -158,15 +156,15 @@ class Chain:
         recomputation, only outputs stay in memory.
         """
         values: dict[str, Tensor] = {}
-        sizes = []
+        sizes, numerics = [], self.work.setup.numerics
         for unit, network, part in zip(self.units, self.networks, self.work.parts, strict=True):
             leaves = self._leaves(unit, part, values)
-            with self._autocast(), saved_storages([*leaves, *held(network)]) as saved:
+            with numerics.autocast(self.device), saved_storages([*leaves, *held(network)]) as saved:
                 made = network(*leaves)
             outputs = made if isinstance(made, tuple) else (made,)
             kept = dict(map(storage, outputs))
             whole = sum((saved | kept).values())
-            least = sum(kept.values()) if self.setup.recompute else whole
+            least = sum(kept.values()) if self.settings.recompute else whole
             sizes.append(Saved(least, whole - least))
             values.update(zip(unit.writes, (x.detach() for x in outputs), strict=True))
         return sizes
@@ -185,18 +183,15 @@ class Chain:
         return (2 * parameters + kept) / sum(parameter.numel() for parameter in trained)
 
     def _leaves(self, unit: Unit, part: Part, values: Mapping[str, Tensor]) -> list[Tensor]:
-        leaves = []
+        leaves, samples = [], self.work.setup.samples
         for name, spec, needed in zip(unit.reads, part.inputs, part.needs_gradient, strict=True):
             x = values.get(name)
             if x is None or tuple(x.shape[1:]) != spec.shape:
                 x = self._made.get((name, spec))
             if x is None:
-                x = self._made[name, spec] = batch_like(spec, self.setup.samples, self.device)
+                x = self._made[name, spec] = batch_like(spec, samples, self.device)
             leaves.append(x.detach().requires_grad_(needed and x.is_floating_point()))
         return leaves
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        return self.setup.numerics.autocast(self.device)
 
 
 def _backward(

@@ -1,10 +1,11 @@
 """Computes, from a profile, the times of a job's instructions and the transfers that they start."""
 
 from collections.abc import Iterable, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Protocol
 
 from ppll_cli.job.job import Job
+from ppll_cli.job.snapshots import messages_between, snapshot_bytes
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.pipeline.instructions import (
     Backward,
@@ -14,6 +15,8 @@ from ppll_cli.pipeline.instructions import (
     Forward,
     Instruction,
     Loss,
+    ReceiveActivations,
+    ReceiveWeights,
     SendActivations,
     SendGradients,
     SendWeights,
@@ -27,6 +30,9 @@ from ppll_cli.predict.interconnect import Carriers, ring_bytes
 from ppll_cli.predict.pace import Times
 from ppll_cli.predict.profile import Measured
 from ppll_cli.transport.averages import BUCKET_BYTES, CUDA_BUCKET_BYTES
+
+PIECE = 16 << 20
+"""Size in bytes of a timed copy. A snapshot is assumed to be copied at the same speed."""
 
 
 class Source(Protocol):
@@ -44,9 +50,9 @@ class Source(Protocol):
 
 
 def instruction_times(
-    job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers
-) -> list[Times]:
-    """Return the seconds of each stage's instructions; missing instructions take no time.
+    job: Job, stage: int, profile: Source, sizes: Sequence[int], carriers: Carriers
+) -> Times:
+    """Return the seconds of a stage's instructions; missing instructions take no time.
 
     Receiving takes no time, because stages read messages in place. Loading a batch takes no time,
     because a separate thread loads it. Sending takes the time in which the sender copies the
@@ -57,67 +63,85 @@ def instruction_times(
     was measured with this number. Times of smaller micro-batches are assumed to be proportional to
     their sizes.
     """
-    result = []
-    for stage in range(job.stages):
-        stream, times = job.training(stage, len(sizes)), Times()
-        split = any(isinstance(instruction, BackwardInput) for instruction in stream)
-        parts = {n: _seconds(job, n, profile, split) for n in job.layout.of(stage)}
-        for instruction in stream:
-            match instruction:
-                case Forward() | Loss() | Backward() | BackwardInput() | BackwardWeight():
-                    whole_s = parts[instruction.chunk][type(instruction)]
-                    seconds = whole_s * sizes[instruction.micro_batch] / sizes[0]
-                case Step(chunk):
-                    seconds = parts[chunk][Step]
-                case FinishAverage(chunk):
-                    size = gradient_bytes(job, job.layout.chunks[chunk], profile)
-                    moved = ring_bytes(size, job.replicas)
-                    seconds = 0.0 if carriers.of_average(stage) else profile.copy(moved)
-                case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
-                    carried = carriers.of_edge(stage, peer) and not carriers.crosses(stage, peer)
-                    size = message_bytes(job, stage, instruction, sizes)
-                    seconds = 0.0 if carried else profile.copy(size)
-                case _:
-                    continue
-            times[instruction] = seconds
-        result.append(times)
-    return result
+    stream, times = job.training(stage, len(sizes)), Times()
+    split = any(isinstance(instruction, BackwardInput) for instruction in stream)
+    parts = {n: _seconds(job, n, profile, split) for n in job.layout.of(stage)}
+    for instruction in stream:
+        match instruction:
+            case Forward() | Loss() | Backward() | BackwardInput() | BackwardWeight():
+                whole_s = parts[instruction.chunk][type(instruction)]
+                times[instruction] = whole_s * sizes[instruction.micro_batch] / sizes[0]
+            case Step(chunk):
+                times[instruction] = parts[chunk][Step]
+            case FinishAverage(chunk) if not carriers.of_average(stage):
+                size = gradient_bytes(job, job.layout.chunks[chunk], profile)
+                times[instruction] = profile.copy(ring_bytes(size, job.replicas))
+            case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
+                if carriers.crosses(stage, peer) or not carriers.of_edge(stage, peer):
+                    times[instruction] = profile.copy(message_bytes(job, stage, instruction, sizes))
+    return times
+
+
+def with_copies(job: Job, stage: int, profile: Source, sizes: Sequence[int], times: Times) -> Times:
+    """Return `times`, the seconds of a stage's instructions, plus the copies of `recover=stage`.
+
+    If a channel keeps messages for a restart, the receiving stage copies each message. The time of
+    a snapshot is divided by the number of batches between two snapshots. This time per batch is
+    then divided equally among the stage's optimizer steps.
+    """
+    own = dict(times)
+    for instruction in job.training(stage, len(sizes)):
+        received = receives(stage, instruction)
+        copied = isinstance(instruction, ReceiveActivations | ReceiveWeights)
+        if copied and received and job.kept(received[0]):
+            own[instruction] = profile.copy(message_bytes(job, stage, instruction, sizes))
+    if stage not in job.restartable:
+        return own
+    size = snapshot_bytes(job, stage, params_of(job, stage, profile))
+    snapshot_s = profile.copy(PIECE) * size / PIECE
+    steps = [instruction for instruction in own if isinstance(instruction, Step)]
+    messages = job.snapshot_every
+    if job.settings.recover.every is None:
+        message_s = sum(own.values()) / len(sizes)  # each micro-batch is a message
+        messages = messages_between(snapshot_s, message_s, messages)
+    batches = ceil(messages / len(sizes))  # a stage takes a snapshot only after a whole batch
+    for step in steps:
+        own[step] += snapshot_s / batches / len(steps)
+    return own
 
 
 def journeys_of(
-    job: Job, times: Sequence[Times], sizes: Sequence[int], carriers: Carriers, profile: Source
-) -> list[dict[Instruction, Journey | None]]:
-    """Return, for each stage, the transfers that its instructions start: messages and averages.
+    job: Job, stage: int, times: Times, sizes: Sequence[int], carriers: Carriers, profile: Source
+) -> dict[Instruction, Journey]:
+    """Return the transfers that a stage's instructions start: messages and averages.
 
-    None means that no connection carries the message: it arrives when the sender has copied it.
+    A message that no connection carries is missing: it arrives when the sender has copied it.
     """
-    result = []
-    for stage in range(job.stages):
-        underway: dict[Instruction, Journey | None] = {}
-        stream = job.training(stage, len(sizes))
-        for number, instruction in enumerate(stream):
-            match instruction:
-                case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
-                    size = message_bytes(job, stage, instruction, sizes)
-                    as_is = isinstance(instruction, SendWeights)
-                    underway[instruction] = carriers.message(stage, peer, size, as_is)
-                case StartAverage(chunk):
-                    place = job.layout.chunks[chunk]
-                    whole = carriers.average(stage, gradient_bytes(job, place, profile))
-                    if whole is None:
-                        continue
-                    shares = _completed_after(job, place, profile)
-                    kinds = Loss | Backward | BackwardWeight  # they compute gradients of parameters
-                    own = [i for i in stream[number:] if isinstance(i, kinds) and i.chunk == chunk]
-                    backward_s = sum(times[stage].get(i, 0.0) for i in own)
-                    bucket_s, end_s = whole.carried_s / len(shares), 0.0
-                    for share in shares[:-1]:  # send each bucket of gradients when it is full
-                        end_s = max(end_s, share * backward_s) + bucket_s
-                    underway[instruction] = Journey(end_s)
-                    # The last bucket of gradients is complete when the backward pass ends.
-                    underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
-        result.append(underway)
-    return result
+    underway: dict[Instruction, Journey] = {}
+    stream = job.training(stage, len(sizes))
+    for number, instruction in enumerate(stream):
+        match instruction:
+            case SendActivations(peer) | SendGradients(peer) | SendWeights(peer):
+                size = message_bytes(job, stage, instruction, sizes)
+                as_is = isinstance(instruction, SendWeights)
+                if message := carriers.message(stage, peer, size, as_is):
+                    underway[instruction] = message
+            case StartAverage(chunk):
+                place = job.layout.chunks[chunk]
+                whole = carriers.average(stage, gradient_bytes(job, place, profile))
+                if whole is None:
+                    continue
+                shares = _completed_after(job, place, profile)
+                kinds = Loss | Backward | BackwardWeight  # they compute gradients of parameters
+                own = [i for i in stream[number:] if isinstance(i, kinds) and i.chunk == chunk]
+                backward_s = sum(times.get(i, 0.0) for i in own)
+                bucket_s, end_s = whole.carried_s / len(shares), 0.0
+                for share in shares[:-1]:  # send each bucket of gradients when it is full
+                    end_s = max(end_s, share * backward_s) + bucket_s
+                underway[instruction] = Journey(end_s)
+                # The last bucket of gradients is complete when the backward pass ends.
+                underway[FinishAverage(chunk)] = Journey(bucket_s, whole.latency_s)
+    return underway
 
 
 def message_bytes(job: Job, stage: int, instruction: Instruction, sizes: Sequence[int]) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,29 +30,21 @@ def structure(network: nn.Module) -> str:
 def unit_kinds(ends: Ends) -> list[str]:
     """Return a text for each unit. Units with equal texts take the same time and memory."""
     kinds = []
-    specs = dict(ends.batch)
-    for unit, made in zip(ends.site.units, ends.traced, strict=True):
+    for unit, made, specs in zip(ends.site.units, ends.traced, ends.before, strict=True):
         with torch.device("meta"):
             network = unit.build()
         reads = [(name not in ends.batch, specs[name]) for name in unit.reads]
         kinds.append(digest(structure(network), reads, made.outputs, made.cost))
-        specs.update(zip(unit.writes, made.outputs, strict=True))
     return kinds
 
 
-def criterion_kind(
-    ends: Ends, modules: Sequence[range], module: int, with_gradient: Container[str]
-) -> str:
-    """Return a text for a module's auxiliary network, as `unit_kinds` does for units.
-
-    `with_gradient` has the names of the inputs for which gradients are computed.
-    """
+def criterion_kind(ends: Ends, modules: Sequence[range], module: int) -> str:
+    """Return a text for a module's auxiliary network, as `unit_kinds` does for units."""
     build, specs = ends.criterion(modules, module)
     with torch.device("meta"):
         unmade = build()
-    return digest(
-        structure(unmade), [(name in with_gradient, specs[name]) for name in unmade.reads]
-    )
+    written = {name for index in modules[module] for name in ends.site.units[index].writes}
+    return digest(structure(unmade), [(name in written, specs[name]) for name in unmade.reads])
 
 
 def digest(*parts: object) -> str:

@@ -1,4 +1,4 @@
-"""A separate process that measures time and memory of networks.
+"""Separate processes that measure time and memory of networks, or keep other CPU cores busy.
 
 If the parent process measured, it would hold the memory of networks and of a CUDA context during
 the whole run, and the workers could not use this memory.
@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
@@ -20,17 +21,41 @@ from ppll_cli.errors import WorkerFailedError
 from ppll_cli.job.numerics import Numerics
 from ppll_cli.leaves import forkserver
 from ppll_cli.leaves.printable import error_text
+from ppll_cli.predict.chain import Chain, Work
 
 LIMIT_S = 1800.0
 """Largest number of seconds for a request, which may include compiling."""
+
+START_S = 300.0
+"""Seconds that a neighbour may take until it has made its first training step."""
 
 Found = TypeVar("Found")
 P = ParamSpec("P")
 
 
-def report_of(error: Exception) -> dict[str, Any]:
+def _report_of(error: Exception) -> dict[str, Any]:
     """Return an exception as a report for WorkerFailedError. Call this in the `except` block."""
     return {"error": error_text(error), "traceback": traceback.format_exc()}
+
+
+def _answer_of(child: forkserver.Child, limit_s: float, name: str, device: str) -> Any:
+    """Return the result in the next message of a process.
+
+    A message is a pair: the report of a failure (empty if there is none), and a result.
+
+    Raises:
+        WorkerFailedError: The process failed, or sent nothing within `limit_s` seconds, or died.
+    """
+    report, found = {"error": f"no answer within {limit_s:.0f} s"}, None
+    try:
+        if wait([child.link], limit_s):
+            report, found = child.link.recv()
+    except (EOFError, OSError):
+        child.process.join(forkserver.LEAVE_S)
+        report = {"error": f"the process is gone ({forkserver.how_ended(child.process.exitcode)})"}
+    if report:
+        raise WorkerFailedError({"name": name, "device": device, **report})
+    return found
 
 
 class Meter:
@@ -50,21 +75,13 @@ class Meter:
             RunFailedError: The process cannot be started.
         """
         child = self._child = self._child or forkserver.Child(serve, self._device, self._numerics)
-        report: dict[str, Any]
-        try:
+        with suppress(OSError):  # if the process has died, there is no answer either
             child.link.send((threads, partial(measure, *args, **kwargs)))
-            if wait([child.link], LIMIT_S):
-                report, found = child.link.recv()
-            else:
-                report, found = {"error": f"nothing was measured in {LIMIT_S:.0f} s"}, None
-        except (EOFError, OSError):
-            child.process.join(forkserver.LEAVE_S)
-            fate = forkserver.how_ended(child.process.exitcode)
-            report, found = {"error": f"the process is gone ({fate})"}, None
-        if report:
+        try:
+            answer: Found = _answer_of(child, LIMIT_S, "measuring", self._device)
+        except WorkerFailedError:
             self.close()
-            raise WorkerFailedError({"name": "measuring", "device": self._device, **report})
-        answer: Found = found
+            raise
         return answer
 
     def close(self) -> None:
@@ -77,8 +94,8 @@ class Meter:
 def serve(device: str, numerics: Numerics, parent: Connection) -> None:
     """Answer requests in the measuring process until the parent closes its end of the pipe.
 
-    A request is a number of threads and a function without arguments. An answer is a pair: the
-    report of a failure (empty if the function succeeded), and the function's result.
+    A request is a number of threads and a function without arguments. `_answer_of` describes the
+    answer.
     """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     on, ready = torch.device(device), False
@@ -96,7 +113,7 @@ def serve(device: str, numerics: Numerics, parent: Connection) -> None:
         except EOFError:
             return
         except Exception as error:
-            answer = report_of(error), None
+            answer = _report_of(error), None
         parent.send(answer)
 
 
@@ -106,3 +123,41 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def neighbours(work: Work, count: int) -> Iterator[None]:
+    """Until the `with` block ends, run `count` processes that each train the units of `work`.
+
+    They keep other CPU cores busy. Cores share caches and memory, so a stage takes longer while
+    other stages compute.
+
+    Raises:
+        WorkerFailedError: A process failed.
+    """
+    name = "a process that computes beside the measured one"
+    with ExitStack() as held:
+        children = []
+        for _ in range(count):
+            children.append(forkserver.Child(_train, work))
+            held.callback(children[-1].close)
+        for child in children:
+            _answer_of(child, START_S, name, "cpu")
+        yield
+        for child in children:
+            if child.link.poll():  # a neighbour sends a second message only if it failed
+                _answer_of(child, 0.0, name, "cpu")
+
+
+def _train(work: Work, parent: Connection) -> None:
+    """Train the units of `work` in this process, until it is killed or its parent ends."""
+    torch.set_num_threads(work.setup.threads)
+    try:
+        work.setup.numerics.apply(torch.device(work.setup.device))
+        chain = Chain(work)
+        chain.step()
+        parent.send(({}, None))
+        while not parent.poll():
+            chain.step()
+    except Exception as error:
+        parent.send((_report_of(error), None))

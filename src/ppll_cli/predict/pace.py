@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import ceil
-from typing import Self
 
-from ppll_cli.job.job import Job
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import Channel, sends
 from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
@@ -54,46 +52,43 @@ class Steady:
         return max(0.0, 1 - sum(self.busy_s) / total_s) if total_s else 0.0
 
 
-@dataclass(frozen=True)
-class Pipeline:
-    """The instructions of each stage for a training batch, and the number of slots by channel."""
+def steady_state(
+    streams: Sequence[Sequence[Instruction]],
+    slots: Callable[[Channel], int],
+    cost: Cost,
+    journeys: Journeys = at_once,
+) -> Steady:
+    """Simulate batches until the steady state of a pipeline.
 
-    streams: Sequence[Sequence[Instruction]]
-    slots: Mapping[Channel, int]
+    `streams` has the instructions of each stage for a training batch. `slots` returns the number of
+    slots of a channel. By default, transfers take no time.
+    """
+    filled = FILLED if journeys is at_once else max(FILLED, _batches_held(streams, slots))
+    run = simulate([list(stream) * 2 * filled for stream in streams], cost, slots, journeys)
 
-    @classmethod
-    def of(cls, job: Job) -> Self:
-        """Make the pipeline of a job."""
-        return cls(job.streams(), {channel: room.slots for channel, room in job.channels.items()})
+    def end_s(batches: int) -> float:
+        last = [batches * len(stream) - 1 for stream in streams]
+        return max(events[n].end_s for events, n in zip(run.events, last, strict=True))
 
-    def steady(self, cost: Cost, journeys: Journeys = at_once) -> Steady:
-        """Simulate batches until the steady state; without `journeys`, transfers take no time."""
-        filled = FILLED if journeys is at_once else max(FILLED, self._batches_held())
-        streams = [list(stream) * 2 * filled for stream in self.streams]
-        run = simulate(streams, cost, lambda channel: self.slots[channel], journeys)
+    return Steady(
+        batch_s=(end_s(2 * filled) - end_s(filled)) / filled,
+        events=[e[-len(s) :] for e, s in zip(run.events, streams, strict=True)],
+        peak_live=run.peak_live,
+    )
 
-        def end_s(batches: int) -> float:
-            last = [batches * len(stream) - 1 for stream in self.streams]
-            return max(events[n].end_s for events, n in zip(run.events, last, strict=True))
 
-        return Steady(
-            batch_s=(end_s(2 * filled) - end_s(filled)) / filled,
-            events=[e[-len(s) :] for e, s in zip(run.events, self.streams, strict=True)],
-            peak_live=run.peak_live,
-        )
+def _batches_held(streams: Sequence[Sequence[Instruction]], slots: Callable[[Channel], int]) -> int:
+    """Return the largest number of batches whose messages a channel can hold at a time.
 
-    def _batches_held(self) -> int:
-        """Return the largest number of batches whose messages a channel can hold at a time.
-
-        If transfers take long, batches arrive in groups of this size.
-        """
-        messages = Counter(
-            sent[0]
-            for stage, stream in enumerate(self.streams)
-            for instruction in stream
-            if (sent := sends(stage, instruction))
-        )
-        return max((ceil(self.slots[c] / count) for c, count in messages.items()), default=1)
+    If transfers take long, batches arrive in groups of this size.
+    """
+    messages = Counter(
+        sent[0]
+        for stage, stream in enumerate(streams)
+        for instruction in stream
+        if (sent := sends(stage, instruction))
+    )
+    return max((ceil(slots(c) / count) for c, count in messages.items()), default=1)
 
 
 def mean_neighbours(

@@ -1,16 +1,17 @@
 """The functions that the measuring process runs for a profile."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ppll_cli.job.placing import placed
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.local.method import LocalMethod, Site, module_criterion
+from ppll_cli.local.method import LocalMethod, module_criterion
 from ppll_cli.models.unit import make_seeded
-from ppll_cli.predict.chain import Saved, Setup, Work
+from ppll_cli.predict.chain import Chain, Setup, Work
+from ppll_cli.predict.kept import Record
 from ppll_cli.predict.timing import (
     Stopwatch,
     batch_like,
@@ -20,82 +21,64 @@ from ppll_cli.predict.timing import (
 )
 
 
-class UnitTimes(NamedTuple):
-    """The time and memory of the units of a chain.
+def time_units(work: Work) -> tuple[list[Record], Record]:
+    """Make a chain of units, and time its training steps.
 
-    Attributes:
-        backward_s: Seconds of each unit's backward pass or, if it is split, of its half for inputs.
-        step_s: Seconds of the optimizer's step for all units.
-        params: Number of trained parameters of each unit.
-        frozen_bytes: Bytes of each unit's parameters that are not trained.
-        weight_s: Seconds of the half for parameters, for each unit; empty if no pass is split.
+    Returns:
+        A record for each unit, with the values of `Measured`. If backward passes are split, it has
+            the seconds of their halves instead: `input_s` and `weight_s`.
+        A record of the optimizer. For one trained parameter, it has the seconds of a step, `step_s`
+            and the `bytes` of the parameter, its gradient and its optimizer state.
     """
-
-    forward_s: list[float]
-    backward_s: list[float]
-    saved: list[Saved]
-    step_s: float
-    params: list[int]
-    frozen_bytes: list[int]
-    bytes_per_parameter: float
-    weight_s: list[float]
-
-
-def time_units(work: Work) -> UnitTimes:
-    """Make a chain of units, and time its training steps."""
-    chain = work.chain()
+    chain = Chain(work)
     saved = chain.saved_bytes()
-    seconds = repeat(chain.step, chain.device)
+    *seconds, step_s = repeat(chain.step, chain.device)
     count = len(chain.units)
-    backwards, each = seconds[count:-1], 2 if work.split else 1
-    params, frozen_bytes = zip(*map(trained_and_frozen, chain.networks), strict=True)
-    return UnitTimes(
-        forward_s=seconds[:count],
-        backward_s=backwards[::each][::-1],
-        weight_s=backwards[1::2][::-1] if work.split else [],
-        saved=saved,
-        step_s=seconds[-1],
-        params=list(params),
-        frozen_bytes=list(frozen_bytes),
-        bytes_per_parameter=chain.bytes_per_parameter(),
-    )
+    backwards = seconds[count:][::-1]  # from the first unit on
+    sizes = [trained_and_frozen(network) for network in chain.networks]
+    records: list[Record]
+    if work.split:
+        halves = zip(backwards[1::2], backwards[::2], strict=True)
+        records = [{"input_s": input_s, "weight_s": weight_s} for input_s, weight_s in halves]
+    else:
+        records = [
+            {"forward_s": forward_s, "backward_s": backward_s, **kept._asdict(), **size}
+            for forward_s, backward_s, kept, size in zip(
+                seconds[:count], backwards, saved, sizes, strict=True
+            )
+        ]
+    trained = max(1, sum(size["params"] for size in sizes))
+    return records, {"step_s": step_s / trained, "bytes": chain.bytes_per_parameter()}
 
 
 def time_loss(
-    setup: Setup,
-    local: Mapping[str, Any],
-    features: Sequence[ValueSpec],
-    modules: Sequence[range],
-    module: int,
-    specs: Mapping[str, ValueSpec],
-    with_gradient: frozenset[str],
-) -> dict[str, float]:
+    setup: Setup, modules: tuple[range, ...], module: int, specs: Mapping[str, ValueSpec]
+) -> Record:
     """Make a module's auxiliary network, and time it; see `time_criterion` for the result.
+
+    The tensors that the module's own units write get gradients.
 
     Args:
         setup: How the model is built and measured.
-        local: Configuration of the local method's class.
-        features: Shape and dtype of the first output of each unit.
         modules: For each module, the indices of its units.
         module: Number of the module.
         specs: Shape (without the batch dimension) and dtype of each tensor that the loss may read.
-        with_gradient: Names of the module's own tensors, which get gradients.
     """
     device, units = torch.device(setup.device), setup.units()
-    method: LocalMethod = make_seeded("local", local, setup.seed)
-    site = Site(module, tuple(modules), units, features, setup.input_spec, setup.task)
+    method: LocalMethod = make_seeded("local", setup.local, setup.settings.seed)
+    site = replace(setup.site, module=module, modules=modules, units=units)
     criterion = module_criterion(method, site)
-    placed(criterion, device, setup.compiled).train()
+    placed(criterion, device, setup.settings.compile).train()
+    written = {name for index in modules[module] for name in units[index].writes}
 
     def batch_of(name: str) -> Tensor:
-        has_gradient = name in with_gradient
         values = batch_like(specs[name], setup.samples, device)
-        if has_gradient and values.dim() == 4:  # feature maps are channels last
+        if name in written and values.dim() == 4:  # feature maps are channels last
             values = values.contiguous(memory_format=torch.channels_last)
-        return values.requires_grad_(has_gradient and values.is_floating_point())
+        return values.requires_grad_(name in written and values.is_floating_point())
 
     values = {name: batch_of(name) for name in criterion.reads}
-    return time_criterion(criterion, values, setup.task, setup.numerics)
+    return time_criterion(criterion, values, site.task, setup.numerics)
 
 
 def time_copy(size: int, source: str, target: str, by_host: bool) -> float:

@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ppll_cli.config.commands import setting, word
 from ppll_cli.config.settings import usable_cores
 from ppll_cli.job.job import Job, Seat
+from ppll_cli.job.snapshots import BUFFERS, snapshot_bytes
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.layout import Chunk
 from ppll_cli.pipeline.simulate import Cost, Journey, at_once
@@ -17,10 +19,10 @@ from ppll_cli.predict.costs import (
     instruction_times,
     journeys_of,
     params_of,
+    with_copies,
 )
 from ppll_cli.predict.interconnect import Carriers, Interconnect, connected_stages, ring_bytes
-from ppll_cli.predict.pace import Pipeline, Times, mean_neighbours
-from ppll_cli.predict.recovery import recovery_bytes, with_copies
+from ppll_cli.predict.pace import Times, mean_neighbours, steady_state
 
 ROUNDS = 8
 """Largest number of iterations in `predict`."""
@@ -95,26 +97,30 @@ def predict(
     sizes = job.microbatches(job.course.batch_size)
     others = neighbours_of(job) if neighbours is None else neighbours
     carriers = Carriers(job, interconnect)
-    quiet = profile.at(sizes[0])
-    alone = _times(job, quiet, sizes, carriers)
-    beside = _times(job, profile.at(sizes[0], others), sizes, carriers) if others else alone
-    underway = journeys_of(job, beside, sizes, carriers, quiet)
-    pipeline, times = Pipeline.of(job), beside
+    quiet, stages = profile.at(sizes[0]), range(job.stages)
+
+    def times_of(profile: Source) -> list[Times]:
+        measured = [instruction_times(job, s, profile, sizes, carriers) for s in stages]
+        return [with_copies(job, s, profile, sizes, times) for s, times in enumerate(measured)]
+
+    alone = times_of(quiet)
+    beside = times_of(profile.at(sizes[0], others)) if others else alone
+    underway = [journeys_of(job, s, beside[s], sizes, carriers, quiet) for s in stages]
+    pace = partial(steady_state, job.streams(), lambda channel: job.channels[channel].slots)
     workers = _workers_by_machine(job, together=neighbours is not None)
 
     def carried(stage: int, instruction: Instruction) -> Journey | None:
         return underway[stage].get(instruction)
 
-    anything = any(journey for stage in underway for journey in stage.values())
-    journeys = carried if anything else at_once
-    steady = pipeline.steady(_cost(times), journeys)
+    journeys = carried if any(underway) else at_once
+    steady = pace(_cost(beside), journeys)
     for _ in range(ROUNDS if others else 0):
         counts = mean_neighbours(steady, others, workers)
         times = [
             {i: own[i] + (slow[i] - own[i]) * count.get(i, 0.0) / others for i in own}
             for own, slow, count in zip(alone, beside, counts, strict=True)
         ]
-        before, steady = steady, pipeline.steady(_cost(times), journeys)
+        before, steady = steady, pace(_cost(times), journeys)
         if abs(steady.batch_s - before.batch_s) < 1e-3 * before.batch_s:
             break
     return Prediction(
@@ -122,8 +128,8 @@ def predict(
         batch_s=steady.batch_s,
         bubble_fraction=steady.bubble_fraction,
         stage_s=steady.busy_s,
-        activation_bytes=_activation_bytes(job, quiet, steady.peak_live),
-        parameter_bytes=_parameter_bytes(job, quiet),
+        activation_bytes=[_activation_bytes(job, s, quiet, steady.peak_live[s]) for s in stages],
+        parameter_bytes=[_parameter_bytes(job, s, quiet) for s in stages],
         edges=_edge_loads(job, carriers, steady.batch_s),
         averaged_bytes=_averaged_bytes(job, quiet),
         recovery_bytes=recovery_bytes(job, quiet),
@@ -139,10 +145,6 @@ def _workers_by_machine(job: Job, *, together: bool) -> list[Counter[int]]:
         Counter(0 if together else job.home(Seat(stage, n)) for n in range(job.replicas))
         for stage in range(job.stages)
     ]
-
-
-def _times(job: Job, profile: Source, sizes: Sequence[int], carriers: Carriers) -> list[Times]:
-    return with_copies(job, profile, sizes, instruction_times(job, profile, sizes, carriers))
 
 
 def bp_batch_s(units: int, profile: Source) -> float:
@@ -169,33 +171,26 @@ def _cost(times: Sequence[Times]) -> Cost:
     return lambda stage, instruction: times[stage].get(instruction, 0.0)
 
 
-def _activation_bytes(job: Job, profile: Source, live: Sequence[int]) -> list[int]:
-    """Return, for each stage, the largest number of bytes kept for backward passes at a time.
+def _activation_bytes(job: Job, stage: int, profile: Source, live: int) -> int:
+    """Return the largest number of bytes that a stage keeps for backward passes at a time.
 
     Inputs are included. Under local learning, a stage keeps the activations of its largest chunk.
-    In other runs, it keeps those of all forward passes that wait for their backward pass.
+    In other runs, it keeps those of all forward passes that wait for their backward pass, which are
+    at most `live`.
     """
+    numbers = job.layout.of(stage)
+    chunks = [_chunk_bytes(job, job.layout.chunks[number], profile) for number in numbers]
+    # The first stage loads a whole batch; other stages receive inputs into slots of channels.
     first = bytes_of({**job.input_spec.specs, **job.task.targets}.values())
-    result = []
-    for stage in range(job.stages):
-        numbers = job.layout.of(stage)
-        saved, beside = zip(
-            *(_chunk_bytes(job, job.layout.chunks[number], profile) for number in numbers),
-            strict=True,
-        )
-        # The first stage loads a whole batch; other stages receive inputs into slots of channels.
-        entering = job.course.batch_size * first if 0 in numbers else 0
-        for channel, room in job.channels.items():
-            if channel.target == stage and channel.kind == "activations":
-                specs = job.specs[channel.chunk].values()
-                needed = room.slots - job.depth - job.kept(channel)
-                entering += needed * job.microbatch_size * bytes_of(specs)
-        if job.local_learning:
-            most = live[stage] * max(map(sum, zip(saved, beside, strict=True)))
-        else:
-            most = round(live[stage] * sum(saved) / len(saved)) + max(beside)
-        result.append(most + entering)
-    return result
+    entering = job.course.batch_size * first if 0 in numbers else 0
+    for channel, room in job.channels.items():
+        if channel.target == stage and channel.kind == "activations":
+            needed = room.slots - job.depth - job.kept(channel)
+            entering += needed * job.microbatch_size * bytes_of(job.specs[channel.chunk].values())
+    if job.local_learning:
+        return entering + live * max(map(sum, chunks))
+    saved = sum(kept for kept, _ in chunks)
+    return entering + round(live * saved / len(chunks)) + max(beside for _, beside in chunks)
 
 
 def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
@@ -210,19 +205,16 @@ def _chunk_bytes(job: Job, chunk: Chunk, profile: Source) -> tuple[int, int]:
     return sum(unit.saved_bytes for unit in units), beside
 
 
-def _parameter_bytes(job: Job, profile: Source) -> list[int]:
-    result = []
-    for stage in range(job.stages):
-        params = params_of(job, stage, profile)
-        kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
-        chunks = (job.layout.chunks[number] for number in job.layout.of(stage))
-        units = [profile.unit(unit) for unit in job.layout.units(stage)]
-        frozen = sum(unit.frozen_bytes for unit in units)
-        kept += frozen + sum(end_of(job, chunk, profile).frozen_bytes for chunk in chunks)
-        if job.settings.optim.ema is not None:
-            kept += 4 * sum(unit.params for unit in units) + frozen
-        result.append(kept)
-    return result
+def _parameter_bytes(job: Job, stage: int, profile: Source) -> int:
+    params = params_of(job, stage, profile)
+    kept = round(params * profile.parameter_bytes) + _watched_bytes(job, stage)
+    chunks = (job.layout.chunks[number] for number in job.layout.of(stage))
+    units = [profile.unit(unit) for unit in job.layout.units(stage)]
+    frozen = sum(unit.frozen_bytes for unit in units)
+    kept += frozen + sum(end_of(job, chunk, profile).frozen_bytes for chunk in chunks)
+    if job.settings.optim.ema is not None:
+        kept += 4 * sum(unit.params for unit in units) + frozen
+    return kept
 
 
 def _watched_bytes(job: Job, stage: int) -> int:
@@ -251,6 +243,16 @@ def _averaged_bytes(job: Job, profile: Source) -> int:
     return ring_bytes(4 * most, job.replicas)
 
 
+def recovery_bytes(job: Job, profile: Source) -> list[int]:
+    """Return, for each stage, the bytes of snapshots and of messages kept for a restart."""
+    result = [0] * job.stages
+    for stage in job.restartable:
+        result[stage] = BUFFERS * snapshot_bytes(job, stage, params_of(job, stage, profile))
+    for channel, room in job.channels.items():
+        result[channel.target] += job.kept(channel) * room.size
+    return result
+
+
 def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
     samples: Counter[tuple[int, int]] = Counter()  # bytes per sample
     weights: Counter[tuple[int, int]] = Counter()  # bytes per batch of any size
@@ -274,7 +276,7 @@ def _edge_loads(job: Job, carriers: Carriers, batch_s: float) -> list[EdgeLoad]:
     return loads
 
 
-def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: bool) -> list[str]:
+def report(job: Job, profile: Source, stages_are_modules: bool) -> list[str]:
     """Return lines for the user: measured times, partition and predicted speed.
 
     If `stages_are_modules`, the cuts decide what is trained, and the last line says so.
@@ -292,7 +294,7 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
             unit = measured.unit(index)
             times = (unit.forward_s, unit.backward_s, measured.step_s * unit.params)
             forward, backward, step = (1000 * seconds for seconds in times)
-            row = f"  {names[index]:<14}{forward:9.3f}{backward:10.3f}{step:8.3f}"
+            row = f"  {job.names[index]:<14}{forward:9.3f}{backward:10.3f}{step:8.3f}"
             lines.append(f"{row}  {stage}")
     for stage in range(job.stages):
         ends = [end_of(job, job.layout.chunks[n], measured) for n in job.layout.of(stage)]
@@ -300,12 +302,14 @@ def report(job: Job, names: Sequence[str], profile: Source, stages_are_modules: 
         losses = 1000 * micro_batches * sum(end.forward_s + end.backward_s for end in ends)
         total = 1000 * prediction.stage_s[stage]
         lines.append(f"  stage {stage}: {total:.3f} per batch, of which losses take {losses:.3f}")
-    speed_up = bp_batch_s(len(names), profile.at(whole)) / (whole / prediction.samples_per_second)
+    speed_up = bp_batch_s(len(job.names), profile.at(whole)) / (
+        whole / prediction.samples_per_second
+    )
     lines.append(
         f"  predicted: {prediction.samples_per_second:.0f} samples/s, {speed_up:.2f} x the speed "
         f"of bp on one device, bubble {prediction.bubble_fraction:.4f}"
     )
     if stages_are_modules and len(job.layout.modules) > 1:
-        cuts = setting("local.cuts", [names[module.start] for module in job.layout.modules[1:]])
+        cuts = setting("local.cuts", [job.names[module.start] for module in job.layout.modules[1:]])
         lines.append(f"  the training depends on these cuts; to use them again, give {word(cuts)}")
     return lines

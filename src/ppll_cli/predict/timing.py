@@ -107,14 +107,16 @@ def held(network: nn.Module) -> list[Tensor]:
     return [*network.parameters(), *network.buffers()]
 
 
-def trained_and_frozen(network: nn.Module) -> tuple[int, int]:
-    """Return the number of a network's trained parameters, and the bytes of its other parameters.
+def trained_and_frozen(network: nn.Module) -> dict[str, int]:
+    """Return the number of trained parameters, `params`, and the `frozen_bytes` of the others.
 
     Parameters that are not trained have neither gradients nor states of the optimizer.
     """
     parameters = list(network.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return trained, sum(p.nbytes for p in parameters if not p.requires_grad)
+    return {
+        "params": sum(p.numel() for p in parameters if p.requires_grad),
+        "frozen_bytes": sum(p.nbytes for p in parameters if not p.requires_grad),
+    }
 
 
 def storage(tensor: Tensor) -> tuple[int, int]:
@@ -159,11 +161,5 @@ def time_criterion(
     with saved_storages([*values.values(), *held(criterion)]) as saved:
         loss_of()
     forward_s, backward_s = repeat(step, device)
-    params, frozen_bytes = trained_and_frozen(criterion)
-    return {
-        "forward_s": forward_s,
-        "backward_s": backward_s,
-        "saved_bytes": sum(saved.values()),
-        "params": params,
-        "frozen_bytes": frozen_bytes,
-    }
+    times = {"forward_s": forward_s, "backward_s": backward_s}
+    return {**times, "saved_bytes": sum(saved.values()), **trained_and_frozen(criterion)}

@@ -5,65 +5,47 @@ from collections.abc import Iterable, Sequence
 from ppll_cli.config.options import as_typed
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError, DeadlockError, PpllError, ScheduleError, noted
-from ppll_cli.job.course import Course
 from ppll_cli.job.job import Job
 from ppll_cli.models.trace import Cost
 from ppll_cli.pipeline.instructions import Compute, Measure, StartAverage
 from ppll_cli.pipeline.schedule import Place
 from ppll_cli.pipeline.validation import validate, validate_evaluation
-from ppll_cli.prepare.dtypes import check_losses
 from ppll_cli.prepare.subject import Subject
-from ppll_cli.prepare.trials import check_halves, check_recompute
-
-
-def check_equal_counts(job: Job) -> None:
-    """Refuse batches that replicas would split into different numbers of micro-batches.
-
-    With synchronised BatchNorm, replicas wait for each other in each micro-batch.
-    """
-    for samples in {*job.course.batch_sizes()}:
-        counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
-        if len(counts) > 1:
-            what = f"a batch of {samples} samples into different numbers of micro-batches"
-            remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
-            raise ConfigError("sync_batchnorm", True, f"replicas would split {what}", remedy)
-
-
-def check_shares(course: Course, replicas: int) -> None:
-    """Refuse batches with fewer samples than there are replicas."""
-    smallest = min(course.batch_sizes())
-    if smallest < replicas:
-        has = f"the last batch of an epoch has {smallest} sample(s)"
-        remedy = "use data.drop_last=true, another batch_size or fewer replicas"
-        raise ConfigError("replicas", replicas, f"{has}, fewer than one for each replica", remedy)
+from ppll_cli.prepare.trials import check_halves, check_losses, check_recompute
 
 
 def check_instructions(job: Job, subject: Subject) -> None:
     """Refuse a schedule that does not train the model correctly.
 
     Raises:
-        ConfigError: The schedule is wrong; or a unit changes an input of its chunk, or does not
-            allow split backward passes or recomputation; or a loss cannot read a dtype.
+        ConfigError: As in `check_plan`; or a unit does not allow split backward passes or
+            recomputation.
     """
-    check_streams(job)
-    check_backwards(job)
-    check_inputs(job, subject)
-    check_losses(job, subject)
-    before = subject.at_ends(job.layout.modules)[1]
+    check_plan(job, subject)
     if job.settings.recompute:
-        check_recompute(subject.units, before)
+        check_recompute(subject.units, subject.ends.before)
     if job.halves:
         schedule = as_typed("schedule", job.settings.schedule["_target_"])
-        check_halves(schedule, subject.units, before)
+        check_halves(schedule, subject.units, subject.ends.before)
 
 
-def check_streams(job: Job) -> None:
+def check_plan(job: Job, subject: Subject) -> None:
+    """Check what can be checked without running units.
+
+    Raises:
+        ConfigError: The schedule is wrong; or a unit changes an input of its chunk; or a loss
+            cannot read a dtype.
+    """
+    _check_streams(job)
+    _check_backwards(job)
+    _check_inputs(job, subject)
+    check_losses(job, subject)
+
+
+def _check_streams(job: Job) -> None:
     """Refuse a schedule with wrong instructions, or whose stages would deadlock.
 
     All numbers of micro-batches that occur in the run are checked.
-
-    Raises:
-        ConfigError: The schedule is wrong.
     """
     key, path = as_typed("schedule", job.settings.schedule["_target_"])
     if hasattr(job.make_schedule(), "held"):
@@ -76,10 +58,10 @@ def check_streams(job: Job) -> None:
             _ = job.halves
             _check_averages(job)
     except (ScheduleError, DeadlockError) as error:
-        raise ConfigError(key, path, in_one_line(error)) from None
+        raise ConfigError(key, path, _in_one_line(error)) from None
 
 
-def in_one_line(error: PpllError) -> str:
+def _in_one_line(error: PpllError) -> str:
     """Return an error's message, with its notes, in one line."""
     head, *lines = (" ".join(line.split()) for line in str(error).splitlines())
     notes = getattr(error, "__notes__", ())
@@ -139,7 +121,7 @@ def _averaged(job: Job, stage: int, count: int) -> list[int]:
     return [i.chunk for i in job.training(stage, count) if isinstance(i, StartAverage)]
 
 
-def check_backwards(job: Job) -> None:
+def _check_backwards(job: Job) -> None:
     """Refuse `compile` and `recompute` with a schedule that splits backward passes into halves.
 
     Some parts of the graph run in both halves. `compile` and `recompute` do not allow this.
@@ -151,7 +133,7 @@ def check_backwards(job: Job) -> None:
             raise ConfigError(key, True, f"{splits}, which {key}=true does not allow", remedy)
 
 
-def check_inputs(job: Job, subject: Subject) -> None:
+def _check_inputs(job: Job, subject: Subject) -> None:
     """Refuse a unit that changes an input of its chunk, or a view of it, in place.
 
     Torch forbids this if a gradient of the input is sent back. Without a gradient, results could
@@ -172,15 +154,17 @@ def check_inputs(job: Job, subject: Subject) -> None:
             received = received - {*unit.writes} | views
 
 
-def check_batch_norm(
-    job: Job, names: Sequence[str], units: Sequence[Cost], auxiliary: Sequence[Cost]
-) -> None:
-    """Refuse to train BatchNorm on a single value per channel, which torch cannot do."""
+def check_batch_norm(job: Job, units: Sequence[Cost], auxiliary: Sequence[Cost]) -> None:
+    """Refuse to train BatchNorm on a single value per channel, which torch cannot do.
+
+    With synchronised BatchNorm, also refuse replicas with different numbers of micro-batches.
+    """
     if job.settings.sync_batchnorm and job.replicas > 1:
+        _check_equal_counts(job)
         return  # each layer sees the samples of all replicas, so at least two
     last = job.replicas - 1  # the replica with the smallest share
     smallest = min(job.microbatches(n, last)[-1] for n in {*job.course.batch_sizes()})
-    owners = [*names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
+    owners = [*job.names, *(f"the auxiliary network of module {m}" for m in range(len(auxiliary)))]
     layers = [
         f"{layer} of {owner}"
         for owner, cost in zip(owners, [*units, *auxiliary], strict=True)
@@ -192,3 +176,16 @@ def check_batch_norm(
         remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
         remedy += " or replicas, or sync_batchnorm=true" if last else ""
         raise ConfigError("batch_size", job.course.batch_size, problem, remedy)
+
+
+def _check_equal_counts(job: Job) -> None:
+    """Refuse batches that replicas would split into different numbers of micro-batches.
+
+    With synchronised BatchNorm, replicas wait for each other in each micro-batch.
+    """
+    for samples in {*job.course.batch_sizes()}:
+        counts = {len(job.microbatches(samples, replica)) for replica in range(job.replicas)}
+        if len(counts) > 1:
+            what = f"a batch of {samples} samples into different numbers of micro-batches"
+            remedy = "use data.drop_last=true, another batch_size or fewer schedule.microbatches"
+            raise ConfigError("sync_batchnorm", True, f"replicas would split {what}", remedy)

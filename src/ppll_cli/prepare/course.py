@@ -29,7 +29,7 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
 
     Raises:
         ConfigError: The training set has fewer samples than a batch, or a batch has fewer samples
-            than micro-batches.
+            than micro-batches or replicas.
     """
     samples, size, parts = subject.samples, settings.batch_size, schedule.microbatches
     if size > samples["train"]:
@@ -40,7 +40,7 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
         remedy = f"use at most {size}, or a larger batch_size"
         raise ConfigError("schedule.microbatches", parts, problem, remedy)
     form = subject.evaluation
-    return Course(
+    course = Course(
         samples=samples,
         batch_size=size,
         drop_last=subject.drop_last,
@@ -55,3 +55,9 @@ def course_of(settings: Settings, schedule: Schedule, subject: Subject) -> Cours
         averages=settings.optim.ema is not None,
         log_every=settings.log_every,
     )
+    smallest, replicas = min(course.batch_sizes()), settings.replicas
+    if smallest < replicas:
+        has = f"the last batch of an epoch has {smallest} sample(s)"
+        remedy = "use data.drop_last=true, another batch_size or fewer replicas"
+        raise ConfigError("replicas", replicas, f"{has}, fewer than one for each replica", remedy)
+    return course

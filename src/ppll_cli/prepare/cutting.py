@@ -11,19 +11,19 @@ from itertools import islice, pairwise
 from typing import Any
 
 from ppll_cli.config.options import as_typed
-from ppll_cli.config.sections import Partition
 from ppll_cli.config.settings import Settings
 from ppll_cli.config.targets import blaming
 from ppll_cli.errors import ConfigError
 from ppll_cli.leaves.names import counted
 from ppll_cli.models.trace import Cost
-from ppll_cli.pipeline.layout import Layout, cut_at, group
+from ppll_cli.pipeline.layout import Layout, cut_at
 from ppll_cli.pipeline.schedule import Schedule
 from ppll_cli.pipeline.solver import balance, solve
 from ppll_cli.pipeline.validation import whole
 from ppll_cli.predict.costs import bytes_of
 from ppll_cli.predict.profile import Measured, Profile
-from ppll_cli.prepare.dtypes import why_unreadable
+from ppll_cli.prepare.subject import Subject
+from ppll_cli.prepare.trials import why_unreadable
 
 MOST_CHUNKS = 10_000
 """Largest accepted number of chunks. A user's `layout()` may never end."""
@@ -39,7 +39,7 @@ network is chosen only if there is no other cut, and is refused later."""
 STEP_FLOPS = 10
 """Approximate FLOPs of the optimizer's step for one parameter."""
 
-AuxiliaryCost = Callable[[Sequence[range], int], Cost]
+Auxiliary = Callable[[Sequence[range], int], float]
 """Returns the cost of a module's auxiliary network, given the units of all modules and the number
 of the module."""
 
@@ -50,40 +50,36 @@ class Weights:
 
     Attributes:
         units: Cost of each unit of the model.
-        auxiliary: Returns the cost of an auxiliary network, as `AuxiliaryCost`; None to ignore it.
+        auxiliary: Returns the cost of an auxiliary network; None to ignore it.
         copy: Returns the cost of sending the tensors that cross a cut, given the index of the unit
             after the cut; None to ignore it.
     """
 
     units: Sequence[float]
-    auxiliary: Callable[[Sequence[range], int], float] | None = None
+    auxiliary: Auxiliary | None = None
     copy: Callable[[int], float] | None = None
 
 
-def weights(
-    partition: Partition,
-    units: Sequence[Cost],
-    auxiliary: AuxiliaryCost,
-    batch_size: float,
-    profile: Profile | None,
-) -> Weights:
+def weights(settings: Settings, subject: Subject, profile: Profile | None) -> Weights:
     """Return the costs that the chosen partition balances.
 
-    `batch_size` is the number of samples that a worker processes per optimizer step. If `profile`
-    is given, the costs are the times that it measures.
+    If `profile` is given, the costs are the times that it measures.
     """
+    units, ends = subject.costs, subject.ends
+    batch_size = settings.batch_size / settings.replicas  # samples of a worker's optimizer step
     if profile is not None:
         return _measured_weights(profile, len(units), batch_size)
-    if partition.name == "params":
+    if settings.partition.name == "params":
         return Weights([unit.params for unit in units])
-    if partition.name == "flops":
+    if settings.partition.name == "flops":
 
         def flops(cost: Cost) -> float:
             return BACKWARD * cost.flops + STEP_FLOPS * cost.params / batch_size
 
-        return Weights(
-            [flops(unit) for unit in units], lambda modules, m: flops(auxiliary(modules, m))
-        )
+        def auxiliary(modules: Sequence[range], module: int) -> float:
+            return flops(ends.cost(modules, module))
+
+        return Weights([flops(unit) for unit in units], auxiliary)
     return Weights([1.0] * len(units))
 
 
@@ -101,7 +97,7 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
     @cache
     def copy(stop: int) -> float:
         """Return the seconds in which the inputs of unit `stop` are copied to its stage."""
-        specs, reads = profile.ends.before(stop), profile.ends.site.units[stop].reads
+        specs, reads = profile.ends.before[stop], profile.ends.site.units[stop].reads
         return profile.copy(profile.setup.samples * bytes_of(specs[name] for name in reads))
 
     def auxiliary(modules: Sequence[range], module: int) -> float:
@@ -112,23 +108,15 @@ def _measured_weights(profile: Profile, units: int, batch_size: float) -> Weight
     return Weights([seconds(profile.unit(index)) for index in range(units)], auxiliary, copy)
 
 
-def cut(
-    settings: Settings,
-    schedule: Schedule,
-    names: Sequence[str],
-    partitions: Mapping[str, Sequence[str]],
-    weights: Weights,
-) -> Layout:
+def cut(settings: Settings, schedule: Schedule, subject: Subject, weights: Weights) -> Layout:
     """Cut the model into chunks, and place the chunks on stages.
-
-    `partitions` has the model's own partitions (see `Subject.partitions`).
 
     Raises:
         ConfigError: There are too few units or modules, or the settings ask for an impossible cut.
     """
+    names, asked = subject.names, settings.stages_asked
     whole = range(len(names))
-    asked = settings.stages_asked
-    modules = _fixed_modules(settings, names, partitions) if schedule.local else None
+    modules = _fixed_modules(settings, subject) if schedule.local else None
     atoms = modules or [range(index, index + 1) for index in whole]
     if schedule.one_stage and (modules or not schedule.local):
         return Layout.contiguous(modules or [whole], [whole])
@@ -156,22 +144,21 @@ def cut(
         raise ConfigError("gpus", settings.devices_asked, problem, remedy)
     if settings.partition.name == "manual":
         stages = _manual(settings, names, atoms, len(stage_of))
-    elif schedule.local and modules is None:
-        stages = _stages_as_modules(weights, asked)
+    elif schedule.local and modules is None and weights.auxiliary is not None:
+        stages = _stages_as_modules(weights, weights.auxiliary, asked)
     else:
-        stages = _grouped(weights, atoms, modules, len(stage_of))
+        stages = grouped(weights, atoms, modules, len(stage_of))
     if not schedule.local:
         return Layout.spread(stages, stage_of)
     return Layout.contiguous(modules or stages, [whole] if schedule.one_stage else stages)
 
 
-def _fixed_modules(
-    settings: Settings, names: Sequence[str], partitions: Mapping[str, Sequence[str]]
-) -> list[range] | None:
+def _fixed_modules(settings: Settings, subject: Subject) -> list[range] | None:
     """Return the modules that `local.cuts` or `local.modules` fixes, if any."""
     given, count = settings.local.get("cuts"), settings.local.get("modules")
+    names = subject.names
     if given is not None:
-        cuts = _named_cuts(given, partitions) if isinstance(given, str) else given
+        cuts = _named_cuts(given, subject.partitions) if isinstance(given, str) else given
         if count is not None and count != len(cuts) + 1:
             problem = f"local.cuts makes {len(cuts) + 1} modules"
             raise ConfigError("local.modules", count, problem, "give only one of the two")
@@ -242,7 +229,7 @@ def _manual(
     return cut_at(names, cuts, "partition.cuts")
 
 
-def _grouped(
+def grouped(
     weights: Weights, atoms: Sequence[range], modules: Sequence[range] | None, stages: int
 ) -> list[range]:
     """Join atoms (single units or fixed modules) into `stages` groups of similar cost."""
@@ -250,22 +237,17 @@ def _grouped(
     if modules and weights.auxiliary:
         costs = [cost + weights.auxiliary(modules, m) for m, cost in enumerate(costs)]
     copies = [0.0, *map(weights.copy, (atom.start for atom in atoms[1:]))] if weights.copy else []
-    if len(set(costs)) == 1 and not copies:
-        parts = _even(len(atoms), stages)
-        return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
-    return group(atoms, costs, stages, copies)
+    even = len(set(costs)) == 1 and not copies
+    parts = _even(len(atoms), stages) if even else balance(costs, stages, copies)
+    return [range(atoms[part.start].start, atoms[part.stop - 1].stop) for part in parts]
 
 
-def _stages_as_modules(weights: Weights, stages: int) -> list[range]:
+def _stages_as_modules(weights: Weights, auxiliary: Auxiliary, stages: int) -> list[range]:
     """Cut the model into stages of balanced cost, each of which is a module.
 
     The cost of an auxiliary network depends on the cuts, so it is computed for each possible cut.
     """
     count = len(weights.units)
-    if weights.auxiliary is None:
-        even = len(set(weights.units)) == 1
-        return _even(count, stages) if even else balance(weights.units, stages)
-    auxiliary = weights.auxiliary
 
     @cache
     def at_end(module: int, stop: int) -> float:

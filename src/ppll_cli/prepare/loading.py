@@ -65,18 +65,15 @@ def load_data(config: Mapping[str, Any]) -> LoadedData:
     with blaming(key, path, "loading the data"):
         dataset.prepare()
         splits = dataset.load()
-        input_spec = dataset.image_spec(splits)
-        task = dataset.task
-        form = dataset.evaluation_form(splits)
-        loaded = LoadedData(dataset, splits, input_spec, task, form)
-        problem, remedy = _fault_of(loaded)
-    if problem:
-        raise ConfigError(key, path, problem, remedy)
+        image, task = dataset.image_spec(splits), dataset.task
+        loaded = LoadedData(dataset, splits, image, task, dataset.evaluation_form(splits))
+        if fault := _fault_of(loaded):
+            raise ConfigError(key, path, *fault)
     return loaded
 
 
-def _fault_of(data: LoadedData) -> tuple[str, str]:
-    """Return what is wrong with a loaded data set, and the remedy; two empty texts if nothing."""
+def _fault_of(data: LoadedData) -> tuple[str, str] | None:
+    """Return what is wrong with a loaded data set, and the remedy; None if nothing is wrong."""
     splits: object = data.splits
     found = ", ".join(map(str, splits)) if isinstance(splits, Mapping) else type(splits).__name__
     if not isinstance(splits, Mapping) or not {"train", "test"} <= splits.keys() <= SPLITS:
@@ -103,7 +100,7 @@ def _fault_of(data: LoadedData) -> tuple[str, str]:
     if names and isinstance(classes, int) and names != classes:
         problem = f"its class_names are {names}, but its task has {classes} classes"
         return problem, "give each class a name"
-    return "", ""
+    return None
 
 
 def _fault_of_inputs(input_spec: InputSpec, targets: Mapping[str, ValueSpec]) -> str:

@@ -1,20 +1,17 @@
 """Prepares a job from settings, and checks everything that can be checked without workers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ppll_cli.config.settings import Settings
 from ppll_cli.data.files import cache_root
-from ppll_cli.data.identity import Identity
-from ppll_cli.job.devices import check_processors, devices_here, receiver_of
+from ppll_cli.job.devices import check_processors, devices_here
 from ppll_cli.job.ends import ModuleEnd
 from ppll_cli.job.job import Job
 from ppll_cli.job.learning_rate import note_on_epochs
-from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.schedule import schedule_of
-from ppll_cli.leaves.machine import processor
 from ppll_cli.leaves.names import counted
 from ppll_cli.leaves.values import ValueSpec
 from ppll_cli.local.method import Criterion
@@ -28,18 +25,13 @@ from ppll_cli.predict.kept import Kept
 from ppll_cli.predict.meter import Meter
 from ppll_cli.predict.profile import Profile
 from ppll_cli.predict.speed import report
-from ppll_cli.prepare.checks import (
-    check_batch_norm,
-    check_equal_counts,
-    check_instructions,
-    check_shares,
-)
+from ppll_cli.prepare.checks import check_batch_norm, check_instructions
 from ppll_cli.prepare.course import course_of, largest_micro_batch
 from ppll_cli.prepare.cutting import cut, placed, weights
-from ppll_cli.prepare.dtypes import check_units
 from ppll_cli.prepare.recovery import recovering
 from ppll_cli.prepare.spread import Machine, spread, threads_of
 from ppll_cli.prepare.subject import Subject, examine
+from ppll_cli.prepare.trials import check_units
 from ppll_cli.prepare.weights import find_weights
 
 NO_BANK_LOCAL = (
@@ -54,22 +46,21 @@ class Prepared:
     """A job, and facts that were found while it was prepared.
 
     Attributes:
-        auxiliary_costs: Cost of each module's auxiliary network.
         emulated: Whether several workers share a CUDA device.
         notes: Notes for the user, a line each.
-        identity: Entries that identify the data (`data/identity.py`); None if unknown.
         weights: What was found in the file of initial weights; None if no file is given.
-        classes: Names of the classes in the order of their labels; empty if unknown.
     """
 
     job: Job
-    unit_costs: tuple[Cost, ...]
-    auxiliary_costs: tuple[Cost, ...]
+    subject: Subject
     emulated: bool
     notes: tuple[str, ...]
-    identity: Identity | None = None
     weights: Mapping[str, Any] | None = None
-    classes: tuple[str, ...] = ()
+
+    @property
+    def auxiliary_costs(self) -> tuple[Cost, ...]:
+        """Cost of each module's auxiliary network."""
+        return self.subject.auxiliary_costs(self.job.layout.modules)
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -88,9 +79,8 @@ def prepare(
     Raises:
         ConfigError: The settings do not fit the model, the data, one another or this machine.
     """
-    notes: list[str] = []
     schedule = schedule_of(settings.schedule)
-    _note_schedule(settings, schedule, notes)
+    notes = [*_notes_on_schedule(settings, schedule)]
     if note := note_on_epochs(settings.optim, settings.epochs):
         notes.append(note)
     workers = settings.replicas if schedule.one_stage else settings.devices_asked
@@ -109,65 +99,32 @@ def prepare(
 
     subject = examine(settings)
     check_units(settings, subject)
-    _note_counters(subject, notes)
-    profile = None
-    if settings.partition.name == "profile" and _partitions(settings, schedule):
+    notes += _notes_on_counters(subject)
+    profile = weights = None
+    measures = settings.partition.name == "profile" and settings.stages_asked > 1
+    if measures and (not schedule.one_stage or _stages_are_modules(settings, schedule)):
         profile = profile_of(settings, subject, devices[0])
     with closing(profile) if profile is not None else nullcontext():
-        job, auxiliary = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
+        job = assemble(settings, subject, schedule, devices, profile, run_dir, notes)
         job = replace(job, homes=homes)
-        found = None
         if settings.weights is not None:
             found = find_weights(settings.weights, settings.weights_partial, subject.units)
-            job = replace(job, weights=found.weights)
+            job, weights = replace(job, weights=found.weights), found.report()
             notes.append(f"weights={settings.weights}: {found.told()}")
         check_instructions(job, subject)
-        job = recovering(job, (*subject.costs, *auxiliary), notes, machine)
+        job = recovering(job, subject, notes, machine)
         if profile is not None:
-            stages_are_modules = _stages_are_modules(settings, schedule)
-            notes += report(job, subject.names, profile, stages_are_modules)
-            profile.save()
-    return Prepared(
-        job,
-        subject.costs,
-        auxiliary,
-        emulated,
-        tuple(notes),
-        subject.identity,
-        None if found is None else found.report(),
-        subject.classes,
-    )
+            notes += report(job, profile, _stages_are_modules(settings, schedule))
+    return Prepared(job, subject, emulated, tuple(notes), weights)
 
 
 def profile_of(settings: Settings, subject: Subject, device: str) -> Profile:
     """Make a profile that measures the model's units on a device, with whole batches."""
-    numerics = Numerics(settings.precision, settings.deterministic)
-    setup = Setup(
-        model=settings.model,
-        input_spec=subject.input_spec,
-        task=subject.ends.site.task,
-        optim=settings.optim,
-        samples=settings.batch_size,
-        device=device,
-        threads=settings.threads_per_worker,
-        numerics=numerics,
-        compiled=settings.compile,
-        recompute=settings.recompute,
-        seed=settings.seed,
-    )
-    return Profile(
-        ends=subject.ends,
-        setup=setup,
-        local=subject.local,
-        receiver=receiver_of(device),
-        conditions={
-            "inputs": {name: str(spec) for name, spec in subject.input_spec.specs.items()},
-            "source": source_digest(subject.model, subject.method),
-            "processor": processor(),
-        },
-        kept=Kept(cache_root().parent / "profile"),
-        meter=Meter(device, numerics),
-    )
+    site, threads = replace(subject.ends.site, units=()), settings.threads_per_worker
+    setup = Setup(settings, subject.local, site, settings.batch_size, device, threads)
+    source = source_digest(subject.model, subject.ends.method)
+    kept = Kept(cache_root().parent / "profile")
+    return Profile(subject.ends, setup, source, kept, Meter(device, setup.numerics))
 
 
 def assemble(
@@ -178,8 +135,8 @@ def assemble(
     profile: Profile | None,
     run_dir: str,
     notes: list[str],
-) -> tuple[Job, tuple[Cost, ...]]:
-    """Cut the model into stages; return the job, and the cost of each auxiliary network.
+) -> Job:
+    """Cut the model into stages, and return the job.
 
     Notes for the user are appended to `notes`. Only partition=profile uses `profile`.
 
@@ -187,19 +144,11 @@ def assemble(
         ConfigError: The settings do not fit the subject.
     """
     course = course_of(settings, schedule, subject)
-    check_shares(course, settings.replicas)
     if settings.partition.name != "profile":
         profile = None
-    balanced = weights(
-        settings.partition,
-        subject.costs,
-        subject.ends.cost,
-        settings.batch_size / settings.replicas,
-        profile and profile.at(largest_micro_batch(settings, schedule)),
-    )
-    layout = cut(settings, schedule, subject.names, subject.partitions, balanced)
+    measuring = profile and profile.at(largest_micro_batch(settings, schedule))
+    layout = cut(settings, schedule, subject, weights(settings, subject, measuring))
     found, specs = subject.at_ends(layout.modules)
-    auxiliary = tuple(end.cost for end in found)
     routes = _routes(layout, subject, found, specs)
     form = subject.evaluation
     evaluated = None if form is None else _specs(routes, form.ends.specs(layout.modules))
@@ -220,10 +169,8 @@ def assemble(
     )
     if settings.fba.enabled and settings.fba.fusion != "none" and not any(map(_reads_bank, found)):
         notes.append(NO_BANK_LOCAL if schedule.local else NO_BANK_WHOLE)
-    check_batch_norm(job, subject.names, subject.costs, auxiliary)
-    if settings.sync_batchnorm:
-        check_equal_counts(job)
-    return job, auxiliary
+    check_batch_norm(job, subject.costs, subject.auxiliary_costs(layout.modules))
+    return job
 
 
 def _routes(
@@ -258,58 +205,48 @@ def _specs(
     return tuple({n: before[chunk.units.start][n] for n in names} for chunk, names in chunks)
 
 
-def _partitions(settings: Settings, schedule: Schedule) -> bool:
-    several = settings.stages_asked > 1
-    return several and (not schedule.one_stage or _stages_are_modules(settings, schedule))
-
-
 def _stages_are_modules(settings: Settings, schedule: Schedule) -> bool:
     """Return whether each stage of the partition is a module."""
     return schedule.local and not settings.fixes_modules
 
 
-def _note_counters(subject: Subject, notes: list[str]) -> None:
-    """Append a note for each Python attribute that units change in each forward pass."""
+def _notes_on_counters(subject: Subject) -> Iterator[str]:
+    """Yield a note for each Python attribute that units change in each forward pass."""
     found: dict[str, list[str]] = {}
     for name, traced in zip(subject.names, subject.ends.traced, strict=True):
         for attribute in traced.counters:
             found.setdefault(attribute, []).append(name)
     for attribute, (unit, *others) in found.items():
         more = f" (and {counted(len(others), 'other unit')})" if others else ""
-        notes.append(
+        yield (
             f"each forward pass of unit {unit!r}{more} changes its attribute {attribute!r}, which "
             "no checkpoint contains and no other process sees: if results depend on it, keep it in "
             "a buffer, so that a resumed run does not differ"
         )
 
 
-def _note_schedule(settings: Settings, schedule: Schedule, notes: list[str]) -> None:
-    asked = settings.schedule.get("microbatches", schedule.microbatches)
-    if asked != schedule.microbatches:
-        notes.append(
-            f"schedule.microbatches={asked}: this schedule does not split batches, so 1 is used"
-        )
-    replicas = settings.replicas
-    if schedule.one_stage and settings.stages_asked > 1:
+def _notes_on_schedule(settings: Settings, schedule: Schedule) -> Iterator[str]:
+    asked, parts = settings.schedule.get("microbatches"), schedule.microbatches
+    if asked not in (None, parts):
+        yield f"schedule.microbatches={asked}: this schedule does not split batches, so 1 is used"
+    replicas, stages = settings.replicas, settings.stages_asked
+    if schedule.one_stage and stages > 1:
         where = "one device" if replicas == 1 else "one device for each replica"
-        what = "it trains the same modules as ppll" if schedule.local else ""
-        notes.append(
-            f"gpus={settings.devices_asked}: this schedule uses {where}" + (what and f"; {what}")
-        )
+        what = "; it trains the same modules as ppll" if schedule.local else ""
+        yield f"gpus={settings.devices_asked}: this schedule uses {where}{what}"
     if replicas > 1:
         norm = "" if settings.sync_batchnorm else ", and BatchNorm if the model has any,"
-        notes.append(
+        yield (
             f"replicas={replicas}: each replica trains on its share of a batch; losses that "
             f"compare the samples of a batch{norm} see only this share"
         )
-    stages = settings.stages_asked
-    if len(placed(schedule, stages)) > stages > schedule.microbatches:
-        notes.append(
-            f"schedule.microbatches={schedule.microbatches}: fewer than the {stages} stages, so "
+    if len(placed(schedule, stages)) > stages > parts:
+        yield (
+            f"schedule.microbatches={parts}: fewer than the {stages} stages, so "
             f"stages wait for each other more than with {stages} micro-batches"
         )
-    if schedule.microbatches > 1:
-        notes.append(
-            f"each batch is split into {schedule.microbatches} micro-batches; BatchNorm, if the "
+    if parts > 1:
+        yield (
+            f"each batch is split into {parts} micro-batches; BatchNorm, if the "
             "model has any, uses the statistics of each micro-batch alone"
         )

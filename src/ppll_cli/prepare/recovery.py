@@ -2,7 +2,6 @@
 
 import platform
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from ppll_cli.config.targets import make
 from ppll_cli.errors import ConfigError
 from ppll_cli.job.job import Job, Seat
 from ppll_cli.job.snapshots import BUFFERS, MARGIN, snapshot_bytes
-from ppll_cli.models.trace import Cost
+from ppll_cli.prepare.subject import Subject
 from ppll_cli.transport.journal import head_bytes
 from ppll_cli.transport.memory import fits, more_room, no_room, what_is_left
 from ppll_cli.transport.ring import RingTransport
@@ -25,13 +24,12 @@ _TOTAL_STORE_ORDER = ("x86_64", "AMD64")
 """Processors on which every process sees writes of another process in the order of the writes."""
 
 
-def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) -> Job:
+def recovering(job: Job, subject: Subject, notes: list[str], machine: int) -> Job:
     """Return the job with `snapshot_every` set, if failed workers are to be restarted alone.
 
     If not, return the job unchanged. The options of the group `recover` must ask for restarts, and
     the job and shared memory must allow them. Only the shared memory of this machine, number
-    `machine`, is checked. `costs` has the cost of each unit, and then of each module's auxiliary
-    network. Notes for the user are appended to `notes`.
+    `machine`, is checked. Notes for the user are appended to `notes`.
 
     Raises:
         ConfigError: The run has `recover=stage`, but its workers cannot be restarted alone, or
@@ -44,17 +42,22 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
         return job
     obstacle = _obstacle(job)
     if obstacle is None:
-        room = _Room.of(job, costs, machine)
+        room = _Room.of(job, subject, machine)
         if every := room.every(asked.every):
             if apart := sorted({*range(job.stages)} - job.inside):
                 names = " or ".join(f"stage {stage}" for stage in apart)
                 why = "ends the run: it exchanges messages with another machine"
                 notes.append(f"recover={asked.name}: a failure of {names} {why}")
             if asked.every is None and room.messages:
-                notes.append(f"recover={asked.name}: {room.told(every)} (recover.every)")
+                wished = room.wished()
+                less = "" if every == wished else f" instead of {wished}, because {what_is_left()}"
+                told = f"a stage saves its state after at most {every} messages{less}"
+                notes.append(f"recover={asked.name}: {told} (recover.every)")
             return replace(job, snapshot_every=every)
+        least = room.size(asked.every or FEWEST)
         owner = f"machine {machine}'s" if len({*job.homes}) > 1 else "its"
-        obstacle = room.obstacle(asked.every, f"{owner} channels and snapshots")
+        remedy = more_room(least) + (", or a smaller recover.every" if asked.every else "")
+        obstacle = no_room(least, f"{owner} channels and snapshots") or "", remedy
     problem, remedy = obstacle
     if asked.name == "stage":
         raise ConfigError("recover", "stage", problem, remedy)
@@ -62,7 +65,7 @@ def recovering(job: Job, costs: Sequence[Cost], notes: list[str], machine: int) 
     return job
 
 
-def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
+def planned(job: Job, subject: Subject) -> tuple[Job, str]:
     """Return the job for a prediction, with `snapshot_every` set if workers can be restarted.
 
     Also return a text that says why workers cannot be restarted; it is empty if they can, or if the
@@ -73,7 +76,7 @@ def planned(job: Job, costs: Sequence[Cost]) -> tuple[Job, str]:
         return job, ""
     if obstacle := _obstacle(job):
         return job, obstacle[0]
-    return replace(job, snapshot_every=asked.every or _Room.of(job, costs).wished()), ""
+    return replace(job, snapshot_every=asked.every or _Room.of(job, subject).wished()), ""
 
 
 class _Room(NamedTuple):
@@ -90,16 +93,14 @@ class _Room(NamedTuple):
     least: int
 
     @classmethod
-    def of(cls, job: Job, costs: Sequence[Cost], machine: int | None = None) -> "_Room":
+    def of(cls, job: Job, subject: Subject, machine: int | None = None) -> "_Room":
         """Return the shared memory of a job on `machine`, or on all machines if it is None."""
-        job, layout = replace(job, snapshot_every=1), job.layout
+        job = replace(job, snapshot_every=1)
         here = {s for s in range(job.stages) if machine in (None, job.home(Seat(s)))}
-        units = len(costs) - len(layout.modules)
         states = 0
         for stage in here & job.restartable:
-            own = [costs[unit] for unit in layout.units(stage)]
-            own += [costs[units + module] for module in layout.modules_of(stage)]
-            states += snapshot_bytes(job, stage, sum(cost.params for cost in own))
+            params = sum(cost.params for cost in subject.stage_costs(job.layout, stage))
+            states += snapshot_bytes(job, stage, params)
         messages = least = 0
         for channel, room in job.channels.items():
             if {channel.source, channel.target} <= here:
@@ -128,24 +129,8 @@ class _Room(NamedTuple):
         """
         if not self.messages:  # no stage of this machine restarts
             return asked or USUAL
-        if asked is not None:
-            return asked if fits(self.size(asked)) else 0
-        return next((n for n in range(self.wished(), FEWEST - 1, -1) if fits(self.size(n))), 0)
-
-    def told(self, every: int) -> str:
-        words = f"a stage saves its state after at most {every} messages"
-        if every == self.wished():
-            return words
-        return f"{words} instead of {self.wished()}, because {what_is_left()}"
-
-    def obstacle(self, asked: int | None, what: str) -> tuple[str, str]:
-        """Return why the messages do not fit in shared memory, and a remedy.
-
-        `asked` is the number of messages between two snapshots; None means `FEWEST`.
-        """
-        least = self.size(asked or FEWEST)
-        remedy = more_room(least) + (", or a smaller recover.every" if asked else "")
-        return no_room(least, what) or "", remedy
+        tried = [asked] if asked else range(self.wished(), FEWEST - 1, -1)
+        return next((every for every in tried if fits(self.size(every))), 0)
 
 
 def _obstacle(job: Job) -> tuple[str, str] | None:

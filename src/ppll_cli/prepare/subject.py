@@ -6,7 +6,7 @@ later modules, such as features for the feature bank.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from types import NoneType
 from typing import Any
@@ -27,6 +27,7 @@ from ppll_cli.local.fba import bank_for
 from ppll_cli.local.method import LocalMethod, Site
 from ppll_cli.models.trace import Cost, TracedUnit, problem_of, trace
 from ppll_cli.models.unit import Model, Unit, check_names, make_seeded, seeded_model
+from ppll_cli.pipeline.layout import Layout
 from ppll_cli.prepare.loading import load_data
 from ppll_cli.tasks.classification import with_mixing, with_smoothing
 from ppll_cli.tasks.task import Task
@@ -65,7 +66,6 @@ class Subject:
     samples: Mapping[str, int]
     drop_last: bool
     model: Model
-    method: LocalMethod
     local: Mapping[str, Any]
     ends: Ends
     identity: Identity | None = None
@@ -88,12 +88,12 @@ class Subject:
         """The model's units."""
         return self.ends.site.units
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the units."""
         return tuple(unit.name for unit in self.units)
 
-    @property
+    @cached_property
     def costs(self) -> tuple[Cost, ...]:
         """Cost of each unit."""
         return tuple(unit.cost for unit in self.ends.traced)
@@ -117,6 +117,16 @@ class Subject:
         if modules not in self._found:
             self._found[modules] = self.ends.all(modules)
         return self._found[modules]
+
+    def auxiliary_costs(self, modules: tuple[range, ...]) -> tuple[Cost, ...]:
+        """Return the cost of each module's auxiliary network."""
+        return tuple(end.cost for end in self.at_ends(modules)[0])
+
+    def stage_costs(self, layout: Layout, stage: int) -> list[Cost]:
+        """Return the costs of a stage's units, and of the auxiliary networks of its modules."""
+        auxiliary = self.auxiliary_costs(layout.modules)
+        units = [self.costs[unit] for unit in layout.units(stage)]
+        return units + [auxiliary[module] for module in layout.modules_of(stage)]
 
     def watched(self, index: int) -> WatchedUnit:
         """Return the name of a unit that a loss watches, and its parameters' shapes and dtypes."""
@@ -183,7 +193,6 @@ def examine(settings: Settings) -> Subject:
         samples={name: len(split) for name, split in loaded.splits.items()},
         drop_last=loaded.dataset.drop_last,
         model=model,
-        method=method,
         local=local,
         ends=ends(input_spec, task.targets),
         identity=loaded.identity,

@@ -1,4 +1,8 @@
-"""Tests, before a run, whether split backward or repeated forward passes give right gradients.
+"""Tests units and losses on the CPU, on random values, before a run.
+
+Models are traced on torch's meta device, which does not check all dtypes: there a Linear layer
+accepts integers. So a unit or loss runs once if it reads a tensor from a unit whose dtype is not
+float32.
 
 Both halves of a split backward pass run the operations that use parameters. Gradients may be wrong
 if such an operation frees its saved tensors or counts its calls, or if a hook changes gradients.
@@ -7,21 +11,32 @@ may be wrong if a unit keeps other state, such as a Python counter.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ppll_cli.config.options import as_typed
+from ppll_cli.config.settings import Settings
 from ppll_cli.errors import ConfigError
+from ppll_cli.job.ends import Ends
 from ppll_cli.job.halves import backward_to_inputs
+from ppll_cli.job.job import Job
+from ppll_cli.job.numerics import Numerics
 from ppll_cli.job.recompute import recomputed
 from ppll_cli.leaves.values import ValueSpec
-from ppll_cli.models.unit import Unit, build_unit
+from ppll_cli.models.unit import Unit, build_unit, seeded
 from ppll_cli.predict.timing import batch_like
-from ppll_cli.prepare.subject import recipe_of
+from ppll_cli.prepare.subject import Subject, recipe_of
 
 SAMPLES = 2
+
+CPU = torch.device("cpu")
+
+_Specs = Mapping[str, ValueSpec]
+"""Shape (without the batch dimension) and dtype of tensors, by name."""
 
 _Gradients = list[Tensor | None]
 
@@ -29,26 +44,117 @@ _Way = Callable[[nn.Module, Sequence[Tensor]], None]
 """A function that runs a network forward and backward on leaf tensors."""
 
 
+def check_units(settings: Settings, subject: Subject) -> None:
+    """Check that units can read the dtypes of the tensors that earlier units make.
+
+    Raises:
+        ConfigError: A unit fails with the dtype of such a tensor, but not with float32.
+    """
+    numerics = Numerics(settings.precision, settings.deterministic)
+    kinds: dict[object, tuple[Unit, dict[str, ValueSpec], dict[str, str]]] = {}
+    for index, (unit, specs) in enumerate(zip(subject.units, subject.ends.before, strict=True)):
+        if odd := _odd(unit.reads, specs, subject.units[:index]):
+            kinds.setdefault(recipe_of(unit, specs), (unit, specs, odd))
+    for unit, specs, odd in kinds.values():
+        if why := _why_not(numerics, partial(_run_unit, unit), unit.reads, specs, odd):
+            model = as_typed("model", settings.model["_target_"])
+            remedy = "convert it in forward(), for example by x.float()"
+            raise ConfigError(*model, f"unit {unit.name!r} {why}", remedy)
+
+
+def _run_unit(unit: Unit, values: Mapping[str, Tensor]) -> None:
+    build_unit(unit, seed=0)(*unit.inputs(values))
+
+
+def check_losses(job: Job, subject: Subject) -> None:
+    """Check that local losses can read the dtypes of the tensors that units make.
+
+    Raises:
+        ConfigError: A loss fails with the dtype of such a tensor, but not with float32.
+    """
+    for number in range(len(job.layout.modules)):
+        if why := why_unreadable(subject.ends, job.layout.modules, number, job.numerics):
+            method = as_typed("local", job.local["_target_"])
+            remedy = "end the module at another unit (local.cuts), or return float32 there"
+            raise ConfigError(*method, f"the auxiliary network of module {number} {why}", remedy)
+
+
+def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: Numerics) -> str:
+    """Return why a module's auxiliary network cannot read a unit's output; empty if it can."""
+    stop, units = modules[number].stop, ends.site.units
+    outputs = (spec for traced in ends.traced[:stop] for spec in traced.outputs)
+    if stop == len(units) or all(spec.dtype == torch.float32 for spec in outputs):
+        return ""
+    build, specs = ends.criterion(modules, number)
+    with torch.device("meta"):
+        reads = build().reads
+    odd = _odd(reads, specs, units[:stop])
+    return _why_not(numerics, lambda values: build()(values), reads, specs, odd) if odd else ""
+
+
+def _odd(reads: Sequence[str], specs: _Specs, units: Sequence[Unit]) -> dict[str, str]:
+    """Map the name of each tensor in `reads` that is not float32 to the unit that made it.
+
+    Tensors that none of `units` made are left out.
+    """
+    names = [name for name in reads if specs[name].dtype != torch.float32]
+    makers = {name: unit.name for unit in units for name in unit.writes} if names else {}
+    return {name: makers[name] for name in names if name in makers}
+
+
+def _why_not(
+    numerics: Numerics,
+    run: Callable[[Mapping[str, Tensor]], object],
+    reads: Sequence[str],
+    specs: _Specs,
+    odd: Mapping[str, str],
+) -> str:
+    """Return why a network cannot read the tensors in `odd`, whose dtypes are not float32.
+
+    `run` builds the network, and runs it on tensors by name. The text is empty if the network can
+    read them, or if it fails with float32 too.
+    """
+    given = {name: specs[name] for name in reads}
+    usual = {name: replace(specs[name], dtype=torch.float32) for name in odd}
+    error = _error(numerics, run, given)
+    if error is None or _error(numerics, run, {**given, **usual}) is not None:
+        return ""  # the error has another reason: random inputs may not suit the network
+    name, maker = next(iter(odd.items()))
+    dtype = str(specs[name].dtype).removeprefix("torch.")
+    said = " ".join(str(error).split())
+    made = f"cannot read {name!r}, which unit {maker!r} returns as {dtype}"
+    return f"{made} ({type(error).__name__}: {said})"
+
+
+def _error(
+    numerics: Numerics, run: Callable[[Mapping[str, Tensor]], object], specs: _Specs
+) -> Exception | None:
+    """Run a network on random values, and return the exception that it raises, if any."""
+    try:
+        with seeded(0), torch.no_grad(), numerics.autocast(CPU):
+            run({name: batch_like(spec, SAMPLES, CPU) for name, spec in specs.items()})
+    except Exception as error:  # raised by a user's network
+        return error
+    return None
+
+
 def check_halves(
-    schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
+    schedule: tuple[str, object], units: Sequence[Unit], before: Sequence[_Specs]
 ) -> None:
     """Check that a backward pass in two halves gives the gradients of an undivided one.
 
-    Each kind of unit is tested with random inputs, on the CPU. `schedule` is the key and the value
-    by which the user chose the schedule. `before` has the tensors that exist before each unit.
+    Each kind of unit is tested. `schedule` is the key and the value by which the user chose the
+    schedule. `before` has the tensors that exist before each unit.
 
     Raises:
         ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
     if found := _first_unfit(_in_halves, units, before):
-        name, why = found
-        problem = (
-            f"it splits backwards into two halves, and the split backward of unit {name!r} {why}"
-        )
-        raise ConfigError(*schedule, problem, "use schedule=1f1b")
+        split = f"it splits backwards into two halves, and the split backward of {found}"
+        raise ConfigError(*schedule, split, "use schedule=1f1b")
 
 
-def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]) -> None:
+def check_recompute(units: Sequence[Unit], before: Sequence[_Specs]) -> None:
     """Check that a unit's gradients stay equal if its forward pass runs twice.
 
     Each kind of unit is tested as in `check_halves`, which also explains `before`.
@@ -57,28 +163,24 @@ def check_recompute(units: Sequence[Unit], before: Sequence[Mapping[str, ValueSp
         ConfigError: The gradients of a unit differ, or its backward pass fails.
     """
     if found := _first_unfit(_recomputed, units, before):
-        name, why = found
-        problem = f"with a second forward, the backward of unit {name!r} {why}"
+        problem = f"with a second forward, the backward of {found}"
         raise ConfigError("recompute", True, problem, "use recompute=false")
 
 
-def _first_unfit(
-    way: _Way, units: Sequence[Unit], before: Sequence[Mapping[str, ValueSpec]]
-) -> tuple[str, str] | None:
-    """Return name and problem of the first unit with wrong gradients; None if all are right."""
-    tried = set()
+def _first_unfit(way: _Way, units: Sequence[Unit], before: Sequence[_Specs]) -> str:
+    """Return name and problem of the first unit with wrong gradients; "" if all are right."""
+    kinds: dict[object, tuple[Unit, _Specs]] = {}
     for unit, specs in zip(units, before, strict=True):
-        recipe = recipe_of(unit, specs)
-        if recipe in tried:
-            continue
-        tried.add(recipe)
-        inputs = [batch_like(specs[n], SAMPLES, torch.device("cpu")) for n in unit.reads]
+        kinds.setdefault(recipe_of(unit, specs), (unit, specs))
+    for unit, specs in kinds.values():
+        inputs = [batch_like(specs[n], SAMPLES, CPU) for n in unit.reads]
         try:
             if not _same(_gradients(unit, inputs, _whole), _gradients(unit, inputs, way)):
-                return unit.name, "gives different gradients"
+                return f"unit {unit.name!r} gives different gradients"
         except Exception as error:  # raised by a user's unit
-            return unit.name, f"fails: {' '.join(str(error).split()) or type(error).__name__}"
-    return None
+            why = " ".join(str(error).split()) or type(error).__name__
+            return f"unit {unit.name!r} fails: {why}"
+    return ""
 
 
 def _same(these: _Gradients, those: _Gradients) -> bool:
