@@ -16,7 +16,7 @@ def cache_folder() -> Path | None:
 
 
 def keep_compiled_code() -> None:
-    """Make torch keep compiled code in the cache folder, unless the user has chosen another folder.
+    """Make torch keep compiled code in the cache folder, if the user has not chosen a folder.
 
     By default, torch uses a folder with a predictable name in /tmp, which another user may have
     created. This function only sets an environment variable, which child processes inherit.
@@ -27,7 +27,7 @@ def keep_compiled_code() -> None:
     if folder is not None and _can_be_made(folder / "inductor"):
         os.environ[INDUCTOR] = str(folder / "inductor")
         return
-    # This folder is removed when this process ends. Only this process and its children use it.
+    # Use a temporary folder, which is removed when this process ends.
     from ppll_cli.errors import ConfigError
     from ppll_cli.leaves.scratch import lasting_folder
 

@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write or replace a file of bytes, as `write_text` does."""
+    """Write or replace a file; after a crash it has the old or the new content, never a part."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.unlink(missing_ok=True)  # left by a killed process that had the same process ID
@@ -124,7 +124,7 @@ def make_folder(folder: Path) -> None:
 
 
 def apply_umask(path: Path) -> None:
-    """Give a file the permissions of a new file, because some libraries ignore the umask."""
+    """Set the permissions of a file that a library has created without regard to the umask."""
     probe = path.with_name(f".{path.name}.mode")
     with suppress(OSError):  # some file systems have no modes
         try:

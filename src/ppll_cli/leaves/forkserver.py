@@ -20,7 +20,7 @@ from ppll_cli.leaves.programs import STOPPING
 from ppll_cli.leaves.scratch import socket_folder
 
 STOPPED_LIMIT_S = 6.0
-"""Time in seconds that another process may be stopped (SIGSTOP) while it has to answer."""
+"""Seconds to wait for an answer from a process that is stopped (SIGSTOP)."""
 
 ANSWER_LIMIT_S = 600.0
 """Seconds that the fork server may take to start a worker. Before the first worker, the server
@@ -49,8 +49,8 @@ def start() -> None:
     """
     known = (None, *multiprocessing.get_all_start_methods())
     if multiprocessing.get_start_method(allow_none=True) not in known:
-        # In its processes, joblib sets a start method of its own. Workers that such a process
-        # starts would be told to use this method, but do not know it.
+        # In its processes, joblib sets a start method of its own. multiprocessing would also set it
+        # in the workers, which do not know it.
         multiprocessing.set_start_method("forkserver", force=True)
     here: Any = multiprocessing.current_process()
     if here._config.get("tempdir") is None:  # so that multiprocessing makes no `pymp-*` in TMPDIR
@@ -105,12 +105,12 @@ def begin(worker: ForkServerProcess) -> None:
 
 
 class Child:
-    """A process that the fork server has started for this process, and a pipe between the two.
+    """A child process, started by the fork server, and a pipe to it.
 
-    The process calls `work` with `arguments` and its end of the pipe.
+    The child calls `work(*arguments, pipe)`, where `pipe` is its end of the pipe.
 
     Raises:
-        RunFailedError: The process cannot be started.
+        RunFailedError: The child cannot be started.
     """
 
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
@@ -121,7 +121,7 @@ class Child:
         there.close()
 
     def close(self) -> None:
-        """Kill the process, and wait until it has ended."""
+        """Kill the child, and wait until it has ended."""
         self.process.kill()
         self.process.join(LEAVE_S)
         self.link.close()
@@ -142,14 +142,14 @@ def _end_if_stopped(ended: Event, problem: list[str]) -> None:
 def why_silent(
     answered: Callable[[float], bool], stopped: Callable[[], bool], limit_s: float
 ) -> str:
-    """Wait for the answer of another process; return why it is not worth waiting longer, else "".
+    """Wait until another process answers; return "" then, or the reason why the wait was given up.
 
-    `answered` waits for the answer for some seconds at most, and returns whether it is there.
-    `stopped` returns whether the other process is stopped. `limit_s` is the time limit in seconds.
+    `answered(seconds)` waits at most so long, and returns whether the answer has come. `stopped()`
+    returns whether the other process is stopped (SIGSTOP). `limit_s` is the time limit in seconds.
     """
     waited_s = stopped_s = 0.0
     while not answered(LOOK_S):
-        # If this process was stopped (Ctrl-Z), this took longer, but the pause does not count.
+        # Count `LOOK_S`, not clock time, which would include pauses of this process (Ctrl-Z).
         waited_s += LOOK_S
         stopped_s = stopped_s + LOOK_S if stopped() else 0.0
         if stopped_s > STOPPED_LIMIT_S:

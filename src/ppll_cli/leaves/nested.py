@@ -5,7 +5,10 @@ from typing import Any
 
 
 def flat(node: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return nested mappings' values by keys like `before` + `optim.lr`; keep empty mappings."""
+    """Flatten nested mappings: {"optim": {"lr": 1}} becomes {"optim.lr": 1}.
+
+    Each key begins with the text `before`. An empty mapping counts as a value.
+    """
     found: dict[str, Any] = {}
     for name, value in node.items():
         inner = isinstance(value, Mapping) and value

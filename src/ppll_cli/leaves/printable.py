@@ -22,7 +22,7 @@ def shortened(text: str, longest: int) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Return the type and the message of an exception, which may be of a user's own class."""
+    """Return the type and the message of an exception, even if its `__str__` fails."""
     try:
         message = str(error)
     except Exception as failure:

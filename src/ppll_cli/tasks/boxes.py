@@ -14,7 +14,7 @@ BACKGROUND = -1
 """Result of `matched` for an anchor that is trained as background."""
 
 BETWEEN = -2
-"""Result of `matched` for an anchor that is matched neither to a box nor to background."""
+"""Result of `matched` for an anchor that the loss leaves out."""
 
 FOUND_FROM = 0.5
 """Smallest intersection over union at which an anchor is matched to a box (arXiv 1708.02002)."""
@@ -26,7 +26,9 @@ SCORES_ABOVE = 0.05
 """Detections must have a score above this value (torchvision's choice)."""
 
 CANDIDATES = 1000
-"""Largest number of candidates for detections on each pyramid level (torchvision's choice)."""
+"""Largest number of detections on each pyramid level before overlapping ones are dropped
+(torchvision's choice).
+"""
 
 OVERLAP = 0.5
 """If two detections of a class have a larger intersection over union, the one with the lower score
@@ -52,11 +54,11 @@ def matched(boxes: Tensor, wanted: Tensor, anchors: Tensor, forced: bool = True)
     This is torchvision's Matcher with low-quality matches, written so that no tensor's shape
     depends on values in tensors. The overlap of an anchor and a box is their intersection over
     union. An anchor is matched to the box that it overlaps most, if the overlap is at least
-    `FOUND_FROM`. If `forced`, this limit does not apply to the best anchor of each box, the one
-    with the largest overlap.
+    `FOUND_FROM`. If `forced`, the best anchor of each box, the one with the largest overlap, is
+    matched at any overlap above 0.
 
-    Boxes are float [..., N, 4] and anchors float [..., A, 4], where `...` is nothing or the
-    pictures of a batch. `wanted`, bool [..., N], says which boxes may be matched.
+    Boxes are float [..., N, 4] and anchors float [..., A, 4], where `...` is empty or the batch
+    dimension. `wanted`, bool [..., N], says which boxes may be matched.
 
     Returns:
         For each anchor the index of its box, `BACKGROUND` or `BETWEEN`, int64 [..., A].
@@ -88,9 +90,9 @@ def _area(boxes: Tensor) -> Tensor:
 def offsets(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Return the deltas from anchors to boxes, as torchvision's BoxCoder does.
 
-    All are float [..., 4]. The deltas are the shift of the centre in x and y, as a fraction of the
-    anchor's width and height, and the logarithms of box width / anchor width and box height /
-    anchor height.
+    Boxes, anchors and deltas are float [..., 4]. The deltas are the shift of the centre in x and y,
+    as a fraction of the anchor's width and height, and the logarithms of box width / anchor width
+    and box height / anchor height.
     """
     size, box_size = anchors[..., 2:] - anchors[..., :2], boxes[..., 2:] - boxes[..., :2]
     centre = anchors[..., :2] + 0.5 * size
@@ -104,8 +106,8 @@ def best_detections(
     """Return the detections of one picture, as torchvision's RetinaNet finds them.
 
     `levels` [A] has the pyramid level of each anchor, in ascending order. Anchors and deltas are
-    float [A, 4], logits are float [A, C]. `height` and `width` are the picture's size in pixels, to
-    which boxes are clipped.
+    float [A, 4], logits are float [A, C]. Boxes are clipped to the picture, whose `height` and
+    `width` are in pixels.
     """
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     scores = logits.sigmoid()

@@ -19,7 +19,7 @@ OTHER_LABEL = "label.other"
 
 SHARE = "label.share"
 """Name of the share of `LABEL` in each mixed image, float64 [B], from 0.5 to 1.
-`transport.wire_dtype` does not convert float64, so all stages get equal targets.
+It is float64, because `transport.wire_dtype=bf16` rounds float32 in messages.
 """
 
 TARGETS = {LABEL: ValueSpec((), torch.int64)}
@@ -31,7 +31,10 @@ MIXED_TARGETS = {
 
 
 def class_shares(values: Mapping[str, Tensor], classes: int) -> Tensor:
-    """Return the share of each class in each sample, without smoothing, float32 [B, classes]."""
+    """Return the share of each class in each sample, before label smoothing, float32 [B, classes].
+
+    For an image that is not mixed, the share of its label is 1.
+    """
     numbers = torch.arange(classes, device=values[LABEL].device)
     rows = (values[LABEL][:, None] == numbers).float()
     if SHARE not in values:
@@ -168,9 +171,10 @@ def with_smoothing(task: Task, amount: float) -> Task:
 
 
 def with_mixing(task: Task, mixed: Mapping[str, float]) -> Task:
-    """Return the task for images mixed in pairs, or unchanged if `mixed` is empty.
+    """Return the task for a training in which images are mixed in pairs.
 
-    `mixed` has the settings that mix images, such as `data.mixup`, and their values, without zeros.
+    `mixed` has the values of the settings that mix images, such as `data.mixup`, except zeros. If
+    it is empty, images are not mixed, and the task is returned unchanged.
     """
     if not mixed:
         return task

@@ -12,8 +12,7 @@ class Details:
     """The results of each class or of each picture.
 
     Attributes:
-        kind: What an entry describes, "class" or "picture". It is the first key of each entry, and
-            its plural is the name of the list in files.
+        kind: What an entry describes, "class" or "picture"; also the first key of each entry.
         entries: One entry for each class or picture. The second key is a count (of samples, boxes
             or pixels). The other keys are results, which are NaN or None if not measured.
         confusion: In classification, the number of samples by true class (row) and predicted class

@@ -57,7 +57,8 @@ which the height and width were scaled.
 
 LARGEST_TABLE = 2**24
 """Largest number of elements of a tensor [pictures, anchors, boxes or classes] in the loss: 64 MiB
-in float32. A few such tensors exist at the same time. A tensor of a single picture may be larger.
+in float32. To keep this limit, the loss processes a batch in groups of pictures. A group has at
+least one picture, even if its tensor is larger.
 """
 
 
@@ -111,7 +112,6 @@ class Detection:
         """Return the mean loss over pictures, a scalar.
 
         No tensor's shape depends on values in tensors, so the host never waits for the device.
-        As many pictures are processed together as `LARGEST_TABLE` allows.
         """
         prediction = prediction.float()
         per_picture = prediction.shape[1] * max(self.boxes, len(self.classes))

@@ -28,13 +28,17 @@ def luma(pictures: Tensor) -> Tensor:
 
 
 def inner_luma(pixels: Tensor, border: int) -> Tensor:
-    """Compute the luma of a picture, uint8 [H, W, 3], without a border: float32 [1, H', W']."""
+    """Compute the luma of a picture, uint8 [H, W, 3], without a border of `border` pixels.
+
+    Returns:
+        float32 [1, H - 2 * border, W - 2 * border].
+    """
     within = pixels[border : len(pixels) - border, border : pixels.shape[1] - border]
     return luma(within.permute(2, 0, 1)[None].float() / 255)
 
 
 def eight_bits(pictures: Tensor) -> Tensor:
-    """Convert values, clamped to [0, 1], to float32 levels from 0 to 255, rounded as in a file."""
+    """Convert values in [0, 1] to whole numbers from 0 to 255, in float32; clamp other values."""
     return (pictures.float() * 255).clamp(0, 255).round()
 
 

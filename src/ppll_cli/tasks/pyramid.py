@@ -29,7 +29,7 @@ _COLUMNS = 9
 
 
 def split_prediction(prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Split a prediction, [..., A, 9 + C], where `...` is nothing or the pictures of a batch.
+    """Split a prediction, [..., A, 9 + C], where `...` is empty or the batch dimension.
 
     The parts are levels [..., A], anchors and deltas [..., A, 4], and logits [..., A, C].
     """
@@ -41,7 +41,8 @@ class Anchors(nn.Module):
     """Concatenates levels, anchors, deltas and logits, so that a prediction contains its anchors.
 
     `smallest` is the side in pixels of the smallest anchors on maps of stride 8; on coarser maps it
-    grows in proportion to the stride. `levels` are the maps' levels in the pyramid, 0 to 4.
+    grows in proportion to the stride. `levels` has the pyramid level of each map: 0 for stride 8,
+    to 4 for stride 128.
     """
 
     cells: Tensor
@@ -100,12 +101,11 @@ class PyramidHead(nn.Module):
     applied to all maps of the pyramid.
 
     In local learning, some input maps may be missing. The paper has no such case, so the following
-    rules are our own. If a coarser map is given, the missing map's level is computed only from
-    coarser levels. If no coarser map is given, the coarsest given map, with rows and columns left
-    out, replaces the missing map.
+    rules are our own. If a finer map than the coarsest input map is missing, its level is computed
+    only from coarser levels. If a coarser map is missing, it is replaced by the coarsest input map,
+    with rows and columns left out.
 
-    `channels` has the number of channels of each given map (at least one) by its stride, one of
-    `STRIDES`.
+    `channels` has the number of channels of each input map by the map's stride, one of `STRIDES`.
     """
 
     def __init__(self, channels: Mapping[int, int], style: HeadStyle) -> None:

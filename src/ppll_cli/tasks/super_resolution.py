@@ -22,12 +22,12 @@ TARGET = "target"
 """Name of a batch's large pictures, float [B, 3, sH, sW] in [0, 1]."""
 
 TILE = "tile"
-"""Name of the numbers that describe evaluation samples, which are tiles; int64 [B, 9].
+"""Name of the tensor that describes tiles, int64 [B, 9]. In evaluation, each sample is a tile of a
+picture.
 
-The numbers are: the index of the tile's picture; four bounds of the pixels that PSNR uses (first
-row, row after the last, first column, column after the last); and the same four bounds for SSIM.
-Bounds are in pixels of the large picture, relative to the tile's corner. In training the shape is
-[B, 0].
+A row has: the index of the tile's picture; four bounds of the pixels that PSNR uses (first row, row
+after the last, first column, column after the last); and four such bounds for SSIM. Bounds are in
+pixels of the large picture, relative to the tile's corner. In training the shape is [B, 0].
 """
 
 BICUBIC = "bicubic"
@@ -62,9 +62,9 @@ class SuperResolution:
         scale: Factor by which height and width grow.
         patch: Height and width of the small pictures in training, in pixels.
         mean: Mean of the pixels of each channel, in [0, 1].
-        overlap: Smallest distance between evaluated pixels and their tile's edges, in pixels of the
-            small picture. It does not apply at the picture's border.
-        reference: Name of the enlargement with which the model is compared.
+        overlap: Smallest width of the strip along a tile's edges that is not evaluated, in pixels
+            of the small picture. There is no such strip at the picture's border.
+        reference: Name of the enlargement method with which the model is compared.
     """
 
     scale: int
@@ -167,8 +167,8 @@ def _shaved(tile: Tensor) -> Tensor:
     """Return the four bounds, as in `TILE`, of the pixels that `rgb_psnr` uses, int64 [B, 4].
 
     At the picture's border, PSNR leaves out `scale` pixels, SSIM `scale` + 5 and `rgb_psnr`
-    `scale` + 6. At a tile's side inside the picture, all three bounds are equal. So where the
-    bounds for PSNR and SSIM differ, the bound for `rgb_psnr` is one pixel inside the one for SSIM.
+    `scale` + 6, one pixel more than SSIM. At other sides of a tile the three bounds are equal. So a
+    side is at the picture's border if the bounds for PSNR and SSIM differ.
     """
     bounds, narrower = tile[:, 1:5], tile[:, 5:9]
     inwards = torch.tensor([1, -1, 1, -1], device=tile.device)

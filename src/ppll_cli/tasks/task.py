@@ -26,12 +26,11 @@ class Task(Protocol):
     `bicubic_psnr`, if `score` returns it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
-    are the names of classes, or of the pictures' files. `rows` are the results of
-    `detail(prediction, values)` for all batches or, without such a method, of `measure`.
+    are the names of classes, or of the pictures' files. `rows` are the results of `measure` for all
+    batches. If the task has a method `detail(prediction, values)`, they are its results instead.
 
     Attributes:
-        metric: Name of the metric, one of the names that `score` returns. Higher is better, unless
-            `lower_is_better` is True.
+        metric: Name of the metric, one of the names that `score` returns.
         targets: Shape (without the batch dimension) and dtype of each tensor that losses read, by
             name. A tensor that the model reads may be among them.
     """
@@ -85,7 +84,7 @@ def measured(
 def scored(task: Task, rows: Tensor, metric_required: bool) -> dict[str, float]:
     """Return the scores by name, given the measurements of all batches, on the CPU.
 
-    If `metric_required`, the metric must be among the scores; in training it may be missing.
+    In evaluation `metric_required` is True: the scores must contain the metric.
 
     Raises:
         TypeError: The task's `score` returned something else.
