@@ -55,10 +55,10 @@ def end_at_signals() -> None:
 
 
 def _running() -> str | None:
-    """Return the name of the program that this process runs; None if it is not of this project.
+    """Return which of this project's programs this process runs; None if it runs none.
 
-    Processes of multiprocessing may have a copy of the `sys.argv` of the process that started them,
-    but their `sys.orig_argv` is their own.
+    A process of multiprocessing may have a copy of its parent's `sys.argv`. So this function also
+    looks at `sys.orig_argv`, which each process has for itself.
     """
     started = (getattr(sys, "argv", None) or [""])[0]
     if started == "-m":  # Python is still looking for the module

@@ -14,10 +14,10 @@ means only the levels that belong to the stride of the local head's input map (s
 
 
 def with_detection_head(site: Site, chosen: DetectionHead | None) -> Site:
-    """Return facts about a module, with a task that builds local heads of the chosen kind.
+    """Return `site`; for `level`, with a task whose smallest head is a `LevelHead`.
 
-    None and `pyramid` leave `site` unchanged. `pyramid` and `level` need a detection task.
-    `level` also needs a model whose head is a `PyramidHead`: local heads get its width and norms.
+    `pyramid` and `level` need a detection task. `level` also needs a model whose head is a
+    `PyramidHead`: local heads get its width and norms.
     """
     if chosen is None:
         return site

@@ -87,7 +87,10 @@ class MAN(LocalMethod):
         return None
 
     def _base(self, there: Site, site: Site) -> Criterion:
-        """Return the loss that reads y. The module's output is y in `there`, and x in `site`."""
+        """Return the loss that reads y.
+
+        `site` describes the module, whose output is x. `there` is the same with y instead of x.
+        """
         if not isinstance(there.task, Classification):
             return self._detector(there)
         tokens = len(there.spec.shape) == 2
@@ -133,8 +136,8 @@ class MAN(LocalMethod):
 class MANPlus(MAN):
     """MAN++: MAN with a learned scale in each module.
 
-    y = s LB(x) + (2 - s) EMA(x), where s is learned and starts at 1. Everything else is as in
-    `MAN`, except the default weights of InfoPro's loss.
+    y = s LB(x) + (2 - s) EMA(x), where s is learned and starts at 1. The default weights of
+    InfoPro's loss differ too (see `infopro_weights`).
     """
 
     name = "manpp"
@@ -143,11 +146,11 @@ class MANPlus(MAN):
     def infopro_weights(self, site: Site) -> list[float] | None:
         """Return [l1, l2, l1, l2], with l1 = 5 (1 - r) and l2 = 0.5 (1 - r).
 
-        For K modules r = stage / max(K - 2, stages). Here `stage` counts the changes of the
-        features' shape up to the module's end, and `stages` is the model's number of resolution
-        stages. The authors' code divides by K - 2. The maximum keeps l1 and l2 above 0 (our
-        choice). The result has l1 and l2 twice, for the first and the last auxiliary network. So
-        `InfoPro` uses exactly these weights.
+        For K modules r = stage / max(K - 2, stages). `stage` is the index, from 0, of the
+        resolution stage in which the module ends, and `stages` is the number of resolution stages.
+        The authors' code divides by K - 2. The maximum keeps l1 and l2 above 0 (our choice). The
+        result has l1 and l2 twice, for the first and the last auxiliary network. So `InfoPro` uses
+        exactly these weights.
         """
         shapes = [spec.shape for spec in site.features[:-1]]
         changes = [one != other for one, other in pairwise(shapes)]
@@ -212,6 +215,6 @@ class MomentumCriterion(Criterion):
         return found
 
     def see(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Update the averages, except in the first lag - 1 batches (where `steps` is below 0)."""
+        """Update the averages. In the first lag - 1 batches, `steps` < 0, nothing is changed."""
         if steps >= 0:
             self.mixture.update(weights)

@@ -59,7 +59,7 @@ class Site:
 
     @property
     def progress(self) -> float:
-        """Place of the module among those with an auxiliary network: 0 (first) to 1 (last)."""
+        """Position among the modules with an auxiliary network, from 0 (first) to 1 (last)."""
         return self.module / max(1, len(self.modules) - 2)
 
     def at(self, module: int) -> Self:
@@ -77,7 +77,7 @@ class Criterion(nn.Module):
     Attributes:
         reads: Names of all tensors that the criterion reads, including targets.
         writes: Names of the tensors that the criterion makes for later modules; empty here.
-        watches: A later unit, or None. Before each training batch its weights are given to `see`.
+        watches: A later unit, or None. Before each training batch `see` receives its weights.
         further: Names of the predictions that `predict_further` returns; empty here.
     """
 
@@ -120,8 +120,8 @@ class LocalMethod(ABC):
     If a subclass is a dataclass, its fields are checked against their annotations.
 
     Attributes:
-        changed: Why this version of the method builds other auxiliary networks than an earlier one.
-            If a run of the earlier version cannot be resumed, the error message has this text.
+        changed: How the auxiliary networks differ from those of an earlier version of the method.
+            The error message has this text if a run of that version cannot be resumed.
     """
 
     changed: ClassVar[str] = ""

@@ -96,7 +96,7 @@ def similarities(vectors: Tensor) -> Tensor:
 
 
 def pool_kernel(height: int, width: int, positions: int) -> tuple[int, int]:
-    """Return height and width of a pool's windows, so that at most `positions` windows are needed.
+    """Return height and width of a pool's windows, so that at most `positions` cover a map.
 
     A window begins as one pixel of the map of `height` x `width` pixels. While there are too many
     windows, it is doubled in the direction with more windows (in height, if the numbers are equal).

@@ -103,7 +103,7 @@ class EDSR:
         return ceil(1 + 2 * self.depth + 1 + behind + 1 / scale)
 
     def units(self, image: ImageSpec, task: Task) -> Sequence[Unit]:
-        """Return EDSR's units; refuse tiles that overlap too little."""
+        """Return EDSR's units; refuse a `data.overlap` that is too small for the depth."""
         wanted = super_resolution_of(task, "edsr")
         scale = wanted.scale
         least = self.reach(scale) + ceil(RADIUS / scale)  # SSIM reads the surroundings of a pixel

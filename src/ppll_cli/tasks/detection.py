@@ -40,8 +40,8 @@ COCO, and difficult objects in VOC.
 """
 
 COUNT = "count"
-"""Name of the number of boxes in each picture, int64 [B]. Later elements of `BOXES`, `LABELS` and
-`IGNORED` are padding.
+"""Name of the number of boxes in each picture, int64 [B]. Elements of `BOXES`, `LABELS` and
+`IGNORED` after this number are padding.
 """
 
 NUMBER = "number"

@@ -22,7 +22,7 @@ class Task(Protocol):
     `lower_is_better` is True if a lower metric is better, as for a perplexity.
 
     `reference` is the name of an untrained method, such as `bicubic`, with which the model is
-    compared. The last line of a run then contains the value named `{reference}_{metric}`, such as
+    compared. The last line that a run prints then has the value `{reference}_{metric}`, such as
     `bicubic_psnr`, if `score` returns it.
 
     `details(rows, names)` returns the `ppll_cli.tasks.details.Details` of an evaluation. `names`
