@@ -47,7 +47,10 @@ def test_a_stage_waits_for_the_step_of_the_stage_that_it_watches(lag: int, perio
     weights add to the time of stage 1. With a lag of 2, they overlap with stage 1.
     """
     streams = trained(PPLL(), places(routes_of(PPLL(), 2, watches={0: Watch(1, lag)})))
-    costs = ({Forward: 1.0, Loss: 2.0, Backward: 4.0}, {Forward: 4.5, Loss: 6.5, Step: 1.0})
+    costs: list[dict[type, float]] = [
+        {Forward: 1.0, Loss: 2.0, Backward: 4.0},
+        {Forward: 4.5, Loss: 6.5, Step: 1.0},
+    ]
 
     def cost(stage: int, instruction: Instruction) -> float:
         return costs[stage].get(type(instruction), 0.0)
