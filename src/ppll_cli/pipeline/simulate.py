@@ -13,16 +13,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ppll_cli.errors import DeadlockError
+from ppll_cli.pipeline import instructions as do
 from ppll_cli.pipeline import rules
-from ppll_cli.pipeline.instructions import (
-    Backward,
-    BackwardWeight,
-    FinishAverage,
-    Forward,
-    Instruction,
-    Measure,
-    StartAverage,
-)
+from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import Channel, Message
 
 Cost = Callable[[int, Instruction], float]
@@ -146,10 +139,10 @@ class _Stage:
         self.averaged_s: dict[int, float] = {}  # for each chunk, when its average arrives
 
     def count_live(self, instruction: Instruction) -> None:
-        if isinstance(instruction, Forward):
+        if isinstance(instruction, do.Forward):
             self.live += 1
             self.peak_live = max(self.peak_live, self.live)
-        elif isinstance(instruction, Backward | BackwardWeight | Measure):
+        elif isinstance(instruction, do.Backward | do.BackwardWeight | do.Measure):
             self.live -= 1
 
 
@@ -181,7 +174,7 @@ def simulate(
         for number in _advance(stage, channel, cost, journeys):
             to_visit.append(stages[number])
     if any(stage.next < len(stage.stream) for stage in stages):
-        raise DeadlockError(_deadlock_report(stages, channel), _full(stages, channel))
+        raise _deadlock(stages, channel)
     return Simulation(
         events=[stage.events for stage in stages],
         peak_held={key: channel.peak for key, channel in channels.items()},
@@ -209,7 +202,7 @@ def _advance(
             if not free:
                 break
             start_s = max(start_s, free.popleft())
-        if isinstance(instruction, FinishAverage):
+        if isinstance(instruction, do.FinishAverage):
             start_s = max(start_s, stage.averaged_s.pop(instruction.chunk))
             if (journey := journeys(stage.number, instruction)) is not None:
                 start_s = stage.replicas.carry(start_s, journey)
@@ -218,7 +211,7 @@ def _advance(
             into, journey = channel(sent[0]), journeys(stage.number, instruction)
             into.put(sent[1], into.carry(end_s, journey))
             touched.add(sent[0].target)
-        if isinstance(instruction, StartAverage):
+        if isinstance(instruction, do.StartAverage):
             journey = journeys(stage.number, instruction)
             stage.averaged_s[instruction.chunk] = stage.replicas.carry(end_s, journey)
         if returned := rules.gives_back(stage.number, instruction):
@@ -231,30 +224,27 @@ def _advance(
     return touched
 
 
-def _full(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> list[Channel]:
-    """Return the channels whose sender waits for a free slot."""
-    waiting = [stage for stage in stages if stage.next < len(stage.stream)]
-    sent = [rules.sends(stage.number, stage.stream[stage.next]) for stage in waiting]
-    return [each[0] for each in sent if each and not channel(each[0]).free]
+def _wait(stage: _Stage, channel: Callable[[Channel], _Channel]) -> tuple[str, Channel | None]:
+    """Describe what a waiting stage waits for; if this is a free slot, also return its channel."""
+    instruction = stage.stream[stage.next]
+    if received := rules.receives(stage.number, instruction):
+        key, message = received
+        queue = channel(key).messages
+        found = f"{queue[0][0]} is there instead" if queue else "nothing is there"
+        return f"{instruction} waits for {message} from stage {key.source}; {found}", None
+    sent = rules.sends(stage.number, instruction)
+    assert sent is not None
+    slot = f"a free slot of the channel to stage {sent[0].target}"
+    return f"{instruction} waits for {slot}; slots in use: {channel(sent[0]).used}", sent[0]
 
 
-def _deadlock_report(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> str:
-    """Describe each stage's pending instruction and what it waits for."""
-    lines = ["the stages wait for each other:"]
+def _deadlock(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) -> DeadlockError:
+    """Return an error that describes each stage's pending instruction and what it waits for."""
+    lines, full = ["the stages wait for each other:"], []
     for stage in stages:
-        if stage.next == len(stage.stream):
-            lines.append(f"  stage {stage.number}: done")
-            continue
-        instruction = stage.stream[stage.next]
-        if received := rules.receives(stage.number, instruction):
-            key, message = received
-            queue = channel(key).messages
-            found = f"{queue[0][0]} is there instead" if queue else "nothing is there"
-            waits = f"{message} from stage {key.source}; {found}"
-        else:
-            sent = rules.sends(stage.number, instruction)
-            assert sent is not None
-            used = channel(sent[0]).used
-            waits = f"a free slot of the channel to stage {sent[0].target}; slots in use: {used}"
-        lines.append(f"  stage {stage.number}: {instruction} waits for {waits}")
-    return "\n".join(lines)
+        waits = "done"
+        if stage.next < len(stage.stream):
+            waits, slot_of = _wait(stage, channel)
+            full += [slot_of] if slot_of else []
+        lines.append(f"  stage {stage.number}: {waits}")
+    return DeadlockError("\n".join(lines), full)
