@@ -244,8 +244,8 @@ def draw(schedule: Schedule, stages: int, count: int, modules: int = 1) -> str:
     Each letter takes one tick, and nothing else takes time.
     """
     streams = batches(schedule, stages, count, modules=modules)
-    run = simulate(streams, lambda _, i: float(type(i) in LETTERS), lambda _: MANY)
-    return show([[(event.instruction, event.start_s) for event in row] for row in run.events])
+    rows = simulate(streams, lambda _, i: float(type(i) in LETTERS), lambda _: MANY)
+    return show([[(event.instruction, event.start_s) for event in row] for row in rows])
 
 
 @pytest.mark.parametrize(
