@@ -150,8 +150,7 @@ def _advance(
             start_s = max(start_s, free.popleft())
         if isinstance(instruction, do.FinishAverage):
             start_s = max(start_s, stage.averaged_s.pop(instruction.chunk))
-            if (journey := journeys(stage.number, instruction)) is not None:
-                start_s = stage.replicas.carry(start_s, journey)
+            start_s = stage.replicas.carry(start_s, journeys(stage.number, instruction))
         end_s = start_s + cost(stage.number, instruction)
         if sent:
             into, journey = channel(sent[0]), journeys(stage.number, instruction)
