@@ -9,7 +9,7 @@ from math import ceil
 
 from ppll_cli.pipeline.instructions import Instruction
 from ppll_cli.pipeline.rules import Channel, sends
-from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, simulate
+from ppll_cli.pipeline.simulate import Cost, Event, Journeys, at_once, peak_live, simulate
 
 FILLED = 2
 """Number of simulated batches that fill the pipeline, if transfers take no time. Then the same
@@ -68,12 +68,12 @@ def steady_state(
 
     def end_s(batches: int) -> float:
         last = [batches * len(stream) - 1 for stream in streams]
-        return max(events[n].end_s for events, n in zip(run.events, last, strict=True))
+        return max(events[n].end_s for events, n in zip(run, last, strict=True))
 
     return Steady(
         batch_s=(end_s(2 * filled) - end_s(filled)) / filled,
-        events=[e[-len(s) :] for e, s in zip(run.events, streams, strict=True)],
-        peak_live=run.peak_live,
+        events=[e[-len(s) :] for e, s in zip(run, streams, strict=True)],
+        peak_live=[peak_live(stream) for stream in streams],
     )
 
 
