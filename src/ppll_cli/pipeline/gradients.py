@@ -8,7 +8,7 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Replace both halves of a split backward by one `Backward` if no input needs a gradient."""
+    """Undo the split of backwards whose inputs need no gradient: use one `Backward` instead."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:
