@@ -8,7 +8,7 @@ from ppll_cli.pipeline.schedule import Place
 
 
 def whole_backwards(place: Place, stream: Iterable[do.Instruction]) -> Stream:
-    """Undo the split of backwards whose inputs need no gradient: use one `Backward` instead."""
+    """Replace a split backward by one `Backward` if the inputs of its chunk need no gradient."""
     into = place.routes.into
     found: Stream = []
     for instruction in stream:

@@ -54,7 +54,7 @@ class Setup:
     """The model and the conditions of a measurement, as plain data for other processes.
 
     Attributes:
-        settings: The settings of the run; `samples` and `threads` replace the values in it.
+        settings: The settings of the run. Their batch size and number of threads are not used.
         local: Configuration of the local method's class.
         site: What the local method has to know about the model; `units` and `modules` are empty.
         samples: Number of samples of a batch, or of a micro-batch.

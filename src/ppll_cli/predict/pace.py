@@ -94,7 +94,7 @@ def _batches_held(streams: Sequence[Sequence[Instruction]], slots: Callable[[Cha
 def mean_neighbours(
     steady: Steady, limit: int, workers: Sequence[Mapping[int, int]]
 ) -> list[Times]:
-    """Return, for each instruction of each stage, how many other workers compute meanwhile (mean).
+    """Return how many other workers compute, on average, during each instruction of each stage.
 
     Stages repeat their instructions every `batch_s` seconds, so times are taken modulo `batch_s`.
     On each machine, at most `limit` other workers are counted. If a stage has replicas on several
@@ -126,7 +126,7 @@ def _integral_of_others(
 ) -> Callable[[float], float]:
     """Return a function of a time t: the integral, from 0 to t, of the number of other workers.
 
-    The number is that of all workers that compute on a machine, minus 1, and at most `limit`.
+    At any time, it is the number of workers that compute on a machine, minus 1, at most `limit`.
     `pieces` has, for each stage, the intervals in which its instructions run, in [0, `period_s`].
     `workers` has, for each stage, the number of its workers on the machine.
     """

@@ -108,7 +108,7 @@ def held(network: nn.Module) -> list[Tensor]:
 
 
 def trained_and_frozen(network: nn.Module) -> dict[str, int]:
-    """Return `params`, the number of trained parameters, and `frozen_bytes`, the others' bytes."""
+    """Return `params`, the number of trained parameters; and `frozen_bytes`, the size of others."""
     parameters = list(network.parameters())
     return {
         "params": sum(p.numel() for p in parameters if p.requires_grad),
@@ -127,8 +127,8 @@ def time_criterion(
 ) -> dict[str, float]:
     """Measure the cost of an auxiliary network with its loss and the task's metric.
 
-    The criterion (network and loss) must be in training mode, on the device of `values`. Those of
-    the `values` that the module makes must require gradients. The result has `forward_s`,
+    The criterion (network and loss) must be in training mode, on the device of `values`. In
+    `values`, the outputs of the module must require gradients. The result has `forward_s`,
     `backward_s`, `saved_bytes`, `params` and `frozen_bytes`, as in `Measured`.
     """
     device = next(iter(values.values())).device

@@ -117,8 +117,8 @@ class _Room(NamedTuple):
     def wished(self) -> int:
         """Return the best number of messages between two snapshots if shared memory suffices.
 
-        With this number, the messages take about as much memory as the snapshots. It is at least
-        `USUAL` and at most `MOST`.
+        With this number, the messages take about as much memory as the snapshots. But it is
+        at least `USUAL` and at most `MOST`.
         """
         return min(MOST, max(USUAL, BUFFERS * self.states // self.messages))
 

@@ -140,7 +140,7 @@ class Subject:
 def make_units(
     config: Mapping[str, Any], input_spec: InputSpec, task: Task, seed: int
 ) -> tuple[Model, tuple[Unit, ...]]:
-    """Make a model and its units. Random numbers for this depend only on the seed.
+    """Make a model and its units. Random numbers in the model's code depend only on the seed.
 
     Raises:
         ConfigError: The class is no model, or the model does not fit the data or the task.
@@ -251,7 +251,10 @@ def _is_own(unit: Unit) -> bool:
 
 
 def recipe_of(unit: Unit, specs: Mapping[str, ValueSpec]) -> object:
-    """Return a value that is equal for units with equal construction and equal inputs' specs."""
+    """Return a value that is equal for equal units.
+
+    Units are equal if they are built alike, and read tensors of equal shapes and dtypes.
+    """
     if not isinstance(unit.build, partial):
         return id(unit)
     options = repr((unit.build.args, unit.build.keywords))

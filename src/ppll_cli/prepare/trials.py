@@ -94,7 +94,7 @@ def why_unreadable(ends: Ends, modules: Sequence[range], number: int, numerics: 
 
 
 def _odd(reads: Sequence[str], specs: _Specs, units: Sequence[Unit]) -> dict[str, str]:
-    """Return, for each tensor in `reads` that is not float32, the unit that made it.
+    """Return, for each tensor in `reads` that is not float32, the name of the unit that made it.
 
     Tensors that none of `units` made are left out.
     """
