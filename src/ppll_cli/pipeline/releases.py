@@ -9,7 +9,7 @@ from ppll_cli.pipeline.schedule import Place
 
 Received = do.ReceiveActivations | do.ReceiveGradients
 Key = tuple[type[Received], int, int]
-"""A kind of messages, the chunk that reads the message, and its micro-batch."""
+"""Identifies a message by its kind, the chunk that reads it, and its micro-batch."""
 
 
 def release(place: Place, stream: Sequence[do.Instruction]) -> Stream:
@@ -34,7 +34,7 @@ def _last_reads(place: Place, stream: Sequence[do.Instruction]) -> dict[Received
     """Return, for each received message, the index of the last instruction that reads it."""
     routes = place.routes
     last: dict[Received, int] = {}
-    held: dict[Key, tuple[Received, frozenset[str]]] = {}  # messages, and names that a chunk gets
+    held: dict[Key, tuple[Received, frozenset[str]]] = {}  # the message, and its tensors
 
     def hold(index: int, received: Received, names: Sequence[str], step: int) -> None:
         # If a chunk passes a tensor on unchanged, the gradient that the chunk sends back for this

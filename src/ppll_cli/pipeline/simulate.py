@@ -195,7 +195,7 @@ def _deadlock(stages: Sequence[_Stage], channel: Callable[[Channel], _Channel]) 
 
 
 def peak_live(stream: Iterable[Instruction]) -> int:
-    """Return the largest number of forwards of a stage that wait for their backward.
+    """Return the largest number of a stage's forwards that wait for their backward at one time.
 
     In evaluation, a forward waits for its `Measure`.
     """

@@ -1,7 +1,7 @@
 """Checks that a schedule's instructions train all chunks of a stage, and nothing else.
 
-A wrong schedule, for example one without the optimizer step of a chunk, could silently train
-something else. `validate` refuses it before the run starts.
+A wrong schedule, for example one without the optimizer step of a chunk, could train the model
+wrongly without an error. `validate` refuses such a schedule before the run starts.
 """
 
 from collections import Counter
@@ -51,7 +51,6 @@ def validate_evaluation(
 
 
 def _checked(instructions: Iterable[_Kind], checker: "_Checker") -> list[_Kind]:
-    """Let the checker check all instructions, and return them as a list."""
     place = checker.place
     most = MOST_PER_MICRO_BATCH * (len(place.chunks) + 1) * (place.microbatches + 1)
     if not isinstance(instructions, Iterable):  # a method without `yield`
@@ -156,7 +155,7 @@ class _Checker:
 
 
 def _counted(instruction: object) -> tuple[type, ...]:
-    """Return the kinds of instructions as which an instruction counts."""
+    """Return the type of an instruction; for a whole `Backward`, the types of its two halves."""
     if isinstance(instruction, do.Backward):
         return do.BackwardInput, do.BackwardWeight
     return (type(instruction),)
